@@ -1,0 +1,1 @@
+"""The path scheduler: placement, routes and order for partial, reordered pipelines. Needs no torch."""

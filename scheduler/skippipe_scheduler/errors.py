@@ -1,0 +1,41 @@
+"""The exception tree. Every error that a user can cause derives from `SkipPipeError`.
+
+    SkipPipeError              exit code 1: failed at run time
+    ├── InputError             exit code 2: bad usage or a bad input file
+    │   ├── ProblemError       a cluster, workload or problem file
+    │   └── PlanError          a plan file
+    │       └── DeadlockError  an order in which nodes wait for each other for ever
+    └── InfeasibleError        exit code 3: no plan can exist
+
+`skippipe.errors` adds the branches of the framework.
+"""
+
+
+class SkipPipeError(Exception):
+    """Base of all errors whose message is meant for a person; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(SkipPipeError):
+    """Something that the user gave is wrong; the message names the place and the remedy."""
+
+    exit_code = 2
+
+
+class ProblemError(InputError):
+    """A cluster, workload or problem file is wrong."""
+
+
+class PlanError(InputError):
+    """A plan breaks a rule or does not fit what it is used for."""
+
+
+class DeadlockError(PlanError):
+    """The order of a plan makes nodes wait for each other; the message names who waits for what."""
+
+
+class InfeasibleError(SkipPipeError):
+    """No plan obeys all the rules; the message names the rules that conflict."""
+
+    exit_code = 3

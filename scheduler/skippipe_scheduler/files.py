@@ -1,0 +1,79 @@
+"""Reading and writing the scheduler's JSON files: strict parsing, atomic writing, messages that name the place."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from skippipe_scheduler.errors import InputError, SkipPipeError
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """Base of all file formats: immutable, no unknown keys, no silent conversion, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def describe(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error as 'key.path: what is wrong (got value)'."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "top level"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = repr(first.get("input"))
+    if first["type"] in {"missing", "extra_forbidden", "value_error"} or len(shown) > 60:
+        return f"{place}: {message}"
+    return f"{place}: {message} (got {shown})"
+
+
+def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
+    """Read a JSON object from `path`; raise `error` with the reason and the place when that is impossible."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as reason:
+        raise error(f"{path}: cannot be read ({reason})") from None
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as reason:
+        raise error(
+            f"{path}: not valid JSON at line {reason.lineno}, column {reason.colno} ({reason.msg}); "
+            "the file may be truncated"
+        ) from None
+    except RecursionError:
+        raise error(f"{path}: nested too deeply to be one of our files") from None
+    if not isinstance(content, dict):
+        raise error(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def parse(model: type[Model], content: dict[str, Any], place: str, error: type[InputError]) -> Model:
+    """Validate `content` as `model`; `place` (usually the file) begins the message of `error`."""
+    try:
+        return model.model_validate_json(json.dumps(content))
+    except ValidationError as reason:
+        raise error(f"{place}: {describe(reason)}") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` beside `path`, flush it to disk, then rename: readers see the old file or the whole new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except OSError as reason:
+        aside.unlink(missing_ok=True)
+        raise SkipPipeError(f"{path}: cannot be written ({reason.strerror or reason})") from None

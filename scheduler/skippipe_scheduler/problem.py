@@ -1,0 +1,221 @@
+"""A scheduling problem: nodes, what each task and transfer costs, and the rules a plan must obey.
+
+The file format is `skippipe.problem/1`. A problem either fixes the placement (`stages`) or leaves it free
+(`stage_sizes`). All costs are resolved to seconds, so that a problem needs neither a model nor a cluster.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.files import (
+    Count,
+    PositiveCount,
+    PositiveSeconds,
+    Seconds,
+    StrictModel,
+    parse,
+    read_json,
+)
+
+FORMAT = "skippipe.problem/1"
+Contention = Literal["none", "link", "node"]
+
+
+class Rules(StrictModel):
+    """What a route may do (SkipPipe section on constraints; made exact in docs/plan-file.md)."""
+
+    num_stages: Annotated[int, Field(ge=2)]
+    route_length: Annotated[int, Field(ge=2)]
+    max_swaps: Count = 1
+    max_swap_distance: Count = 1
+    max_forward_jump: PositiveCount = 4
+    uniform_coverage: bool = True
+
+    @model_validator(mode="after")
+    def _route_fits(self) -> Self:
+        if self.route_length > self.num_stages:
+            raise ValueError(
+                f"route_length {self.route_length} is more than the {self.num_stages} stages there are"
+            )
+        return self
+
+
+class Costs(StrictModel):
+    """Seconds of every task and transfer.
+
+    `memory` is the number of microbatches a node can hold between their forward and their backward.
+    `transfer_s[src][dst]` is the time of one activation (or gradient) alone on the link. With `contention` other
+    than "none", the part of it that occupies the link is `activation_bytes / bandwidth`; the rest is latency.
+    `reduce_s[stage]` is the gradient reduction over the replicas of a stage.
+    """
+
+    forward_s: dict[str, PositiveSeconds]
+    backward_s: dict[str, PositiveSeconds]
+    loss_s: dict[str, Seconds]
+    task_overhead_s: Seconds = 0.0
+    transfer_s: dict[str, dict[str, Seconds]]
+    memory: dict[str, PositiveCount]
+    reduce_s: tuple[Seconds, ...] | None = None
+    contention: Contention = "none"
+    activation_bytes: PositiveCount | None = None
+    latency_s: dict[str, dict[str, Seconds]] | None = None
+    gbit_per_s: dict[str, dict[str, PositiveSeconds]] | None = None
+
+    @model_validator(mode="after")
+    def _contention_is_resolved(self) -> Self:
+        if self.contention != "none" and (
+            self.activation_bytes is None or self.latency_s is None or self.gbit_per_s is None
+        ):
+            raise ValueError(
+                f'contention "{self.contention}" needs activation_bytes, latency_s and gbit_per_s beside transfer_s'
+            )
+        return self
+
+    def occupancy_s(self, source: str, destination: str) -> float:
+        """Seconds for which one activation occupies the link (0 where links are not shared)."""
+        if self.contention == "none" or self.activation_bytes is None or self.gbit_per_s is None:
+            return 0.0
+        return self.activation_bytes * 8e-9 / self.gbit_per_s[source][destination]
+
+    def missing(self, nodes: tuple[str, ...]) -> str | None:
+        """Return the first cost that `nodes` need and that is not given, in words, or None."""
+        for name in ("forward_s", "backward_s", "loss_s", "memory"):
+            table: Mapping[str, float] = getattr(self, name)
+            for node in nodes:
+                if node not in table:
+                    return f"costs.{name} has no entry for node {node!r}"
+        matrices = {"transfer_s": self.transfer_s}
+        if self.contention != "none":
+            matrices |= {"latency_s": self.latency_s or {}, "gbit_per_s": self.gbit_per_s or {}}
+        for name, matrix in matrices.items():
+            for source in nodes:
+                for destination in nodes:
+                    if source != destination and destination not in matrix.get(source, {}):
+                        return f"costs.{name} has no entry from {source!r} to {destination!r}"
+        return None
+
+
+class StageNodes(StrictModel):
+    """The replicas of one stage where the placement is given."""
+
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class AutoMicrobatches(StrictModel):
+    """The planner divides `auto` microbatches over the origins."""
+
+    auto: PositiveCount
+
+
+class Problem(StrictModel):
+    """Everything the planner needs to know; see the module's docstring."""
+
+    format: Literal["skippipe.problem/1"] = FORMAT
+    about: str = ""
+    nodes: Annotated[tuple[str, ...], Field(min_length=2)]
+    regions: tuple[str, ...] | None = None
+    stages: tuple[StageNodes, ...] | None = None
+    stage_sizes: tuple[PositiveCount, ...] | None = None
+    stage_layers: tuple[PositiveCount, ...] | None = None
+    """Layers of each stage; task times scale with them against the mean. Even where not given."""
+    microbatches_per_origin: PositiveCount | AutoMicrobatches
+    stage_bytes: tuple[PositiveCount, ...] | None = None
+    """Gradient bytes of each stage, from which reduce_s follows for any placement (needs latency and bandwidth)."""
+    costs: Costs
+    rules: Rules
+    published: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        repeated = sorted({node for node in self.nodes if self.nodes.count(node) > 1})
+        if repeated:
+            raise ValueError(f"node name {repeated[0]!r} is used twice")
+        if self.regions is not None and len(self.regions) != len(self.nodes):
+            raise ValueError(f"regions has {len(self.regions)} entries for {len(self.nodes)} nodes")
+        if (self.stages is None) == (self.stage_sizes is None):
+            raise ValueError("give either stages (placement fixed) or stage_sizes (placement free)")
+        for name in ("stages", "stage_sizes", "stage_layers", "stage_bytes"):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != self.rules.num_stages:
+                raise ValueError(
+                    f"{name} has {len(entries)} entries but rules.num_stages is {self.rules.num_stages}"
+                )
+        placed = [node for stage in self.stages or () for node in stage.nodes]
+        if self.stages is not None and sorted(placed) != sorted(self.nodes):
+            odd = sorted(set(placed) ^ set(self.nodes)) or [n for n in self.nodes if placed.count(n) > 1]
+            raise ValueError(f"stages must hold every node exactly once; look at {odd[0]!r}")
+        if self.stage_sizes is not None and sum(self.stage_sizes) != len(self.nodes):
+            raise ValueError(
+                f"stage_sizes add up to {sum(self.stage_sizes)} but there are {len(self.nodes)} nodes"
+            )
+        gap = self.costs.missing(self.nodes)
+        if gap:
+            raise ValueError(gap)
+        return self
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages of the model."""
+        return self.rules.num_stages
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of replicas of each stage."""
+        if self.stage_sizes is not None:
+            return self.stage_sizes
+        return tuple(len(stage.nodes) for stage in self.stages or ())
+
+    @property
+    def stage_weight(self) -> tuple[float, ...]:
+        """Task time of each stage relative to a stage of mean size."""
+        if self.stage_layers is None:
+            return (1.0,) * self.num_stages
+        mean = sum(self.stage_layers) / self.num_stages
+        return tuple(layers / mean for layers in self.stage_layers)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one iteration over all origins."""
+        if isinstance(self.microbatches_per_origin, AutoMicrobatches):
+            return self.microbatches_per_origin.auto
+        return self.microbatches_per_origin * self.sizes[0]
+
+    def microbatches_of_origins(self) -> tuple[int, ...]:
+        """Return how many microbatches each origin starts: equal, and to one where the total does not divide."""
+        share, rest = divmod(self.num_microbatches, self.sizes[0])
+        return tuple(share + (index < rest) for index in range(self.sizes[0]))
+
+    def reduce_s(self, stages: tuple[tuple[str, ...], ...]) -> tuple[float, ...]:
+        """Return the gradient reduction time of every stage when `stages` hold these nodes.
+
+        A ring over R replicas takes 2(R-1) steps, each of the slowest neighbour's latency and 1/R of the bytes.
+        """
+        if self.costs.reduce_s is not None:
+            return self.costs.reduce_s
+        if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
+            return (0.0,) * self.num_stages
+        return tuple(
+            self._ring_s(nodes, self.stage_bytes[stage]) for stage, nodes in enumerate(stages)
+        )
+
+    def _ring_s(self, nodes: tuple[str, ...], size_bytes: int) -> float:
+        if len(nodes) == 1 or self.costs.latency_s is None or self.costs.gbit_per_s is None:
+            return 0.0
+        chunk_gbit = size_bytes * 8e-9 / len(nodes)
+        slowest = max(
+            self.costs.latency_s[source][destination] + chunk_gbit / self.costs.gbit_per_s[source][destination]
+            for source, destination in zip(nodes, nodes[1:] + nodes[:1], strict=True)
+        )
+        return 2 * (len(nodes) - 1) * slowest
+
+
+def load_problem(path: Path) -> Problem:
+    """Read a problem file; raise `ProblemError` naming the first offence."""
+    content = read_json(path, ProblemError)
+    if content.get("format") != FORMAT:
+        raise ProblemError(f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}")
+    return parse(Problem, content, str(path), ProblemError)

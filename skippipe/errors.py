@@ -1,0 +1,65 @@
+"""The framework's branches of the exception tree of `skippipe_scheduler.errors`.
+
+    SkipPipeError
+    ├── InputError
+    │   ├── ConfigError         the YAML experiment
+    │   ├── DataError           a corpus, tokenizer or token cache
+    │   └── CheckpointError     a checkpoint that cannot be read or does not fit
+    ├── ProgramError            a plan whose program could not be proved
+    ├── CommunicationError      a transfer failed or timed out
+    │   └── PeerLostError       another rank died or fell silent
+    └── StorageError            writing a file failed (full disk, permissions)
+"""
+
+from skippipe_scheduler.errors import (
+    DeadlockError,
+    InfeasibleError,
+    InputError,
+    PlanError,
+    ProblemError,
+    SkipPipeError,
+)
+
+__all__ = [
+    "CheckpointError",
+    "CommunicationError",
+    "ConfigError",
+    "DataError",
+    "DeadlockError",
+    "InfeasibleError",
+    "InputError",
+    "PeerLostError",
+    "PlanError",
+    "ProblemError",
+    "ProgramError",
+    "SkipPipeError",
+    "StorageError",
+]
+
+
+class ConfigError(InputError):
+    """The experiment's YAML or an override on the command line is wrong."""
+
+
+class DataError(InputError):
+    """A corpus, tokenizer or token cache is missing, empty or damaged."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class ProgramError(SkipPipeError):
+    """The instruction lists of a plan failed their proof; the message names ranks and what each waits for."""
+
+
+class CommunicationError(SkipPipeError):
+    """A transfer between ranks failed or timed out."""
+
+
+class PeerLostError(CommunicationError):
+    """Another rank died or fell silent; the message names it and what this rank was waiting for."""
+
+
+class StorageError(SkipPipeError):
+    """A file could not be written; what was complete before is still there."""
