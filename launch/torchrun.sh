@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# One torchrun agent on this host. Run the same line on every host, with its own NODE_RANK:
+#
+#   NNODES=3 NODE_RANK=0 MASTER_ADDR=host0.example launch/torchrun.sh configs/experiments/three-regions.yaml [key=value ...]
+#
+# NODE_RANK follows the order of `nodes` in the cluster file, so that each plan node runs on the host it was planned for.
+# NPROC_PER_NODE (default 1) is the number of ranks, usually GPUs, on each host. The run directory must be on
+# storage that every host sees.
+set -euo pipefail
+
+config=${1:?usage: NNODES=N NODE_RANK=I MASTER_ADDR=HOST launch/torchrun.sh CONFIG [key=value ...]}
+shift
+: "${NNODES:?set NNODES to the number of hosts}"
+: "${NODE_RANK:?set NODE_RANK to the index of this host, 0 to NNODES-1}"
+: "${MASTER_ADDR:?set MASTER_ADDR to the name or address of the host with NODE_RANK 0}"
+
+exec torchrun \
+  --nnodes "$NNODES" \
+  --nproc-per-node "${NPROC_PER_NODE:-1}" \
+  --node-rank "$NODE_RANK" \
+  --master-addr "$MASTER_ADDR" \
+  --master-port "${MASTER_PORT:-29500}" \
+  -m skippipe train --config "$config" "$@"

@@ -1,0 +1,58 @@
+"""How long a search may go on: wall-clock seconds, or a number of evaluations where the result must be repeatable."""
+
+import time
+from typing import Any
+
+
+class Budget:
+    """A wall-clock limit or, where `evaluations` is given, that many evaluations and no clock at all."""
+
+    def __init__(self, limit_s: float, evaluations: int | None = None) -> None:
+        self._start_s = time.perf_counter()
+        self.limit_s = limit_s
+        self.evaluations = evaluations
+        self.spent = 0
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the budget is counted in evaluations."""
+        return self.evaluations is not None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the budget began."""
+        return time.perf_counter() - self._start_s
+
+    @property
+    def fraction(self) -> float:
+        """Share used up, 0 to 1."""
+        if self.evaluations is not None:
+            return min(1.0, self.spent / max(1, self.evaluations))
+        return min(1.0, self.elapsed_s / max(1e-9, self.limit_s))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left."""
+        return self.fraction >= 1.0
+
+    def share(self, part: float) -> "Budget":
+        """Return a budget that begins now and has `part` of what is left here (charge it here with `charge`)."""
+        if self.evaluations is not None:
+            return Budget(self.limit_s, max(1, int(part * (self.evaluations - self.spent))))
+        return Budget(max(0.0, part * (self.limit_s - self.elapsed_s)))
+
+    def charge(self, used: "Budget") -> None:
+        """Count what a share has spent."""
+        self.spent += used.spent
+
+    def configure(self, solver: Any, seed: int, num_workers: int, part: float, at_most_s: float) -> None:
+        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if repeatable."""
+        solver.parameters.random_seed = seed % 2**31
+        if self.repeatable:
+            solver.parameters.num_workers = 1
+            solver.parameters.max_deterministic_time = at_most_s
+            return
+        solver.parameters.num_workers = num_workers
+        solver.parameters.max_time_in_seconds = max(
+            0.02, min(at_most_s, part * (self.limit_s - self.elapsed_s))
+        )

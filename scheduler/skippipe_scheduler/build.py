@@ -1,0 +1,188 @@
+"""From a cluster and a workload to a scheduling problem with every cost in seconds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from skippipe_scheduler.cluster import Cluster, Link, Node
+from skippipe_scheduler.errors import InfeasibleError, ProblemError
+from skippipe_scheduler.files import describe, write_atomically
+from skippipe_scheduler.problem import AutoMicrobatches, Costs, Problem, Rules, StageNodes
+from skippipe_scheduler.workload import Workload, route_length, split_layers
+from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
+from skippipe_scheduler.yaml_file import nearest
+
+GIB = 2**30
+MIB = 2**20
+
+Placement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
+
+
+def build_problem(
+    cluster: Cluster,
+    workload: Workload,
+    *,
+    num_stages: int,
+    skip_ratio: float,
+    num_microbatches: int,
+    layers_per_stage: Sequence[int] | None = None,
+    stage_sizes: Sequence[int] | None = None,
+    placement: Placement | None = None,
+    max_swaps: int = 1,
+    max_swap_distance: int = 1,
+    max_forward_jump: int = 4,
+    uniform_coverage: bool = True,
+    task_overhead_s: float = 0.0,
+) -> Problem:
+    """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
+
+    `placement` names the nodes of each stage; `stage_sizes` (from the skip ratio where not given) says how many.
+    Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold one
+    microbatch of a stage that it may get.
+    """
+    length = route_length(num_stages, skip_ratio)
+    layers = split_layers(workload.num_layers, num_stages, layers_per_stage)
+    members = cluster.members()
+    names = tuple(node.name for node in members)
+    stages = None if placement is None else _checked_placement(placement, num_stages, names)
+    if stages is not None and stage_sizes is not None and [*stage_sizes] != [len(nodes) for nodes in stages]:
+        raise ProblemError(f"stage_sizes {[*stage_sizes]} contradict the placement; leave one of them out")
+    if stages is None and stage_sizes is None:
+        stage_sizes = sizes_by_rule(len(names), num_stages, length)
+    try:
+        return Problem(
+            about=f"cluster {cluster.name}",
+            nodes=names,
+            regions=tuple(node.region for node in members),
+            stages=None if stages is None else tuple(StageNodes(nodes=nodes) for nodes in stages),
+            stage_sizes=None if stages is not None else tuple(stage_sizes or ()),
+            stage_layers=layers,
+            stage_bytes=_per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
+            microbatches_per_origin=AutoMicrobatches(auto=num_microbatches),
+            costs=_costs(cluster, workload, layers, stages, num_microbatches, task_overhead_s),
+            rules=Rules(
+                num_stages=num_stages,
+                route_length=length,
+                max_swaps=max_swaps,
+                max_swap_distance=max_swap_distance,
+                max_forward_jump=max_forward_jump,
+                uniform_coverage=uniform_coverage,
+            ),
+        )
+    except ValidationError as reason:
+        raise ProblemError(f"{reason.title}: {describe(reason)}") from None
+
+
+def write_problem(problem: Problem, path: Path) -> None:
+    """Write the problem as JSON, whole or not at all; `load_problem` reads the same problem back."""
+    write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")
+
+
+def _checked_placement(
+    placement: Placement, num_stages: int, names: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
+    if isinstance(placement, Mapping):
+        if sorted(placement) != list(range(num_stages)):
+            raise ProblemError(f"placement has stages {sorted(placement)}, expected 0 to {num_stages - 1}")
+        placement = [placement[stage] for stage in range(num_stages)]
+    if len(placement) != num_stages:
+        raise ProblemError(f"placement has {len(placement)} stages, num_stages is {num_stages}")
+    stage_of: dict[str, int] = {}
+    for stage, nodes in enumerate(placement):
+        if not nodes:
+            raise ProblemError(f"placement: stage {stage} has no node; give it at least one")
+        for node in nodes:
+            if node not in names:
+                raise ProblemError(
+                    f"placement: stage {stage} has unknown node {node!r}; {nearest(node, [*names])}"
+                )
+            if node in stage_of:
+                raise ProblemError(
+                    f"placement: node {node!r} is in stage {stage_of[node]} and again in stage {stage}"
+                )
+            stage_of[node] = stage
+    idle = [name for name in names if name not in stage_of]
+    if idle:
+        raise ProblemError(
+            f"placement: node {idle[0]!r} of the cluster has no stage; add it or leave it out of both"
+        )
+    return tuple(tuple(nodes) for nodes in placement)
+
+
+def _costs(
+    cluster: Cluster,
+    workload: Workload,
+    layers: tuple[int, ...],
+    stages: tuple[tuple[str, ...], ...] | None,
+    num_microbatches: int,
+    task_overhead_s: float,
+) -> Costs:
+    members = cluster.members()
+    forward_flop = workload.layer_forward_flop * workload.num_layers / len(layers)
+    stage_of = {node: stage for stage, nodes in enumerate(stages or ()) for node in nodes}
+    latency_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
+    gbit_per_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
+    transfer_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
+    for source, destination, link in cluster.resolved_links():
+        latency_s[source][destination] = link.latency_ms / 1e3
+        gbit_per_s[source][destination] = link.gbit_per_s
+        transfer_s[source][destination] = _transfer_s(link, workload.activation_bytes)
+    return Costs(
+        forward_s={node.name: _task_s(node, node.forward_s, forward_flop) for node in members},
+        backward_s={
+            node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward)
+            for node in members
+        },
+        loss_s={node.name: _task_s(node, node.loss_s, workload.loss_flop) for node in members},
+        task_overhead_s=task_overhead_s,
+        transfer_s=transfer_s,
+        memory={
+            node.name: min(
+                _microbatches_held(node, workload, layers, stage_of.get(node.name)), num_microbatches
+            )
+            for node in members
+        },
+        contention=cluster.links.contention,
+        activation_bytes=workload.activation_bytes,
+        latency_s=latency_s,
+        gbit_per_s=gbit_per_s,
+    )
+
+
+def _task_s(node: Node, measured_s: float | None, flop: float) -> float:
+    if node.compute_tflop_per_s is not None:
+        return flop / (node.compute_tflop_per_s * 1e12)
+    return measured_s or 0.0
+
+
+def _transfer_s(link: Link, size_bytes: int) -> float:
+    return link.latency_ms / 1e3 + size_bytes * 8e-9 / link.gbit_per_s
+
+
+def _per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]:
+    return tuple(count * layer + (ends if stage == 0 else 0) for stage, count in enumerate(layers))
+
+
+def _microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], stage: int | None) -> int:
+    """Return how many microbatches fit into the node, whichever stage it gets where `stage` is open."""
+    if node.max_in_flight is not None or node.memory_gib is None:
+        return node.max_in_flight or 1
+    memory_bytes = int(node.memory_gib * GIB)
+    state_bytes = _per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes)
+    resident_bytes = _per_stage(layers, workload.layer_resident_bytes, workload.ends_resident_bytes)
+    stages = range(len(layers)) if stage is None else (stage,)
+    held = {index: (memory_bytes - state_bytes[index]) // max(1, resident_bytes[index]) for index in stages}
+    tightest = min(held, key=lambda index: held[index])
+    if held[tightest] < 1:
+        ends = " with embedding and head" if tightest == 0 else ""
+        raise InfeasibleError(
+            f"node {node.name!r} has {_size(memory_bytes)}; the weights, gradients and optimizer state of a stage of "
+            f"{layers[tightest]} layers{ends} take {_size(state_bytes[tightest])} and one microbatch on it "
+            f"{_size(resident_bytes[tightest])}: give it memory, use more stages or a smaller micro-batch"
+        )
+    return held[tightest]
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.3g} GiB" if size_bytes >= GIB / 10 else f"{size_bytes / MIB:.3g} MiB"

@@ -1,0 +1,138 @@
+"""The problem by slot: a slot is a place for one replica of one stage, and a placement says which node fills it.
+
+Routes name slots, so they stay what they are when two nodes change places; only the costs move.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.rules import legal_stage_sequences
+
+Placement = tuple[int, ...]
+"""Index (rank) of the node in each slot; slots are numbered stage by stage."""
+SlotRoute = tuple[int, ...]
+"""Slots that one microbatch visits, origin first."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a problem fixes before any node is placed."""
+
+    problem: Problem
+
+    @cached_property
+    def stage_of(self) -> tuple[int, ...]:
+        """Stage of each slot."""
+        return tuple(stage for stage, size in enumerate(self.problem.sizes) for _ in range(size))
+
+    @cached_property
+    def slots_of(self) -> tuple[tuple[int, ...], ...]:
+        """Slots of each stage."""
+        return tuple(
+            tuple(slot for slot, held in enumerate(self.stage_of) if held == stage)
+            for stage in range(self.problem.num_stages)
+        )
+
+    @cached_property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Every legal order of stages."""
+        return legal_stage_sequences(self.problem.rules)
+
+    @cached_property
+    def origins(self) -> tuple[int, ...]:
+        """Origin slot of every microbatch; ids go origin by origin."""
+        counts = self.problem.microbatches_of_origins()
+        return tuple(origin for origin, count in enumerate(counts) for _ in range(count))
+
+    @cached_property
+    def coverage(self) -> tuple[int, int]:
+        """Least and greatest number of visits that uniform coverage allows a stage other than 0."""
+        rules = self.problem.rules
+        share, rest = divmod(len(self.origins) * (rules.route_length - 1), rules.num_stages - 1)
+        return share, share + (rest > 0)
+
+    def given_placement(self) -> Placement | None:
+        """Return the placement that the problem fixes, if it does."""
+        if self.problem.stages is None:
+            return None
+        rank = {node: index for index, node in enumerate(self.problem.nodes)}
+        return tuple(rank[node] for stage in self.problem.stages for node in stage.nodes)
+
+    def stages(self, placement: Placement) -> tuple[tuple[str, ...], ...]:
+        """Return the node names of each stage."""
+        return tuple(
+            tuple(self.problem.nodes[placement[slot]] for slot in slots) for slots in self.slots_of
+        )
+
+    def covers(self, routes: Sequence[SlotRoute]) -> bool:
+        """Return whether `routes` visit every stage equally often, if the rules ask for it."""
+        if not self.problem.rules.uniform_coverage:
+            return True
+        visits = [0] * self.problem.num_stages
+        for route in routes:
+            for slot in route[1:]:
+                visits[self.stage_of[slot]] += 1
+        low, high = self.coverage
+        return low <= min(visits[1:]) and max(visits[1:]) <= high
+
+
+class SlotCosts:
+    """Costs by slot under one placement, in plain lists because the search reads them in its inner loop."""
+
+    def __init__(self, layout: Layout, placement: Placement) -> None:
+        problem, costs = layout.problem, layout.problem.costs
+        names = [problem.nodes[rank] for rank in placement]
+        weights = [problem.stage_weight[stage] for stage in layout.stage_of]
+        self.layout = layout
+        self.placement = placement
+        self.forward_s = [costs.forward_s[n] * w for n, w in zip(names, weights, strict=True)]
+        self.backward_s = [costs.backward_s[n] * w for n, w in zip(names, weights, strict=True)]
+        self.loss_s = [costs.loss_s[name] for name in names]
+        self.memory = [costs.memory[name] for name in names]
+        self.overhead_s = costs.task_overhead_s
+        self.transfer_s = [
+            [0.0 if source == sink else costs.transfer_s[source][sink] for sink in names] for source in names
+        ]
+        self.reduce_s = problem.reduce_s(layout.stages(placement))
+        self._chains: dict[SlotRoute, Chain] = {}
+
+    def chain(self, route: SlotRoute) -> "Chain":
+        """Return the tasks of one microbatch on `route` (remembered)."""
+        found = self._chains.get(route)
+        if found is None:
+            found = self._chains[route] = Chain(self, route)
+        return found
+
+    def both_ways_s(self, source: int, sink: int) -> float:
+        """Return the seconds of a hop forward and, later, backward."""
+        return self.transfer_s[source][sink] + self.transfer_s[sink][source]
+
+
+class Chain:
+    """The 2P+1 tasks of a microbatch: P forwards, the loss, P backwards; all lists have one entry per task."""
+
+    def __init__(self, costs: SlotCosts, route: SlotRoute) -> None:
+        length = len(route)
+        self.slots = (*route, route[0], *reversed(route))
+        self.durations_s = [
+            *(costs.forward_s[slot] for slot in route),
+            costs.loss_s[route[0]],
+            *(costs.backward_s[slot] for slot in reversed(route)),
+        ]
+        self.delays_s = [
+            *(costs.transfer_s[a][b] for a, b in zip(self.slots, self.slots[1:], strict=False)),
+            0.0,
+        ]
+        self.previous = [*(-1,) * length, 0, *range(length - 1, 0, -1), length]
+        """Earlier task of the same microbatch on the same slot, or -1."""
+        starts, now_s = [], 0.0
+        for duration_s, delay_s in zip(self.durations_s, self.delays_s, strict=True):
+            starts.append(now_s)
+            now_s += duration_s + delay_s
+        self.round_trip_s = now_s
+        self.residence_s = [
+            starts[2 * length - hop] + self.durations_s[2 * length - hop] - starts[hop] for hop in range(length)
+        ]
+        """Shortest time that a microbatch is held at each hop."""

@@ -1,0 +1,78 @@
+"""The `skippipe` command. Each command lives in a file of its own and is imported only when it is called."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from skippipe import __version__
+from skippipe.errors import SkipPipeError
+
+COMMANDS = {
+    "demo": "Run the whole job on an embedded default and write a report.",
+    "plan": "Solve placement, routes and order; write a plan file.",
+    "simulate": "Replay a plan exactly.",
+    "train": "Train a model along a plan (under torchrun, or in one process).",
+    "evaluate": "Perplexity against the share of depth kept.",
+    "report": "Write one self-contained HTML page about a run.",
+    "validate": "Check config, cluster, problem and plan files without running them.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"skippipe.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their one-line help, without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="skippipe")
+def skippipe() -> None:
+    """Train language models over slow and uneven networks, every microbatch on a route of its own.
+
+    Exit codes: 0 done, 1 failed at run time, 2 bad usage or bad input file, 3 no feasible plan.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; errors meant for people are one line, never a traceback."""
+    rank = os.environ.get("RANK")
+    prefix = f"[rank {rank}] " if rank is not None else ""
+    logging.basicConfig(
+        level=os.environ.get("SKIPPIPE_LOG_LEVEL", "INFO"),
+        format=f"{prefix}%(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        skippipe.main(args=arguments, prog_name="skippipe", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(f"{prefix}skippipe: interrupted", err=True)
+        sys.exit(130)
+    except SkipPipeError as error:
+        click.echo(f"{prefix}skippipe: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(0)

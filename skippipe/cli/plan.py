@@ -1,0 +1,125 @@
+"""`skippipe plan`: solve, show the result beside its baselines, write the plan file."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skippipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from skippipe.planning import PlanWithBaselines
+    from skippipe_scheduler.problem import Problem
+    from skippipe_scheduler.solve import SolveOptions
+
+
+@click.command("plan")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment YAML.")
+@click.option("--problem", "problem_path", type=click.Path(path_type=Path), help="Resolved problem file (JSON).")
+@click.option("--time-limit", "time_limit_s", type=float, help="Seconds for the plan and its two baselines.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.")
+@click.option("--out", type=click.Path(path_type=Path), help="Plan file to write.")
+@click.option("--report", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.argument("overrides", nargs=-1)
+def command(
+    config_path: Path | None,
+    problem_path: Path | None,
+    time_limit_s: float | None,
+    seed: int | None,
+    out: Path | None,
+    report: Path | None,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Choose placement, routes and order for an experiment or a problem file.
+
+    OVERRIDES are key.sub=value, as in the experiment's YAML.
+    """
+    if (config_path is None) == (problem_path is None):
+        raise ConfigError("give either --config (an experiment) or --problem (a resolved problem file)")
+    if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
+        raise ConfigError(f"--time-limit {time_limit_s}: expected a positive number of seconds")
+    if config_path is not None:
+        problem, options, sizes_given = _from_experiment(config_path, overrides)
+    else:
+        problem, options, sizes_given = _from_problem(problem_path or Path(), overrides)
+    result = _solve(problem, options, time_limit_s, seed, sizes_given)
+    if out is not None:
+        result.plan.save(out)
+    if report is not None:
+        from skippipe.monitor.report import write_plan_report
+
+        write_plan_report(report, result.plan, result.baselines)
+    if as_json:
+        click.echo(json.dumps(_summary(result, out)))
+        return
+    click.echo(plan_table(result))
+    for path in (out, report):
+        if path is not None:
+            click.echo(f"written: {path}")
+
+
+def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, SolveOptions, bool]":
+    from skippipe.config_file import load_experiment
+    from skippipe.planning import experiment_options, experiment_problem
+
+    experiment = load_experiment(path, overrides)
+    sizes_given = experiment.pipeline.stage_sizes is not None
+    return experiment_problem(experiment), experiment_options(experiment), sizes_given
+
+
+def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, SolveOptions, bool]":
+    from skippipe_scheduler.problem import load_problem
+    from skippipe_scheduler.solve import SolveOptions
+
+    if overrides:
+        raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
+    return load_problem(path), SolveOptions(), True
+
+
+def _solve(
+    problem: "Problem", options: "SolveOptions", time_limit_s: float | None, seed: int | None, sizes_given: bool
+) -> "PlanWithBaselines":
+    from dataclasses import replace
+
+    from skippipe.planning import plan_with_baselines
+
+    if time_limit_s is not None:
+        options = replace(options, time_limit_s=time_limit_s)
+    if seed is not None:
+        options = replace(options, seed=seed)
+    announce = lambda title: click.echo(f"solving: {title} ...", err=True)  # noqa: E731
+    return plan_with_baselines(problem, options, sizes_given=sizes_given, announce=announce)
+
+
+def plan_table(result: "PlanWithBaselines") -> str:
+    """Return the table of the plan and its baselines: predicted times, bound, gap, speed-up."""
+    plan = result.plan
+    lines = [
+        f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
+        f"{'/'.join(str(len(stage.nodes)) for stage in plan.stages)} replicas, "
+        f"{len(plan.microbatches)} microbatches over {plan.rules.route_length} stages each, hash {plan.hash}",
+        f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
+    ]
+    for name, one in {"this plan": plan, **result.baselines}.items():
+        predicted = one.predicted
+        gap = 1 - predicted.lower_bound_s / predicted.iteration_s
+        lines.append(
+            f"{name:24}{predicted.iteration_s:>10.3f} s{predicted.pipeline_s:>10.3f} s"
+            f"{predicted.reduce_exposed_s:>10.3f} s{predicted.lower_bound_s:>8.3f} s{gap:>8.1%}"
+            f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>7.2f}x"
+        )
+    lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
+    return "\n".join(lines)
+
+
+def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:
+    plans = {"plan": result.plan, **{name.replace(" ", "_"): one for name, one in result.baselines.items()}}
+    return {
+        "predicted": {name: one.predicted.model_dump() for name, one in plans.items()},
+        "hash": result.plan.hash,
+        "plan_file": str(out) if out is not None else None,
+    }

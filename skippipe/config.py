@@ -1,0 +1,188 @@
+"""The YAML experiment as typed, validated models. No I/O happens in validation.
+
+Precedence: `key.sub=value` on the command line, then the YAML file, then its `base:` files, then the defaults here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from skippipe.data.options import DataOptions
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, unknown keys refused, every field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelOptions(Section):
+    """The model: a Hugging Face decoder, from its configuration alone."""
+
+    architecture: str = "llama"
+    """Hugging Face model_type, see docs/models.md."""
+    options: dict[str, Any] = {}
+    """Keys of that architecture's configuration class, such as hidden_size."""
+    directory: str | None = None
+    """A Hugging Face directory to read config.json from, instead of architecture and options."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.directory is not None and self.options:
+            raise ValueError("give either directory or options, not both")
+        return self
+
+
+class PlannerOptions(Section):
+    """How long and from which seed the planner searches."""
+
+    time_limit_s: PositiveFloat = 6.0
+    """Wall-clock seconds of the search; the baselines printed beside a plan share it equally with the plan."""
+    seed: NonNegativeInt = 0
+    max_evaluations: PositiveInt | None = None
+    """A budget that does not depend on the machine's speed: same seed and budget, same plan."""
+
+
+class PipelineOptions(Section):
+    """Stages, routes and the rules that routes obey (docs/plan-file.md)."""
+
+    num_stages: Annotated[int, Field(ge=2)] = 6
+    skip_ratio: Share = 0.33
+    """Share of the stages that each microbatch leaves out; 0 is the full pipeline."""
+    layers_per_stage: tuple[PositiveInt, ...] | None = None
+    """Layers of each stage; as even as possible where not given."""
+    stage_sizes: tuple[PositiveInt, ...] | None = None
+    """Replicas of each stage; from the skip ratio where not given."""
+    placement: tuple[tuple[str, ...], ...] | None = None
+    """Nodes of each stage; chosen by the planner where not given."""
+    max_swaps: NonNegativeInt = 1
+    max_swap_distance: NonNegativeInt = 1
+    max_forward_jump: PositiveInt = 4
+    uniform_coverage: bool = True
+    planner: PlannerOptions = PlannerOptions()
+
+
+class TrainingOptions(Section):
+    """One iteration and how many of them."""
+
+    max_steps: PositiveInt = 1000
+    num_microbatches: PositiveInt = 12
+    """Microbatches of one iteration over all origins."""
+    micro_batch_size: PositiveInt = 4
+    """Samples in one microbatch."""
+    sequence_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens in one sample."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Global gradient norm to clip at; null turns clipping off."""
+    gradient_normalization: Literal["global", "visits"] = "global"
+    """`global` divides by the iteration's microbatches, `visits` by those that visited the stage."""
+    threads: PositiveInt | None = None
+    """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
+
+
+class OptimizerOptions(Section):
+    """AdamW (decoupled weight decay on matrices only)."""
+
+    lr: PositiveFloat = 3e-4
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+
+class SchedulerOptions(Section):
+    """Learning rate: linear warm-up, then a cosine to `min_lr_ratio` of the peak at the last step."""
+
+    warmup_steps: NonNegativeInt = 100
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class CheckpointOptions(Section):
+    """When to save, what to keep, where to continue from."""
+
+    interval: NonNegativeInt = 500
+    """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
+    keep_last: PositiveInt = 3
+    resume: Literal["auto", "never"] | str = "auto"
+    """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
+
+
+class EvaluationOptions(Section):
+    """Validation loss during training, through the same runtime, at full depth."""
+
+    interval: NonNegativeInt = 100
+    """Steps between validations; 0 turns them off."""
+    batches: PositiveInt = 4
+    """Iterations' worth of microbatches in one validation."""
+
+
+class WandbOptions(Section):
+    """Weights & Biases, on rank 0 only. Environment variables WANDB_* are honoured where a key is null."""
+
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    project: str = "skippipe"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class LoggingOptions(Section):
+    """What is printed and recorded."""
+
+    interval: PositiveInt = 1
+    """Steps between printed lines; metrics.jsonl always has every step."""
+    wandb: WandbOptions = WandbOptions()
+
+
+class CommunicationOptions(Section):
+    """torch.distributed."""
+
+    timeout_s: PositiveFloat = 120.0
+    """A rank that hears nothing for so long stops and says whom it waited for."""
+    receive_window: PositiveInt = 16
+    """Receives posted ahead of the instruction that needs them."""
+
+
+class EmulationOptions(Section):
+    """Make a run on one machine behave like the cluster file. Off unless asked for."""
+
+    links: bool = False
+    """Deliver each message after the plan's latency + bytes / bandwidth, queueing on each directed link."""
+    compute: bool = False
+    """Stretch each task to the plan's time for its node."""
+
+
+class Experiment(Section):
+    """Everything that a run needs to know."""
+
+    name: str = "skippipe"
+    run_dir: str | None = None
+    """Directory of the run; runs/<name> where not given."""
+    seed: NonNegativeInt = 0
+    cluster: str
+    """Cluster file; a relative path starts at the file that names it."""
+    model: ModelOptions = ModelOptions()
+    data: DataOptions
+    pipeline: PipelineOptions = PipelineOptions()
+    training: TrainingOptions = TrainingOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    lr_scheduler: SchedulerOptions = SchedulerOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    logging: LoggingOptions = LoggingOptions()
+    comm: CommunicationOptions = CommunicationOptions()
+    emulation: EmulationOptions = EmulationOptions()
+
+    @property
+    def run_path(self) -> Path:
+        """Directory of the run."""
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name

@@ -1,0 +1,128 @@
+"""Gantt chart of one iteration: a row per node, grouped by region and stage, a bar per task."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from skippipe.monitor.report.spans import REDUCE, Span, end_s
+from skippipe.monitor.report.theme import FAINT, OPERATION_COLOURS, OPERATION_NAMES, base_layout, label
+from skippipe.monitor.report.units import seconds
+from skippipe_scheduler.plan import Plan
+
+ROW_PIXELS = 24
+NUMBERED_BARS = 600
+"""With more bars than this the microbatch's number is shown on hovering only: text is slow to draw."""
+
+
+class Row(NamedTuple):
+    """One node's row of the chart."""
+
+    node: str
+    stage: int
+    group: str
+
+
+def gantt_rows(plan: Plan) -> list[Row]:
+    """Return the rows from top to bottom: by region in the plan's order, then stage, then rank."""
+    regions = plan.regions or ("",) * len(plan.nodes)
+    first = {region: regions.index(region) for region in regions}
+    ranks = sorted(
+        range(len(plan.nodes)),
+        key=lambda rank: (first[regions[rank]], plan.stage_of[plan.nodes[rank]], rank),
+    )
+    return [Row(plan.nodes[rank], plan.stage_of[plan.nodes[rank]], regions[rank]) for rank in ranks]
+
+
+def gantt_figure(plan: Plan, spans: Sequence[Span], title: str, axis_end_s: float | None = None) -> go.Figure:
+    """Draw `spans` over the nodes of `plan`; one trace per operation, so that thousands of bars stay quick.
+
+    `axis_end_s` fixes the end of the time axis in seconds, so that several charts can be compared by eye.
+    """
+    rows = gantt_rows(plan)
+    figure = go.Figure(layout=_layout(rows, title, axis_end_s or end_s(spans)))
+    position = {row.node: index for index, row in enumerate(rows)}
+    known = [span for span in spans if span.node in position]
+    for operation in OPERATION_NAMES:
+        chosen = [span for span in known if span.operation == operation]
+        if chosen:
+            figure.add_trace(_bars(plan, operation, chosen, position, numbered=len(known) <= NUMBERED_BARS))
+    return figure
+
+
+def _bars(plan: Plan, operation: str, spans: Sequence[Span], position: dict[str, int], numbered: bool) -> go.Bar:
+    details = [
+        (label(span.node), span.microbatch, _hop(plan, span), seconds(span.start_s), seconds(span.end_s - span.start_s))
+        for span in spans
+    ]
+    of_microbatch = "" if operation == REDUCE else " of microbatch %{customdata[1]}, hop %{customdata[2]}"
+    marker: dict[str, Any] = {"color": OPERATION_COLOURS[operation], "line": {"width": 0.5, "color": "rgba(0,0,0,0.25)"}}
+    if operation == REDUCE:
+        marker["pattern"] = {"shape": "/", "size": 6, "solidity": 0.35}
+    return go.Bar(
+        name=OPERATION_NAMES[operation],
+        orientation="h",
+        y=[position[span.node] for span in spans],
+        base=[round(span.start_s, 7) for span in spans],
+        x=[round(span.end_s - span.start_s, 7) for span in spans],
+        text=[str(span.microbatch) for span in spans] if numbered and operation != REDUCE else None,
+        textposition="inside",
+        insidetextanchor="middle",
+        textangle=0,
+        insidetextfont={"color": "#10151f"},
+        marker=marker,
+        customdata=details,
+        hovertemplate=f"<b>%{{customdata[0]}}</b><br>{OPERATION_NAMES[operation]}{of_microbatch}<br>"
+        "starts at %{customdata[3]}, takes %{customdata[4]}<extra></extra>",
+    )
+
+
+def _hop(plan: Plan, span: Span) -> int:
+    """Return the place of the node on the microbatch's route; the loss comes after the last hop."""
+    if not 0 <= span.microbatch < len(plan.microbatches):
+        return -1
+    route = plan.microbatches[span.microbatch].route
+    if span.operation == "L":
+        return len(route)
+    return route.index(span.node) if span.node in route else -1
+
+
+def _layout(rows: Sequence[Row], title: str, axis_end_s: float) -> dict[str, Any]:
+    layout = base_layout(height=120 + ROW_PIXELS * max(len(rows), 3))
+    bands, names = _bands(rows)
+    return layout | {
+        "title": {"text": label(title), "x": 0, "xref": "paper", "font": {"size": 15}, "y": 0.99, "yanchor": "top"},
+        "margin": {"l": 64, "r": 24 if not names else 90, "t": 62, "b": 48},
+        "legend": layout["legend"] | {"x": 1, "xanchor": "right"},
+        "barmode": "overlay",
+        "bargap": 0.22,
+        "uniformtext": {"minsize": 9, "mode": "hide"},
+        "xaxis": {"range": [0, axis_end_s * 1.01 or 1], "title": {"text": "time (s)"}, "zeroline": False},
+        "yaxis": {
+            "tickvals": list(range(len(rows))),
+            "ticktext": [f"{label(row.node)} · stage {row.stage}" for row in rows],
+            "range": [len(rows) - 0.5, -0.5],
+            "fixedrange": True,
+            "showgrid": False,
+            "zeroline": False,
+        },
+        "shapes": bands,
+        "annotations": names,
+    }
+
+
+def _bands(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return a shade behind every second region and the regions' names at the right edge."""
+    bands, names, top = [], [], 0
+    for index, (group, members) in enumerate(groupby(rows, key=lambda row: row.group)):
+        height = len(list(members))
+        edges = {"y0": top - 0.5, "y1": top + height - 0.5, "x0": 0, "x1": 1}
+        if index % 2 == 0:
+            bands.append(edges | {"type": "rect", "xref": "paper", "fillcolor": FAINT, "line": {"width": 0}, "layer": "below"})
+        if group:
+            middle = top + (height - 1) / 2
+            place = {"x": 1.008, "y": middle, "xref": "paper", "xanchor": "left", "showarrow": False}
+            names.append(place | {"text": label(group), "font": {"size": 12}})
+        top += height
+    return bands, names

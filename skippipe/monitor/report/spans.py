@@ -1,0 +1,36 @@
+"""What a node did when: simulated (from a timeline) and measured (from a trace) in one form."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import Timeline
+
+REDUCE = "REDUCE"
+
+
+class Span(NamedTuple):
+    """One interval of a node: F, L or B of a microbatch, or REDUCE (microbatch -1). Seconds from the iteration's start."""
+
+    node: str
+    operation: str
+    microbatch: int
+    start_s: float
+    end_s: float
+
+
+def timeline_spans(plan: Plan, timeline: Timeline) -> list[Span]:
+    """Return all tasks of a simulated iteration, and each stage's gradient reduction on every one of its replicas."""
+    spans = [Span(task.node, task.operation, task.microbatch, task.start_s, task.end_s) for task in timeline.tasks]
+    for reduction in timeline.reductions:
+        if reduction.end_s > reduction.start_s:
+            spans += [
+                Span(node, REDUCE, -1, reduction.start_s, reduction.end_s)
+                for node in plan.stages[reduction.stage].nodes
+            ]
+    return spans
+
+
+def end_s(spans: Iterable[Span]) -> float:
+    """Return the end of the last span in seconds, 0 where there is none."""
+    return max((span.end_s for span in spans), default=0.0)

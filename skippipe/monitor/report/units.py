@@ -1,0 +1,42 @@
+"""Numbers as people read them, always with a unit."""
+
+import math
+
+
+def seconds(value: float) -> str:
+    """Return a duration with three significant digits: 12.3 s, 45.6 ms, 789 µs."""
+    if not math.isfinite(value):
+        return "not finite"
+    if value == 0:
+        return "0 s"
+    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
+        if abs(value) * factor >= 0.9995 or unit == "µs":
+            return f"{significant(value * factor)} {unit}"
+    raise AssertionError("unreachable")
+
+
+def percent(share: float) -> str:
+    """Return a share of one as a percentage with one decimal."""
+    return f"{share * 100:.1f} %"
+
+
+def times(ratio: float) -> str:
+    """Return a ratio as a factor: 1.62 ×."""
+    return f"{significant(ratio)} ×"
+
+
+def count(value: float) -> str:
+    """Return a large number with a thousands separator and no decimals: 1,234,567."""
+    return f"{value:,.0f}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return `value` with about `digits` significant digits, never in exponent form for ordinary sizes."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    if not 1e-5 <= abs(value) < 1e7:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"

@@ -1,0 +1,131 @@
+"""From an experiment to a plan: the model's cost, the cluster's links and the scheduler, brought together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skippipe.config import Experiment
+from skippipe_scheduler.build import build_problem
+from skippipe_scheduler.cluster import load_cluster
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
+from skippipe_scheduler.workload import Workload
+
+OPTIMIZER_BYTES = 8
+"""AdamW keeps two fp32 moments for every parameter."""
+
+
+@dataclass(frozen=True)
+class PlanWithBaselines:
+    """A plan, and what the same nodes do without our choices; baselines are solved with the same budget."""
+
+    plan: Plan
+    full_pipeline: Plan
+    network_blind: Plan
+
+    @property
+    def baselines(self) -> dict[str, Plan]:
+        """The baselines by the name under which tables show them."""
+        return {"full pipeline": self.full_pipeline, "network-blind skipping": self.network_blind}
+
+
+def experiment_workload(experiment: Experiment) -> Workload:
+    """Return what one microbatch costs in FLOP and bytes; the model is built on the meta device only."""
+    import torch
+
+    from skippipe.model.cost import model_cost
+
+    training = experiment.training
+    dtype = getattr(torch, training.dtype)
+    cost = model_cost(experiment_model(experiment), training.micro_batch_size, training.sequence_length, dtype)
+    # Parameter and gradient in the run's dtype, two moments and (for bfloat16) a master copy in fp32.
+    state_bytes = 2 * dtype.itemsize + OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
+    return Workload(
+        num_layers=cost.num_layers,
+        layer_forward_flop=cost.layer_forward_flop,
+        loss_flop=cost.loss_flop,
+        activation_bytes=cost.activation_bytes,
+        layer_parameter_bytes=cost.layer_parameters * dtype.itemsize,
+        ends_parameter_bytes=cost.ends_parameters * dtype.itemsize,
+        layer_state_bytes=cost.layer_parameters * state_bytes,
+        ends_state_bytes=cost.ends_parameters * state_bytes,
+        layer_resident_bytes=cost.layer_resident_bytes,
+        ends_resident_bytes=cost.ends_resident_bytes,
+    )
+
+
+def experiment_model(experiment: Experiment):  # type: ignore[no-untyped-def]  # transformers has no types
+    """Return the Hugging Face configuration of the experiment's model, its vocabulary that of the tokenizer."""
+    from skippipe.data.tokenizer import vocabulary_size
+    from skippipe.model.architecture import build_config, config_from_directory
+
+    if experiment.model.directory is not None:
+        return config_from_directory(Path(experiment.model.directory))
+    options = dict(experiment.model.options)
+    options.setdefault("vocab_size", vocabulary_size(experiment.data))
+    options.setdefault("max_position_embeddings", max(2048, experiment.training.sequence_length))
+    return build_config(experiment.model.architecture, options)
+
+
+def experiment_problem(experiment: Experiment) -> Problem:
+    """Return the scheduling problem that the experiment and its cluster pose."""
+    cluster = load_cluster(Path(experiment.cluster))
+    pipeline = experiment.pipeline
+    return build_problem(
+        cluster,
+        experiment_workload(experiment),
+        num_stages=pipeline.num_stages,
+        skip_ratio=pipeline.skip_ratio,
+        layers_per_stage=pipeline.layers_per_stage,
+        stage_sizes=pipeline.stage_sizes,
+        placement=pipeline.placement,
+        num_microbatches=experiment.training.num_microbatches,
+        max_swaps=pipeline.max_swaps,
+        max_swap_distance=pipeline.max_swap_distance,
+        max_forward_jump=pipeline.max_forward_jump,
+        uniform_coverage=pipeline.uniform_coverage,
+    )
+
+
+def experiment_options(experiment: Experiment) -> SolveOptions:
+    """Return the planner's budget and seed as the experiment gives them."""
+    planner = experiment.pipeline.planner
+    return SolveOptions(
+        time_limit_s=planner.time_limit_s, seed=planner.seed, max_evaluations=planner.max_evaluations
+    )
+
+
+def plan_problem(problem: Problem, options: SolveOptions, *, sizes_given: bool = True) -> Plan:
+    """Solve one problem. Without skipping and with sizes left open, every sensible stage size is tried."""
+    if problem.rules.route_length == problem.num_stages and problem.stages is None and not sizes_given:
+        return solve_full_pipeline(problem, options)
+    return solve(problem, options)
+
+
+def plan_experiment(experiment: Experiment) -> Plan:
+    """Solve the experiment's plan, with the whole time limit for it and no baselines."""
+    problem = experiment_problem(experiment)
+    sizes_given = experiment.pipeline.stage_sizes is not None
+    return plan_problem(problem, experiment_options(experiment), sizes_given=sizes_given)
+
+
+def plan_with_baselines(
+    problem: Problem,
+    options: SolveOptions,
+    *,
+    sizes_given: bool = True,
+    announce: Callable[[str], None] = lambda title: None,
+) -> PlanWithBaselines:
+    """Solve the problem and both baselines, each with a third of the time limit.
+
+    `announce` is called with the name of each solve before it starts.
+    """
+    third = replace(options, time_limit_s=options.time_limit_s / 3)
+    announce("this plan")
+    plan = plan_problem(problem, third, sizes_given=sizes_given)
+    announce("full pipeline")
+    full_pipeline = solve_full_pipeline(problem, third)
+    announce("network-blind skipping")
+    stages = tuple(stage.nodes for stage in plan.stages)
+    return PlanWithBaselines(plan, full_pipeline, solve_network_blind(problem, third, stages=stages))
