@@ -1,4 +1,6 @@
-"""Lower bounds of the iteration time of a problem as posed: over all routes and, where it is free, all placements."""
+"""Lower bounds of the iteration time of a problem as posed: over all routes and, where it is free, all
+placements.
+"""
 
 import math
 from collections.abc import Callable
@@ -51,7 +53,8 @@ class _NodeCosts:
         return np.array([self.placement[slot] for slot in self.layout.slots_of[stage]])
 
     def _trips_s(self) -> list[float]:
-        """Return for each node the shortest round trip if it is an origin, by dynamic programming over sequences.
+        """Return for each node the shortest round trip if it is an origin, by dynamic programming over
+        sequences.
 
         Forward and backward of a hop add up to one symmetric length, so a round trip is a closed walk.
         """
@@ -78,14 +81,17 @@ class _NodeCosts:
     def waves_s(self, node: int, count: int) -> float:
         """Return the least time for an origin with `count` microbatches.
 
-        Held intervals colour with `memory` colours; one colour has ceil(count / memory) of them, one after another.
+        Held intervals colour with `memory` colours; one colour has ceil(count / memory) of them, one after
+        another.
         """
         waves = math.ceil(count / self.memory[node])
         return waves * self.trip_s[node] + (waves - 1) * self.problem.costs.task_overhead_s
 
 
 def _over_origins(costs: _NodeCosts, bound_s: Callable[[int, int], float]) -> float:
-    """Return the largest bound over the origins; with a free placement, of the best possible set of origins."""
+    """Return the largest bound over the origins; with a free placement, of the best possible set of
+    origins.
+    """
     if costs.placement is not None:
         return max(bound_s(costs.placement[slot], count) for slot, count in enumerate(costs.counts))
     least = min(costs.counts)
@@ -108,7 +114,9 @@ def _node_work_s(costs: _NodeCosts) -> float:
             best_s = max(best_s, *(count * float(taken_s) - overhead_s for count, taken_s in shares), 0.0)
         elif low and costs.problem.rules.uniform_coverage:
             each_s = np.sort(costs.work_s[nodes] * weight + 2 * overhead_s)[:size]
-            best_s = max(best_s, _least_time_s([float(e) for e in each_s], low) - overhead_s + _ends_s(costs, nodes))
+            best_s = max(
+                best_s, _least_time_s([float(e) for e in each_s], low) - overhead_s + _ends_s(costs, nodes)
+            )
     return best_s
 
 

@@ -1,4 +1,6 @@
-"""How long a search may go on: wall-clock seconds, or a number of evaluations where the result must be repeatable."""
+"""How long a search may go on: wall-clock seconds, or a number of evaluations where the result must be
+repeatable.
+"""
 
 import time
 from typing import Any
@@ -36,7 +38,9 @@ class Budget:
         return self.fraction >= 1.0
 
     def share(self, part: float) -> "Budget":
-        """Return a budget that begins now and has `part` of what is left here (charge it here with `charge`)."""
+        """Return a budget that begins now and has `part` of what is left here (charge it here with
+        `charge`).
+        """
         if self.evaluations is not None:
             return Budget(self.limit_s, max(1, int(part * (self.evaluations - self.spent))))
         return Budget(max(0.0, part * (self.limit_s - self.elapsed_s)))
@@ -46,7 +50,9 @@ class Budget:
         self.spent += used.spent
 
     def configure(self, solver: Any, seed: int, num_workers: int, part: float, at_most_s: float) -> None:
-        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if repeatable."""
+        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if
+        repeatable.
+        """
         solver.parameters.random_seed = seed % 2**31
         if self.repeatable:
             solver.parameters.num_workers = 1

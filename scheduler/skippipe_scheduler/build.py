@@ -37,9 +37,9 @@ def build_problem(
 ) -> Problem:
     """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
 
-    `placement` names the nodes of each stage; `stage_sizes` (from the skip ratio where not given) says how many.
-    Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold one
-    microbatch of a stage that it may get.
+    `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does).
+    Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
+    one microbatch of a stage that it may get.
     """
     length = route_length(num_stages, skip_ratio)
     layers = split_layers(workload.num_layers, num_stages, layers_per_stage)
@@ -177,9 +177,10 @@ def _microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], 
     if held[tightest] < 1:
         ends = " with embedding and head" if tightest == 0 else ""
         raise InfeasibleError(
-            f"node {node.name!r} has {_size(memory_bytes)}; the weights, gradients and optimizer state of a stage of "
-            f"{layers[tightest]} layers{ends} take {_size(state_bytes[tightest])} and one microbatch on it "
-            f"{_size(resident_bytes[tightest])}: give it memory, use more stages or a smaller micro-batch"
+            f"node {node.name!r} has {_size(memory_bytes)}; "
+            f"the weights, gradients and optimizer state of a stage of {layers[tightest]} layers{ends} "
+            f"take {_size(state_bytes[tightest])}, one microbatch on it {_size(resident_bytes[tightest])}: "
+            "give it memory, use more stages or a smaller micro-batch"
         )
     return held[tightest]
 

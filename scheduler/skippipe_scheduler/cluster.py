@@ -1,7 +1,7 @@
 """A cluster: its nodes and the links between them, read from YAML (`skippipe.cluster/1`).
 
-A link is looked up from the particular to the general: between two nodes, between two regions, within a region,
-default. At each level a one-way entry (`from`, `to`) wins over an entry for both ways (`nodes`, `regions`).
+A link is looked up from the particular to the general: between two nodes, between two regions, within a
+region, default. At each level a one-way entry (`from`, `to`) wins over one for both ways.
 """
 
 from collections import Counter
@@ -27,8 +27,8 @@ Pair = tuple[str, str]
 class Node(StrictModel):
     """One worker process with its device, or `count` equal ones named `name-0`, `name-1`, ...
 
-    Speed: either `compute_tflop_per_s`, what the device sustains, or measured seconds per microbatch and stage of
-    mean size. Memory: either `memory_gib` or `max_in_flight`, the microbatches it may hold at once.
+    Speed: either `compute_tflop_per_s`, what the device sustains, or measured seconds per microbatch and
+    stage of mean size. Memory: either `memory_gib` or `max_in_flight`, the microbatches it may hold at once.
     """
 
     name: Name
@@ -45,9 +45,8 @@ class Node(StrictModel):
     def _one_speed_and_one_memory(self) -> Self:
         measured = [value for value in (self.forward_s, self.backward_s, self.loss_s) if value is not None]
         if len(measured) != (3 if self.compute_tflop_per_s is None else 0):
-            raise ValueError(
-                f"node {self.name!r}: give either compute_tflop_per_s or all of forward_s, backward_s and loss_s"
-            )
+            either = "either compute_tflop_per_s or all of forward_s, backward_s and loss_s"
+            raise ValueError(f"node {self.name!r}: give {either}")
         if (self.memory_gib is None) == (self.max_in_flight is None):
             raise ValueError(f"node {self.name!r}: give either memory_gib or max_in_flight")
         return self
@@ -63,7 +62,7 @@ class Node(StrictModel):
 
 
 class Link(StrictModel):
-    """One direction of a link: a message of B bytes alone on it takes latency + 8e-9 B / gbit_per_s seconds."""
+    """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds."""
 
     latency_ms: Annotated[float, Field(ge=0)]
     gbit_per_s: Positive
@@ -130,7 +129,7 @@ class Links(StrictModel):
 class Cluster(StrictModel):
     """The content of a cluster file; node names are unique and every node reaches every other."""
 
-    format: Literal["skippipe.cluster/1"] = FORMAT
+    format: Literal["skippipe.cluster/1"] = "skippipe.cluster/1"
     name: Name
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
     links: Links
@@ -186,7 +185,7 @@ class Cluster(StrictModel):
 
 
 def load_cluster(path: Path) -> Cluster:
-    """Read a cluster file; raise `ProblemError` naming the file, the key and the remedy of the first offence."""
+    """Read a cluster file; raise `ProblemError` naming file, key and remedy of the first offence."""
     return parse_yaml(Cluster, read_yaml(path, ProblemError), str(path), ProblemError)
 
 

@@ -1,4 +1,6 @@
-"""Small changes of routes that keep every microbatch's origin, its route length and the visits of the stages."""
+"""Small changes of routes that keep every microbatch's origin, its route length and the visits of the
+stages.
+"""
 
 import random
 from collections import defaultdict
@@ -31,7 +33,9 @@ class Moves:
         )
 
     def apply(self, routes: Routes, chosen: list[int], rng: random.Random) -> Routes:
-        """Return `routes` after one random move on `chosen` microbatches, or unchanged if it would break a rule."""
+        """Return `routes` after one random move on `chosen` microbatches, or unchanged if it would break a
+        rule.
+        """
         changed = list(routes)
         rng.choice(self.all)(changed, chosen, rng)
         return changed if self.layout.covers(changed) else routes
@@ -68,11 +72,13 @@ class Moves:
             routes[one], routes[two] = (head, *routes[two][1:]), (other, *routes[one][1:])
 
     def exchange_stages(self, routes: Routes, chosen: list[int], rng: random.Random) -> None:
-        """One microbatch gives a stage visit for one of another's (or, where coverage allows, for any stage)."""
+        """One microbatch gives a stage visit for one of another's (or, where coverage allows, for any
+        stage).
+        """
         stage_of = self.layout.stage_of
         one = rng.choice(chosen)
         mine = set(self.stages(routes[one]))
-        gives = rng.choice([slot for slot in routes[one][1:]])
+        gives = rng.choice(routes[one][1:])
         if not self.uniform or len(chosen) < 2 or rng.random() < 0.2:
             others = [slot for slot, stage in enumerate(stage_of) if stage not in mine]
             if others:

@@ -1,10 +1,12 @@
-"""Order by insertion: an exact timeline per slot into which whole microbatches are put at the earliest feasible place.
+"""Order by insertion: an exact timeline per slot into which whole microbatches are put at the earliest
+feasible place.
 
-Inserting all tasks of a microbatch at once, instead of dispatching task by task, never fills the memory of nodes that
-then wait for each other: the tasks of the timeline always have a global order, so no plan made here can deadlock.
+Inserting all tasks of a microbatch at once, instead of dispatching task by task, never fills the memory of
+nodes that then wait for each other: the tasks of the timeline always have a global order, so no plan made
+here can deadlock.
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
 
 from skippipe_scheduler.slots import SlotCosts, SlotRoute
@@ -25,7 +27,9 @@ class Timeline:
         self.starts: list[list[float]] = [[] for _ in range(num_microbatches)]
 
     def insert(self, microbatch: int, route: SlotRoute, wait_s: float) -> None:
-        """Put all tasks of `microbatch` at the earliest place where no task waits more than `wait_s` for its node."""
+        """Put all tasks of `microbatch` at the earliest place where no task waits more than `wait_s` for
+        its node.
+        """
         starts = self._earliest(route, wait_s)
         chain = self.costs.chain(route)
         length = len(route)
@@ -37,6 +41,30 @@ class Timeline:
             last = 2 * length - hop
             insort(self.held[slot], (starts[hop], starts[last] + chain.durations_s[last]))
         self.starts[microbatch] = starts
+
+    def without(self, routes: Sequence[SlotRoute], removed: Iterable[int]) -> "Timeline":
+        """Return a copy from which the tasks of the `removed` microbatches are gone, everything else in its
+        place.
+        """
+        copy = Timeline.__new__(Timeline)
+        copy.costs = self.costs
+        copy.busy_from = [list(row) for row in self.busy_from]
+        copy.busy_to = [list(row) for row in self.busy_to]
+        copy.held = [list(row) for row in self.held]
+        copy.starts = list(self.starts)
+        for microbatch in removed:
+            starts, chain = self.starts[microbatch], self.costs.chain(routes[microbatch])
+            for index, (start_s, slot) in enumerate(zip(starts, chain.slots, strict=True)):
+                end_s = start_s + chain.durations_s[index]
+                place = bisect_left(copy.busy_from[slot], start_s)
+                while copy.busy_to[slot][place] != end_s + self.costs.overhead_s:
+                    place += 1
+                del copy.busy_from[slot][place], copy.busy_to[slot][place]
+            for hop, slot in enumerate(routes[microbatch]):
+                last = 2 * len(routes[microbatch]) - hop
+                copy.held[slot].remove((starts[hop], starts[last] + chain.durations_s[last]))
+            copy.starts[microbatch] = []
+        return copy
 
     def _earliest(self, route: SlotRoute, wait_s: float) -> list[float]:
         release = [0.0] * len(route)
@@ -104,37 +132,41 @@ def retime(costs: SlotCosts, routes: Sequence[SlotRoute], starts: Sequence[Seque
     """
     timeline = Timeline(costs, len(routes))
     chains = [costs.chain(route) for route in routes]
-    overhead_s = costs.overhead_s
-    busy_from, busy_to, new = timeline.busy_from, timeline.busy_to, timeline.starts
+    overhead_s, busy_to, new = costs.overhead_s, timeline.busy_to, timeline.starts
     ready = [0.0] * len(routes)
+    free = [0.0] * len(busy_to)
     for _, index, microbatch in task_sequence(starts):
         chain = chains[microbatch]
         slot = chain.slots[index]
-        start_s, ends = ready[microbatch], busy_to[slot]
-        if ends and ends[-1] > start_s:
-            start_s = ends[-1]
+        start_s = ready[microbatch]
+        if free[slot] > start_s:
+            start_s = free[slot]
         end_s = start_s + chain.durations_s[index]
-        busy_from[slot].append(start_s)
-        ends.append(end_s + overhead_s)
+        free[slot] = end_s + overhead_s
+        timeline.busy_from[slot].append(start_s)
+        busy_to[slot].append(end_s + overhead_s)
         new[microbatch].append(start_s)
         ready[microbatch] = end_s + chain.delays_s[index]
-    for microbatch, route in enumerate(routes):
-        if new[microbatch]:
-            length, durations_s = len(route), chains[microbatch].durations_s
+    for row, route, chain in zip(new, routes, chains, strict=True):
+        if row:
+            last = 2 * len(route)
             for hop, slot in enumerate(route):
-                last = 2 * length - hop
-                timeline.held[slot].append((new[microbatch][hop], new[microbatch][last] + durations_s[last]))
+                timeline.held[slot].append((row[hop], row[last - hop] + chain.durations_s[last - hop]))
     for held in timeline.held:
         held.sort()
     return timeline
 
 
 def task_sequence(starts: Sequence[Sequence[float]]) -> list[tuple[float, int, int]]:
-    """Return (start in seconds, index in its chain, microbatch) of every task in a global order free of cycles."""
+    """Return (start in seconds, index in its chain, microbatch) of every task in a global order free of
+    cycles.
+    """
     return sorted(
-        (start_s, index, microbatch)
-        for microbatch, row in enumerate(starts)
-        for index, start_s in enumerate(row)
+        [
+            (start_s, index, microbatch)
+            for microbatch, row in enumerate(starts)
+            for index, start_s in enumerate(row)
+        ]
     )
 
 

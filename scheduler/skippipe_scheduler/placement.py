@@ -1,7 +1,9 @@
-"""Placements to start from: put nodes into slots so that a balanced, network-blind set of routes becomes cheap.
+"""Placements to start from: put nodes into slots so that a balanced, network-blind set of routes becomes
+cheap.
 
-With the routes fixed by slot, choosing nodes is a quadratic assignment problem. It is searched by exchanging two
-nodes, under annealing, with the bounds of the count model (work, Little) as a cheap surrogate of the iteration.
+With the routes fixed by slot, choosing nodes is a quadratic assignment problem. It is searched by
+exchanging two nodes, under annealing, with the bounds of the count model (work, Little) as a cheap
+surrogate of the iteration.
 """
 
 import math
@@ -15,7 +17,9 @@ from skippipe_scheduler.slots import Layout, Placement, SlotRoute
 _STEPS = 3000
 
 
-def propose_placements(layout: Layout, count: int, seed: int, budget: Budget) -> list[tuple[Placement, list[SlotRoute]]]:
+def propose_placements(
+    layout: Layout, count: int, seed: int, budget: Budget
+) -> list[tuple[Placement, list[SlotRoute]]]:
     """Return up to `count` placements with the routes they were chosen for, best surrogate first.
 
     Without a clock every start takes a fixed number of steps, so the result depends on `seed` alone.
@@ -58,7 +62,9 @@ def _anneal(
 
 
 class Surrogate:
-    """Seconds that an iteration with the given routes is likely to need under a placement; cheap, not exact."""
+    """Seconds that an iteration with the given routes is likely to need under a placement; cheap, not
+    exact.
+    """
 
     def __init__(self, layout: Layout, routes: list[SlotRoute]) -> None:
         problem, costs = layout.problem, layout.problem.costs
@@ -97,5 +103,3 @@ class Surrogate:
         if self.reduces:
             value_s += 0.5 * max(self.layout.problem.reduce_s(self.layout.stages(tuple(nodes))))
         return value_s
-
-

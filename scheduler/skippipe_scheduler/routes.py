@@ -1,8 +1,9 @@
 """Routes by a count model: how many microbatches of each origin take which route (an integer program).
 
-The program minimises the largest of two bounds over the slots, work and memory (Little's law: the time a slot's
-microbatches are held, divided by how many it can hold), and then the mean round trip. Small problems list every
-route; large ones only cheap and some random ones per origin and stage sequence, and are then heuristic.
+The program minimises the largest of two bounds over the slots, work and memory (Little's law: the time a
+slot's microbatches are held, divided by how many it can hold), and then the mean round trip. Small problems
+list every route; large ones only cheap and some random ones per origin and stage sequence, and are then
+heuristic.
 """
 
 import itertools
@@ -31,7 +32,9 @@ class Candidates:
 
 @dataclass(frozen=True)
 class RouteChoice:
-    """One route per microbatch; `bound_s` is a lower bound of the iteration (0 unless all routes were considered)."""
+    """One route per microbatch; `bound_s` is a lower bound of the iteration (0 unless all routes were
+    considered).
+    """
 
     routes: tuple[SlotRoute, ...]
     bound_s: float
@@ -96,9 +99,17 @@ def _cheapest(costs: SlotCosts, origin: int, sequence: tuple[int, ...], count: i
 
 
 def choose_routes(
-    costs: SlotCosts, budget: Budget, seed: int, num_workers: int = 1, *, part: float = 0.2, at_most_s: float = 3.0
+    costs: SlotCosts,
+    budget: Budget,
+    seed: int,
+    num_workers: int = 1,
+    *,
+    part: float = 0.2,
+    at_most_s: float = 3.0,
 ) -> RouteChoice:
-    """Solve the count model within `part` of `budget`; raise `InfeasibleError` where coverage cannot be balanced."""
+    """Solve the count model within `part` of `budget`; raise `InfeasibleError` where coverage cannot be
+    balanced.
+    """
     candidates = list_routes(costs, seed)
     solver = cp_model.CpSolver()
     model = _CountModel(costs, candidates.routes)
@@ -131,7 +142,9 @@ class _CountModel:
         self.counts = [model.new_int_var(0, share[route[0]], "") for route in routes]
         self.peak = model.new_int_var(0, _UNITS * (1 + len(layout.origins)) * 2, "peak")
         for origin, count in enumerate(share):
-            model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count)
+            model.add(
+                sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count
+            )
         if layout.problem.rules.uniform_coverage:
             self._balance(layout)
         for slot in range(len(layout.stage_of)):
@@ -181,7 +194,8 @@ def balanced_routes(layout: Layout, seed: int) -> tuple[SlotRoute, ...]:
     sequences = balanced_sequences(layout, seed)
     visits = [sum(stage in sequence for sequence in sequences) for stage in range(layout.problem.num_stages)]
     room = {
-        slot: float(ceil(visits[stage] / len(layout.slots_of[stage]))) for slot, stage in enumerate(layout.stage_of)
+        slot: float(ceil(visits[stage] / len(layout.slots_of[stage])))
+        for slot, stage in enumerate(layout.stage_of)
     }
     routes: list[SlotRoute] = []
     last: SlotRoute | None = None
@@ -200,7 +214,9 @@ def balanced_routes(layout: Layout, seed: int) -> tuple[SlotRoute, ...]:
 
 
 def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
-    """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` where there is none."""
+    """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` where there is
+    none.
+    """
     model, solver, rng = cp_model.CpModel(), cp_model.CpSolver(), random.Random(seed)
     total = len(layout.origins)
     if not layout.sequences:
@@ -220,12 +236,11 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     solver.parameters.max_deterministic_time = 0.3
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         raise InfeasibleError(coverage_conflict(layout))
-    chosen = [
+    return [
         sequence
         for sequence, count in zip(layout.sequences, counts, strict=True)
         for _ in range(solver.value(count))
     ]
-    return chosen
 
 
 def coverage_conflict(layout: Layout) -> str:
@@ -238,7 +253,11 @@ def coverage_conflict(layout: Layout) -> str:
             f"max_forward_jump {rules.max_forward_jump}; allow longer jumps or more swaps"
         )
     never = [s for s in range(rules.num_stages) if not any(s in sequence for sequence in layout.sequences)]
-    where = f"stage {never[0]} can never be visited" if never else "no mix of routes visits all stages equally often"
+    where = (
+        f"stage {never[0]} can never be visited"
+        if never
+        else "no mix of routes visits all stages equally often"
+    )
     return (
         f"uniform_coverage cannot be met: {where} with route_length {rules.route_length}, max_forward_jump "
         f"{rules.max_forward_jump} and max_swaps {rules.max_swaps} for {len(layout.origins)} microbatches; "

@@ -1,8 +1,8 @@
 """Large neighbourhood search over routes, order and, where it is free, placement, with annealing.
 
-A step takes a few microbatches out of the timeline, changes routes or exchanges two nodes, and inserts them again.
-The score is the exact iteration time plus small weights on the origins' last finish and the mean finish, because
-the iteration time alone is a plateau.
+A step takes a few microbatches out of the timeline, changes routes or exchanges two nodes, and inserts them
+again. The score is the exact iteration time plus small weights on the origins' last finish and the mean
+finish, because the iteration time alone is a plateau.
 """
 
 import math
@@ -67,7 +67,7 @@ class Search:
             turn[origin] = turns[-1] + 1
         waves = sorted(longest, key=lambda one: turns[one])
         states = [
-            self._state(build(costs, routes, sequence, wait_s), routes)
+            self.score(build(costs, routes, sequence, wait_s), routes)
             for sequence in (waves, longest)
             for wait_s in self._waits_s(costs)[1::2]
         ]
@@ -76,7 +76,9 @@ class Search:
     def improve(
         self, state: State, budget: Budget, goal_s: float = 0.0, report: Callable[[State], None] | None = None
     ) -> State:
-        """Search until `budget` is spent or the iteration takes at most `goal_s`; return the best state seen."""
+        """Search until `budget` is spent or the iteration takes at most `goal_s`; return the best state
+        seen.
+        """
         best = current = state
         while not budget.exhausted and best.iteration_s > goal_s * (1 + 1e-9) + 1e-9:
             budget.spent += 1
@@ -107,7 +109,7 @@ class Search:
             users = [one for one, route in enumerate(routes) if touched.intersection(route)]
             if rng.random() < 0.3:
                 timeline = retime(costs, routes, state.timeline.starts)
-                return self._state(timeline, tuple(routes)) if fits_memory(timeline) else None
+                return self.score(timeline, tuple(routes)) if fits_memory(timeline) else None
             chosen = rng.sample(users, min(len(users), rng.randint(2, 8))) if users else chosen
         elif action < 0.75:
             for _ in range(rng.choice((1, 1, 2))):
@@ -119,18 +121,21 @@ class Search:
     ) -> State | None:
         out = set(chosen)
         out.update(one for one, route in enumerate(routes) if route != state.routes[one])
-        kept = [[] if one in out else row for one, row in enumerate(state.timeline.starts)]
-        timeline = retime(costs, routes, kept)
-        if costs is not state.costs and not fits_memory(timeline):
-            return None
         sequence = sorted(out)
+        if costs is state.costs:
+            timeline = state.timeline.without(state.routes, sequence)
+        else:
+            kept = [[] if one in out else row for one, row in enumerate(state.timeline.starts)]
+            timeline = retime(costs, routes, kept)
+            if not fits_memory(timeline):
+                return None
         self.rng.shuffle(sequence)
         if self.rng.random() < 0.4:
             sequence.sort(key=lambda one: -costs.chain(routes[one]).round_trip_s)
         wait_s = self.rng.choice(self._waits_s(costs))
         for one in sequence:
             timeline.insert(one, routes[one], wait_s)
-        return self._state(retime(costs, routes, timeline.starts), tuple(routes))
+        return self.score(retime(costs, routes, timeline.starts), tuple(routes))
 
     def _choose(self, state: State) -> list[int]:
         """Return 2 to 6 microbatches: late ones, of one origin, that share a slot, or any."""
@@ -160,7 +165,7 @@ class Search:
         mean_s = sum(costs.backward_s) / len(costs.backward_s)
         return tuple(wait * mean_s for wait in _WAITS_S)
 
-    def _state(self, timeline: Timeline, routes: tuple[SlotRoute, ...]) -> State:
+    def score(self, timeline: Timeline, routes: tuple[SlotRoute, ...]) -> State:
         """Score a complete timeline."""
         costs = timeline.costs
         ends = [
@@ -169,8 +174,8 @@ class Search:
         iteration_s = max(ends)
         if any(costs.reduce_s):
             for slot, stage in enumerate(self.layout.stage_of):
-                last_s = timeline.held[slot] and max(end_s for _, end_s in timeline.held[slot])
-                iteration_s = max(iteration_s, (last_s or 0.0) + costs.reduce_s[stage])
+                last_s = max((end_s for _, end_s in timeline.held[slot]), default=0.0)
+                iteration_s = max(iteration_s, last_s + costs.reduce_s[stage])
         last: dict[int, float] = {}
         for end_s, route in zip(ends, routes, strict=True):
             last[route[0]] = max(last.get(route[0], 0.0), end_s)

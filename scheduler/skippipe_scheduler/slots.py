@@ -1,4 +1,5 @@
-"""The problem by slot: a slot is a place for one replica of one stage, and a placement says which node fills it.
+"""The problem by slot: a slot is a place for one replica of one stage, and a placement says which node
+fills it.
 
 Routes name slots, so they stay what they are when two nodes change places; only the costs move.
 """
@@ -62,9 +63,7 @@ class Layout:
 
     def stages(self, placement: Placement) -> tuple[tuple[str, ...], ...]:
         """Return the node names of each stage."""
-        return tuple(
-            tuple(self.problem.nodes[placement[slot]] for slot in slots) for slots in self.slots_of
-        )
+        return tuple(tuple(self.problem.nodes[placement[slot]] for slot in slots) for slots in self.slots_of)
 
     def covers(self, routes: Sequence[SlotRoute]) -> bool:
         """Return whether `routes` visit every stage equally often, if the rules ask for it."""
@@ -133,6 +132,7 @@ class Chain:
             now_s += duration_s + delay_s
         self.round_trip_s = now_s
         self.residence_s = [
-            starts[2 * length - hop] + self.durations_s[2 * length - hop] - starts[hop] for hop in range(length)
+            starts[2 * length - hop] + self.durations_s[2 * length - hop] - starts[hop]
+            for hop in range(length)
         ]
         """Shortest time that a microbatch is held at each hop."""

@@ -11,8 +11,8 @@ from skippipe_scheduler.errors import InfeasibleError, ProblemError
 class Workload:
     """Cost of one microbatch in FLOP and bytes. "Ends" are embedding, final norm and head, which origins own.
 
-    `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer. Resident bytes
-    are what autograd keeps for one microbatch between its forward and its backward.
+    `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer. Resident
+    bytes are what autograd keeps for one microbatch between its forward and its backward.
     """
 
     num_layers: int
@@ -42,12 +42,13 @@ def split_layers(
 ) -> tuple[int, ...]:
     """Return the layers of each stage: as given and checked, else as even as possible.
 
-    Layers left over go to the stages after the first, because stage 0 also has the embedding, the head and the loss.
+    Layers left over go to the stages after the first, because stage 0 also has embedding, head and loss.
     Raises `ProblemError` where layers and stages do not fit.
     """
     if num_stages > num_layers:
         raise ProblemError(
-            f"{num_stages} stages need at least {num_stages} layers, the model has {num_layers}; use fewer stages"
+            f"{num_stages} stages need at least {num_stages} layers, the model has {num_layers}; "
+            "use fewer stages"
         )
     if layers_per_stage is None:
         share, rest = divmod(num_layers, num_stages)
@@ -89,9 +90,9 @@ def route_length(num_stages: int, skip_ratio: float) -> int:
 def stage_sizes(num_nodes: int, num_stages: int, route_length: int) -> tuple[int, ...]:
     """Return the replicas of each stage, so that every node gets about the same number of microbatches.
 
-    Every microbatch visits stage 0, and each other stage by a chance of (P-1)/(S-1). So n_0 : n_i is (S-1) : (P-1), of
-    which n_0 = num_nodes / P follows. The other stages are equal to within one. (SkipPipe, arXiv 2502.19913, reference
-    code: 20 nodes, S = 6, P = 4 give 5, 3, 3, 3, 3, 3.)
+    Every microbatch visits stage 0, and each other stage by a chance of (P-1)/(S-1). So n_0 : n_i is
+    (S-1) : (P-1), from which n_0 = num_nodes / P follows. The other stages are equal to within one.
+    (SkipPipe, arXiv 2502.19913, reference code: 20 nodes, S = 6, P = 4 give 5, 3, 3, 3, 3, 3.)
     Raises `InfeasibleError` with fewer nodes than stages.
     """
     if num_nodes < num_stages:

@@ -36,7 +36,7 @@ def read_yaml(path: Path, error: type[InputError]) -> dict[str, Any]:
 
 
 def parse_yaml(model: type[Model], content: dict[str, Any], place: str, error: type[InputError]) -> Model:
-    """Validate `content` as `model`; an unknown key is reported first, since it often explains a missing one."""
+    """Validate `content` as `model`; an unknown key is reported first: it often explains a missing one."""
     try:
         return model.model_validate_json(json.dumps(content))
     except TypeError as reason:

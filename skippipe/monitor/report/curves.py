@@ -1,13 +1,15 @@
-"""Curves of one or several runs: loss, iteration time against its prediction, perplexity against depth kept."""
+"""Curves of runs: loss, iteration time beside its prediction, perplexity against depth kept."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from skippipe.monitor.report.run import Evaluation, Step
-from skippipe.monitor.report.theme import base_layout, colour, fade, label
+from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, label
+from skippipe.monitor.report.units import seconds
 
 MOST_POINTS = 1500
 LOG_RANGE = 20.0
@@ -15,10 +17,12 @@ LOG_RANGE = 20.0
 
 
 def loss_figure(runs: Mapping[str, Sequence[Step]], key: str, axis: str) -> go.Figure:
-    """Draw training loss, and validation loss where measured, of each run over `key` ("tokens", "perf/elapsed_s")."""
+    """Draw each run's training and validation loss over `key` ("tokens" or "perf/elapsed_s")."""
     figure = go.Figure(layout=_layout(axis, "loss (nats a token)"))
     for index, (name, steps) in enumerate(runs.items()):
-        training = thin([(step[key], step["train/loss"]) for step in steps if key in step and "train/loss" in step])
+        training = thin(
+            [(step[key], step["train/loss"]) for step in steps if key in step and "train/loss" in step]
+        )
         checks = [(step[key], step["val/loss"]) for step in steps if key in step and "val/loss" in step]
         line = {"color": colour(index), "width": 2}
         figure.add_trace(_curve(f"{name}, training", training, mode="lines", line=line))
@@ -37,35 +41,52 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in blocks]
 
 
-def iteration_figure(measured_s: Mapping[str, Sequence[float]], predicted_s: Mapping[str, float]) -> go.Figure:
-    """Draw the spread of each run's measured iteration times (seconds) beside the plan's prediction."""
-    figure = go.Figure(layout=_layout("", "iteration time (s)", height=380))
-    for index, (name, durations_s) in enumerate(measured_s.items()):
-        figure.add_trace(
-            go.Box(
-                name=label(name),
-                x=[label(name)] * len(durations_s),
-                y=list(durations_s),
-                boxpoints="outliers",
-                marker={"color": colour(index), "size": 4},
-                line={"width": 1.8},
-                fillcolor=fade(colour(index), 0.25),
-                width=0.3,
-                showlegend=False,
-            )
-        )
-    figure.add_trace(
-        go.Scatter(
-            name="predicted by the plan",
-            x=[label(name) for name in predicted_s],
-            y=list(predicted_s.values()),
-            mode="markers",
-            marker={"symbol": "line-ew", "size": 90, "line": {"width": 3, "color": "#e05d8a"}, "color": "#e05d8a"},
-            hovertemplate="%{x}<br>predicted %{y:.4~g} s<extra></extra>",
-        )
-    )
-    figure.update_yaxes(rangemode="tozero")
+def iteration_figure(
+    measured_s: Mapping[str, Sequence[float]], predicted_s: Mapping[str, float]
+) -> go.Figure:
+    """Draw each run's predicted iteration time and the median of the measured ones (seconds).
+
+    The line on the measured bar goes from their 5th to their 95th percentile.
+    """
+    names = [label(name) for name in measured_s]
+    medians = [statistics.median(durations_s) for durations_s in measured_s.values()]
+    spreads = [percentiles(durations_s) for durations_s in measured_s.values()]
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - median for (_, high), median in zip(spreads, medians, strict=True)],
+        "arrayminus": [median - low for (low, _), median in zip(spreads, medians, strict=True)],
+    }
+    layout = _layout("iteration time (s)", "", height=130 + 80 * len(names))
+    figure = go.Figure(layout=layout | {"barmode": "group", "bargap": 0.3, "bargroupgap": 0.08})
+    figure.add_trace(_time_bars("predicted by the plan", names, list(predicted_s.values()), NEUTRAL))
+    figure.add_trace(_time_bars("measured (median)", names, medians, colour(0), error_x=error))
+    figure.update_yaxes(autorange="reversed", showgrid=False, fixedrange=True)
     return figure
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 5th and the 95th percentile."""
+    if len(values) < 2:
+        return values[0], values[0]
+    cuts = statistics.quantiles(values, n=20, method="inclusive")
+    return cuts[0], cuts[-1]
+
+
+def _time_bars(name: str, names: list[str], values_s: list[float], fill: str, **style: Any) -> go.Bar:
+    return go.Bar(
+        name=name,
+        orientation="h",
+        y=names,
+        x=values_s,
+        text=[seconds(value) for value in values_s],
+        textposition="inside",
+        insidetextanchor="start",
+        insidetextfont={"color": "#10151f", "size": 13},
+        marker={"color": fill},
+        hovertemplate="%{y}, %{fullData.name}<br>%{text}<extra></extra>",
+        **style,
+    )
 
 
 def depth_figure(evaluations: Mapping[str, Evaluation]) -> go.Figure:
@@ -80,7 +101,12 @@ def depth_figure(evaluations: Mapping[str, Evaluation]) -> go.Figure:
                 name=label(name),
                 x=[result.share_computed * 100 for result in results],
                 y=[result.perplexity for result in results],
-                error_y={"type": "data", "array": [r.perplexity_std for r in results], "thickness": 1.2, "width": 4},
+                error_y={
+                    "type": "data",
+                    "array": [r.perplexity_std for r in results],
+                    "thickness": 1.2,
+                    "width": 4,
+                },
                 mode="lines+markers",
                 line={"color": colour(index), "width": 2},
                 marker={"size": 8},

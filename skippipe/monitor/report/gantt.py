@@ -51,18 +51,30 @@ def gantt_figure(plan: Plan, spans: Sequence[Span], title: str, axis_end_s: floa
     return figure
 
 
-def _bars(plan: Plan, operation: str, spans: Sequence[Span], position: dict[str, int], numbered: bool) -> go.Bar:
+def _bars(
+    plan: Plan, operation: str, spans: Sequence[Span], position: dict[str, int], numbered: bool
+) -> go.Bar:
     details = [
-        (label(span.node), span.microbatch, _hop(plan, span), seconds(span.start_s), seconds(span.end_s - span.start_s))
+        (
+            label(span.node),
+            span.microbatch,
+            _hop(plan, span),
+            seconds(span.start_s),
+            seconds(span.end_s - span.start_s),
+        )
         for span in spans
     ]
     of_microbatch = "" if operation == REDUCE else " of microbatch %{customdata[1]}, hop %{customdata[2]}"
-    marker: dict[str, Any] = {"color": OPERATION_COLOURS[operation], "line": {"width": 0.5, "color": "rgba(0,0,0,0.25)"}}
+    marker: dict[str, Any] = {
+        "color": OPERATION_COLOURS[operation],
+        "line": {"width": 0.5, "color": "rgba(0,0,0,0.25)"},
+    }
     if operation == REDUCE:
         marker["pattern"] = {"shape": "/", "size": 6, "solidity": 0.35}
     return go.Bar(
         name=OPERATION_NAMES[operation],
         orientation="h",
+        width=0.78,
         y=[position[span.node] for span in spans],
         base=[round(span.start_s, 7) for span in spans],
         x=[round(span.end_s - span.start_s, 7) for span in spans],
@@ -92,11 +104,17 @@ def _layout(rows: Sequence[Row], title: str, axis_end_s: float) -> dict[str, Any
     layout = base_layout(height=120 + ROW_PIXELS * max(len(rows), 3))
     bands, names = _bands(rows)
     return layout | {
-        "title": {"text": label(title), "x": 0, "xref": "paper", "font": {"size": 15}, "y": 0.99, "yanchor": "top"},
+        "title": {
+            "text": label(title),
+            "x": 0,
+            "xref": "paper",
+            "font": {"size": 15},
+            "y": 0.99,
+            "yanchor": "top",
+        },
         "margin": {"l": 64, "r": 24 if not names else 90, "t": 62, "b": 48},
         "legend": layout["legend"] | {"x": 1, "xanchor": "right"},
         "barmode": "overlay",
-        "bargap": 0.22,
         "uniformtext": {"minsize": 9, "mode": "hide"},
         "xaxis": {"range": [0, axis_end_s * 1.01 or 1], "title": {"text": "time (s)"}, "zeroline": False},
         "yaxis": {
@@ -119,7 +137,16 @@ def _bands(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[dict[str, An
         height = len(list(members))
         edges = {"y0": top - 0.5, "y1": top + height - 0.5, "x0": 0, "x1": 1}
         if index % 2 == 0:
-            bands.append(edges | {"type": "rect", "xref": "paper", "fillcolor": FAINT, "line": {"width": 0}, "layer": "below"})
+            bands.append(
+                edges
+                | {
+                    "type": "rect",
+                    "xref": "paper",
+                    "fillcolor": FAINT,
+                    "line": {"width": 0},
+                    "layer": "below",
+                }
+            )
         if group:
             middle = top + (height - 1) / 2
             place = {"x": 1.008, "y": middle, "xref": "paper", "xanchor": "left", "showarrow": False}

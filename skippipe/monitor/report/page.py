@@ -54,7 +54,7 @@ class Page:
 
 
 def write_report(path: Path, page: Page) -> None:
-    """Write `page` to `path` as one HTML file with plotly.js inside. Raises `SkipPipeError` if it cannot be written."""
+    """Write `page` as one HTML file, plotly.js inside. Raises `SkipPipeError` if it cannot be written."""
     write_atomically(path, render(page))
 
 

@@ -1,9 +1,10 @@
-"""Map of the routes: nodes in columns by stage, one line per microbatch, drawn past the stages that it skips."""
+"""Map of the routes: nodes in columns by stage, a line per microbatch, drawn past the stages it skips."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -42,12 +43,15 @@ class RouteMap:
     def colour_of(self) -> dict[str, str]:
         """Colour of each group, in the order in which the groups appear."""
         groups = list(dict.fromkeys(self.group_of.values()))
-        return {group: NEUTRAL if group == "further nodes" else colour(index) for index, group in enumerate(groups)}
+        return {
+            group: NEUTRAL if group == "further nodes" else colour(index)
+            for index, group in enumerate(groups)
+        }
 
     @cached_property
     def traffic(self) -> Counter[tuple[str, str]]:
-        """Microbatches that go from one node straight to another in the forward, returns to the origin left out."""
-        return Counter(pair for one in self.plan.microbatches for pair in zip(one.route, one.route[1:], strict=False))
+        """Microbatches that go straight from one node to another in the forward (not back to the origin)."""
+        return Counter(pair for one in self.plan.microbatches for pair in pairwise(one.route))
 
     @cached_property
     def _lane(self) -> dict[tuple[int, str], float]:
@@ -63,11 +67,11 @@ class RouteMap:
         }
 
     def line(self, microbatch: int) -> list[Point]:
-        """Return the points of a route; past a skipped stage it runs through a gap between that stage's nodes."""
+        """Return the points of a route; it runs through a gap between the nodes of a skipped stage."""
         route = self.plan.microbatches[microbatch].route
         stops = [(x, y + self._lane[microbatch, node]) for node in route for x, y in [self.place[node]]]
         points = stops[:1]
-        for start, stop in zip(stops, stops[1:], strict=False):
+        for start, stop in pairwise(stops):
             points += [*self._past(start, stop, self._lane[microbatch, route[0]]), stop]
         return points
 
@@ -84,7 +88,7 @@ class RouteMap:
 
 
 def routes_figure(plan: Plan) -> go.Figure:
-    """Draw the map of all routes of a plan; the pale bands below are as wide as the traffic they stand for."""
+    """Draw the map of all routes of a plan over pale bands that are as wide as the traffic."""
     routes = RouteMap(plan)
     figure = go.Figure(layout=_layout(plan))
     figure.add_traces([*_bands(routes), *_lines(routes), *_nodes(routes), _traffic_labels(routes)])
@@ -143,13 +147,15 @@ def _nodes(routes: RouteMap) -> list[go.Scatter]:
             x=[routes.place[node][0] for node in nodes],
             y=[routes.place[node][1] for node in nodes],
             mode="markers+text",
-            marker={"size": 17, "color": routes.colour_of[group], "line": {"width": 1.5, "color": "rgba(255,255,255,0.8)"}},
+            marker={
+                "size": 17,
+                "color": routes.colour_of[group],
+                "line": {"width": 1.5, "color": "rgba(255,255,255,0.8)"},
+            },
             text=[label(node) for node in nodes],
             textposition="bottom center",
             textfont={"size": 11},
-            customdata=[
-                (routes.plan.stage_of[node], label(group), visits[node]) for node in nodes
-            ],
+            customdata=[(routes.plan.stage_of[node], label(group), visits[node]) for node in nodes],
             hovertemplate="<b>%{text}</b><br>stage %{customdata[0]}, %{customdata[1]}<br>"
             "%{customdata[2]} microbatches an iteration<extra></extra>",
             name=label(group),
@@ -167,7 +173,9 @@ def _traffic_labels(routes: RouteMap) -> go.Scatter:
         y=[(routes.place[a][1] + routes.place[b][1]) / 2 for a, b in pairs],
         mode="markers",
         marker={"size": 10, "color": "rgba(0,0,0,0)"},
-        text=[f"{label(a)} → {label(b)}<br>{routes.traffic[a, b]} microbatches an iteration" for a, b in pairs],
+        text=[
+            f"{label(a)} → {label(b)}<br>{routes.traffic[a, b]} microbatches an iteration" for a, b in pairs
+        ],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )

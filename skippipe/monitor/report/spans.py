@@ -10,7 +10,10 @@ REDUCE = "REDUCE"
 
 
 class Span(NamedTuple):
-    """One interval of a node: F, L or B of a microbatch, or REDUCE (microbatch -1). Seconds from the iteration's start."""
+    """One interval of a node: F, L or B of a microbatch, or REDUCE (microbatch -1).
+
+    Seconds count from the iteration's start.
+    """
 
     node: str
     operation: str
@@ -20,8 +23,10 @@ class Span(NamedTuple):
 
 
 def timeline_spans(plan: Plan, timeline: Timeline) -> list[Span]:
-    """Return all tasks of a simulated iteration, and each stage's gradient reduction on every one of its replicas."""
-    spans = [Span(task.node, task.operation, task.microbatch, task.start_s, task.end_s) for task in timeline.tasks]
+    """Return all tasks of a simulated iteration, and each stage's reduction on every one of its replicas."""
+    spans = [
+        Span(task.node, task.operation, task.microbatch, task.start_s, task.end_s) for task in timeline.tasks
+    ]
     for reduction in timeline.reductions:
         if reduction.end_s > reduction.start_s:
             spans += [

@@ -1,4 +1,4 @@
-"""Colours and the layout that all pictures share. The page's script adds what differs between light and dark."""
+"""Colours and the layout that all pictures share; the page's script adds the light or dark parts."""
 
 import html
 from typing import Any

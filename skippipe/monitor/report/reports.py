@@ -1,0 +1,192 @@
+"""The three reports: about a plan, about a run, about runs beside each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
+from skippipe.monitor.report.gantt import gantt_figure
+from skippipe.monitor.report.page import Page, Picture, Section, write_report
+from skippipe.monitor.report.routes import routes_figure
+from skippipe.monitor.report.run import Run, read_run
+from skippipe.monitor.report.spans import Span, end_s, timeline_spans
+from skippipe.monitor.report.summary import (
+    depth_table,
+    gap,
+    mean_utilisation,
+    nodes_table,
+    plans_table,
+    runs_table,
+    settings_table,
+)
+from skippipe.monitor.report.units import count, percent, seconds, times
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import simulate
+
+SIMULATED = "Simulated exactly from the plan's costs."
+MEASURED = "Measured by each node, from its own start of the iteration."
+
+
+def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan]) -> None:
+    """Write the page about a plan beside its baselines, which are given by name.
+
+    Raises `SkipPipeError` where it cannot be written.
+    """
+    plans = {"this plan": plan, **baselines}
+    predicted = plan.predicted
+    facts = {
+        "Predicted iteration": seconds(predicted.iteration_s),
+        "Lower bound": seconds(predicted.lower_bound_s),
+        "Gap": percent(gap(plan)),
+        "Mean utilisation": percent(mean_utilisation(simulate(plan))),
+    }
+    for name, baseline in baselines.items():
+        facts[f"Against {name}"] = times(predicted.iteration_s / baseline.predicted.iteration_s)
+    comparison = Section("Predicted times", tables=[plans_table(plans)])
+    sections = [comparison, _iteration(plans, {}), _routes({"": plan}), _nodes({"": plan})]
+    write_report(path, Page("Plan", _size(plan), facts, sections))
+
+
+def write_run_report(run_dir: Path, path: Path | None = None) -> Path:
+    """Write the page about a run (to RUN/report.html where `path` is None) and return where it is.
+
+    Raises `InputError` where the directory is no run, or one of its files is wrong.
+    """
+    run = read_run(run_dir)
+    name = run.experiment.name
+    sections = _run_sections({name: run})
+    sections.append(Section("Settings", tables=[settings_table(run.experiment, run.plan)]))
+    target = path or run_dir / "report.html"
+    write_report(target, Page(f"Run {name}", _size(run.plan), _run_facts(run), sections))
+    return target
+
+
+def write_comparison_report(
+    path: Path, runs: Mapping[str, Path], title: str, facts: Mapping[str, str]
+) -> None:
+    """Write the page that shows several runs (directories by name); `facts` are its headline.
+
+    Raises `InputError` where a directory is no run, or one of its files is wrong.
+    """
+    read = {name: read_run(folder) for name, folder in runs.items()}
+    write_report(path, Page(title, " · ".join(read), facts, _run_sections(read)))
+
+
+def _run_sections(runs: Mapping[str, Run]) -> list[Section]:
+    plans = {name: run.plan for name, run in runs.items()}
+    sections = [_times(runs), _iteration(plans, runs), *_training(runs), *_depth(runs)]
+    return [*sections, _routes(plans), _nodes(plans)]
+
+
+def _run_facts(run: Run) -> dict[str, str]:
+    facts = {"Predicted iteration": seconds(run.predicted_s)}
+    if run.measured_s is not None and run.ratio is not None:
+        facts |= {"Measured iteration": seconds(run.measured_s), "Measured / predicted": times(run.ratio)}
+    tokens, loss = run.last("tokens"), run.last("train/loss")
+    if tokens is not None:
+        facts["Tokens"] = count(tokens)
+    if loss is not None:
+        facts["Training loss"] = f"{loss:.3f}"
+    return facts
+
+
+def _times(runs: Mapping[str, Run]) -> Section:
+    measured = {name: run.iterations_s for name, run in runs.items() if run.iterations_s}
+    text = "How long an iteration takes, beside what the plan promised before the run."
+    damaged = sum(run.damaged_lines for run in runs.values())
+    if damaged:
+        text += f" Damaged lines of metrics.jsonl that are left out: {damaged}."
+    caption = (
+        "Wall clock of an iteration, without validation and checkpoints; the first steps (at most ten) are left "
+        "out as warm-up. The thin line spans the 5th to the 95th percentile."
+    )
+    predicted = {name: runs[name].predicted_s for name in measured}
+    pictures = [Picture(iteration_figure(measured, predicted), caption)] if measured else []
+    if not measured:
+        text += " No step has been finished yet, so there is nothing measured."
+    return Section("Predicted and measured time", text, pictures, [runs_table(runs)])
+
+
+def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, Run]) -> Section:
+    charts: list[tuple[str, Plan, list[Span], str]] = []
+    for name, plan in plans.items():
+        charts.append((f"{_capital(name)}, predicted", plan, timeline_spans(plan, simulate(plan)), SIMULATED))
+        measured = runs[name].measured if name in runs else None
+        if measured is not None:
+            charts.append(
+                (f"{_capital(name)}, measured in step {measured.step}", plan, list(measured.spans), MEASURED)
+            )
+    last_s = max(end_s(spans) for _, _, spans, _ in charts)
+    return Section(
+        "One iteration",
+        "What each node does when: one row a node, one bar a task, the microbatch's number in the bar. Where "
+        "there is no bar, the node waits. All charts have the same time axis. Drag to zoom, double-click to "
+        "zoom out.",
+        [
+            Picture(gantt_figure(plan, spans, title, last_s), caption)
+            for title, plan, spans, caption in charts
+        ],
+    )
+
+
+def _training(runs: Mapping[str, Run]) -> list[Section]:
+    steps = {name: run.steps for name, run in runs.items() if run.steps}
+    if not steps:
+        return []
+    over_tokens = Picture(
+        loss_figure(steps, "tokens", "tokens seen"),
+        "Mean loss of each iteration over the tokens trained on so far.",
+    )
+    over_time = Picture(
+        loss_figure(steps, "perf/elapsed_s", "time (s)"),
+        "The same over wall-clock time since the start of training, without validation and checkpoints.",
+    )
+    text = "Lower is better. Validation is at full depth on text that training never sees."
+    return [Section("Loss", text, [over_tokens, over_time])]
+
+
+def _depth(runs: Mapping[str, Run]) -> list[Section]:
+    evaluated = {name: run for name, run in runs.items() if run.evaluation}
+    if not evaluated:
+        text = "Not measured yet: run `skippipe evaluate RUN`, then write this page again."
+        return [Section("Perplexity with part of the depth", text)]
+    figure = depth_figure({name: run.evaluation for name, run in evaluated.items() if run.evaluation})
+    policies = ", ".join(sorted({run.evaluation.policy for run in evaluated.values() if run.evaluation}))
+    caption = f"Stages left out by the policy {policies}. Error bars: standard deviation over batches."
+    text = "How well the trained model does when only some of its stages run. Lower and flatter is better."
+    return [
+        Section(
+            "Perplexity with part of the depth", text, [Picture(figure, caption)], [depth_table(evaluated)]
+        )
+    ]
+
+
+def _routes(plans: Mapping[str, Plan]) -> Section:
+    caption = (
+        "One line a microbatch, in its origin's colour, from the origin on; the way back is not drawn. A line "
+        "passes between the nodes of a stage that it skips. Pale bands are as wide as the traffic between "
+        "two nodes."
+    )
+    pictures = [
+        Picture(routes_figure(plan), f"{_capital(name)}. {caption}" if name else caption)
+        for name, plan in plans.items()
+    ]
+    return Section(
+        "Routes", "Which nodes each microbatch visits. Point at a line or a node for details.", pictures
+    )
+
+
+def _nodes(plans: Mapping[str, Plan]) -> Section:
+    tables = [nodes_table(plan, simulate(plan), _capital(name)) for name, plan in plans.items()]
+    return Section("Nodes", tables=tables)
+
+
+def _size(plan: Plan) -> str:
+    stages = "/".join(str(len(stage.nodes)) for stage in plan.stages)
+    return (
+        f"{len(plan.nodes)} nodes, {len(plan.stages)} stages with {stages} replicas, "
+        f"{len(plan.microbatches)} microbatches over {plan.rules.route_length} stages each. Plan {plan.hash}."
+    )
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]

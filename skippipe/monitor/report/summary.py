@@ -1,0 +1,176 @@
+"""Tables: predicted times beside bound and baselines, predicted beside measured, and every node's load."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+
+from skippipe.config import Experiment
+from skippipe.monitor.report.page import Bar, Table
+from skippipe.monitor.report.run import Run
+from skippipe.monitor.report.units import count, percent, seconds, significant, times
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import Timeline
+
+NONE = "–"
+
+
+def plans_table(plans: Mapping[str, Plan]) -> Table:
+    """Compare plans; the last column is each one's iteration time relative to the first plan's."""
+    reference_s = next(iter(plans.values())).predicted.iteration_s
+    rows = []
+    for name, plan in plans.items():
+        predicted = plan.predicted
+        rows.append(
+            (
+                name,
+                seconds(predicted.iteration_s),
+                seconds(predicted.pipeline_s),
+                seconds(predicted.reduce_exposed_s),
+                seconds(predicted.lower_bound_s),
+                percent(gap(plan)),
+                times(predicted.iteration_s / reference_s) if reference_s else NONE,
+            )
+        )
+    return Table(
+        "Predicted times of one iteration. Gap: the most by which an ideal plan could be shorter, "
+        "as a share of the iteration.",
+        (
+            "Plan",
+            "Iteration",
+            "Pipeline",
+            "Reduction not hidden",
+            "Lower bound",
+            "Gap",
+            f"Against {next(iter(plans))}",
+        ),
+        rows,
+    )
+
+
+def runs_table(runs: Mapping[str, Run]) -> Table:
+    """Predicted beside measured iteration time, throughput and final losses of each run."""
+    rows = []
+    for name, run in runs.items():
+        durations_s = run.iterations_s
+        throughput = [step["perf/tokens_per_s"] for step in run.steps if "perf/tokens_per_s" in step]
+        rows.append(
+            (
+                name,
+                str(len(run.steps)),
+                seconds(run.predicted_s),
+                seconds(statistics.median(durations_s)) if durations_s else NONE,
+                times(run.ratio) if run.ratio else NONE,
+                seconds(statistics.pstdev(durations_s)) if durations_s else NONE,
+                f"{count(statistics.median(throughput))}/s" if throughput else NONE,
+                _number(run.last("train/loss")),
+                _number(run.last("val/loss")),
+            )
+        )
+    return Table(
+        "Measured: median wall-clock time of an iteration after warm-up. Losses: the newest values.",
+        (
+            *("Run", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
+            *("Tokens", "Training loss", "Validation loss"),
+        ),
+        rows,
+    )
+
+
+def depth_table(runs: Mapping[str, Run]) -> Table:
+    """Perplexity of each run at each share of depth, and its change against the deepest one."""
+    rows = []
+    for name, run in runs.items():
+        results = sorted(
+            run.evaluation.results if run.evaluation else [], key=lambda one: -one.share_computed
+        )
+        for result in results:
+            spread = f" ± {significant(result.perplexity_std)}" if result.perplexity_std else ""
+            change = result.perplexity / results[0].perplexity - 1
+            rows.append(
+                (
+                    name,
+                    str(result.kept_stages),
+                    percent(result.share_computed),
+                    significant(result.perplexity, 4) + spread,
+                    f"{change * 100:+.1f} %",
+                )
+            )
+    return Table(
+        "Perplexity on held-out text; ±: standard deviation over the batches, each with stages of its own.",
+        ("Model", "Stages kept", "Depth computed", "Perplexity", "Change"),
+        rows,
+    )
+
+
+def nodes_table(plan: Plan, timeline: Timeline, name: str = "") -> Table:
+    """Utilisation, memory and traffic of each node in the simulated iteration."""
+    regions = plan.regions or (NONE,) * len(plan.nodes)
+    visits = Counter(node for one in plan.microbatches for node in one.route)
+    rows = []
+    for node, region in sorted(
+        zip(plan.nodes, regions, strict=True), key=lambda pair: plan.stage_of[pair[0]]
+    ):
+        busy_s, held, room = timeline.busy_s[node], timeline.peak_memory[node], plan.costs.memory[node]
+        share = busy_s / timeline.iteration_s if timeline.iteration_s else 0.0
+        rows.append(
+            (
+                node,
+                str(plan.stage_of[node]),
+                region,
+                str(visits[node]),
+                seconds(busy_s),
+                Bar(percent(share), share),
+                Bar(f"{held} of {room}", held / room),
+            )
+        )
+    beginning = f"{name}: load" if name else "Load"
+    return Table(
+        f"{beginning} of each node in one iteration, simulated. Busy: computing, out of the whole iteration. "
+        "Memory: most microbatches held at a time, of those that fit.",
+        ("Node", "Stage", "Region", "Microbatches", "Busy time", "Busy", "Memory"),
+        rows,
+    )
+
+
+def settings_table(experiment: Experiment, plan: Plan) -> Table:
+    """The settings that one needs to read the rest."""
+    training, pipeline = experiment.training, experiment.pipeline
+    emulated = [name for name in ("links", "compute") if getattr(experiment.emulation, name)]
+    tokens = training.num_microbatches * training.micro_batch_size * training.sequence_length
+    rows = (
+        ("Model", f"{experiment.model.directory or experiment.model.architecture}, {plan.num_layers} layers"),
+        ("Nodes and stages", f"{len(plan.nodes)} nodes, {len(plan.stages)} stages"),
+        (
+            "Route",
+            f"{plan.rules.route_length} of {len(plan.stages)} stages (skip ratio {pipeline.skip_ratio:g})",
+        ),
+        (
+            "One iteration",
+            f"{training.num_microbatches} microbatches × {training.micro_batch_size} samples × "
+            f"{training.sequence_length} tokens = {count(tokens)} tokens",
+        ),
+        ("Number format", training.dtype),
+        ("Emulated", " and ".join(emulated) or "nothing: real links and computation"),
+        ("Plan", f"{plan.hash}, solved by {plan.solver.name} in {seconds(plan.solver.wall_s)}"),
+        ("Seed", str(experiment.seed)),
+    )
+    return Table(
+        "Settings of the run; config.yaml in its directory has all of them.", ("Setting", "Value"), rows
+    )
+
+
+def gap(plan: Plan) -> float:
+    """Return the share of the predicted iteration that lies above the lower bound."""
+    predicted = plan.predicted
+    return 1 - predicted.lower_bound_s / predicted.iteration_s if predicted.iteration_s else 0.0
+
+
+def mean_utilisation(timeline: Timeline) -> float:
+    """Return the nodes' mean busy share of the iteration."""
+    if not timeline.iteration_s:
+        return 0.0
+    return statistics.fmean(timeline.busy_s.values()) / timeline.iteration_s
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else significant(value, 4)

@@ -1,0 +1,200 @@
+"""From cluster and workload to a problem with costs in seconds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skippipe_scheduler.build import build_problem, write_problem
+from skippipe_scheduler.cluster import Cluster, load_cluster
+from skippipe_scheduler.errors import InfeasibleError, ProblemError
+from skippipe_scheduler.files import parse
+from skippipe_scheduler.problem import Problem, load_problem
+from skippipe_scheduler.workload import Workload
+
+CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
+GIB = 2**30
+
+WORKLOAD = Workload(
+    num_layers=8,
+    layer_forward_flop=1e12,
+    loss_flop=3e12,
+    activation_bytes=1_000_000,
+    layer_parameter_bytes=100,
+    ends_parameter_bytes=50,
+    layer_state_bytes=GIB // 4,
+    ends_state_bytes=GIB // 2,
+    layer_resident_bytes=GIB // 8,
+    ends_resident_bytes=GIB // 4,
+)
+
+
+def make_cluster(memory_gib: float = 8.0) -> Cluster:
+    nodes = [{"name": f"n{index}", "region": "r", "compute_tflop_per_s": 2.0} for index in range(5)]
+    nodes = [node | {"memory_gib": memory_gib} for node in nodes]
+    measured = {"forward_s": 0.3, "backward_s": 0.5, "loss_s": 0.1, "max_in_flight": 2}
+    content: dict[str, Any] = {
+        "name": "test",
+        "nodes": [*nodes, {"name": "slow", "region": "far", **measured}],
+        "links": {
+            "contention": "link",
+            "within_region": {"latency_ms": 1, "gbit_per_s": 8},
+            "between_regions": [
+                {"regions": ["r", "far"], "latency_ms": 50, "gbit_per_s": 0.08},
+                {"from": "far", "to": "r", "latency_ms": 40, "gbit_per_s": 0.8},
+            ],
+        },
+    }
+    return parse(Cluster, content, "test", ProblemError)
+
+
+def build(cluster: Cluster | None = None, workload: Workload = WORKLOAD, **options: Any) -> Problem:
+    defaults: dict[str, Any] = {"num_stages": 4, "skip_ratio": 0.25, "num_microbatches": 12}
+    return build_problem(cluster or make_cluster(), workload, **(defaults | options))
+
+
+def test_costs_in_seconds() -> None:
+    costs = build(task_overhead_s=0.01).costs
+    # A mean stage has 2 layers of 1 TFLOP; the node does 2 TFLOP/s.
+    assert (costs.forward_s["n0"], costs.backward_s["n0"], costs.loss_s["n0"]) == (1.0, 2.0, 1.5)
+    assert (costs.forward_s["slow"], costs.backward_s["slow"], costs.loss_s["slow"]) == (0.3, 0.5, 0.1)
+    assert costs.task_overhead_s == 0.01
+    # 1 MB is 8 Mbit: 1 ms at 8 Gbit/s, 100 ms at 0.08, 10 ms at 0.8.
+    assert costs.transfer_s["n0"]["n1"] == pytest.approx(0.002)
+    assert costs.transfer_s["n0"]["slow"] == pytest.approx(0.150)
+    assert costs.transfer_s["slow"]["n0"] == pytest.approx(0.050)
+    assert costs.contention == "link"
+    assert costs.occupancy_s("n0", "slow") == pytest.approx(0.1)
+
+
+def test_free_placement() -> None:
+    problem = build()
+    assert problem.stages is None
+    assert problem.stage_sizes == (2, 2, 1, 1)
+    assert problem.stage_layers == (2, 2, 2, 2)
+    assert problem.stage_bytes == (250, 200, 200, 200)
+    assert problem.num_microbatches == 12
+    assert (problem.rules.num_stages, problem.rules.route_length) == (4, 3)
+    assert problem.regions == ("r", "r", "r", "r", "r", "far")
+    # Gradients of a stage on n0 and n1: 2 (R-1) steps of latency and half of the bytes.
+    slowest = problem.reduce_s((("n0", "n1"), ("n2", "n3"), ("n4",), ("slow",)))
+    assert slowest[0] == pytest.approx(2 * (0.001 + 125 * 8e-9 / 8))
+    assert slowest[3] == 0
+
+
+def test_options_reach_the_problem() -> None:
+    problem = build(
+        stage_sizes=(3, 1, 1, 1),
+        layers_per_stage=(1, 3, 2, 2),
+        max_swaps=2,
+        max_swap_distance=3,
+        max_forward_jump=2,
+        uniform_coverage=False,
+    )
+    assert problem.stage_sizes == (3, 1, 1, 1)
+    assert problem.stage_layers == (1, 3, 2, 2)
+    rules = problem.rules
+    assert (rules.max_swaps, rules.max_swap_distance, rules.max_forward_jump) == (2, 3, 2)
+    assert not rules.uniform_coverage
+
+
+def test_memory_is_that_of_the_stage_which_leaves_least_room() -> None:
+    problem = build(make_cluster(memory_gib=4.0))
+    # Stage 0: (4 - 2/4 - 1/2) / (2/8 + 1/4) = 6; the others: (4 - 2/4) / (2/8) = 14.
+    assert problem.costs.memory["n0"] == 6
+    assert problem.costs.memory["slow"] == 2
+
+
+def test_memory_with_the_placement_known_and_never_more_than_all_microbatches() -> None:
+    placement = [["n0", "n1"], ["n2", "n3"], ["n4"], ["slow"]]
+    memory = build(make_cluster(memory_gib=4.0), placement=placement, num_microbatches=13).costs.memory
+    assert memory == {"n0": 6, "n1": 6, "n2": 13, "n3": 13, "n4": 13, "slow": 2}
+
+
+def test_a_node_that_cannot_hold_one_microbatch() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        build(make_cluster(memory_gib=0.5))
+    assert str(caught.value) == (
+        "node 'n0' has 0.5 GiB; the weights, gradients and optimizer state of a stage of 2 layers "
+        "with embedding and head take 1 GiB, one microbatch on it 0.5 GiB: "
+        "give it memory, use more stages or a smaller micro-batch"
+    )
+
+
+def test_a_node_too_small_for_stage_0_may_hold_another() -> None:
+    cluster = make_cluster(memory_gib=1.25)
+    with pytest.raises(InfeasibleError, match="embedding and head"):
+        build(cluster)
+    roomy_origin = [["slow"], ["n0", "n1"], ["n2", "n3"], ["n4"]]
+    assert build(cluster, placement=roomy_origin).costs.memory["n0"] == 3
+
+
+def test_small_sizes_are_told_in_mib() -> None:
+    workload = replace(WORKLOAD, ends_resident_bytes=0, layer_resident_bytes=2**20)
+    with pytest.raises(InfeasibleError, match="one microbatch on it 2 MiB"):
+        build(make_cluster(memory_gib=1.001), workload)
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        [["n0", "n1"], ["n2", "n3"], ["n4"], ["slow"]],
+        {3: ["slow"], 0: ["n0", "n1"], 1: ["n2", "n3"], 2: ["n4"]},
+        (("n0", "n1"), ("n2", "n3"), ("n4",), ("slow",)),
+    ],
+)
+def test_given_placement(placement: Any) -> None:
+    problem = build(placement=placement, stage_sizes=(2, 2, 1, 1))
+    assert problem.stages is not None
+    assert [stage.nodes for stage in problem.stages] == [("n0", "n1"), ("n2", "n3"), ("n4",), ("slow",)]
+    assert problem.stage_sizes is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"placement": [["n0"], ["n1"]]}, "placement has 2 stages, num_stages is 4"),
+        ({"placement": {1: ["n0"]}}, r"placement has stages \[1\], expected 0 to 3"),
+        ({"placement": [["n0"], [], ["n1"], ["n2"]]}, "stage 1 has no node"),
+        ({"placement": [["n0"], ["n1"], ["n2"], ["slwo"]]}, "unknown node 'slwo'; did you mean 'slow'"),
+        ({"placement": [["n0"], ["n1"], ["n0"], ["n2"]]}, "'n0' is in stage 0 and again in stage 2"),
+        ({"placement": [["n0"], ["n1"], ["n2"], ["n3"]]}, "node 'n4' of the cluster has no stage"),
+        (
+            {"placement": [["n0", "n1"], ["n2", "n3"], ["n4"], ["slow"]], "stage_sizes": (3, 1, 1, 1)},
+            "contradict the placement",
+        ),
+        ({"stage_sizes": (3, 3, 1, 1)}, "stage_sizes add up to 8 but there are 6 nodes"),
+        ({"stage_sizes": (3, 3)}, "stage_sizes has 2 entries but rules.num_stages is 4"),
+        ({"stage_sizes": ()}, "stage_sizes has 0 entries but rules.num_stages is 4"),
+        ({"num_microbatches": 0}, "greater than or equal to 1"),
+        ({"max_swaps": -1}, "Rules: max_swaps: .*greater than or equal to 0"),
+        ({"task_overhead_s": -1.0}, "Costs: task_overhead_s"),
+        ({"layers_per_stage": (8, 0, 0, 0)}, "stage 1 has 0 layers"),
+        ({"skip_ratio": 0.9}, "the largest ratio that works"),
+        ({"num_stages": 9}, "9 stages need at least 9 layers"),
+    ],
+)
+def test_input_that_does_not_fit_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProblemError, match=message):
+        build(**options)
+
+
+def test_more_stages_than_nodes() -> None:
+    with pytest.raises(InfeasibleError, match="8 stages need at least 8 nodes, the cluster has 6"):
+        build(num_stages=8)
+
+
+def test_a_written_problem_is_read_back(tmp_path: Path) -> None:
+    problem = build()
+    write_problem(problem, tmp_path / "problem.json")
+    assert load_problem(tmp_path / "problem.json") == problem
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTERS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_clusters_pose_a_problem(path: Path, tmp_path: Path) -> None:
+    cluster = load_cluster(path)
+    problem = build(cluster)
+    assert problem.costs.missing(problem.nodes) is None
+    assert sum(problem.sizes) == len(cluster.members())
+    assert all(held >= 1 for held in problem.costs.memory.values())
