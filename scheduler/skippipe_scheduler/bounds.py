@@ -93,10 +93,12 @@ def _over_origins(costs: _NodeCosts, bound_s: Callable[[int, int], float]) -> fl
     origins.
     """
     if costs.placement is not None:
-        return max(bound_s(costs.placement[slot], count) for slot, count in enumerate(costs.counts))
-    least = min(costs.counts)
+        busy = [(slot, count) for slot, count in enumerate(costs.counts) if count]
+        return max(bound_s(costs.placement[slot], count) for slot, count in busy)
+    used = [count for count in costs.counts if count]
+    least = min(used)
     ranked = sorted(bound_s(node, least) for node in range(len(costs.problem.nodes)))
-    return ranked[len(costs.counts) - 1]
+    return ranked[len(used) - 1]
 
 
 def _node_work_s(costs: _NodeCosts) -> float:

@@ -5,6 +5,9 @@ repeatable.
 import time
 from typing import Any
 
+_EVALUATIONS_PER_UNIT = 400
+"""Evaluations that cost about as much as one unit of CP-SAT's deterministic time."""
+
 
 class Budget:
     """A wall-clock limit or, where `evaluations` is given, that many evaluations and no clock at all."""
@@ -54,9 +57,10 @@ class Budget:
         repeatable.
         """
         solver.parameters.random_seed = seed % 2**31
-        if self.repeatable:
+        if self.evaluations is not None:
+            left = part * (self.evaluations - self.spent) / _EVALUATIONS_PER_UNIT
             solver.parameters.num_workers = 1
-            solver.parameters.max_deterministic_time = at_most_s
+            solver.parameters.max_deterministic_time = max(0.05, min(at_most_s, left))
             return
         solver.parameters.num_workers = num_workers
         solver.parameters.max_time_in_seconds = max(

@@ -24,7 +24,7 @@ _UNITS = 20_000
 
 @dataclass(frozen=True)
 class JointResult:
-    """A timeline with its routes (None if none was found) and a lower bound for this placement, in seconds."""
+    """A timeline with its routes (None if none was found), a lower bound for this placement, in seconds."""
 
     timeline: Timeline | None
     routes: tuple[SlotRoute, ...]

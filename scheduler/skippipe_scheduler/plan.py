@@ -8,7 +8,7 @@ import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ from skippipe_scheduler.errors import PlanError
 from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, write_atomically
 from skippipe_scheduler.problem import Costs, Rules
 
-FORMAT = "skippipe.plan/1"
+FORMAT: Final = "skippipe.plan/1"
 Operation = Literal["F", "L", "B"]
 
 

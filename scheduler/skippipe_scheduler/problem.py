@@ -6,7 +6,7 @@ The file format is `skippipe.problem/1`. A problem either fixes the placement (`
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from skippipe_scheduler.files import (
     read_json,
 )
 
-FORMAT = "skippipe.problem/1"
+FORMAT: Final = "skippipe.problem/1"
 Contention = Literal["none", "link", "node"]
 
 
@@ -198,16 +198,15 @@ class Problem(StrictModel):
             return self.costs.reduce_s
         if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
             return (0.0,) * self.num_stages
-        return tuple(
-            self._ring_s(nodes, self.stage_bytes[stage]) for stage, nodes in enumerate(stages)
-        )
+        return tuple(self._ring_s(nodes, self.stage_bytes[stage]) for stage, nodes in enumerate(stages))
 
     def _ring_s(self, nodes: tuple[str, ...], size_bytes: int) -> float:
         if len(nodes) == 1 or self.costs.latency_s is None or self.costs.gbit_per_s is None:
             return 0.0
         chunk_gbit = size_bytes * 8e-9 / len(nodes)
         slowest = max(
-            self.costs.latency_s[source][destination] + chunk_gbit / self.costs.gbit_per_s[source][destination]
+            self.costs.latency_s[source][destination]
+            + chunk_gbit / self.costs.gbit_per_s[source][destination]
             for source, destination in zip(nodes, nodes[1:] + nodes[:1], strict=True)
         )
         return 2 * (len(nodes) - 1) * slowest

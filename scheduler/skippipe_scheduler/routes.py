@@ -81,7 +81,7 @@ def spread_sequences(layout: Layout, rng: random.Random, count: int) -> list[tup
 
 
 def _cheapest(costs: SlotCosts, origin: int, sequence: tuple[int, ...], count: int) -> list[SlotRoute]:
-    """Return about the `count` cheapest routes along `sequence` (a beam search that keeps every last slot)."""
+    """Return about the `count` cheapest routes along `sequence` (beam search that keeps every last slot)."""
     partial: list[tuple[float, SlotRoute]] = [(0.0, (origin,))]
     slots_of = costs.layout.slots_of
     for stage in sequence[1:]:

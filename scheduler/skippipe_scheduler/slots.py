@@ -110,7 +110,7 @@ class SlotCosts:
 
 
 class Chain:
-    """The 2P+1 tasks of a microbatch: P forwards, the loss, P backwards; all lists have one entry per task."""
+    """The 2P+1 tasks of a microbatch: P forwards, the loss, P backwards; lists have one entry per task."""
 
     def __init__(self, costs: SlotCosts, route: SlotRoute) -> None:
         length = len(route)

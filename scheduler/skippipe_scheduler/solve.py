@@ -5,21 +5,19 @@ enough.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
 
+from skippipe_scheduler.assemble import contended_s, finished_plan
 from skippipe_scheduler.baselines import full_pipeline_problem, network_blind
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.joint import improve_jointly
-from skippipe_scheduler.order import build, task_sequence
+from skippipe_scheduler.order import build
 from skippipe_scheduler.placement import propose_placements
-from skippipe_scheduler.plan import Operation, Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan import Plan, Solver
 from skippipe_scheduler.problem import Problem, StageNodes
 from skippipe_scheduler.routes import balanced_routes, choose_routes
 from skippipe_scheduler.search import Progress, Search, State
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.slots import Layout
+from skippipe_scheduler.slots import Layout, SlotCosts
 
 _MARGIN = 0.94
 """Share of the time limit that the search may use; the rest is for writing the plan down."""
@@ -65,8 +63,7 @@ class _Run:
 
 
 def solve(problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None) -> Plan:
-    """Return the best plan found for `problem` within `options`, with its predicted times and a lower
-    bound.
+    """Return the best plan found for `problem` within `options`, with predicted times and a lower bound.
 
     `layers` is the number of layers of each stage (default: the problem's stage_layers, or one per stage).
     Raises `InfeasibleError` naming the rules that conflict, `ProblemError` where `layers` does not fit.
@@ -75,9 +72,7 @@ def solve(problem: Problem, options: SolveOptions, *, layers: Sequence[int] | No
 
 
 def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
-    """Return the best plan in which every microbatch visits every stage in order, with its own best
-    placement.
-    """
+    """Return the best plan whose microbatches visit every stage in order, with its own best placement."""
     return _solve_best(full_pipeline_problem(problem), options, None)
 
 
@@ -95,14 +90,15 @@ def solve_network_blind(
         proposed = propose_placements(Layout(fixed), 1, options.seed, budget.share(0.2))
         fixed = _fix(fixed, Layout(fixed).stages(proposed[0][0]))
     layout = Layout(fixed)
-    _reject_impossible(layout)
-    blind, _ = _search([Layout(network_blind(fixed))], options, budget.share(0.8))
+    balanced_routes(layout, 0)  # raises InfeasibleError before any time is spent
+    unseen = replace(options, progress=None)  # times without a network would only mislead
+    blind, _ = _search([Layout(network_blind(fixed))], unseen, budget.share(0.8))
     placement = layout.given_placement() or ()
-    costs = Search(layout, options.seed).start(placement, blind.routes).costs
+    costs = SlotCosts(layout, placement)
     first_come = sorted(range(len(blind.routes)), key=lambda one: blind.timeline.starts[one][0])
     timeline = build(costs, blind.routes, first_come, 2 * max(costs.backward_s))
     state = replace(blind, costs=costs, timeline=timeline)
-    return _to_plan(state, options, max(lower_bounds(fixed).values()), budget, None)
+    return finished_plan(state, max(lower_bounds(fixed).values()), _solver(options, budget), None)
 
 
 def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
@@ -116,19 +112,9 @@ def _solve_best(variants: list[Problem], options: SolveOptions, layers: Sequence
     budget = options.budget()
     layouts = [Layout(problem) for problem in variants]
     for layout in layouts:
-        _reject_impossible(layout)
+        balanced_routes(layout, 0)  # raises InfeasibleError before any time is spent
     state, bound_s = _search(layouts, options, budget)
-    return _to_plan(state, options, bound_s, budget, layers)
-
-
-def _reject_impossible(layout: Layout) -> None:
-    problem = layout.problem
-    if problem.num_microbatches < problem.sizes[0]:
-        raise InfeasibleError(
-            f"{problem.num_microbatches} microbatches do not reach all {problem.sizes[0]} origins; "
-            "raise the number of microbatches or give stage 0 fewer nodes"
-        )
-    balanced_routes(layout, 0)
+    return finished_plan(state, bound_s, _solver(options, budget), layers)
 
 
 def _search(layouts: list[Layout], options: SolveOptions, budget: Budget) -> tuple[State, float]:
@@ -147,7 +133,7 @@ def _search(layouts: list[Layout], options: SolveOptions, budget: Budget) -> tup
 def _starts(layout: Layout, run: _Run, layouts: int) -> list[tuple[Search, State]]:
     """Return states to start from, with a search each."""
     options, seed = run.options, run.options.seed
-    judge = _contended_s if layout.problem.costs.contention != "none" else None
+    judge = contended_s if layout.problem.costs.contention != "none" else None
     given = layout.given_placement()
     if given is None:
         count = max(2, _STARTS // layouts)
@@ -199,79 +185,15 @@ def _intensify(best: tuple[Search, State], run: _Run) -> tuple[Search, State]:
     return search, state
 
 
-def _contended_s(state: State) -> float:
-    """Return the exact iteration time where transfers share links."""
-    return simulate(_draft(state)).iteration_s
-
-
-def _draft(state: State) -> Plan:
-    """Return the plan of a state without predicted times."""
-    costs, layout = state.costs, state.costs.layout
-    problem = layout.problem
-    names = [problem.nodes[rank] for rank in costs.placement]
-    order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
-    chains = [costs.chain(route) for route in state.routes]
-    for _, index, microbatch in task_sequence(state.timeline.starts):
-        length = len(state.routes[microbatch])
-        operation: Operation = "F" if index < length else "L" if index == length else "B"
-        order[names[chains[microbatch].slots[index]]].append(Task(operation, microbatch))
-    resolved = problem.costs.model_copy(
-        update={
-            "forward_s": dict(zip(names, costs.forward_s, strict=True)),
-            "backward_s": dict(zip(names, costs.backward_s, strict=True)),
-            "reduce_s": tuple(costs.reduce_s),
-        }
-    )
-    layers = problem.stage_layers or (1,) * problem.num_stages
-    return Plan(
-        nodes=problem.nodes,
-        regions=problem.regions,
-        stages=_stages(layers, layout.stages(costs.placement)),
-        microbatches=tuple(
-            Route(id=one, route=tuple(names[slot] for slot in route))
-            for one, route in enumerate(state.routes)
-        ),
-        order={name: tuple(tasks) for name, tasks in order.items()},
-        costs=resolved,
-        rules=problem.rules,
-        predicted=Predicted(iteration_s=0.0, pipeline_s=0.0, reduce_exposed_s=0.0, lower_bound_s=0.0),
-        solver=Solver(name="skippipe", version="0", seed=0, time_limit_s=0.0, wall_s=0.0),
-    )
-
-
-def _to_plan(
-    state: State, options: SolveOptions, bound_s: float, budget: Budget, layers: Sequence[int] | None
-) -> Plan:
-    """Return the plan of a state, timed by the exact simulator."""
-    plan = _draft(state)
-    if layers is not None:
-        plan = plan.model_copy(update={"stages": _stages(layers, [stage.nodes for stage in plan.stages])})
-    timeline = simulate(plan)
+def _solver(options: SolveOptions, budget: Budget) -> Solver:
     try:
         release = version("skippipe")
     except PackageNotFoundError:
         release = "unknown"
-    predicted = Predicted(
-        iteration_s=timeline.iteration_s,
-        pipeline_s=timeline.pipeline_s,
-        reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=min(bound_s, timeline.iteration_s),
-    )
-    solver = Solver(
+    return Solver(
         name="skippipe insertion and large neighbourhood search",
         version=release,
         seed=options.seed,
         time_limit_s=0.0 if budget.repeatable else options.time_limit_s,
         wall_s=0.0 if budget.repeatable else round(budget.elapsed_s, 3),
-    )
-    return plan.model_copy(update={"predicted": predicted, "solver": solver})
-
-
-def _stages(layers: Sequence[int], nodes: Sequence[tuple[str, ...]]) -> tuple[Stage, ...]:
-    if len(layers) != len(nodes) or min(layers) < 1:
-        raise ProblemError(f"layers {list(layers)} must give each of {len(nodes)} stages at least one layer")
-    ends = accumulate(layers)
-    return tuple(
-        Stage(layers=(end - size, end), nodes=held)
-        for end, size, held in zip(ends, layers, nodes, strict=True)
     )

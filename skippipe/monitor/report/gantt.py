@@ -91,12 +91,10 @@ def _bars(
 
 
 def _hop(plan: Plan, span: Span) -> int:
-    """Return the place of the node on the microbatch's route; the loss comes after the last hop."""
+    """Return the place of the node on the microbatch's route, -1 where it is not on it."""
     if not 0 <= span.microbatch < len(plan.microbatches):
         return -1
     route = plan.microbatches[span.microbatch].route
-    if span.operation == "L":
-        return len(route)
     return route.index(span.node) if span.node in route else -1
 
 

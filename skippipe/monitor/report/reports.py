@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from skippipe_scheduler.simulate import simulate
+
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
 from skippipe.monitor.report.gantt import gantt_figure
 from skippipe.monitor.report.page import Page, Picture, Section, write_report
@@ -20,7 +22,6 @@ from skippipe.monitor.report.summary import (
 )
 from skippipe.monitor.report.units import count, percent, seconds, times
 from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
 
 SIMULATED = "Simulated exactly from the plan's costs."
 MEASURED = "Measured by each node, from its own start of the iteration."
@@ -96,8 +97,8 @@ def _times(runs: Mapping[str, Run]) -> Section:
     if damaged:
         text += f" Damaged lines of metrics.jsonl that are left out: {damaged}."
     caption = (
-        "Wall clock of an iteration, without validation and checkpoints; the first steps (at most ten) are left "
-        "out as warm-up. The thin line spans the 5th to the 95th percentile."
+        "Wall clock of an iteration, without validation and checkpoints; the first steps (at most ten) are "
+        "left out as warm-up. The thin line spans the 5th to the 95th percentile."
     )
     predicted = {name: runs[name].predicted_s for name in measured}
     pictures = [Picture(iteration_figure(measured, predicted), caption)] if measured else []
@@ -162,9 +163,9 @@ def _depth(runs: Mapping[str, Run]) -> list[Section]:
 
 def _routes(plans: Mapping[str, Plan]) -> Section:
     caption = (
-        "One line a microbatch, in its origin's colour, from the origin on; the way back is not drawn. A line "
-        "passes between the nodes of a stage that it skips. Pale bands are as wide as the traffic between "
-        "two nodes."
+        "One line a microbatch, in its origin's colour, from the origin on; the way back is not drawn. "
+        "A line passes between the nodes of a stage that it skips. "
+        "Pale bands are as wide as the traffic between two nodes."
     )
     pictures = [
         Picture(routes_figure(plan), f"{_capital(name)}. {caption}" if name else caption)

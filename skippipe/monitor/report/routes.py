@@ -75,6 +75,11 @@ class RouteMap:
             points += [*self._past(start, stop, self._lane[microbatch, route[0]]), stop]
         return points
 
+    def band(self, source: str, target: str) -> list[Point]:
+        """Return the points of the connection between two nodes, past skipped stages like a route."""
+        start, stop = self.place[source], self.place[target]
+        return [start, *self._past(start, stop, 0.0), stop]
+
     def _past(self, start: Point, stop: Point, lane: float) -> list[Point]:
         step = 1 if stop[0] > start[0] else -1
         columns = range(round(start[0]) + step, round(stop[0]), step)
@@ -103,7 +108,7 @@ def _bands(routes: RouteMap) -> list[go.Scatter]:
         by_amount[amount].append(pair)
     return [
         go.Scatter(
-            **_polyline([[routes.place[source], routes.place[target]] for source, target in pairs]),
+            **_polyline([routes.band(source, target) for source, target in pairs]),
             mode="lines",
             line={"width": 2 + 16 * amount / most, "color": fade(NEUTRAL, 0.13)},
             hoverinfo="skip",

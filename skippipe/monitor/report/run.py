@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from skippipe_scheduler.validate import load_plan
 
 from skippipe.config import Experiment
 from skippipe.config_file import load_experiment
@@ -18,7 +19,6 @@ from skippipe.errors import InputError
 from skippipe.monitor.report.spans import Span, end_s
 from skippipe_scheduler.files import parse, read_json
 from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.validate import load_plan
 
 WARM_UP_STEPS = 10
 Step = dict[str, float]
@@ -139,7 +139,8 @@ def _read_trace(folder: Path) -> MeasuredIteration | None:
         for content in _json_lines(path):
             span = _span(content)
             if content is not None and span is not None:
-                by_step[int(content.get("step", in_name[1] if in_name else 0))].append(span)
+                step = content.get("step", int(in_name[1]) if in_name else 0)
+                by_step[step if isinstance(step, int) else 0].append(span)
     if not by_step:
         return None
     durations_s = {step: end_s(spans) for step, spans in by_step.items()}

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.simulate import Timeline
+
+from skippipe_scheduler.plan import Plan
 
 REDUCE = "REDUCE"
 

@@ -4,12 +4,13 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 
+from skippipe_scheduler.simulate import Timeline
+
 from skippipe.config import Experiment
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run import Run
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
 from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import Timeline
 
 NONE = "–"
 
@@ -61,7 +62,7 @@ def runs_table(runs: Mapping[str, Run]) -> Table:
                 seconds(statistics.median(durations_s)) if durations_s else NONE,
                 times(run.ratio) if run.ratio else NONE,
                 seconds(statistics.pstdev(durations_s)) if durations_s else NONE,
-                f"{count(statistics.median(throughput))}/s" if throughput else NONE,
+                f"{count(statistics.median(throughput))} tokens/s" if throughput else NONE,
                 _number(run.last("train/loss")),
                 _number(run.last("val/loss")),
             )
@@ -70,7 +71,7 @@ def runs_table(runs: Mapping[str, Run]) -> Table:
         "Measured: median wall-clock time of an iteration after warm-up. Losses: the newest values.",
         (
             *("Run", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
-            *("Tokens", "Training loss", "Validation loss"),
+            *("Throughput", "Training loss", "Validation loss"),
         ),
         rows,
     )

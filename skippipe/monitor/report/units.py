@@ -9,10 +9,10 @@ def seconds(value: float) -> str:
         return "not finite"
     if value == 0:
         return "0 s"
-    for factor, unit in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
-        if abs(value) * factor >= 0.9995 or unit == "µs":
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if abs(value) * factor >= 0.9995:
             return f"{significant(value * factor)} {unit}"
-    raise AssertionError("unreachable")
+    return f"{significant(value * 1e6)} µs"
 
 
 def percent(share: float) -> str:
@@ -38,5 +38,6 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     if not 1e-5 <= abs(value) < 1e7:
         return f"{value:.{digits - 1}e}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{value:.{decimals}f}"

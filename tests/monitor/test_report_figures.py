@@ -1,0 +1,192 @@
+"""What the pictures are drawn from: every task has its bar, every route its line."""
+
+import math
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from skippipe_scheduler.simulate import simulate
+
+from skippipe.monitor.report.curves import (
+    MOST_POINTS,
+    depth_figure,
+    iteration_figure,
+    loss_figure,
+    percentiles,
+    thin,
+)
+from skippipe.monitor.report.gantt import NUMBERED_BARS, gantt_figure, gantt_rows
+from skippipe.monitor.report.routes import RouteMap, routes_figure
+from skippipe.monitor.report.run import DepthResult, Evaluation
+from skippipe.monitor.report.spans import REDUCE, Span, timeline_spans
+from skippipe.monitor.report.theme import colour, fade
+from skippipe.monitor.report.units import percent, seconds, significant
+from skippipe_scheduler.plan import Plan
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (12.345, "12.3 s"),
+        (1.0, "1.00 s"),
+        (0.0456, "45.6 ms"),
+        (0.0009996, "1.00 ms"),
+        (3.1e-5, "31.0 µs"),
+        (0.0, "0 s"),
+        (math.inf, "not finite"),
+    ],
+)
+def test_seconds_have_a_fitting_unit(value: float, shown: str) -> None:
+    assert seconds(value) == shown
+
+
+@given(st.floats(min_value=1e-4, max_value=1e6))
+def test_significant_digits_keep_the_value(value: float) -> None:
+    assert float(significant(value)) == pytest.approx(value, rel=6e-3)
+
+
+def test_small_formats() -> None:
+    assert percent(0.1234) == "12.3 %"
+    assert fade("#4c8dff", 0.5) == "rgba(76, 141, 255, 0.5)"
+    assert colour(0) == colour(12)
+
+
+def test_gantt_has_a_row_a_node_grouped_by_region_then_stage(plan: Plan) -> None:
+    rows = gantt_rows(plan)
+    assert [row.node for row in rows] == ["ams-0", "ams-1", "ams-2", "nyc-0", "nyc-1", "nyc-2"]
+    assert [row.group for row in rows] == ["ams"] * 3 + ["nyc"] * 3
+
+
+def test_gantt_draws_each_task_once_at_its_time(plan: Plan) -> None:
+    timeline = simulate(plan)
+    figure = gantt_figure(plan, timeline_spans(plan, timeline), "title")
+    rows = [row.node for row in gantt_rows(plan)]
+    drawn = sorted(
+        (rows[y], trace.name[0], int(detail[1]), base, base + x)
+        for trace in figure.data
+        if trace.name != "Gradient reduction"
+        for y, detail, base, x in zip(trace.y, trace.customdata, trace.base, trace.x, strict=True)
+    )
+    expected = sorted((t.node, t.operation, t.microbatch, t.start_s, t.end_s) for t in timeline.tasks)
+    assert [bar[:3] for bar in drawn] == [task[:3] for task in expected]
+    for bar, task in zip(drawn, expected, strict=True):
+        assert bar[3:] == pytest.approx(task[3:], abs=1e-6)
+
+
+def test_gantt_shows_the_reduction_on_every_replica(plan: Plan) -> None:
+    spans = [span for span in timeline_spans(plan, simulate(plan)) if span.operation == REDUCE]
+    assert sorted(span.node for span in spans) == ["ams-0", "ams-2", "nyc-0", "nyc-2"]
+    reduction = gantt_figure(plan, spans, "title").data[0]
+    assert len(reduction.x) == 4
+    assert reduction.marker.pattern.shape == "/"
+
+
+def test_hop_of_a_bar_is_the_place_on_the_route(plan: Plan) -> None:
+    spans = [
+        Span("nyc-1", "F", 3, 0.0, 1.0),
+        Span("nyc-0", "L", 3, 1.0, 2.0),
+        Span("ams-2", "B", 99, 2.0, 3.0),
+    ]
+    hops = {trace.name: trace.customdata[0][2] for trace in gantt_figure(plan, spans, "title").data}
+    assert hops == {"Forward": 2, "Loss": 0, "Backward": -1}
+
+
+def test_gantt_leaves_out_nodes_that_the_plan_does_not_know(plan: Plan) -> None:
+    figure = gantt_figure(plan, [Span("gone", "F", 0, 0.0, 1.0)], "title")
+    assert len(figure.data) == 0
+
+
+def test_gantt_of_thousands_of_bars_is_quick_and_plain(plan: Plan) -> None:
+    spans = [Span(plan.nodes[i % 6], "FLB"[i % 3], i % 4, i * 0.1, i * 0.1 + 0.05) for i in range(20_000)]
+    start_s = time.perf_counter()
+    figure = gantt_figure(plan, spans, "title")
+    assert time.perf_counter() - start_s < 5
+    assert len(figure.data) == 3
+    assert all(trace.text is None for trace in figure.data)
+    assert gantt_figure(plan, spans[:NUMBERED_BARS], "title").data[0].text is not None
+
+
+def test_names_are_shown_as_written(plan: Plan) -> None:
+    renamed = plan.model_copy(update={"regions": ("<b>x</b>",) * 6})
+    figure = gantt_figure(renamed, [], "<i>title</i>")
+    assert figure.layout.annotations[0].text == "&lt;b&gt;x&lt;/b&gt;"
+    assert figure.layout.title.text == "&lt;i&gt;title&lt;/i&gt;"
+
+
+def test_route_lines_meet_their_nodes_and_avoid_skipped_ones(plan: Plan) -> None:
+    routes = RouteMap(plan)
+    for microbatch in plan.microbatches:
+        points = routes.line(microbatch.id)
+        near = [
+            node
+            for x, y in points
+            for node, at in routes.place.items()
+            if at[0] == x and abs(at[1] - y) < 0.26
+        ]
+        assert near == list(microbatch.route)
+        assert all(abs(a[0] - b[0]) == 1 for a, b in pairwise(points)), "every stage on the way is crossed"
+
+
+def test_route_map_counts_traffic(plan: Plan) -> None:
+    traffic = RouteMap(plan).traffic
+    assert traffic["nyc-0", "ams-1"] == 2
+    assert sum(traffic.values()) == 4 * 2
+
+
+@pytest.mark.parametrize("with_regions", [True, False])
+def test_route_figure_has_a_line_for_each_microbatch(plan: Plan, with_regions: bool) -> None:
+    shown = plan if with_regions else plan.model_copy(update={"regions": None})
+    figure = routes_figure(shown)
+    lines = [trace for trace in figure.data if trace.mode == "lines" and trace.legendgroup]
+    assert len({trace.line.color for trace in lines}) == 2
+    assert sum(list(trace.x).count(None) for trace in lines) == 4
+    named = [name for trace in figure.data if trace.mode == "markers+text" for name in trace.text]
+    assert sorted(named) == sorted(plan.nodes)
+
+
+def test_loss_curves_take_what_was_recorded() -> None:
+    steps = [
+        {"tokens": 10.0, "train/loss": 3.0},
+        {"tokens": 20.0, "train/loss": 2.0, "val/loss": 2.5},
+        {"step": 3.0},
+    ]
+    training, validation = loss_figure({"one": steps}, "tokens", "tokens").data
+    assert list(training.x) == [10.0, 20.0]
+    assert list(training.y) == [3.0, 2.0]
+    assert list(validation.y) == [2.5]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), max_size=50), st.integers(1, 200))
+def test_thinning_keeps_the_range_and_bounds_the_number(
+    points: list[tuple[float, float]], repeat: int
+) -> None:
+    many = points * repeat
+    thinned = thin(many)
+    assert len(thinned) <= MOST_POINTS
+    assert bool(thinned) == bool(many)
+    if many:
+        slack = 1e-6 * (1 + max(y for _, y in many))
+        assert min(y for _, y in many) - slack <= min(y for _, y in thinned)
+        assert max(y for _, y in thinned) <= max(y for _, y in many) + slack
+
+
+def test_iteration_bars_show_prediction_median_and_spread() -> None:
+    predicted, measured = iteration_figure({"one": [1.0, 2.0, 3.0]}, {"one": 1.9}).data
+    assert list(predicted.x) == [1.9]
+    assert list(measured.x) == [2.0]
+    assert list(measured.error_x.array) == pytest.approx([0.9])
+    assert percentiles([7.0]) == (7.0, 7.0)
+
+
+@pytest.mark.parametrize(("worst", "axis"), [(6.0, None), (600.0, "log")])
+def test_depth_curve_is_sorted_and_logarithmic_where_it_must_be(worst: float, axis: str | None) -> None:
+    results = [
+        DepthResult(kept_stages=4, share_computed=1.0, perplexity=3.0),
+        DepthResult(kept_stages=2, share_computed=0.5, perplexity=worst),
+    ]
+    figure = depth_figure({"one": Evaluation(policy="random", results=results)})
+    assert list(figure.data[0].x) == [50.0, 100.0]
+    assert list(figure.data[0].y) == [worst, 3.0]
+    assert figure.layout.yaxis.type == axis

@@ -1,0 +1,73 @@
+"""Small scheduling problems for tests: random but feasible, from a seed."""
+
+import random
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from skippipe_scheduler.problem import AutoMicrobatches, Costs, Problem, Rules, StageNodes
+
+
+def make_problem(
+    seed: int,
+    sizes: Sequence[int],
+    route_length: int,
+    microbatches: int,
+    *,
+    memory: int = 2,
+    fixed: bool = True,
+    uniform: bool = True,
+    swaps: int = 1,
+    jump: int = 4,
+    overhead_s: float = 0.1,
+    reduce_s: float | None = None,
+) -> Problem:
+    """Return a problem whose nodes lie in two regions, a slow link apart."""
+    rng = random.Random(seed)
+    names = tuple(f"node-{index}" for index in range(sum(sizes)))
+    region = {name: rng.randrange(2) for name in names}
+    transfer_s = {
+        a: {b: 0.2 if region[a] == region[b] else 1.0 + rng.random() for b in names if b != a} for a in names
+    }
+    costs = Costs(
+        forward_s={name: 0.5 + rng.random() for name in names},
+        backward_s={name: 1.0 + rng.random() for name in names},
+        loss_s=dict.fromkeys(names, 0.25),
+        task_overhead_s=overhead_s,
+        transfer_s=transfer_s,
+        memory=dict.fromkeys(names, memory),
+        reduce_s=None if reduce_s is None else (reduce_s,) * len(sizes),
+    )
+    ends = [sum(sizes[: stage + 1]) for stage in range(len(sizes))]
+    stages = tuple(StageNodes(nodes=names[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    return Problem(
+        nodes=names,
+        stages=stages if fixed else None,
+        stage_sizes=None if fixed else tuple(sizes),
+        microbatches_per_origin=AutoMicrobatches(auto=microbatches),
+        costs=costs,
+        rules=Rules(
+            num_stages=len(sizes),
+            route_length=route_length,
+            max_swaps=swaps,
+            max_forward_jump=jump,
+            uniform_coverage=uniform,
+        ),
+    )
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    """Feasible problems of up to 8 nodes."""
+    sizes = draw(st.lists(st.integers(1, 2), min_size=3, max_size=4))
+    return make_problem(
+        draw(st.integers(0, 1000)),
+        sizes,
+        draw(st.integers(2, len(sizes))),
+        draw(st.integers(sizes[0], 6)),
+        memory=draw(st.integers(1, 3)),
+        fixed=draw(st.booleans()),
+        uniform=draw(st.booleans()),
+        overhead_s=draw(st.sampled_from([0.0, 0.13])),
+        reduce_s=draw(st.sampled_from([None, 0.0, 3.0])),
+    )

@@ -1,0 +1,67 @@
+import pytest
+from small_problems import make_problem
+
+from skippipe_scheduler.baselines import MAX_SIZE_VARIANTS, full_pipeline_problem, network_blind
+from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
+from skippipe_scheduler.validate import validate
+
+QUICK = SolveOptions(max_evaluations=150)
+
+
+def test_full_pipeline_visits_every_stage_in_order():
+    plan = solve_full_pipeline(make_problem(0, [2, 1, 2], 2, 5), QUICK)
+    validate(plan)
+    assert plan.visits == (5, 5, 5)
+    assert all([plan.stage_of[node] for node in one.route] == [0, 1, 2] for one in plan.microbatches)
+
+
+def test_full_pipeline_considers_every_even_distribution_of_nodes():
+    variants = full_pipeline_problem(make_problem(0, [2, 1, 2], 2, 5))
+    assert {problem.stage_sizes for problem in variants} == {(2, 2, 1), (2, 1, 2), (1, 2, 2)}
+    assert all(problem.num_microbatches == 5 for problem in variants)
+
+
+def test_the_number_of_distributions_is_bounded():
+    variants = full_pipeline_problem(make_problem(0, [4, 1, 1, 1, 1, 1, 1, 1], 4, 4))
+    assert 1 < len(variants) <= MAX_SIZE_VARIANTS
+
+
+def test_full_pipeline_needs_a_node_per_stage():
+    problem = make_problem(0, [1, 1, 1], 2, 2)
+    short = problem.model_copy(update={"nodes": problem.nodes[:2]})
+    with pytest.raises(InfeasibleError, match="needs 3 nodes; there are 2"):
+        full_pipeline_problem(short)
+
+
+def test_blind_costs_tell_nothing_apart_but_stage_and_rules_remain():
+    problem = make_problem(0, [2, 1, 2], 2, 4)
+    blind = network_blind(problem)
+    assert len(set(blind.costs.forward_s.values())) == 1
+    assert len({s for row in blind.costs.transfer_s.values() for s in row.values()}) == 1
+    assert (blind.rules, blind.stages, blind.costs.memory) == (
+        problem.rules,
+        problem.stages,
+        problem.costs.memory,
+    )
+
+
+def test_blind_plan_is_timed_with_the_true_costs_on_the_given_placement():
+    problem = make_problem(0, [2, 2, 2], 2, 8, fixed=False)
+    plan = solve(problem, QUICK)
+    stages = [stage.nodes for stage in plan.stages]
+    blind = solve_network_blind(problem, QUICK, stages)
+    validate(blind)
+    assert [stage.nodes for stage in blind.stages] == stages
+    assert blind.costs == plan.costs
+    assert simulate(blind).iteration_s == blind.predicted.iteration_s
+
+
+def test_knowing_the_network_pays():
+    problem = make_problem(2, [2, 2, 2], 2, 8)
+    options = SolveOptions(max_evaluations=400)
+    assert (
+        solve(problem, options).predicted.iteration_s
+        < solve_network_blind(problem, options).predicted.iteration_s
+    )

@@ -1,0 +1,64 @@
+import pytest
+from small_problems import make_problem
+
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.routes import balanced_routes, choose_routes, list_routes
+from skippipe_scheduler.slots import Layout, SlotCosts
+
+
+def costs_of(problem):
+    layout = Layout(problem)
+    return SlotCosts(layout, layout.given_placement())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_chosen_routes_are_legal_and_cover_all_stages(seed):
+    costs = costs_of(make_problem(seed, [2, 2, 1, 2], 3, 7))
+    choice = choose_routes(costs, Budget(5, 10), seed)
+    layout = costs.layout
+    assert tuple(route[0] for route in choice.routes) == layout.origins
+    assert layout.covers(choice.routes)
+    assert all(tuple(layout.stage_of[slot] for slot in route) in layout.sequences for route in choice.routes)
+
+
+def test_routes_spread_over_the_replicas_of_a_stage_where_these_are_the_bottleneck():
+    problem = make_problem(0, [1, 2], 2, 8, memory=1)
+    roomy = problem.costs.model_copy(update={"memory": {**problem.costs.memory, "node-0": 8}})
+    costs = costs_of(problem.model_copy(update={"costs": roomy}))
+    used = [route[1] for route in choose_routes(costs, Budget(5, 100), 0).routes]
+    assert min(used.count(1), used.count(2)) >= 3
+
+
+def test_bound_is_the_origins_residence_when_it_holds_one_at_a_time():
+    costs = costs_of(make_problem(1, [1, 1], 2, 5, memory=1))
+    round_trip_s = costs.chain((0, 1)).round_trip_s
+    choice = choose_routes(costs, Budget(5, 10), 0)
+    assert choice.bound_s == pytest.approx(5 * round_trip_s, rel=1e-3)
+    assert choice.bound_s <= 5 * round_trip_s
+
+
+def test_a_short_list_has_every_route_and_a_long_one_says_it_is_not_complete():
+    costs = costs_of(make_problem(0, [2, 2, 2], 2, 4))
+    listed = list_routes(costs, 0)
+    assert listed.complete
+    assert set(listed.routes) == {(o, s) for o in (0, 1) for s in (2, 3, 4, 5)}
+    assert not list_routes(costs, 0, limit=4).complete
+
+
+def test_a_limited_list_still_covers_every_stage():
+    costs = costs_of(make_problem(0, [2, 2, 2, 2], 3, 4))
+    visited = {slot for route in list_routes(costs, 0, limit=10).routes for slot in route}
+    assert {costs.layout.stage_of[slot] for slot in visited} == {0, 1, 2, 3}
+
+
+def test_balanced_routes_visit_the_replicas_of_a_stage_equally_often():
+    routes = balanced_routes(Layout(make_problem(0, [3, 3], 2, 9)), 0)
+    visits = [sum(slot in route for route in routes) for slot in range(6)]
+    assert visits == [3] * 6
+
+
+def test_a_jump_that_is_too_short_is_named():
+    layout = Layout(make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0))
+    with pytest.raises(InfeasibleError, match=r"stage 2 can never be visited .*max_forward_jump 1"):
+        balanced_routes(layout, 0)
