@@ -1,14 +1,14 @@
 """The framework's branches of the exception tree of `skippipe_scheduler.errors`.
 
-    SkipPipeError
-    ├── InputError
-    │   ├── ConfigError         the YAML experiment
-    │   ├── DataError           a corpus, tokenizer or token cache
-    │   └── CheckpointError     a checkpoint that cannot be read or does not fit
-    ├── ProgramError            a plan whose program could not be proved
-    ├── CommunicationError      a transfer failed or timed out
-    │   └── PeerLostError       another rank died or fell silent
-    └── StorageError            writing a file failed (full disk, permissions)
+SkipPipeError
+├── InputError
+│   ├── ConfigError         the YAML experiment
+│   ├── DataError           a corpus, tokenizer or token cache
+│   └── CheckpointError     a checkpoint that cannot be read or does not fit
+├── ProgramError            a plan whose program could not be proved
+├── CommunicationError      a transfer failed or timed out
+│   └── PeerLostError       another rank died or fell silent
+└── StorageError            writing a file failed (full disk, permissions)
 """
 
 from skippipe_scheduler.errors import (

@@ -91,9 +91,7 @@ def experiment_problem(experiment: Experiment) -> Problem:
 def experiment_options(experiment: Experiment) -> SolveOptions:
     """Return the planner's budget and seed as the experiment gives them."""
     planner = experiment.pipeline.planner
-    return SolveOptions(
-        time_limit_s=planner.time_limit_s, seed=planner.seed, max_evaluations=planner.max_evaluations
-    )
+    return SolveOptions(time_limit_s=planner.time_limit_s, seed=planner.seed, max_evaluations=planner.max_evaluations)
 
 
 def plan_problem(problem: Problem, options: SolveOptions, *, sizes_given: bool = True) -> Plan:

@@ -39,8 +39,7 @@ def draft_plan(state: State) -> Plan:
         regions=problem.regions,
         stages=_stages(layers, layout.stages(costs.placement)),
         microbatches=tuple(
-            Route(id=one, route=tuple(names[slot] for slot in route))
-            for one, route in enumerate(state.routes)
+            Route(id=one, route=tuple(names[slot] for slot in route)) for one, route in enumerate(state.routes)
         ),
         order={name: tuple(tasks) for name, tasks in order.items()},
         costs=resolved,
@@ -70,6 +69,5 @@ def _stages(layers: Sequence[int], nodes: Sequence[tuple[str, ...]]) -> tuple[St
         raise ProblemError(f"layers {list(layers)} must give each of {len(nodes)} stages at least one layer")
     ends = accumulate(layers)
     return tuple(
-        Stage(layers=(end - size, end), nodes=held)
-        for end, size, held in zip(ends, layers, nodes, strict=True)
+        Stage(layers=(end - size, end), nodes=held) for end, size, held in zip(ends, layers, nodes, strict=True)
     )

@@ -24,8 +24,7 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
         update={"route_length": stages, "max_swaps": 0, "max_swap_distance": 0, "uniform_coverage": True}
     )
     variants = [
-        tuple(even + (stage in extra) for stage in range(stages))
-        for extra in combinations(range(stages), rest)
+        tuple(even + (stage in extra) for stage in range(stages)) for extra in combinations(range(stages), rest)
     ]
     if len(variants) > MAX_SIZE_VARIANTS:
         step = len(variants) // MAX_SIZE_VARIANTS
@@ -59,9 +58,7 @@ def network_blind(problem: Problem) -> Problem:
             "forward_s": dict.fromkeys(names, forward_s),
             "backward_s": dict.fromkeys(names, backward_s),
             "loss_s": dict.fromkeys(names, loss_s),
-            "transfer_s": {
-                source: {sink: 0.1 * forward_s for sink in names if sink != source} for source in names
-            },
+            "transfer_s": {source: {sink: 0.1 * forward_s for sink in names if sink != source} for source in names},
             "reduce_s": (0.0,) * problem.num_stages,
             "contention": "none",
         }

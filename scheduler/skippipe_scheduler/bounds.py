@@ -39,9 +39,7 @@ class _NodeCosts:
         self.work_s = self.forward_s + np.array([costs.backward_s[n] for n in names])
         self.loss_s = np.array([costs.loss_s[n] for n in names])
         self.memory = [costs.memory[n] for n in names]
-        self.one_way_s: Matrix = np.array(
-            [[0.0 if a == b else costs.transfer_s[a][b] for b in names] for a in names]
-        )
+        self.one_way_s: Matrix = np.array([[0.0 if a == b else costs.transfer_s[a][b] for b in names] for a in names])
         self.hop_s: Matrix = self.one_way_s + self.one_way_s.T
         np.fill_diagonal(self.hop_s, np.inf)
         self.trip_s = self._trips_s()
@@ -116,9 +114,7 @@ def _node_work_s(costs: _NodeCosts) -> float:
             best_s = max(best_s, *(count * float(taken_s) - overhead_s for count, taken_s in shares), 0.0)
         elif low and costs.problem.rules.uniform_coverage:
             each_s = np.sort(costs.work_s[nodes] * weight + 2 * overhead_s)[:size]
-            best_s = max(
-                best_s, _least_time_s([float(e) for e in each_s], low) - overhead_s + _ends_s(costs, nodes)
-            )
+            best_s = max(best_s, _least_time_s([float(e) for e in each_s], low) - overhead_s + _ends_s(costs, nodes))
     return best_s
 
 

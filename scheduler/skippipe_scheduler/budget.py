@@ -63,6 +63,4 @@ class Budget:
             solver.parameters.max_deterministic_time = max(0.05, min(at_most_s, left))
             return
         solver.parameters.num_workers = num_workers
-        solver.parameters.max_time_in_seconds = max(
-            0.02, min(at_most_s, part * (self.limit_s - self.elapsed_s))
-        )
+        solver.parameters.max_time_in_seconds = max(0.02, min(at_most_s, part * (self.limit_s - self.elapsed_s)))

@@ -79,9 +79,7 @@ def write_problem(problem: Problem, path: Path) -> None:
     write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 
-def _checked_placement(
-    placement: Placement, num_stages: int, names: tuple[str, ...]
-) -> tuple[tuple[str, ...], ...]:
+def _checked_placement(placement: Placement, num_stages: int, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     if isinstance(placement, Mapping):
         if sorted(placement) != list(range(num_stages)):
             raise ProblemError(f"placement has stages {sorted(placement)}, expected 0 to {num_stages - 1}")
@@ -94,19 +92,13 @@ def _checked_placement(
             raise ProblemError(f"placement: stage {stage} has no node; give it at least one")
         for node in nodes:
             if node not in names:
-                raise ProblemError(
-                    f"placement: stage {stage} has unknown node {node!r}; {nearest(node, [*names])}"
-                )
+                raise ProblemError(f"placement: stage {stage} has unknown node {node!r}; {nearest(node, [*names])}")
             if node in stage_of:
-                raise ProblemError(
-                    f"placement: node {node!r} is in stage {stage_of[node]} and again in stage {stage}"
-                )
+                raise ProblemError(f"placement: node {node!r} is in stage {stage_of[node]} and again in stage {stage}")
             stage_of[node] = stage
     idle = [name for name in names if name not in stage_of]
     if idle:
-        raise ProblemError(
-            f"placement: node {idle[0]!r} of the cluster has no stage; add it or leave it out of both"
-        )
+        raise ProblemError(f"placement: node {idle[0]!r} of the cluster has no stage; add it or leave it out of both")
     return tuple(tuple(nodes) for nodes in placement)
 
 
@@ -131,16 +123,13 @@ def _costs(
     return Costs(
         forward_s={node.name: _task_s(node, node.forward_s, forward_flop) for node in members},
         backward_s={
-            node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward)
-            for node in members
+            node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward) for node in members
         },
         loss_s={node.name: _task_s(node, node.loss_s, workload.loss_flop) for node in members},
         task_overhead_s=task_overhead_s,
         transfer_s=transfer_s,
         memory={
-            node.name: min(
-                _microbatches_held(node, workload, layers, stage_of.get(node.name)), num_microbatches
-            )
+            node.name: min(_microbatches_held(node, workload, layers, stage_of.get(node.name)), num_microbatches)
             for node in members
         },
         contention=cluster.links.contention,

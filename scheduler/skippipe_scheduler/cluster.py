@@ -56,8 +56,7 @@ class Node(StrictModel):
         if self.count is None:
             return (self,)
         return tuple(
-            self.model_copy(update={"name": f"{self.name}-{index}", "count": None})
-            for index in range(self.count)
+            self.model_copy(update={"name": f"{self.name}-{index}", "count": None}) for index in range(self.count)
         )
 
 

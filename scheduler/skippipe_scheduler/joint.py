@@ -40,8 +40,7 @@ def improve_jointly(
     if not candidates.complete:
         return None
     by_origin = {
-        origin: [route for route in candidates.routes if route[0] == origin]
-        for origin in costs.layout.slots_of[0]
+        origin: [route for route in candidates.routes if route[0] == origin] for origin in costs.layout.slots_of[0]
     }
     if sum(len(by_origin[origin]) for origin in costs.layout.origins) > MAX_CHOICES:
         return None
@@ -124,9 +123,7 @@ class _JointModel:
                     (backward, costs.backward_s[slot] + overhead_s),
                 ):
                     size = self._units(taken_s)
-                    self.busy[slot].append(
-                        model.new_optional_fixed_size_interval_var(start, size, present, "")
-                    )
+                    self.busy[slot].append(model.new_optional_fixed_size_interval_var(start, size, present, ""))
                 end = backward + self._units(costs.backward_s[slot])
                 span = model.new_int_var(0, self.horizon, "")
                 self.held[slot].append(model.new_optional_interval_var(forward, span, end, present, ""))
@@ -158,7 +155,6 @@ class _JointModel:
     def read(self, solver: Any) -> tuple[tuple[SlotRoute, ...], list[list[float]]]:
         """Return the chosen routes and starts in seconds."""
         routes = tuple(
-            next(route for route, literal in choice.items() if solver.boolean_value(literal))
-            for choice in self.choices
+            next(route for route, literal in choice.items() if solver.boolean_value(literal)) for choice in self.choices
         )
         return routes, [[solver.value(start) * self.unit_s for start in row] for row in self.starts]

@@ -162,11 +162,7 @@ def task_sequence(starts: Sequence[Sequence[float]]) -> list[tuple[float, int, i
     cycles.
     """
     return sorted(
-        [
-            (start_s, index, microbatch)
-            for microbatch, row in enumerate(starts)
-            for index, start_s in enumerate(row)
-        ]
+        [(start_s, index, microbatch) for microbatch, row in enumerate(starts) for index, start_s in enumerate(row)]
     )
 
 

@@ -37,9 +37,7 @@ def propose_placements(
     return [(placement, routes) for placement, (_, routes) in ranked]
 
 
-def _anneal(
-    layout: Layout, routes: list[SlotRoute], rng: random.Random, budget: Budget
-) -> tuple[float, Placement]:
+def _anneal(layout: Layout, routes: list[SlotRoute], rng: random.Random, budget: Budget) -> tuple[float, Placement]:
     surrogate = Surrogate(layout, routes)
     nodes = list(range(len(layout.stage_of)))
     rng.shuffle(nodes)

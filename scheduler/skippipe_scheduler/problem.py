@@ -38,9 +38,7 @@ class Rules(StrictModel):
     @model_validator(mode="after")
     def _route_fits(self) -> Self:
         if self.route_length > self.num_stages:
-            raise ValueError(
-                f"route_length {self.route_length} is more than the {self.num_stages} stages there are"
-            )
+            raise ValueError(f"route_length {self.route_length} is more than the {self.num_stages} stages there are")
         return self
 
 
@@ -141,17 +139,13 @@ class Problem(StrictModel):
         for name in ("stages", "stage_sizes", "stage_layers", "stage_bytes"):
             entries = getattr(self, name)
             if entries is not None and len(entries) != self.rules.num_stages:
-                raise ValueError(
-                    f"{name} has {len(entries)} entries but rules.num_stages is {self.rules.num_stages}"
-                )
+                raise ValueError(f"{name} has {len(entries)} entries but rules.num_stages is {self.rules.num_stages}")
         placed = [node for stage in self.stages or () for node in stage.nodes]
         if self.stages is not None and sorted(placed) != sorted(self.nodes):
             odd = sorted(set(placed) ^ set(self.nodes)) or [n for n in self.nodes if placed.count(n) > 1]
             raise ValueError(f"stages must hold every node exactly once; look at {odd[0]!r}")
         if self.stage_sizes is not None and sum(self.stage_sizes) != len(self.nodes):
-            raise ValueError(
-                f"stage_sizes add up to {sum(self.stage_sizes)} but there are {len(self.nodes)} nodes"
-            )
+            raise ValueError(f"stage_sizes add up to {sum(self.stage_sizes)} but there are {len(self.nodes)} nodes")
         gap = self.costs.missing(self.nodes)
         if gap:
             raise ValueError(gap)
@@ -205,8 +199,7 @@ class Problem(StrictModel):
             return 0.0
         chunk_gbit = size_bytes * 8e-9 / len(nodes)
         slowest = max(
-            self.costs.latency_s[source][destination]
-            + chunk_gbit / self.costs.gbit_per_s[source][destination]
+            self.costs.latency_s[source][destination] + chunk_gbit / self.costs.gbit_per_s[source][destination]
             for source, destination in zip(nodes, nodes[1:] + nodes[:1], strict=True)
         )
         return 2 * (len(nodes) - 1) * slowest

@@ -89,8 +89,7 @@ def _cheapest(costs: SlotCosts, origin: int, sequence: tuple[int, ...], count: i
         for slot in slots_of[stage]:
             work_s = costs.forward_s[slot] + costs.backward_s[slot]
             reached = sorted(
-                (length_s + costs.both_ways_s(route[-1], slot) + work_s, (*route, slot))
-                for length_s, route in partial
+                (length_s + costs.both_ways_s(route[-1], slot) + work_s, (*route, slot)) for length_s, route in partial
             )
             longer += reached[: max(1, count // len(slots_of[stage]) + 1)]
         partial = longer
@@ -142,9 +141,7 @@ class _CountModel:
         self.counts = [model.new_int_var(0, share[route[0]], "") for route in routes]
         self.peak = model.new_int_var(0, _UNITS * (1 + len(layout.origins)) * 2, "peak")
         for origin, count in enumerate(share):
-            model.add(
-                sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count
-            )
+            model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count)
         if layout.problem.rules.uniform_coverage:
             self._balance(layout)
         for slot in range(len(layout.stage_of)):
@@ -154,9 +151,7 @@ class _CountModel:
         low, high = layout.coverage
         for slots in layout.slots_of[1:]:
             here = set(slots)
-            visits = sum(
-                v for v, route in zip(self.counts, self.routes, strict=True) if here.intersection(route)
-            )
+            visits = sum(v for v, route in zip(self.counts, self.routes, strict=True) if here.intersection(route))
             self.model.add_linear_constraint(visits, low, high)
 
     def _limit(self, costs: SlotCosts, slot: int) -> None:
@@ -194,8 +189,7 @@ def balanced_routes(layout: Layout, seed: int) -> tuple[SlotRoute, ...]:
     sequences = balanced_sequences(layout, seed)
     visits = [sum(stage in sequence for sequence in sequences) for stage in range(layout.problem.num_stages)]
     room = {
-        slot: float(ceil(visits[stage] / len(layout.slots_of[stage])))
-        for slot, stage in enumerate(layout.stage_of)
+        slot: float(ceil(visits[stage] / len(layout.slots_of[stage]))) for slot, stage in enumerate(layout.stage_of)
     }
     routes: list[SlotRoute] = []
     last: SlotRoute | None = None
@@ -237,9 +231,7 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         raise InfeasibleError(coverage_conflict(layout))
     return [
-        sequence
-        for sequence, count in zip(layout.sequences, counts, strict=True)
-        for _ in range(solver.value(count))
+        sequence for sequence, count in zip(layout.sequences, counts, strict=True) for _ in range(solver.value(count))
     ]
 
 
@@ -253,11 +245,7 @@ def coverage_conflict(layout: Layout) -> str:
             f"max_forward_jump {rules.max_forward_jump}; allow longer jumps or more swaps"
         )
     never = [s for s in range(rules.num_stages) if not any(s in sequence for sequence in layout.sequences)]
-    where = (
-        f"stage {never[0]} can never be visited"
-        if never
-        else "no mix of routes visits all stages equally often"
-    )
+    where = f"stage {never[0]} can never be visited" if never else "no mix of routes visits all stages equally often"
     return (
         f"uniform_coverage cannot be met: {where} with route_length {rules.route_length}, max_forward_jump "
         f"{rules.max_forward_jump} and max_swaps {rules.max_swaps} for {len(layout.origins)} microbatches; "

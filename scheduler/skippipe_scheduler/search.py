@@ -116,9 +116,7 @@ class Search:
                 routes = self.moves.apply(routes, chosen, rng)
         return self._reinsert(costs, routes, state, chosen)
 
-    def _reinsert(
-        self, costs: SlotCosts, routes: list[SlotRoute], state: State, chosen: list[int]
-    ) -> State | None:
+    def _reinsert(self, costs: SlotCosts, routes: list[SlotRoute], state: State, chosen: list[int]) -> State | None:
         out = set(chosen)
         out.update(one for one, route in enumerate(routes) if route != state.routes[one])
         sequence = sorted(out)
@@ -168,9 +166,7 @@ class Search:
     def score(self, timeline: Timeline, routes: tuple[SlotRoute, ...]) -> State:
         """Score a complete timeline."""
         costs = timeline.costs
-        ends = [
-            row[-1] + costs.backward_s[route[0]] for row, route in zip(timeline.starts, routes, strict=True)
-        ]
+        ends = [row[-1] + costs.backward_s[route[0]] for row, route in zip(timeline.starts, routes, strict=True)]
         iteration_s = max(ends)
         if any(costs.reduce_s):
             for slot, stage in enumerate(self.layout.stage_of):

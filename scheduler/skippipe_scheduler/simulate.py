@@ -215,9 +215,7 @@ class _Run:
     def _send(
         self, source: str, destination: str, successor: Task, hop: int, direction: Direction, ready_s: float
     ) -> None:
-        heapq.heappush(
-            self.ready, (ready_s, successor.microbatch, hop, source, destination, successor, direction)
-        )
+        heapq.heappush(self.ready, (ready_s, successor.microbatch, hop, source, destination, successor, direction))
 
     def _deliver(self, event: tuple[float, int, int, str, str, Task, Direction]) -> None:
         """Start a transfer as soon as what it needs is free, and let its destination go on."""
@@ -233,9 +231,7 @@ class _Run:
             for card in shared:
                 self.card_free_s[card] = occupied_until_s
         end_s = start_s + self.costs.transfer_s[source][destination] * factor
-        self.transfers.append(
-            TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s)
-        )
+        self.transfers.append(TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s))
         self.arrived_s[destination, successor] = end_s
         self._advance(destination)
 

@@ -132,7 +132,6 @@ class Chain:
             now_s += duration_s + delay_s
         self.round_trip_s = now_s
         self.residence_s = [
-            starts[2 * length - hop] + self.durations_s[2 * length - hop] - starts[hop]
-            for hop in range(length)
+            starts[2 * length - hop] + self.durations_s[2 * length - hop] - starts[hop] for hop in range(length)
         ]
         """Shortest time that a microbatch is held at each hop."""

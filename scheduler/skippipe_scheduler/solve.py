@@ -11,12 +11,12 @@ from skippipe_scheduler.baselines import full_pipeline_problem, network_blind
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.joint import improve_jointly
-from skippipe_scheduler.order import build
+from skippipe_scheduler.order import build, retime
 from skippipe_scheduler.placement import propose_placements
 from skippipe_scheduler.plan import Plan, Solver
 from skippipe_scheduler.problem import Problem, StageNodes
 from skippipe_scheduler.routes import balanced_routes, choose_routes
-from skippipe_scheduler.search import Progress, Search, State
+from skippipe_scheduler.search import Judge, Progress, Search, State
 from skippipe_scheduler.slots import Layout, SlotCosts
 
 _MARGIN = 0.94
@@ -76,13 +76,11 @@ def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
     return _solve_best(full_pipeline_problem(problem), options, None)
 
 
-def solve_network_blind(
-    problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None
-) -> Plan:
+def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None) -> Plan:
     """Return a plan whose routes were chosen as if all links and nodes were alike, timed with the true costs.
 
-    The nodes' order follows the true costs (insertion), so that the plan cannot deadlock. `stages` fixes the
-    placement, usually to that of the plan it is compared with.
+    The order is the better of the blind one and first-come insertions at the true costs, so that the plan
+    cannot deadlock. `stages` fixes the placement, usually to that of the plan it is compared with.
     """
     fixed = _fix(problem, stages)
     budget = options.budget()
@@ -95,10 +93,22 @@ def solve_network_blind(
     blind, _ = _search([Layout(network_blind(fixed))], unseen, budget.share(0.8))
     placement = layout.given_placement() or ()
     costs = SlotCosts(layout, placement)
-    first_come = sorted(range(len(blind.routes)), key=lambda one: blind.timeline.starts[one][0])
-    timeline = build(costs, blind.routes, first_come, 2 * max(costs.backward_s))
-    state = replace(blind, costs=costs, timeline=timeline)
+    state = _dispatch(layout, costs, blind)
     return finished_plan(state, max(lower_bounds(fixed).values()), _solver(options, budget), None)
+
+
+def _dispatch(layout: Layout, costs: SlotCosts, blind: State) -> State:
+    """Return the better of the blind order itself and first-come insertions of its routes at the true `costs`."""
+    first_come = sorted(range(len(blind.routes)), key=lambda one: blind.timeline.starts[one][0])
+    waits_s = [factor * max(costs.backward_s) for factor in (1, 2, 4, 8, 16, 32)]
+    timelines = [retime(costs, blind.routes, blind.timeline.starts)]
+    timelines += [build(costs, blind.routes, first_come, wait_s) for wait_s in waits_s]
+    search = Search(layout, 0, _judge(layout))
+    return min((search.score(one, blind.routes) for one in timelines), key=lambda state: state.iteration_s)
+
+
+def _judge(layout: Layout) -> Judge | None:
+    return contended_s if layout.problem.costs.contention != "none" else None
 
 
 def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
@@ -133,7 +143,7 @@ def _search(layouts: list[Layout], options: SolveOptions, budget: Budget) -> tup
 def _starts(layout: Layout, run: _Run, layouts: int) -> list[tuple[Search, State]]:
     """Return states to start from, with a search each."""
     options, seed = run.options, run.options.seed
-    judge = contended_s if layout.problem.costs.contention != "none" else None
+    judge = _judge(layout)
     given = layout.given_placement()
     if given is None:
         count = max(2, _STARTS // layouts)

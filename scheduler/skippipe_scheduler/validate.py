@@ -64,9 +64,7 @@ def _check_layers(plan: Plan) -> None:
         first, last = stage.layers
         if first != expected:
             wrong = "held by nobody" if first > expected else "held twice"
-            raise PlanError(
-                f"stages.{index}: begins at layer {first}, layer {min(first, expected)} is {wrong}"
-            )
+            raise PlanError(f"stages.{index}: begins at layer {first}, layer {min(first, expected)} is {wrong}")
         if last <= first:
             raise PlanError(f"stages.{index}: holds no layer ({first} to {last})")
         expected = last
@@ -97,9 +95,7 @@ def _check_costs(plan: Plan) -> None:
 def _check_routes(plan: Plan) -> None:
     for index, microbatch in enumerate(plan.microbatches):
         if microbatch.id != index:
-            raise PlanError(
-                f"microbatches.{index}: id is {microbatch.id}; ids count 0, 1, 2, ... without gaps"
-            )
+            raise PlanError(f"microbatches.{index}: id is {microbatch.id}; ids count 0, 1, 2, ... without gaps")
         unknown = [node for node in microbatch.route if node not in plan.stage_of]
         if unknown:
             raise PlanError(f"microbatches.{index}: unknown node {unknown[0]!r} on the route")

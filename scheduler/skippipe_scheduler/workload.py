@@ -37,9 +37,7 @@ class Workload:
                 raise ProblemError(f"workload.{field.name} is {value}; it must be a number of {wanted}")
 
 
-def split_layers(
-    num_layers: int, num_stages: int, layers_per_stage: Sequence[int] | None = None
-) -> tuple[int, ...]:
+def split_layers(num_layers: int, num_stages: int, layers_per_stage: Sequence[int] | None = None) -> tuple[int, ...]:
     """Return the layers of each stage: as given and checked, else as even as possible.
 
     Layers left over go to the stages after the first, because stage 0 also has embedding, head and loss.
@@ -47,8 +45,7 @@ def split_layers(
     """
     if num_stages > num_layers:
         raise ProblemError(
-            f"{num_stages} stages need at least {num_stages} layers, the model has {num_layers}; "
-            "use fewer stages"
+            f"{num_stages} stages need at least {num_stages} layers, the model has {num_layers}; use fewer stages"
         )
     if layers_per_stage is None:
         share, rest = divmod(num_layers, num_stages)
@@ -57,13 +54,9 @@ def split_layers(
         raise ProblemError(f"layers_per_stage has {len(layers_per_stage)} entries for {num_stages} stages")
     if min(layers_per_stage) < 1:
         stage = list(layers_per_stage).index(min(layers_per_stage))
-        raise ProblemError(
-            f"layers_per_stage: stage {stage} has {min(layers_per_stage)} layers; give it at least 1"
-        )
+        raise ProblemError(f"layers_per_stage: stage {stage} has {min(layers_per_stage)} layers; give it at least 1")
     if sum(layers_per_stage) != num_layers:
-        raise ProblemError(
-            f"layers_per_stage adds up to {sum(layers_per_stage)} layers, the model has {num_layers}"
-        )
+        raise ProblemError(f"layers_per_stage adds up to {sum(layers_per_stage)} layers, the model has {num_layers}")
     return tuple(layers_per_stage)
 
 

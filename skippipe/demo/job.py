@@ -110,7 +110,9 @@ def _train(experiment: Experiment, plan: Plan) -> None:
     ]
     finished = subprocess.run(command, check=False)
     if finished.returncode != 0:
-        raise SkipPipeError(f"training in {run_dir} ended with exit code {finished.returncode}; see above for the reason")
+        raise SkipPipeError(
+            f"training in {run_dir} ended with exit code {finished.returncode}; see above for the reason"
+        )
 
 
 def _facts(result: DemoResult, experiments: dict[str, Experiment]) -> dict[str, str]:

@@ -74,18 +74,14 @@ def evaluate_run(
     stages = _load_stages(experiment, run_dir, checkpoint, torch.device(device))
     counts = [kept_stages(keep, len(stages)) for keep in keeps]
     batches = _validation_batches(experiment, num_batches)
-    results = [
-        _evaluate_depth(stages, batches, policy, keep, count) for keep, count in zip(keeps, counts, strict=True)
-    ]
+    results = [_evaluate_depth(stages, batches, policy, keep, count) for keep, count in zip(keeps, counts, strict=True)]
     tokens = sum(labels.numel() for _, labels in batches)
     evaluation = Evaluation(policy.name, experiment.name, checkpoint.name, tokens, results)
     write_atomically(run_dir / "evaluation.json", json.dumps(asdict(evaluation), indent=1) + "\n")
     return evaluation
 
 
-def _load_stages(
-    experiment: Experiment, run_dir: Path, checkpoint: Path, device: torch.device
-) -> list[Stage]:
+def _load_stages(experiment: Experiment, run_dir: Path, checkpoint: Path, device: torch.device) -> list[Stage]:
     plan = load_plan(run_dir / "plan.json")
     config = experiment_model(experiment)
     dtype = getattr(torch, experiment.training.dtype)

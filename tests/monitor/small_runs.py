@@ -4,12 +4,11 @@ import json
 import math
 from pathlib import Path
 
-from skippipe_scheduler.simulate import simulate
-
 from skippipe.config import Experiment
 from skippipe.config_file import save_experiment
 from skippipe_scheduler.plan import Plan, Predicted, Route, Solver, Stage, Task
 from skippipe_scheduler.problem import Costs, Rules
+from skippipe_scheduler.simulate import simulate
 
 STAGES = (("ams-0", "nyc-0"), ("nyc-1",), ("ams-1",), ("ams-2", "nyc-2"))
 ROUTES = (
@@ -38,9 +37,7 @@ def make_plan(stages: tuple[tuple[str, ...], ...], routes: tuple[tuple[str, ...]
     plan = Plan(
         nodes=nodes,
         regions=tuple(node.split("-")[0] for node in nodes),
-        stages=tuple(
-            Stage(layers=(2 * index, 2 * index + 2), nodes=stage) for index, stage in enumerate(stages)
-        ),
+        stages=tuple(Stage(layers=(2 * index, 2 * index + 2), nodes=stage) for index, stage in enumerate(stages)),
         microbatches=tuple(Route(id=microbatch, route=route) for microbatch, route in numbered),
         order={node: tuple(tasks) for node, tasks in order.items()},
         costs=Costs(
@@ -92,9 +89,7 @@ def write_run(folder: Path, plan: Plan, name: str) -> Path:
         }
         for keep in (1.0, 0.75, 0.5)
     ]
-    (folder / "evaluation.json").write_text(
-        json.dumps({"policy": "random", "model": name, "results": results})
-    )
+    (folder / "evaluation.json").write_text(json.dumps({"policy": "random", "model": name, "results": results}))
     write_trace(folder / "trace", plan)
     return folder
 

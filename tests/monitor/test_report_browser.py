@@ -67,9 +67,7 @@ def open_page(browser: Browser, path: Path) -> None:
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requested = {
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
+        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
     }
     assert {url for url in requested if not url.startswith("data:")} == {path.as_uri()}
 
@@ -111,9 +109,7 @@ def test_run_page(browser: Browser, run_dir: Path, plan: Plan) -> None:
     ]
     tasks = len(simulate(plan).tasks)
     assert bars(browser) == [2, tasks + 4, tasks]
-    labels = browser.execute_script(
-        "return [...document.querySelectorAll('.ytick text')].map(e => e.textContent)"
-    )
+    labels = browser.execute_script("return [...document.querySelectorAll('.ytick text')].map(e => e.textContent)")
     assert [f"{node} · stage {plan.stage_of[node]}" for node in plan.nodes] == labels[1:7]
 
 
@@ -136,9 +132,7 @@ def test_comparison_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_is_readable_in_light_and_dark(
-    browser: Browser, plan: Plan, tmp_path: Path, scheme: str
-) -> None:
+def test_page_is_readable_in_light_and_dark(browser: Browser, plan: Plan, tmp_path: Path, scheme: str) -> None:
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     write_plan_report(tmp_path / "plan.html", plan, {})
@@ -149,9 +143,7 @@ def test_page_is_readable_in_light_and_dark(
     assert contrast(ground, ink) > 7
 
 
-def test_pictures_keep_their_height_when_the_window_changes(
-    browser: Browser, plan: Plan, tmp_path: Path
-) -> None:
+def test_pictures_keep_their_height_when_the_window_changes(browser: Browser, plan: Plan, tmp_path: Path) -> None:
     write_plan_report(tmp_path / "plan.html", plan, {})
     open_page(browser, tmp_path / "plan.html")
     sizes = f"return {PLOTS}.map(plot => [plot.clientWidth, plot.clientHeight, plot._fullLayout.height])"

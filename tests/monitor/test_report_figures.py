@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from skippipe_scheduler.simulate import simulate
 
 from skippipe.monitor.report.curves import (
     MOST_POINTS,
@@ -24,6 +23,7 @@ from skippipe.monitor.report.spans import REDUCE, Span, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import simulate
 
 
 @pytest.mark.parametrize(
@@ -119,12 +119,7 @@ def test_route_lines_meet_their_nodes_and_avoid_skipped_ones(plan: Plan) -> None
     routes = RouteMap(plan)
     for microbatch in plan.microbatches:
         points = routes.line(microbatch.id)
-        near = [
-            node
-            for x, y in points
-            for node, at in routes.place.items()
-            if at[0] == x and abs(at[1] - y) < 0.26
-        ]
+        near = [node for x, y in points for node, at in routes.place.items() if at[0] == x and abs(at[1] - y) < 0.26]
         assert near == list(microbatch.route)
         assert all(abs(a[0] - b[0]) == 1 for a, b in pairwise(points)), "every stage on the way is crossed"
 
@@ -159,9 +154,7 @@ def test_loss_curves_take_what_was_recorded() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e6)), max_size=50), st.integers(1, 200))
-def test_thinning_keeps_the_range_and_bounds_the_number(
-    points: list[tuple[float, float]], repeat: int
-) -> None:
+def test_thinning_keeps_the_range_and_bounds_the_number(points: list[tuple[float, float]], repeat: int) -> None:
     many = points * repeat
     thinned = thin(many)
     assert len(thinned) <= MOST_POINTS

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from skippipe_scheduler.simulate import simulate
 
 from skippipe.cli.main import main
 from skippipe.cli.report import command
@@ -14,6 +13,7 @@ from skippipe.monitor.report.reports import write_comparison_report, write_plan_
 from skippipe.monitor.report.run import read_run
 from skippipe.monitor.report.summary import nodes_table, plans_table, runs_table
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import simulate
 
 
 def test_run_is_read_up_to_the_line_that_a_crash_cut(run_dir: Path, plan: Plan) -> None:
@@ -79,9 +79,7 @@ def test_command_writes_the_page_and_prints_its_path(run_dir: Path, tmp_path: Pa
     assert out.exists()
 
 
-def test_command_without_a_run_ends_with_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_without_a_run_ends_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["report", str(tmp_path / "nothing")])
     assert stop.value.code == 2
@@ -123,7 +121,5 @@ def test_comparison_names_the_run_that_is_wrong(run_dir: Path, tmp_path: Path) -
 
 
 def test_metrics_with_other_types_are_ignored(run_dir: Path) -> None:
-    (run_dir / "metrics.jsonl").write_text(
-        json.dumps({"step": 1, "note": "text", "flag": True, "train/loss": 1})
-    )
+    (run_dir / "metrics.jsonl").write_text(json.dumps({"step": 1, "note": "text", "flag": True, "train/loss": 1}))
     assert read_run(run_dir).steps == [{"step": 1.0, "train/loss": 1.0}]

@@ -63,5 +63,7 @@ def test_text_names_no_path_of_a_machine() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     marker = re.compile(r"/(?:home|root|Users|tmp)/\w")
     texts = [ROOT / name for name in listed.split() if Path(name).suffix in {".md", ".py", ".yaml", ".toml", ".sh"}]
-    offences = [path.name for path in texts if path.exists() and marker.search(path.read_text()) and path != Path(__file__)]
+    offences = [
+        path.name for path in texts if path.exists() and marker.search(path.read_text()) and path != Path(__file__)
+    ]
     assert offences == []

@@ -26,9 +26,7 @@ def make_problem(
     rng = random.Random(seed)
     names = tuple(f"node-{index}" for index in range(sum(sizes)))
     region = {name: rng.randrange(2) for name in names}
-    transfer_s = {
-        a: {b: 0.2 if region[a] == region[b] else 1.0 + rng.random() for b in names if b != a} for a in names
-    }
+    transfer_s = {a: {b: 0.2 if region[a] == region[b] else 1.0 + rng.random() for b in names if b != a} for a in names}
     costs = Costs(
         forward_s={name: 0.5 + rng.random() for name in names},
         backward_s={name: 1.0 + rng.random() for name in names},

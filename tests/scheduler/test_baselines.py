@@ -61,7 +61,4 @@ def test_blind_plan_is_timed_with_the_true_costs_on_the_given_placement():
 def test_knowing_the_network_pays():
     problem = make_problem(2, [2, 2, 2], 2, 8)
     options = SolveOptions(max_evaluations=400)
-    assert (
-        solve(problem, options).predicted.iteration_s
-        < solve_network_blind(problem, options).predicted.iteration_s
-    )
+    assert solve(problem, options).predicted.iteration_s < solve_network_blind(problem, options).predicted.iteration_s

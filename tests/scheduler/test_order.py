@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +62,7 @@ def test_memory_of_one_makes_microbatches_follow_each_other():
     costs, routes = setting(make_problem(3, [1, 1], 2, 3, memory=1))
     timeline = build(costs, routes, [0, 1, 2], 10.0)
     held = timeline.held[0]
-    assert all(end <= start + 1e-9 for (_, end), (start, _) in zip(held, held[1:], strict=False))
+    assert all(end <= start + 1e-9 for (_, end), (start, _) in pairwise(held))
 
 
 def test_retiming_closes_gaps_and_never_delays():

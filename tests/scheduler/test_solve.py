@@ -121,9 +121,7 @@ def test_shared_links_are_timed_by_the_simulator():
             "contention": "link",
             "activation_bytes": 10**8,
             "latency_s": {a: dict.fromkeys(row, 0.01) for a, row in rows.items()},
-            "gbit_per_s": {
-                a: {b: 0.8 / max(1e-3, s - 0.01) for b, s in row.items()} for a, row in rows.items()
-            },
+            "gbit_per_s": {a: {b: 0.8 / max(1e-3, s - 0.01) for b, s in row.items()} for a, row in rows.items()},
         }
     )
     plan = solve(problem.model_copy(update={"costs": shared}), SolveOptions(max_evaluations=50))
@@ -141,5 +139,5 @@ def test_progress_reports_only_improvements():
 
 def test_rules_that_no_route_can_obey_are_named():
     problem = make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0)
-    with pytest.raises(InfeasibleError, match="uniform_coverage cannot be met.*max_forward_jump 1"):
+    with pytest.raises(InfeasibleError, match=r"uniform_coverage cannot be met.*max_forward_jump 1"):
         solve(problem, SolveOptions(max_evaluations=5))

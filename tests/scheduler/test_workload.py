@@ -48,9 +48,7 @@ def test_given_layers_are_kept() -> None:
         (8, 3, [10, -5, 3], "stage 1 has -5 layers"),
     ],
 )
-def test_layers_that_do_not_fit(
-    num_layers: int, num_stages: int, given_layers: list[int] | None, message: str
-) -> None:
+def test_layers_that_do_not_fit(num_layers: int, num_stages: int, given_layers: list[int] | None, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         split_layers(num_layers, num_stages, given_layers)
 
@@ -66,9 +64,7 @@ def test_layers_that_do_not_fit(
         (4, 4, 2, (1, 1, 1, 1)),
     ],
 )
-def test_stage_sizes_of_known_cases(
-    num_nodes: int, num_stages: int, length: int, sizes: tuple[int, ...]
-) -> None:
+def test_stage_sizes_of_known_cases(num_nodes: int, num_stages: int, length: int, sizes: tuple[int, ...]) -> None:
     assert stage_sizes(num_nodes, num_stages, length) == sizes
 
 

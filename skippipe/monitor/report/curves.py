@@ -20,9 +20,7 @@ def loss_figure(runs: Mapping[str, Sequence[Step]], key: str, axis: str) -> go.F
     """Draw each run's training and validation loss over `key` ("tokens" or "perf/elapsed_s")."""
     figure = go.Figure(layout=_layout(axis, "loss (nats a token)"))
     for index, (name, steps) in enumerate(runs.items()):
-        training = thin(
-            [(step[key], step["train/loss"]) for step in steps if key in step and "train/loss" in step]
-        )
+        training = thin([(step[key], step["train/loss"]) for step in steps if key in step and "train/loss" in step])
         checks = [(step[key], step["val/loss"]) for step in steps if key in step and "val/loss" in step]
         line = {"color": colour(index), "width": 2}
         figure.add_trace(_curve(f"{name}, training", training, mode="lines", line=line))
@@ -41,9 +39,7 @@ def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in blocks]
 
 
-def iteration_figure(
-    measured_s: Mapping[str, Sequence[float]], predicted_s: Mapping[str, float]
-) -> go.Figure:
+def iteration_figure(measured_s: Mapping[str, Sequence[float]], predicted_s: Mapping[str, float]) -> go.Figure:
     """Draw each run's predicted iteration time and the median of the measured ones (seconds).
 
     The line on the measured bar goes from their 5th to their 95th percentile.

@@ -51,9 +51,7 @@ def gantt_figure(plan: Plan, spans: Sequence[Span], title: str, axis_end_s: floa
     return figure
 
 
-def _bars(
-    plan: Plan, operation: str, spans: Sequence[Span], position: dict[str, int], numbered: bool
-) -> go.Bar:
+def _bars(plan: Plan, operation: str, spans: Sequence[Span], position: dict[str, int], numbered: bool) -> go.Bar:
     details = [
         (
             label(span.node),

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from skippipe_scheduler.simulate import simulate
-
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
 from skippipe.monitor.report.gantt import gantt_figure
 from skippipe.monitor.report.page import Page, Picture, Section, write_report
@@ -22,6 +20,7 @@ from skippipe.monitor.report.summary import (
 )
 from skippipe.monitor.report.units import count, percent, seconds, times
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import simulate
 
 SIMULATED = "Simulated exactly from the plan's costs."
 MEASURED = "Measured by each node, from its own start of the iteration."
@@ -61,9 +60,7 @@ def write_run_report(run_dir: Path, path: Path | None = None) -> Path:
     return target
 
 
-def write_comparison_report(
-    path: Path, runs: Mapping[str, Path], title: str, facts: Mapping[str, str]
-) -> None:
+def write_comparison_report(path: Path, runs: Mapping[str, Path], title: str, facts: Mapping[str, str]) -> None:
     """Write the page that shows several runs (directories by name); `facts` are its headline.
 
     Raises `InputError` where a directory is no run, or one of its files is wrong.
@@ -113,19 +110,14 @@ def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, Run]) -> Section:
         charts.append((f"{_capital(name)}, predicted", plan, timeline_spans(plan, simulate(plan)), SIMULATED))
         measured = runs[name].measured if name in runs else None
         if measured is not None:
-            charts.append(
-                (f"{_capital(name)}, measured in step {measured.step}", plan, list(measured.spans), MEASURED)
-            )
+            charts.append((f"{_capital(name)}, measured in step {measured.step}", plan, list(measured.spans), MEASURED))
     last_s = max(end_s(spans) for _, _, spans, _ in charts)
     return Section(
         "One iteration",
         "What each node does when: one row a node, one bar a task, the microbatch's number in the bar. Where "
         "there is no bar, the node waits. All charts have the same time axis. Drag to zoom, double-click to "
         "zoom out.",
-        [
-            Picture(gantt_figure(plan, spans, title, last_s), caption)
-            for title, plan, spans, caption in charts
-        ],
+        [Picture(gantt_figure(plan, spans, title, last_s), caption) for title, plan, spans, caption in charts],
     )
 
 
@@ -154,11 +146,7 @@ def _depth(runs: Mapping[str, Run]) -> list[Section]:
     policies = ", ".join(sorted({run.evaluation.policy for run in evaluated.values() if run.evaluation}))
     caption = f"Stages left out by the policy {policies}. Error bars: standard deviation over batches."
     text = "How well the trained model does when only some of its stages run. Lower and flatter is better."
-    return [
-        Section(
-            "Perplexity with part of the depth", text, [Picture(figure, caption)], [depth_table(evaluated)]
-        )
-    ]
+    return [Section("Perplexity with part of the depth", text, [Picture(figure, caption)], [depth_table(evaluated)])]
 
 
 def _routes(plans: Mapping[str, Plan]) -> Section:
@@ -171,9 +159,7 @@ def _routes(plans: Mapping[str, Plan]) -> Section:
         Picture(routes_figure(plan), f"{_capital(name)}. {caption}" if name else caption)
         for name, plan in plans.items()
     ]
-    return Section(
-        "Routes", "Which nodes each microbatch visits. Point at a line or a node for details.", pictures
-    )
+    return Section("Routes", "Which nodes each microbatch visits. Point at a line or a node for details.", pictures)
 
 
 def _nodes(plans: Mapping[str, Plan]) -> Section:

@@ -43,10 +43,7 @@ class RouteMap:
     def colour_of(self) -> dict[str, str]:
         """Colour of each group, in the order in which the groups appear."""
         groups = list(dict.fromkeys(self.group_of.values()))
-        return {
-            group: NEUTRAL if group == "further nodes" else colour(index)
-            for index, group in enumerate(groups)
-        }
+        return {group: NEUTRAL if group == "further nodes" else colour(index) for index, group in enumerate(groups)}
 
     @cached_property
     def traffic(self) -> Counter[tuple[str, str]]:
@@ -178,9 +175,7 @@ def _traffic_labels(routes: RouteMap) -> go.Scatter:
         y=[(routes.place[a][1] + routes.place[b][1]) / 2 for a, b in pairs],
         mode="markers",
         marker={"size": 10, "color": "rgba(0,0,0,0)"},
-        text=[
-            f"{label(a)} → {label(b)}<br>{routes.traffic[a, b]} microbatches an iteration" for a, b in pairs
-        ],
+        text=[f"{label(a)} → {label(b)}<br>{routes.traffic[a, b]} microbatches an iteration" for a, b in pairs],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from skippipe_scheduler.validate import load_plan
 
 from skippipe.config import Experiment
 from skippipe.config_file import load_experiment
@@ -19,6 +18,7 @@ from skippipe.errors import InputError
 from skippipe.monitor.report.spans import Span, end_s
 from skippipe_scheduler.files import parse, read_json
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.validate import load_plan
 
 WARM_UP_STEPS = 10
 Step = dict[str, float]

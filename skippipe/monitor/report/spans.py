@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from skippipe_scheduler.simulate import Timeline
-
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import Timeline
 
 REDUCE = "REDUCE"
 
@@ -25,9 +24,7 @@ class Span(NamedTuple):
 
 def timeline_spans(plan: Plan, timeline: Timeline) -> list[Span]:
     """Return all tasks of a simulated iteration, and each stage's reduction on every one of its replicas."""
-    spans = [
-        Span(task.node, task.operation, task.microbatch, task.start_s, task.end_s) for task in timeline.tasks
-    ]
+    spans = [Span(task.node, task.operation, task.microbatch, task.start_s, task.end_s) for task in timeline.tasks]
     for reduction in timeline.reductions:
         if reduction.end_s > reduction.start_s:
             spans += [

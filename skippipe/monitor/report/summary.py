@@ -4,13 +4,12 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 
-from skippipe_scheduler.simulate import Timeline
-
 from skippipe.config import Experiment
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run import Run
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import Timeline
 
 NONE = "–"
 
@@ -81,9 +80,7 @@ def depth_table(runs: Mapping[str, Run]) -> Table:
     """Perplexity of each run at each share of depth, and its change against the deepest one."""
     rows = []
     for name, run in runs.items():
-        results = sorted(
-            run.evaluation.results if run.evaluation else [], key=lambda one: -one.share_computed
-        )
+        results = sorted(run.evaluation.results if run.evaluation else [], key=lambda one: -one.share_computed)
         for result in results:
             spread = f" ± {significant(result.perplexity_std)}" if result.perplexity_std else ""
             change = result.perplexity / results[0].perplexity - 1
@@ -108,9 +105,7 @@ def nodes_table(plan: Plan, timeline: Timeline, name: str = "") -> Table:
     regions = plan.regions or (NONE,) * len(plan.nodes)
     visits = Counter(node for one in plan.microbatches for node in one.route)
     rows = []
-    for node, region in sorted(
-        zip(plan.nodes, regions, strict=True), key=lambda pair: plan.stage_of[pair[0]]
-    ):
+    for node, region in sorted(zip(plan.nodes, regions, strict=True), key=lambda pair: plan.stage_of[pair[0]]):
         busy_s, held, room = timeline.busy_s[node], timeline.peak_memory[node], plan.costs.memory[node]
         share = busy_s / timeline.iteration_s if timeline.iteration_s else 0.0
         rows.append(
@@ -155,9 +150,7 @@ def settings_table(experiment: Experiment, plan: Plan) -> Table:
         ("Plan", f"{plan.hash}, solved by {plan.solver.name} in {seconds(plan.solver.wall_s)}"),
         ("Seed", str(experiment.seed)),
     )
-    return Table(
-        "Settings of the run; config.yaml in its directory has all of them.", ("Setting", "Value"), rows
-    )
+    return Table("Settings of the run; config.yaml in its directory has all of them.", ("Setting", "Value"), rows)
 
 
 def gap(plan: Plan) -> float:

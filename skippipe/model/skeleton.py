@@ -1,0 +1,88 @@
+"""A Hugging Face decoder on the meta device, its parts found, and its weights made part by part.
+
+Initial weights follow from the seed and the module's name alone, so that they are the same for every split.
+"""
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from skippipe.errors import ConfigError
+
+NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The whole model without weights, and the names of its parts inside `base`."""
+
+    model: PreTrainedModel
+    base: PreTrainedModel
+    layers_name: str
+    norm_name: str
+
+    @property
+    def layers_prefix(self) -> str:
+        """Full name of the list of layers, such as model.layers."""
+        return f"{self.model.base_model_prefix}.{self.layers_name}"
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """All decoder layers."""
+        layers: nn.ModuleList = getattr(self.base, self.layers_name)
+        return layers
+
+
+def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Skeleton:
+    """Return the model of `config` on the meta device; raise `ConfigError` where its parts cannot be found."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    base = model.base_model
+    lists = [
+        name
+        for name, child in base.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    norms = [name for name in NORM_NAMES if hasattr(base, name)]
+    if len(lists) != 1 or not norms:
+        raise ConfigError(f"model: {config.model_type!r} has no single list of decoder layers with a final norm")
+    return Skeleton(model, base, lists[0], norms[0])
+
+
+def is_layer_of(name: str, skeleton: Skeleton) -> int | None:
+    """Return the index of the layer that the parameter or module `name` belongs to, or None for the ends."""
+    prefix = skeleton.layers_prefix + "."
+    if not name.startswith(prefix):
+        return None
+    return int(name.removeprefix(prefix).split(".", maxsplit=1)[0])
+
+
+def materialise(skeleton: Skeleton, layers: Iterable[int], *, ends: bool, seed: int, device: torch.device) -> None:
+    """Give weights to the chosen layers, and with `ends` to everything outside the layers, in place.
+
+    Weights are drawn on the CPU under a seed made from `seed` and the module's name, then moved to `device`.
+    """
+    wanted = set(layers)
+    for name, module in _children_first(skeleton.model):
+        layer = is_layer_of(name, skeleton)
+        inside = layer in wanted if layer is not None else ends or "rotary" in name
+        if not inside or isinstance(module, PreTrainedModel) or module is skeleton.layers:
+            continue
+        module.to_empty(device="cpu", recurse=False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            skeleton.model._init_weights(module)
+    if ends and skeleton.model.config.tie_word_embeddings:
+        skeleton.model.get_output_embeddings().weight = skeleton.model.get_input_embeddings().weight
+    for name, module in skeleton.model.named_modules():
+        if any(not tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            module._apply(lambda tensor: tensor.to(device), recurse=False)
+
+
+def _children_first(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """List modules with every child before its parent: some parents set weights of their children again."""
+    return sorted(model.named_modules(), key=lambda entry: -entry[0].count("."))

@@ -1,0 +1,151 @@
+"""One stage of the model: its own layers, and on stage 0 also embedding, final norm, head and loss.
+
+A stage runs the model's own forward over a shortened list of layers, with embedding and norm replaced by the
+identity. So masks, rotary embeddings, scalings and soft caps are the model's own, whatever its architecture.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PretrainedConfig, PreTrainedModel
+
+from skippipe.errors import CheckpointError
+from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, materialise
+
+
+class Stage(nn.Module):
+    """Layers [first, last) of a decoder. B samples, T tokens, D hidden size, V vocabulary."""
+
+    def __init__(self, skeleton: Skeleton, first: int, last: int, *, ends: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.ends = first, last, ends
+        self.body = _decoder(skeleton, range(first, last))
+        if ends:
+            self.embedding = _decoder(skeleton, (), embedding=True)
+            self.head = _causal_model(skeleton)
+        self._parameters_by_name = {
+            name: parameter
+            for name, parameter in skeleton.model.named_parameters()
+            if _belongs(is_layer_of(name, skeleton), first, last, ends)
+        }
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Return the hidden state before the first layer: (B, T) -> (B, T, D)."""
+        hidden: Tensor = self.embedding(input_ids=input_ids, position_ids=_positions(input_ids)).last_hidden_state
+        return hidden
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Run the stage's layers: (B, T, D) -> (B, T, D)."""
+        output: Tensor = self.body(inputs_embeds=hidden, position_ids=_positions(hidden)).last_hidden_state
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Apply final norm and head: (B, T, D) -> (B, T, V)."""
+        logits: Tensor = self.head(inputs_embeds=hidden, position_ids=_positions(hidden)).logits
+        return logits
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross entropy in fp32; `labels` (B, T) are the next tokens, already shifted."""
+        logits = self.logits(hidden).float()  # (B, T, V)
+        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def global_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the stage's parameters under the names they have in the whole Hugging Face model."""
+        return dict(self._parameters_by_name)
+
+    def state_dict_global(self) -> dict[str, Tensor]:
+        """Return the stage's tensors, detached, under Hugging Face names; a tied head is not listed twice."""
+        return {name: parameter.detach() for name, parameter in self._parameters_by_name.items()}
+
+    @torch.no_grad()
+    def load_global(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` (Hugging Face names) in; raise `CheckpointError` on a missing one or a wrong shape."""
+        for name, parameter in self._parameters_by_name.items():
+            if name not in tensors:
+                raise CheckpointError(f"{name}: missing")
+            if tensors[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"{name}: shape {tuple(tensors[name].shape)}, the model has {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])
+
+
+def build_stage(
+    config: PretrainedConfig,
+    first: int,
+    last: int,
+    *,
+    ends: bool,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Stage:
+    """Build layers [first, last) of the model with their initial weights; nothing else takes memory."""
+    skeleton = build_skeleton(config, dtype)
+    materialise(skeleton, range(first, last), ends=ends, seed=seed, device=device)
+    return Stage(skeleton, first, last, ends=ends)
+
+
+def _belongs(layer: int | None, first: int, last: int, ends: bool) -> bool:
+    return ends if layer is None else first <= layer < last
+
+
+def _positions(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)  # (1, T)
+
+
+def _decoder(skeleton: Skeleton, layers: range | tuple[int, ...], *, embedding: bool = False) -> PreTrainedModel:
+    """Return the base model with only `layers`, without norm, and without embedding unless asked for."""
+    decoder = _shallow_copy(skeleton.base)
+    setattr(decoder, skeleton.layers_name, nn.ModuleList(skeleton.layers[index] for index in layers))
+    setattr(decoder, skeleton.norm_name, nn.Identity())
+    decoder.config = _shortened(skeleton.base.config, layers)
+    if not embedding:
+        _remove_embedding(decoder)
+    return decoder
+
+
+def _causal_model(skeleton: Skeleton) -> PreTrainedModel:
+    """Return the whole model without layers: final norm and head on a hidden state."""
+    decoder = _decoder(skeleton, ())
+    setattr(decoder, skeleton.norm_name, getattr(skeleton.base, skeleton.norm_name))
+    model = _shallow_copy(skeleton.model)
+    model.config = decoder.config
+    setattr(model, skeleton.model.base_model_prefix, decoder)
+    return model
+
+
+def _shallow_copy(module: PreTrainedModel) -> PreTrainedModel:
+    clone = copy.copy(module)
+    clone._modules = dict(module._modules)
+    return clone
+
+
+def _shortened(config: PretrainedConfig, layers: range | tuple[int, ...]) -> Any:
+    shortened = copy.copy(config)
+    shortened.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        shortened.layer_types = [config.layer_types[index] for index in layers]
+    return shortened
+
+
+def _remove_embedding(decoder: PreTrainedModel) -> None:
+    decoder.set_input_embeddings(nn.Identity())
+    if hasattr(decoder, "wpe"):
+        decoder.wpe = _NoPosition()
+    for name in ("drop", "emb_dropout"):
+        if hasattr(decoder, name):
+            setattr(decoder, name, nn.Identity())
+    if hasattr(decoder, "embedding_multiplier"):
+        decoder.embedding_multiplier = 1.0
+
+
+class _NoPosition(nn.Module):
+    """Stands for a learned position embedding that was already added at the origin."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=position_ids.device)
