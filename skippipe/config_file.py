@@ -23,9 +23,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Raises `ConfigError` naming the file, the key and the nearest right key or value.
     """
-    content = OmegaConf.create(_read(path, seen=()))
-    merged = OmegaConf.merge(content, _parse_overrides(overrides))
     try:
+        merged = OmegaConf.merge(_read(path, seen=()), _parse_overrides(overrides))
         resolved = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as reason:
         raise ConfigError(f"{path}: {str(reason).splitlines()[0]}") from None

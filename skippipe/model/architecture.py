@@ -103,5 +103,6 @@ def _check_heads(config: PretrainedConfig, architecture: str) -> None:
         )
     if groups and heads % groups:
         raise ConfigError(
-            f"model.options: num_attention_heads {heads} does not divide by num_key_value_heads {groups} of {architecture}"
+            f"model.options of {architecture}: num_attention_heads {heads} does not divide by "
+            f"num_key_value_heads {groups}"
         )

@@ -76,11 +76,11 @@ def materialise(skeleton: Skeleton, layers: Iterable[int], *, ends: bool, seed: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
             skeleton.model._init_weights(module)
-    if ends and skeleton.model.config.tie_word_embeddings:
-        skeleton.model.get_output_embeddings().weight = skeleton.model.get_input_embeddings().weight
-    for name, module in skeleton.model.named_modules():
+    for module in skeleton.model.modules():
         if any(not tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             module._apply(lambda tensor: tensor.to(device), recurse=False)
+    if ends and skeleton.model.config.tie_word_embeddings:
+        skeleton.model.get_output_embeddings().weight = skeleton.model.get_input_embeddings().weight
 
 
 def _children_first(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -19,6 +19,7 @@ LOG_RANGE = 20.0
 def loss_figure(runs: Mapping[str, Sequence[Step]], key: str, axis: str) -> go.Figure:
     """Draw each run's training and validation loss over `key` ("tokens" or "perf/elapsed_s")."""
     figure = go.Figure(layout=_layout(axis, "loss (nats a token)"))
+    figure.update_xaxes(rangemode="tozero")
     for index, (name, steps) in enumerate(runs.items()):
         training = thin([(step[key], step["train/loss"]) for step in steps if key in step and "train/loss" in step])
         checks = [(step[key], step["val/loss"]) for step in steps if key in step and "val/loss" in step]
@@ -50,6 +51,8 @@ def iteration_figure(measured_s: Mapping[str, Sequence[float]], predicted_s: Map
     error = {
         "type": "data",
         "symmetric": False,
+        "color": "#e05d8a",
+        "thickness": 2.5,
         "array": [high - median for (_, high), median in zip(spreads, medians, strict=True)],
         "arrayminus": [median - low for (low, _), median in zip(spreads, medians, strict=True)],
     }

@@ -1,0 +1,76 @@
+"""The order of samples: every sample once an epoch, a pure function of seed, step and microbatch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skippipe.data.cache import TokenCache
+from skippipe.data.samples import SampleOrder
+from skippipe.data.tokenizer import ByteTokenizer
+from skippipe.errors import CheckpointError, DataError
+
+LENGTH = 4
+
+
+def order(num_tokens: int = 101, seed: int = 0, fingerprint: str = "f") -> SampleOrder:
+    tokens = np.arange(num_tokens, dtype=np.uint16)
+    cache = TokenCache(Path(), tokens, tokens, num_tokens, fingerprint, ByteTokenizer())
+    return SampleOrder(cache, seed=seed, sequence_length=LENGTH)
+
+
+def test_labels_are_the_next_tokens() -> None:
+    input_ids, labels = order().batch(step=0, microbatch=0, num_microbatches=2, micro_batch_size=3)
+    assert input_ids.shape == labels.shape == (3, LENGTH)
+    assert (labels == input_ids + 1).all()
+
+
+@given(num_tokens=st.integers(6, 60), batch=st.integers(1, 3), microbatches=st.integers(1, 4), seed=st.integers(0, 9))
+def test_every_epoch_is_a_permutation(num_tokens: int, batch: int, microbatches: int, seed: int) -> None:
+    samples = order(num_tokens, seed)
+    count = samples.num_samples["train"]
+    seen: list[int] = []
+    step = 0
+    while len(seen) < 2 * count:
+        for microbatch in range(microbatches):
+            input_ids, _ = samples.batch(step, microbatch, microbatches, batch)
+            seen += [int(row[0]) // LENGTH for row in input_ids]
+        step += 1
+    assert sorted(seen[:count]) == sorted(seen[count : 2 * count]) == list(range(count))
+
+
+def test_epochs_and_seeds_have_their_own_order() -> None:
+    def epoch(seed: int, number: int) -> list[int]:
+        samples = order(401, seed)
+        return [int(samples.batch(number * 100 + step, 0, 1, 1)[0][0, 0]) for step in range(100)]
+
+    assert epoch(0, 0) != epoch(0, 1)
+    assert epoch(0, 0) != epoch(1, 0)
+
+
+def test_next_batch_after_a_fresh_start_is_the_same() -> None:
+    running = order()
+    for step in range(20):
+        expected = running.batch(step, 1, 2, 3)
+    assert all((a == b).all() for a, b in zip(order().batch(19, 1, 2, 3), expected, strict=True))
+
+
+def test_cursor_accepts_its_own_and_refuses_others() -> None:
+    cursor = order().cursor(step=7, num_microbatches=4, micro_batch_size=2)
+    assert cursor["samples_seen"] == 56
+    order().check_cursor(cursor, 7, 4, 2)
+    for other, steps, batch in ((order(seed=1), 7, 2), (order(fingerprint="g"), 7, 2), (order(), 8, 2), (order(), 7, 3)):
+        with pytest.raises(CheckpointError, match="data order"):
+            other.check_cursor(cursor, steps, 4, batch)
+
+
+def test_validation_wraps_around_in_order() -> None:
+    samples = order(LENGTH * 3 + 1)
+    assert samples.validation_batch(1, 2)[0][:, 0].tolist() == [8, 0]
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(DataError, match="4 tokens, a sample needs 5"):
+        order(num_tokens=4)
