@@ -39,11 +39,7 @@ def _all_documents(options: DataOptions) -> Iterator[str]:
 
 def _stdlib_files() -> list[Path]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    return [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not LEFT_OUT_OF_STDLIB & set(path.relative_to(root).parts)
-    ]
+    return [path for path in sorted(root.rglob("*.py")) if not LEFT_OUT_OF_STDLIB & set(path.relative_to(root).parts)]
 
 
 def local_files(patterns: tuple[str, ...], inside: str) -> list[Path]:

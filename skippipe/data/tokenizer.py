@@ -113,7 +113,9 @@ def save_trained(tokenizer: Tokenizer, path: Path) -> None:
 def _bpe_size(options: DataOptions) -> int:
     size = int(options.tokenizer.removeprefix("bpe:"))
     if size <= NUM_BYTES:
-        raise DataError(f"data.tokenizer: {options.tokenizer}: a byte-level encoding needs more than {NUM_BYTES} tokens")
+        raise DataError(
+            f"data.tokenizer: {options.tokenizer}: a byte-level encoding needs more than {NUM_BYTES} tokens"
+        )
     return size
 
 

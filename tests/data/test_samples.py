@@ -61,7 +61,12 @@ def test_cursor_accepts_its_own_and_refuses_others() -> None:
     cursor = order().cursor(step=7, num_microbatches=4, micro_batch_size=2)
     assert cursor["samples_seen"] == 56
     order().check_cursor(cursor, 7, 4, 2)
-    for other, steps, batch in ((order(seed=1), 7, 2), (order(fingerprint="g"), 7, 2), (order(), 8, 2), (order(), 7, 3)):
+    for other, steps, batch in (
+        (order(seed=1), 7, 2),
+        (order(fingerprint="g"), 7, 2),
+        (order(), 8, 2),
+        (order(), 7, 3),
+    ):
         with pytest.raises(CheckpointError, match="data order"):
             other.check_cursor(cursor, steps, 4, batch)
 

@@ -1,0 +1,71 @@
+"""The compute of one stage: tasks of one microbatch each, and the activations held between forward and backward."""
+
+import torch
+from torch import Tensor
+
+from skippipe.model.stage import Stage
+from skippipe.runtime.program import Opcode
+
+
+class StageCompute:
+    """Runs FORWARD, LOSS and BACKWARD on one stage. Tensors in and out are on the stage's device.
+
+    Between its forward and its backward a microbatch holds its input and its output; with gradients off, nothing.
+    """
+
+    def __init__(self, stage: Stage, device: torch.device) -> None:
+        self.stage = stage
+        self.device = device
+        self.reset(num_microbatches=1)
+
+    def reset(self, num_microbatches: int) -> None:
+        """Forget everything held and start to add up the loss of an iteration of `num_microbatches`."""
+        self.loss_sum = 0.0
+        self._num_microbatches = num_microbatches
+        self._samples: dict[int, tuple[Tensor, Tensor]] = {}
+        self._held: dict[int, tuple[Tensor | None, Tensor]] = {}
+
+    def load(self, microbatch: int, input_ids: Tensor, labels: Tensor) -> None:
+        """Bring a microbatch's samples (B, T) to the device of its origin."""
+        self._samples[microbatch] = (input_ids.to(self.device), labels.to(self.device))
+
+    def run(self, opcode: Opcode, microbatch: int, received: Tensor | None) -> Tensor | None:
+        """Run one task on what was received for it (nothing at the forward of the origin); return what to send."""
+        if opcode is Opcode.FORWARD:
+            return self.forward(microbatch, received)
+        if received is None:
+            raise ValueError(f"{opcode} of microbatch {microbatch} needs an input")
+        return self.loss(microbatch, received) if opcode is Opcode.LOSS else self.backward(microbatch, received)
+
+    def forward(self, microbatch: int, hidden: Tensor | None) -> Tensor:
+        """Return the hidden state (B, T, D) behind the stage; at the origin `hidden` is None: samples are embedded."""
+        if hidden is None:
+            output = self.stage(self.stage.embed(self._samples[microbatch][0]))
+        else:
+            hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
+            output = self.stage(hidden)
+        if torch.is_grad_enabled():
+            self._held[microbatch] = (hidden, output)
+        detached: Tensor = output.detach()
+        return detached
+
+    def loss(self, microbatch: int, hidden: Tensor) -> Tensor | None:
+        """Add the loss of `hidden` (B, T, D) over the number of microbatches; return its gradient by `hidden`."""
+        hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
+        _, labels = self._samples.pop(microbatch)
+        loss = self.stage.loss(hidden, labels) / self._num_microbatches
+        if torch.is_grad_enabled():
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.loss_sum += float(loss.detach())
+        return hidden.grad
+
+    def backward(self, microbatch: int, gradient: Tensor) -> Tensor | None:
+        """Add to the parameters' gradients; return the gradient (B, T, D) by the stage's input, None at the origin."""
+        hidden, output = self._held.pop(microbatch)
+        torch.autograd.backward(output, gradient)
+        return None if hidden is None else hidden.grad
+
+    def finish(self) -> None:
+        """Wait until the device has done all that was asked, so that clocks tell the truth."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -1,0 +1,73 @@
+"""Which process this is, and how processes find each other: torchrun's environment, or one process alone."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from skippipe.errors import CommunicationError, ConfigError
+
+NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass
+class DistributedContext:
+    """The place of this process among all of them. `store` is None where it runs alone."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    timeout_s: float
+    store: Store | None = None
+
+    @classmethod
+    def from_environment(cls, timeout_s: float, environment: Mapping[str, str] | None = None) -> Self:
+        """Read torchrun's variables and meet the other processes; without them, one process runs alone.
+
+        Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
+        """
+        values = os.environ if environment is None else environment
+        if "RANK" not in values:
+            return cls(0, 1, 0, timeout_s)
+        missing = [name for name in NEEDED if name not in values]
+        if missing:
+            raise ConfigError(f"RANK is set but {', '.join(missing)} not; start with torchrun, or unset RANK")
+        try:
+            rank, world_size = int(values["RANK"]), int(values["WORLD_SIZE"])
+            local_rank = int(values.get("LOCAL_RANK", "0"))
+        except ValueError as error:
+            raise ConfigError(f"RANK, LOCAL_RANK and WORLD_SIZE must be numbers: {error}") from None
+        if world_size == 1:
+            return cls(rank, world_size, local_rank, timeout_s)
+        return cls(rank, world_size, local_rank, timeout_s, _meet(rank, world_size, timeout_s, values))
+
+    def close(self) -> None:
+        """Leave the process group; safe to call twice."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.store = None
+
+
+def _meet(rank: int, world_size: int, timeout_s: float, values: Mapping[str, str]) -> Store:
+    """Initialise torch.distributed on gloo; pairs of ranks connect when they first talk."""
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    timeout = timedelta(seconds=timeout_s)
+    failure = None
+    try:
+        store, _, _ = next(iter(rendezvous("env://", rank, world_size, timeout=timeout)))
+        prefixed = PrefixStore("skippipe", store)
+        dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world_size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:
+        failure = str(error).splitlines()[0]
+    if failure is not None:
+        address = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
+        raise CommunicationError(
+            f"rank {rank} of {world_size} could not meet the others at {address} within {timeout_s:g} s: {failure}; "
+            "check that all processes run and that the address can be reached from here"
+        )
+    return prefixed

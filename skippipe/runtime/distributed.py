@@ -1,0 +1,212 @@
+"""One rank's part of a plan over gloo."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from skippipe.errors import CommunicationError, PeerLostError
+from skippipe.model.stage import Stage
+from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.emulation import Emulation
+from skippipe.runtime.executor import Executor, run_without_gradients
+from skippipe.runtime.failure import FailureBoard, TransferError
+from skippipe.runtime.groups import create_groups
+from skippipe.runtime.program import Program, compile_evaluation, compile_programs
+from skippipe.runtime.reduction import reduce_gradients, visit_factor
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
+from skippipe.runtime.transport import Transport, guarded
+from skippipe.runtime.verifier import prove, prove_transfers
+from skippipe_scheduler.plan import Plan
+
+Result = TypeVar("Result")
+UNFINISHED_SENDS_PER_RECEIVE = 4
+"""Messages kept for slow peers, as a multiple of the receive window."""
+
+
+class DistributedRunner:
+    """Runs the program of this rank's node. All ranks create and close their runners together.
+
+    Raises `ProgramError` where the plan's programs cannot be proved; afterwards `PeerLostError` where another rank
+    stops, falls silent for longer than the timeout, or cannot be reached.
+    """
+
+    def __init__(self, plan: Plan, stage: Stage, context: DistributedContext, options: RunnerOptions) -> None:
+        if context.store is None:
+            raise CommunicationError("a distributed run needs a context that has met the other ranks")
+        self.plan = plan
+        self.rank = context.rank
+        self.node = plan.nodes[self.rank]
+        self.stage_index = plan.stage_of[self.node]
+        self.stages = {self.stage_index: stage}
+        self._options = options
+        programs = compile_programs(plan, options.activation_bytes)
+        self.proof = prove(programs, plan)
+        self._program = programs[self.rank]
+        self._evaluation_programs: dict[int, Program] = {}
+        emulated = options.emulation.links or options.emulation.compute
+        self._emulation = Emulation(plan, self.node, options.emulation) if emulated else None
+        self._compute = StageCompute(stage, options.device)
+        self._board = FailureBoard(context.store, self.rank, plan.nodes)
+        self._groups = create_groups(plan, self.rank, context.timeout_s)
+        self._transport = Transport(
+            self._groups,
+            options.activation_shape,
+            options.dtype,
+            stamped=emulated,
+            max_unfinished=UNFINISHED_SENDS_PER_RECEIVE * options.receive_window,
+        )
+        self._iteration = 0
+        self._executor: Executor | None = None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of this rank's stage under their Hugging Face names."""
+        return self.stages[self.stage_index].global_parameters()
+
+    def owned_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the stage's parameters on its first replica, nothing on the others."""
+        return self.parameters() if self.plan.stages[self.stage_index].nodes[0] == self.node else {}
+
+    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
+        """Run one iteration; see `Runner`."""
+        stage = self.stages[self.stage_index]
+        stage.train()
+        stage.zero_grad(set_to_none=True)
+        self._compute.reset(len(self.plan.microbatches))
+        self._iteration += 1
+        return self._protected(lambda: self._train(batch, step))
+
+    def _train(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
+        zero_ns = self._agree_on_zero()
+        started_s = time.perf_counter()
+        executor = self._new_executor(self._program, self._emulation, zero_ns)
+        executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
+        duration_s = time.perf_counter() - started_s
+        return IterationResult(
+            loss=self._compute.loss_sum,
+            duration_s=duration_s,
+            busy_s=sum(span.end_s - span.start_s for span in executor.spans if span.microbatch >= 0),
+            spans=executor.spans,
+            transfers=executor.waits,
+        )
+
+    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+        """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""
+        if num_microbatches not in self._evaluation_programs:
+            programs = compile_evaluation(self.plan, self._options.activation_bytes, num_microbatches)
+            prove_transfers(programs)
+            self._evaluation_programs[num_microbatches] = programs[self.rank]
+        program = self._evaluation_programs[num_microbatches]
+        self.stages[self.stage_index].eval()
+        self._compute.reset(num_microbatches)
+        executor = self._new_executor(program, None, time.monotonic_ns())
+        self._protected(lambda: run_without_gradients(executor, batch))
+        return self.sum_over_ranks([self._compute.loss_sum])[0]
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all ranks; see `Runner`."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        self._protected(lambda: self._control("waited for the sum over ranks", tensor, dist.ReduceOp.SUM))
+        return [float(value) for value in tensor]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self._protected(self._barrier)
+
+    def close(self) -> None:
+        """Release the process groups of this plan; all ranks together. The context stays open."""
+        self._groups.destroy()
+
+    def _new_executor(self, program: Program, emulation: Emulation | None, zero_ns: int) -> Executor:
+        self._executor = Executor(
+            program,
+            self._compute,
+            self._transport,
+            emulation,
+            nodes=self.plan.nodes,
+            receive_window=self._options.receive_window,
+            zero_ns=zero_ns,
+        )
+        return self._executor
+
+    def _agree_on_zero(self) -> int:
+        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks."""
+        if self._emulation is None:
+            self._barrier()
+            return time.monotonic_ns()
+        latest = torch.tensor([time.monotonic_ns()])
+        self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)
+        self._emulation.start_iteration(int(latest))
+        return int(latest)
+
+    def _reduce(self, executor: Executor, zero_ns: int) -> None:
+        """Sum the stage's gradients over its replicas and scale them."""
+        start_ns = time.monotonic_ns()
+        if self._emulation is not None:
+            entered = torch.tensor([self._emulation.end_ns])
+            if self._groups.replicas is not None:
+                self._over_replicas(entered, dist.ReduceOp.MAX)
+            start_ns = int(entered)
+        factor = visit_factor(
+            self._options.gradient_normalization,
+            len(self.plan.microbatches),
+            self.plan.visits[self.stage_index],
+        )
+        reduce = None if self._groups.replicas is None else self._over_replicas
+        reduce_gradients(self.parameters().values(), reduce, factor)
+        end_ns = time.monotonic_ns()
+        if self._emulation is not None:
+            end_ns = self._emulation.finish_reduction(start_ns)
+        if reduce is not None:
+            executor.spans.append(Span(self.node, "REDUCE", -1, (start_ns - zero_ns) * 1e-9, (end_ns - zero_ns) * 1e-9))
+
+    def _over_replicas(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+        group = self._groups.replicas
+        guarded(
+            f"waited for the gradient reduction of stage {self.stage_index}",
+            tuple(rank for rank in self._groups.replica_ranks if rank != self.rank),
+            lambda: dist.all_reduce(tensor, op=operation, group=group),
+        )
+
+    def _control(self, action: str, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
+        group = self._groups.control
+        guarded(action, self._others, lambda: dist.all_reduce(tensor, op=operation, group=group))
+
+    def _barrier(self) -> None:
+        group = self._groups.control
+        guarded("waited for all ranks at a barrier", self._others, lambda: dist.barrier(group))
+
+    @property
+    def _others(self) -> tuple[int, ...]:
+        return tuple(rank for rank in range(len(self.plan.nodes)) if rank != self.rank)
+
+    def _protected(self, call: Callable[[], Result]) -> Result:
+        """Call; where it fails, tell the other ranks why and wake those that wait for this one."""
+        lost: TransferError | None = None
+        try:
+            return call()
+        except TransferError as error:
+            lost = error.with_traceback(None)
+        except Exception as error:
+            self._board.report(f"{type(error).__name__}: {error}", ())
+            self._groups.poison()
+            raise
+        self._board.report(str(lost), lost.peers)
+        self._groups.poison()
+        raise PeerLostError(self._message(lost))
+
+    def _message(self, lost: TransferError) -> str:
+        place = f"iteration {self._iteration}"
+        if self._executor is not None and self._executor.current is not None:
+            place += f", {self._executor.current}"
+        names = ", ".join(self.plan.nodes[rank] for rank in lost.peers[:3])
+        more = ", ..." if len(lost.peers) > 3 else ""
+        cause = self._board.root_cause(lost.peers) or lost.cause
+        return (
+            f"rank {self.rank} ({self.node}) {lost.action} ({names}{more}) in vain; {cause} "
+            f"[{place}]; the run can be continued from its last checkpoint"
+        )

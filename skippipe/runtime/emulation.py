@@ -1,0 +1,88 @@
+"""Make one machine behave like the cluster of the plan: slow tasks, slow links.
+
+Every rank keeps an ideal clock: a task starts when the task before it has ended and its input has arrived, on the
+ideal clocks of both ranks, and takes the plan's time. Ranks sleep until the ideal time, and wake a little late; as
+the ideal clock does not, lateness does not add up over a chain of tasks. Where the machine cannot keep up (a task
+really took longer than planned) the ideal clock is moved to the real one: emulated time never runs ahead of what
+was really computed. Clocks are comparable because Linux's monotonic clock is one for all processes of a machine.
+
+Contention "node" is emulated for the sender's card only: a receiver's card is shared by senders that do not know of
+each other.
+"""
+
+import time
+from collections.abc import Mapping
+
+from skippipe.config import EmulationOptions
+from skippipe_scheduler.plan import Plan
+
+
+class Emulation:
+    """The ideal clock of one rank, in nanoseconds of the monotonic clock."""
+
+    def __init__(self, plan: Plan, node: str, options: EmulationOptions) -> None:
+        self._costs = plan.costs
+        self._node = node
+        self._options = options
+        reduce_s = plan.costs.reduce_s or (0.0,) * len(plan.stages)
+        self._reduce_s = reduce_s[plan.stage_of[node]]
+        self._task_s: Mapping[str, float] = {
+            "F": plan.costs.forward_s[node],
+            "L": plan.costs.loss_s[node],
+            "B": plan.costs.backward_s[node],
+        }
+        self.start_iteration(0)
+
+    def start_iteration(self, zero_ns: int) -> None:
+        """Set the clock to the iteration's beginning, the same on all ranks."""
+        self.end_ns = zero_ns
+        """Ideal end of the last task."""
+        self._free_ns = zero_ns
+        self._start_ns = zero_ns
+        self._link_free_ns: dict[str, int] = {}
+
+    def begin(self, arrival_ns: int) -> int:
+        """Sleep until a task whose input arrives at `arrival_ns` may start; return that time."""
+        self._start_ns = max(self._free_ns, arrival_ns)
+        sleep_until(self._start_ns)
+        if not self._options.compute:
+            self._start_ns = time.monotonic_ns()
+        return self._start_ns
+
+    def finish(self, operation: str) -> int:
+        """Return when the task that has just been computed ends; the next `begin` sleeps until then."""
+        self.end_ns = time.monotonic_ns()
+        if self._options.compute:
+            self.end_ns = max(self.end_ns, self._start_ns + _ns(self._task_s[operation]))
+        overhead_s = self._costs.task_overhead_s if self._options.compute else 0.0
+        self._free_ns = self.end_ns + _ns(overhead_s)
+        return self.end_ns
+
+    def deliver_ns(self, destination: str) -> int:
+        """Return when a message that leaves at the end of the last task arrives; messages queue on their link."""
+        if not self._options.links:
+            return self.end_ns
+        start_ns = self.end_ns
+        if self._costs.contention != "none":
+            card = destination if self._costs.contention == "link" else ""
+            start_ns = max(start_ns, self._link_free_ns.get(card, 0))
+            self._link_free_ns[card] = start_ns + _ns(self._costs.occupancy_s(self._node, destination))
+        return start_ns + _ns(self._costs.transfer_s[self._node][destination])
+
+    def finish_reduction(self, entered_ns: int) -> int:
+        """Sleep until a reduction that all replicas had entered at `entered_ns` ends; return that time."""
+        reduce_s = self._reduce_s if self._options.links else 0.0
+        self.end_ns = max(time.monotonic_ns(), entered_ns + _ns(reduce_s))
+        sleep_until(self.end_ns)
+        return self.end_ns
+
+
+def sleep_until(time_ns: int) -> None:
+    """Sleep until the monotonic clock shows `time_ns`; return at once where it is past."""
+    remaining_ns = time_ns - time.monotonic_ns()
+    if remaining_ns > 0:
+        time.sleep(remaining_ns * 1e-9)
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

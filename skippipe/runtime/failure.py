@@ -1,0 +1,78 @@
+"""Who failed first: ranks that stop say in the store why, so that each can name the cause and not its neighbour.
+
+When one rank stops, all connections close in a wave, and most ranks see only their neighbour go. So a rank that
+stops publishes whom it waited for; following these from rank to rank ends at one that failed on its own, or at one
+that gives no answer.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from torch._C._distributed_c10d import PrefixStore, Store
+
+ANSWER_S = 2.0
+"""How long a rank that stops waits for the others to say whom they waited for."""
+
+
+class TransferError(Exception):
+    """A wait, send or collective of gloo failed: `peers` are the ranks it needed, `action` says what it was."""
+
+    def __init__(self, action: str, peers: Sequence[int], cause: str) -> None:
+        super().__init__(f"{action}: {cause}")
+        self.action = action
+        self.peers = tuple(peers)
+        self.cause = cause
+
+
+class FailureBoard:
+    """Reports of the ranks that stopped, in the store that all ranks share."""
+
+    def __init__(self, store: Store, rank: int, nodes: Sequence[str]) -> None:
+        self._store = PrefixStore("failure", store)
+        self._rank = rank
+        self._nodes = nodes
+
+    def report(self, message: str, peers: Sequence[int]) -> None:
+        """Publish that this rank stops and which ranks it waited for; none where the fault is its own."""
+        try:
+            self._store.set_timeout(timedelta(seconds=ANSWER_S))
+            self._store.set(str(self._rank), json.dumps({"message": message, "peers": list(peers)}))
+        except RuntimeError:
+            return  # the rank that holds the store is gone; the others find out by themselves
+
+    def root_cause(self, peers: Sequence[int]) -> str:
+        """Return the cause in words, found by following who waited for whom from `peers`; "" where unknown."""
+        deadline_s = time.monotonic() + ANSWER_S
+        seen, silent, stopped = {self._rank}, [], []
+        frontier = list(peers)
+        try:
+            while frontier:
+                rank = frontier.pop(0)
+                if rank in seen:
+                    continue
+                seen.add(rank)
+                message, further = self._read(rank, deadline_s)
+                frontier += further
+                if not message:
+                    silent.append(rank)
+                elif not further:
+                    stopped.append(f"{self._name(rank)} stopped: {message}")
+        except RuntimeError:
+            return "the store that rank 0 holds is gone too, so rank 0 or its machine may be lost"
+        if stopped:
+            return "; ".join(stopped)
+        return f"no sign of life from {', '.join(map(self._name, silent))}" if silent else ""
+
+    def _read(self, rank: int, deadline_s: float) -> tuple[str, list[int]]:
+        key = str(rank)
+        while not self._store.check([key]):
+            if time.monotonic() > deadline_s:
+                return "", []
+            time.sleep(0.02)
+        report = json.loads(self._store.get(key))
+        return str(report["message"]), [int(peer) for peer in report["peers"]]
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} ({self._nodes[rank]})"

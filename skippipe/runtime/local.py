@@ -1,0 +1,112 @@
+"""One process that holds every stage once and walks the plan's routes, one microbatch after another."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skippipe.model.stage import Stage
+from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.reduction import reduce_gradients, visit_factor
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
+from skippipe_scheduler.plan import Plan
+
+
+class LocalRunner:
+    """The reference that distributed runs must equal; also training and evaluation without torchrun."""
+
+    def __init__(self, plan: Plan, stages: Mapping[int, Stage], options: RunnerOptions) -> None:
+        self.plan = plan
+        self.rank = 0
+        self.stages = dict(stages)
+        self._options = options
+        self._compute = {index: StageCompute(stage, options.device) for index, stage in stages.items()}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters under their Hugging Face names."""
+        return {
+            name: parameter for stage in self.stages.values() for name, parameter in stage.global_parameters().items()
+        }
+
+    def owned_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters: there is no other process."""
+        return self.parameters()
+
+    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
+        """Run one iteration; see `Runner`."""
+        started_s = time.perf_counter()
+        num_microbatches = len(self.plan.microbatches)
+        for index, compute in self._compute.items():
+            compute.reset(num_microbatches)
+            self.stages[index].train()
+            self.stages[index].zero_grad(set_to_none=True)
+        spans: list[Span] = []
+        for microbatch in self.plan.microbatches:
+            self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
+        for index, stage in self.stages.items():
+            factor = visit_factor(self._options.gradient_normalization, num_microbatches, self.plan.visits[index])
+            reduce_gradients(stage.global_parameters().values(), None, factor)
+        step()
+        self._compute[0].finish()
+        return IterationResult(
+            loss=self._compute[0].loss_sum,
+            duration_s=time.perf_counter() - started_s,
+            busy_s=sum(span.end_s - span.start_s for span in spans),
+            spans=spans,
+            transfers=(),
+        )
+
+    def _train_one(
+        self,
+        microbatch: int,
+        route: tuple[str, ...],
+        input_ids: Tensor,
+        labels: Tensor,
+        spans: list[Span],
+        started_s: float,
+    ) -> None:
+        """Walk one microbatch forward, through the loss, and backward."""
+
+        def timed(node: str, operation: str, task: Callable[[], Tensor | None]) -> Tensor | None:
+            start_s = time.perf_counter() - started_s
+            result = task()
+            self._compute[0].finish()
+            spans.append(Span(node, operation, microbatch, start_s, time.perf_counter() - started_s))
+            return result
+
+        origin = self._compute[0]
+        origin.load(microbatch, input_ids, labels)
+        visited = [(node, self._compute[self.plan.stage_of[node]]) for node in route]
+        hidden: Tensor | None = None  # (B, T, D) from here on
+        for node, compute in visited:
+            hidden = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+        gradient = timed(route[0], "L", lambda: origin.loss(microbatch, hidden))  # type: ignore[arg-type]
+        for node, compute in reversed(visited):
+            gradient = timed(node, "B", lambda c=compute, g=gradient: c.backward(microbatch, g))  # type: ignore[misc]
+
+    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+        """Return the mean loss at full depth; see `Runner`."""
+        origin = self._compute[0]
+        origin.reset(num_microbatches)
+        for stage in self.stages.values():
+            stage.eval()
+        with torch.no_grad():
+            for microbatch in range(num_microbatches):
+                origin.load(microbatch, *batch(microbatch))
+                hidden: Tensor | None = None
+                for index in range(len(self.plan.stages)):
+                    hidden = self._compute[index].forward(microbatch, hidden)
+                if hidden is not None:
+                    origin.loss(microbatch, hidden)
+        return origin.loss_sum
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Return the values: there is no other rank."""
+        return [float(value) for value in values]
+
+    def barrier(self) -> None:
+        """Return at once: there is no other rank."""
+
+    def close(self) -> None:
+        """Return at once: there is nothing to release."""

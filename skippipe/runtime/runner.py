@@ -1,0 +1,178 @@
+"""What a training loop needs of a runtime, whatever runs underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from skippipe.config import EmulationOptions, Experiment
+from skippipe.errors import PlanError
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.program import Direction
+from skippipe_scheduler.plan import Plan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
+
+    from skippipe.model.stage import Stage
+
+    Batch = Callable[[int], tuple[Tensor, Tensor]]
+
+
+class Span(NamedTuple):
+    """One measured task (F, L, B) or reduction (REDUCE, microbatch -1); seconds since the iteration began."""
+
+    node: str
+    operation: str
+    microbatch: int
+    start_s: float
+    end_s: float
+
+
+class Wait(NamedTuple):
+    """How long a receiver stood still for one message; seconds since the iteration began."""
+
+    source: str
+    destination: str
+    microbatch: int
+    hop: int
+    direction: Direction
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class IterationResult:
+    """One iteration as this process saw it.
+
+    `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
+    ranks is the mean loss. With emulation the spans lie on the emulated clock; `duration_s` is always wall clock.
+    """
+
+    loss: float
+    duration_s: float
+    busy_s: float
+    spans: Sequence[Span]
+    transfers: Sequence[Wait]
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """Shape of an activation and how to run it."""
+
+    micro_batch_size: int
+    sequence_length: int
+    hidden_size: int
+    dtype: torch.dtype
+    device: torch.device
+    gradient_normalization: Literal["global", "visits"] = "global"
+    receive_window: int = 16
+    emulation: EmulationOptions = field(default_factory=EmulationOptions)
+
+    @property
+    def activation_shape(self) -> tuple[int, int, int]:
+        """Shape (B, T, D) of what travels between stages."""
+        return self.micro_batch_size, self.sequence_length, self.hidden_size
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one activation."""
+        return self.micro_batch_size * self.sequence_length * self.hidden_size * self.dtype.itemsize
+
+
+class Runner(Protocol):
+    """Runs iterations of one plan on the stages that this process holds."""
+
+    plan: Plan
+    rank: int
+    stages: dict[int, Stage]
+
+    def owned_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters for which this process answers: over all ranks, each of the model's exactly once."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters held here, under their Hugging Face names."""
+
+    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
+        """Run one iteration; `step` is called when all gradients are in `.grad`.
+
+        `batch(microbatch)` gives (input_ids, labels), int64 (B, T), on the CPU. Gradients are the sum over all
+        microbatches of d(loss / num_microbatches), times num_microbatches / visits where the options say "visits".
+        Raises `PeerLostError` where another rank stops.
+        """
+
+    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+        """Return the mean loss at full depth, without gradients; the same number on every rank."""
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Return the sums over all ranks, in float64, the same on every rank."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Release process groups."""
+
+
+def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, context: DistributedContext) -> Runner:
+    """Build this process's stages and the runner for them: one process runs all stages, several one node each.
+
+    Raises `PlanError` where the plan does not fit the model or the number of processes.
+    """
+    import torch
+
+    from skippipe.runtime.distributed import DistributedRunner
+    from skippipe.runtime.local import LocalRunner
+
+    check_plan(plan, config.num_hidden_layers, context.world_size)
+    training = experiment.training
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    options = RunnerOptions(
+        micro_batch_size=training.micro_batch_size,
+        sequence_length=training.sequence_length,
+        hidden_size=config.hidden_size,
+        dtype=getattr(torch, training.dtype),
+        device=choose_device(training.device, context.local_rank),
+        gradient_normalization=training.gradient_normalization,
+        receive_window=experiment.comm.receive_window,
+        emulation=experiment.emulation,
+    )
+    if context.world_size == 1:
+        stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
+        return LocalRunner(plan, stages, options)
+    held = plan.stage_of[plan.nodes[context.rank]]
+    return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+
+
+def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
+    """Raise `PlanError` where the plan was made for another model or another number of processes."""
+    if plan.num_layers != num_layers:
+        raise PlanError(
+            f"the plan splits {plan.num_layers} layers but the model has {num_layers}; make a plan for this model"
+        )
+    if world_size not in (1, len(plan.nodes)):
+        raise PlanError(
+            f"{world_size} processes run but the plan has {len(plan.nodes)} nodes; start {len(plan.nodes)} processes "
+            "(torchrun: nnodes times nproc-per-node), or one to run every stage in it"
+        )
+
+
+def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, options: RunnerOptions) -> Stage:
+    """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
+    from skippipe.model.stage import build_stage
+
+    first, last = plan.stages[stage].layers
+    return build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """Return the device of this process; `auto` takes a GPU where there is one, ranks share GPUs in turn."""
+    import torch
+
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+    return torch.device("cpu")

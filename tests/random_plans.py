@@ -1,0 +1,148 @@
+"""Random valid plans for property tests: skips, swaps, uneven replicas, replicas without a microbatch."""
+
+import random
+from collections.abc import Sequence
+
+from skippipe_scheduler.plan import Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.problem import Contention, Costs, Rules
+from skippipe_scheduler.rules import legal_stage_sequences
+from skippipe_scheduler.simulate import simulate
+
+
+def random_plan(
+    seed: int,
+    *,
+    num_nodes: int = 5,
+    num_stages: int = 4,
+    route_length: int = 3,
+    num_microbatches: int = 6,
+    layers_per_stage: int = 1,
+    memory: int = 3,
+    contention: Contention = "none",
+    swaps: int = 1,
+    time_scale_s: float = 1.0,
+) -> Plan:
+    """Return a valid plan drawn from `seed`; its order is a random legal one that never waits for memory."""
+    generator = random.Random(seed)
+    rules = Rules(num_stages=num_stages, route_length=route_length, max_swaps=swaps, max_forward_jump=num_stages)
+    nodes = tuple(f"node-{index}" for index in range(num_nodes))
+    stages = _random_placement(generator, nodes, num_stages)
+    routes = _random_routes(generator, stages, rules, num_microbatches)
+    costs = _random_costs(generator, nodes, num_stages, memory, contention, time_scale_s)
+    order = _random_order(generator, nodes, routes, memory)
+    plan = Plan(
+        nodes=nodes,
+        stages=tuple(
+            Stage(layers=(index * layers_per_stage, (index + 1) * layers_per_stage), nodes=replicas)
+            for index, replicas in enumerate(stages)
+        ),
+        microbatches=tuple(Route(id=index, route=route) for index, route in enumerate(routes)),
+        order=order,
+        costs=costs,
+        rules=rules,
+        predicted=Predicted(iteration_s=0, pipeline_s=0, reduce_exposed_s=0, lower_bound_s=0),
+        solver=Solver(name="random", version="1", seed=seed, time_limit_s=0, wall_s=0),
+    )
+    return with_exact_times(plan)
+
+
+def with_exact_times(plan: Plan) -> Plan:
+    """Return the plan with `predicted` as simulated."""
+    timeline = simulate(plan)
+    predicted = Predicted(
+        iteration_s=timeline.iteration_s,
+        pipeline_s=timeline.pipeline_s,
+        reduce_exposed_s=timeline.reduce_exposed_s,
+        lower_bound_s=0.0,
+    )
+    return plan.model_copy(update={"predicted": predicted})
+
+
+def _random_placement(generator: random.Random, nodes: Sequence[str], num_stages: int) -> list[tuple[str, ...]]:
+    shuffled = generator.sample(list(nodes), len(nodes))
+    stages = [[node] for node in shuffled[:num_stages]]
+    for node in shuffled[num_stages:]:
+        generator.choice(stages).append(node)
+    return [tuple(replicas) for replicas in stages]
+
+
+def _random_routes(
+    generator: random.Random, stages: Sequence[tuple[str, ...]], rules: Rules, count: int
+) -> list[tuple[str, ...]]:
+    """Draw stage sequences so that coverage stays uniform, then any replica of each stage."""
+    sequences = legal_stage_sequences(rules)
+    visits = [0] * rules.num_stages
+    routes = []
+    for _ in range(count):
+
+        def spread(sequence: tuple[int, ...]) -> int:
+            after = [visits[stage] + (stage in sequence) for stage in range(1, rules.num_stages)]
+            return max(after) - min(after)
+
+        best = min(spread(sequence) for sequence in sequences)
+        sequence = generator.choice([one for one in sequences if spread(one) == best])
+        for stage in sequence:
+            visits[stage] += 1
+        routes.append(tuple(generator.choice(stages[stage]) for stage in sequence))
+    return routes
+
+
+def _random_costs(
+    generator: random.Random,
+    nodes: Sequence[str],
+    num_stages: int,
+    memory: int,
+    contention: Contention,
+    scale_s: float,
+) -> Costs:
+    def seconds(low: float, high: float) -> float:
+        return generator.uniform(low, high) * scale_s
+
+    activation_bytes = 1_000_000
+    latency = {a: {b: seconds(0.0, 0.3) for b in nodes if a != b} for a in nodes}
+    occupancy = {a: {b: seconds(0.1, 1.0) for b in nodes if a != b} for a in nodes}
+    return Costs(
+        forward_s={node: seconds(0.5, 1.5) for node in nodes},
+        backward_s={node: seconds(1.0, 3.0) for node in nodes},
+        loss_s={node: seconds(0.1, 0.3) for node in nodes},
+        task_overhead_s=seconds(0.0, 0.1),
+        transfer_s={a: {b: latency[a][b] + occupancy[a][b] for b in latency[a]} for a in nodes},
+        memory=dict.fromkeys(nodes, memory),
+        reduce_s=tuple(seconds(0.0, 2.0) for _ in range(num_stages)),
+        contention=contention,
+        activation_bytes=activation_bytes,
+        latency_s=latency,
+        gbit_per_s={a: {b: activation_bytes * 8e-9 / occupancy[a][b] for b in latency[a]} for a in nodes},
+    )
+
+
+def _random_order(
+    generator: random.Random, nodes: Sequence[str], routes: Sequence[tuple[str, ...]], memory: int
+) -> dict[str, tuple[Task, ...]]:
+    """Run tasks one at a time at random; a microbatch enters only where every node of its route has room for it."""
+    chains = [
+        [*((node, "F") for node in route), (route[0], "L"), *((node, "B") for node in reversed(route))]
+        for route in routes
+    ]
+    position = [0] * len(routes)
+    held = dict.fromkeys(nodes, 0)
+    order: dict[str, list[Task]] = {node: [] for node in nodes}
+    active: list[int] = []
+    waiting = generator.sample(range(len(routes)), len(routes))
+    while active or waiting:
+        open_to = [one for one in waiting if all(held[node] < memory for node in routes[one])]
+        if open_to and (not active or generator.random() < 0.5):
+            microbatch = open_to[0]
+            waiting.remove(microbatch)
+            active.append(microbatch)
+            for node in routes[microbatch]:
+                held[node] += 1
+        microbatch = generator.choice(active)
+        node, operation = chains[microbatch][position[microbatch]]
+        order[node].append(Task(operation, microbatch))  # type: ignore[arg-type]
+        position[microbatch] += 1
+        if operation == "B":
+            held[node] -= 1
+        if position[microbatch] == len(chains[microbatch]):
+            active.remove(microbatch)
+    return {node: tuple(tasks) for node, tasks in order.items()}

@@ -1,0 +1,177 @@
+"""A tiny model, its batches, and processes that run plans together; also the program of each of these processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from skippipe.config import Experiment
+from skippipe.errors import SkipPipeError
+from skippipe.model.architecture import build_config
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.runner import Runner, make_runner
+from skippipe_scheduler.plan import Plan, parse_plan
+
+VOCABULARY = 64
+
+
+def make_config(num_layers: int, *, tied: bool = False) -> PretrainedConfig:
+    """Return a Llama of hidden size 32."""
+    return build_config(
+        "llama",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": num_layers,
+            "max_position_embeddings": 32,
+            "tie_word_embeddings": tied,
+        },
+    )
+
+
+def make_experiment(**sections: object) -> Experiment:
+    """Return an experiment of small microbatches on the CPU; `sections` are laid over it."""
+    training = {"micro_batch_size": 2, "sequence_length": 8, "device": "cpu", "threads": 1}
+    content = {"cluster": "none.yaml", "data": {}, "seed": 7, **sections}
+    given = content.get("training", {})
+    assert isinstance(given, dict)
+    content["training"] = training | given
+    return Experiment.model_validate(content)
+
+
+def make_batch(microbatch: int) -> tuple[Tensor, Tensor]:
+    """Return (input_ids, labels), (2, 8) each, that depend on the microbatch alone."""
+    generator = torch.Generator().manual_seed(microbatch)
+    tokens = torch.randint(0, VOCABULARY, (2, 9), generator=generator)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def gradients_of(runner: Runner) -> dict[str, Tensor]:
+    """Return a copy of all gradients held by a runner."""
+    return {name: one.grad.clone() for name, one in runner.parameters().items() if one.grad is not None}
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[subprocess.Popen[str]]:
+    """Start this file once per rank; each reads plans and writes results in `folder`."""
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), mode, str(timeout_s)],
+            env=common | {"RANK": str(rank), "WORLD_SIZE": str(world_size)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world_size)
+    ]
+
+
+def finish_ranks(ranks: Sequence[subprocess.Popen[str]], timeout_s: float) -> list[tuple[int, str]]:
+    """Return exit code and standard error of every rank; end those that do not stop in time."""
+    results = []
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=timeout_s)
+            results.append((rank.returncode, errors))
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGKILL)
+                rank.communicate()
+    return results
+
+
+def run_gradients(folder: Path, context: DistributedContext) -> None:
+    """Run one iteration of every plan; write this rank's gradients, its loss and the evaluated loss."""
+    for path in sorted(folder.glob("*.plan.json")):
+        plan = parse_plan(path)
+        options = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
+        runner = make_runner(make_experiment(training=options), plan, make_config(plan.num_layers), context)
+        captured: dict[str, Tensor] = {}
+        for _ in range(2):  # the second one finds tags, gradients and losses of the first
+            captured.clear()
+            result = runner.train_iteration(make_batch, lambda: captured.update(gradients_of(runner)))  # noqa: B023
+        name = path.name.removesuffix(".plan.json")
+        save_file(captured, folder / f"{name}.{context.rank}.safetensors")
+        numbers = {
+            "loss": runner.sum_over_ranks([result.loss])[0],
+            "evaluated": runner.evaluate(make_batch, 3),
+            "owned": sorted(runner.owned_parameters()),
+            "spans": [span[:3] for span in result.spans],
+        }
+        (folder / f"{name}.{context.rank}.json").write_text(json.dumps(numbers))
+        runner.barrier()
+        runner.close()
+
+
+def run_emulated(folder: Path, context: DistributedContext) -> None:
+    """Run every plan a few times with emulation; write the measured durations."""
+    emulation = {"links": True, "compute": True}
+    for path in sorted(folder.glob("*.plan.json")):
+        plan = parse_plan(path)
+        runner = make_runner(make_experiment(emulation=emulation), plan, make_config(plan.num_layers), context)
+        results = [runner.train_iteration(make_batch, lambda: None) for _ in range(4)]
+        measured = {
+            "durations_s": [result.duration_s for result in results],
+            "spans": [list(span) for span in results[-1].spans],
+        }
+        (folder / f"{path.name}.{context.rank}.json").write_text(json.dumps(measured))
+        runner.close()
+
+
+def run_until_stopped(folder: Path, context: DistributedContext, *, faulty_rank: int = -1) -> None:
+    """Run iterations until something breaks; `faulty_rank` fails by itself in its second iteration."""
+    plan: Plan = parse_plan(next(folder.glob("*.plan.json")))
+    runner = make_runner(make_experiment(), plan, make_config(plan.num_layers), context)
+    iteration = 0
+
+    def step() -> None:
+        if context.rank == faulty_rank and iteration == 2:
+            raise ValueError("the optimizer met a number that is not finite")
+
+    while True:
+        iteration += 1
+        runner.train_iteration(make_batch, step)
+        (folder / f"ready-{context.rank}").touch()
+
+
+def main(folder: Path, mode: str, timeout_s: float) -> int:
+    """Run one rank; return its exit code."""
+    torch.set_num_threads(1)
+    context = DistributedContext.from_environment(timeout_s)
+    try:
+        if mode == "gradients":
+            run_gradients(folder, context)
+        elif mode == "emulated":
+            run_emulated(folder, context)
+        else:
+            run_until_stopped(folder, context, faulty_rank=2 if mode == "faulty" else -1)
+    except SkipPipeError as error:
+        print(f"skippipe: error: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        context.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])))

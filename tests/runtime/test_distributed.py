@@ -1,0 +1,120 @@
+"""Real processes over gloo: their gradients, losses and evaluations are those of one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import (
+    finish_ranks,
+    gradients_of,
+    make_batch,
+    make_config,
+    make_experiment,
+    start_ranks,
+)
+from safetensors.torch import load_file
+from small_plans import full_plan, random_plan
+from torch import Tensor
+
+from skippipe.errors import PlanError
+from skippipe.model.full import build_full
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.runner import make_runner
+from skippipe_scheduler.plan import Plan
+
+WORLD_SIZE = 5
+NUM_RANDOM = 40
+ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
+
+
+def options_of(index: int) -> dict[str, str]:
+    return {"gradient_normalization": "visits" if index % 3 == 0 else "global"}
+
+
+def make_plans() -> dict[str, tuple[Plan, dict[str, str]]]:
+    plans = {f"random-{seed:02}": (random_plan(seed, WORLD_SIZE), options_of(seed)) for seed in range(NUM_RANDOM)}
+    plans["full"] = (full_plan(1, WORLD_SIZE, 3, 6), {})
+    return plans
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Plan, dict[str, str]]]]:
+    """Run all plans in one set of processes, because starting them takes longer than the plans do."""
+    folder = tmp_path_factory.mktemp("distributed")
+    plans = make_plans()
+    for name, (plan, options) in plans.items():
+        plan.save(folder / f"{name}.plan.json")
+        (folder / f"{name}.options.json").write_text(json.dumps(options))
+    results = finish_ranks(start_ranks(folder, "gradients", WORLD_SIZE), timeout_s=150)
+    assert [code for code, _ in results] == [0] * WORLD_SIZE, results
+    return folder, plans
+
+
+def assert_close(measured: Tensor, expected: Tensor, name: str) -> None:
+    scale = max(float(expected.abs().max()), 1e-3)
+    torch.testing.assert_close(measured, expected, rtol=1e-6, atol=1e-6 * scale, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_gradients_equal_those_of_one_process(
+    finished: tuple[Path, dict[str, tuple[Plan, dict[str, str]]]],
+) -> None:
+    folder, plans = finished
+    idle_replicas = 0
+    for name, (plan, options) in plans.items():
+        local = make_runner(make_experiment(training=options), plan, make_config(plan.num_layers), ALONE)
+        expected: dict[str, Tensor] = {}
+        result = local.train_iteration(make_batch, lambda e=expected, r=local: e.update(gradients_of(r)))
+        evaluated = local.evaluate(make_batch, 3)
+        owned: list[str] = []
+        for rank, node in enumerate(plan.nodes):
+            held = load_file(folder / f"{name}.{rank}.safetensors")
+            stage = local.stages[plan.stage_of[node]]
+            assert held.keys() == stage.global_parameters().keys()
+            for key, gradient in held.items():
+                assert_close(gradient, expected[key], f"{name}, rank {rank}, {key}")
+            numbers = json.loads((folder / f"{name}.{rank}.json").read_text())
+            assert numbers["loss"] == pytest.approx(result.loss, rel=1e-6)
+            assert numbers["evaluated"] == pytest.approx(evaluated, rel=1e-6)
+            owned += numbers["owned"]
+            tasks = [(node, task.operation, task.microbatch) for task in plan.order[node]]
+            assert [tuple(span) for span in numbers["spans"] if span[1] != "REDUCE"] == tasks
+            idle_replicas += not tasks
+        assert sorted(owned) == sorted(local.parameters())
+    assert idle_replicas > 5, "the random plans should hold replicas without microbatches"
+
+
+@pytest.mark.slow
+def test_full_pipeline_equals_the_plain_model(
+    finished: tuple[Path, dict[str, tuple[Plan, dict[str, str]]]],
+) -> None:
+    folder, plans = finished
+    plan, _ = plans["full"]
+    model = build_full(make_config(plan.num_layers), 7, torch.device("cpu"), torch.float32)
+    for microbatch in range(len(plan.microbatches)):
+        input_ids, labels = make_batch(microbatch)
+        logits = model(input_ids=input_ids).logits  # (B, T, V)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        (loss / len(plan.microbatches)).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    seen = set()
+    for rank in range(WORLD_SIZE):
+        for name, gradient in load_file(folder / f"full.{rank}.safetensors").items():
+            assert_close(gradient, expected[name], name)
+            seen.add(name)
+    assert seen == set(expected)
+
+
+def test_wrong_number_of_processes_is_refused() -> None:
+    context = DistributedContext(rank=0, world_size=3, local_rank=0, timeout_s=1.0)
+    plan = random_plan(0, WORLD_SIZE)
+    with pytest.raises(PlanError, match="3 processes run but the plan has 5 nodes; start 5 processes"):
+        make_runner(make_experiment(), plan, make_config(plan.num_layers), context)
+
+
+def test_plan_of_another_model_is_refused() -> None:
+    plan = random_plan(0, WORLD_SIZE)
+    with pytest.raises(PlanError, match=f"splits {plan.num_layers} layers but the model has 9"):
+        make_runner(make_experiment(), plan, make_config(9), ALONE)

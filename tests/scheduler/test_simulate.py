@@ -1,0 +1,165 @@
+"""The exact simulator against closed forms and hand-made cases."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_plans import random_plan
+
+from skippipe_scheduler.errors import DeadlockError
+from skippipe_scheduler.plan import Task
+from skippipe_scheduler.problem import Contention, Costs
+from skippipe_scheduler.simulate import peak_held, simulate, simulate_order
+from skippipe_scheduler.trace import to_chrome_trace
+
+LINE = ("a", "b", "c")
+
+
+def costs(contention: Contention = "none", transfer_s: float = 0.5, overhead_s: float = 0.0) -> Costs:
+    pairs = {source: {other: transfer_s for other in LINE if other != source} for source in LINE}
+    latency = {source: {other: transfer_s - 0.4 for other in pairs[source]} for source in LINE}
+    bandwidth = {source: dict.fromkeys(pairs[source], 8e-9 / 0.4) for source in LINE}
+    return Costs(
+        forward_s=dict.fromkeys(LINE, 1.0),
+        backward_s=dict.fromkeys(LINE, 2.0),
+        loss_s=dict.fromkeys(LINE, 0.25),
+        task_overhead_s=overhead_s,
+        transfer_s=pairs,
+        memory=dict.fromkeys(LINE, 9),
+        contention=contention,
+        activation_bytes=1,
+        latency_s=latency,
+        gbit_per_s=bandwidth,
+    )
+
+
+def tasks(text: str) -> list[Task]:
+    return [Task(part[0], int(part[1:])) for part in text.split()]  # type: ignore[arg-type]
+
+
+def test_one_microbatch_on_a_line_is_the_sum_of_its_parts() -> None:
+    order = {"a": tasks("F0 L0 B0"), "b": tasks("F0 B0"), "c": tasks("F0 B0")}
+    timeline = simulate_order([LINE], order, costs())
+    assert timeline.pipeline_s == pytest.approx(3 * 1 + 0.25 + 3 * 2 + 6 * 0.5)
+    assert len(timeline.transfers) == 6
+    assert timeline.busy_s == {"a": 3.25, "b": 3.0, "c": 3.0}
+    assert timeline.peak_memory == {"a": 1, "b": 1, "c": 1}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_full_pipeline_is_paced_by_its_slowest_node(count: int) -> None:
+    forwards = " ".join(f"F{index}" for index in range(count))
+    losses = " ".join(f"L{index}" for index in range(count))
+    backwards = " ".join(f"B{index}" for index in range(count))
+    order = {"a": tasks(f"{forwards} {losses} {backwards}"), "b": tasks(f"{forwards} {backwards}")}
+    timeline = simulate_order([("a", "b")] * count, order, costs(transfer_s=0.5))
+    waits_for_forwards = max(count * 1.0, 0)  # forwards of b end at count + 1 + 0.5, losses follow each
+    last_loss = waits_for_forwards + 1 + 0.5 + 0.5 + 0.25
+    assert timeline.pipeline_s >= last_loss + 2 + 0.5 + 2
+    b_ends = max(timeline.tasks, key=lambda span: (span.node == "b", span.end_s)).end_s
+    assert timeline.pipeline_s == pytest.approx(b_ends + 0.5 + 2)
+
+
+def test_overhead_occupies_the_node_but_not_the_transfer() -> None:
+    order = {"a": tasks("F0 F1 L0 L1 B0 B1"), "b": tasks("F0 F1 B0 B1")}
+    timeline = simulate_order([("a", "b")] * 2, order, costs(overhead_s=0.1))
+    start = {(span.node, span.operation, span.microbatch): span.start_s for span in timeline.tasks}
+    assert start["a", "F", 1] == pytest.approx(1.1)
+    assert start["b", "F", 0] == pytest.approx(1.5)
+
+
+def test_messages_queue_on_a_shared_link() -> None:
+    slow = costs("link", transfer_s=0.5)
+    fast_origin = slow.model_copy(update={"forward_s": {"a": 0.1, "b": 0.1, "c": 0.1}})
+    order = {"a": tasks("F0 F1 L0 L1 B0 B1"), "b": tasks("F0 F1 B0 B1")}
+    arrivals = [
+        span.end_s
+        for span in simulate_order([("a", "b")] * 2, order, fast_origin).transfers
+        if (span.source, span.direction, span.hop) == ("a", "forward", 0)
+    ]
+    assert arrivals == pytest.approx([0.1 + 0.5, 0.1 + 0.4 + 0.5])  # the second waits 0.3 s for the link
+
+
+def test_messages_share_a_network_card_only_with_node_contention() -> None:
+    routes = [("a", "b"), ("a", "c")]
+    order = {"a": tasks("F0 F1 L0 L1 B0 B1"), "b": tasks("F0 B0"), "c": tasks("F1 B1")}
+
+    def second_arrival(contention: Contention) -> float:
+        fast = costs(contention).model_copy(update={"forward_s": dict.fromkeys(LINE, 0.1)})
+        return next(span.end_s for span in simulate_order(routes, order, fast).transfers if span.destination == "c")
+
+    assert second_arrival("link") == pytest.approx(0.2 + 0.5)
+    assert second_arrival("node") == pytest.approx(0.1 + 0.4 + 0.5)
+
+
+def test_deadlock_is_named() -> None:
+    routes = [("a", "b", "c"), ("a", "c", "b")]
+    order = {"a": tasks("F0 F1 L0 L1 B0 B1"), "b": tasks("F1 F0 B0 B1"), "c": tasks("F0 F1 B0 B1")}
+    with pytest.raises(DeadlockError, match="b waits for the input of the forward of microbatch 1"):
+        simulate_order(routes, order, costs())
+
+
+def test_reduction_starts_with_the_last_backward_of_its_stage() -> None:
+    order = {"a": tasks("F0 L0 B0"), "b": tasks("F0 B0"), "c": tasks("")}
+    timeline = simulate_order([("a", "b")], order, costs(), stages=[["a"], ["b", "c"]], reduce_s=[0.5, 9.0])
+    b_end = next(span.end_s for span in timeline.tasks if (span.node, span.operation) == ("b", "B"))
+    assert timeline.reductions[1].start_s == b_end
+    assert timeline.iteration_s == b_end + 9.0
+    assert timeline.reduce_exposed_s == pytest.approx(timeline.iteration_s - timeline.pipeline_s)
+
+
+@pytest.mark.parametrize(
+    ("order", "peak"), [("F0 B0 F1 B1", 1), ("F0 F1 B0 F2 B1 B2", 2), ("F0 F1 F2 B0 B1 B2", 3), ("", 0)]
+)
+def test_memory_peak_by_hand(order: str, peak: int) -> None:
+    assert peak_held(tasks(order)) == peak
+
+
+@given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node"]))
+@settings(max_examples=60, deadline=None)
+def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> None:
+    plan = random_plan(seed, contention=contention)
+    timeline = simulate(plan)
+    assert len(timeline.tasks) == sum(len(entries) for entries in plan.order.values())
+    for node, entries in plan.order.items():
+        spans = sorted((span for span in timeline.tasks if span.node == node), key=lambda span: span.start_s)
+        assert [(span.operation, span.microbatch) for span in spans] == list(entries)
+        for before, after in zip(spans, spans[1:], strict=False):
+            assert after.start_s >= before.end_s + plan.costs.task_overhead_s - 1e-9
+    ends = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
+    for transfer in timeline.transfers:
+        assert transfer.start_s >= transfer.ready_s
+        assert transfer.end_s == pytest.approx(
+            transfer.start_s + plan.costs.transfer_s[transfer.source][transfer.destination]
+        )
+        operations = "FL" if transfer.direction == "forward" else "B"
+        receivers = [ends.get((transfer.destination, operation, transfer.microbatch)) for operation in operations]
+        assert any(receiver is not None and receiver.start_s >= transfer.end_s - 1e-9 for receiver in receivers)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_contention_only_delays(seed: int) -> None:
+    free, link, node = (
+        simulate(random_plan(seed, contention=contention)).pipeline_s for contention in ("none", "link", "node")
+    )
+    assert free <= link + 1e-9
+    assert free <= node + 1e-9
+
+
+def test_jitter_is_seeded_and_slow_nodes_cost_time() -> None:
+    plan = random_plan(1)
+    nominal = simulate(plan).iteration_s
+    assert simulate(plan, jitter_sigma=0.5, seed=3) == simulate(plan, jitter_sigma=0.5, seed=3)
+    assert simulate(plan, jitter_sigma=0.5, seed=3).iteration_s != nominal
+    assert simulate(plan, slowdown=dict.fromkeys(plan.nodes, 2.0)).iteration_s > nominal
+
+
+def test_trace_holds_every_span() -> None:
+    plan = random_plan(2)
+    timeline = simulate(plan)
+    trace = json.loads(json.dumps(to_chrome_trace(timeline)))
+    complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert len(complete) == len(timeline.tasks) + len(timeline.transfers)
+    assert max(event["ts"] + event["dur"] for event in complete) == pytest.approx(timeline.pipeline_s * 1e6)
