@@ -1,31 +1,33 @@
 """The token cache: a corpus tokenised once, stored as flat memory-mapped streams.
 
 A cache folder holds `train.bin` and `validation.bin` (uint16 or uint32), `index.json` and, for a trained
-encoding, `tokenizer.json`. Its name follows from the options and the text. It is written aside and renamed, so a
-folder with its final name is complete.
+encoding, `tokenizer.json`. Its name follows from the options, the seed and the files that they name (path, size, time
+of change); its fingerprint from the tokens alone. It is written aside and renamed, so a folder with its final name is
+complete.
 """
 
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from skippipe.data.cache_index import FORMAT, CacheIndex, Split
 from skippipe.data.options import DataOptions
-from skippipe.data.sources import documents, local_files
-from skippipe.data.tokenizer import Tokenizer, build_tokenizer, load_trained, save_trained
+from skippipe.data.sources import documents, named_files
+from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained, load_trained
 from skippipe.errors import DataError, StorageError
 
-FORMAT = "skippipe.tokens/1"
-SPLITS = ("train", "validation")
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TokenCache:
     fingerprint: str
     tokenizer: Tokenizer
 
-    def split(self, name: str) -> NDArray[Any]:
+    def split(self, name: Split) -> NDArray[Any]:
         """Return the tokens of "train" or "validation"."""
         tokens: NDArray[Any] = getattr(self, name)
         return tokens
@@ -59,27 +61,24 @@ def open_cache(options: DataOptions, seed: int) -> TokenCache:
     Raises `DataError` for an empty corpus and for a cache that was truncated or edited, `StorageError` where the
     folder cannot be written.
     """
-    key = _cache_key(options, seed)
-    folder = cache_root(options) / f"tokens-{key}"
-    if not (folder / "index.json").exists():
+    folder = cache_root(options) / f"tokens-{_cache_key(options, seed)}"
+    if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
-                if not (folder / "index.json").exists():
+                if not folder.exists():
                     _build(options, seed, folder)
         except OSError as reason:
             raise StorageError(f"{folder}: the token cache cannot be written ({reason.strerror or reason})") from None
-    return _open(options, folder, key)
+    return _open(options, folder)
 
 
 def _cache_key(options: DataOptions, seed: int) -> str:
     identity: dict[str, Any] = options.model_dump(mode="json", exclude={"cache_dir"})
     identity |= {"format": FORMAT, "seed": seed}
-    if options.source in {"text", "jsonl", "parquet"}:
-        inside = {"text": "*.txt", "jsonl": "*.jsonl", "parquet": "*.parquet"}[options.source]
-        identity["files"] = [_file_identity(path) for path in local_files(options.paths, inside)]
+    identity["files"] = [_file_identity(path) for path in named_files(options)]
     if options.source == "python_stdlib":
-        identity["python"] = [sysconfig.get_python_version(), sysconfig.get_paths()["stdlib"]]
+        identity["python"] = [platform.python_version(), sysconfig.get_paths()["stdlib"]]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -95,23 +94,23 @@ def _build(options: DataOptions, seed: int, folder: Path) -> None:
     try:
         tokenizer = build_tokenizer(options, documents(options))
         counts = _write_streams(options, seed, tokenizer, aside)
-        if options.tokenizer.startswith("bpe:"):
-            save_trained(tokenizer, aside / "tokenizer.json")
-        index = {
-            "format": FORMAT,
-            "dtype": _dtype(tokenizer).__name__,
-            "vocab_size": tokenizer.vocab_size,
-            "tokens": counts,
-            "sha256": {name: _sha256(aside / f"{name}.bin") for name in SPLITS},
-        }
-        (aside / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+        if is_trained(options):
+            tokenizer.save(aside)
+        index = CacheIndex.of_folder(
+            aside,
+            tokenizer=options.tokenizer,
+            vocab_size=tokenizer.vocab_size,
+            dtype=_dtype(tokenizer),
+            tokens=counts,
+        )
+        index.write(aside)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_streams(options: DataOptions, seed: int, tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
-    dtype = _dtype(tokenizer)
+def _write_streams(options: DataOptions, seed: int, tokenizer: Tokenizer, folder: Path) -> dict[Split, int]:
+    dtype = np.dtype(_dtype(tokenizer))
     counts = dict.fromkeys(SPLITS, 0)
     with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
         streams = {"train": train, "validation": validation}
@@ -119,15 +118,18 @@ def _write_streams(options: DataOptions, seed: int, tokenizer: Tokenizer, folder
             tokens = np.append(tokenizer.encode(text), np.uint32(tokenizer.eos_id)).astype(dtype)
             streams[split].write(tokens.tobytes())
             counts[split] += len(tokens)
-    if not any(counts.values()):
-        raise DataError(f"data: the corpus ({options.source}) is empty; it has no text to train on")
+    if sum(counts.values()) < len(SPLITS):
+        raise DataError(
+            f"data: the corpus ({options.source}) is empty; it has no text to train on: check its paths, "
+            "and max_documents and max_bytes where given"
+        )
     if 0 in counts.values():
         (folder / ("train.bin" if counts["train"] else "validation.bin")).replace(folder / "train.bin")
-        return _hold_out_tail(folder, sum(counts.values()), options.validation_fraction, np.dtype(dtype).itemsize)
+        return _hold_out_tail(folder, sum(counts.values()), options.validation_fraction, dtype.itemsize)
     return counts
 
 
-def _split(options: DataOptions, seed: int) -> Iterator[tuple[str, str]]:
+def _split(options: DataOptions, seed: int) -> Iterator[tuple[Split, str]]:
     """Assign whole documents by their content, so that a document never changes sides."""
     threshold = options.validation_fraction * 2**32
     for text in documents(options):
@@ -135,7 +137,7 @@ def _split(options: DataOptions, seed: int) -> Iterator[tuple[str, str]]:
         yield ("validation" if int.from_bytes(digest[:4]) < threshold else "train"), text
 
 
-def _hold_out_tail(folder: Path, num_tokens: int, fraction: float, item_bytes: int) -> dict[str, int]:
+def _hold_out_tail(folder: Path, num_tokens: int, fraction: float, item_bytes: int) -> dict[Split, int]:
     """Move the end of the training tokens to validation: a corpus of a few large documents has none to hold out."""
     held_out = max(1, int(num_tokens * fraction))
     kept = num_tokens - held_out
@@ -146,33 +148,15 @@ def _hold_out_tail(folder: Path, num_tokens: int, fraction: float, item_bytes: i
     return {"train": kept, "validation": held_out}
 
 
-def _dtype(tokenizer: Tokenizer) -> type[np.uint16] | type[np.uint32]:
-    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+def _dtype(tokenizer: Tokenizer) -> Literal["uint16", "uint32"]:
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
-def _open(options: DataOptions, folder: Path, key: str) -> TokenCache:
-    remedy = f"delete {folder} to build it again"
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        dtype, counts, digests = np.dtype(index["dtype"]), index["tokens"], index["sha256"]
-        vocab_size = int(index["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as reason:
-        raise DataError(f"{folder / 'index.json'}: not a token cache index ({reason}); {remedy}") from None
-    streams = {}
-    for name in SPLITS:
-        path = folder / f"{name}.bin"
-        if not path.exists() or path.stat().st_size != counts[name] * dtype.itemsize:
-            raise DataError(f"{path}: the token cache is truncated; {remedy}")
-        if _sha256(path) != digests[name]:
-            raise DataError(f"{path}: the token cache was changed; {remedy}")
-        streams[name] = np.memmap(path, dtype=dtype, mode="r")
-    if options.tokenizer.startswith("bpe:"):
-        tokenizer = load_trained(folder / "tokenizer.json", vocab_size)
+def _open(options: DataOptions, folder: Path) -> TokenCache:
+    index = CacheIndex.read(folder, options.tokenizer)
+    train, validation = (np.memmap(folder / f"{name}.bin", dtype=np.dtype(index.dtype), mode="r") for name in SPLITS)
+    if is_trained(options):
+        tokenizer = load_trained(folder, options.tokenizer, index.vocab_size)
     else:
         tokenizer = build_tokenizer(options, iter(()))
-    return TokenCache(folder, streams["train"], streams["validation"], vocab_size, key, tokenizer)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return TokenCache(folder, train, validation, index.vocab_size, index.fingerprint, tokenizer)

@@ -21,6 +21,7 @@ class DataOptions(BaseModel):
     subset: str | None = None
     """Configuration of the dataset."""
     split: str = "train"
+    """Split of the dataset to read, for huggingface; the validation text is taken out of it."""
     text_key: str = "text"
     """Key or column that holds the text."""
     tokenizer: str = "bytes"
@@ -28,6 +29,7 @@ class DataOptions(BaseModel):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents held out, chosen by their content."""
     max_documents: Annotated[int, Field(ge=1)] | None = None
+    """Stop reading the corpus after so many documents."""
     max_bytes: Annotated[int, Field(ge=1)] | None = None
     """Stop reading the corpus after so many bytes of text."""
     cache_dir: str | None = None

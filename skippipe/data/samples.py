@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skippipe.data.cache import TokenCache
+from skippipe.data.cache import SPLITS, TokenCache
+from skippipe.data.cache_index import Split
 from skippipe.errors import CheckpointError, DataError
 
 Batch = tuple[Tensor, Tensor]
@@ -21,7 +22,7 @@ class SampleOrder:
 
     def __init__(self, cache: TokenCache, *, seed: int, sequence_length: int) -> None:
         self.cache, self.seed, self.sequence_length = cache, seed, sequence_length
-        self.num_samples = {name: (len(cache.split(name)) - 1) // sequence_length for name in ("train", "validation")}
+        self.num_samples = {name: (len(cache.split(name)) - 1) // sequence_length for name in SPLITS}
         for name, count in self.num_samples.items():
             if count < 1:
                 raise DataError(
@@ -30,8 +31,13 @@ class SampleOrder:
                 )
         self._permutation: tuple[int, np.ndarray[Any, Any]] = (-1, np.empty(0, dtype=np.int64))
 
-    def batch(self, step: int, microbatch: int, num_microbatches: int, micro_batch_size: int) -> Batch:
-        """Return (input_ids, labels), both (B, T) int64, of one training microbatch; steps count from 0."""
+    def batch(self, split: Split, step: int, microbatch: int, num_microbatches: int, micro_batch_size: int) -> Batch:
+        """Return (input_ids, labels), both (B, T) int64, of one microbatch of `split`; steps count from 0.
+
+        The next epoch follows where a split's samples end. Validation samples keep the order of the text.
+        """
+        if split == "validation":
+            return self.validation_batch(step * num_microbatches + microbatch, micro_batch_size)
         first = (step * num_microbatches + microbatch) * micro_batch_size
         return self._gather("train", [self._train_sample(first + offset) for offset in range(micro_batch_size)])
 
@@ -69,7 +75,7 @@ class SampleOrder:
             self._permutation = (epoch, generator.permutation(self.num_samples["train"]))
         return int(self._permutation[1][offset])
 
-    def _gather(self, split: str, samples: list[int]) -> Batch:
+    def _gather(self, split: Split, samples: list[int]) -> Batch:
         length = self.sequence_length
         tokens = self.cache.split(split)
         rows = [tokens[sample * length : (sample + 1) * length + 1].astype(np.int64) for sample in samples]

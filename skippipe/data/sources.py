@@ -10,6 +10,7 @@ from typing import Any
 from skippipe.data.options import DataOptions
 from skippipe.errors import DataError
 
+FILES_INSIDE = {"text": "*.txt", "jsonl": "*.jsonl", "parquet": "*.parquet"}
 LEFT_OUT_OF_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 
 
@@ -29,11 +30,29 @@ def documents(options: DataOptions) -> Iterator[str]:
             yield text
 
 
+def named_files(options: DataOptions) -> list[Path]:
+    """Return the local files from which the tokens follow, sorted: the corpus, and a tokenizer's directory.
+
+    Raises `DataError` for a missing file.
+    """
+    if options.source in FILES_INSIDE:
+        files = local_files(options.paths, FILES_INSIDE[options.source])
+    else:
+        files = _files_below(options.dataset) if options.source == "huggingface" else []
+    return files + _files_below(options.tokenizer)
+
+
+def _files_below(directory: str | None) -> list[Path]:
+    if directory is None or not Path(directory).is_dir():
+        return []  # the name of something on the hub
+    return sorted(path for path in Path(directory).rglob("*") if path.is_file())
+
+
 def _all_documents(options: DataOptions) -> Iterator[str]:
     if options.source == "python_stdlib":
         return (path.read_text(encoding="utf-8", errors="ignore") for path in _stdlib_files())
     if options.source == "text":
-        return (_read_text(path) for path in local_files(options.paths, "*.txt"))
+        return (_read_text(path) for path in local_files(options.paths, FILES_INSIDE["text"]))
     return (_text_of(row, options) for row in _rows(options))
 
 
@@ -48,7 +67,7 @@ def local_files(patterns: tuple[str, ...], inside: str) -> list[Path]:
     for pattern in patterns:
         matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
         if not matches:
-            raise DataError(f"data.paths: {pattern}: no such file")
+            raise DataError(f"data.paths: {pattern}: no such file; correct the path (seen from {Path.cwd()})")
         for match in matches:
             found += match.rglob(inside) if match.is_dir() else [match]
     if not found:
@@ -71,15 +90,18 @@ def _rows(options: DataOptions) -> Iterator[dict[str, Any]]:
         if options.source == "huggingface":
             rows = _hub_rows(datasets, options)
         else:
-            kind, inside = {"jsonl": ("json", "*.jsonl"), "parquet": ("parquet", "*.parquet")}[options.source]
-            files = [str(path) for path in local_files(options.paths, inside)]
+            kind = {"jsonl": "json", "parquet": "parquet"}[options.source]
+            files = [str(path) for path in local_files(options.paths, FILES_INSIDE[options.source])]
             rows = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
         yield from rows
     except DataError:
         raise
     except Exception as reason:  # the library raises errors of many kinds for a bad file or a missing network
         place = options.dataset or ", ".join(options.paths)
-        raise DataError(f"data: {place} cannot be read ({type(reason).__name__}: {_first_line(reason)})") from None
+        raise DataError(
+            f"data: {place} cannot be read ({type(reason).__name__}: {_first_line(reason)}); "
+            "check the name, the file's content and the network"
+        ) from None
 
 
 def _hub_rows(datasets: Any, options: DataOptions) -> Any:
@@ -92,10 +114,12 @@ def _hub_rows(datasets: Any, options: DataOptions) -> Any:
 
 def _text_of(row: dict[str, Any], options: DataOptions) -> str:
     if options.text_key not in row:
-        raise DataError(f"data.text_key: no key {options.text_key!r}; there are {', '.join(map(str, row))}")
+        raise DataError(f"data.text_key: no key {options.text_key!r}; there are {', '.join(map(str, row))}: name one")
     text = row[options.text_key]
     if not isinstance(text, str):
-        raise DataError(f"data.text_key: {options.text_key!r} holds {type(text).__name__}, expected text")
+        raise DataError(
+            f"data.text_key: {options.text_key!r} holds {type(text).__name__}, expected text; name another key"
+        )
     return text
 
 

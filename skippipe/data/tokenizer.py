@@ -1,6 +1,5 @@
 """Tokenizers: bytes, a byte-pair encoding trained on the corpus, or one of Hugging Face."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,21 @@ from skippipe.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as BpeModel
+    from tokenizers import models
 
 Tokens = NDArray[np.uint32]
+TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back; `eos_id` separates documents."""
+
+    @property
+    def name(self) -> str:
+        """The tokenizer as the options name it."""
+        ...
 
     @property
     def vocab_size(self) -> int:
@@ -38,13 +44,18 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of token ids."""
+        """Return the text of token ids; the end of text is left out."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, which the libraries of Hugging Face read, to `folder`."""
         ...
 
 
 class ByteTokenizer:
     """The 256 bytes of UTF-8 text and an end of text."""
 
+    name = "bytes"
     vocab_size = NUM_BYTES + 1
     eos_id = NUM_BYTES
 
@@ -56,11 +67,20 @@ class ByteTokenizer:
         """See `Tokenizer`; ids beyond the bytes are left out."""
         return bytes(token for token in tokens if token < NUM_BYTES).decode(errors="replace")
 
+    def save(self, folder: Path) -> None:
+        """See `Tokenizer`; the file holds a byte-level encoding without merges, whose ids are the same."""
+        from tokenizers import AddedToken, models
+
+        model = _byte_level(models.BPE(vocab=_byte_names(), merges=[]))
+        model.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
+        _save(model, folder)
+
 
 @dataclass(frozen=True)
 class LibraryTokenizer:
     """A tokenizer of the `tokenizers` library, trained here or loaded."""
 
+    name: str
     model: "BpeModel"
     vocab_size: int
     eos_id: int
@@ -74,12 +94,21 @@ class LibraryTokenizer:
         text: str = self.model.decode([int(token) for token in tokens])
         return text
 
+    def save(self, folder: Path) -> None:
+        """See `Tokenizer`."""
+        _save(self.model, folder)
+
+
+def is_trained(options: DataOptions) -> bool:
+    """Return whether the tokenizer is trained on the corpus, and so has to be kept beside the tokens."""
+    return options.tokenizer.startswith("bpe:")
+
 
 def vocabulary_size(options: DataOptions) -> int:
     """Return the vocabulary that the model needs, without reading the corpus."""
     if options.tokenizer == "bytes":
         return ByteTokenizer.vocab_size
-    if options.tokenizer.startswith("bpe:"):
+    if is_trained(options):
         return _bpe_size(options)
     return _pretrained(options.tokenizer).vocab_size
 
@@ -88,26 +117,42 @@ def build_tokenizer(options: DataOptions, corpus: Iterator[str]) -> Tokenizer:
     """Return the tokenizer that `options` name; `corpus` is read only where one is to be trained."""
     if options.tokenizer == "bytes":
         return ByteTokenizer()
-    if options.tokenizer.startswith("bpe:"):
-        return _train_bpe(_bpe_size(options), corpus)
+    if is_trained(options):
+        return _train_bpe(options.tokenizer, _bpe_size(options), corpus)
     return _pretrained(options.tokenizer)
 
 
-def load_trained(path: Path, vocab_size: int) -> Tokenizer:
-    """Read a tokenizer that `save_trained` wrote."""
+def load_trained(folder: Path, name: str, vocab_size: int) -> Tokenizer:
+    """Read the `tokenizer.json` of a trained tokenizer that was saved to `folder`."""
     from tokenizers import Tokenizer as BpeModel
 
+    path = folder / TOKENIZER_FILE
     try:
         model = BpeModel.from_str(path.read_text(encoding="utf-8"))
     except Exception as reason:  # the library raises bare Exception
         raise DataError(f"{path}: not a tokenizer ({reason}); delete its folder to build it again") from None
-    return LibraryTokenizer(model, vocab_size, model.token_to_id(END_OF_TEXT))
+    return _library_tokenizer(name, model, vocab_size, model.token_to_id(END_OF_TEXT))
 
 
-def save_trained(tokenizer: Tokenizer, path: Path) -> None:
-    """Write a trained tokenizer beside the tokens it made."""
-    if isinstance(tokenizer, LibraryTokenizer):
-        path.write_text(json.dumps(json.loads(tokenizer.model.to_str())), encoding="utf-8")
+def _library_tokenizer(name: str, model: "BpeModel", vocab_size: int, eos_id: int | None) -> LibraryTokenizer:
+    if eos_id is None:
+        raise DataError(f"data.tokenizer: {name!r} has no end-of-text token to put between documents; name another one")
+    model.no_truncation()  # a stored maximum length would drop the rest of a document
+    model.no_padding()
+    model.encode_special_tokens = True  # a document that spells the end-of-text token must not end there
+    return LibraryTokenizer(name, model, vocab_size, eos_id)
+
+
+def _save(model: "BpeModel", folder: Path) -> None:
+    (folder / TOKENIZER_FILE).write_text(model.to_str(), encoding="utf-8")
+
+
+def _byte_names() -> dict[str, int]:
+    """Return the character that a byte-level encoding writes for each byte (GPT-2, Radford et al. 2019, 2.2)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(NUM_BYTES) if byte not in printable]
+    names = {chr(byte): byte for byte in printable}
+    return names | {chr(NUM_BYTES + index): byte for index, byte in enumerate(others)}
 
 
 def _bpe_size(options: DataOptions) -> int:
@@ -119,13 +164,20 @@ def _bpe_size(options: DataOptions) -> int:
     return size
 
 
-def _train_bpe(vocab_size: int, corpus: Iterator[str]) -> Tokenizer:
+def _byte_level(bpe: "models.BPE") -> "BpeModel":
     from tokenizers import Tokenizer as BpeModel
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders, pre_tokenizers
 
-    model = BpeModel(models.BPE())
+    model = BpeModel(bpe)
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
+    return model
+
+
+def _train_bpe(name: str, vocab_size: int, corpus: Iterator[str]) -> Tokenizer:
+    from tokenizers import models, pre_tokenizers, trainers
+
+    model = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END_OF_TEXT],
@@ -133,7 +185,7 @@ def _train_bpe(vocab_size: int, corpus: Iterator[str]) -> Tokenizer:
         show_progress=False,
     )
     model.train_from_iterator(corpus, trainer)
-    return LibraryTokenizer(model, vocab_size, model.token_to_id(END_OF_TEXT))
+    return _library_tokenizer(name, model, vocab_size, model.token_to_id(END_OF_TEXT))
 
 
 def _pretrained(name: str) -> LibraryTokenizer:
@@ -146,6 +198,4 @@ def _pretrained(name: str) -> LibraryTokenizer:
         raise DataError(f"data.tokenizer: {name!r} cannot be loaded ({first_line})") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise DataError(f"data.tokenizer: {name!r} has no fast tokenizer (tokenizer.json)")
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"data.tokenizer: {name!r} has no end-of-text token to put between documents")
-    return LibraryTokenizer(tokenizer.backend_tokenizer, len(tokenizer), tokenizer.eos_token_id)
+    return _library_tokenizer(name, tokenizer.backend_tokenizer, len(tokenizer), tokenizer.eos_token_id)

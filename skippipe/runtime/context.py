@@ -1,7 +1,7 @@
 """Which process this is, and how processes find each other: torchrun's environment, or one process alone."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
@@ -26,10 +26,13 @@ class DistributedContext:
     store: Store | None = None
 
     @classmethod
-    def from_environment(cls, timeout_s: float, environment: Mapping[str, str] | None = None) -> Self:
+    def from_environment(
+        cls, timeout_s: float, environment: Mapping[str, str] | None = None, nodes: Sequence[str] = ()
+    ) -> Self:
         """Read torchrun's variables and meet the other processes; without them, one process runs alone.
 
-        Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
+        Where the launcher hands out ranks in any order, SKIPPIPE_NODE says which of `nodes` this process is; its rank
+        is then the position of that name. Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
         """
         values = os.environ if environment is None else environment
         if "RANK" not in values:
@@ -44,7 +47,8 @@ class DistributedContext:
             raise ConfigError(f"RANK, LOCAL_RANK and WORLD_SIZE must be numbers: {error}") from None
         if world_size == 1:
             return cls(rank, world_size, local_rank, timeout_s)
-        return cls(rank, world_size, local_rank, timeout_s, _meet(rank, world_size, timeout_s, values))
+        own_rank = _rank_of_node(values, nodes, rank)
+        return cls(own_rank, world_size, local_rank, timeout_s, _meet(rank, own_rank, world_size, timeout_s, values))
 
     def close(self) -> None:
         """Leave the process group; safe to call twice."""
@@ -54,8 +58,12 @@ class DistributedContext:
 
 
 def _meet(rank: int, world_size: int, timeout_s: float, values: Mapping[str, str]) -> Store:
-    """Initialise torch.distributed on gloo; pairs of ranks connect when they first talk."""
-    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    """Initialise torch.distributed on gloo.
+
+    All pairs of ranks connect at once: with lazy connections the first irecv of a pair blocks until its peer posts
+    too, and ranks that post receives ahead would wait for each other.
+    """
+    os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
     timeout = timedelta(seconds=timeout_s)
     failure = None
     try:

@@ -1,25 +1,22 @@
 """What a training loop needs of a runtime, whatever runs underneath."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment
 from skippipe.errors import PlanError
+from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.program import Direction
 from skippipe_scheduler.plan import Plan
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-    from transformers import PretrainedConfig
-
-    from skippipe.model.stage import Stage
-
-    Batch = Callable[[int], tuple[Tensor, Tensor]]
+Batch = Callable[[int], tuple[Tensor, Tensor]]
+"""Gives (input_ids, labels) of a microbatch, int64 (B, T) each, on the CPU."""
 
 
 class Span(NamedTuple):
@@ -122,8 +119,6 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
 
     Raises `PlanError` where the plan does not fit the model or the number of processes.
     """
-    import torch
-
     from skippipe.runtime.distributed import DistributedRunner
     from skippipe.runtime.local import LocalRunner
 
@@ -163,16 +158,12 @@ def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
 
 def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, options: RunnerOptions) -> Stage:
     """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
-    from skippipe.model.stage import build_stage
-
     first, last = plan.stages[stage].layers
     return build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
     """Return the device of this process; `auto` takes a GPU where there is one, ranks share GPUs in turn."""
-    import torch
-
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
     return torch.device("cpu")

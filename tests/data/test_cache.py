@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import datasets
@@ -53,10 +54,12 @@ def test_every_source_gives_the_same_tokens(tmp_path: Path, source: str) -> None
 
 
 def test_standard_library_is_a_corpus(tmp_path: Path) -> None:
-    given = options(tmp_path, source="python_stdlib", max_bytes=3_000_000)
-    texts = list(documents(given))
-    assert texts == list(documents(given))
-    assert 2_500_000 < sum(len(text.encode()) for text in texts) <= 3_000_000
+    texts = list(documents(options(tmp_path, source="python_stdlib")))
+    assert texts == list(documents(options(tmp_path, source="python_stdlib")))
+    assert sum(len(text.encode()) for text in texts) > 5_000_000
+    limited = list(documents(options(tmp_path, source="python_stdlib", max_bytes=3_000_000)))
+    assert limited == texts[: len(limited)]
+    assert 2_500_000 < sum(len(text.encode()) for text in limited) <= 3_000_000
     assert sum("import" in text for text in texts) > len(texts) / 2
 
 
@@ -74,6 +77,24 @@ def test_second_opening_reads_the_stored_tokens(tmp_path: Path) -> None:
     assert open_cache(given, seed=1).folder != first.folder
     (tmp_path / "text" / "000.txt").write_text("changed")
     assert open_cache(given, seed=0).folder != first.folder
+
+
+def test_fingerprint_follows_the_text_and_not_its_place(tmp_path: Path) -> None:
+    first = options(tmp_path, **corpus(tmp_path, "text"))
+    (tmp_path / "other").mkdir()
+    elsewhere = options(tmp_path, **corpus(tmp_path / "other", "text"))
+    a, b = open_cache(first, seed=0), open_cache(elsewhere, seed=0)
+    assert a.folder != b.folder
+    assert a.fingerprint == b.fingerprint
+    assert a.fingerprint != open_cache(first, seed=1).fingerprint
+
+
+def test_changed_local_dataset_is_tokenised_again(tmp_path: Path) -> None:
+    given = options(tmp_path, **corpus(tmp_path, "huggingface"))
+    before = len(open_cache(given, seed=0).train)
+    shutil.rmtree(tmp_path / "huggingface")
+    datasets.Dataset.from_dict({"text": TEXTS[:9]}).save_to_disk(tmp_path / "huggingface")
+    assert len(open_cache(given, seed=0).train) < before
 
 
 def test_one_large_document_gives_its_end_to_validation(tmp_path: Path) -> None:
@@ -120,13 +141,22 @@ def test_processes_that_start_together_share_one_build(tmp_path: Path) -> None:
         (lambda folder: (folder / "train.bin").unlink(), "truncated"),
         (lambda folder: _flip(folder / "validation.bin"), "was changed"),
         (lambda folder: (folder / "index.json").write_text("{}"), "not a token cache index"),
+        (lambda folder: (folder / "index.json").unlink(), "not a token cache index"),
+        (lambda folder: _edit(folder / "index.json", "vocab_size", 7), "index was changed"),
+        (lambda folder: _edit(folder / "index.json", "tokens", {}), "index was changed"),
+        (lambda folder: _edit(folder / "index.json", "dtype", "int8"), "not a token cache index"),
+        (lambda folder: _edit(folder / "tokenizer.json", "decoder", None), "tokenizer.json.* was changed"),
     ],
 )
 def test_damaged_cache_is_refused(tmp_path: Path, damage: object, expected: str) -> None:
-    given = options(tmp_path, **corpus(tmp_path, "text"))
+    given = options(tmp_path, **corpus(tmp_path, "text"), tokenizer="bpe:300")
     damage(open_cache(given, seed=0).folder)  # type: ignore[operator]
     with pytest.raises(DataError, match=rf"{expected}.*delete"):
         open_cache(given, seed=0)
+
+
+def _edit(path: Path, key: str, value: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
 
 def _flip(path: Path) -> None:
@@ -145,13 +175,15 @@ def _flip(path: Path) -> None:
         ({"source": "jsonl", "paths": ["BROKEN"]}, "cannot be read"),
         ({"source": "text", "paths": ["BLANK"], "tokenizer": "bpe:100"}, "more than 256"),
         ({"source": "text", "paths": ["BLANK"], "tokenizer": "NOWHERE/x"}, "cannot be loaded"),
+        ({"source": "huggingface", "dataset": "NOWHERE/x"}, "NOWHERE/x cannot be read.*check the name"),
+        ({"source": "text", "paths": ["JSONL"], "max_bytes": 3}, "is empty.*max_bytes"),
     ],
 )
 def test_mistakes_are_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object], expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable was read at import
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "BLANK").write_text("")
     (tmp_path / "JSONL").write_text('{"text": "a"}\n')

@@ -44,7 +44,7 @@ def make_config(num_layers: int, *, tied: bool = False) -> PretrainedConfig:
 def make_experiment(**sections: object) -> Experiment:
     """Return an experiment of small microbatches on the CPU; `sections` are laid over it."""
     training = {"micro_batch_size": 2, "sequence_length": 8, "device": "cpu", "threads": 1}
-    content = {"cluster": "none.yaml", "data": {}, "seed": 7, **sections}
+    content = {"cluster": "none.yaml", "data": {"source": "python_stdlib"}, "seed": 7, **sections}
     given = content.get("training", {})
     assert isinstance(given, dict)
     content["training"] = training | given

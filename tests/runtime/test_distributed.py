@@ -1,10 +1,12 @@
 """Real processes over gloo: their gradients, losses and evaluations are those of one process."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from random_plans import random_plan
 from ranks import (
     finish_ranks,
     gradients_of,
@@ -14,7 +16,6 @@ from ranks import (
     start_ranks,
 )
 from safetensors.torch import load_file
-from small_plans import full_plan, random_plan
 from torch import Tensor
 
 from skippipe.errors import PlanError
@@ -28,13 +29,25 @@ NUM_RANDOM = 40
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 
+def small_plan(seed: int) -> Plan:
+    rng = random.Random(seed)
+    num_stages = rng.randint(2, 4)
+    return random_plan(
+        seed,
+        num_nodes=WORLD_SIZE,
+        num_stages=num_stages,
+        route_length=rng.randint(2, num_stages),
+        num_microbatches=rng.randint(1, 5),
+    )
+
+
 def options_of(index: int) -> dict[str, str]:
     return {"gradient_normalization": "visits" if index % 3 == 0 else "global"}
 
 
 def make_plans() -> dict[str, tuple[Plan, dict[str, str]]]:
-    plans = {f"random-{seed:02}": (random_plan(seed, WORLD_SIZE), options_of(seed)) for seed in range(NUM_RANDOM)}
-    plans["full"] = (full_plan(1, WORLD_SIZE, 3, 6), {})
+    plans = {f"random-{seed:02}": (small_plan(seed), options_of(seed)) for seed in range(NUM_RANDOM)}
+    plans["full"] = (random_plan(1, num_nodes=WORLD_SIZE, num_stages=3, route_length=3, swaps=0), {})
     return plans
 
 
@@ -109,12 +122,12 @@ def test_full_pipeline_equals_the_plain_model(
 
 def test_wrong_number_of_processes_is_refused() -> None:
     context = DistributedContext(rank=0, world_size=3, local_rank=0, timeout_s=1.0)
-    plan = random_plan(0, WORLD_SIZE)
+    plan = small_plan(0)
     with pytest.raises(PlanError, match="3 processes run but the plan has 5 nodes; start 5 processes"):
         make_runner(make_experiment(), plan, make_config(plan.num_layers), context)
 
 
 def test_plan_of_another_model_is_refused() -> None:
-    plan = random_plan(0, WORLD_SIZE)
+    plan = small_plan(0)
     with pytest.raises(PlanError, match=f"splits {plan.num_layers} layers but the model has 9"):
         make_runner(make_experiment(), plan, make_config(9), ALONE)

@@ -1,5 +1,6 @@
 """The exact simulator against closed forms and hand-made cases."""
 
+import itertools
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.errors import DeadlockError
-from skippipe_scheduler.plan import Task
+from skippipe_scheduler.plan import Operation, Task
 from skippipe_scheduler.problem import Contention, Costs
 from skippipe_scheduler.simulate import peak_held, simulate, simulate_order
 from skippipe_scheduler.trace import to_chrome_trace
@@ -18,7 +19,7 @@ LINE = ("a", "b", "c")
 
 def costs(contention: Contention = "none", transfer_s: float = 0.5, overhead_s: float = 0.0) -> Costs:
     pairs = {source: {other: transfer_s for other in LINE if other != source} for source in LINE}
-    latency = {source: {other: transfer_s - 0.4 for other in pairs[source]} for source in LINE}
+    latency = {source: dict.fromkeys(pairs[source], transfer_s - 0.4) for source in LINE}
     bandwidth = {source: dict.fromkeys(pairs[source], 8e-9 / 0.4) for source in LINE}
     return Costs(
         forward_s=dict.fromkeys(LINE, 1.0),
@@ -125,7 +126,7 @@ def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> Non
     for node, entries in plan.order.items():
         spans = sorted((span for span in timeline.tasks if span.node == node), key=lambda span: span.start_s)
         assert [(span.operation, span.microbatch) for span in spans] == list(entries)
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in itertools.pairwise(spans):
             assert after.start_s >= before.end_s + plan.costs.task_overhead_s - 1e-9
     ends = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
     for transfer in timeline.transfers:
@@ -133,7 +134,7 @@ def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> Non
         assert transfer.end_s == pytest.approx(
             transfer.start_s + plan.costs.transfer_s[transfer.source][transfer.destination]
         )
-        operations = "FL" if transfer.direction == "forward" else "B"
+        operations: tuple[Operation, ...] = ("F", "L") if transfer.direction == "forward" else ("B",)
         receivers = [ends.get((transfer.destination, operation, transfer.microbatch)) for operation in operations]
         assert any(receiver is not None and receiver.start_s >= transfer.end_s - 1e-9 for receiver in receivers)
 
@@ -163,3 +164,76 @@ def test_trace_holds_every_span() -> None:
     complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert len(complete) == len(timeline.tasks) + len(timeline.transfers)
     assert max(event["ts"] + event["dur"] for event in complete) == pytest.approx(timeline.pipeline_s * 1e6)
+    transfers = [event for event in complete if event["tid"] > 0]
+    names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"}
+    shown = sorted((names[event["pid"]], event["ts"]) for event in transfers)
+    assert shown == sorted((span.source, span.start_s * 1e6) for span in timeline.transfers)
+
+
+def arrivals_s(routes: list[tuple[str, ...]], order: dict[str, list[Task]], contention: Contention) -> list[float]:
+    """Arrival of the first hop of every microbatch where a forward takes 0.1 s."""
+    fast = costs(contention).model_copy(update={"forward_s": dict.fromkeys(LINE, 0.1)})
+    spans = simulate_order(routes, order, fast).transfers
+    first = sorted((span.microbatch, span.end_s) for span in spans if (span.hop, span.direction) == (0, "forward"))
+    return [end_s for _, end_s in first]
+
+
+def test_an_incoming_card_takes_one_transfer_at_a_time_the_lower_microbatch_first() -> None:
+    routes: list[tuple[str, ...]] = [("a", "c"), ("b", "c")]
+    order = {"a": tasks("F0 L0 B0"), "b": tasks("F1 L1 B1"), "c": tasks("F0 F1 B0 B1")}
+    assert arrivals_s(routes, order, "link") == pytest.approx([0.6, 0.6])
+    assert arrivals_s(routes, order, "node") == pytest.approx([0.6, 1.0])
+
+
+def test_a_card_sends_and_receives_at_once() -> None:
+    routes: list[tuple[str, ...]] = [("a", "b"), ("b", "a")]
+    order = {"a": tasks("F0 F1 L0 B1 B0"), "b": tasks("F1 F0 L1 B0 B1")}
+    assert arrivals_s(routes, order, "node") == pytest.approx([0.6, 0.6])
+
+
+def test_bubble_by_hand() -> None:
+    timeline = simulate_order([("a", "b")], {"a": tasks("F0 L0 B0"), "b": tasks("F0 B0")}, costs())
+    assert timeline.iteration_s == pytest.approx(8.25)
+    assert timeline.bubble_fraction == pytest.approx(1 - (3.25 + 3.0) / (2 * 8.25))
+
+
+def test_a_deadlock_of_many_names_three() -> None:
+    route = ("a", "b", "c", "d", "e")
+    order = {"a": tasks("B0"), **{node: tasks("F0") for node in route[1:]}}
+    with pytest.raises(DeadlockError, match=r"a waits .*; b waits .*; c waits .* and 2 more$"):
+        simulate_order([route], order, costs())
+
+
+@given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node"]))
+@settings(max_examples=40, deadline=None)
+def test_nothing_waits_without_a_reason(seed: int, contention: Contention) -> None:
+    """A transfer is ready when its task ends; a task starts as soon as its node is free and its input is there."""
+    plan = random_plan(seed, contention=contention)
+    timeline = simulate(plan)
+    spans = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
+    arrival_s = {}
+    for transfer in timeline.transfers:
+        route = plan.microbatches[transfer.microbatch].route
+        last = transfer.hop == len(route) - 1
+        made: Operation = "F" if transfer.direction == "forward" else "L" if last else "B"
+        used: Operation = "B" if transfer.direction == "backward" else "L" if last else "F"
+        assert transfer.ready_s == spans[transfer.source, made, transfer.microbatch].end_s
+        assert contention != "none" or transfer.start_s == transfer.ready_s
+        arrival_s[transfer.destination, used, transfer.microbatch] = transfer.end_s
+    for node, entries in plan.order.items():
+        free_s = 0.0
+        for task in entries:
+            span = spans[node, task.operation, task.microbatch]
+            assert span.start_s == max(free_s, arrival_s.get((node, *task), 0.0))
+            free_s = span.end_s + plan.costs.task_overhead_s
+
+
+def test_jitter_reaches_every_task_and_transfer() -> None:
+    plan = random_plan(1)
+    exact, jittered = simulate(plan), simulate(plan, jitter_sigma=0.5)
+    usual_s = {(span.node, *span[1:4]): span.end_s - span.start_s for span in exact.tasks}
+    for task in jittered.tasks:
+        assert task.end_s - task.start_s != pytest.approx(usual_s[task.node, *task[1:4]], rel=1e-9)
+    for transfer in jittered.transfers:
+        usual = plan.costs.transfer_s[transfer.source][transfer.destination]
+        assert transfer.end_s - transfer.start_s != pytest.approx(usual, rel=1e-9)

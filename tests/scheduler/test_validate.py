@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_plans import random_plan
+from random_plans import random_plan, with_exact_times
 
 from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.validate import load_plan, validate
@@ -40,7 +40,7 @@ def test_plan_file_round_trips(tmp_path: Path) -> None:
 
 
 def busiest(content: Content) -> str:
-    return max(content["order"], key=lambda node: len(content["order"][node]))
+    return str(max(content["order"], key=lambda node: len(content["order"][node])))
 
 
 def break_nodes_twice(content: Content) -> None:
@@ -135,6 +135,41 @@ def break_iteration(content: Content) -> None:
     content["predicted"]["iteration_s"] *= 0.99
 
 
+def break_iteration_slightly(content: Content) -> None:
+    content["predicted"]["iteration_s"] *= 1 + 1e-5
+
+
+def break_pipeline(content: Content) -> None:
+    content["predicted"]["pipeline_s"] *= 0.99
+
+
+def break_exposed_reduction(content: Content) -> None:
+    content["predicted"]["reduce_exposed_s"] += 0.5
+
+
+def break_regions(content: Content) -> None:
+    content["regions"] = ["Iowa"]
+
+
+def break_no_microbatches(content: Content) -> None:
+    content["microbatches"] = []
+
+
+def exchange(content: Content, first: str, second: str) -> None:
+    """Exchange two tasks of microbatch 0 at its origin."""
+    order = content["order"][content["microbatches"][0]["route"][0]]
+    one, other = order.index([first, 0]), order.index([second, 0])
+    order[one], order[other] = order[other], order[one]
+
+
+def break_loss_after_backward(content: Content) -> None:
+    exchange(content, "L", "B")
+
+
+def break_loss_before_forward(content: Content) -> None:
+    exchange(content, "F", "L")
+
+
 def break_bound(content: Content) -> None:
     content["predicted"]["lower_bound_s"] = content["predicted"]["iteration_s"] * 1.1
 
@@ -163,6 +198,13 @@ OFFENCES: list[tuple[Callable[[Content], None], str]] = [
     (break_order_backward_first, "stands before its"),
     (break_memory, "costs.memory allows 1"),
     (break_iteration, "predicted.iteration_s"),
+    (break_iteration_slightly, "predicted.iteration_s"),
+    (break_pipeline, "predicted.pipeline_s"),
+    (break_exposed_reduction, "predicted.reduce_exposed_s"),
+    (break_regions, "regions: 1 entries for 5 nodes"),
+    (break_no_microbatches, "microbatches: there are none"),
+    (break_loss_after_backward, "backward of microbatch 0 stands before its loss"),
+    (break_loss_before_forward, "loss of microbatch 0 stands before its forward"),
     (break_bound, "above the iteration"),
 ]
 
@@ -186,6 +228,21 @@ def test_uneven_coverage_is_named() -> None:
     )
     with pytest.raises(PlanError, match="uniform_coverage"):
         validate(twice)
+
+
+def test_a_changed_copy_of_a_proved_plan_is_proved_anew() -> None:
+    plan = random_plan(3, num_nodes=4, num_stages=4, route_length=4, num_microbatches=2, swaps=0)
+    validate(plan)
+    assert plan.stage_of  # cached, and copied by model_copy
+    one, two = plan.stages[1], plan.stages[3]
+    exchanged = (
+        plan.stages[0],
+        one.model_copy(update={"nodes": two.nodes}),
+        plan.stages[2],
+        two.model_copy(update={"nodes": one.nodes}),
+    )
+    with pytest.raises(PlanError, match="max_swap_distance"):
+        validate(with_exact_times(plan.model_copy(update={"stages": exchanged})))
 
 
 def test_deadlock_in_a_file_is_named(tmp_path: Path) -> None:

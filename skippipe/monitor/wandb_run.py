@@ -1,0 +1,101 @@
+"""Weights & Biases on rank 0. Whatever happens to it, training goes on: a failure is one warning, then silence."""
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from skippipe.config import Experiment, WandbOptions
+from skippipe_scheduler.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+ID_FILE = "wandb_id"
+INIT_TIMEOUT_S = 10
+FINISH_TIMEOUT_S = 30
+
+
+class WandbRun:
+    """One W&B run for a run directory, continued whenever training is. Disabled, it never imports wandb."""
+
+    def __init__(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
+        self._run: Any = None
+        self._failed = experiment.logging.wandb.mode == "disabled"
+        self._guard("start", lambda: self._open(experiment, run_dir, run_id))
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Log one step."""
+        self._guard("log", lambda: self._run.log(dict(metrics), step=int(metrics["step"])))
+
+    def log_plan(self, path: Path) -> None:
+        """Store the plan file as an artifact of the run."""
+        self._guard("store the plan", lambda: self._store(path, "plan"))
+
+    def close(self) -> None:
+        """Finish the run; wait for its last upload no longer than `FINISH_TIMEOUT_S`."""
+        self._guard("finish", lambda: self._run.finish())
+
+    def _open(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
+        import wandb
+
+        options = experiment.logging.wandb
+        try:
+            self._run = _start(experiment, run_dir, run_id, options.mode)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as reason:
+            logger.warning("wandb: cannot go online (%s); recording offline, upload later with: wandb sync", reason)
+            self._run = _start(experiment, run_dir, run_id, "offline")
+
+    def _store(self, path: Path, kind: str) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def _guard(self, action: str, call: Callable[[], None]) -> None:
+        """Call unless something failed before."""
+        if self._failed:
+            return
+        try:
+            call()
+        except Exception as reason:  # a monitor must never end a run, and wandb raises whatever it likes
+            self._failed = True
+            logger.warning("wandb: cannot %s (%s); going on without it, metrics.jsonl has everything", action, reason)
+
+
+def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | None:
+    """Return the W&B id of a run directory: the checkpoint's, else the directory's own, else a new one kept there."""
+    if options.mode == "disabled":
+        return stored
+    path = run_dir / ID_FILE
+    if stored is None and path.exists():
+        stored = path.read_text(encoding="utf-8").strip()
+    run_id = stored or uuid.uuid4().hex[:8]
+    write_atomically(path, run_id + "\n")
+    return run_id
+
+
+def _start(experiment: Experiment, run_dir: Path, run_id: str, mode: str) -> Any:
+    import wandb
+
+    options = experiment.logging.wandb
+    return wandb.init(
+        mode=mode,
+        dir=str(run_dir),
+        id=run_id,
+        resume="allow",
+        project=options.project,
+        entity=options.entity,
+        name=options.name or experiment.name,
+        group=options.group,
+        tags=list(options.tags),
+        config=experiment.model_dump(mode="json"),
+        settings=wandb.Settings(
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            quiet=True,
+            silent=mode == "offline",
+            console="off",
+        ),
+    )

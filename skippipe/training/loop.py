@@ -1,0 +1,228 @@
+"""The training loop, the same on every rank, whatever runner runs underneath."""
+
+import logging
+import math
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from skippipe.config import Experiment
+from skippipe.data.cache import open_cache
+from skippipe.data.samples import SampleOrder
+from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.monitor.console import start_table
+from skippipe.monitor.wandb_run import wandb_id
+from skippipe.planning import experiment_model
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.runner import IterationResult, Runner, make_runner
+from skippipe.training.agreement import together
+from skippipe.training.checkpoint import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
+from skippipe.training.checkpoint_writer import CheckpointWriter
+from skippipe.training.clipping import clip, squared_norm
+from skippipe.training.optimizer import AdamW
+from skippipe.training.reporting import Reporter, open_reporter
+from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
+from skippipe.training.signals import StopSignal
+from skippipe.training.trace import TraceRecorder
+from skippipe_scheduler.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a call of `train` ended."""
+
+    first_step: int
+    """Steps that were done before."""
+    step: int
+    tokens: int
+    loss: float | None
+    """Loss of the last step; None where there was nothing left to do."""
+    stopped: bool
+    """Whether a signal ended it before `training.max_steps`."""
+    checkpoint: Path | None
+
+
+def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> TrainingSummary:
+    """Train along `plan` until `training.max_steps` or a signal, from the newest checkpoint if there is one.
+
+    All ranks call this together. Raises `PlanError`, `DataError`, `CheckpointError` where inputs do not fit,
+    `StorageError` where the last checkpoint cannot be saved, `SkipPipeError` where the loss is not finite.
+    """
+    training = experiment.training
+    if len(plan.microbatches) != training.num_microbatches:
+        raise PlanError(
+            f"the plan has {len(plan.microbatches)} microbatches, training.num_microbatches is "
+            f"{training.num_microbatches}; make them equal, or make a new plan"
+        )
+    with StopSignal() as stop:
+        cache = open_cache(experiment.data, experiment.seed)
+        order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
+        runner = make_runner(experiment, plan, experiment_model(experiment), context)
+        with closing(runner):
+            open_run_directory(experiment, plan, runner, context)
+            with closing(Trainer(experiment, runner, order, context.world_size)) as trainer:
+                return trainer.run(stop)
+
+
+class Trainer:
+    """The state of a run between two steps."""
+
+    def __init__(self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int) -> None:
+        self.experiment, self.runner, self.order = experiment, runner, order
+        self.plan, self.run_dir = runner.plan, experiment.run_path
+        self.world_size = world_size
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.grad_norm = 0.0
+        self.config = experiment_model(experiment)
+        training = experiment.training
+        self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length
+        self.optimizer = AdamW(
+            runner.parameters(), experiment.optimizer, experiment.lr_scheduler, experiment.training.max_steps
+        )
+        checkpoint = choose_checkpoint(experiment, runner)
+        metadata = together(runner, "loading the checkpoint", lambda: self._load(checkpoint) if checkpoint else None)
+        self.first_step = self.step
+        self.wandb_id = metadata.wandb_id if metadata is not None else None
+        self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, experiment.checkpoint.keep_last)
+        self.trace = TraceRecorder(self.run_dir, runner.rank)
+        self.reporter = Reporter()
+        num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
+        total = round(runner.sum_over_ranks([num_parameters])[0])
+        together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
+
+    def run(self, stop: StopSignal) -> TrainingSummary:
+        """Train, validate, save; return how it ended."""
+        max_steps = self.experiment.training.max_steps
+        loss: float | None = None
+        stopped = saved = False
+        while self.step < max_steps and not stopped:
+            metrics, stopped = self._one_step(stop)
+            loss = metrics["train/loss"]
+            if self._due(self.experiment.evaluation.interval):
+                metrics |= self._validate()
+            self.reporter.write(metrics)
+            saved = (
+                self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps
+            ) and self._save()
+        if loss is not None and not saved:
+            raise StorageError(
+                f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
+                "make room or set run_dir, and start again to continue from the newest complete one"
+            )
+        path = checkpoint_path(self.run_dir, self.step) if saved else None
+        return TrainingSummary(
+            self.first_step, self.step, self.step * self.tokens_per_step, loss, self.step < max_steps, path
+        )
+
+    def close(self) -> None:
+        """Close the records."""
+        self.reporter.close()
+
+    def _one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
+        """Run one iteration; return its metrics and whether any rank was asked to stop."""
+        start_s = time.perf_counter()
+        lr = self.optimizer.lr
+        # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
+        torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
+        result = self.runner.train_iteration(self._train_batch, self._update)
+        loss, busy_s, stops = self.runner.sum_over_ranks([result.loss, result.busy_s, float(stop.requested)])
+        duration_s = time.perf_counter() - start_s
+        self.step += 1
+        self.elapsed_s += duration_s
+        if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
+            raise SkipPipeError(
+                f"step {self.step}: loss {loss}, gradient norm {self.grad_norm}; the step was not taken. "
+                "Lower optimizer.lr, lengthen lr_scheduler.warmup_steps or set training.max_grad_norm, then continue "
+                "from the newest checkpoint"
+            )
+        return self._metrics(loss, lr, busy_s, duration_s, result), stops > 0
+
+    def _update(self) -> None:
+        """Clip and step; called by the runner when all gradients are there. Nothing moves where one is not finite."""
+        parameters = self.runner.parameters().values()
+        own = squared_norm(self.runner.owned_parameters().values())
+        self.grad_norm = math.sqrt(self.runner.sum_over_ranks([own])[0])
+        if not math.isfinite(self.grad_norm):
+            return
+        if self.experiment.training.max_grad_norm is not None:
+            clip(parameters, self.grad_norm, self.experiment.training.max_grad_norm)
+        self.optimizer.step()
+
+    def _metrics(
+        self, loss: float, lr: float, busy_s: float, duration_s: float, result: IterationResult
+    ) -> dict[str, float]:
+        self.trace.record(self.step, result.spans)
+        return {
+            "step": self.step,
+            "train/loss": loss,
+            "train/grad_norm": self.grad_norm,
+            "train/lr": lr,
+            "perf/iteration_s": duration_s,
+            "perf/tokens_per_s": self.tokens_per_step / duration_s,
+            "perf/elapsed_s": self.elapsed_s,
+            "pipeline/predicted_s": self.plan.predicted.iteration_s,
+            "pipeline/bubble_fraction": max(0.0, 1 - busy_s / (self.world_size * duration_s)),
+            "tokens": self.step * self.tokens_per_step,
+        }
+
+    def _validate(self) -> dict[str, float]:
+        training = self.experiment.training
+        num_microbatches = self.experiment.evaluation.batches * training.num_microbatches
+        loss = self.runner.evaluate(
+            lambda microbatch: self.order.validation_batch(microbatch, training.micro_batch_size), num_microbatches
+        )
+        return {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+
+    def _train_batch(self, microbatch: int) -> tuple[Tensor, Tensor]:
+        training = self.experiment.training
+        return self.order.batch(self.step, microbatch, training.num_microbatches, training.micro_batch_size)
+
+    def _due(self, interval: int) -> bool:
+        return interval > 0 and self.step % interval == 0
+
+    def _save(self) -> bool:
+        try:
+            self.trace.write()
+        except SkipPipeError as reason:
+            logger.warning("step %d: %s", self.step, reason)
+        return self.writer.save(self._metadata())
+
+    def _metadata(self) -> Metadata:
+        training = self.experiment.training
+        return Metadata(
+            step=self.step,
+            tokens=self.step * self.tokens_per_step,
+            elapsed_s=self.elapsed_s,
+            seed=self.experiment.seed,
+            dtype=training.dtype,
+            model=model_identity(self.config),
+            data=self.order.cursor(self.step, training.num_microbatches, training.micro_batch_size),
+            plan_hash=self.plan.hash,
+            wandb_id=self.wandb_id,
+            files={},
+        )
+
+    def _load(self, checkpoint: Path) -> Metadata:
+        """Put this rank's stages and optimizer where the checkpoint left them."""
+        training = self.experiment.training
+        metadata = load_parameters(checkpoint, self.config, self.runner.stages.values())
+        self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
+        self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.runner.parameters()), metadata.step)
+        self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
+        return metadata
+
+    def _open_records(self, num_parameters: int) -> None:
+        """Print the start table and open metrics.jsonl and the monitors, on rank 0."""
+        check_nothing_beyond(self.experiment, self.step)
+        self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
+        print(start_table(self.plan, num_parameters, self.world_size))
+        if self.step:
+            print(f"continuing after step {self.step}")
+        self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)

@@ -1,0 +1,97 @@
+"""One plan for all ranks: rank 0 reads or solves it, the others receive its text through the store."""
+
+import json
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+from skippipe import errors
+from skippipe.config import Experiment
+from skippipe.errors import CommunicationError, PlanError, SkipPipeError
+from skippipe.planning import experiment_problem, plan_experiment
+from skippipe.runtime.context import DistributedContext
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.validate import load_plan
+
+logger = logging.getLogger(__name__)
+
+PLAN_KEY = "plan"
+
+
+def share_plan(experiment: Experiment, path: Path | None, context: DistributedContext) -> Plan:
+    """Return the plan of `path`, else the fitting one of the run directory, else a new one, the same on every rank.
+
+    Where rank 0 fails, every rank raises its error.
+    """
+    if context.store is None:
+        return choose_plan(experiment, path)
+    if context.rank == 0:
+        try:
+            plan = choose_plan(experiment, path)
+        except SkipPipeError as error:
+            context.store.set(PLAN_KEY, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise
+        context.store.set(PLAN_KEY, plan.to_json())
+        return plan
+    return _receive(experiment, context)
+
+
+def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
+    """Return the plan of `path`, else RUN/plan.json where it fits the experiment, else solve one and keep it there."""
+    if path is not None:
+        return load_plan(path)
+    kept = experiment.run_path / "plan.json"
+    if kept.exists():
+        plan = load_plan(kept)
+        difference = difference_from(experiment, plan)
+        if difference is None:
+            return plan
+        logger.warning("%s: made for other %s than the experiment's; solving a new plan", kept, difference)
+    else:
+        logger.info("solving a plan, at most %g s", experiment.pipeline.planner.time_limit_s)
+    plan = plan_experiment(experiment)
+    plan.save(kept)
+    return plan
+
+
+def difference_from(experiment: Experiment, plan: Plan) -> str | None:
+    """Return the first thing in which `plan` differs from what the experiment and its cluster ask for, or None."""
+    problem = experiment_problem(experiment)
+    pipeline = experiment.pipeline
+    held = tuple(stage.nodes for stage in plan.stages)
+    layers = tuple(stage.layers[1] - stage.layers[0] for stage in plan.stages)
+    comparisons = {
+        "nodes": (plan.nodes, problem.nodes),
+        "rules": (plan.rules, problem.rules),
+        "microbatches": (len(plan.microbatches), experiment.training.num_microbatches),
+        "layers": (layers, problem.stage_layers or layers),
+        "placement": (held, pipeline.placement or held),
+        "stage sizes": (tuple(map(len, held)), pipeline.stage_sizes or tuple(map(len, held))),
+        "links": (plan.costs.transfer_s, problem.costs.transfer_s),
+        "contention": (plan.costs.contention, problem.costs.contention),
+    }
+    return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
+
+
+def _receive(experiment: Experiment, context: DistributedContext) -> Plan:
+    assert_store = context.store
+    if assert_store is None:
+        raise CommunicationError("this rank has no store to receive a plan from")
+    timeout_s = context.timeout_s + experiment.pipeline.planner.time_limit_s
+    try:
+        assert_store.wait([PLAN_KEY], timedelta(seconds=timeout_s))
+        text = assert_store.get(PLAN_KEY).decode()
+    except RuntimeError as reason:
+        failure = str(reason).splitlines()[0]
+    else:
+        failure = ""
+    if failure:
+        raise CommunicationError(f"rank {context.rank} got no plan from rank 0 within {timeout_s:g} s ({failure})")
+    content = json.loads(text)
+    if "error" in content:
+        kind = getattr(errors, content["error"], SkipPipeError)
+        raise kind(f"rank 0: {content['message']}")
+    try:
+        return Plan.model_validate_json(text)
+    except ValueError as reason:
+        raise PlanError(f"the plan that rank 0 sent cannot be read: {reason}") from None

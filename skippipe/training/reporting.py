@@ -1,0 +1,58 @@
+"""Where a step's metrics go on rank 0: metrics.jsonl, the console, Weights & Biases. Other ranks report nothing."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from skippipe.config import Experiment
+from skippipe.errors import StorageError
+from skippipe.monitor.console import Console
+from skippipe.monitor.metrics import MetricsWriter
+from skippipe.monitor.wandb_run import WandbRun
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes a step's metrics."""
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Take one step."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+class Reporter:
+    """Hands each step to all sinks. Storage that fails is said once and does not end the run."""
+
+    def __init__(self, sinks: Sequence[Sink] = ()) -> None:
+        self._sinks = list(sinks)
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Report one step."""
+        for sink in tuple(self._sinks):
+            try:
+                sink.write(metrics)
+            except StorageError as reason:
+                logger.warning("step %d: %s; no further steps are recorded there", metrics["step"], reason)
+                self._sinks.remove(sink)
+
+    def close(self) -> None:
+        """Close all sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def open_reporter(experiment: Experiment, first_step: int, run_id: str | None) -> Reporter:
+    """Return the reporter of rank 0; steps after `first_step` of an earlier try leave metrics.jsonl."""
+    run_dir = experiment.run_path
+    sinks: list[Sink] = [
+        MetricsWriter(run_dir / "metrics.jsonl", first_step),
+        Console(first_step, experiment.training.max_steps, experiment.logging.interval),
+    ]
+    if run_id is not None:
+        wandb_run = WandbRun(experiment, run_dir, run_id)
+        wandb_run.log_plan(run_dir / "plan.json")
+        sinks.append(wandb_run)
+    return Reporter(sinks)

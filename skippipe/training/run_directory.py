@@ -1,0 +1,100 @@
+"""The run directory: made by rank 0, seen by all, and never mixed from two runs."""
+
+import time
+import uuid
+from pathlib import Path
+
+from skippipe.config import Experiment
+from skippipe.config_file import save_experiment
+from skippipe.errors import CheckpointError, ConfigError, StorageError
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.runner import Runner
+from skippipe.training.agreement import together
+from skippipe.training.checkpoint import checkpoint_path, complete_checkpoints, latest_checkpoint
+from skippipe.training.checkpoint_writer import remove_unfinished
+from skippipe_scheduler.plan import Plan
+
+VISIBLE_WITHIN_S = 10.0
+"""Network file systems show a new file to other machines only after a while."""
+NONCE_KEY = "run_directory_nonce"
+
+
+def open_run_directory(experiment: Experiment, plan: Plan, runner: Runner, context: DistributedContext) -> None:
+    """Make the run directory, write config.yaml and plan.json, and make sure that every rank sees it.
+
+    Raises `StorageError` where it cannot be written, or where a rank sees another directory under this path.
+    """
+    mark = experiment.run_path / ".visible"
+    first = runner.rank == 0
+    together(runner, "opening the run directory", lambda: _prepare(experiment, plan, mark, context) if first else None)
+    if context.store is not None:
+        expected = context.store.get(NONCE_KEY).decode()
+        together(runner, "looking for the run directory", lambda: _see(mark, expected, runner.rank))
+    if first:
+        mark.unlink(missing_ok=True)
+
+
+def _prepare(experiment: Experiment, plan: Plan, mark: Path, context: DistributedContext) -> None:
+    run_dir = experiment.run_path
+    nonce = uuid.uuid4().hex
+    try:
+        (run_dir / "trace").mkdir(parents=True, exist_ok=True)
+        for stale in (run_dir / "trace").glob("rank-*.jsonl"):
+            stale.unlink()
+        mark.write_text(nonce)
+    except OSError as reason:
+        raise StorageError(
+            f"{run_dir}: cannot be written ({reason.strerror or reason}); choose another run_dir"
+        ) from None
+    remove_unfinished(run_dir)
+    save_experiment(experiment, run_dir / "config.yaml")
+    plan.save(run_dir / "plan.json")
+    if context.store is not None:
+        context.store.set(NONCE_KEY, nonce)
+
+
+def _see(mark: Path, expected: str, rank: int) -> None:
+    deadline_s = time.monotonic() + VISIBLE_WITHIN_S
+    while True:
+        try:
+            if mark.read_text() == expected:
+                return
+        except OSError:
+            pass
+        if time.monotonic() > deadline_s:
+            raise StorageError(
+                f"{mark.parent.absolute()}: rank {rank} does not see the directory that rank 0 made; "
+                "put run_dir on storage that every rank shares"
+            )
+        time.sleep(0.1)
+
+
+def choose_checkpoint(experiment: Experiment, runner: Runner) -> Path | None:
+    """Return the checkpoint to continue from, the same on every rank, or None to begin anew.
+
+    Raises `ConfigError` where the run directory holds checkpoints beyond it, which the run would mix with its own.
+    """
+    run_dir = experiment.run_path
+    resume = experiment.checkpoint.resume
+    found = latest_checkpoint(run_dir) if runner.rank == 0 and resume == "auto" else None
+    newest = runner.sum_over_ranks([_step_of(found) if found else 0])[0]
+    if resume == "auto":
+        return checkpoint_path(run_dir, round(newest)) if newest else None
+    return None if resume == "never" else Path(resume)
+
+
+def check_nothing_beyond(experiment: Experiment, step: int) -> None:
+    """Raise `ConfigError` where the run directory holds complete checkpoints of steps after `step`."""
+    beyond = [path for path in complete_checkpoints(experiment.run_path) if _step_of(path) > step]
+    if beyond:
+        raise ConfigError(
+            f"checkpoint.resume: {experiment.checkpoint.resume!r} starts after step {step}, but {beyond[-1]} is there "
+            "already; choose another run_dir, or move that checkpoint away, or use checkpoint.resume=auto"
+        )
+
+
+def _step_of(path: Path) -> int:
+    digits = path.name.removeprefix("step-")
+    if not digits.isdigit():
+        raise CheckpointError(f"{path}: not a checkpoint directory of the form step-00001000")
+    return int(digits)
