@@ -6,9 +6,10 @@ A plan is an artefact: solved once, stored with the run, identified by its hash.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -97,6 +98,14 @@ class Plan(StrictModel):
             for node in microbatch.route:
                 counts[self.stage_of[node]] += 1
         return tuple(counts)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a changed copy; what was derived from the old content is derived anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name, attribute in vars(Plan).items():
+            if isinstance(attribute, cached_property):
+                copied.__dict__.pop(name, None)
+        return copied
 
     def to_json(self) -> str:
         """Return the plan file's text (one canonical form, so that the hash is stable)."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from skippipe.inference.evaluation import Evaluation
 
 
-class FloatList(click.ParamType):
+class FloatList(click.ParamType[tuple[float, ...]]):
     """Numbers after one option: `--keep 1.0 0.67 0.5` (also with commas)."""
 
     name = "share ..."

@@ -27,8 +27,10 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
     from skippipe.runtime.context import DistributedContext
     from skippipe.training.loop import train
     from skippipe.training.plan_choice import share_plan
+    from skippipe_scheduler.cluster import load_cluster
 
-    with closing(DistributedContext.from_environment(experiment.comm.timeout_s)) as context:
+    nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]
+    with closing(DistributedContext.from_environment(experiment.comm.timeout_s, nodes=nodes)) as context:
         summary = train(experiment, share_plan(experiment, plan_path, context), context)
         if context.rank == 0:
             click.echo(_last_line(summary.step, summary.first_step, summary.stopped, summary.checkpoint))

@@ -31,13 +31,8 @@ class SampleOrder:
                 )
         self._permutation: tuple[int, np.ndarray[Any, Any]] = (-1, np.empty(0, dtype=np.int64))
 
-    def batch(self, split: Split, step: int, microbatch: int, num_microbatches: int, micro_batch_size: int) -> Batch:
-        """Return (input_ids, labels), both (B, T) int64, of one microbatch of `split`; steps count from 0.
-
-        The next epoch follows where a split's samples end. Validation samples keep the order of the text.
-        """
-        if split == "validation":
-            return self.validation_batch(step * num_microbatches + microbatch, micro_batch_size)
+    def batch(self, step: int, microbatch: int, num_microbatches: int, micro_batch_size: int) -> Batch:
+        """Return (input_ids, labels), both (B, T) int64, of one training microbatch; steps count from 0."""
         first = (step * num_microbatches + microbatch) * micro_batch_size
         return self._gather("train", [self._train_sample(first + offset) for offset in range(micro_batch_size)])
 

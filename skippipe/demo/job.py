@@ -87,7 +87,7 @@ def run_demo(out: Path, overrides: Sequence[str], announce: Announce) -> DemoRes
 
 def measured_iteration_s(run_dir: Path) -> float:
     """Return the median measured iteration time of a run after warm-up, seconds."""
-    durations = [entry["perf/iteration_s"] for entry in read_metrics(run_dir / "metrics.jsonl")]
+    durations = [float(entry["perf/iteration_s"]) for entry in read_metrics(run_dir / "metrics.jsonl")]
     return statistics.median(durations[min(WARM_UP_STEPS, len(durations) // 2) :])
 
 

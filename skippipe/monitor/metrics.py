@@ -1,47 +1,55 @@
-"""`metrics.jsonl`: one JSON object a step."""
+"""metrics.jsonl: one JSON object a step."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from skippipe.errors import InputError
-
-Metrics = dict[str, Any]
+from skippipe.errors import InputError, StorageError
+from skippipe_scheduler.files import write_atomically
 
 
 class MetricsWriter:
-    """Appends to a run's metrics. Lines after `last_step` (from before a resume) are dropped first."""
+    """Appends steps to a file, each written out at once. Steps after `first_step` of an earlier try are removed."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        kept = [entry for entry in read_metrics(path) if entry["step"] <= last_step] if path.exists() else []
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        aside.replace(path)
-        self.tokens = int(kept[-1].get("tokens", 0)) if kept else 0
-        self.elapsed_s = float(kept[-1].get("perf/elapsed_s", 0.0)) if kept else 0.0
-        self._stream = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        kept = [entry for entry in read_metrics(path) if entry["step"] <= first_step] if path.exists() else []
+        write_atomically(path, "".join(_line(entry) for entry in kept))
+        self._path = path
+        self._stream: TextIO = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: Metrics) -> None:
-        """Append one step and flush, so that a crash loses at most the line in hand."""
-        self._stream.write(json.dumps(metrics) + "\n")
-        self._stream.flush()
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Append one step; raise `StorageError` where that is impossible."""
+        try:
+            self._stream.write(_line(metrics))
+            self._stream.flush()
+        except OSError as reason:
+            raise StorageError(f"{self._path}: cannot be written ({reason.strerror or reason})") from None
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
 
 
-def read_metrics(path: Path) -> list[Metrics]:
-    """Return the steps of a metrics file; a last line cut off by a crash is left out."""
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the complete lines of a metrics file in order; lines that a crash cut short are left out.
+
+    Raises `InputError` where there is no such file.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; train the run first") from None
-    entries: list[Metrics] = []
-    for number, line in enumerate(lines, start=1):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as reason:
+        raise InputError(f"{path}: cannot be read ({reason.strerror}); give a run that has been trained") from None
+    entries = []
+    for line in lines:
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
-            if number < len(lines):
-                raise InputError(f"{path}: line {number} is not JSON") from None
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
     return entries
+
+
+def _line(metrics: Mapping[str, float]) -> str:
+    return json.dumps(dict(metrics)) + "\n"

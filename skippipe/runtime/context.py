@@ -32,7 +32,8 @@ class DistributedContext:
         """Read torchrun's variables and meet the other processes; without them, one process runs alone.
 
         Where the launcher hands out ranks in any order, SKIPPIPE_NODE says which of `nodes` this process is; its rank
-        is then the position of that name. Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
+        is then the position of that name.
+        Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
         """
         values = os.environ if environment is None else environment
         if "RANK" not in values:
@@ -57,9 +58,19 @@ class DistributedContext:
         self.store = None
 
 
-def _meet(rank: int, world_size: int, timeout_s: float, values: Mapping[str, str]) -> Store:
+def _rank_of_node(values: Mapping[str, str], nodes: Sequence[str], rank: int) -> int:
+    name = values.get("SKIPPIPE_NODE")
+    if not name or not nodes:
+        return rank
+    if name not in nodes:
+        raise ConfigError(f"SKIPPIPE_NODE: the cluster has no node {name!r}; it has {', '.join(nodes)}")
+    return nodes.index(name)
+
+
+def _meet(launched_rank: int, rank: int, world_size: int, timeout_s: float, values: Mapping[str, str]) -> Store:
     """Initialise torch.distributed on gloo.
 
+    `launched_rank` decides who holds the store, because that process was started on the master's host.
     All pairs of ranks connect at once: with lazy connections the first irecv of a pair blocks until its peer posts
     too, and ranks that post receives ahead would wait for each other.
     """
@@ -67,7 +78,7 @@ def _meet(rank: int, world_size: int, timeout_s: float, values: Mapping[str, str
     timeout = timedelta(seconds=timeout_s)
     failure = None
     try:
-        store, _, _ = next(iter(rendezvous("env://", rank, world_size, timeout=timeout)))
+        store, _, _ = next(iter(rendezvous("env://", launched_rank, world_size, timeout=timeout)))
         prefixed = PrefixStore("skippipe", store)
         dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:

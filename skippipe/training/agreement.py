@@ -14,17 +14,14 @@ def together(runner: Runner, task: str, action: Callable[[], Result]) -> Result:
 
     All ranks call this together. Those that did not fail say that another one did, in an error with its exit code.
     """
-    failure: SkipPipeError | None = None
-    result: Result | None = None
     try:
         result = action()
-    except SkipPipeError as error:
-        failure = error
-    failed, exit_codes = runner.sum_over_ranks([failure is not None, failure.exit_code if failure else 0])
-    if failure is not None:
-        raise failure
+    except SkipPipeError as failure:
+        runner.sum_over_ranks([1, failure.exit_code])
+        raise
+    failed, exit_codes = runner.sum_over_ranks([0, 0])
     if failed:
-        error = SkipPipeError(f"{task} failed on {failed:.0f} other rank(s); see the message of the first of them")
-        error.exit_code = round(exit_codes / failed)
-        raise error
-    return result  # type: ignore[return-value]  # no failure, so there is a result
+        elsewhere = SkipPipeError(f"{task} failed on {failed:.0f} other rank(s); their messages say why")
+        elsewhere.exit_code = round(exit_codes / failed)
+        raise elsewhere
+    return result

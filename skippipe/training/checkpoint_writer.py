@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from skippipe.errors import SkipPipeError
+from skippipe.errors import CheckpointError, SkipPipeError
 from skippipe.runtime.runner import Runner
 from skippipe.training.checkpoint import (
     METADATA,
@@ -127,7 +127,7 @@ def _finish(aside: Path, final: Path, metadata: Metadata) -> None:
     files = {}
     for path in sorted(aside.glob("*.safetensors.json")):
         files[path.name.removesuffix(".json")] = parse(
-            FileRecord, read_json(path, SkipPipeError), str(path), SkipPipeError
+            FileRecord, read_json(path, CheckpointError), str(path), CheckpointError
         )
         path.unlink()
     complete = metadata.model_copy(update={"files": files})

@@ -5,9 +5,11 @@ import logging
 from datetime import timedelta
 from pathlib import Path
 
+from torch._C._distributed_c10d import Store
+
 from skippipe import errors
 from skippipe.config import Experiment
-from skippipe.errors import CommunicationError, PlanError, SkipPipeError
+from skippipe.errors import CommunicationError, SkipPipeError
 from skippipe.planning import experiment_problem, plan_experiment
 from skippipe.runtime.context import DistributedContext
 from skippipe_scheduler.plan import Plan
@@ -33,7 +35,7 @@ def share_plan(experiment: Experiment, path: Path | None, context: DistributedCo
             raise
         context.store.set(PLAN_KEY, plan.to_json())
         return plan
-    return _receive(experiment, context)
+    return _receive(experiment, context.store, context)
 
 
 def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
@@ -73,25 +75,18 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
     return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
 
 
-def _receive(experiment: Experiment, context: DistributedContext) -> Plan:
-    assert_store = context.store
-    if assert_store is None:
-        raise CommunicationError("this rank has no store to receive a plan from")
+def _receive(experiment: Experiment, store: Store, context: DistributedContext) -> Plan:
     timeout_s = context.timeout_s + experiment.pipeline.planner.time_limit_s
+    failure = ""
     try:
-        assert_store.wait([PLAN_KEY], timedelta(seconds=timeout_s))
-        text = assert_store.get(PLAN_KEY).decode()
+        store.wait([PLAN_KEY], timedelta(seconds=timeout_s))
+        text = store.get(PLAN_KEY).decode()
     except RuntimeError as reason:
         failure = str(reason).splitlines()[0]
-    else:
-        failure = ""
     if failure:
         raise CommunicationError(f"rank {context.rank} got no plan from rank 0 within {timeout_s:g} s ({failure})")
     content = json.loads(text)
     if "error" in content:
         kind = getattr(errors, content["error"], SkipPipeError)
         raise kind(f"rank 0: {content['message']}")
-    try:
-        return Plan.model_validate_json(text)
-    except ValueError as reason:
-        raise PlanError(f"the plan that rank 0 sent cannot be read: {reason}") from None
+    return Plan.model_validate_json(text)

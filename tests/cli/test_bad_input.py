@@ -74,7 +74,11 @@ def test_bad_clusters(
         ({"pipeline": {"skip_ratio": 0.8}}, 2, "skip"),
         ({"pipeline": {"num_stages": 4, "skip_ratio": 0.0, "stage_sizes": [1, 1, 1]}}, 2, "stage_sizes"),
         ({"pipeline": {"placement": [["n-0"], ["n-1"], ["n-9"]]}}, 2, "n-9"),
-        ({"pipeline": {"num_stages": 4, "max_forward_jump": 1, "max_swaps": 0, "skip_ratio": 0.5}}, 3, "max_forward_jump"),
+        (
+            {"pipeline": {"num_stages": 4, "max_forward_jump": 1, "max_swaps": 0, "skip_ratio": 0.5}},
+            3,
+            "max_forward_jump",
+        ),
         ({"model": {"architecture": "lama"}}, 2, "did you mean 'llama'"),
         ({"model": {"options": {"hiden_size": 8}}}, 2, "did you mean 'hidden_size'"),
         ({"training": {"max_step": 8}}, 2, "did you mean 'training.max_steps'"),
@@ -132,6 +136,8 @@ def test_empty_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (tmp_path / "empty.txt").write_text("")
     data = {"source": "text", "paths": [str(tmp_path / "empty.txt")], "cache_dir": str(tmp_path / "cache")}
     config = write(tmp_path, data=data)
-    code, message = run(capsys, "train", "--config", config, f"run_dir={tmp_path / 'run'}", "logging.wandb.mode=disabled")
+    code, message = run(
+        capsys, "train", "--config", config, f"run_dir={tmp_path / 'run'}", "logging.wandb.mode=disabled"
+    )
     assert code == 2
     assert "is empty" in message

@@ -22,7 +22,7 @@ def order(num_tokens: int = 101, seed: int = 0, fingerprint: str = "f") -> Sampl
 
 
 def test_labels_are_the_next_tokens() -> None:
-    input_ids, labels = order().batch("train", step=0, microbatch=0, num_microbatches=2, micro_batch_size=3)
+    input_ids, labels = order().batch(step=0, microbatch=0, num_microbatches=2, micro_batch_size=3)
     assert input_ids.shape == labels.shape == (3, LENGTH)
     assert (labels == input_ids + 1).all()
 
@@ -35,7 +35,7 @@ def test_every_epoch_is_a_permutation(num_tokens: int, batch: int, microbatches:
     step = 0
     while len(seen) < 2 * count:
         for microbatch in range(microbatches):
-            input_ids, _ = samples.batch("train", step, microbatch, microbatches, batch)
+            input_ids, _ = samples.batch(step, microbatch, microbatches, batch)
             seen += [int(row[0]) // LENGTH for row in input_ids]
         step += 1
     assert sorted(seen[:count]) == sorted(seen[count : 2 * count]) == list(range(count))
@@ -44,7 +44,7 @@ def test_every_epoch_is_a_permutation(num_tokens: int, batch: int, microbatches:
 def test_epochs_and_seeds_have_their_own_order() -> None:
     def epoch(seed: int, number: int) -> list[int]:
         samples = order(401, seed)
-        return [int(samples.batch("train", number * 100 + step, 0, 1, 1)[0][0, 0]) for step in range(100)]
+        return [int(samples.batch(number * 100 + step, 0, 1, 1)[0][0, 0]) for step in range(100)]
 
     assert epoch(0, 0) != epoch(0, 1)
     assert epoch(0, 0) != epoch(1, 0)
@@ -53,8 +53,8 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
 def test_next_batch_after_a_fresh_start_is_the_same() -> None:
     running = order()
     for step in range(20):
-        expected = running.batch("train", step, 1, 2, 3)
-    assert all((a == b).all() for a, b in zip(order().batch("train", 19, 1, 2, 3), expected, strict=True))
+        expected = running.batch(step, 1, 2, 3)
+    assert all((a == b).all() for a, b in zip(order().batch(19, 1, 2, 3), expected, strict=True))
 
 
 def test_cursor_accepts_its_own_and_refuses_others() -> None:
@@ -81,19 +81,17 @@ def test_too_little_text_is_refused() -> None:
         order(num_tokens=4)
 
 
-def test_batches_of_a_split_are_its_own() -> None:
+def test_training_and_validation_batches_differ() -> None:
     samples = order(LENGTH * 8 + 1)
-    expected = [samples.validation_batch(index, 2)[0] for index in range(4)]
-    found = [samples.batch("validation", step, mb, 2, 2)[0] for step in range(2) for mb in range(2)]
-    assert all((a == b).all() for a, b in zip(found, expected, strict=True))
+    found = [samples.validation_batch(index, 2)[0] for index in range(4)]
     assert [int(row[0]) // LENGTH for batch in found for row in batch] == list(range(8))
-    assert any((a != samples.batch("train", index // 2, index % 2, 2, 2)[0]).any() for index, a in enumerate(found))
+    assert any((a != samples.batch(index, 0, 1, 2)[0]).any() for index, a in enumerate(found))
 
 
 @given(step=st.integers(0, 50), microbatch=st.integers(0, 3), seed=st.integers(0, 5))
 def test_batch_does_not_depend_on_what_was_read_before(step: int, microbatch: int, seed: int) -> None:
     used = order(seed=seed)
     for earlier in range(0, step, 7):
-        used.batch("train", earlier, 0, 4, 2)
-    expected = order(seed=seed).batch("train", step, microbatch, 4, 2)
-    assert (used.batch("train", step, microbatch, 4, 2)[0] == expected[0]).all()
+        used.batch(earlier, 0, 4, 2)
+    expected = order(seed=seed).batch(step, microbatch, 4, 2)
+    assert (used.batch(step, microbatch, 4, 2)[0] == expected[0]).all()

@@ -1,6 +1,7 @@
 """Stages against the whole Hugging Face model: equal to the bit, whatever the architecture and the split."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def tiny(architecture: str, **options: object) -> PretrainedConfig:
 def stages_of(config: PretrainedConfig, bounds: list[int], seed: int = 0) -> list[Stage]:
     return [
         build_stage(config, first, last, ends=first == 0, seed=seed, device=CPU, dtype=torch.float32)
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
 
 

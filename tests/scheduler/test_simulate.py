@@ -200,7 +200,7 @@ def test_bubble_by_hand() -> None:
 def test_a_deadlock_of_many_names_three() -> None:
     route = ("a", "b", "c", "d", "e")
     order = {"a": tasks("B0"), **{node: tasks("F0") for node in route[1:]}}
-    with pytest.raises(DeadlockError, match=r"a waits .*; b waits .*; c waits .* and 2 more$"):
+    with pytest.raises(DeadlockError, match=r"a waits [^;]*; b waits [^;]*; c waits [^;]* and 2 more$"):
         simulate_order([route], order, costs())
 
 

@@ -278,3 +278,11 @@ def test_truncated_plan_is_refused_at_every_length(tmp_path: Path) -> None:
         (tmp_path / "plan.json").write_text(text[:length])
         with pytest.raises(PlanError):
             load_plan(tmp_path / "plan.json")
+
+
+def test_a_changed_copy_has_its_own_hash_and_stages() -> None:
+    plan = random_plan(3)
+    before = (plan.hash, plan.stage_of)
+    copied = plan.model_copy(update={"stages": plan.stages[::-1]})
+    assert (copied.hash, copied.stage_of) != before
+    assert plan.model_copy().hash == plan.hash
