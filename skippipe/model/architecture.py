@@ -3,12 +3,13 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from skippipe.errors import ConfigError
+from skippipe.model.skeleton import build_one_layer
 
 ARCHITECTURES = (
     "llama",
@@ -25,7 +26,15 @@ ARCHITECTURES = (
     "mixtral",
     "qwen3_moe",
 )
-"""Architectures whose split into stages is tested to be exact. Others may share state across layers."""
+"""Architectures whose split into stages is tested to be exact."""
+
+SHARING = ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "zamba", "zamba2")
+"""Layers of these use keys, values or weights of other layers, so a stage cannot run alone."""
+
+READ_HEAD_DIM = ("qwen2", "phi3", "olmo2", "granite", "qwen3_moe")
+"""The models of these read `head_dim`, which their configuration classes do not declare."""
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 """Off unless asked for: dropout would make the same run differ between one process and several."""
@@ -37,24 +46,17 @@ UNRELATED = ("transformers_version", "_name_or_path", "architectures", "torch_dt
 def build_config(architecture: str, options: Mapping[str, object]) -> PretrainedConfig:
     """Return the configuration of `architecture` with `options`.
 
+    The attention is what Hugging Face chooses: sdpa, and eager for gemma2, whose soft cap sdpa would leave out.
     Raises `ConfigError` for an architecture that cannot be split, an option that its configuration does not have
-    (naming the nearest one) or a value that it refuses.
+    (naming the nearest one) or a value that the configuration or the model refuses.
     """
-    if architecture not in ARCHITECTURES:
-        close = difflib.get_close_matches(architecture, ARCHITECTURES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(
-            f"model.architecture: {architecture!r} cannot be split into stages; {hint}"
-            f"supported: {', '.join(ARCHITECTURES)}"
-        )
+    _check_architecture(architecture, "model.architecture")
     config_class = CONFIG_MAPPING[architecture]
     defaults = config_class()
-    known = {*defaults.to_dict(), *defaults.attribute_map}
+    known = {*defaults.to_dict(), *defaults.attribute_map, *(("head_dim",) if architecture in READ_HEAD_DIM else ())}
     for key in options:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"model.options: {architecture} has no option {key!r}{hint}")
+            raise ConfigError(f"model.options: {architecture} has no option {key!r}{_nearest(key, known)}")
     given = dict(options)
     for key in TOKEN_IDS:
         given.setdefault(key, None)
@@ -67,9 +69,7 @@ def build_config(architecture: str, options: Mapping[str, object]) -> Pretrained
         config = config_class(**given)
     except Exception as reason:  # the configuration classes raise many kinds of error
         raise ConfigError(f"model.options: {architecture} refuses them ({' '.join(str(reason).split())})") from None
-    _check_heads(config, architecture)
-    config.use_cache = False
-    return config
+    return _checked(config, "model.options")
 
 
 def config_from_directory(directory: Path) -> PretrainedConfig:
@@ -80,29 +80,62 @@ def config_from_directory(directory: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as reason:
         raise ConfigError(f"model.directory: {directory}/config.json: {' '.join(str(reason).split())}") from None
-    if config.model_type not in ARCHITECTURES:
-        raise ConfigError(
-            f"model.directory: {directory} is a {config.model_type!r}, which cannot be split into stages; "
-            f"supported: {', '.join(ARCHITECTURES)}"
-        )
-    config.use_cache = False
-    return config
+    _check_architecture(config.model_type, f"model.directory: {directory}")
+    return _checked(config, f"model.directory: {directory}/config.json")
+
+
+def num_layers(config: PretrainedConfig) -> int:
+    """Return the number of decoder layers, which the stages share out among them."""
+    return int(config.num_hidden_layers)
+
+
+def config_to_json(config: PretrainedConfig) -> str:
+    """Return the configuration as JSON with sorted keys, without what does not change the computation."""
+    content = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def fingerprint(config: PretrainedConfig) -> str:
     """Return 16 hexadecimal digits that identify the model's shape and computation, not its weights."""
-    content = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(config_to_json(config).encode()).hexdigest()[:16]
 
 
-def _check_heads(config: PretrainedConfig, architecture: str) -> None:
+def _check_architecture(architecture: str, where: str) -> None:
+    if architecture in ARCHITECTURES:
+        return
+    if architecture in SHARING:
+        reason = "cannot be split into stages because its layers share state with each other"
+    else:
+        reason = f"cannot be split into stages{_nearest(architecture, ARCHITECTURES)}"
+    raise ConfigError(f"{where}: {architecture!r} {reason}; supported: {', '.join(ARCHITECTURES)}")
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _checked(config: PretrainedConfig, where: str) -> PretrainedConfig:
+    """Return `config` ready for stages: no cache, no router logits, and a first layer that can be built."""
+    _check_sizes(config, where)
+    config.use_cache = False
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False  # the head sees no layers, hence no router: no auxiliary loss
+    try:
+        build_one_layer(config)
+    except Exception as reason:  # modules raise any kind of error on a value they cannot take
+        problem = " ".join(f"{type(reason).__name__}: {reason}".split())
+        raise ConfigError(f"{where}: {config.model_type} cannot be built from them ({problem})") from None
+    return config
+
+
+def _check_sizes(config: PretrainedConfig, where: str) -> None:
+    for key in SIZES:
+        size = getattr(config, key, None)
+        if size is not None and size < 1:
+            raise ConfigError(f"{where}: {key} is {size}, at least 1 is needed")
     heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     if config.hidden_size % heads and getattr(config, "head_dim", None) is None:
-        raise ConfigError(
-            f"model.options: hidden_size {config.hidden_size} does not divide by num_attention_heads {heads}"
-        )
+        raise ConfigError(f"{where}: hidden_size {config.hidden_size} does not divide by num_attention_heads {heads}")
     if groups and heads % groups:
-        raise ConfigError(
-            f"model.options of {architecture}: num_attention_heads {heads} does not divide by "
-            f"num_key_value_heads {groups}"
-        )
+        raise ConfigError(f"{where}: num_attention_heads {heads} does not divide by num_key_value_heads {groups}")

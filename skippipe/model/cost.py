@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from skippipe.model.skeleton import build_skeleton, is_layer_of
+from skippipe.model.architecture import num_layers
+from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
 
-RESIDENT_FACTOR = 16
-"""Hidden-state-sized tensors that autograd keeps for one decoder layer (norms, projections, gated FFN), an estimate
-that errs on the large side for a gated FFN of four times the hidden size with fused attention."""
+EAGER_SCORE_BYTES = 8
+"""What eager attention keeps for each head and pair of tokens, measured in fp32 and bf16."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class ModelCost:
     activation_bytes: int
     """Hidden state of one microbatch, (B, T, D), in the run's dtype."""
     layer_resident_bytes: int
-    """Autograd memory that one layer keeps between forward and backward, an estimate."""
+    """Autograd memory that one layer keeps between forward and backward, an estimate (`_layer_resident_bytes`)."""
     ends_resident_bytes: int
-    """Logits in fp32 with their gradient, and the embedded input."""
+    """Peak of the loss, three (B, T, V) in fp32 (log-probabilities and two gradients), and the embedded input."""
 
 
 def model_cost(config: PretrainedConfig, micro_batch_size: int, sequence_length: int, dtype: torch.dtype) -> ModelCost:
@@ -44,22 +44,50 @@ def model_cost(config: PretrainedConfig, micro_batch_size: int, sequence_length:
         else:
             layer_parameters += parameter.numel()
             expert_parameters += parameter.numel() if ".experts." in name else 0
-    num_layers = config.num_hidden_layers
+    layers = num_layers(config)
     tokens = micro_batch_size * sequence_length
-    active = (layer_parameters - expert_parameters * (1 - _active_share(config))) / num_layers
-    attention_flop = 2 * sequence_length * tokens * config.hidden_size  # scores and values, causal half of 4 T²D
+    active = (layer_parameters - expert_parameters * (1 - _active_share(config))) / layers
+    attention_flop = 2 * sequence_length * tokens * _attention_width(config)  # scores and values, causal half of 4 T²W
     activation_bytes = tokens * config.hidden_size * dtype.itemsize
     head_flop = 2 * tokens * config.hidden_size * config.vocab_size
     return ModelCost(
-        num_layers=num_layers,
-        layer_parameters=layer_parameters // num_layers,
+        num_layers=layers,
+        layer_parameters=layer_parameters // layers,
         ends_parameters=ends_parameters,
         layer_forward_flop=2 * active * tokens + attention_flop,
         loss_flop=3 * head_flop,
         activation_bytes=activation_bytes,
-        layer_resident_bytes=RESIDENT_FACTOR * activation_bytes,
-        ends_resident_bytes=2 * activation_bytes + 8 * tokens * config.vocab_size,
+        layer_resident_bytes=_layer_resident_bytes(skeleton, micro_batch_size, sequence_length, dtype),
+        ends_resident_bytes=2 * activation_bytes + 12 * tokens * config.vocab_size,
     )
+
+
+def _layer_resident_bytes(skeleton: Skeleton, micro_batch_size: int, sequence_length: int, dtype: torch.dtype) -> int:
+    """Estimate what autograd keeps for one layer, from the sizes of what its parts save for the backward.
+
+    Per token: eight attention-sized tensors (queries, keys, values, rotated, output), input and output of each norm
+    (in lower precision the input once more in fp32), four FFN-sized tensors for each active expert. Measured with
+    saved-tensor hooks on the 13 architectures, the estimate is 0.9 to 1.6 times the truth.
+    """
+    config = skeleton.model.config
+    tokens = micro_batch_size * sequence_length
+    norms = sum("Norm" in type(module).__name__ for module in skeleton.layers[0].modules())
+    norm_size = norms * (2 if dtype.itemsize >= 4 else 4) * config.hidden_size
+    ffn_size = 4 * _ffn_width(config) * (getattr(config, "num_experts_per_tok", None) or 1)
+    resident = tokens * dtype.itemsize * (8 * _attention_width(config) + norm_size + ffn_size)
+    if config._attn_implementation == "eager":
+        resident += EAGER_SCORE_BYTES * config.num_attention_heads * sequence_length * tokens
+    return int(resident)
+
+
+def _attention_width(config: PretrainedConfig) -> int:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_attention_heads * head_dim)
+
+
+def _ffn_width(config: PretrainedConfig) -> int:
+    names = ("moe_intermediate_size", "intermediate_size", "n_inner")
+    return int(next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size))
 
 
 def _active_share(config: PretrainedConfig) -> float:

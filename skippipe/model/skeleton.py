@@ -3,8 +3,9 @@
 Initial weights follow from the seed and the module's name alone, so that they are the same for every split.
 """
 
+import copy
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,22 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Skeleton:
     return Skeleton(model, base, lists[0], norms[0])
 
 
+def build_one_layer(config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model with its first layer alone, on the meta device; cheap, to learn whether it can be built."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(shortened(config, (0,)))
+    return model
+
+
+def shortened(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
+    """Return a copy of `config` for a model of only these layers, in this order."""
+    copied = copy.copy(config)
+    copied.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        copied.layer_types = [config.layer_types[index] for index in layers]
+    return copied
+
+
 def is_layer_of(name: str, skeleton: Skeleton) -> int | None:
     """Return the index of the layer that the parameter or module `name` belongs to, or None for the ends."""
     prefix = skeleton.layers_prefix + "."
@@ -74,7 +91,7 @@ def materialise(skeleton: Skeleton, layers: Iterable[int], *, ends: bool, seed: 
             continue
         module.to_empty(device="cpu", recurse=False)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            torch.default_generator.manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
             skeleton.model._init_weights(module)
     for module in skeleton.model.modules():
         if any(not tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):

@@ -2,11 +2,11 @@
 
 A stage runs the model's own forward over a shortened list of layers, with embedding and norm replaced by the
 identity. So masks, rotary embeddings, scalings and soft caps are the model's own, whatever its architecture.
+The auxiliary load-balancing loss of a mixture of experts is left out: the head does not see the routers.
 """
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from skippipe.errors import CheckpointError
-from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, materialise
+from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, materialise, shortened
 
 
 class Stage(nn.Module):
@@ -61,17 +61,27 @@ class Stage(nn.Module):
         """Return the stage's tensors, detached, under Hugging Face names; a tied head is not listed twice."""
         return {name: parameter.detach() for name, parameter in self._parameters_by_name.items()}
 
-    @torch.no_grad()
     def load_global(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors` (Hugging Face names) in; raise `CheckpointError` on a missing one or a wrong shape."""
-        for name, parameter in self._parameters_by_name.items():
-            if name not in tensors:
-                raise CheckpointError(f"{name}: missing")
-            if tensors[name].shape != parameter.shape:
-                raise CheckpointError(
-                    f"{name}: shape {tuple(tensors[name].shape)}, the model has {tuple(parameter.shape)}"
-                )
-            parameter.copy_(tensors[name])
+        """Copy `tensors` (Hugging Face names) in; raise `CheckpointError` where they are not exactly the stage's."""
+        copy_tensors(tensors, self._parameters_by_name)
+
+
+@torch.no_grad()
+def copy_tensors(tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    """Copy `tensors` into `parameters` of the same names; nothing is copied where they do not match.
+
+    Raises `CheckpointError` with the first name that is missing, of another shape, or not the model's.
+    """
+    for name, parameter in parameters.items():
+        if name not in tensors:
+            raise CheckpointError(f"{name}: missing")
+        if tensors[name].shape != parameter.shape:
+            raise CheckpointError(f"{name}: shape {tuple(tensors[name].shape)}, the model has {tuple(parameter.shape)}")
+    for name in tensors:
+        if name not in parameters:
+            raise CheckpointError(f"{name}: no such parameter here")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def build_stage(
@@ -103,7 +113,7 @@ def _decoder(skeleton: Skeleton, layers: range | tuple[int, ...], *, embedding: 
     decoder = _shallow_copy(skeleton.base)
     setattr(decoder, skeleton.layers_name, nn.ModuleList(skeleton.layers[index] for index in layers))
     setattr(decoder, skeleton.norm_name, nn.Identity())
-    decoder.config = _shortened(skeleton.base.config, layers)
+    decoder.config = shortened(skeleton.base.config, layers)
     if not embedding:
         _remove_embedding(decoder)
     return decoder
@@ -123,14 +133,6 @@ def _shallow_copy(module: PreTrainedModel) -> PreTrainedModel:
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
     return clone
-
-
-def _shortened(config: PretrainedConfig, layers: range | tuple[int, ...]) -> Any:
-    shortened = copy.copy(config)
-    shortened.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        shortened.layer_types = [config.layer_types[index] for index in layers]
-    return shortened
 
 
 def _remove_embedding(decoder: PreTrainedModel) -> None:

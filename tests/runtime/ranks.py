@@ -1,12 +1,15 @@
-"""A tiny model, its batches, and processes that run plans together; also the program of each of these processes."""
+"""A tiny model, its batches, and processes that run plans together."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
@@ -22,6 +25,13 @@ from skippipe.runtime.runner import Runner, make_runner
 from skippipe_scheduler.plan import Plan, parse_plan
 
 VOCABULARY = 64
+PRELOADED = [
+    "safetensors.torch",
+    "torch.distributed",
+    "transformers.models.llama.modeling_llama",
+    "skippipe.runtime.distributed",
+    "skippipe.runtime.local",
+]
 
 
 def make_config(num_layers: int, *, tied: bool = False) -> PretrainedConfig:
@@ -70,34 +80,61 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[subprocess.Popen[str]]:
-    """Start this file once per rank; each reads plans and writes results in `folder`."""
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), mode, str(timeout_s)],
-            env=common | {"RANK": str(rank), "WORLD_SIZE": str(world_size)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+@dataclass
+class Rank:
+    """One running process and the file that its standard error goes to."""
+
+    process: ForkServerProcess
+    errors: Path
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def finish(self, timeout_s: float) -> tuple[int | None, str]:
+        """Return exit code and standard error; end a process that does not stop in time."""
+        self.process.join(timeout_s)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+        return code, self.errors.read_text()
+
+
+def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[Rank]:
+    """Start `main` once per rank; each reads plans and writes results in `folder`.
+
+    The processes are forked from one server that has imported everything, because that is what takes long.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    port = free_port()
+    ranks = []
+    for rank in range(world_size):
+        environment = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        errors = folder / f"errors-{rank}.txt"
+        errors.touch()
+        process = context.Process(
+            target=run_rank, args=(folder, mode, timeout_s, errors, {k: str(v) for k, v in environment.items()})
         )
-        for rank in range(world_size)
-    ]
+        process.start()
+        ranks.append(Rank(process, errors))
+    return ranks
 
 
-def finish_ranks(ranks: Sequence[subprocess.Popen[str]], timeout_s: float) -> list[tuple[int, str]]:
-    """Return exit code and standard error of every rank; end those that do not stop in time."""
-    results = []
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=timeout_s)
-            results.append((rank.returncode, errors))
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(signal.SIGKILL)
-                rank.communicate()
-    return results
+def finish_ranks(ranks: Sequence[Rank], timeout_s: float) -> list[tuple[int | None, str]]:
+    """Return exit code (None where it had to be ended) and standard error of every rank."""
+    deadline_s = time.monotonic() + timeout_s
+    return [rank.finish(max(0.1, deadline_s - time.monotonic())) for rank in ranks]
+
+
+def run_rank(folder: Path, mode: str, timeout_s: float, errors: Path, environment: dict[str, str]) -> None:
+    """Run one rank in a new process: its own environment, standard error to a file."""
+    os.environ.update(environment)
+    with errors.open("w") as stream:
+        os.dup2(stream.fileno(), 2)
+    sys.exit(main(folder, mode, timeout_s))
 
 
 def run_gradients(folder: Path, context: DistributedContext) -> None:
@@ -171,7 +208,3 @@ def main(folder: Path, mode: str, timeout_s: float) -> int:
     finally:
         context.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])))

@@ -1,0 +1,241 @@
+"""The loop in one process: records, resume, full disks, losses that are not finite, W&B."""
+
+import json
+import math
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from training_runs import ALONE, losses, make_experiment, small_plan, train_alone, write_inputs
+
+from skippipe.cli.main import main
+from skippipe.cli.train import command
+from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.report.run import read_run
+from skippipe.runtime.local import LocalRunner
+from skippipe.training.checkpoint import complete_checkpoints, read_metadata
+from skippipe.training.plan_choice import choose_plan, share_plan
+from skippipe.training.signals import StopSignal
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """Make every longer file fail as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_run_directory_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make_experiment(tmp_path)
+    summary = train_alone(experiment)
+    assert (summary.step, summary.stopped, summary.tokens) == (6, False, 6 * 4 * 2 * 16)
+    run = read_run(tmp_path / "run")
+    assert run.experiment == experiment
+    assert run.plan == small_plan()
+    assert run.measured is not None
+    assert len(run.measured.spans) == sum(map(len, small_plan().order.values()))
+    entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [("val/loss" in entry) for entry in entries] == [False, False, True, False, False, True]
+    assert entries[2]["val/perplexity"] == pytest.approx(math.exp(entries[2]["val/loss"]))
+    assert entries[-1]["tokens"] == summary.tokens
+    assert entries[-1]["perf/elapsed_s"] == pytest.approx(sum(entry["perf/iteration_s"] for entry in entries))
+    assert entries[-1]["train/loss"] < entries[0]["train/loss"]
+    printed = capsys.readouterr().out
+    assert "step 6/6  loss" in printed
+    assert small_plan().hash in printed
+
+
+def test_resume_is_bitwise_the_run_that_never_stopped(tmp_path: Path) -> None:
+    train_alone(make_experiment(tmp_path, "whole"))
+    schedule = {"warmup_steps": 2}
+    first = make_experiment(tmp_path, "parts", training={"max_steps": 6}, lr_scheduler=schedule)
+    interrupted = StopAfter(steps=3)
+    with interrupted:
+        summary = train_alone(first)
+    assert summary.stopped
+    assert summary.step == 3
+    summary = train_alone(first)
+    assert (summary.first_step, summary.step) == (3, 6)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+class StopAfter:
+    """Send this process a real SIGTERM during an iteration."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+        self._original = LocalRunner.train_iteration
+
+    def __enter__(self) -> None:
+        stop, original = self, self._original
+
+        def train_iteration(runner: LocalRunner, *arguments: object) -> object:
+            stop._left -= 1
+            if stop._left == 0:
+                signal.raise_signal(signal.SIGTERM)
+            return original(runner, *arguments)  # type: ignore[arg-type]
+
+        LocalRunner.train_iteration = train_iteration  # type: ignore[assignment,method-assign]
+
+    def __exit__(self, *reason: object) -> None:
+        LocalRunner.train_iteration = self._original  # type: ignore[method-assign]
+
+
+def test_lines_after_the_checkpoint_are_not_doubled(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, training={"max_steps": 4}, checkpoint={"interval": 0})
+    train_alone(experiment)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 5, "train/loss": 1.0}\n{"step": 6, "train/lo')  # a crash after the checkpoint
+    train_alone(make_experiment(tmp_path))
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
+    train_alone(make_experiment(tmp_path))
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    summary = train_alone(make_experiment(tmp_path))
+    assert (summary.first_step, summary.step, summary.loss, summary.checkpoint) == (6, 6, None, None)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_alone(make_experiment(tmp_path, training={"max_steps": 2}))
+    more = make_experiment(tmp_path, checkpoint={"interval": 1})
+    with largest_file(30_000), pytest.raises(StorageError, match="step 6: the last checkpoint could not be saved"):
+        train_alone(more)
+    assert "step 3: no checkpoint could be saved" in caplog.text
+    assert "File too large" in caplog.text
+    assert len(losses(tmp_path / "run")) == 6
+    assert [path.name for path in complete_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert train_alone(more).first_step == 2
+    assert len(losses(tmp_path / "run")) == 6
+
+
+def test_loss_that_is_not_finite_names_the_step(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, optimizer={"lr": 1e30}, lr_scheduler={"warmup_steps": 0})
+    with pytest.raises(SkipPipeError, match=r"step 2: loss .*nan.*Lower optimizer\.lr"):
+        train_alone(experiment)
+    assert len(losses(tmp_path / "run")) == 1
+
+
+def test_bfloat16_learns_and_resumes(tmp_path: Path) -> None:
+    training = {"max_steps": 4, "dtype": "bfloat16"}
+    train_alone(make_experiment(tmp_path, training=training))
+    summary = train_alone(make_experiment(tmp_path, training=training | {"max_steps": 8}))
+    assert summary.first_step == 4
+    series = losses(tmp_path / "run")
+    assert series[-1] < series[0] - 0.2
+
+
+def test_wandb_offline_is_one_run_over_a_resume(tmp_path: Path) -> None:
+    wandb = {"logging": {"wandb": {"mode": "offline"}}}
+    train_alone(make_experiment(tmp_path, training={"max_steps": 2}, **wandb))
+    train_alone(make_experiment(tmp_path, training={"max_steps": 3}, **wandb))
+    run_id = (tmp_path / "run" / "wandb_id").read_text().strip()
+    folders = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert {folder.name.rpartition("-")[2] for folder in folders} == {run_id}
+    assert all((folder / f"run-{run_id}.wandb").stat().st_size > 0 for folder in folders)
+    assert read_metadata(complete_checkpoints(tmp_path / "run")[-1]).wandb_id == run_id
+
+
+def test_wandb_disabled_leaves_nothing(tmp_path: Path) -> None:
+    train_alone(make_experiment(tmp_path, training={"max_steps": 1}))
+    assert not (tmp_path / "run" / "wandb").exists()
+    assert not (tmp_path / "run" / "wandb_id").exists()
+
+
+def test_wandb_that_cannot_write_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    experiment = make_experiment(tmp_path, training={"max_steps": 2}, logging={"wandb": {"mode": "offline"}})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").write_text("a file where the folder should be")
+    assert train_alone(experiment).step == 2
+    assert caplog.text.count("wandb: cannot") <= 1
+
+
+def test_run_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    (tmp_path / "run").write_text("not a directory")
+    with pytest.raises(StorageError, match=r"run: cannot be written .*choose another run_dir"):
+        train_alone(experiment)
+
+
+def test_plan_for_other_microbatches_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"the plan has 4 microbatches, training\.num_microbatches is 8"):
+        train_alone(make_experiment(tmp_path, training={"num_microbatches": 8}))
+
+
+def test_stop_signal_gives_handlers_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # a launcher's echo of the same Ctrl-C
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_later_second_interrupt_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skippipe.training.signals.REPEAT_S", -1.0)
+    with StopSignal():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_plan_is_solved_once_and_again_when_the_cluster_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    experiment = make_experiment(tmp_path)
+    plan = share_plan(experiment, None, ALONE)
+    kept = (tmp_path / "run" / "plan.json").read_bytes()
+    assert choose_plan(experiment, None) == plan
+    assert (tmp_path / "run" / "plan.json").read_bytes() == kept
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("gbit_per_s: 20", "gbit_per_s: 2"))
+    other = choose_plan(experiment, None)
+    assert other.costs.transfer_s != plan.costs.transfer_s
+    assert "made for other links" in caplog.text
+
+
+def test_command_prints_the_configuration_and_trains(tmp_path: Path) -> None:
+    arguments = write_inputs(make_experiment(tmp_path), small_plan(), tmp_path)
+    shown = CliRunner().invoke(command, [*arguments, "--print-config", "training.max_steps=3"])
+    assert shown.exit_code == 0
+    assert "max_steps: 3" in shown.output
+    assert not (tmp_path / "run").exists()
+    result = CliRunner().invoke(command, [*arguments, "training.max_steps=3"])
+    assert result.exit_code == 0, result.output
+    assert "done after step 3 (3 in this run), saved" in result.output
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.max_stepz=3"], "did you mean 'training.max_steps'"),
+        (["--plan", "nothing.json"], "nothing.json: no such file"),
+    ],
+)
+def test_mistakes_end_with_exit_code_2_and_one_line(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = write_inputs(make_experiment(tmp_path), small_plan(), tmp_path)[:2]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *given, *arguments])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1

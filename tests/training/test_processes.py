@@ -1,0 +1,97 @@
+"""Real ranks over gloo: the losses of one process, a stop by SIGTERM, a kill in the middle of a checkpoint."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from training_runs import (
+    WORLD_SIZE,
+    losses,
+    make_experiment,
+    small_plan,
+    start_ranks_that_die_while_saving,
+    start_torchrun,
+    train_alone,
+    write_inputs,
+)
+
+from skippipe.training.checkpoint import complete_checkpoints
+
+STEPS = 24
+LONG = {"max_steps": STEPS}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of one process, which is the reference."""
+    path = tmp_path_factory.mktemp("processes")
+    train_alone(make_experiment(path, "alone", training=LONG))
+    return path
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
+    try:
+        output, error = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        output, error = process.communicate()
+    return process.returncode, output + error
+
+
+def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + 90
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s, "no steps"
+        time.sleep(0.01)
+
+
+def test_ranks_have_the_losses_of_one_process_also_when_stopped_between(folder: Path) -> None:
+    whole = write_inputs(make_experiment(folder, "whole", training=LONG), small_plan(), folder)
+    code, output = finish(start_torchrun(whole))
+    assert code == 0, output
+    assert losses(folder / "whole") == pytest.approx(losses(folder / "alone"), abs=1e-5)
+
+    parts = write_inputs(make_experiment(folder, "parts", training=LONG), small_plan(), folder)
+    launcher = start_torchrun(parts)
+    wait_for_steps(folder / "parts", 3, launcher)
+    workers = [one for one in psutil.Process(launcher.pid).children() if "train" in one.cmdline()]
+    assert len(workers) == WORLD_SIZE
+    workers[2].send_signal(signal.SIGTERM)
+    code, output = finish(launcher)
+    assert code == 0, output
+    stopped_at = len(losses(folder / "parts"))
+    assert 3 <= stopped_at < STEPS
+    assert complete_checkpoints(folder / "parts")[-1].name == f"step-{stopped_at:08d}"
+    assert "stopped after step" in output
+
+    code, output = finish(start_torchrun(parts))
+    assert code == 0, output
+    assert f"continuing after step {stopped_at}" in output
+    assert losses(folder / "parts") == losses(folder / "whole")
+
+
+def test_kill_while_saving_leaves_the_checkpoint_before(folder: Path) -> None:
+    experiment = make_experiment(folder, "killed", training=LONG, checkpoint={"interval": 5}, comm={"timeout_s": 10})
+    _, config, _, plan = write_inputs(experiment, small_plan(), folder)
+    ranks = start_ranks_that_die_while_saving(Path(config), Path(plan), step=10)
+    results = [finish(rank) for rank in ranks]
+    assert [code for code, _ in results] == [-signal.SIGKILL, 1, 1, 1], results
+    for rank, (_, output) in enumerate(results[1:], start=1):
+        assert f"[rank {rank}] skippipe: error:" in output
+        assert "Traceback" not in output
+    run_dir = folder / "killed"
+    assert (run_dir / "checkpoints" / ".step-00000010.tmp").is_dir()
+    assert [path.name for path in complete_checkpoints(run_dir)] == ["step-00000005"]
+    # One process takes over from four.
+    summary = train_alone(experiment)
+    assert summary.first_step == 5
+    assert losses(run_dir) == pytest.approx(losses(folder / "alone"), abs=1e-5)
+    assert not list((run_dir / "checkpoints").glob(".*"))

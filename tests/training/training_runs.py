@@ -1,0 +1,164 @@
+"""Small experiments on real text, and the ranks that train them; also the program of a rank that dies while saving."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from random_plans import random_plan
+
+from skippipe.config import Experiment
+from skippipe.config_file import save_experiment
+from skippipe.monitor.metrics import read_metrics
+from skippipe.runtime.context import DistributedContext
+from skippipe.training.loop import TrainingSummary, train
+from skippipe_scheduler.plan import Plan
+
+WORLD_SIZE = 4
+ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
+CLUSTER = """
+format: skippipe.cluster/1
+name: here
+nodes:
+  - {name: node, count: 4, region: here, compute_tflop_per_s: 0.05, memory_gib: 4}
+links:
+  contention: none
+  within_region: {latency_ms: 0.05, gbit_per_s: 20}
+"""
+
+
+def small_plan(*, num_stages: int = 3, layers_per_stage: int = 2, route_length: int = 2) -> Plan:
+    """Return a plan of 4 nodes and 4 microbatches for 6 or so layers."""
+    return random_plan(
+        5,
+        num_nodes=WORLD_SIZE,
+        num_stages=num_stages,
+        route_length=route_length,
+        num_microbatches=4,
+        layers_per_stage=layers_per_stage,
+    )
+
+
+def make_experiment(folder: Path, name: str = "run", **sections: Any) -> Experiment:
+    """Return an experiment in `folder`; `sections` are laid over it, key by key."""
+    text = folder / "text"
+    if not text.exists():
+        text.mkdir()
+        (folder / "cluster.yaml").write_text(CLUSTER)
+        for number in range(12):
+            words = [f"line {line} of text {number} has {line * number} words\n" for line in range(60)]
+            (text / f"{number}.txt").write_text("".join(words))
+    content: dict[str, Any] = {
+        "name": name,
+        "run_dir": str(folder / name),
+        "seed": 3,
+        "cluster": str(folder / "cluster.yaml"),
+        "model": {
+            "options": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+            }
+        },
+        "data": {
+            "source": "text",
+            "paths": [str(text)],
+            "validation_fraction": 0.3,
+            "cache_dir": str(folder / "cache"),
+        },
+        "pipeline": {"num_stages": 3, "planner": {"time_limit_s": 0.5}},
+        "training": {
+            "max_steps": 6,
+            "num_microbatches": 4,
+            "micro_batch_size": 2,
+            "sequence_length": 16,
+            "device": "cpu",
+            "threads": 1,
+        },
+        "optimizer": {"lr": 3e-3},  # larger ones amplify fp32 rounding beyond what the tests compare
+        "lr_scheduler": {"warmup_steps": 2},
+        "checkpoint": {"interval": 2},
+        "evaluation": {"interval": 3, "batches": 1},
+        "logging": {"wandb": {"mode": "disabled"}},
+        "comm": {"timeout_s": 60},
+    }
+    for section, given in sections.items():
+        content[section] = content[section] | given if isinstance(given, dict) else given
+    return Experiment.model_validate(content)
+
+
+def train_alone(experiment: Experiment, plan: Plan | None = None) -> TrainingSummary:
+    """Train in this process."""
+    return train(experiment, plan or small_plan(), ALONE)
+
+
+def losses(folder: Path) -> list[float]:
+    """Return the losses of a run, after checking that every step is there exactly once, in order."""
+    entries = read_metrics(folder / "metrics.jsonl")
+    assert [entry["step"] for entry in entries] == list(range(1, len(entries) + 1))
+    return [entry["train/loss"] for entry in entries]
+
+
+def write_inputs(experiment: Experiment, plan: Plan, folder: Path) -> list[str]:
+    """Write the experiment and the plan; return the arguments that name them."""
+    save_experiment(experiment, folder / f"{experiment.name}.yaml")
+    plan.save(folder / "given.plan.json")
+    return ["--config", str(folder / f"{experiment.name}.yaml"), "--plan", str(folder / "given.plan.json")]
+
+
+def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
+    """Start `skippipe train` under torchrun as users do."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
+    return subprocess.Popen(
+        [*launcher, "-m", "skippipe", "train", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[subprocess.Popen[str]]:
+    """Start this file once per rank; rank 0 is killed in the middle of the checkpoint of `step`."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    search_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, __file__, str(config), str(plan), str(step)],
+            env=os.environ
+            | environment
+            | {"PYTHONPATH": search_path, "RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD_SIZE)
+    ]
+
+
+def _die_while_saving(config: Path, plan: Path, fatal_step: int) -> None:
+    """Run `skippipe train` as it is, but with a kill before the checkpoint of `fatal_step` gets its name."""
+    from skippipe.cli.main import main
+    from skippipe.training import checkpoint_writer
+
+    finish = checkpoint_writer._finish
+
+    def finish_or_die(aside: Path, final: Path, metadata: checkpoint_writer.Metadata) -> None:
+        if metadata.step == fatal_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        finish(aside, final, metadata)
+
+    checkpoint_writer._finish = finish_or_die
+    main(["train", "--config", str(config), "--plan", str(plan)])
+
+
+if __name__ == "__main__":
+    _die_while_saving(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
