@@ -52,6 +52,7 @@ class GreedyKeep(click.Command):
 @click.option("--policy", "policy_name", default="random", show_default=True, help="random or full.")
 @click.option("--keep", "keeps", type=FloatList(), default="1.0 0.67 0.5", show_default=True, help="Shares of stages.")
 @click.option("--batches", "num_batches", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random choices.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -60,6 +61,7 @@ def command(
     policy_name: str,
     keeps: tuple[float, ...],
     num_batches: int,
+    repeats: int,
     seed: int,
     device: str,
     as_json: bool,
@@ -73,7 +75,13 @@ def command(
     from skippipe.inference.evaluation import evaluate_run
 
     evaluation = evaluate_run(
-        run_dir, policy_name=policy_name, keeps=keeps, num_batches=num_batches, seed=seed, device=device
+        run_dir,
+        policy_name=policy_name,
+        keeps=keeps,
+        num_batches=num_batches,
+        repeats=repeats,
+        seed=seed,
+        device=device,
     )
     click.echo(json.dumps(asdict(evaluation)) if as_json else evaluation_table(evaluation))
 

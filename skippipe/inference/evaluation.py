@@ -33,9 +33,9 @@ class DepthResult:
     """Share of the layers that really ran."""
     perplexity: float
     perplexity_std: float
-    """Standard deviation over the random choices of stages."""
+    """Standard deviation over the repeats, which differ in the random choices of stages alone."""
     samples: int
-    """Batches evaluated, each with a choice of stages of its own."""
+    """Batches evaluated over all repeats, each with a choice of stages of its own."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def evaluate_run(
     policy_name: str,
     keeps: Sequence[float],
     num_batches: int = 24,
+    repeats: int = 4,
     seed: int = 0,
     device: str = "cpu",
 ) -> Evaluation:
     """Evaluate the newest checkpoint of a run on its validation text, in one process; write RUN/evaluation.json.
 
-    Every depth sees the same batches. Each batch draws its own stages, as in the paper's evaluation (SkipPipe,
-    inference with stages removed); perplexity is the exponential of the mean loss over all batches.
+    Every depth sees the same batches, `repeats` times. Each batch draws its own stages, as in the paper's evaluation
+    (SkipPipe, inference with stages removed); perplexity is the exponential of the mean loss over all of them.
     Raises `InputError` where the run has no configuration, plan or checkpoint.
     """
     if not (run_dir / "config.yaml").exists():
@@ -74,7 +75,10 @@ def evaluate_run(
     stages = _load_stages(experiment, run_dir, checkpoint, torch.device(device))
     counts = [kept_stages(keep, len(stages)) for keep in keeps]
     batches = _validation_batches(experiment, num_batches)
-    results = [_evaluate_depth(stages, batches, policy, keep, count) for keep, count in zip(keeps, counts, strict=True)]
+    results = [
+        _evaluate_depth(stages, batches, policy, keep, count, repeats)
+        for keep, count in zip(keeps, counts, strict=True)
+    ]
     tokens = sum(labels.numel() for _, labels in batches)
     evaluation = Evaluation(policy.name, experiment.name, checkpoint.name, tokens, results)
     write_atomically(run_dir / "evaluation.json", json.dumps(asdict(evaluation), indent=1) + "\n")
@@ -102,30 +106,40 @@ def _validation_batches(experiment: Experiment, num_batches: int) -> list[tuple[
     return [order.validation_batch(index, training.micro_batch_size) for index in range(num_batches)]
 
 
-@torch.no_grad()
 def _evaluate_depth(
     stages: Sequence[Stage],
     batches: Sequence[tuple[Tensor, Tensor]],
     policy: StagePolicy,
     keep: float,
     count: int,
+    repeats: int,
 ) -> DepthResult:
-    losses, computed = [], []
-    total_layers = sum(stage.last - stage.first for stage in stages)
-    device = next(stages[0].parameters()).device
-    for draw, (input_ids, labels) in enumerate(batches):
-        chosen = policy.stages(len(stages), count, draw)
-        hidden = stages[0].embed(input_ids.to(device))  # (B, T) -> (B, T, D)
-        for index in chosen:
-            hidden = stages[index](hidden)  # (B, T, D)
-        losses.append(float(stages[0].loss(hidden, labels.to(device))))
-        computed.append(sum(stages[index].last - stages[index].first for index in chosen) / total_layers)
-    perplexities = [math.exp(loss) for loss in losses]
+    layers = [stage.last - stage.first for stage in stages]
+    losses: list[list[float]] = []
+    computed = []
+    for repeat in range(1 if count == len(stages) else repeats):
+        losses.append([])
+        for index, batch in enumerate(batches):
+            chosen = policy.stages(len(stages), count, repeat * len(batches) + index)
+            losses[-1].append(_loss_of(stages, chosen, batch))
+            computed.append(sum(layers[stage] for stage in chosen) / sum(layers))
+    perplexities = [math.exp(statistics.fmean(repeat)) for repeat in losses]
     return DepthResult(
         keep=keep,
         kept_stages=count,
         share_computed=statistics.fmean(computed),
-        perplexity=math.exp(statistics.fmean(losses)),
+        perplexity=math.exp(statistics.fmean(loss for repeat in losses for loss in repeat)),
         perplexity_std=statistics.pstdev(perplexities),
-        samples=len(losses),
+        samples=len(computed),
     )
+
+
+@torch.no_grad()
+def _loss_of(stages: Sequence[Stage], chosen: Sequence[int], batch: tuple[Tensor, Tensor]) -> float:
+    """Return the mean loss of one batch through the chosen stages."""
+    device = next(stages[0].parameters()).device
+    input_ids, labels = (tensor.to(device) for tensor in batch)
+    hidden = stages[0].embed(input_ids)  # (B, T) -> (B, T, D)
+    for index in chosen:
+        hidden = stages[index](hidden)  # (B, T, D)
+    return float(stages[0].loss(hidden, labels))

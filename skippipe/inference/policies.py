@@ -10,7 +10,10 @@ from skippipe.errors import InputError
 class StagePolicy(Protocol):
     """Chooses the stages to run; stage 0 holds embedding and head and is always among them."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name under which it is asked for."""
+        ...
 
     def stages(self, num_stages: int, num_kept: int, draw: int) -> tuple[int, ...]:
         """Return `num_kept` stages in the order in which they run; `draw` numbers the independent choices."""

@@ -57,6 +57,7 @@ def build_config(architecture: str, options: Mapping[str, object]) -> Pretrained
     for key in options:
         if key not in known:
             raise ConfigError(f"model.options: {architecture} has no option {key!r}{_nearest(key, known)}")
+    _check_positive({key: options.get(key) for key in SIZES}, "model.options")
     given = dict(options)
     for key in TOKEN_IDS:
         given.setdefault(key, None)
@@ -130,12 +131,18 @@ def _checked(config: PretrainedConfig, where: str) -> PretrainedConfig:
 
 
 def _check_sizes(config: PretrainedConfig, where: str) -> None:
-    for key in SIZES:
-        size = getattr(config, key, None)
-        if size is not None and size < 1:
-            raise ConfigError(f"{where}: {key} is {size}, at least 1 is needed")
+    _check_positive({key: getattr(config, key, None) for key in SIZES}, where)
     heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     if config.hidden_size % heads and getattr(config, "head_dim", None) is None:
         raise ConfigError(f"{where}: hidden_size {config.hidden_size} does not divide by num_attention_heads {heads}")
     if groups and heads % groups:
         raise ConfigError(f"{where}: num_attention_heads {heads} does not divide by num_key_value_heads {groups}")
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if experts and config.num_experts_per_tok > experts:
+        raise ConfigError(f"{where}: num_experts_per_tok is {config.num_experts_per_tok}, there are {experts} experts")
+
+
+def _check_positive(sizes: Mapping[str, object], where: str) -> None:
+    for key, size in sizes.items():
+        if isinstance(size, int) and size < 1:
+            raise ConfigError(f"{where}: {key} is {size}, at least 1 is needed")

@@ -66,8 +66,8 @@ def _layer_resident_bytes(skeleton: Skeleton, micro_batch_size: int, sequence_le
     """Estimate what autograd keeps for one layer, from the sizes of what its parts save for the backward.
 
     Per token: eight attention-sized tensors (queries, keys, values, rotated, output), input and output of each norm
-    (in lower precision the input once more in fp32), four FFN-sized tensors for each active expert. Measured with
-    saved-tensor hooks on the 13 architectures, the estimate is 0.9 to 1.6 times the truth.
+    (in lower precision the input once more in fp32), four FFN-sized tensors for each active expert. Against
+    saved-tensor hooks on the 13 architectures (D 256, T 128, fp32 and bf16) it is 0.87 to 1.73 times the truth.
     """
     config = skeleton.model.config
     tokens = micro_batch_size * sequence_length

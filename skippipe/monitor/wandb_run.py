@@ -4,7 +4,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from skippipe.config import Experiment, WandbOptions
 from skippipe_scheduler.files import write_atomically
@@ -76,7 +76,7 @@ def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | 
     return run_id
 
 
-def _start(experiment: Experiment, run_dir: Path, run_id: str, mode: str) -> Any:
+def _start(experiment: Experiment, run_dir: Path, run_id: str, mode: Literal["online", "offline", "disabled"]) -> Any:
     import wandb
 
     options = experiment.logging.wandb

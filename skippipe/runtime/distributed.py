@@ -194,10 +194,13 @@ class DistributedRunner:
         except Exception as error:
             self._board.report(f"{type(error).__name__}: {error}", ())
             self._groups.poison()
+            self._board.leave()
             raise
         self._board.report(str(lost), lost.peers)
         self._groups.poison()
-        raise PeerLostError(self._message(lost))
+        message = self._message(lost)
+        self._board.leave()
+        raise PeerLostError(message)
 
     def _message(self, lost: TransferError) -> str:
         place = f"iteration {self._iteration}"

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 ANSWER_S = 2.0
 """How long a rank that stops waits for the others to say whom they waited for."""
+POLL_S = 0.02
 
 
 class TransferError(Exception):
@@ -33,6 +34,7 @@ class FailureBoard:
         self._store = PrefixStore("failure", store)
         self._rank = rank
         self._nodes = nodes
+        self._silent: list[int] = []
 
     def report(self, message: str, peers: Sequence[int]) -> None:
         """Publish that this rank stops and which ranks it waited for; none where the fault is its own."""
@@ -45,7 +47,7 @@ class FailureBoard:
     def root_cause(self, peers: Sequence[int]) -> str:
         """Return the cause in words, found by following who waited for whom from `peers`; "" where unknown."""
         deadline_s = time.monotonic() + ANSWER_S
-        seen, silent, stopped = {self._rank}, [], []
+        seen, stopped = {self._rank}, []
         frontier = list(peers)
         try:
             while frontier:
@@ -56,21 +58,32 @@ class FailureBoard:
                 message, further = self._read(rank, deadline_s)
                 frontier += further
                 if not message:
-                    silent.append(rank)
+                    self._silent.append(rank)
                 elif not further:
                     stopped.append(f"{self._name(rank)} stopped: {message}")
         except RuntimeError:
-            return "the store that rank 0 holds is gone too, so rank 0 or its machine may be lost"
+            return "the store is gone too: its process, the first one started, or that machine may be lost"
         if stopped:
             return "; ".join(stopped)
-        return f"no sign of life from {', '.join(map(self._name, silent))}" if silent else ""
+        return f"no sign of life from {', '.join(map(self._name, self._silent))}" if self._silent else ""
+
+    def leave(self) -> None:
+        """Wait until the other ranks have read what they need: the store may end with this process."""
+        deadline_s = time.monotonic() + ANSWER_S
+        others = [rank for rank in range(len(self._nodes)) if rank not in self._silent]
+        try:
+            self._store.set(f"left-{self._rank}", "")
+            while not self._store.check([f"left-{rank}" for rank in others]) and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+        except RuntimeError:
+            return
 
     def _read(self, rank: int, deadline_s: float) -> tuple[str, list[int]]:
         key = str(rank)
         while not self._store.check([key]):
             if time.monotonic() > deadline_s:
                 return "", []
-            time.sleep(0.02)
+            time.sleep(POLL_S)
         report = json.loads(self._store.get(key))
         return str(report["message"]), [int(peer) for peer in report["peers"]]
 

@@ -1,63 +1,87 @@
-"""Configurations and their cost."""
+"""Configurations: what is accepted, what is refused and how it is said, and what identifies a model."""
 
+import json
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_models import SIZES, tiny
 
 from skippipe.errors import ConfigError
-from skippipe.model.architecture import build_config, config_from_directory, fingerprint
-from skippipe.model.cost import model_cost
-from skippipe.model.full import build_full
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 100}
+from skippipe.model.architecture import (
+    ARCHITECTURES,
+    build_config,
+    config_from_directory,
+    config_to_json,
+    fingerprint,
+    num_layers,
+)
 
 
 @pytest.mark.parametrize(
     ("architecture", "options", "expected"),
     [
-        ("lama", {}, "did you mean 'llama'"),
-        ("gemma3n", {}, "cannot be split"),
-        ("llama", {"hiden_size": 3}, "did you mean 'hidden_size'"),
+        ("lama", {}, "did you mean 'llama'.*supported: llama, qwen2"),
+        ("gemma3n", {}, "layers share state"),
+        ("t5", {}, "'t5' cannot be split"),
+        ("llama", {"hiden_size": 3}, "no option 'hiden_size'; did you mean 'hidden_size'"),
         ("llama", {"hidden_size": 33, "num_attention_heads": 4, "head_dim": None}, "33"),
         ("llama", {**SIZES, "num_key_value_heads": 3}, "num_key_value_heads 3"),
         ("llama", {"hidden_size": "wide"}, "refuses"),
+        ("llama", {"num_hidden_layers": 0}, "num_hidden_layers is 0, at least 1"),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads is 0, at least 1"),
+        ("gpt2", {"n_head": 0}, "num_attention_heads is 0, at least 1"),
+        ("llama", {"vocab_size": -1}, "vocab_size is -1, at least 1"),
+        ("llama", {"hidden_act": "foo"}, "cannot be built.*foo"),
+        ("mixtral", {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 3}, "is 3, there are 2 experts"),
     ],
 )
 def test_mistakes_are_explained(architecture: str, options: dict[str, object], expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=expected) as error:
         build_config(architecture, options)
+    assert "\n" not in str(error.value)
 
 
-def test_directory_is_read_and_checked(tmp_path: Path) -> None:
-    config = build_config("llama", SIZES)
+def test_names_of_hugging_face_and_of_the_architecture_are_both_known() -> None:
+    for options in ({"hidden_size": 24, "num_hidden_layers": 2}, {"n_embd": 24, "n_layer": 2}):
+        config = build_config("gpt2", options)
+        assert (config.hidden_size, num_layers(config)) == (24, 2)
+
+
+def test_dropout_is_off_unless_asked_for() -> None:
+    assert tiny("gpt2").resid_pdrop == 0.0
+    assert tiny("gpt2", resid_pdrop=0.1).resid_pdrop == 0.1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_configuration_is_read_back_as_the_same_model(architecture: str, tmp_path: Path) -> None:
+    config = tiny(architecture)
+    assert config.use_cache is False
     config.save_pretrained(tmp_path)
-    assert fingerprint(config_from_directory(tmp_path)) == fingerprint(config)
-    with pytest.raises(ConfigError, match=r"no config\.json"):
-        config_from_directory(tmp_path / "missing")
-    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(ConfigError, match="'t5'"):
+    again = config_from_directory(tmp_path)
+    assert config_to_json(again) == config_to_json(config)
+    assert fingerprint(again) == fingerprint(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, r"no config\.json"),
+        ('{"model_type": "t5"}', "'t5' cannot be split"),
+        ('{"model_type": "llama"', "config.json"),
+        ('{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 0}', "is 0"),
+        ('{"model_type": "nothing-known"}', "nothing-known"),
+    ],
+)
+def test_a_bad_directory_is_explained(content: str | None, expected: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=expected) as error:
         config_from_directory(tmp_path)
+    assert str(tmp_path) in str(error.value)
 
 
 def test_fingerprint_tells_models_apart() -> None:
-    assert fingerprint(build_config("llama", SIZES)) == fingerprint(build_config("llama", SIZES))
-    assert fingerprint(build_config("llama", SIZES)) != fingerprint(build_config("llama", SIZES | {"vocab_size": 101}))
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_cost_counts_every_parameter(architecture: str) -> None:
-    config = build_config(architecture, SIZES)
-    cost = model_cost(config, 2, 16, torch.float32)
-    total = sum(parameter.numel() for parameter in build_full(config, 0, torch.device("cpu")).parameters())
-    assert cost.layer_parameters * cost.num_layers + cost.ends_parameters == total
-    assert cost.activation_bytes == 2 * 16 * 32 * 4
-
-
-def test_cost_scales_with_tokens_and_counts_active_experts() -> None:
-    config = build_config("llama", SIZES)
-    one, two = (model_cost(config, batch, 16, torch.bfloat16) for batch in (1, 2))
-    assert two.layer_forward_flop == 2 * one.layer_forward_flop
-    assert two.loss_flop == 2 * one.loss_flop == 2 * 3 * 2 * 16 * 32 * 100
-    sparse = model_cost(build_config("mixtral", SIZES | {"num_local_experts": 8}), 1, 16, torch.float32)
-    assert sparse.layer_forward_flop < 2 * 16 * sparse.layer_parameters
+    assert fingerprint(tiny("llama")) == fingerprint(tiny("llama"))
+    others = [tiny("llama", vocab_size=65), tiny("llama", tie_word_embeddings=True), tiny("qwen2")]
+    assert len({fingerprint(config) for config in (tiny("llama"), *others)}) == 4
+    assert json.loads(config_to_json(tiny("llama")))["hidden_size"] == 32

@@ -15,7 +15,9 @@ TIMEOUT_S = 6.0
 PLAN = random_plan(3, num_nodes=WORLD_SIZE, num_stages=3, route_length=3, num_microbatches=4)
 
 
-def run_with_fault(folder: Path, mode: str, cause: Callable[[Rank], None]) -> tuple[list[str], str, float]:
+def run_with_fault(
+    folder: Path, mode: str, cause: Callable[[Rank], None], victim: int = VICTIM
+) -> tuple[list[str], str, float]:
     """Start all ranks and cause the fault once all have run an iteration.
 
     Returns the survivors' messages, the victim's standard error, and seconds until the survivors ended.
@@ -26,12 +28,12 @@ def run_with_fault(folder: Path, mode: str, cause: Callable[[Rank], None]) -> tu
     while not all((folder / f"ready-{rank}").exists() for rank in range(WORLD_SIZE)):
         assert time.monotonic() < deadline_s, "the ranks did not start"
         time.sleep(0.05)
-    cause(ranks[VICTIM])
+    cause(ranks[victim])
     started_s = time.monotonic()
-    results = finish_ranks([rank for index, rank in enumerate(ranks) if index != VICTIM], timeout_s=60)
+    results = finish_ranks([rank for index, rank in enumerate(ranks) if index != victim], timeout_s=60)
     elapsed_s = time.monotonic() - started_s
     assert [code for code, _ in results] == [1] * (WORLD_SIZE - 1), results
-    _, victim_errors = ranks[VICTIM].finish(0.5)
+    _, victim_errors = ranks[victim].finish(0.5)
     return [message_of(errors) for _, errors in results], victim_errors, elapsed_s
 
 
@@ -58,3 +60,12 @@ def test_failure_of_its_own_is_told_to_all_others(tmp_path: Path) -> None:
     for message in messages:
         assert f"rank {VICTIM} (node-{VICTIM}) stopped: ValueError: the optimizer met" in message
     assert "ValueError: the optimizer met" in errors
+
+
+@pytest.mark.slow
+def test_loss_of_the_rank_that_holds_the_store_ends_all_others(tmp_path: Path) -> None:
+    messages, _, elapsed_s = run_with_fault(
+        tmp_path, "until-stopped", lambda rank: rank.signal(signal.SIGKILL), victim=0
+    )
+    assert elapsed_s < 8
+    assert all("the store is gone too" in message for message in messages)

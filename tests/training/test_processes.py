@@ -11,7 +11,7 @@ from training_runs import (
     WORLD_SIZE,
     losses,
     make_experiment,
-    small_plan,
+    ranks_plan,
     start_ranks_that_die_while_saving,
     start_torchrun,
     train_alone,
@@ -20,7 +20,7 @@ from training_runs import (
 
 from skippipe.training.checkpoint import complete_checkpoints
 
-STEPS = 24
+STEPS = 20
 LONG = {"max_steps": STEPS}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 
@@ -29,8 +29,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run of one process, which is the reference."""
     path = tmp_path_factory.mktemp("processes")
-    train_alone(make_experiment(path, "alone", training=LONG))
+    train_alone(make_experiment(path, "alone", training=LONG), ranks_plan())
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The same run on several ranks, never stopped."""
+    arguments = write_inputs(make_experiment(folder, "whole", training=LONG), ranks_plan(), folder)
+    code, output = finish(start_torchrun(arguments))
+    assert code == 0, output
+    return folder / "whole"
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
@@ -53,18 +62,18 @@ def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) ->
         time.sleep(0.01)
 
 
-def test_ranks_have_the_losses_of_one_process_also_when_stopped_between(folder: Path) -> None:
-    whole = write_inputs(make_experiment(folder, "whole", training=LONG), small_plan(), folder)
-    code, output = finish(start_torchrun(whole))
-    assert code == 0, output
-    assert losses(folder / "whole") == pytest.approx(losses(folder / "alone"), abs=1e-5)
+def test_ranks_have_the_losses_of_one_process(folder: Path, whole: Path) -> None:
+    assert len(losses(whole)) == STEPS
+    assert losses(whole) == pytest.approx(losses(folder / "alone"), abs=1e-5)
 
-    parts = write_inputs(make_experiment(folder, "parts", training=LONG), small_plan(), folder)
+
+def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> None:
+    parts = write_inputs(make_experiment(folder, "parts", training=LONG), ranks_plan(), folder)
     launcher = start_torchrun(parts)
     wait_for_steps(folder / "parts", 3, launcher)
     workers = [one for one in psutil.Process(launcher.pid).children() if "train" in one.cmdline()]
     assert len(workers) == WORLD_SIZE
-    workers[2].send_signal(signal.SIGTERM)
+    workers[1].send_signal(signal.SIGTERM)
     code, output = finish(launcher)
     assert code == 0, output
     stopped_at = len(losses(folder / "parts"))
@@ -75,23 +84,23 @@ def test_ranks_have_the_losses_of_one_process_also_when_stopped_between(folder: 
     code, output = finish(start_torchrun(parts))
     assert code == 0, output
     assert f"continuing after step {stopped_at}" in output
-    assert losses(folder / "parts") == losses(folder / "whole")
+    assert losses(folder / "parts") == losses(whole)
 
 
 def test_kill_while_saving_leaves_the_checkpoint_before(folder: Path) -> None:
     experiment = make_experiment(folder, "killed", training=LONG, checkpoint={"interval": 5}, comm={"timeout_s": 10})
-    _, config, _, plan = write_inputs(experiment, small_plan(), folder)
+    _, config, _, plan = write_inputs(experiment, ranks_plan(), folder)
     ranks = start_ranks_that_die_while_saving(Path(config), Path(plan), step=10)
     results = [finish(rank) for rank in ranks]
-    assert [code for code, _ in results] == [-signal.SIGKILL, 1, 1, 1], results
+    assert [code for code, _ in results] == [-signal.SIGKILL, 1, 1], results
     for rank, (_, output) in enumerate(results[1:], start=1):
         assert f"[rank {rank}] skippipe: error:" in output
         assert "Traceback" not in output
     run_dir = folder / "killed"
     assert (run_dir / "checkpoints" / ".step-00000010.tmp").is_dir()
     assert [path.name for path in complete_checkpoints(run_dir)] == ["step-00000005"]
-    # One process takes over from four.
-    summary = train_alone(experiment)
+    # One process takes over.
+    summary = train_alone(experiment, ranks_plan())
     assert summary.first_step == 5
     assert losses(run_dir) == pytest.approx(losses(folder / "alone"), abs=1e-5)
     assert not list((run_dir / "checkpoints").glob(".*"))

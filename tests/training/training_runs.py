@@ -17,7 +17,8 @@ from skippipe.runtime.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train
 from skippipe_scheduler.plan import Plan
 
-WORLD_SIZE = 4
+WORLD_SIZE = 3
+"""Ranks of the runs with several processes."""
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 CLUSTER = """
 format: skippipe.cluster/1
@@ -30,16 +31,16 @@ links:
 """
 
 
-def small_plan(*, num_stages: int = 3, layers_per_stage: int = 2, route_length: int = 2) -> Plan:
-    """Return a plan of 4 nodes and 4 microbatches for 6 or so layers."""
+def small_plan(*, num_stages: int = 3, layers_per_stage: int = 2) -> Plan:
+    """Return a plan of 4 nodes, 6 layers and 4 microbatches, each over 2 stages."""
     return random_plan(
-        5,
-        num_nodes=WORLD_SIZE,
-        num_stages=num_stages,
-        route_length=route_length,
-        num_microbatches=4,
-        layers_per_stage=layers_per_stage,
+        5, num_nodes=4, num_stages=num_stages, route_length=2, num_microbatches=4, layers_per_stage=layers_per_stage
     )
+
+
+def ranks_plan() -> Plan:
+    """Return a plan of `WORLD_SIZE` nodes, in which one of the 2 stages has 2 replicas."""
+    return random_plan(5, num_nodes=WORLD_SIZE, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
 
 
 def make_experiment(folder: Path, name: str = "run", **sections: Any) -> Experiment:

@@ -144,7 +144,7 @@ def _depth(runs: Mapping[str, Run]) -> list[Section]:
         return [Section("Perplexity with part of the depth", text)]
     figure = depth_figure({name: run.evaluation for name, run in evaluated.items() if run.evaluation})
     policies = ", ".join(sorted({run.evaluation.policy for run in evaluated.values() if run.evaluation}))
-    caption = f"Stages left out by the policy {policies}. Error bars: standard deviation over batches."
+    caption = f"Stages left out by the policy {policies}. Error bars: standard deviation over repeated choices."
     text = "How well the trained model does when only some of its stages run. Lower and flatter is better."
     return [Section("Perplexity with part of the depth", text, [Picture(figure, caption)], [depth_table(evaluated)])]
 

@@ -94,7 +94,7 @@ def depth_table(runs: Mapping[str, Run]) -> Table:
                 )
             )
     return Table(
-        "Perplexity on held-out text; ±: standard deviation over the batches, each with stages of its own.",
+        "Perplexity on held-out text; ±: standard deviation over repeats, which differ in the random choices of stages.",
         ("Model", "Stages kept", "Depth computed", "Perplexity", "Change"),
         rows,
     )
