@@ -16,6 +16,9 @@ from skippipe.errors import CheckpointError, DataError
 
 Batch = tuple[Tensor, Tensor]
 
+VALIDATION_STREAM = 2**31
+"""Stands where training has its epoch in the seed, beyond any epoch."""
+
 
 class SampleOrder:
     """Order of the samples of a token cache: a seeded permutation for every epoch."""
@@ -29,6 +32,8 @@ class SampleOrder:
                     f"data: the {name} split has {len(cache.split(name))} tokens, a sample needs "
                     f"{sequence_length + 1}; give more text or a shorter training.sequence_length"
                 )
+        # Spread over the documents, so that a few batches already stand for the whole split.
+        self._validation = np.random.default_rng([seed, VALIDATION_STREAM]).permutation(self.num_samples["validation"])
         self._permutation: tuple[int, np.ndarray[Any, Any]] = (-1, np.empty(0, dtype=np.int64))
 
     def batch(self, step: int, microbatch: int, num_microbatches: int, micro_batch_size: int) -> Batch:
@@ -37,10 +42,11 @@ class SampleOrder:
         return self._gather("train", [self._train_sample(first + offset) for offset in range(micro_batch_size)])
 
     def validation_batch(self, index: int, micro_batch_size: int) -> Batch:
-        """Return batch `index` of the validation split, in the order of the text; it wraps around at the end."""
+        """Return batch `index` of the validation split, in a fixed mixed order; it wraps around at the end."""
         first = index * micro_batch_size
         count = self.num_samples["validation"]
-        return self._gather("validation", [(first + offset) % count for offset in range(micro_batch_size)])
+        samples = [int(self._validation[(first + offset) % count]) for offset in range(micro_batch_size)]
+        return self._gather("validation", samples)
 
     def cursor(self, step: int, num_microbatches: int, micro_batch_size: int) -> dict[str, Any]:
         """Return the position after `step` iterations, to be stored in a checkpoint."""

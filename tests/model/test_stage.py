@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import permutations
 
 import pytest
 import torch
@@ -14,6 +13,9 @@ from skippipe.errors import CheckpointError
 from skippipe.model.architecture import ARCHITECTURES
 from skippipe.model.full import build_full
 from skippipe.model.stage import build_stage
+
+ORDERS = [(0, 1, 2, 3), (0, 2, 1, 3), (0, 3, 1), (0, 2), (0,)]
+"""The plain order, a swap, a skip with a swap, two skips, and stage 0 alone."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -52,17 +54,16 @@ def rearranged(model: PreTrainedModel, order: Sequence[int]) -> Callable[[Tensor
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_any_subset_in_any_order_equals_the_rearranged_model(architecture: str) -> None:
+def test_skips_and_swaps_equal_the_rearranged_model(architecture: str) -> None:
     config = tiny(architecture)
     stages, full, (input_ids, _) = stages_of(config, [0, 1, 2, 3, 4]), hugging_face(config), samples()
-    orders = [(0, *rest) for length in range(4) for rest in permutations((1, 2, 3), length)]
     results = []
     with torch.no_grad():
-        for order in orders:
+        for order in ORDERS:
             results.append(stages[0].logits(walk(stages, order, input_ids)))
             assert torch.equal(results[-1], rearranged(full, order)(input_ids)), order
     distinct = {result.numpy().tobytes() for result in results}
-    assert len(distinct) == len(orders), "the order must matter, or this test shows nothing"
+    assert len(distinct) == len(ORDERS), "the order must matter, or this test shows nothing"
 
 
 def test_dropout_falls_where_the_whole_model_has_it() -> None:

@@ -94,7 +94,7 @@ def depth_table(runs: Mapping[str, Run]) -> Table:
                 )
             )
     return Table(
-        "Perplexity on held-out text; ±: standard deviation over repeats, which differ in the random choices of stages.",
+        "Perplexity on held-out text; ±: standard deviation over repeated random choices of stages.",
         ("Model", "Stages kept", "Depth computed", "Perplexity", "Change"),
         rows,
     )
