@@ -79,4 +79,4 @@ def test_resident_bytes_are_near_what_autograd_keeps(architecture: str, dtype: t
     stage = stages_of(config, [1, 3], dtype=dtype)[0]
     hidden = torch.randn(2, 64, 192, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
     measured = saved_bytes(stage, hidden) / 2
-    assert 0.8 * measured < model_cost(config, 2, 64, dtype).layer_resident_bytes < 1.8 * measured
+    assert 0.85 * measured < model_cost(config, 2, 64, dtype).layer_resident_bytes < 1.8 * measured
