@@ -3,17 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skippipe.config import Experiment
 from skippipe_scheduler.build import build_problem
 from skippipe_scheduler.cluster import load_cluster
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
 from skippipe_scheduler.workload import Workload
+
+if TYPE_CHECKING:
+    from skippipe_scheduler.solve import SolveOptions
 
 OPTIMIZER_BYTES = 8
 """AdamW keeps two fp32 moments for every parameter."""
+
+POSITION_KEYS = {"max_position_embeddings", "n_positions"}
+"""What architectures call the longest context that the model knows."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ def experiment_model(experiment: Experiment):  # type: ignore[no-untyped-def]  #
         return config_from_directory(Path(experiment.model.directory))
     options = dict(experiment.model.options)
     options.setdefault("vocab_size", vocabulary_size(experiment.data))
-    options.setdefault("max_position_embeddings", max(2048, experiment.training.sequence_length))
+    if not POSITION_KEYS & options.keys():
+        options["max_position_embeddings"] = max(2048, experiment.training.sequence_length)
     return build_config(experiment.model.architecture, options)
 
 
@@ -88,14 +95,18 @@ def experiment_problem(experiment: Experiment) -> Problem:
     )
 
 
-def experiment_options(experiment: Experiment) -> SolveOptions:
+def experiment_options(experiment: Experiment) -> "SolveOptions":
     """Return the planner's budget and seed as the experiment gives them."""
+    from skippipe_scheduler.solve import SolveOptions
+
     planner = experiment.pipeline.planner
     return SolveOptions(time_limit_s=planner.time_limit_s, seed=planner.seed, max_evaluations=planner.max_evaluations)
 
 
-def plan_problem(problem: Problem, options: SolveOptions, *, sizes_given: bool = True) -> Plan:
+def plan_problem(problem: Problem, options: "SolveOptions", *, sizes_given: bool = True) -> Plan:
     """Solve one problem. Without skipping and with sizes left open, every sensible stage size is tried."""
+    from skippipe_scheduler.solve import solve, solve_full_pipeline
+
     if problem.rules.route_length == problem.num_stages and problem.stages is None and not sizes_given:
         return solve_full_pipeline(problem, options)
     return solve(problem, options)
@@ -110,7 +121,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
 def plan_with_baselines(
     problem: Problem,
-    options: SolveOptions,
+    options: "SolveOptions",
     *,
     sizes_given: bool = True,
     announce: Callable[[str], None] = lambda title: None,
@@ -119,6 +130,8 @@ def plan_with_baselines(
 
     `announce` is called with the name of each solve before it starts.
     """
+    from skippipe_scheduler.solve import solve_full_pipeline, solve_network_blind
+
     third = replace(options, time_limit_s=options.time_limit_s / 3)
     announce("this plan")
     plan = plan_problem(problem, third, sizes_given=sizes_given)

@@ -189,6 +189,8 @@ class DistributedRunner:
         lost: TransferError | None = None
         try:
             return call()
+        except PeerLostError:
+            raise  # a collective inside the call has told the others already
         except TransferError as error:
             lost = error.with_traceback(None)
         except Exception as error:
