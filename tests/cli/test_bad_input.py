@@ -114,7 +114,7 @@ def test_plan_for_another_number_of_ranks(
 
 def test_plan_for_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write(tmp_path)
-    random_plan(0, num_stages=3, route_length=2, layers_per_stage=2).save(tmp_path / "plan.json")
+    random_plan(0, num_stages=3, route_length=2, num_microbatches=4, layers_per_stage=2).save(tmp_path / "plan.json")
     arguments = ["train", "--config", config, "--plan", tmp_path / "plan.json", f"run_dir={tmp_path / 'run'}"]
     code, message = run(capsys, *arguments, "logging.wandb.mode=disabled")
     assert code == 2

@@ -73,7 +73,7 @@ def write_run(folder: Path, plan: Plan, name: str) -> Path:
     """Write a run directory with trace and evaluation; a crash cut its last line of metrics short."""
     folder.mkdir()
     plan.save(folder / "plan.json")
-    content = {"name": name, "cluster": "cluster.yaml", "data": {}, "run_dir": str(folder)}
+    content = {"name": name, "cluster": "cluster.yaml", "data": {"source": "python_stdlib"}, "run_dir": str(folder)}
     save_experiment(Experiment.model_validate(content), folder / "config.yaml")
     predicted_s = plan.predicted.iteration_s
     lines = [json.dumps(metrics(step, predicted_s)) for step in range(1, STEPS + 1)]
