@@ -54,7 +54,7 @@ class GreedyKeep(click.Command):
 @click.option("--batches", "num_batches", type=click.IntRange(min=1), default=24, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random choices.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def command(
     run_dir: Path,

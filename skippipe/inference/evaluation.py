@@ -16,9 +16,10 @@ from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import InputError
 from skippipe.inference.policies import StagePolicy, build_policy, kept_stages
+from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.planning import experiment_model
-from skippipe.training.checkpoint import latest_checkpoint, load_parameters
+from skippipe.training.checkpoint import load_parameters, require_checkpoint
 from skippipe_scheduler.files import write_atomically
 from skippipe_scheduler.validate import load_plan
 
@@ -57,7 +58,7 @@ def evaluate_run(
     num_batches: int = 24,
     repeats: int = 4,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> Evaluation:
     """Evaluate the newest checkpoint of a run on its validation text, in one process; write RUN/evaluation.json.
 
@@ -68,11 +69,9 @@ def evaluate_run(
     if not (run_dir / "config.yaml").exists():
         raise InputError(f"{run_dir}: not a run directory (no config.yaml)")
     experiment = load_experiment(run_dir / "config.yaml")
-    checkpoint = latest_checkpoint(run_dir)
-    if checkpoint is None:
-        raise InputError(f"{run_dir}: no complete checkpoint to evaluate; train it first")
+    checkpoint = require_checkpoint(run_dir)
     policy = build_policy(policy_name, seed)
-    stages = _load_stages(experiment, run_dir, checkpoint, torch.device(device))
+    stages = _load_stages(experiment, run_dir, checkpoint, choose_device(device))
     counts = [kept_stages(keep, len(stages)) for keep in keeps]
     batches = _validation_batches(experiment, num_batches)
     results = [

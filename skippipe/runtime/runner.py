@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment
 from skippipe.errors import PlanError
+from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.program import Direction
@@ -160,10 +161,3 @@ def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, opti
     """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
     first, last = plan.stages[stage].layers
     return build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
-
-
-def choose_device(name: str, local_rank: int) -> torch.device:
-    """Return the device of this process; `auto` takes a GPU where there is one, ranks share GPUs in turn."""
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
-    return torch.device("cpu")

@@ -82,6 +82,17 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return next(reversed(complete_checkpoints(run_dir)), None)
 
 
+def require_checkpoint(run_dir: Path) -> Path:
+    """Return the newest complete checkpoint; raise `CheckpointError` saying what is wrong where there is none."""
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is not None:
+        return checkpoint
+    damaged = max((path for path in checkpoints_folder(run_dir).glob("step-*") if path.is_dir()), default=None)
+    if damaged is not None:
+        read_metadata(damaged)
+    raise CheckpointError(f"{run_dir}: there is no checkpoint; train it first")
+
+
 def read_metadata(directory: Path) -> Metadata:
     """Return a checkpoint's metadata; raise `CheckpointError` where there is none or a file is missing or truncated."""
     if not directory.is_dir():

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,31 @@ def test_help_answers_within_a_second() -> None:
         assert result.returncode == 0
         assert all(name in result.stdout for name in COMMANDS)
     assert min(durations) < 1.0
+
+
+def test_plan_of_six_nodes_comes_within_ten_seconds(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text(
+        "name: six\n"
+        "nodes:\n"
+        "  - {name: iowa, count: 3, region: Iowa, compute_tflop_per_s: 1, memory_gib: 80}\n"
+        "  - {name: london, count: 3, region: London, compute_tflop_per_s: 1, memory_gib: 80}\n"
+        "links:\n"
+        "  within_region: {latency_ms: 1, gbit_per_s: 2}\n"
+        "  between_regions:\n"
+        "    - {regions: [Iowa, London], latency_ms: 40, gbit_per_s: 0.5}\n"
+    )
+    (tmp_path / "experiment.yaml").write_text(
+        "cluster: cluster.yaml\n"
+        "data: {source: python_stdlib}\n"
+        "pipeline: {num_stages: 6, skip_ratio: 0.33}\n"
+        "training: {num_microbatches: 8, sequence_length: 128}\n"
+    )
+    start_s = time.perf_counter()
+    result = skippipe("plan", "--config", str(tmp_path / "experiment.yaml"), "--out", str(tmp_path / "plan.json"))
+    duration_s = time.perf_counter() - start_s
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "plan.json").exists()
+    assert duration_s < 10
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
+from processes import free_port
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -71,13 +71,6 @@ def make_batch(microbatch: int) -> tuple[Tensor, Tensor]:
 def gradients_of(runner: Runner) -> dict[str, Tensor]:
     """Return a copy of all gradients held by a runner."""
     return {name: one.grad.clone() for name, one in runner.parameters().items() if one.grad is not None}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass

@@ -25,7 +25,7 @@ from skippipe.runtime.runner import make_runner
 from skippipe_scheduler.plan import Plan
 
 WORLD_SIZE = 5
-NUM_RANDOM = 40
+NUM_RANDOM = 52
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 

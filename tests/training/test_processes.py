@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import finish
 from training_runs import (
     WORLD_SIZE,
     losses,
@@ -40,17 +41,6 @@ def whole(folder: Path) -> Path:
     code, output = finish(start_torchrun(arguments))
     assert code == 0, output
     return folder / "whole"
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[int, str]:
-    try:
-        output, error = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        output, error = process.communicate()
-    return process.returncode, output + error
 
 
 def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) -> None:

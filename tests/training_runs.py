@@ -2,12 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from processes import free_port
 from random_plans import random_plan
 
 from skippipe.config import Experiment
@@ -126,10 +126,8 @@ def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
 
 def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[subprocess.Popen[str]]:
     """Start this file once per rank; rank 0 is killed in the middle of the checkpoint of `step`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    search_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    port = free_port()
+    search_path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(

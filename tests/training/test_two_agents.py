@@ -1,0 +1,82 @@
+"""Two `torchrun` agents, as on two hosts: the launch template with fixed node ranks, and c10d with named nodes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from processes import finish, free_port
+from random_plans import random_plan
+from training_runs import losses, make_experiment, train_alone, write_inputs
+
+from skippipe_scheduler.plan import Plan
+
+TEMPLATE = Path(__file__).parents[2] / "launch" / "torchrun.sh"
+AGENTS = 2
+STEPS = 6
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
+
+
+def two_node_plan(num_nodes: int = AGENTS) -> Plan:
+    return random_plan(5, num_nodes=num_nodes, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
+
+
+def start_agent(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": programs} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish_agents(agents: Sequence[subprocess.Popen[str]]) -> str:
+    """Wait for both; return what they printed."""
+    results = [finish(agent) for agent in agents]
+    assert [code for code, _ in results] == [0] * AGENTS, results
+    return "".join(output for _, output in results)
+
+
+def test_launch_template_on_two_hosts_with_two_ranks_each(tmp_path: Path) -> None:
+    plan = two_node_plan(num_nodes=4)
+    train_alone(make_experiment(tmp_path, "alone"), plan)
+    _, config, *with_plan = write_inputs(make_experiment(tmp_path, "hosts"), plan, tmp_path)
+    hosts = {"NNODES": str(AGENTS), "NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    finish_agents(
+        [
+            start_agent(["bash", str(TEMPLATE), config, *with_plan], NODE_RANK=str(rank), **hosts)
+            for rank in range(AGENTS)
+        ]
+    )
+    assert len(losses(tmp_path / "hosts")) == STEPS
+    assert losses(tmp_path / "hosts") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+
+
+def c10d_agent(arguments: Sequence[str], endpoint: str, extra: Mapping[str, str]) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={AGENTS}", "--nproc-per-node=1"]
+    rendezvous = ["--rdzv-backend=c10d", "--rdzv-id=test", f"--rdzv-endpoint={endpoint}"]
+    return start_agent([*launcher, *rendezvous, "-m", "skippipe", "train", *arguments], **extra)
+
+
+@pytest.mark.parametrize("names", [(0, 1), (1, 0)], ids=["in-order", "reversed"])
+def test_c10d_agents_take_the_node_they_are_named_after(tmp_path: Path, names: tuple[int, int]) -> None:
+    plan = two_node_plan()
+    train_alone(make_experiment(tmp_path, "alone"), plan)
+    arguments = write_inputs(make_experiment(tmp_path, "named"), plan, tmp_path)
+    endpoint = f"127.0.0.1:{free_port()}"
+    finish_agents([c10d_agent(arguments, endpoint, {"SKIPPIPE_NODE": plan.nodes[name]}) for name in names])
+    assert losses(tmp_path / "named") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
+
+
+def test_a_name_that_is_not_in_the_plan_is_refused(tmp_path: Path) -> None:
+    plan = two_node_plan()
+    arguments = write_inputs(make_experiment(tmp_path, comm={"timeout_s": 8}), plan, tmp_path)
+    endpoint = f"127.0.0.1:{free_port()}"
+    agents = [c10d_agent(arguments, endpoint, {"SKIPPIPE_NODE": name}) for name in (plan.nodes[0], "tokyo")]
+    results = [finish(agent) for agent in agents]
+    assert all(code != 0 for code, _ in results)
+    assert "the cluster has no node 'tokyo'; it has node-0, node-1" in "".join(output for _, output in results)
