@@ -4,25 +4,22 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.order import task_sequence
 from skippipe_scheduler.plan import Operation, Plan, Predicted, Route, Solver, Stage, Task
-from skippipe_scheduler.search import State
 from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.slots import Layout, SlotCosts
+from skippipe_scheduler.state import State
 
 
-def contended_s(state: State) -> float:
-    """Return the exact iteration time where transfers share links."""
-    return simulate(draft_plan(state)).iteration_s
-
-
-def draft_plan(state: State) -> Plan:
+def draft_plan(layout: Layout, state: State) -> Plan:
     """Return the plan of a state without predicted times."""
-    costs, layout = state.costs, state.costs.layout
-    problem = layout.problem
+    problem, costs = layout.problem, SlotCosts(layout, state.placement)
     names = [problem.nodes[rank] for rank in costs.placement]
     order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
     chains = [costs.chain(route) for route in state.routes]
-    for _, index, microbatch in task_sequence(state.timeline.starts):
+    sequence = sorted(
+        (start_s, index, microbatch) for microbatch, row in enumerate(state.starts) for index, start_s in enumerate(row)
+    )
+    for _, index, microbatch in sequence:
         length = len(state.routes[microbatch])
         operation: Operation = "F" if index < length else "L" if index == length else "B"
         order[names[chains[microbatch].slots[index]]].append(Task(operation, microbatch))
@@ -49,9 +46,9 @@ def draft_plan(state: State) -> Plan:
     )
 
 
-def finished_plan(state: State, bound_s: float, solver: Solver, layers: Sequence[int] | None) -> Plan:
+def finished_plan(layout: Layout, state: State, bound_s: float, solver: Solver, layers: Sequence[int] | None) -> Plan:
     """Return the plan of a state, timed by the exact simulator."""
-    plan = draft_plan(state)
+    plan = draft_plan(layout, state)
     if layers is not None:
         plan = plan.model_copy(update={"stages": _stages(layers, [stage.nodes for stage in plan.stages])})
     timeline = simulate(plan)

@@ -3,7 +3,7 @@
 from itertools import combinations, islice
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.problem import EvenMicrobatches, Problem
 
 MAX_SIZE_VARIANTS = 8
 
@@ -34,7 +34,7 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
             update={
                 "stages": None,
                 "stage_sizes": sizes,
-                "microbatches_per_origin": AutoMicrobatches(auto=problem.num_microbatches),
+                "microbatches_per_origin": EvenMicrobatches(even=problem.num_microbatches),
                 "rules": rules,
                 "published": None,
             }

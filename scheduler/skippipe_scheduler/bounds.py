@@ -16,7 +16,7 @@ _SLACK = 1 - 1e-9
 """Bounds are lowered by this much, so that rounding never makes one exceed the true time."""
 
 
-def lower_bounds(problem: Problem) -> dict[str, float]:
+def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
     """Return named lower bounds in seconds; the largest is the best known."""
     costs = _NodeCosts(problem)
     return {

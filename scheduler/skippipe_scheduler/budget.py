@@ -1,32 +1,40 @@
-"""How long a search may go on: wall-clock seconds, or a number of evaluations where the result must be
-repeatable.
-"""
+"""How long a search may go on: wall-clock seconds, or a number of steps where the result must be repeatable."""
 
+import threading
 import time
 from typing import Any
 
-_EVALUATIONS_PER_UNIT = 400
-"""Evaluations that cost about as much as one unit of CP-SAT's deterministic time."""
+_STEPS_PER_UNIT = 5000
+"""Steps that cost about as much as one unit of CP-SAT's deterministic time."""
 
 
 class Budget:
-    """A wall-clock limit or, where `evaluations` is given, that many evaluations and no clock at all."""
+    """A wall-clock limit or, where `evaluations` is given, that many steps and no clock at all.
 
-    def __init__(self, limit_s: float, evaluations: int | None = None) -> None:
+    `stop` ends it early, from any thread.
+    """
+
+    def __init__(self, limit_s: float, evaluations: int | None = None, stop: threading.Event | None = None) -> None:
         self._start_s = time.perf_counter()
         self.limit_s = limit_s
         self.evaluations = evaluations
         self.spent = 0
+        self.stop = stop or threading.Event()
 
     @property
     def repeatable(self) -> bool:
-        """Whether the budget is counted in evaluations."""
+        """Whether the budget is counted in steps."""
         return self.evaluations is not None
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the budget began."""
         return time.perf_counter() - self._start_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left of the limit."""
+        return max(0.0, self.limit_s - self.elapsed_s)
 
     @property
     def fraction(self) -> float:
@@ -37,30 +45,26 @@ class Budget:
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left."""
-        return self.fraction >= 1.0
+        """Whether nothing is left, or somebody asked to stop."""
+        return self.stop.is_set() or self.fraction >= 1.0
 
     def share(self, part: float) -> "Budget":
-        """Return a budget that begins now and has `part` of what is left here (charge it here with
-        `charge`).
-        """
+        """Return a budget that begins now and has `part` of what is left here (charge it here with `charge`)."""
         if self.evaluations is not None:
-            return Budget(self.limit_s, max(1, int(part * (self.evaluations - self.spent))))
-        return Budget(max(0.0, part * (self.limit_s - self.elapsed_s)))
+            return Budget(self.limit_s, max(1, int(part * (self.evaluations - self.spent))), self.stop)
+        return Budget(part * self.left_s, None, self.stop)
 
     def charge(self, used: "Budget") -> None:
         """Count what a share has spent."""
         self.spent += used.spent
 
     def configure(self, solver: Any, seed: int, num_workers: int, part: float, at_most_s: float) -> None:
-        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if
-        repeatable.
-        """
+        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if repeatable."""
         solver.parameters.random_seed = seed % 2**31
         if self.evaluations is not None:
-            left = part * (self.evaluations - self.spent) / _EVALUATIONS_PER_UNIT
+            left = part * (self.evaluations - self.spent) / _STEPS_PER_UNIT
             solver.parameters.num_workers = 1
             solver.parameters.max_deterministic_time = max(0.05, min(at_most_s, left))
             return
         solver.parameters.num_workers = num_workers
-        solver.parameters.max_time_in_seconds = max(0.02, min(at_most_s, part * (self.limit_s - self.elapsed_s)))
+        solver.parameters.max_time_in_seconds = max(0.02, min(at_most_s, part * self.left_s))

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from skippipe_scheduler.cluster import Cluster, Link, Node
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import describe, write_atomically
-from skippipe_scheduler.problem import AutoMicrobatches, Costs, Problem, Rules, StageNodes
+from skippipe_scheduler.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
 from skippipe_scheduler.workload import Workload, route_length, split_layers
 from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
 from skippipe_scheduler.yaml_file import nearest
@@ -59,7 +59,7 @@ def build_problem(
             stage_sizes=None if stages is not None else tuple(stage_sizes or ()),
             stage_layers=layers,
             stage_bytes=_per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
-            microbatches_per_origin=AutoMicrobatches(auto=num_microbatches),
+            microbatches_per_origin=EvenMicrobatches(even=num_microbatches),
             costs=_costs(cluster, workload, layers, stages, num_microbatches, task_overhead_s),
             rules=Rules(
                 num_stages=num_stages,

@@ -12,10 +12,9 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.order import Timeline, fits_memory, retime
 from skippipe_scheduler.routes import list_routes
-from skippipe_scheduler.search import State
-from skippipe_scheduler.slots import SlotRoute
+from skippipe_scheduler.slots import Layout, SlotCosts, SlotRoute
+from skippipe_scheduler.state import Starts, State
 
 MAX_CHOICES = 2500
 """Largest number of (microbatch, route) pairs for which the model is built."""
@@ -24,36 +23,35 @@ _UNITS = 20_000
 
 @dataclass(frozen=True)
 class JointResult:
-    """A timeline with its routes (None if none was found), a lower bound for this placement, in seconds."""
+    """Routes and starts in seconds (None if none were found), a lower bound for this placement, in seconds."""
 
-    timeline: Timeline | None
-    routes: tuple[SlotRoute, ...]
+    routes: tuple[SlotRoute, ...] | None
+    starts: Starts
     bound_s: float
 
 
 def improve_jointly(
-    state: State, budget: Budget, seed: int, num_workers: int, *, part: float = 0.5, at_most_s: float = 60.0
+    layout: Layout, state: State, budget: Budget, seed: int, num_workers: int, *, part: float, at_most_s: float
 ) -> JointResult | None:
     """Solve the joint model from the hint of `state`; None when the problem is too large for it."""
-    costs = state.costs
+    costs = SlotCosts(layout, state.placement)
     candidates = list_routes(costs, seed, MAX_CHOICES)
-    if not candidates.complete:
+    if not candidates.complete or layout.problem.free_origins or layout.problem.rules.route_lengths:
         return None
     by_origin = {
         origin: [route for route in candidates.routes if route[0] == origin] for origin in costs.layout.slots_of[0]
     }
     if sum(len(by_origin[origin]) for origin in costs.layout.origins) > MAX_CHOICES:
         return None
-    model = _JointModel(state, by_origin)
+    model = _JointModel(costs, state, by_origin)
     solver = cp_model.CpSolver()
     budget.configure(solver, seed, num_workers, part, at_most_s)
     status = solver.solve(model.model)
+    bound_s = max(0.0, solver.best_objective_bound) * model.unit_s
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return JointResult(None, (), max(0.0, solver.best_objective_bound) * model.unit_s)
+        return JointResult(None, (), bound_s)
     routes, starts = model.read(solver)
-    timeline = retime(costs, routes, starts)
-    bound_s = solver.best_objective_bound * model.unit_s
-    return JointResult(timeline if fits_memory(timeline) else None, routes, bound_s)
+    return JointResult(routes, starts, bound_s)
 
 
 class _JointModel:
@@ -61,9 +59,9 @@ class _JointModel:
     them.
     """
 
-    def __init__(self, state: State, by_origin: dict[int, list[SlotRoute]]) -> None:
+    def __init__(self, costs: SlotCosts, state: State, by_origin: dict[int, list[SlotRoute]]) -> None:
         self.model = cp_model.CpModel()
-        self.costs = costs = state.costs
+        self.costs = costs
         self.state = state
         self.unit_s = state.iteration_s / _UNITS
         self.horizon = _UNITS + 1
@@ -93,7 +91,7 @@ class _JointModel:
         starts = [model.new_int_var(0, self.horizon, "") for _ in range(2 * length + 1)]
         choice = {route: model.new_bool_var("") for route in routes}
         model.add_exactly_one(choice.values())
-        for start, value_s in zip(starts, self.state.timeline.starts[microbatch], strict=True):
+        for start, value_s in zip(starts, self.state.starts[microbatch], strict=True):
             model.add_hint(start, round(value_s / self.unit_s))
         for route, literal in choice.items():
             model.add_hint(literal, route == hint)
@@ -148,13 +146,13 @@ class _JointModel:
         for microbatch, route in enumerate(self.state.routes):
             origins.setdefault(route[0], []).append(microbatch)
         for members in origins.values():
-            members.sort(key=lambda one: self.state.timeline.starts[one][0])
+            members.sort(key=lambda one: self.state.starts[one][0])
             for earlier, later in pairwise(members):
                 self.model.add(self.starts[earlier][0] <= self.starts[later][0])
 
-    def read(self, solver: Any) -> tuple[tuple[SlotRoute, ...], list[list[float]]]:
+    def read(self, solver: Any) -> tuple[tuple[SlotRoute, ...], Starts]:
         """Return the chosen routes and starts in seconds."""
         routes = tuple(
             next(route for route, literal in choice.items() if solver.boolean_value(literal)) for choice in self.choices
         )
-        return routes, [[solver.value(start) * self.unit_s for start in row] for row in self.starts]
+        return routes, tuple(tuple(solver.value(start) * self.unit_s for start in row) for row in self.starts)

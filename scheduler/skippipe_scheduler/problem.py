@@ -23,6 +23,7 @@ from skippipe_scheduler.files import (
 
 FORMAT: Final = "skippipe.problem/1"
 Contention = Literal["none", "link", "node"]
+RouteLength = Annotated[int, Field(ge=2)]
 
 
 class Rules(StrictModel):
@@ -34,12 +35,33 @@ class Rules(StrictModel):
     max_swap_distance: Count = 1
     max_forward_jump: PositiveCount = 4
     uniform_coverage: bool = True
+    route_lengths: Annotated[dict[RouteLength, PositiveCount], Field(min_length=1)] | None = None
+    """A mix of lengths: shares of the microbatches by route length. `route_length` is then the longest of them."""
 
     @model_validator(mode="after")
     def _route_fits(self) -> Self:
         if self.route_length > self.num_stages:
             raise ValueError(f"route_length {self.route_length} is more than the {self.num_stages} stages there are")
+        if self.route_lengths and max(self.route_lengths) != self.route_length:
+            raise ValueError(
+                f"route_length is {self.route_length}, but the longest of route_lengths is {max(self.route_lengths)}"
+            )
         return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every length that a route may have, shortest first."""
+        return tuple(sorted(self.route_lengths)) if self.route_lengths else (self.route_length,)
+
+    def length_counts(self, total: int) -> dict[int, int]:
+        """Return how many of `total` microbatches have each length: by share, rests to the largest remainders."""
+        shares = self.route_lengths or {self.route_length: 1}
+        whole = sum(shares.values())
+        counts = {length: total * share // whole for length, share in shares.items()}
+        largest = sorted(shares, key=lambda length: (-(total * shares[length] % whole), -length))
+        for length in largest[: total - sum(counts.values())]:
+            counts[length] += 1
+        return dict(sorted(counts.items()))
 
 
 class Costs(StrictModel):
@@ -103,8 +125,14 @@ class StageNodes(StrictModel):
     nodes: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+class EvenMicrobatches(StrictModel):
+    """The origins start equal shares of `even` microbatches, to one where they do not divide."""
+
+    even: PositiveCount
+
+
 class AutoMicrobatches(StrictModel):
-    """The planner divides `auto` microbatches over the origins."""
+    """The planner chooses how many of `auto` microbatches each origin starts; it may be none."""
 
     auto: PositiveCount
 
@@ -120,7 +148,7 @@ class Problem(StrictModel):
     stage_sizes: tuple[PositiveCount, ...] | None = None
     stage_layers: tuple[PositiveCount, ...] | None = None
     """Layers of each stage; task times scale with them against the mean. Even where not given."""
-    microbatches_per_origin: PositiveCount | AutoMicrobatches
+    microbatches_per_origin: PositiveCount | EvenMicrobatches | AutoMicrobatches
     stage_bytes: tuple[PositiveCount, ...] | None = None
     """Gradient bytes of each stage, from which reduce_s follows for any placement (needs latency and bandwidth)."""
     costs: Costs
@@ -174,12 +202,21 @@ class Problem(StrictModel):
     @property
     def num_microbatches(self) -> int:
         """Microbatches of one iteration over all origins."""
-        if isinstance(self.microbatches_per_origin, AutoMicrobatches):
-            return self.microbatches_per_origin.auto
-        return self.microbatches_per_origin * self.sizes[0]
+        given = self.microbatches_per_origin
+        if isinstance(given, int):
+            return given * self.sizes[0]
+        return given.auto if isinstance(given, AutoMicrobatches) else given.even
+
+    @property
+    def free_origins(self) -> bool:
+        """Whether the planner chooses how many microbatches each origin starts."""
+        return isinstance(self.microbatches_per_origin, AutoMicrobatches)
 
     def microbatches_of_origins(self) -> tuple[int, ...]:
-        """Return how many microbatches each origin starts: equal, and to one where the total does not divide."""
+        """Return how many microbatches each origin starts: equal, and to one where the total does not divide.
+
+        Where the planner chooses (`free_origins`), this is only where it begins.
+        """
         share, rest = divmod(self.num_microbatches, self.sizes[0])
         return tuple(share + (index < rest) for index in range(self.sizes[0]))
 

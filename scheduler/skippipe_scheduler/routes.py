@@ -8,9 +8,12 @@ heuristic.
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, prod
 
+import numpy as np
+import numpy.typing as npt
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
@@ -44,7 +47,7 @@ def list_routes(costs: SlotCosts, seed: int, limit: int = MAX_ROUTES) -> Candida
     """Return every legal route if there are at most `limit`, else cheap and random ones."""
     layout = costs.layout
     total = sum(prod(len(layout.slots_of[s]) for s in sequence) for sequence in layout.sequences)
-    if total <= limit:
+    if layout.lists_all_sequences and total <= limit:
         every = itertools.chain.from_iterable(
             itertools.product(*(layout.slots_of[s] for s in sequence)) for sequence in layout.sequences
         )
@@ -136,12 +139,17 @@ class _CountModel:
         layout, model = costs.layout, cp_model.CpModel()
         self.model, self.routes = model, routes
         self.chains = [costs.chain(route) for route in routes]
-        share = layout.problem.microbatches_of_origins()
+        total = len(layout.origins)
         self.unit_s = max(chain.round_trip_s for chain in self.chains) / _UNITS
-        self.counts = [model.new_int_var(0, share[route[0]], "") for route in routes]
-        self.peak = model.new_int_var(0, _UNITS * (1 + len(layout.origins)) * 2, "peak")
-        for origin, count in enumerate(share):
-            model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count)
+        self.counts = [model.new_int_var(0, total, "") for _ in routes]
+        self.peak = model.new_int_var(0, _UNITS * (1 + total) * 2, "peak")
+        if layout.problem.free_origins:
+            model.add(sum(self.counts) == total)
+        else:
+            for origin, count in enumerate(layout.problem.microbatches_of_origins()):
+                model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count)
+        for length, count in layout.problem.rules.length_counts(total).items():
+            model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if len(route) == length) == count)
         if layout.problem.rules.uniform_coverage:
             self._balance(layout)
         for slot in range(len(layout.stage_of)):
@@ -207,6 +215,66 @@ def balanced_routes(layout: Layout, seed: int) -> tuple[SlotRoute, ...]:
     return tuple(routes)
 
 
+def priced_routes(costs: SlotCosts, seed: int) -> tuple[SlotRoute, ...]:
+    """Return routes that cover the stages evenly, each the cheapest along its stages through slots with room left.
+
+    The origins take turns. A slot's room is its share of the visits of its stage by speed, a tenth more at most.
+    """
+    layout = costs.layout
+    sequences = balanced_sequences(layout, seed)
+    rng = random.Random(seed)
+    rng.shuffle(sequences)
+    room = _rooms(costs, sequences)
+    turn = sorted(range(len(layout.origins)), key=lambda one: (_turn(layout.origins, one), layout.origins[one]))
+    hop_s = np.array(costs.transfer_s)
+    hop_s = hop_s + hop_s.T
+    work_s = np.array(costs.forward_s) + np.array(costs.backward_s)
+    routes: list[SlotRoute] = [()] * len(layout.origins)
+    for one, sequence in zip(turn, sequences, strict=True):
+        routes[one] = _cheapest_with_room(layout, hop_s, work_s, layout.origins[one], sequence, room)
+        room[list(routes[one])] -= 1
+    return tuple(routes)
+
+
+def _turn(origins: Sequence[int], one: int) -> int:
+    return one - origins.index(origins[one])
+
+
+def _rooms(costs: SlotCosts, sequences: Sequence[tuple[int, ...]]) -> npt.NDArray[np.float64]:
+    layout = costs.layout
+    room = np.zeros(len(layout.stage_of))
+    for stage, slots in enumerate(layout.slots_of):
+        visits = sum(stage in sequence for sequence in sequences)
+        speed = np.array([1 / (costs.forward_s[slot] + costs.backward_s[slot]) for slot in slots])
+        room[list(slots)] = np.ceil(1.1 * visits * speed / speed.sum())
+    return room
+
+
+def _cheapest_with_room(
+    layout: Layout,
+    hop_s: npt.NDArray[np.float64],
+    work_s: npt.NDArray[np.float64],
+    origin: int,
+    sequence: tuple[int, ...],
+    room: npt.NDArray[np.float64],
+) -> SlotRoute:
+    """Return the cheapest closed walk along `sequence`; a slot without room costs much, but is never forbidden."""
+    crowded_s = np.where(room > 0, 0.0, 100 * work_s.max() * (1 - room))
+    length_s, slots, came_from = np.zeros(1), np.array([origin]), []
+    for stage in sequence[1:]:
+        here = np.array(layout.slots_of[stage])
+        reached_s = length_s[:, None] + hop_s[np.ix_(slots, here)]
+        came_from.append((slots, reached_s.argmin(axis=0)))
+        length_s = reached_s.min(axis=0) + work_s[here] + crowded_s[here]
+        slots = here
+    last = int((length_s + hop_s[slots, origin]).argmin())
+    route = [int(slots[last])]
+    for before, choice in reversed(came_from):
+        last = int(choice[last])
+        route.append(int(before[last]))
+    return tuple(reversed(route))
+
+
 def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` where there is
     none.
@@ -216,7 +284,8 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     if not layout.sequences:
         raise InfeasibleError(coverage_conflict(layout))
     counts = [model.new_int_var(0, total, "") for _ in layout.sequences]
-    model.add(sum(counts) == total)
+    for length, wanted in layout.problem.rules.length_counts(total).items():
+        model.add(sum(v for v, one in zip(counts, layout.sequences, strict=True) if len(one) == length) == wanted)
     if layout.problem.rules.uniform_coverage:
         for stage in range(1, layout.problem.num_stages):
             visits = sum(v for v, sequence in zip(counts, layout.sequences, strict=True) if stage in sequence)
@@ -230,9 +299,12 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     solver.parameters.max_deterministic_time = 0.3
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         raise InfeasibleError(coverage_conflict(layout))
-    return [
+    found = [
         sequence for sequence, count in zip(layout.sequences, counts, strict=True) for _ in range(solver.value(count))
     ]
+    if layout.problem.rules.route_lengths:
+        rng.shuffle(found)  # else the short ones would all go to the first origins
+    return found
 
 
 def coverage_conflict(layout: Layout) -> str:

@@ -3,18 +3,21 @@
 A visit is *late* when a higher stage was visited before it; its distance is the number of such stages.
 """
 
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from skippipe_scheduler.problem import Rules
 
 
 def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
     """Yield every legal sequence of stages in lexicographic order (depth first, pruned)."""
+    lengths = rules.lengths
 
     def extend(sequence: tuple[int, ...], swaps: int) -> Iterator[tuple[int, ...]]:
-        if len(sequence) == rules.route_length:
+        if len(sequence) in lengths:
             yield sequence
+        if len(sequence) == rules.route_length:
             return
         frontier = max(sequence)
         for stage in range(1, min(rules.num_stages, frontier + rules.max_forward_jump + 1)):
@@ -33,10 +36,48 @@ def legal_stage_sequences(rules: Rules) -> tuple[tuple[int, ...], ...]:
     return tuple(stage_sequences(rules))
 
 
+def sample_sequences(rules: Rules, count: int = 300) -> tuple[tuple[int, ...], ...]:
+    """Return up to `count` legal sequences without swaps of every length; together they visit all stages about equally.
+
+    For rules that allow too many sequences to list. The draws are always the same.
+    """
+    generator = random.Random(0)
+    found: dict[tuple[int, ...], None] = {}
+    for length in rules.lengths:
+        visits = [0.0] * rules.num_stages
+        for _ in range(count):
+            sequence = _least_visited(rules, length, [visit + generator.random() for visit in visits])
+            if sequence is None:
+                break
+            found[sequence] = None
+            for stage in sequence:
+                visits[stage] += 1
+    return tuple(sorted(found))
+
+
+def _least_visited(rules: Rules, length: int, weights: Sequence[float]) -> tuple[int, ...] | None:
+    """Return the ascending legal sequence of least total weight, by dynamic programming over its last stage."""
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
+    for _ in range(length - 1):
+        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for last, (weight, sequence) in best.items():
+            for stage in range(last + 1, min(rules.num_stages, last + rules.max_forward_jump + 1)):
+                total = weight + weights[stage]
+                if stage not in longer or total < longer[stage][0]:
+                    longer[stage] = (total, (*sequence, stage))
+        best = longer
+    return min(best.values())[1] if best else None
+
+
 def first_offence(sequence: Sequence[int], rules: Rules) -> str | None:
     """Return which rule `sequence` breaks, in words, or None where it is legal."""
-    if len(sequence) != rules.route_length:
-        return f"visits {len(sequence)} stages, route_length is {rules.route_length}"
+    if len(sequence) not in rules.lengths:
+        wanted = (
+            f"route_lengths are {list(rules.lengths)}"
+            if rules.route_lengths
+            else f"route_length is {rules.route_length}"
+        )
+        return f"visits {len(sequence)} stages, {wanted}"
     unknown = [stage for stage in sequence if not 0 <= stage < rules.num_stages]
     if unknown:
         return f"visits stage {unknown[0]}, there are {rules.num_stages}"
@@ -64,6 +105,15 @@ def _offence_against_order(sequence: Sequence[int], rules: Rules) -> str | None:
         swaps += distance > 0
     if swaps > rules.max_swaps:
         return f"has {swaps} swaps, max_swaps is {rules.max_swaps}"
+    return None
+
+
+def length_offence(lengths: Iterable[int], rules: Rules) -> str | None:
+    """Return how the `lengths` of all routes differ from the mix that the rules ask for, or None."""
+    found = Counter(lengths)
+    for length, wanted in rules.length_counts(found.total()).items():
+        if found[length] != wanted:
+            return f"{found[length]} of {found.total()} routes visit {length} stages; route_lengths asks for {wanted}"
     return None
 
 

@@ -1,182 +1,262 @@
-"""Large neighbourhood search over routes, order and, where it is free, placement, with annealing.
+"""Large neighbourhood search over routes, order and, where it is free, placement: the compiled kernel, fed and read."""
 
-A step takes a few microbatches out of the timeline, changes routes or exchanges two nodes, and inserts them
-again. The score is the exact iteration time plus small weights on the origins' last finish and the mean
-finish, because the iteration time alone is a plateau.
-"""
+from collections.abc import Callable, Sequence
 
-import math
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import numpy as np
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.moves import Moves
-from skippipe_scheduler.order import Timeline, build, fits_memory, retime
+from skippipe_scheduler.kernel.anneal import anneal, anneal_in_place, build, copy, judge, recount
+from skippipe_scheduler.kernel.arrays import (
+    BUSY,
+    CONTENTION,
+    INDEX_BITS,
+    Floats,
+    Instance,
+    Integers,
+    Schedule,
+    empty_schedule,
+    make_work,
+)
+from skippipe_scheduler.kernel.loads import anneal_loads
+from skippipe_scheduler.kernel.timing import retime
+from skippipe_scheduler.options import Robustness
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
+from skippipe_scheduler.state import Starts, State
 
-_ORIGIN_WEIGHT = 0.03
-_MEAN_WEIGHT = 0.03
 _HEAT = 0.012
-_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Longest waits of a task for its node, in mean task times."""
-
-Judge = Callable[["State"], float]
-"""Exact iteration seconds of a state."""
-
-
-@dataclass(frozen=True)
-class State:
-    """A complete schedule and its score."""
-
-    costs: SlotCosts
-    routes: tuple[SlotRoute, ...]
-    timeline: Timeline
-    iteration_s: float
-    score: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a search reports now and then."""
-
-    elapsed_s: float
-    evaluations: int
-    iteration_s: float
-    lower_bound_s: float
+"""Rise of the score that the search accepts at first, relative to the best."""
+_CHUNK_S = 0.1
+_FIRST_CHUNK = 20
+_REPEATABLE_CHUNK = 1000
+_LARGE_TASKS = 1500
+"""Schedules with more tasks are changed in place."""
+_FACTORS = 4096
+_EXCHANGE_SHARE = 0.3
+_LOAD_HEAT = 0.02
 
 
 class Search:
-    """Improves states of one layout; all randomness comes from `seed`."""
+    """Improves one schedule of a layout; all randomness comes from `seed`."""
 
-    def __init__(self, layout: Layout, seed: int, judge: Judge | None = None) -> None:
+    def __init__(self, layout: Layout, seed: int, robustness: Robustness | None = None) -> None:
         self.layout = layout
-        self.rng = random.Random(seed)
-        self.moves = Moves(layout)
-        self.judge = judge
         self.free = layout.given_placement() is None
+        self.instance = make_instance(layout, robustness)
+        self.work = make_work(self.instance, self._padded([()]), seed)
+        self.width = _row_width(layout)
+        self.scores: Floats = np.full((3, 2), np.inf)
+        self.large = layout.num_tasks > _LARGE_TASKS
+        self.steps = 0
+        self.rate = _FIRST_CHUNK / _CHUNK_S
 
-    def start(self, placement: Placement, routes: tuple[SlotRoute, ...]) -> State:
-        """Return the best of a few insertion sequences for the given placement and routes."""
+    def start(self, placement: Placement, routes: Sequence[SlotRoute]) -> State:
+        """Begin at the best of a few insertion sequences for the given placement and routes."""
+        self._allocate(placement, routes)
         costs = SlotCosts(self.layout, placement)
-        longest = sorted(range(len(routes)), key=lambda one: -costs.chain(routes[one]).round_trip_s)
+        trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
         turn: dict[int, int] = {}
-        turns = []
-        for origin in self.layout.origins:
-            turns.append(turn.get(origin, 0))
-            turn[origin] = turns[-1] + 1
-        waves = sorted(longest, key=lambda one: turns[one])
-        states = [
-            self.score(build(costs, routes, sequence, wait_s), routes)
-            for sequence in (waves, longest)
-            for wait_s in self._waits_s(costs)[1::2]
-        ]
-        return min(states, key=lambda state: state.score)
+        turns = [turn.setdefault(route[0], 0) for route in routes]
+        for index, route in enumerate(routes):
+            turns[index] = turn[route[0]]
+            turn[route[0]] += 1
+        waves = np.lexsort((-trips_s, np.array(turns)))
+        waits_s = np.array([1.0, 4.0]) * np.mean(self.instance.node_s[1])
+        for sequence in (waves, np.argsort(-trips_s, kind="stable")):
+            for wait_s in waits_s:
+                if build(self.instance, self.candidate, self.work, sequence, float(wait_s)):
+                    self._keep_better()
+        return self._continue()
+
+    def lighten(
+        self, placement: Placement, routes: Sequence[SlotRoute], steps: int
+    ) -> tuple[Placement, list[SlotRoute]]:
+        """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.kernel.loads`)."""
+        padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
+        changed = empty_schedule(np.array(placement), padded, lengths, 1)
+        best = empty_schedule(np.array(placement), padded, lengths, 1)
+        loads = np.zeros((2, len(placement)))
+        share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free else 0.0
+        anneal_loads(self.instance, changed, best, self.work, loads, steps, _LOAD_HEAT, share)
+        found = zip(best.routes.tolist(), best.lengths.tolist(), strict=True)
+        return tuple(best.placement.tolist()), [tuple(row[:length]) for row, length in found]
+
+    def resume(self, state: State) -> State:
+        """Begin at a given state, whose order is kept and timed anew."""
+        self._allocate(state.placement, state.routes)
+        fill(self.candidate, state.starts)
+        if retime(self.instance, self.candidate, self.work.queue, -1):
+            self._keep_better()
+        return self._continue()
+
+    def insert_in_turn(self, state: State) -> State:
+        """Begin at the routes of a state, its microbatches inserted in the sequence of their starts."""
+        self._allocate(state.placement, state.routes)
+        sequence = np.argsort([row[0] for row in state.starts], kind="stable")
+        for factor in (1, 2, 4, 8, 16, 32):
+            wait_s = factor * float(self.instance.node_s[1].max())
+            if build(self.instance, self.candidate, self.work, sequence, wait_s):
+                self._keep_better()
+        return self._continue()
 
     def improve(
-        self, state: State, budget: Budget, goal_s: float = 0.0, report: Callable[[State], None] | None = None
+        self, budget: Budget, goal_s: float = 0.0, report: Callable[[State], None] | None = None, heat: float = 1.0
     ) -> State:
-        """Search until `budget` is spent or the iteration takes at most `goal_s`; return the best state
-        seen.
-        """
-        best = current = state
-        while not budget.exhausted and best.iteration_s > goal_s * (1 + 1e-9) + 1e-9:
-            budget.spent += 1
-            candidate = self._neighbour(current)
-            if candidate is None:
-                continue
-            heat = _HEAT * best.score * (1 - budget.fraction) ** 2 + 1e-12
-            if candidate.score <= current.score - heat * math.log(1 - self.rng.random()):
-                current = candidate
-                if current.score < best.score - 1e-12:
-                    best = current
-                    if report:
-                        report(best)
-            elif budget.spent % 400 == 0:
-                current = best
-        return best
+        """Anneal from `heat` (relative) to nothing until the budget is spent or an iteration takes at most `goal_s`."""
+        limit_s = goal_s * (1 + 1e-9) + 1e-9
+        while not budget.exhausted and self.scores[2, 0] > limit_s:
+            before = budget.fraction
+            chunk = self._chunk(budget)
+            reached = self.scores[2, 0]
+            until = min(1.0, before + self._share(budget, chunk))
+            heat_s = heat * _HEAT * self.scores[2, 1]
+            spent = self._anneal(chunk, heat_s * (1 - before) ** 2, heat_s * (1 - until) ** 2, limit_s)
+            budget.spent += max(1, spent)
+            if report and self.scores[2, 0] < reached:
+                report(self.state())
+            if spent < chunk:
+                break
+        return self.state()
 
-    def _neighbour(self, state: State) -> State | None:
-        rng, costs = self.rng, state.costs
-        routes = list(state.routes)
-        chosen = self._choose(state)
-        action = rng.random()
-        if self.free and action < 0.3:
-            exchanged = self._exchange_nodes(state)
-            if exchanged is None:
-                return None
-            costs, touched = exchanged
-            users = [one for one, route in enumerate(routes) if touched.intersection(route)]
-            if rng.random() < 0.3:
-                timeline = retime(costs, routes, state.timeline.starts)
-                return self.score(timeline, tuple(routes)) if fits_memory(timeline) else None
-            chosen = rng.sample(users, min(len(users), rng.randint(2, 8))) if users else chosen
-        elif action < 0.75:
-            for _ in range(rng.choice((1, 1, 2))):
-                routes = self.moves.apply(routes, chosen, rng)
-        return self._reinsert(costs, routes, state, chosen)
+    def restart(self) -> None:
+        """Continue from the best state."""
+        copy(self.current, self.best)
+        recount(self.instance, self.current, self.work)
+        self.scores[0] = self.scores[2]
 
-    def _reinsert(self, costs: SlotCosts, routes: list[SlotRoute], state: State, chosen: list[int]) -> State | None:
-        out = set(chosen)
-        out.update(one for one, route in enumerate(routes) if route != state.routes[one])
-        sequence = sorted(out)
-        if costs is state.costs:
-            timeline = state.timeline.without(state.routes, sequence)
+    def state(self) -> State:
+        """Return the best state so far."""
+        lengths = self.best.lengths.tolist()
+        return State(
+            tuple(self.best.placement.tolist()),
+            tuple(tuple(row[:length]) for row, length in zip(self.best.routes.tolist(), lengths, strict=True)),
+            tuple(tuple(row[: 2 * length + 1]) for row, length in zip(self.best.starts.tolist(), lengths, strict=True)),
+            float(self.scores[2, 0]),
+            float(self.scores[2, 1]),
+        )
+
+    def _allocate(self, placement: Placement, routes: Sequence[SlotRoute]) -> None:
+        padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
+        width = max(self.width, _needed_width(routes, len(placement)))
+        make: Callable[[], Schedule] = lambda: empty_schedule(np.array(placement), padded, lengths, width)  # noqa: E731
+        self.current, self.candidate, self.best = make(), make(), make()
+        self.scores[:] = np.inf
+
+    def _padded(self, routes: Sequence[SlotRoute]) -> Integers:
+        table = np.zeros((len(self.layout.origins), self.layout.longest), np.int64)
+        for row, route in zip(table, routes, strict=False):
+            row[: len(route)] = route
+        return table
+
+    def _keep_better(self) -> None:
+        judge(self.instance, self.candidate, self.work, self.scores[1])
+        if self.scores[1, 1] < self.scores[2, 1]:
+            copy(self.best, self.candidate)
+            self.scores[2] = self.scores[1]
+
+    def _continue(self) -> State:
+        self.restart()
+        return self.state()
+
+    def _chunk(self, budget: Budget) -> int:
+        if budget.evaluations is not None:
+            return min(_REPEATABLE_CHUNK, budget.evaluations - budget.spent)
+        left_s = budget.limit_s - budget.elapsed_s
+        return max(10, int(self.rate * min(_CHUNK_S, left_s)))
+
+    def _share(self, budget: Budget, chunk: int) -> float:
+        if budget.evaluations is not None:
+            return chunk / max(1, budget.evaluations)
+        return chunk / self.rate / max(1e-9, budget.limit_s)
+
+    def _anneal(self, steps: int, heat_from_s: float, heat_to_s: float, goal_s: float) -> int:
+        clock = Budget(1.0)
+        if self.large:
+            spent = anneal_in_place(
+                *(self.instance, self.current, self.best, self.work, self.scores),
+                *(steps, heat_from_s, heat_to_s, goal_s),
+            )
         else:
-            kept = [[] if one in out else row for one, row in enumerate(state.timeline.starts)]
-            timeline = retime(costs, routes, kept)
-            if not fits_memory(timeline):
-                return None
-        self.rng.shuffle(sequence)
-        if self.rng.random() < 0.4:
-            sequence.sort(key=lambda one: -costs.chain(routes[one]).round_trip_s)
-        wait_s = self.rng.choice(self._waits_s(costs))
-        for one in sequence:
-            timeline.insert(one, routes[one], wait_s)
-        return self.score(retime(costs, routes, timeline.starts), tuple(routes))
+            spent = anneal(
+                *(self.instance, self.current, self.candidate, self.best, self.work, self.scores),
+                *(steps, heat_from_s, heat_to_s, self.free, goal_s),
+            )
+        self.rate = 0.5 * self.rate + 0.5 * max(1, spent) / max(1e-6, clock.elapsed_s)
+        return spent
 
-    def _choose(self, state: State) -> list[int]:
-        """Return 2 to 6 microbatches: late ones, of one origin, that share a slot, or any."""
-        rng, total = self.rng, len(state.routes)
-        count = min(total, rng.randint(2, 6))
-        way = rng.random()
-        pool = list(range(total))
-        if way < 0.35:
-            late = sorted(pool, key=lambda one: -state.timeline.starts[one][-1])[: count + 2]
-            half = min(len(late), (count + 1) // 2)
-            return sorted({*rng.sample(late, half), *rng.sample(pool, count - half)})
-        if way < 0.55:
-            origin = rng.choice(state.routes)[0]
-            pool = [one for one in pool if state.routes[one][0] == origin]
-        elif way < 0.8:
-            slot = rng.choice(rng.choice(state.routes))
-            pool = [one for one in pool if slot in state.routes[one]]
-        return rng.sample(pool, min(count, len(pool)))
 
-    def _exchange_nodes(self, state: State) -> tuple[SlotCosts, set[int]] | None:
-        left, right = self.rng.sample(range(len(state.costs.placement)), 2)
-        nodes = list(state.costs.placement)
-        nodes[left], nodes[right] = nodes[right], nodes[left]
-        return SlotCosts(self.layout, tuple(nodes)), {left, right}
+def make_instance(layout: Layout, robustness: Robustness | None = None) -> Instance:
+    """Return a layout's problem as arrays."""
+    problem, costs, rules = layout.problem, layout.problem.costs, layout.problem.rules
+    names = problem.nodes
+    tables = (costs.forward_s, costs.backward_s, costs.loss_s)
+    shared = costs.contention != "none"
+    links = np.zeros((4, len(names), len(names)))
+    for a, source in enumerate(names):
+        for b, sink in enumerate(names):
+            if a != b:
+                links[0, a, b] = costs.transfer_s[source][sink]
+                links[1, a, b] = costs.occupancy_s(source, sink) if shared else 0.0
+                links[2, a, b] = costs.latency_s[source][sink] if costs.latency_s else 0.0
+                links[3, a, b] = costs.gbit_per_s[source][sink] if costs.gbit_per_s else 1.0
+    fixed_s, gbit = _reductions(layout)
+    least, most = layout.coverage if rules.uniform_coverage else (0, len(layout.origins))
+    return Instance(
+        node_s=np.array([[table[name] for name in names] for table in tables]),
+        memory=np.array([costs.memory[name] for name in names]),
+        links=links,
+        stages=np.array([problem.stage_weight, fixed_s, gbit]),
+        stage_of=np.array(layout.stage_of),
+        first_slot=np.concatenate([[0], np.cumsum(problem.sizes)]),
+        factors=_factors(robustness),
+        overhead_s=costs.task_overhead_s,
+        contention=CONTENTION[costs.contention],
+        max_swaps=rules.max_swaps,
+        max_swap_distance=rules.max_swap_distance,
+        max_forward_jump=rules.max_forward_jump,
+        least_visits=least,
+        most_visits=most,
+        free_origins=problem.free_origins,
+    )
 
-    def _waits_s(self, costs: SlotCosts) -> tuple[float, ...]:
-        mean_s = sum(costs.backward_s) / len(costs.backward_s)
-        return tuple(wait * mean_s for wait in _WAITS_S)
 
-    def score(self, timeline: Timeline, routes: tuple[SlotRoute, ...]) -> State:
-        """Score a complete timeline."""
-        costs = timeline.costs
-        ends = [row[-1] + costs.backward_s[route[0]] for row, route in zip(timeline.starts, routes, strict=True)]
-        iteration_s = max(ends)
-        if any(costs.reduce_s):
-            for slot, stage in enumerate(self.layout.stage_of):
-                last_s = max((end_s for _, end_s in timeline.held[slot]), default=0.0)
-                iteration_s = max(iteration_s, last_s + costs.reduce_s[stage])
-        last: dict[int, float] = {}
-        for end_s, route in zip(ends, routes, strict=True):
-            last[route[0]] = max(last.get(route[0], 0.0), end_s)
-        state = State(costs, routes, timeline, iteration_s, 0.0)
-        if self.judge is not None:
-            iteration_s = self.judge(state)
-        extra = _ORIGIN_WEIGHT * sum(last.values()) / len(last) + _MEAN_WEIGHT * sum(ends) / len(ends)
-        return State(costs, routes, timeline, iteration_s, iteration_s + extra)
+def _reductions(layout: Layout) -> tuple[Sequence[float], Sequence[float]]:
+    """Return fixed reduction seconds and, where they follow from the placement, gradient Gbit of every stage."""
+    problem, costs = layout.problem, layout.problem.costs
+    none = [0.0] * problem.num_stages
+    if costs.reduce_s is not None:
+        return costs.reduce_s, none
+    if problem.stage_bytes is None or costs.latency_s is None or costs.gbit_per_s is None:
+        return none, none
+    return none, [size_bytes * 8e-9 for size_bytes in problem.stage_bytes]
+
+
+def _factors(robustness: Robustness | None) -> Floats:
+    if robustness is None or robustness.sigma == 0:
+        return np.zeros((0, 1))
+    drawn = np.random.default_rng(0).normal(0.0, robustness.sigma, (robustness.samples, _FACTORS))
+    return np.exp(drawn)
+
+
+def _row_width(layout: Layout) -> int:
+    """Return tasks per slot to make room for: all that can be on it, or many times its fair share."""
+    everything = 3 * len(layout.origins)
+    smallest = min(layout.problem.sizes)
+    return min(everything, max(60, 8 * everything // smallest)) + 1
+
+
+def _needed_width(routes: Sequence[SlotRoute], slots: int) -> int:
+    visits = np.bincount(np.concatenate([np.array(route) for route in routes]), minlength=slots)
+    return int(3 * visits.max()) + 1
+
+
+def fill(schedule: Schedule, starts: Starts) -> None:
+    """Put all tasks into an empty schedule in the order of `starts`."""
+    rows: list[list[tuple[float, int, int]]] = [[] for _ in schedule.placement]
+    for m, row in enumerate(starts):
+        route = schedule.routes[m, : schedule.lengths[m]].tolist()
+        for index, slot in enumerate((*route, route[0], *reversed(route))):
+            rows[slot].append((row[index], index, m << INDEX_BITS | index))
+    for slot, entries in enumerate(rows):
+        ordered = [task for _, _, task in sorted(entries)]
+        schedule.tasks[BUSY, slot, : len(ordered)] = ordered
+        schedule.counts[BUSY, slot] = len(ordered)

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from skippipe_scheduler.errors import DeadlockError
@@ -33,6 +34,7 @@ class TaskSpan(NamedTuple):
 class TransferSpan(NamedTuple):
     """One transfer: ready when its task ended, start when its link was free, end when it arrived.
 
+    From `free_s` on the link can carry the next one (equal to `start_s` where links are not shared).
     `hop` numbers the hops 0 .. P-1 in both directions; hop P-1 joins the last node of the route and the origin.
     """
 
@@ -44,6 +46,7 @@ class TransferSpan(NamedTuple):
     ready_s: float
     start_s: float
     end_s: float
+    free_s: float
 
 
 class ReductionSpan(NamedTuple):
@@ -56,20 +59,24 @@ class ReductionSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """All spans of one iteration, in order of their start, and what follows from them."""
+    """All spans of one iteration, in order of their start, and what follows from them.
+
+    `cut` are the tasks that a lost node was in the middle of; they end at the loss and count as not done.
+    """
 
     tasks: tuple[TaskSpan, ...]
     transfers: tuple[TransferSpan, ...]
     reductions: tuple[ReductionSpan, ...]
     busy_s: dict[str, float]
     peak_memory: dict[str, int]
+    cut: tuple[TaskSpan, ...] = ()
 
-    @property
+    @cached_property
     def pipeline_s(self) -> float:
         """End of the last task."""
         return max((task.end_s for task in self.tasks), default=0.0)
 
-    @property
+    @cached_property
     def iteration_s(self) -> float:
         """End of the last task or reduction."""
         return max(self.pipeline_s, max((span.end_s for span in self.reductions), default=0.0))
@@ -87,7 +94,12 @@ class Timeline:
 
 
 def simulate(
-    plan: Plan, *, slowdown: Mapping[str, float] | None = None, jitter_sigma: float = 0.0, seed: int = 0
+    plan: Plan,
+    *,
+    slowdown: Mapping[str, float] | None = None,
+    jitter_sigma: float = 0.0,
+    seed: int = 0,
+    lost_s: Mapping[str, float] | None = None,
 ) -> Timeline:
     """Return the timeline of one iteration of `plan`; see `simulate_order`."""
     return simulate_order(
@@ -99,6 +111,7 @@ def simulate(
         slowdown=slowdown,
         jitter_sigma=jitter_sigma,
         seed=seed,
+        lost_s=lost_s,
     )
 
 
@@ -112,27 +125,49 @@ def simulate_order(
     slowdown: Mapping[str, float] | None = None,
     jitter_sigma: float = 0.0,
     seed: int = 0,
+    lost_s: Mapping[str, float] | None = None,
 ) -> Timeline:
     """Return the timeline of `order`, where microbatch m takes `routes[m]` (origin first).
 
     `slowdown` multiplies a node's task times; `jitter_sigma` multiplies every task and transfer by a lognormal
     factor of that sigma (median 1). `stages` and `reduce_s` add the gradient reductions.
+    A node in `lost_s` is gone from that second on, with its task and all that is in flight to or from it; the
+    timeline then ends where nobody can go on, and a stage is reduced only if its replicas are all there and done.
     Raises `DeadlockError` where the order makes nodes wait for each other, naming them.
     """
-    run = _Run(routes, order, costs, slowdown or {}, jitter_sigma, random.Random(seed))
+    run = _Run(routes, order, costs, slowdown or {}, jitter_sigma, random.Random(seed), lost_s or {})
     run.execute()
     nodes = [node for stage in stages for node in stage] or list(order)
     last_end_s = dict.fromkeys(nodes, 0.0)
     busy_s = dict.fromkeys(nodes, 0.0)
-    for task in run.tasks:
+    for task in (*run.tasks, *run.cut):
         last_end_s[task.node] = max(last_end_s[task.node], task.end_s)
         busy_s[task.node] += task.end_s - task.start_s
     reductions = []
     for stage, (replicas, duration_s) in enumerate(zip(stages, reduce_s, strict=False)):
+        if any(node in run.lost_s or not run.is_done(node) for node in replicas):
+            continue
         start_s = max(last_end_s[node] for node in replicas)
         reductions.append(ReductionSpan(stage, start_s, start_s + duration_s))
-    peak_memory = {node: peak_held(order.get(node, ())) for node in nodes}
-    return Timeline(tuple(run.tasks), tuple(run.transfers), tuple(reductions), busy_s, peak_memory)
+    peak_memory = {node: peak_held(order.get(node, ())[: run.position.get(node, 0)]) for node in nodes}
+    return Timeline(tuple(run.tasks), tuple(run.transfers), tuple(reductions), busy_s, peak_memory, tuple(run.cut))
+
+
+def transfer_ends(span: TransferSpan, route_length: int) -> tuple[Operation, Operation]:
+    """Return the operation that makes a transfer and the one that uses it, on a route of `route_length` stages."""
+    turns = span.hop == route_length - 1
+    if span.direction == "forward":
+        return "F", "L" if turns else "F"
+    return "L" if turns else "B", "B"
+
+
+def inputs(plan: Plan, timeline: Timeline) -> dict[tuple[str, Operation, int], TransferSpan]:
+    """Return the transfer that brings its input to each task (node, operation, microbatch) that has one."""
+    found: dict[tuple[str, Operation, int], TransferSpan] = {}
+    for span in timeline.transfers:
+        _, user = transfer_ends(span, len(plan.microbatches[span.microbatch].route))
+        found[span.destination, user, span.microbatch] = span
+    return found
 
 
 def peak_held(tasks: Sequence[Task]) -> int:
@@ -154,8 +189,10 @@ class _Run:
     slowdown: Mapping[str, float]
     jitter_sigma: float
     generator: random.Random
+    lost_s: Mapping[str, float] = field(default_factory=dict)
     tasks: list[TaskSpan] = field(default_factory=list)
     transfers: list[TransferSpan] = field(default_factory=list)
+    cut: list[TaskSpan] = field(default_factory=list)
 
     def execute(self) -> None:
         self.position = dict.fromkeys(self.order, 0)
@@ -171,13 +208,18 @@ class _Run:
             self._advance(node)
         while self.ready:
             self._deliver(heapq.heappop(self.ready))
-        if any(self.position[node] < len(tasks) for node, tasks in self.order.items()):
+        if not self.lost_s and not all(self.is_done(node) for node in self.order):
             raise DeadlockError(self._who_waits())
         self.tasks.sort(key=lambda span: (span.start_s, span.node))
+
+    def is_done(self, node: str) -> bool:
+        """Return whether the node has begun all its tasks; one that is not lost has then also ended them."""
+        return self.position.get(node, 0) == len(self.order.get(node, ()))
 
     def _advance(self, node: str) -> None:
         """Run the node's tasks while their inputs have arrived."""
         tasks = self.order[node]
+        gone_s = self.lost_s.get(node, math.inf)
         while self.position[node] < len(tasks):
             task = tasks[self.position[node]]
             arrival_s = self.arrived_s.get((node, task))
@@ -186,6 +228,12 @@ class _Run:
             start_s = max(arrival_s, self.free_s[node])
             end_s = start_s + self._duration_s(node, task.operation)
             hop = self.hop_of[task.microbatch][node]
+            if end_s > gone_s:
+                if start_s < gone_s:
+                    self.cut.append(TaskSpan(node, task.operation, task.microbatch, hop, start_s, gone_s))
+                    self.position[node] += 1
+                self.free_s[node] = math.inf
+                return
             self.tasks.append(TaskSpan(node, task.operation, task.microbatch, hop, start_s, end_s))
             self.free_s[node] = end_s + self.costs.task_overhead_s
             self.position[node] += 1
@@ -220,18 +268,25 @@ class _Run:
     def _deliver(self, event: tuple[float, int, int, str, str, Task, Direction]) -> None:
         """Start a transfer as soon as what it needs is free, and let its destination go on."""
         ready_s, microbatch, hop, source, destination, successor, direction = event
-        start_s = ready_s
+        gone_s = min(self.lost_s.get(source, math.inf), self.lost_s.get(destination, math.inf))
+        start_s = free_s = ready_s
         factor = self._factor()
         if self.costs.contention != "none":
             start_s = max(start_s, self.link_free_s.get((source, destination), 0.0))
             shared = [("out", source), ("in", destination)] if self.costs.contention == "node" else []
             start_s = max([start_s, *(self.card_free_s.get(card, 0.0) for card in shared)])
-            occupied_until_s = start_s + self.costs.occupancy_s(source, destination) * factor
-            self.link_free_s[source, destination] = occupied_until_s
+            if start_s >= gone_s:
+                return
+            free_s = min(start_s + self.costs.occupancy_s(source, destination) * factor, gone_s)
+            self.link_free_s[source, destination] = free_s
             for card in shared:
-                self.card_free_s[card] = occupied_until_s
+                self.card_free_s[card] = free_s
         end_s = start_s + self.costs.transfer_s[source][destination] * factor
-        self.transfers.append(TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s))
+        if end_s > gone_s:
+            return
+        self.transfers.append(
+            TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s, free_s)
+        )
         self.arrived_s[destination, successor] = end_s
         self._advance(destination)
 

@@ -7,10 +7,12 @@ Routes name slots, so they stay what they are when two nodes change places; only
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.rules import legal_stage_sequences
+from skippipe_scheduler.rules import sample_sequences, stage_sequences
 
+MAX_SEQUENCES = 2000
 Placement = tuple[int, ...]
 """Index (rank) of the node in each slot; slots are numbered stage by stage."""
 SlotRoute = tuple[int, ...]
@@ -37,21 +39,43 @@ class Layout:
         )
 
     @cached_property
+    def _first_sequences(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(islice(stage_sequences(self.problem.rules), MAX_SEQUENCES + 1))
+
+    @cached_property
     def sequences(self) -> tuple[tuple[int, ...], ...]:
-        """Every legal order of stages."""
-        return legal_stage_sequences(self.problem.rules)
+        """Every legal order of stages, or many that cover all stages where there are more than `MAX_SEQUENCES`."""
+        return self._first_sequences if self.lists_all_sequences else sample_sequences(self.problem.rules)
+
+    @property
+    def lists_all_sequences(self) -> bool:
+        """Whether `sequences` are all there are."""
+        return len(self._first_sequences) <= MAX_SEQUENCES
+
+    @cached_property
+    def longest(self) -> int:
+        """Stages on the longest route."""
+        return self.problem.rules.route_length
 
     @cached_property
     def origins(self) -> tuple[int, ...]:
-        """Origin slot of every microbatch; ids go origin by origin."""
+        """Origin slot of every microbatch to begin with; ids go origin by origin."""
         counts = self.problem.microbatches_of_origins()
         return tuple(origin for origin, count in enumerate(counts) for _ in range(count))
+
+    @cached_property
+    def num_tasks(self) -> int:
+        """Tasks of all microbatches."""
+        counts = self.problem.rules.length_counts(len(self.origins))
+        return sum(count * (2 * length + 1) for length, count in counts.items())
 
     @cached_property
     def coverage(self) -> tuple[int, int]:
         """Least and greatest number of visits that uniform coverage allows a stage other than 0."""
         rules = self.problem.rules
-        share, rest = divmod(len(self.origins) * (rules.route_length - 1), rules.num_stages - 1)
+        counts = rules.length_counts(len(self.origins))
+        visits = sum(count * (length - 1) for length, count in counts.items())
+        share, rest = divmod(visits, rules.num_stages - 1)
         return share, share + (rest > 0)
 
     def given_placement(self) -> Placement | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from skippipe_scheduler.errors import PlanError
 from skippipe_scheduler.plan import Plan, Task, parse_plan
-from skippipe_scheduler.rules import coverage_offence, first_offence
+from skippipe_scheduler.rules import coverage_offence, first_offence, length_offence
 from skippipe_scheduler.simulate import OPERATION_NAMES, peak_held, simulate
 
 RELATIVE_TOLERANCE = 1e-6
@@ -113,7 +113,9 @@ def _check_routes(plan: Plan) -> None:
 
 
 def _check_coverage(plan: Plan) -> None:
-    offence = coverage_offence(plan.visits, plan.rules)
+    offence = coverage_offence(plan.visits, plan.rules) or length_offence(
+        (len(microbatch.route) for microbatch in plan.microbatches), plan.rules
+    )
     if offence:
         raise PlanError(f"microbatches: {offence}")
 

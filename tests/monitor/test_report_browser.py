@@ -1,9 +1,11 @@
 """The page in a real browser: everything is drawn, nothing goes wrong, nothing is loaded from anywhere."""
 
+import time
 from pathlib import Path
 
 import pytest
 from browsing import PLOTS, Browser, open_page
+from random_plans import random_plan
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 from small_runs import write_run
@@ -26,15 +28,35 @@ def bars(browser: Browser) -> list[int]:
 def test_plan_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path: Path) -> None:
     write_plan_report(tmp_path / "plan.html", plan, {"full pipeline": full_plan})
     open_page(browser, tmp_path / "plan.html")
-    assert headings(browser) == ["Predicted times", "One iteration", "Routes", "Nodes"]
+    assert headings(browser) == [
+        "Predicted times",
+        "One iteration",
+        "What the iteration waits for",
+        "Load and memory over time",
+        "Routes",
+        "Nodes",
+    ]
     reductions = 4
     assert bars(browser) == [len(simulate(one).tasks) + reductions for one in (plan, full_plan)]
-    assert len(browser.find_elements(By.CSS_SELECTOR, "table")) == 2
+    assert len(browser.find_elements(By.CSS_SELECTOR, "table")) == 5
+    kinds = f"return {PLOTS}.map(plot => plot.data.filter(trace => trace.type === 'heatmap').length)"
+    assert browser.execute_script(kinds) == [0, 0, 1, 1, 0]
+    line = f"return {PLOTS}[0].data.filter(trace => trace.name === 'Critical path')[0].x.slice(-1)[0]"
+    assert browser.execute_script(line) == pytest.approx(plan.predicted.iteration_s)
     facts = {
         fact.text.split("\n")[0]: fact.text.split("\n")[1]
         for fact in browser.find_elements(By.CSS_SELECTOR, ".facts div")
     }
     assert facts["Predicted iteration"] == f"{plan.predicted.iteration_s:.2f} s"
+
+
+def test_a_page_of_twenty_nodes_is_drawn_quickly(browser: Browser, tmp_path: Path) -> None:
+    plan = random_plan(0, num_nodes=20, num_stages=6, route_length=5, num_microbatches=30)
+    write_plan_report(tmp_path / "plan.html", plan, {"another": plan, "a third": plan})
+    started_s = time.monotonic()
+    open_page(browser, tmp_path / "plan.html")
+    assert time.monotonic() - started_s < 15
+    assert bars(browser)[0] > 30 * 11
 
 
 def test_run_page(browser: Browser, run_dir: Path, plan: Plan) -> None:

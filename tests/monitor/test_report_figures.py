@@ -16,12 +16,17 @@ from skippipe.monitor.report.curves import (
     percentiles,
     thin,
 )
-from skippipe.monitor.report.gantt import NUMBERED_BARS, gantt_figure, gantt_rows
+from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
+from skippipe.monitor.report.load import held_in_parts, load_figure, memory_figure
+from skippipe.monitor.report.page import Bar
 from skippipe.monitor.report.routes import RouteMap, routes_figure
 from skippipe.monitor.report.run import DepthResult, Evaluation
 from skippipe.monitor.report.spans import REDUCE, Span, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant
+from skippipe.monitor.report.waits import BELOW_BAR, path_line, path_tables
+from skippipe_scheduler.analysis import LOAD_PARTS, analyse
+from skippipe_scheduler.critical_path import critical_path
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.simulate import simulate
 
@@ -106,6 +111,74 @@ def test_gantt_of_thousands_of_bars_is_quick_and_plain(plan: Plan) -> None:
     assert len(figure.data) == 3
     assert all(trace.text is None for trace in figure.data)
     assert gantt_figure(plan, spans[:NUMBERED_BARS], "title").data[0].text is not None
+
+
+def test_few_bars_are_all_drawn(plan: Plan) -> None:
+    spans = timeline_spans(plan, simulate(plan))
+    assert select(plan, spans) == (spans, plan.nodes, "")
+
+
+def test_of_too_many_bars_those_of_the_busiest_nodes_are_drawn(plan: Plan) -> None:
+    spans = [Span(node, "F", 0, i, i + 0.1 * (rank + 1)) for i in range(10) for rank, node in enumerate(plan.nodes)]
+    chosen = select(plan, spans, most_bars=35)
+    assert sorted(chosen.nodes) == sorted(plan.nodes[3:])
+    assert len(chosen.spans) == 30
+    assert chosen.note == "To keep the page quick, only the 3 busiest of 6 nodes are drawn."
+    assert [len(gantt_figure(plan, chosen.spans, "title", nodes=chosen.nodes).layout.yaxis.tickvals)] == [3]
+    single = select(plan, spans, most_bars=4)
+    assert [span.node for span in single.spans] == [plan.nodes[-1]] * 4
+    assert single.note.endswith("only the 1 busiest of 6 nodes are drawn, up to bar 4.")
+
+
+def test_of_too_many_nodes_forty_are_drawn(plan: Plan) -> None:
+    spans = [Span(f"node-{i % 100}", "F", 0, i, i + 1) for i in range(1000)]
+    assert len(select(plan, spans, most_bars=900).nodes) == MOST_ROWS
+
+
+def test_critical_path_runs_from_the_start_to_the_end_below_its_bars(plan: Plan) -> None:
+    path = critical_path(plan)
+    position = {row.node: index for index, row in enumerate(gantt_rows(plan))}
+    line = path_line(path, position)
+    assert (line.x[0], line.x[-1]) == pytest.approx((0.0, plan.predicted.iteration_s))
+    assert list(line.x) == sorted(line.x)
+    for piece, start, end in zip(path.pieces, line.y[::2], line.y[1::2], strict=True):
+        arrives = piece.destination if piece.kind == "transfer" else piece.node
+        assert (start, end) == (position[piece.node] + BELOW_BAR, position[arrives or ""] + BELOW_BAR)
+    assert len(line.text) == len(line.x)
+
+
+def test_critical_path_has_a_gap_where_a_node_is_not_drawn(plan: Plan) -> None:
+    path = critical_path(plan)
+    gone = path.pieces[0].node
+    position = {row.node: index for index, row in enumerate(gantt_rows(plan)) if row.node != gone}
+    line = path_line(path, position)
+    missing = sum(gone in (piece.node, piece.kind == "transfer" and piece.destination) for piece in path.pieces)
+    assert list(line.x).count(None) == missing > 0
+    assert len(line.text) == len(line.x) == len(line.y)
+
+
+def test_path_tables_add_up(plan: Plan) -> None:
+    tables = path_tables(plan, critical_path(plan))
+    assert [table.header[0] for table in tables] == ["Kind of work or waiting", "Region", "Node or link"]
+    for table in tables:
+        assert sum(cell.share for row in table.rows for cell in row if isinstance(cell, Bar)) == pytest.approx(1)
+
+
+def test_load_and_memory_have_a_row_a_node_in_the_order_of_the_gantt(plan: Plan) -> None:
+    analysis = analyse(plan)
+    load, memory = (draw(plan, analysis).data[0] for draw in (load_figure, memory_figure))
+    rows = [row.node for row in gantt_rows(plan)]
+    assert [texts[0] for texts in load.text] == rows
+    nodes = {node.node: node for node in analysis.nodes}
+    for node, percents, held in zip(rows, load.z, memory.customdata, strict=True):
+        assert len(percents) == LOAD_PARTS
+        assert sum(percents) / LOAD_PARTS == pytest.approx(100 * nodes[node].utilisation, abs=0.1)
+        assert max(held) == nodes[node].peak_held
+
+
+def test_held_in_parts_takes_the_most_of_each_part() -> None:
+    steps = [(0.0, 0), (0.0, 1), (1.5, 2), (1.6, 1), (3.0, 0)]
+    assert held_in_parts(steps, 4.0, parts=4) == [1, 2, 1, 0]
 
 
 def test_names_are_shown_as_written(plan: Plan) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from skippipe_scheduler.problem import AutoMicrobatches, Costs, Problem, Rules, StageNodes
+from skippipe_scheduler.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
 
 
 def make_problem(
@@ -42,7 +42,7 @@ def make_problem(
         nodes=names,
         stages=stages if fixed else None,
         stage_sizes=None if fixed else tuple(sizes),
-        microbatches_per_origin=AutoMicrobatches(auto=microbatches),
+        microbatches_per_origin=EvenMicrobatches(even=microbatches),
         costs=costs,
         rules=Rules(
             num_stages=len(sizes),
@@ -69,3 +69,16 @@ def problems(draw: st.DrawFn) -> Problem:
         overhead_s=draw(st.sampled_from([0.0, 0.13])),
         reduce_s=draw(st.sampled_from([None, 0.0, 3.0])),
     )
+
+
+def share_links(problem: Problem, contention: str) -> Problem:
+    """Return the problem with shared links: a tenth of each transfer is latency, the rest occupies the link."""
+    rows = problem.costs.transfer_s
+    activation_bytes = 10**8
+    update = {
+        "contention": contention,
+        "activation_bytes": activation_bytes,
+        "latency_s": {a: {b: 0.1 * s for b, s in row.items()} for a, row in rows.items()},
+        "gbit_per_s": {a: {b: activation_bytes * 8e-9 / (0.9 * s) for b, s in row.items()} for a, row in rows.items()},
+    }
+    return problem.model_copy(update={"costs": problem.costs.model_copy(update=update)})

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -158,16 +159,60 @@ def test_jitter_is_seeded_and_slow_nodes_cost_time() -> None:
 
 
 def test_trace_holds_every_span() -> None:
+    plan = random_plan(2, contention="node")
+    timeline = simulate(plan)
+    events = json.loads(json.dumps(to_chrome_trace(timeline)))["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    threads = {
+        (event["pid"], event["tid"]): event["args"]["name"] for event in events if event["name"] == "thread_name"
+    }
+    shown = sorted(
+        (names[event["pid"]], threads[event["pid"], event["tid"]], event["ts"])
+        for event in events
+        if event["ph"] == "X"
+    )
+    reductions = [span for span in timeline.reductions if span.end_s > span.start_s]
+    expected = [
+        *((span.node, "tasks", span.start_s * 1e6) for span in timeline.tasks),
+        *((span.source, f"transfers to {span.destination}", span.start_s * 1e6) for span in timeline.transfers),
+        *(("gradient reductions", f"stage {span.stage}", span.start_s * 1e6) for span in reductions),
+    ]
+    assert reductions
+    assert shown == sorted(expected)
+
+
+def test_bars_of_one_trace_thread_never_overlap() -> None:
+    timeline = simulate(random_plan(2, num_nodes=4, num_microbatches=12, contention="link"))
+    events = [event for event in to_chrome_trace(timeline)["traceEvents"] if event["ph"] == "X"]
+    lane = lambda event: (event["pid"], event["tid"])  # noqa: E731
+    for _, bars in itertools.groupby(sorted(events, key=lambda event: (*lane(event), event["ts"])), key=lane):
+        for before, after in itertools.pairwise(bars):
+            assert before["ts"] + before["dur"] <= after["ts"] * (1 + 1e-12)
+
+
+def test_trace_counts_the_microbatches_held() -> None:
     plan = random_plan(2)
     timeline = simulate(plan)
-    trace = json.loads(json.dumps(to_chrome_trace(timeline)))
-    complete = [event for event in trace["traceEvents"] if event["ph"] == "X"]
-    assert len(complete) == len(timeline.tasks) + len(timeline.transfers)
-    assert max(event["ts"] + event["dur"] for event in complete) == pytest.approx(timeline.pipeline_s * 1e6)
-    transfers = [event for event in complete if event["tid"] > 0]
-    names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["name"] == "process_name"}
-    shown = sorted((names[event["pid"]], event["ts"]) for event in transfers)
-    assert shown == sorted((span.source, span.start_s * 1e6) for span in timeline.transfers)
+    counters = [event for event in to_chrome_trace(timeline)["traceEvents"] if event["ph"] == "C"]
+    for rank, node in enumerate(timeline.busy_s):
+        held = [event["args"]["held"] for event in counters if event["pid"] == rank]
+        assert max(held, default=0) == peak_held(plan.order[node])
+
+
+def test_trace_shows_a_task_that_was_cut_off() -> None:
+    plan = random_plan(2)
+    first = simulate(plan).tasks[0]
+    timeline = simulate(plan, lost_s={first.node: (first.start_s + first.end_s) / 2})
+    names = [event["name"] for event in to_chrome_trace(timeline)["traceEvents"]]
+    assert f"forward {first.microbatch} (cut off)" in names
+
+
+def test_a_million_tasks_a_minute() -> None:
+    """Counted in processor time, because tests share their machine; an ordinary core does about four times as many."""
+    plan = random_plan(0, num_nodes=12, num_microbatches=600, contention="node")
+    started_s = time.process_time()
+    timeline = simulate(plan)
+    assert len(timeline.tasks) / (time.process_time() - started_s) > 1e6 / 60
 
 
 def arrivals_s(routes: list[tuple[str, ...]], order: dict[str, list[Task]], contention: Contention) -> list[float]:

@@ -70,7 +70,7 @@ def _best_order_s(costs, pair):
 @pytest.mark.parametrize(("sizes", "memory"), [((1, 2, 2), 1), ((2, 1, 1), 2), ((1, 1, 1), 2)])
 def test_tiny_problems_are_solved_to_the_optimum(seed, sizes, memory):
     problem = make_problem(seed, sizes, 2, 2, memory=memory)
-    plan = solve(problem, SolveOptions(seed=seed, max_evaluations=300))
+    plan = solve(problem, SolveOptions(seed=seed, max_evaluations=3000))
     optimum_s = best_by_enumeration_s(problem)
     assert plan.predicted.iteration_s == pytest.approx(optimum_s)
     assert plan.predicted.lower_bound_s == pytest.approx(optimum_s, rel=1e-3)

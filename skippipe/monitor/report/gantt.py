@@ -1,7 +1,8 @@
 """Gantt chart of one iteration: a row per node, grouped by region and stage, a bar per task."""
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -9,11 +10,18 @@ import plotly.graph_objects as go
 from skippipe.monitor.report.spans import REDUCE, Span, end_s
 from skippipe.monitor.report.theme import FAINT, OPERATION_COLOURS, OPERATION_NAMES, base_layout, label
 from skippipe.monitor.report.units import seconds
+from skippipe.monitor.report.waits import path_line
+from skippipe_scheduler.critical_path import CriticalPath
 from skippipe_scheduler.plan import Plan
 
 ROW_PIXELS = 24
 NUMBERED_BARS = 600
 """With more bars than this the microbatch's number is shown on hovering only: text is slow to draw."""
+
+MOST_BARS = 20_000
+"""More bars than this make a page slow; the busiest nodes are drawn then."""
+MOST_ROWS = 40
+"""So many nodes are drawn at most where there are too many bars."""
 
 
 class Row(NamedTuple):
@@ -35,12 +43,45 @@ def gantt_rows(plan: Plan) -> list[Row]:
     return [Row(plan.nodes[rank], plan.stage_of[plan.nodes[rank]], regions[rank]) for rank in ranks]
 
 
-def gantt_figure(plan: Plan, spans: Sequence[Span], title: str, axis_end_s: float | None = None) -> go.Figure:
+class Selection(NamedTuple):
+    """The part of an iteration that is drawn; `note` says what is left out, and is empty where nothing is."""
+
+    spans: Sequence[Span]
+    nodes: Collection[str]
+    note: str
+
+
+def select(plan: Plan, spans: Sequence[Span], most_bars: int = MOST_BARS) -> Selection:
+    """Return all of `spans`, or where that is more than `most_bars` those of the busiest nodes (at least one)."""
+    if len(spans) <= most_bars:
+        return Selection(spans, plan.nodes, "")
+    busy_s: dict[str, float] = defaultdict(float)
+    for span in spans:
+        busy_s[span.node] += span.end_s - span.start_s
+    bars = Counter(span.node for span in spans)
+    ranked = sorted(busy_s, key=lambda node: -busy_s[node])[:MOST_ROWS]
+    room = [bars_so_far <= most_bars for bars_so_far in accumulate(bars[node] for node in ranked)]
+    nodes = ranked[: max(1, sum(room))]
+    chosen = [span for span in spans if span.node in nodes][:most_bars]
+    note = f"To keep the page quick, only the {len(nodes)} busiest of {len(plan.nodes)} nodes are drawn"
+    return Selection(chosen, nodes, f"{note}." if room[0] else f"{note}, up to bar {most_bars:,}.")
+
+
+def gantt_figure(
+    plan: Plan,
+    spans: Sequence[Span],
+    title: str,
+    axis_end_s: float | None = None,
+    *,
+    nodes: Collection[str] | None = None,
+    path: CriticalPath | None = None,
+) -> go.Figure:
     """Draw `spans` over the nodes of `plan`; one trace per operation, so that thousands of bars stay quick.
 
-    `axis_end_s` fixes the end of the time axis in seconds, so that several charts can be compared by eye.
+    `axis_end_s` fixes the end of the time axis in seconds, so that several charts can be compared by eye. Only
+    `nodes` get a row, where they are given. The critical `path` is drawn as a line.
     """
-    rows = gantt_rows(plan)
+    rows = [row for row in gantt_rows(plan) if nodes is None or row.node in nodes]
     figure = go.Figure(layout=_layout(rows, title, axis_end_s or end_s(spans)))
     position = {row.node: index for index, row in enumerate(rows)}
     known = [span for span in spans if span.node in position]
@@ -48,6 +89,8 @@ def gantt_figure(plan: Plan, spans: Sequence[Span], title: str, axis_end_s: floa
         chosen = [span for span in known if span.operation == operation]
         if chosen:
             figure.add_trace(_bars(plan, operation, chosen, position, numbered=len(known) <= NUMBERED_BARS))
+    if path is not None:
+        figure.add_trace(path_line(path, position))
     return figure
 
 
@@ -113,16 +156,21 @@ def _layout(rows: Sequence[Row], title: str, axis_end_s: float) -> dict[str, Any
         "barmode": "overlay",
         "uniformtext": {"minsize": 9, "mode": "hide"},
         "xaxis": {"range": [0, axis_end_s * 1.01 or 1], "title": {"text": "time (s)"}, "zeroline": False},
-        "yaxis": {
-            "tickvals": list(range(len(rows))),
-            "ticktext": [f"{label(row.node)} · stage {row.stage}" for row in rows],
-            "range": [len(rows) - 0.5, -0.5],
-            "fixedrange": True,
-            "showgrid": False,
-            "zeroline": False,
-        },
+        "yaxis": node_axis(rows),
         "shapes": bands,
         "annotations": names,
+    }
+
+
+def node_axis(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the vertical axis with one place for each row, from top to bottom."""
+    return {
+        "tickvals": list(range(len(rows))),
+        "ticktext": [f"{label(row.node)} · stage {row.stage}" for row in rows],
+        "range": [len(rows) - 0.5, -0.5],
+        "fixedrange": True,
+        "showgrid": False,
+        "zeroline": False,
     }
 
 

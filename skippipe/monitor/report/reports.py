@@ -1,10 +1,12 @@
 """The three reports: about a plan, about a run, about runs beside each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
-from skippipe.monitor.report.gantt import gantt_figure
+from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
+from skippipe.monitor.report.load import load_figure, memory_figure
 from skippipe.monitor.report.page import Page, Picture, Section, write_report
 from skippipe.monitor.report.routes import routes_figure
 from skippipe.monitor.report.run import Run, read_run
@@ -19,8 +21,11 @@ from skippipe.monitor.report.summary import (
     settings_table,
 )
 from skippipe.monitor.report.units import count, percent, seconds, times
+from skippipe.monitor.report.waits import path_tables
+from skippipe_scheduler.analysis import analyse
+from skippipe_scheduler.critical_path import CriticalPath, critical_path
 from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.simulate import Timeline, simulate
 
 SIMULATED = "Simulated exactly from the plan's costs."
 MEASURED = "Measured by each node, from its own start of the iteration."
@@ -32,17 +37,24 @@ def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan]) -> 
     Raises `SkipPipeError` where it cannot be written.
     """
     plans = {"this plan": plan, **baselines}
-    predicted = plan.predicted
+    predicted, timeline = plan.predicted, simulate(plan)
     facts = {
         "Predicted iteration": seconds(predicted.iteration_s),
         "Lower bound": seconds(predicted.lower_bound_s),
         "Gap": percent(gap(plan)),
-        "Mean utilisation": percent(mean_utilisation(simulate(plan))),
+        "Mean utilisation": percent(mean_utilisation(timeline)),
     }
     for name, baseline in baselines.items():
         facts[f"Against {name}"] = times(predicted.iteration_s / baseline.predicted.iteration_s)
     comparison = Section("Predicted times", tables=[plans_table(plans)])
-    sections = [comparison, _iteration(plans, {}), _routes({"": plan}), _nodes({"": plan})]
+    sections = [
+        comparison,
+        _iteration(plans, {}),
+        _waits(plan, critical_path(plan, timeline)),
+        _load(plan, timeline),
+        _routes({"": plan}),
+        _nodes({"": plan}),
+    ]
     write_report(path, Page("Plan", _size(plan), facts, sections))
 
 
@@ -104,20 +116,70 @@ def _times(runs: Mapping[str, Run]) -> Section:
     return Section("Predicted and measured time", text, pictures, [runs_table(runs)])
 
 
+class _Chart(NamedTuple):
+    """One Gantt chart before it is drawn."""
+
+    title: str
+    plan: Plan
+    spans: list[Span]
+    caption: str
+    path: CriticalPath | None = None
+
+    def picture(self, axis_end_s: float) -> Picture:
+        chosen = select(self.plan, self.spans)
+        figure = gantt_figure(self.plan, chosen.spans, self.title, axis_end_s, nodes=chosen.nodes, path=self.path)
+        return Picture(figure, f"{self.caption} {chosen.note}".rstrip())
+
+
 def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, Run]) -> Section:
-    charts: list[tuple[str, Plan, list[Span], str]] = []
+    charts: list[_Chart] = []
     for name, plan in plans.items():
-        charts.append((f"{_capital(name)}, predicted", plan, timeline_spans(plan, simulate(plan)), SIMULATED))
+        timeline = simulate(plan)
+        spans, path = timeline_spans(plan, timeline), critical_path(plan, timeline)
+        charts.append(_Chart(f"{_capital(name)}, predicted", plan, spans, SIMULATED, path))
         measured = runs[name].measured if name in runs else None
         if measured is not None:
-            charts.append((f"{_capital(name)}, measured in step {measured.step}", plan, list(measured.spans), MEASURED))
-    last_s = max(end_s(spans) for _, _, spans, _ in charts)
+            title = f"{_capital(name)}, measured in step {measured.step}"
+            charts.append(_Chart(title, plan, list(measured.spans), MEASURED))
+    last_s = max(end_s(chart.spans) for chart in charts)
+    drawn = _within_limit(charts)
+    left_out = ", ".join(chart.title for chart in charts if chart not in drawn)
     return Section(
         "One iteration",
         "What each node does when: one row a node, one bar a task, the microbatch's number in the bar. Where "
-        "there is no bar, the node waits. All charts have the same time axis. Drag to zoom, double-click to "
-        "zoom out.",
-        [Picture(gantt_figure(plan, spans, title, last_s), caption) for title, plan, spans, caption in charts],
+        "there is no bar, the node waits. The line below the bars is the critical path: what the end of the iteration "
+        "waits for. All charts have the same time axis. Drag to zoom, double-click to zoom out."
+        + (f" Left out to keep the page quick: {left_out}." if left_out else ""),
+        [chart.picture(last_s) for chart in drawn],
+    )
+
+
+def _within_limit(charts: Sequence[_Chart]) -> list[_Chart]:
+    """Return the first chart and the further ones that leave the page with `MOST_BARS` bars at most."""
+    drawn, bars = list(charts[:1]), min(len(charts[0].spans), MOST_BARS)
+    for chart in charts[1:]:
+        if bars + len(chart.spans) <= MOST_BARS:
+            drawn.append(chart)
+            bars += len(chart.spans)
+    return drawn
+
+
+def _waits(plan: Plan, path: CriticalPath) -> Section:
+    text = "The critical path, from start to end: only what shortens something on it can shorten the iteration."
+    return Section("What the iteration waits for", text, tables=path_tables(plan, path))
+
+
+def _load(plan: Plan, timeline: Timeline) -> Section:
+    analysis = analyse(plan, timeline)
+    return Section(
+        "Load and memory over time",
+        "One row a node, from the start of the iteration to its end.",
+        [
+            Picture(load_figure(plan, analysis), "Darker: the node computes for more of that part of the iteration."),
+            Picture(
+                memory_figure(plan, analysis), "Most microbatches held at a time, out of those that the node fits."
+            ),
+        ],
     )
 
 
@@ -169,9 +231,10 @@ def _nodes(plans: Mapping[str, Plan]) -> Section:
 
 def _size(plan: Plan) -> str:
     stages = "/".join(str(len(stage.nodes)) for stage in plan.stages)
+    lengths = " or ".join(str(length) for length in plan.rules.lengths)
     return (
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages with {stages} replicas, "
-        f"{len(plan.microbatches)} microbatches over {plan.rules.route_length} stages each. Plan {plan.hash}."
+        f"{len(plan.microbatches)} microbatches over {lengths} stages each. Plan {plan.hash}."
     )
 
 

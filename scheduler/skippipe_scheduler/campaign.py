@@ -1,0 +1,204 @@
+"""One solve from start to end: several starts, a race between them, the winners searched on until time is up."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from skippipe_scheduler.bounds import lower_bounds
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.joint import improve_jointly
+from skippipe_scheduler.kernel.jit import slowness
+from skippipe_scheduler.options import Progress, Robustness
+from skippipe_scheduler.placement import random_placement, regional_placement
+from skippipe_scheduler.routes import balanced_routes, choose_routes, priced_routes
+from skippipe_scheduler.search import Search
+from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
+from skippipe_scheduler.state import State
+
+_MOST_STARTS = 12
+_RACE_PART = 0.65
+_CYCLE_PART = 0.4
+_JOINT_PART = 0.15
+_JOINT_AT_MOST_S = 40.0
+_STEPS_PER_TASK = 600
+"""Steps of a full annealing, relative to the number of tasks."""
+_LIGHT_PART = 0.1
+_LIGHT_STEP_S, _LIGHT_SLOT_S = 7e-7, 1.5e-8
+"""About how long a step on the loads takes, and how much of it each slot adds."""
+_COUNT_MODEL_TASKS = 1000
+"""The count model is worth its time up to this number of tasks."""
+_STEP_S, _TASK_S = 1e-5, 6e-8
+"""About how long a step takes, and how much of it each task adds."""
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """A state and the layout it belongs to."""
+
+    layout: Layout
+    state: State
+
+
+@dataclass
+class Campaign:
+    """Searches over one or more layouts (variants of one problem) within one budget."""
+
+    layouts: Sequence[Layout]
+    budget: Budget
+    seed: int
+    num_workers: int
+    robustness: Robustness | None = None
+    progress: Callable[[Progress], None] | None = None
+    bound_s: float = 0.0
+    best: Incumbent | None = None
+    searches: list[Search] = field(default_factory=list)
+
+    def run(self, warm: State | None = None) -> Incumbent:
+        """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
+        limit_s = 0.05 * self.budget.limit_s
+        self.bound_s = min(max(lower_bounds(layout.problem, limit_s).values()) for layout in self.layouts)
+        if warm is not None:
+            self._resume(warm)
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            if warm is None:
+                for layout in self.layouts:
+                    self._begin(layout, pool)
+            self._race(pool)
+            self._join()
+            self._deepen(pool)
+        if self.best is None:
+            raise RuntimeError("a campaign without layouts")
+        return self.best
+
+    def _resume(self, warm: State) -> None:
+        search = Search(self.layouts[0], self.seed, self.robustness)
+        self._add(search, search.resume(warm))
+
+    def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
+        """Add searches from several placements and routes, each with its loads lightened first."""
+        count = max(2, self._affordable_starts(layout) // len(self.layouts))
+        steps = self._light_steps(layout, count)
+
+        def begin(index: int) -> tuple[Search, State]:
+            search = Search(layout, self.seed + index, self.robustness)
+            placement, routes = search.lighten(*_base(layout, self.seed, index), steps)
+            return search, search.start(placement, routes)
+
+        for search, state in pool.map(begin, range(count)):
+            self._add(search, state)
+        if layout.given_placement() is not None and layout.num_tasks <= _COUNT_MODEL_TASKS:
+            self._begin_with_counts(layout)
+
+    def _begin_with_counts(self, layout: Layout) -> None:
+        """Add a search from the routes of the count model, whose bound is one of the problem's."""
+        placement = layout.given_placement() or ()
+        choice = choose_routes(SlotCosts(layout, placement), self.budget, self.seed, self.num_workers, part=0.1)
+        if len(self.layouts) == 1:
+            self.bound_s = max(self.bound_s, choice.bound_s)
+        search = Search(layout, self.seed + _MOST_STARTS + 1, self.robustness)
+        self._add(search, search.start(placement, choice.routes))
+
+    def _light_steps(self, layout: Layout, count: int) -> int:
+        step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
+        if self.budget.evaluations is not None:
+            return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
+        return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
+
+    def _affordable_starts(self, layout: Layout) -> int:
+        """Return how many full annealings fit into the race."""
+        return min(_MOST_STARTS, int(_RACE_PART * self._steps_left(layout) / _full_annealing(layout)))
+
+    def _steps_left(self, layout: Layout) -> float:
+        """Return about how many steps all workers can still make."""
+        if self.budget.evaluations is not None:
+            return self.budget.evaluations - self.budget.spent
+        return self.num_workers * self.budget.left_s / slowness() / (_STEP_S + _TASK_S * layout.num_tasks)
+
+    def _add(self, search: Search, state: State) -> None:
+        self.searches.append(search)
+        self._report(search, state)
+
+    def _report(self, search: Search, state: State) -> None:
+        """Remember an improvement and tell the caller."""
+        if self.best is None or state.score < self.best.state.score:
+            better = self.best is None or state.iteration_s < self.best.state.iteration_s
+            self.best = Incumbent(search.layout, state)
+            if better and self.progress:
+                spent = sum(one.steps for one in self.searches)
+                self.progress(Progress(self.budget.elapsed_s, spent, state.iteration_s, self.bound_s))
+
+    def _anneal(self, pool: ThreadPoolExecutor, searches: Sequence[Search], part: float, heat: float) -> None:
+        """Give every search its share of `part` of what is left; as many as there are workers run at a time."""
+        at_once = min(len(searches), self.num_workers)
+        each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
+        left = self.budget.share(each)
+        steps = part * self._steps_left(searches[0].layout) / len(searches)
+        heat *= min(1.0, steps / _full_annealing(searches[0].layout)) ** 0.5
+
+        def improve(search: Search) -> tuple[Budget, State]:
+            budget = Budget(left.limit_s, left.evaluations, left.stop)
+            return budget, search.improve(budget, self.bound_s, heat=heat)
+
+        for search, (used, state) in zip(searches, pool.map(improve, searches), strict=True):
+            self.budget.charge(used)
+            search.steps += used.spent
+            self._report(search, state)
+
+    def _race(self, pool: ThreadPoolExecutor) -> None:
+        """Anneal from every start and keep the best two."""
+        if len(self.searches) > 2 and not self._finished():
+            self._anneal(pool, self.searches, _RACE_PART, 1.0)
+            self.searches.sort(key=lambda search: search.state().score)
+            self.searches = self.searches[:2]
+            for search in self.searches:
+                search.restart()
+
+    def _join(self) -> None:
+        """Let the joint model improve the best, where it is small enough, and prove it where the placement is fixed."""
+        if self.best is None or self._finished() or len(self.layouts) > 1 or self.robustness:
+            return
+        layout, state = self.best.layout, self.best.state
+        limits = {"part": _JOINT_PART, "at_most_s": _JOINT_AT_MOST_S}
+        result = improve_jointly(layout, state, self.budget, self.seed, self.num_workers, **limits)
+        if result is None:
+            return
+        if layout.given_placement() is not None:
+            self.bound_s = max(self.bound_s, min(result.bound_s, state.iteration_s))
+        if result.routes is not None:
+            search = Search(layout, self.seed + _MOST_STARTS, self.robustness)
+            found = State(state.placement, result.routes, result.starts, state.iteration_s, state.score)
+            self._add(search, search.resume(found))
+            self.searches = sorted(self.searches, key=lambda one: one.state().score)[:2]
+
+    def _deepen(self, pool: ThreadPoolExecutor) -> None:
+        """Anneal the finalists again and again, cooler each time; one far behind starts again from the best."""
+        heat = 1.0
+        while not self._finished():
+            full = len(self.searches) * _full_annealing(self.searches[0].layout)
+            part = max(_CYCLE_PART, full / max(1.0, self._steps_left(self.searches[0].layout)))
+            self._anneal(pool, self.searches, part if part < 0.7 else 1.0, heat)
+            self.searches.sort(key=lambda search: search.state().score)
+            leader = self.searches[0]
+            for search in self.searches[1:]:
+                if search.layout is leader.layout and search.state().score > 1.005 * leader.state().score:
+                    search.resume(leader.state())
+            for search in self.searches:
+                search.restart()
+            heat = max(0.3, 0.7 * heat)
+
+    def _finished(self) -> bool:
+        reached = self.best is not None and self.best.state.iteration_s <= self.bound_s * (1 + 1e-9) + 1e-9
+        return reached or self.budget.exhausted
+
+
+def _base(layout: Layout, seed: int, index: int) -> tuple[Placement, Sequence[SlotRoute]]:
+    """Return a placement and routes to lighten; the first is the most promising, the others differ."""
+    placement = layout.given_placement()
+    if placement is None and index:
+        return random_placement(layout, seed + index), balanced_routes(layout, seed + index)
+    placement = placement or regional_placement(layout)
+    return placement, priced_routes(SlotCosts(layout, placement), seed + index)
+
+
+def _full_annealing(layout: Layout) -> int:
+    return _STEPS_PER_TASK * layout.num_tasks

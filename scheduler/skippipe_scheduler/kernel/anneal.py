@@ -1,0 +1,257 @@
+"""Large neighbourhood search with annealing: take a few microbatches out, change them, insert them again.
+
+Small schedules are copied, so that after each step every task starts as early as its node's order allows. Large ones
+are changed in place and put back where a step is refused.
+"""
+
+import math
+
+from skippipe_scheduler.kernel.arrays import (
+    BACKWARD,
+    BUSY,
+    HELD,
+    Floats,
+    Instance,
+    Integers,
+    Schedule,
+    Work,
+)
+from skippipe_scheduler.kernel.insertion import fits_width, insert, remove, restore
+from skippipe_scheduler.kernel.jit import called, compiled, inlined
+from skippipe_scheduler.kernel.moves import (
+    choose,
+    choose_users,
+    forget,
+    longest_first,
+    move,
+    obeys_rules,
+    save,
+    shuffle,
+)
+from skippipe_scheduler.kernel.tasks import below, uniform
+from skippipe_scheduler.kernel.timing import fits_memory, iteration_s, retime, score_s
+
+_EXCHANGE_NODES = 0.3
+_ONLY_EXCHANGE = 0.3
+_CHANGE_ROUTES = 0.62
+_CHANGE_TWICE = 0.3
+_LONGEST_FIRST = 0.4
+_RETURN_TO_BEST = 400
+_RETIME_EVERY = 2000
+_WAITS = 5
+"""Longest waits of a task for its node: 0.5, 1, 2, 4 or 8 mean backward times."""
+
+
+@compiled
+def build(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
+    """Insert the microbatches in `sequence` into an empty schedule and start everything as early as possible.
+
+    Returns False where a slot would get more tasks than its row holds.
+    """
+    for slot in range(s.placement.shape[0]):
+        s.counts[BUSY, slot] = 0
+        s.counts[HELD, slot] = 0
+    for stage in range(w.visits.shape[0]):
+        w.visits[stage] = 0
+    for index in range(sequence.shape[0]):
+        m = sequence[index]
+        if not fits_width(s, m):
+            return False
+        insert(p, s, w.chain_s, m, wait_s)
+        for hop in range(s.lengths[m]):
+            w.visits[p.stage_of[s.routes[m, hop]]] += 1
+    return retime(p, s, w.queue, -1)
+
+
+@compiled
+def judge(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
+    """Write the iteration time (mean over the samples where there are any) and the score into `scores`."""
+    samples = p.factors.shape[0]
+    total_s = 0.0
+    for sample in range(samples):
+        retime(p, s, w.queue, sample)
+        total_s += iteration_s(p, s, w.queue)
+    if samples:
+        retime(p, s, w.queue, -1)
+        scores[0] = total_s / samples
+    else:
+        scores[0] = iteration_s(p, s, w.queue)
+    scores[1] = score_s(p, s, w.queue, scores[0])
+
+
+@compiled
+def copy(target: Schedule, source: Schedule) -> None:
+    """Make `target` equal to `source`."""
+    # The rows BUSY_FROM and BUSY_TO of `times_s` go with BUSY, the others with HELD.
+    for m in range(source.routes.shape[0]):
+        target.lengths[m] = source.lengths[m]
+        for hop in range(source.lengths[m]):
+            target.routes[m, hop] = source.routes[m, hop]
+        for index in range(2 * source.lengths[m] + 1):
+            target.starts[m, index] = source.starts[m, index]
+    for slot in range(source.placement.shape[0]):
+        target.placement[slot] = source.placement[slot]
+        for kind in (BUSY, HELD):
+            target.counts[kind, slot] = source.counts[kind, slot]
+            for place in range(source.counts[kind, slot]):
+                target.tasks[kind, slot, place] = source.tasks[kind, slot, place]
+                target.times_s[2 * kind, slot, place] = source.times_s[2 * kind, slot, place]
+                target.times_s[2 * kind + 1, slot, place] = source.times_s[2 * kind + 1, slot, place]
+
+
+@inlined
+def _wait_s(p: Instance, w: Work) -> float:
+    total_s = 0.0
+    for node in range(p.memory.shape[0]):
+        total_s += p.node_s[BACKWARD, node]
+    return 0.5 * 2.0 ** below(w.random, _WAITS) * total_s / p.memory.shape[0]
+
+
+@called
+def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
+    """Two slots exchange their nodes; choose microbatches to insert again, -1 where memory does not allow it."""
+    slots = s.placement.shape[0]
+    left = below(w.random, slots)
+    right = (left + 1 + below(w.random, slots - 1)) % slots
+    node = s.placement[left]
+    s.placement[left] = s.placement[right]
+    s.placement[right] = node
+    retime(p, s, w.queue, -1)
+    if not fits_memory(p, s):
+        return -1
+    if uniform(w.random) < _ONLY_EXCHANGE:
+        return 0
+    return choose_users(s, w, left, right)
+
+
+@called
+def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool) -> bool:
+    """Take the chosen out, perhaps change their routes, insert them again; False where a rule forbids it.
+
+    Then the chosen are out and their routes are whatever they are; `w.visits` is as before.
+    """
+    save(s, w, count)
+    for index in range(count):
+        remove(s, w.chosen[index])
+    if count and routes and uniform(w.random) < _CHANGE_ROUTES:
+        move(p, s, w, count)
+        if uniform(w.random) < _CHANGE_TWICE:
+            move(p, s, w, count)
+    if not obeys_rules(p, s, w, count):
+        return False
+    shuffle(w, count)
+    if uniform(w.random) < _LONGEST_FIRST:
+        longest_first(p, s, w, count)
+    wait_s = _wait_s(p, w)
+    for index in range(count):
+        if not fits_width(s, w.chosen[index]):
+            for before in range(index):
+                remove(s, w.chosen[before])
+            forget(p, s, w, count)
+            return False
+        insert(p, s, w.chain_s, w.chosen[index], wait_s)
+    return True
+
+
+@inlined
+def _accepts(w: Work, score: float, current: float, heat_s: float) -> bool:
+    return score <= current - heat_s * math.log(uniform(w.random))
+
+
+@compiled
+def anneal(
+    p: Instance,
+    current: Schedule,
+    candidate: Schedule,
+    best: Schedule,
+    w: Work,
+    scores: Floats,
+    steps: int,
+    heat_from_s: float,
+    heat_to_s: float,
+    free_placement: bool,
+    goal_s: float,
+) -> int:
+    """Search from `current`, keep the best in `best`; return the steps made, fewer where `goal_s` is reached.
+
+    `scores` (3, 2) holds iteration seconds and score of current, candidate and best.
+    """
+    for step in range(steps):
+        if scores[2, 0] <= goal_s:
+            return step
+        copy(candidate, current)
+        exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
+        count = _exchange_nodes(p, candidate, w) if exchange else choose(candidate, w)
+        if count < 0 or not _change(p, candidate, w, count, not exchange):
+            continue
+        retime(p, candidate, w.queue, -1)
+        judge(p, candidate, w, scores[1])
+        heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
+        if _accepts(w, scores[1, 1], scores[0, 1], heat_s):
+            copy(current, candidate)
+            scores[0, 0] = scores[1, 0]
+            scores[0, 1] = scores[1, 1]
+            if scores[0, 1] < scores[2, 1] - 1e-12:
+                copy(best, current)
+                scores[2, 0] = scores[0, 0]
+                scores[2, 1] = scores[0, 1]
+        else:
+            forget(p, candidate, w, count)
+            if step % _RETURN_TO_BEST == 0:
+                copy(current, best)
+                recount(p, current, w)
+                scores[0, 0] = scores[2, 0]
+                scores[0, 1] = scores[2, 1]
+    return steps
+
+
+@compiled
+def recount(p: Instance, s: Schedule, w: Work) -> None:
+    """Count the visits of the stages anew."""
+    for stage in range(w.visits.shape[0]):
+        w.visits[stage] = 0
+    for m in range(s.routes.shape[0]):
+        for hop in range(s.lengths[m]):
+            w.visits[p.stage_of[s.routes[m, hop]]] += 1
+
+
+@compiled
+def anneal_in_place(
+    p: Instance,
+    current: Schedule,
+    best: Schedule,
+    w: Work,
+    scores: Floats,
+    steps: int,
+    heat_from_s: float,
+    heat_to_s: float,
+    goal_s: float,
+) -> int:
+    """Search like `anneal`, for schedules too large to copy at every step; the placement stays."""
+    for step in range(steps):
+        if scores[2, 0] <= goal_s:
+            return step
+        count = choose(current, w)
+        if not _change(p, current, w, count, True):
+            for index in range(count):
+                restore(p, current, w, w.chosen[index], index)
+            continue
+        judge(p, current, w, scores[1])
+        heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
+        if _accepts(w, scores[1, 1], scores[0, 1], heat_s):
+            scores[0, 0] = scores[1, 0]
+            scores[0, 1] = scores[1, 1]
+        else:
+            forget(p, current, w, count)
+            for index in range(count):
+                remove(current, w.chosen[index])
+            for index in range(count):
+                restore(p, current, w, w.chosen[index], index)
+        if step % _RETIME_EVERY == _RETIME_EVERY - 1 or step == steps - 1:
+            retime(p, current, w.queue, -1)
+            judge(p, current, w, scores[0])
+            if scores[0, 1] < scores[2, 1] - 1e-12:
+                copy(best, current)
+                scores[2, 0] = scores[0, 0]
+                scores[2, 1] = scores[0, 1]
+    return steps

@@ -1,0 +1,124 @@
+"""What the compiled functions work on. M microbatches, P stages on the longest route, K = 2P + 1 tasks on its chain.
+
+Rows of equal shape share one array, because compiled functions hand every array on by value.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+CONTENTION: Final = {"none": 0, "link": 1, "node": 2}
+MOST_CHOSEN: Final = 16
+"""Microbatches that one step takes out at most."""
+
+FORWARD, BACKWARD, LOSS = 0, 1, 2
+TRANSFER_S, OCCUPANCY_S, LATENCY_S, GBIT_PER_S = 0, 1, 2, 3
+WEIGHT, REDUCE_S, REDUCE_GBIT = 0, 1, 2
+BUSY, HELD = 0, 1
+BUSY_FROM, BUSY_TO, HELD_FROM, HELD_TO = 0, 1, 2, 3
+RELEASE, START, DURATION, DELAY = 0, 1, 2, 3
+FREE, CARD_OUT, CARD_IN, LAST_END = 0, 1, 2, 3
+LENGTH: Final = -1
+INDEX_BITS, INDEX_MASK = 10, 1023
+"""A task is a microbatch, shifted, and the index in its chain; routes have at most 511 stages."""
+
+
+class Instance(NamedTuple):
+    """What the search never changes. Nodes by rank; slots are numbered stage by stage."""
+
+    node_s: Floats  # (FORWARD | BACKWARD | LOSS, nodes), seconds of a stage of mean size
+    memory: Integers  # (nodes,) microbatches
+    links: Floats  # (TRANSFER_S | OCCUPANCY_S | LATENCY_S | GBIT_PER_S, nodes, nodes)
+    stages: Floats  # (WEIGHT | REDUCE_S | REDUCE_GBIT, stages); 0 Gbit where the reduction ignores the placement
+    stage_of: Integers  # (slots,)
+    first_slot: Integers  # (stages + 1,)
+    factors: Floats  # (samples, table) of task and transfer times, (0, 1) where the nominal time counts
+    overhead_s: float
+    contention: int
+    max_swaps: int
+    max_swap_distance: int
+    max_forward_jump: int
+    least_visits: int
+    most_visits: int
+    free_origins: bool
+
+
+class Schedule(NamedTuple):
+    """A complete or partial schedule; a task is m << INDEX_BITS | its index in the chain of microbatch m."""
+
+    placement: Integers  # (slots,) node
+    routes: Integers  # (M, P) slots
+    lengths: Integers  # (M,)
+    starts: Floats  # (M, K)
+    counts: Integers  # (BUSY | HELD, slots) entries in the rows below
+    tasks: Integers  # (BUSY | HELD, slots, width): tasks by start; microbatches by the start of their forward
+    times_s: Floats  # (BUSY_FROM | BUSY_TO | HELD_FROM | HELD_TO, slots, width), BUSY_TO with the overhead
+
+
+class Queue(NamedTuple):
+    """Memory for timing."""
+
+    ready_s: Floats  # (M,) when the input of the next task is there
+    following: Integers  # (M,) index of the task that can run next, -1 while its input is on the way
+    pending_s: Floats  # (M + 1,) heap or stack of transfers
+    pending: Integers  # (M + 1,)
+    position: Integers  # (slots,)
+    slot_s: Floats  # (FREE | CARD_OUT | CARD_IN | LAST_END, slots)
+    link_free_s: Floats  # (slots, slots) or (0, 0) where links are not shared
+
+
+class Work(NamedTuple):
+    """Memory for one step of the search."""
+
+    random: Integers  # (2,) state of the generator
+    chosen: Integers  # (MOST_CHOSEN,) microbatches that the step takes out
+    pool: Integers  # (M,)
+    saved: Integers  # (MOST_CHOSEN, P + 1) routes before the step, their LENGTH last
+    saved_s: Floats  # (MOST_CHOSEN, K) starts before the step
+    visits: Integers  # (stages,)
+    chain_s: Floats  # (RELEASE | START | DURATION | DELAY, K)
+    queue: Queue
+
+
+def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, width: int) -> Schedule:
+    """Return a schedule with room for `width` tasks in each slot, in which no microbatch is yet."""
+    slots = len(placement)
+    return Schedule(
+        placement=placement.copy(),
+        routes=routes.copy(),
+        lengths=lengths.copy(),
+        starts=np.zeros((len(routes), 2 * routes.shape[1] + 1)),
+        counts=np.zeros((2, slots), np.int64),
+        tasks=np.zeros((2, slots, width), np.int64),
+        times_s=np.zeros((4, slots, width)),
+    )
+
+
+def make_work(instance: Instance, routes: Integers, seed: int) -> Work:
+    """Return working memory for schedules with these `routes`; `seed` decides all random choices."""
+    microbatches, longest = routes.shape
+    slots = len(instance.stage_of)
+    tasks = 2 * longest + 1
+    shared = slots if instance.contention else 0
+    return Work(
+        random=np.random.default_rng(seed).integers(1, 2147483398, 2),
+        chosen=np.zeros(MOST_CHOSEN, np.int64),
+        pool=np.zeros(microbatches, np.int64),
+        saved=np.zeros((MOST_CHOSEN, longest + 1), np.int64),
+        saved_s=np.zeros((MOST_CHOSEN, tasks)),
+        visits=np.zeros(instance.stages.shape[1], np.int64),
+        chain_s=np.zeros((4, tasks)),
+        queue=Queue(
+            ready_s=np.zeros(microbatches),
+            following=np.zeros(microbatches, np.int64),
+            pending_s=np.zeros(microbatches + 1),
+            pending=np.zeros(microbatches + 1, np.int64),
+            position=np.zeros(slots, np.int64),
+            slot_s=np.zeros((4, slots)),
+            link_free_s=np.zeros((shared, shared)),
+        ),
+    )

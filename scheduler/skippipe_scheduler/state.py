@@ -1,0 +1,19 @@
+"""A complete schedule as the search hands it on."""
+
+from dataclasses import dataclass
+
+from skippipe_scheduler.slots import Placement, SlotRoute
+
+Starts = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """Placement, routes and starts by slot, and what the search thinks of them."""
+
+    placement: Placement
+    routes: tuple[SlotRoute, ...]
+    starts: Starts
+    """Seconds at which every task of every microbatch starts."""
+    iteration_s: float
+    score: float

@@ -1,0 +1,76 @@
+"""What the iteration waits for: the critical path as a line over the Gantt chart and as tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from skippipe.monitor.report.page import Bar, Table
+from skippipe.monitor.report.theme import label
+from skippipe.monitor.report.units import percent, seconds
+from skippipe_scheduler.critical_path import REASONS, CriticalPath, Piece
+from skippipe_scheduler.plan import Plan
+
+COLOUR = "#d6246e"
+BELOW_BAR = 0.43
+"""Distance of the line from the middle of a node's row, so that it covers no number."""
+MOST_PLACES = 12
+
+
+def path_line(path: CriticalPath, position: Mapping[str, int]) -> go.Scatter:
+    """Draw the path below the bars of its tasks; a slope is a transfer. Nodes without a row leave a gap."""
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    texts: list[str] = []
+    for piece in path.pieces:
+        ends = _ends(piece)
+        rows = [position.get(node) for node in ends]
+        if None in rows:
+            xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
+            continue
+        xs += [round(piece.start_s, 7), round(piece.end_s, 7)]
+        ys += [row + BELOW_BAR for row in rows if row is not None]
+        texts += [_describe(piece)] * 2
+    line: dict[str, Any] = {"color": COLOUR, "width": 2.5}
+    return go.Scatter(
+        x=xs,
+        y=ys,
+        text=texts,
+        mode="lines",
+        line=line,
+        name="Critical path",
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def path_tables(plan: Plan, path: CriticalPath) -> list[Table]:
+    """Return the seconds of the critical path by kind, by region where there are any, and by node and link."""
+    places = dict(list(path.by_place.items())[:MOST_PLACES])
+    tables = [_shares("Kind of work or waiting", "By kind", path.by_kind, path.iteration_s)]
+    regions = path.by_region(plan)
+    if regions:
+        tables.append(_shares("Region", "By region", regions, path.iteration_s))
+    left_out = len(path.by_place) - len(places)
+    more = f"; {left_out} smaller ones are left out" if left_out else ""
+    return [*tables, _shares("Node or link", f"By node and link{more}", places, path.iteration_s)]
+
+
+def _shares(column: str, caption: str, seconds_of: Mapping[str, float], whole_s: float) -> Table:
+    shares = {name: value_s / whole_s if whole_s else 0.0 for name, value_s in seconds_of.items()}
+    rows = [(name, seconds(value_s), Bar(percent(shares[name]), shares[name])) for name, value_s in seconds_of.items()]
+    return Table(f"{caption}.", (column, "Time", "Share of the iteration"), rows)
+
+
+def _ends(piece: Piece) -> tuple[str, str]:
+    """Return the nodes at which the line of a piece begins and ends; queueing stays where it is."""
+    if piece.kind == "transfer" and piece.destination is not None:
+        return piece.node, piece.destination
+    return piece.node, piece.node
+
+
+def _describe(piece: Piece) -> str:
+    whose = "" if piece.microbatch < 0 else f" of microbatch {piece.microbatch}"
+    return (
+        f"<b>Critical path: {piece.kind}{whose}</b><br>{label(piece.place)}<br>"
+        f"starts at {seconds(piece.start_s)}, takes {seconds(piece.duration_s)}; {REASONS[piece.reason]}"
+    )

@@ -1,0 +1,105 @@
+"""`skippipe simulate`: what it prints, for people and for programs, and what it says about mistakes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from random_plans import random_plan
+
+from skippipe.cli.main import main
+from skippipe.cli.simulate import command
+from skippipe_scheduler.node_loss import simulate_loss
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return random_plan(5, num_microbatches=8, contention="node")
+
+
+@pytest.fixture
+def path(plan: Plan, tmp_path: Path) -> str:
+    plan.save(tmp_path / "plan.json")
+    return str(tmp_path / "plan.json")
+
+
+def output(*arguments: str) -> str:
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def printed_object(*arguments: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(output(*arguments, "--json"))
+    return content
+
+
+def test_text_has_a_row_a_node_and_the_critical_path(plan: Plan, path: str) -> None:
+    text = output(path)
+    assert f"iteration {plan.predicted.iteration_s:.4f} s" in text
+    peak = simulate(plan).peak_memory
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.split()[0] in plan.nodes}
+    assert {node: row[-1] for node, row in rows.items()} == {
+        node: f"{peak[node]}/{plan.costs.memory[node]}" for node in plan.nodes
+    }
+    assert f"Critical path: {plan.predicted.iteration_s:.4f} s" in text
+    assert "by kind     backward" in text
+
+
+def test_json_is_one_object_that_adds_up(plan: Plan, path: str) -> None:
+    content = printed_object(path)
+    assert content["iteration_s"] == plan.predicted.iteration_s
+    assert list(content["nodes"]) == list(plan.nodes)
+    pieces = content["critical_path"]["pieces"]
+    assert sum(piece["end_s"] - piece["start_s"] for piece in pieces) == pytest.approx(plan.predicted.iteration_s)
+    assert sum(link["num_transfers"] for link in content["links"]) == len(simulate(plan).transfers)
+    assert "samples" not in content
+
+
+def test_samples_are_summarised(plan: Plan, path: str) -> None:
+    arguments = (path, "--jitter", "0.4", "--samples", "8", "--seed", "3")
+    iterations_s = [simulate(plan, jitter_sigma=0.4, seed=seed).iteration_s for seed in range(3, 11)]
+    samples = printed_object(*arguments)["samples"]
+    assert samples["mean_s"] == pytest.approx(sum(iterations_s) / 8)
+    assert samples["max_s"] == max(iterations_s)
+    assert f"8 samples: mean {samples['mean_s']:.4f} s" in output(*arguments)
+
+
+def test_a_loss_is_accounted_for(plan: Plan, path: str, tmp_path: Path) -> None:
+    second = plan.predicted.iteration_s * 0.6
+    loss = simulate_loss(plan, {"node-2": second})
+    content = printed_object(path, "--lose", f"node-2={second!r}", "--trace", str(tmp_path / "trace.json"))["loss"]
+    assert content["unfinished"] == list(loss.unfinished)
+    assert content["lost_work_s"] == loss.lost_work_s
+    assert "node-2" not in content["nodes"]
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    text = output(path, "--lose", f"node-2={second!r}")
+    assert f"{len(loss.unfinished)} of 8 microbatches cannot finish: {loss.unfinished[0]}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slow", "nobody=2"], "the plan has no node 'nobody'"),
+        (["--slow", "node-0=0"], "expected NODE=FACTOR with a positive number and at most 1e+09"),
+        (["--slow", "node-0=1e300"], "at most 1e+09"),
+        (["--lose", "node-0"], "expected NODE=SECONDS with a number of at least 0"),
+        (["--lose", "node-0=nan"], "expected NODE=SECONDS"),
+        (["--lose", "node-0=-1"], "expected NODE=SECONDS"),
+        (["--samples", "5"], "add --jitter SIGMA"),
+        (["--samples", "5", "--jitter", "0.1", "--lose", "node-0=1"], "give one of the two"),
+        (["--samples", "0", "--jitter", "0.1"], "--samples"),
+        (["--jitter", "nan"], "from 0 to 5"),
+        (["--jitter", "1000"], "--jitter"),
+    ],
+)
+def test_mistakes_are_named(path: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["simulate", path, *arguments])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""

@@ -1,0 +1,146 @@
+"""The critical path: pieces that touch, add up to the iteration, and really are what it waits for."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_plans import random_plan, with_exact_times
+
+from skippipe_scheduler.critical_path import critical_path
+from skippipe_scheduler.explain import explain, path_summary
+from skippipe_scheduler.plan import Plan, Route, Stage, Task
+from skippipe_scheduler.problem import Contention, Rules
+from skippipe_scheduler.simulate import simulate
+
+CONTENTIONS = st.sampled_from(["none", "link", "node"])
+
+
+def two_microbatches(contention: Contention) -> Plan:
+    """Return a plan of two nodes whose two transfers leave 0.1 s apart, each 0.4 s on the wire and 0.1 s of latency."""
+    drawn = random_plan(0, num_nodes=2, num_stages=2, route_length=2, num_microbatches=2)
+    origin, other = (stage.nodes[0] for stage in drawn.stages)
+    both = (origin, other)
+    pairs = {origin: {other: 0.5}, other: {origin: 0.5}}
+    costs = drawn.costs.model_copy(
+        update={
+            "forward_s": dict.fromkeys(both, 0.1),
+            "backward_s": dict.fromkeys(both, 2.0),
+            "loss_s": dict.fromkeys(both, 0.25),
+            "task_overhead_s": 0.0,
+            "transfer_s": pairs,
+            "reduce_s": (0.0, 3.0),
+            "contention": contention,
+            "activation_bytes": 1,
+            "latency_s": {origin: {other: 0.1}, other: {origin: 0.1}},
+            "gbit_per_s": {origin: {other: 2e-8}, other: {origin: 2e-8}},
+        }
+    )
+    order = {
+        origin: tuple(Task(one, m) for one in "FLB" for m in (0, 1)),  # type: ignore[arg-type]
+        other: tuple(Task(one, m) for one in "FB" for m in (0, 1)),  # type: ignore[arg-type]
+    }
+    changed = {
+        "nodes": both,
+        "stages": (Stage(layers=(0, 1), nodes=(origin,)), Stage(layers=(1, 2), nodes=(other,))),
+        "microbatches": (Route(id=0, route=both), Route(id=1, route=both)),
+        "order": order,
+        "costs": costs,
+        "rules": Rules(num_stages=2, route_length=2),
+        "regions": ("here", "there"),
+    }
+    return with_exact_times(drawn.model_copy(update=changed))
+
+
+def test_by_hand() -> None:
+    plan = two_microbatches("link")
+    path = critical_path(plan)
+    origin, other = plan.nodes
+    assert [(piece.kind, piece.place, piece.reason) for piece in path.pieces] == [
+        ("forward", origin, "start"),
+        ("transfer", f"{origin} to {other}", "input"),
+        ("forward", other, "input"),
+        ("transfer", f"{other} to {origin}", "input"),
+        ("loss", origin, "input"),
+        ("transfer", f"{origin} to {other}", "input"),
+        ("backward", other, "input"),
+        ("backward", other, "node"),
+        ("reduction", other, "reduction"),
+    ]
+    assert path.iteration_s == pytest.approx(0.1 + 0.5 + 0.1 + 0.5 + 0.25 + 0.5 + 2 + 2 + 3)
+    assert path.by_kind == pytest.approx(
+        {"backward": 4.0, "reduction": 3.0, "transfer": 1.5, "loss": 0.25, "forward": 0.2}
+    )
+    assert path.by_region(plan) == pytest.approx(
+        {"there": 7.1, "here to there": 1.0, "there to here": 0.5, "here": 0.35}
+    )
+
+
+def test_a_queue_shows_the_transfer_that_is_in_the_way() -> None:
+    plan = two_microbatches("link")
+    quick = plan.costs.model_copy(update={"backward_s": dict.fromkeys(plan.nodes, 0.01), "reduce_s": (0.0, 0.0)})
+    path = critical_path(plan.model_copy(update={"costs": quick}))
+    queueing = [piece for piece in path.pieces if piece.kind == "queueing"]
+    assert [piece.duration_s for piece in queueing] == pytest.approx([0.4])
+    assert queueing[0].microbatch == 0
+    assert path.pieces[path.pieces.index(queueing[0]) + 1].reason == "link"
+
+
+@given(seed=st.integers(0, 10_000), contention=CONTENTIONS, jitter_sigma=st.sampled_from([0.0, 0.5]))
+@settings(max_examples=100, deadline=None)
+def test_pieces_touch_and_add_up(seed: int, contention: Contention, jitter_sigma: float) -> None:
+    plan = random_plan(seed, contention=contention, num_microbatches=8)
+    timeline = simulate(plan, jitter_sigma=jitter_sigma, seed=seed)
+    path = critical_path(plan, timeline)
+    assert path.pieces[0].start_s == 0.0
+    assert path.pieces[0].reason == "start"
+    assert path.iteration_s == timeline.iteration_s
+    for before, after in itertools.pairwise(path.pieces):
+        assert before.end_s == after.start_s
+    for total_s in (path.by_kind, path.by_place):
+        assert sum(total_s.values()) == pytest.approx(timeline.iteration_s)
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None:
+    """Without queues; with them a delay can also change who comes first, and help."""
+    plan = random_plan(seed)
+    path = critical_path(plan)
+    node, longer_s = plan.nodes[seed % len(plan.nodes)], 0.01
+    on_path = sum((piece.kind, piece.node) == ("forward", node) for piece in path.pieces)
+    forward_s = plan.costs.forward_s | {node: plan.costs.forward_s[node] + longer_s}
+    slower = plan.model_copy(update={"costs": plan.costs.model_copy(update={"forward_s": forward_s})})
+    assert simulate(slower).iteration_s >= path.iteration_s + on_path * longer_s - 1e-9
+
+
+@given(seed=st.integers(0, 10_000), contention=CONTENTIONS)
+@settings(max_examples=40, deadline=None)
+def test_reasons_fit_the_pieces(seed: int, contention: Contention) -> None:
+    plan = random_plan(seed, contention=contention)
+    path = critical_path(plan)
+    for before, piece in itertools.pairwise(path.pieces):
+        if piece.kind in ("forward", "loss", "backward"):
+            expected = {"transfer": "input"}.get(before.kind, "node")
+            assert (piece.destination, piece.reason) == (None, expected)
+        elif piece.kind in ("transfer", "queueing"):
+            assert piece.reason == ("link" if before.kind == "queueing" else "input")
+        elif piece.kind == "overhead":
+            assert (piece.reason, before.node) == ("node", piece.node)
+
+
+def test_explanation_names_what_matters() -> None:
+    plan = two_microbatches("link")
+    text = explain(plan)
+    assert "Critical path: 8.9500 s in 9 pieces" in text
+    assert "backward 4.0000 s (44.7%)" in text
+    assert f"{plan.nodes[1]}: 3.0000 s; it waits for the last backward of its stage" in text
+    assert f"Busiest node: {plan.nodes[0]} (stage 0) computes 52.5% of the time" in text
+    assert "holds 2 of 3 microbatches; 0 of 2 nodes are full" in text
+    assert "Longest queue" in text
+
+
+def test_summary_shows_few_of_many_places() -> None:
+    plan = random_plan(3, num_microbatches=12)
+    path = critical_path(plan)
+    assert f"{len(path.by_place) - 5} more" in "\n".join(path_summary(plan, path))

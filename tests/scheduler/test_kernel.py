@@ -1,0 +1,152 @@
+"""The compiled search: its times are those of the simulator, its schedules obey all rules, its results repeat."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_problems import make_problem, problems, share_links
+
+from skippipe_scheduler.assemble import finished_plan
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.options import Robustness
+from skippipe_scheduler.plan import Plan, Solver
+from skippipe_scheduler.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.routes import balanced_routes
+from skippipe_scheduler.search import Search
+from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.slots import Layout
+from skippipe_scheduler.solve import SolveOptions, solve
+from skippipe_scheduler.state import State
+from skippipe_scheduler.validate import validate
+
+SOLVER = Solver(name="test", version="0", seed=0, time_limit_s=0.0, wall_s=0.0)
+CONTENTIONS = st.sampled_from(["none", "link", "node"])
+
+
+def begin(problem: Problem, seed: int = 0, robustness: Robustness | None = None) -> tuple[Search, State]:
+    layout = Layout(problem)
+    search = Search(layout, seed, robustness)
+    placement = layout.given_placement() or tuple(range(len(problem.nodes)))
+    return search, search.start(placement, balanced_routes(layout, seed))
+
+
+def plan_of(search: Search, state: State) -> Plan:
+    return finished_plan(search.layout, state, 0.0, SOLVER, None)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(problems(), CONTENTIONS, st.integers(0, 5), st.integers(0, 400))
+def test_every_schedule_is_valid_and_timed_exactly(problem: Problem, contention: str, seed: int, steps: int) -> None:
+    search, state = begin(share_links(problem, contention), seed)
+    for found in (state, search.improve(Budget(1.0, steps)) if steps else state):
+        plan = plan_of(search, found)
+        validate(plan)
+        assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 300))
+def test_changing_in_place_keeps_schedules_valid(problem: Problem, steps: int) -> None:
+    search, _ = begin(problem)
+    search.large = True
+    found = search.improve(Budget(1.0, steps))
+    plan = plan_of(search, found)
+    validate(plan)
+    assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problems(), st.integers(1, 2000))
+def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
+    layout = Layout(problem)
+    search = Search(layout, 1)
+    placement = layout.given_placement() or tuple(range(len(problem.nodes)))
+    lighter, routes = search.lighten(placement, balanced_routes(layout, 0), steps)
+    assert sorted(lighter) == sorted(placement)
+    validate(plan_of(search, search.start(lighter, routes)))
+
+
+def test_one_microbatch_takes_its_round_trip() -> None:
+    problem = make_problem(3, [1, 1, 1], 3, 1)
+    search, state = begin(problem)
+    costs = problem.costs
+    names = [problem.nodes[slot] for slot in state.routes[0]]
+    hops = list(zip(names, [*names[1:], names[0]], strict=True))
+    trip_s = sum(costs.forward_s[name] + costs.backward_s[name] for name in names) + costs.loss_s[names[0]]
+    trip_s += sum(costs.transfer_s[a][b] + costs.transfer_s[b][a] for a, b in hops)
+    assert state.iteration_s == pytest.approx(trip_s)
+
+
+def test_search_improves_and_repeats() -> None:
+    problem = make_problem(6, [3, 2, 2, 2], 3, 12, fixed=False)
+    (search, state), (again, _) = begin(problem, 3), begin(problem, 3)
+    found = search.improve(Budget(1.0, 3000))
+    assert found.iteration_s < state.iteration_s
+    assert found == again.improve(Budget(1.0, 3000))
+
+
+def test_resumed_schedule_is_the_same() -> None:
+    problem = make_problem(6, [3, 2, 2, 2], 3, 12)
+    search, _ = begin(problem)
+    found = search.improve(Budget(1.0, 500))
+    resumed = Search(search.layout, 9).resume(found)
+    assert resumed.routes == found.routes
+    assert resumed.iteration_s == pytest.approx(found.iteration_s)
+
+
+def test_mixed_route_lengths_keep_their_counts() -> None:
+    problem = make_problem(2, [2, 2, 2, 2], 4, 8)
+    rules = problem.rules.model_copy(update={"route_lengths": {4: 1, 3: 1, 2: 2}})
+    plan = solve(problem.model_copy(update={"rules": rules}), SolveOptions(max_evaluations=2000))
+    validate(plan)
+    assert Counter(len(one.route) for one in plan.microbatches) == {2: 4, 3: 2, 4: 2}
+
+
+def test_free_origins_send_the_work_where_it_is_cheap() -> None:
+    problem = make_problem(2, [2, 2, 2], 2, 8)
+    slow = problem.stages[0].nodes[0] if problem.stages else ""
+    costs = problem.costs.model_copy(update={"loss_s": {**problem.costs.loss_s, slow: 30.0}})
+    even = problem.model_copy(update={"costs": costs})
+    auto = even.model_copy(update={"microbatches_per_origin": AutoMicrobatches(auto=8)})
+    fixed, free = (solve(one, SolveOptions(max_evaluations=4000)) for one in (even, auto))
+    validate(free)
+    assert sum(one.route[0] == slow for one in fixed.microbatches) == 4
+    assert sum(one.route[0] == slow for one in free.microbatches) < 2
+    assert free.predicted.iteration_s < 0.5 * fixed.predicted.iteration_s
+
+
+def test_robust_score_is_the_mean_over_jitter() -> None:
+    problem = make_problem(6, [3, 2, 2, 2], 3, 12)
+    _, nominal = begin(problem)
+    search, jittered = begin(problem, robustness=Robustness(sigma=0.6, samples=4))
+    assert jittered.iteration_s > nominal.iteration_s
+    found = search.improve(Budget(1.0, 300))
+    validate(plan_of(search, found))
+    assert found.iteration_s <= jittered.iteration_s
+
+
+def test_plain_python_finds_what_compiled_code_finds() -> None:
+    program = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from small_problems import make_problem\n"
+        "from skippipe_scheduler.solve import SolveOptions, solve\n"
+        "problem = make_problem(1, [2, 2, 2], 2, 6, fixed=False)\n"
+        "print(solve(problem, SolveOptions(seed=4, max_evaluations=150)).to_json())"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            env=os.environ | extra,
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=True,
+        ).stdout
+        for extra in ({}, {"NUMBA_DISABLE_JIT": "1"})
+    ]
+    assert outputs[0] == outputs[1]
