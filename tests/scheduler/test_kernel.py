@@ -73,7 +73,7 @@ def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
 
 def test_one_microbatch_takes_its_round_trip() -> None:
     problem = make_problem(3, [1, 1, 1], 3, 1)
-    search, state = begin(problem)
+    _, state = begin(problem)
     costs = problem.costs
     names = [problem.nodes[slot] for slot in state.routes[0]]
     hops = list(zip(names, [*names[1:], names[0]], strict=True))
