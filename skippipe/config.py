@@ -47,7 +47,9 @@ class PlannerOptions(Section):
     """Wall-clock seconds of the search; the baselines printed beside a plan share it equally with the plan."""
     seed: NonNegativeInt = 0
     max_evaluations: PositiveInt | None = None
-    """A budget that does not depend on the machine's speed: same seed and budget, same plan."""
+    """Steps of the search: a budget that does not depend on the machine's speed. Same seed and budget, same plan."""
+    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    """Above 0, plans are judged by their mean time under lognormal jitter of this sigma on every task and transfer."""
 
 
 class PipelineOptions(Section):
@@ -56,6 +58,10 @@ class PipelineOptions(Section):
     num_stages: Annotated[int, Field(ge=2)] = 6
     skip_ratio: Share = 0.33
     """Share of the stages that each microbatch leaves out; 0 is the full pipeline."""
+    route_lengths: dict[Annotated[int, Field(ge=2)], PositiveInt] | None = None
+    """A mix instead of one skip ratio: shares of the microbatches by the number of stages they visit."""
+    microbatches_per_origin: Literal["even", "auto"] = "even"
+    """Whether every origin starts equally many microbatches or the planner chooses; the total is the same."""
     layers_per_stage: tuple[PositiveInt, ...] | None = None
     """Layers of each stage; as even as possible where not given."""
     stage_sizes: tuple[PositiveInt, ...] | None = None

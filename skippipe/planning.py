@@ -84,6 +84,8 @@ def experiment_problem(experiment: Experiment) -> Problem:
         experiment_workload(experiment),
         num_stages=pipeline.num_stages,
         skip_ratio=pipeline.skip_ratio,
+        route_lengths=pipeline.route_lengths,
+        free_origins=pipeline.microbatches_per_origin == "auto",
         layers_per_stage=pipeline.layers_per_stage,
         stage_sizes=pipeline.stage_sizes,
         placement=pipeline.placement,
@@ -97,17 +99,22 @@ def experiment_problem(experiment: Experiment) -> Problem:
 
 def experiment_options(experiment: Experiment) -> "SolveOptions":
     """Return the planner's budget and seed as the experiment gives them."""
-    from skippipe_scheduler.solve import SolveOptions
+    from skippipe_scheduler.options import Robustness, SolveOptions
 
     planner = experiment.pipeline.planner
-    return SolveOptions(time_limit_s=planner.time_limit_s, seed=planner.seed, max_evaluations=planner.max_evaluations)
+    return SolveOptions(
+        time_limit_s=planner.time_limit_s,
+        seed=planner.seed,
+        max_evaluations=planner.max_evaluations,
+        robustness=Robustness(planner.jitter_sigma) if planner.jitter_sigma else None,
+    )
 
 
 def plan_problem(problem: Problem, options: "SolveOptions", *, sizes_given: bool = True) -> Plan:
     """Solve one problem. Without skipping and with sizes left open, every sensible stage size is tried."""
     from skippipe_scheduler.solve import solve, solve_full_pipeline
 
-    if problem.rules.route_length == problem.num_stages and problem.stages is None and not sizes_given:
+    if problem.rules.lengths == (problem.num_stages,) and problem.stages is None and not sizes_given:
         return solve_full_pipeline(problem, options)
     return solve(problem, options)
 

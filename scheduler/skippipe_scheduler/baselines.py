@@ -21,7 +21,13 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
         raise InfeasibleError(f"a full pipeline of {stages} stages needs {stages} nodes; there are {nodes}")
     even, rest = divmod(nodes, stages)
     rules = problem.rules.model_copy(
-        update={"route_length": stages, "max_swaps": 0, "max_swap_distance": 0, "uniform_coverage": True}
+        update={
+            "route_length": stages,
+            "route_lengths": None,
+            "max_swaps": 0,
+            "max_swap_distance": 0,
+            "uniform_coverage": True,
+        }
     )
     variants = [
         tuple(even + (stage in extra) for stage in range(stages)) for extra in combinations(range(stages), rest)
@@ -34,7 +40,9 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
             update={
                 "stages": None,
                 "stage_sizes": sizes,
-                "microbatches_per_origin": EvenMicrobatches(even=problem.num_microbatches),
+                "microbatches_per_origin": problem.microbatches_per_origin
+                if problem.free_origins
+                else EvenMicrobatches(even=problem.num_microbatches),
                 "rules": rules,
                 "published": None,
             }

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 _STEPS_PER_UNIT = 5000
@@ -61,6 +62,7 @@ class Budget:
     def configure(self, solver: Any, seed: int, num_workers: int, part: float, at_most_s: float) -> None:
         """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if repeatable."""
         solver.parameters.random_seed = seed % 2**31
+        solver.parameters.catch_sigint_signal = False  # who wants to stop sets `stop`
         if self.evaluations is not None:
             left = part * (self.evaluations - self.spent) / _STEPS_PER_UNIT
             solver.parameters.num_workers = 1
@@ -68,3 +70,15 @@ class Budget:
             return
         solver.parameters.num_workers = num_workers
         solver.parameters.max_time_in_seconds = max(0.02, min(at_most_s, part * self.left_s))
+
+    def run(self, solver: Any, model: Any) -> Any:
+        """Return the status of CP-SAT's `solver` on `model`; `stop` ends it early.
+
+        It runs in a thread of its own, because signals reach Python only while the main thread runs Python.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            solving = pool.submit(solver.solve, model)
+            while not wait([solving], timeout=0.1).done:
+                if self.stop.is_set():
+                    solver.stop_search()
+            return solving.result()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from skippipe_scheduler.cluster import Cluster, Link, Node
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import describe, write_atomically
-from skippipe_scheduler.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules, StageNodes
 from skippipe_scheduler.workload import Workload, route_length, split_layers
 from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
 from skippipe_scheduler.yaml_file import nearest
@@ -29,6 +29,8 @@ def build_problem(
     layers_per_stage: Sequence[int] | None = None,
     stage_sizes: Sequence[int] | None = None,
     placement: Placement | None = None,
+    route_lengths: Mapping[int, int] | None = None,
+    free_origins: bool = False,
     max_swaps: int = 1,
     max_swap_distance: int = 1,
     max_forward_jump: int = 4,
@@ -38,10 +40,12 @@ def build_problem(
     """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
 
     `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does).
+    `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
+    planner chooses how many microbatches each origin starts.
     Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
     one microbatch of a stage that it may get.
     """
-    length = route_length(num_stages, skip_ratio)
+    length = max(route_lengths) if route_lengths else route_length(num_stages, skip_ratio)
     layers = split_layers(workload.num_layers, num_stages, layers_per_stage)
     members = cluster.members()
     names = tuple(node.name for node in members)
@@ -49,7 +53,7 @@ def build_problem(
     if stages is not None and stage_sizes is not None and [*stage_sizes] != [len(nodes) for nodes in stages]:
         raise ProblemError(f"stage_sizes {[*stage_sizes]} contradict the placement; leave one of them out")
     if stages is None and stage_sizes is None:
-        stage_sizes = sizes_by_rule(len(names), num_stages, length)
+        stage_sizes = sizes_by_rule(len(names), num_stages, _mean_length(route_lengths or {length: 1}))
     try:
         return Problem(
             about=f"cluster {cluster.name}",
@@ -59,11 +63,14 @@ def build_problem(
             stage_sizes=None if stages is not None else tuple(stage_sizes or ()),
             stage_layers=layers,
             stage_bytes=_per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
-            microbatches_per_origin=EvenMicrobatches(even=num_microbatches),
+            microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
+            if free_origins
+            else EvenMicrobatches(even=num_microbatches),
             costs=_costs(cluster, workload, layers, stages, num_microbatches, task_overhead_s),
             rules=Rules(
                 num_stages=num_stages,
                 route_length=length,
+                route_lengths=None if route_lengths is None else dict(route_lengths),
                 max_swaps=max_swaps,
                 max_swap_distance=max_swap_distance,
                 max_forward_jump=max_forward_jump,
@@ -72,6 +79,10 @@ def build_problem(
         )
     except ValidationError as reason:
         raise ProblemError(f"{reason.title}: {describe(reason)}") from None
+
+
+def _mean_length(shares: Mapping[int, int]) -> float:
+    return sum(length * share for length, share in shares.items()) / sum(shares.values())
 
 
 def write_problem(problem: Problem, path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Lock
 
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
@@ -51,6 +52,8 @@ class Campaign:
     progress: Callable[[Progress], None] | None = None
     bound_s: float = 0.0
     best: Incumbent | None = None
+    announced_s: float = float("inf")
+    lock: Lock = field(default_factory=Lock)
     searches: list[Search] = field(default_factory=list)
 
     def run(self, warm: State | None = None) -> Incumbent:
@@ -71,8 +74,9 @@ class Campaign:
         return self.best
 
     def _resume(self, warm: State) -> None:
-        search = Search(self.layouts[0], self.seed, self.robustness)
-        self._add(search, search.resume(warm))
+        for worker in range(self.num_workers):
+            search = Search(self.layouts[0], self.seed + worker, self.robustness)
+            self._add(search, search.mend(warm))
 
     def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads lightened first."""
@@ -119,13 +123,19 @@ class Campaign:
         self._report(search, state)
 
     def _report(self, search: Search, state: State) -> None:
-        """Remember an improvement and tell the caller."""
+        """Remember an improvement."""
         if self.best is None or state.score < self.best.state.score:
-            better = self.best is None or state.iteration_s < self.best.state.iteration_s
             self.best = Incumbent(search.layout, state)
-            if better and self.progress:
-                spent = sum(one.steps for one in self.searches)
-                self.progress(Progress(self.budget.elapsed_s, spent, state.iteration_s, self.bound_s))
+        self._announce(state)
+
+    def _announce(self, state: State) -> None:
+        """Tell the caller of an improvement, from any thread."""
+        with self.lock:
+            if self.progress is None or state.iteration_s >= self.announced_s:
+                return
+            self.announced_s = state.iteration_s
+            spent = sum(one.steps for one in self.searches)
+            self.progress(Progress(self.budget.elapsed_s, spent, state.iteration_s, self.bound_s))
 
     def _anneal(self, pool: ThreadPoolExecutor, searches: Sequence[Search], part: float, heat: float) -> None:
         """Give every search its share of `part` of what is left; as many as there are workers run at a time."""
@@ -137,7 +147,7 @@ class Campaign:
 
         def improve(search: Search) -> tuple[Budget, State]:
             budget = Budget(left.limit_s, left.evaluations, left.stop)
-            return budget, search.improve(budget, self.bound_s, heat=heat)
+            return budget, search.improve(budget, self.bound_s, self._announce, heat)
 
         for search, (used, state) in zip(searches, pool.map(improve, searches), strict=True):
             self.budget.charge(used)

@@ -12,7 +12,7 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.routes import list_routes
+from skippipe_scheduler.routes import count_routes, list_routes
 from skippipe_scheduler.slots import Layout, SlotCosts, SlotRoute
 from skippipe_scheduler.state import Starts, State
 
@@ -34,10 +34,11 @@ def improve_jointly(
     layout: Layout, state: State, budget: Budget, seed: int, num_workers: int, *, part: float, at_most_s: float
 ) -> JointResult | None:
     """Solve the joint model from the hint of `state`; None when the problem is too large for it."""
+    mixed = layout.problem.free_origins or layout.problem.rules.route_lengths is not None
+    if mixed or not layout.lists_all_sequences or count_routes(layout) > MAX_CHOICES:
+        return None
     costs = SlotCosts(layout, state.placement)
     candidates = list_routes(costs, seed, MAX_CHOICES)
-    if not candidates.complete or layout.problem.free_origins or layout.problem.rules.route_lengths:
-        return None
     by_origin = {
         origin: [route for route in candidates.routes if route[0] == origin] for origin in costs.layout.slots_of[0]
     }
@@ -46,7 +47,7 @@ def improve_jointly(
     model = _JointModel(costs, state, by_origin)
     solver = cp_model.CpSolver()
     budget.configure(solver, seed, num_workers, part, at_most_s)
-    status = solver.solve(model.model)
+    status = budget.run(solver, model.model)
     bound_s = max(0.0, solver.best_objective_bound) * model.unit_s
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return JointResult(None, (), bound_s)

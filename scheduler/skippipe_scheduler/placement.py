@@ -1,7 +1,6 @@
 """Placements to begin from, before any search."""
 
 import random
-from collections.abc import Iterable
 
 from skippipe_scheduler.slots import Layout, Placement
 
@@ -9,12 +8,22 @@ from skippipe_scheduler.slots import Layout, Placement
 def regional_placement(layout: Layout) -> Placement:
     """Return a placement that gives every region its share of every stage, so that routes can stay near.
 
-    Region by region, each node takes the stage that is furthest behind its share.
+    Within a region, nodes with much memory and fast ones hold early stages, where microbatches stay longest.
     """
-    problem = layout.problem
-    regions = problem.regions or problem.nodes
-    by_region = sorted(range(len(problem.nodes)), key=lambda rank: (regions.index(regions[rank]), rank))
-    return _deal(layout, by_region)
+    problem, costs = layout.problem, layout.problem.costs
+    regions = problem.regions or ("",) * len(problem.nodes)
+    ranks = range(len(problem.nodes))
+    by_region = sorted(ranks, key=lambda rank: (regions.index(regions[rank]), rank))
+    held: list[list[int]] = [[] for _ in problem.sizes]
+    dealt = list(zip(by_region, _deal(layout), strict=True))
+    for region in dict.fromkeys(regions):
+        stages = sorted(stage for rank, stage in dealt if regions[rank] == region)
+        nodes = [rank for rank in by_region if regions[rank] == region]
+        names = problem.nodes
+        nodes.sort(key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
+        for stage, rank in zip(stages, nodes, strict=True):
+            held[stage].append(rank)
+    return tuple(rank for replicas in held for rank in replicas)
 
 
 def random_placement(layout: Layout, seed: int) -> Placement:
@@ -24,12 +33,14 @@ def random_placement(layout: Layout, seed: int) -> Placement:
     return tuple(nodes)
 
 
-def _deal(layout: Layout, nodes: Iterable[int]) -> Placement:
+def _deal(layout: Layout) -> list[int]:
+    """Return one stage per node in turn: always the one that is furthest behind its share."""
     sizes = layout.problem.sizes
     whole = sum(sizes)
-    given: list[list[int]] = [[] for _ in sizes]
-    for dealt, node in enumerate(nodes, start=1):
-        open_stages = [stage for stage, size in enumerate(sizes) if len(given[stage]) < size]
-        behind = max(open_stages, key=lambda stage: sizes[stage] * dealt / whole - len(given[stage]))
-        given[behind].append(node)
-    return tuple(node for replicas in given for node in replicas)
+    given = [0] * len(sizes)
+    dealt = []
+    for turn in range(1, whole + 1):
+        open_stages = [stage for stage, size in enumerate(sizes) if given[stage] < size]
+        dealt.append(max(open_stages, key=lambda stage: sizes[stage] * turn / whole - given[stage]))
+        given[dealt[-1]] += 1
+    return dealt

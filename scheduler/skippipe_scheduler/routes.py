@@ -43,11 +43,15 @@ class RouteChoice:
     bound_s: float
 
 
+def count_routes(layout: Layout) -> int:
+    """Return the number of routes along the sequences of `layout`."""
+    return sum(prod(len(layout.slots_of[stage]) for stage in sequence) for sequence in layout.sequences)
+
+
 def list_routes(costs: SlotCosts, seed: int, limit: int = MAX_ROUTES) -> Candidates:
     """Return every legal route if there are at most `limit`, else cheap and random ones."""
     layout = costs.layout
-    total = sum(prod(len(layout.slots_of[s]) for s in sequence) for sequence in layout.sequences)
-    if layout.lists_all_sequences and total <= limit:
+    if layout.lists_all_sequences and count_routes(layout) <= limit:
         every = itertools.chain.from_iterable(
             itertools.product(*(layout.slots_of[s] for s in sequence)) for sequence in layout.sequences
         )
@@ -117,7 +121,7 @@ def choose_routes(
     model = _CountModel(costs, candidates.routes)
     budget.configure(solver, seed, num_workers, part / 2, at_most_s / 2)
     model.model.minimize(model.peak)
-    status = solver.solve(model.model)
+    status = budget.run(solver, model.model)
     if status == cp_model.INFEASIBLE:
         raise InfeasibleError(coverage_conflict(costs.layout))
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -126,7 +130,7 @@ def choose_routes(
     counts = [solver.value(count) for count in model.counts]
     model.refine(counts, round(solver.objective_value))
     budget.configure(solver, seed, num_workers, part / 2, at_most_s / 2)
-    if solver.solve(model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+    if budget.run(solver, model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         counts = [solver.value(count) for count in model.counts]
     rows = sorted(zip(candidates.routes, counts, strict=True))
     return RouteChoice(tuple(route for route, count in rows for _ in range(count)), bound_s)
@@ -295,6 +299,7 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
         model.add(count <= total * flag)
     model.minimize(sum(flag * rng.randint(8, 12) for flag in used))
     solver.parameters.num_workers = 1
+    solver.parameters.catch_sigint_signal = False
     solver.parameters.random_seed = seed % 2**31
     solver.parameters.max_deterministic_time = 0.3
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):

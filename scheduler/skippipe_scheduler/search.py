@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.kernel.anneal import anneal, anneal_in_place, build, copy, judge, recount
+from skippipe_scheduler.kernel.anneal import add, anneal, anneal_in_place, build, copy, judge, recount
 from skippipe_scheduler.kernel.arrays import (
     BUSY,
     CONTENTION,
@@ -87,6 +87,21 @@ class Search:
         if retime(self.instance, self.candidate, self.work.queue, -1):
             self._keep_better()
         return self._continue()
+
+    def mend(self, state: State) -> State:
+        """Begin at a state in which some microbatches have no starts: they are inserted, the order of the rest stays.
+
+        Where that order breaks a rule by now, all are inserted anew.
+        """
+        missing = [m for m, row in enumerate(state.starts) if not row]
+        self._allocate(state.placement, state.routes)
+        fill(self.candidate, state.starts)
+        retime(self.instance, self.candidate, self.work.queue, -1)
+        wait_s = 2.0 * float(np.mean(self.instance.node_s[1]))
+        if add(self.instance, self.candidate, self.work, np.array(missing, np.int64), wait_s):
+            self._keep_better()
+            return self._continue()
+        return self.start(state.placement, state.routes)
 
     def insert_in_turn(self, state: State) -> State:
         """Begin at the routes of a state, its microbatches inserted in the sequence of their starts."""
@@ -253,6 +268,8 @@ def fill(schedule: Schedule, starts: Starts) -> None:
     """Put all tasks into an empty schedule in the order of `starts`."""
     rows: list[list[tuple[float, int, int]]] = [[] for _ in schedule.placement]
     for m, row in enumerate(starts):
+        if not row:
+            continue
         route = schedule.routes[m, : schedule.lengths[m]].tolist()
         for index, slot in enumerate((*route, route[0], *reversed(route))):
             rows[slot].append((row[index], index, m << INDEX_BITS | index))

@@ -80,12 +80,12 @@ def route_length(num_stages: int, skip_ratio: float) -> int:
     return length
 
 
-def stage_sizes(num_nodes: int, num_stages: int, route_length: int) -> tuple[int, ...]:
+def stage_sizes(num_nodes: int, num_stages: int, route_length: float) -> tuple[int, ...]:
     """Return the replicas of each stage, so that every node gets about the same number of microbatches.
 
-    Every microbatch visits stage 0, and each other stage by a chance of (P-1)/(S-1). So n_0 : n_i is
-    (S-1) : (P-1), from which n_0 = num_nodes / P follows. The other stages are equal to within one.
-    (SkipPipe, arXiv 2502.19913, reference code: 20 nodes, S = 6, P = 4 give 5, 3, 3, 3, 3, 3.)
+    Every microbatch visits stage 0, and each other stage by a chance of (P-1)/(S-1), with P the `route_length` (the
+    mean of a mix). So n_0 : n_i is (S-1) : (P-1), from which n_0 = num_nodes / P follows. The other stages are equal to
+    within one. (SkipPipe, arXiv 2502.19913, reference code: 20 nodes, S = 6, P = 4 give 5, 3, 3, 3, 3, 3.)
     Raises `InfeasibleError` with fewer nodes than stages.
     """
     if num_nodes < num_stages:

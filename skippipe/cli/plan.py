@@ -11,8 +11,9 @@ from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from skippipe.planning import PlanWithBaselines
+    from skippipe_scheduler.options import SolveOptions
+    from skippipe_scheduler.plan import Plan
     from skippipe_scheduler.problem import Problem
-    from skippipe_scheduler.solve import SolveOptions
 
 
 @click.command("plan")
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.")
 @click.option("--out", type=click.Path(path_type=Path), help="Plan file to write.")
 @click.option("--report", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option("--explain", "with_explanation", is_flag=True, help="Say what the iteration time is made of.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.argument("overrides", nargs=-1)
 def command(
@@ -31,12 +33,13 @@ def command(
     seed: int | None,
     out: Path | None,
     report: Path | None,
+    with_explanation: bool,
     as_json: bool,
     overrides: tuple[str, ...],
 ) -> None:
     """Choose placement, routes and order for an experiment or a problem file.
 
-    OVERRIDES are key.sub=value, as in the experiment's YAML.
+    OVERRIDES are key.sub=value, as in the experiment's YAML. Ctrl-C ends the search early with the best plan so far.
     """
     if (config_path is None) == (problem_path is None):
         raise ConfigError("give either --config (an experiment) or --problem (a resolved problem file)")
@@ -57,6 +60,10 @@ def command(
         click.echo(json.dumps(_summary(result, out)))
         return
     click.echo(plan_table(result))
+    if with_explanation:
+        from skippipe_scheduler.explain import explain
+
+        click.echo(explain(result.plan))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
@@ -85,14 +92,16 @@ def _solve(
 ) -> "PlanWithBaselines":
     from dataclasses import replace
 
+    from skippipe.cli.search_display import SearchDisplay
     from skippipe.planning import plan_with_baselines
 
     if time_limit_s is not None:
         options = replace(options, time_limit_s=time_limit_s)
     if seed is not None:
         options = replace(options, seed=seed)
-    announce = lambda title: click.echo(f"solving: {title} ...", err=True)  # noqa: E731
-    return plan_with_baselines(problem, options, sizes_given=sizes_given, announce=announce)
+    with SearchDisplay() as display:
+        options = replace(options, progress=display.update, stop=display.stop)
+        return plan_with_baselines(problem, options, sizes_given=sizes_given, announce=display.begin)
 
 
 def plan_table(result: "PlanWithBaselines") -> str:
@@ -101,7 +110,7 @@ def plan_table(result: "PlanWithBaselines") -> str:
     lines = [
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
         f"{'/'.join(str(len(stage.nodes)) for stage in plan.stages)} replicas, "
-        f"{len(plan.microbatches)} microbatches over {plan.rules.route_length} stages each, hash {plan.hash}",
+        f"{len(plan.microbatches)} microbatches over {_lengths(plan)} stages each, hash {plan.hash}",
         f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
     ]
     for name, one in {"this plan": plan, **result.baselines}.items():
@@ -114,6 +123,10 @@ def plan_table(result: "PlanWithBaselines") -> str:
         )
     lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
     return "\n".join(lines)
+
+
+def _lengths(plan: "Plan") -> str:
+    return "/".join(str(length) for length in reversed(plan.rules.lengths))
 
 
 def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:

@@ -43,6 +43,16 @@ _WAITS = 5
 
 
 @compiled
+def recount(p: Instance, s: Schedule, w: Work) -> None:
+    """Count the visits of the stages anew."""
+    for stage in range(w.visits.shape[0]):
+        w.visits[stage] = 0
+    for m in range(s.routes.shape[0]):
+        for hop in range(s.lengths[m]):
+            w.visits[p.stage_of[s.routes[m, hop]]] += 1
+
+
+@compiled
 def build(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
     """Insert the microbatches in `sequence` into an empty schedule and start everything as early as possible.
 
@@ -51,15 +61,22 @@ def build(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) 
     for slot in range(s.placement.shape[0]):
         s.counts[BUSY, slot] = 0
         s.counts[HELD, slot] = 0
-    for stage in range(w.visits.shape[0]):
-        w.visits[stage] = 0
+    return add(p, s, w, sequence, wait_s)
+
+
+@compiled
+def add(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
+    """Insert the microbatches in `sequence` into a schedule that is timed; False where it cannot take them.
+
+    That is where a slot would get more tasks than its row holds or, already before, more than its memory.
+    """
+    if not fits_memory(p, s):
+        return False
     for index in range(sequence.shape[0]):
-        m = sequence[index]
-        if not fits_width(s, m):
+        if not fits_width(s, sequence[index]):
             return False
-        insert(p, s, w.chain_s, m, wait_s)
-        for hop in range(s.lengths[m]):
-            w.visits[p.stage_of[s.routes[m, hop]]] += 1
+        insert(p, s, w.chain_s, sequence[index], wait_s)
+    recount(p, s, w)
     return retime(p, s, w.queue, -1)
 
 
@@ -203,16 +220,6 @@ def anneal(
                 scores[0, 0] = scores[2, 0]
                 scores[0, 1] = scores[2, 1]
     return steps
-
-
-@compiled
-def recount(p: Instance, s: Schedule, w: Work) -> None:
-    """Count the visits of the stages anew."""
-    for stage in range(w.visits.shape[0]):
-        w.visits[stage] = 0
-    for m in range(s.routes.shape[0]):
-        for hop in range(s.lengths[m]):
-            w.visits[p.stage_of[s.routes[m, hop]]] += 1
 
 
 @compiled

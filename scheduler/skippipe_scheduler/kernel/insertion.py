@@ -118,24 +118,27 @@ def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
 def _room_from(p: Instance, s: Schedule, slot: int, first_s: float, last_s: float) -> float:
     """Return `first_s` if the slot can hold one more over the whole interval, else when to try again."""
     memory = p.memory[s.placement[slot]]
-    count = s.counts[HELD, slot]
     near = 0
-    for index in range(count):
+    low = s.counts[HELD, slot]
+    high = -1
+    for index in range(s.counts[HELD, slot]):
         if s.times_s[HELD_FROM, slot, index] >= last_s:
             break
         if s.times_s[HELD_TO, slot, index] > first_s:
             near += 1
+            low = min(low, index)
+            high = index
     if near < memory:
         return first_s
-    for index in range(count - 1, -2, -1):
+    for index in range(high, low - 2, -1):
         at_s = first_s
-        if index >= 0:
-            if s.times_s[HELD_FROM, slot, index] >= last_s or s.times_s[HELD_TO, slot, index] <= first_s:
+        if index >= low:
+            if s.times_s[HELD_TO, slot, index] <= first_s:
                 continue
             at_s = max(first_s, s.times_s[HELD_FROM, slot, index])
         full = 0
         end_s = 1e300
-        for other in range(count):
+        for other in range(low, high + 1):
             if s.times_s[HELD_FROM, slot, other] > at_s:
                 break
             if s.times_s[HELD_TO, slot, other] > at_s:

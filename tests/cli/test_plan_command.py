@@ -1,0 +1,92 @@
+"""`skippipe plan` with what it can be asked for beyond the defaults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from skippipe.cli.main import main
+from skippipe_scheduler.plan import parse_plan
+
+TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.yaml"
+SHORT = ("pipeline.planner.max_evaluations=2000",)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--config", str(TINY), *arguments, *SHORT])
+    captured = capsys.readouterr()
+    assert not stop.value.code, captured.err
+    return captured.out
+
+
+def test_explanation_names_the_critical_path_and_the_busiest_node(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = plan(capsys, "--explain")
+    assert "Critical path: " in printed
+    assert "Busiest node: worker-" in printed
+
+
+def test_mix_of_route_lengths(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    printed = plan(capsys, "--out", str(tmp_path / "plan.json"), "pipeline.route_lengths={3: 1, 2: 3}")
+    assert "4 microbatches over 3/2 stages each" in printed
+    found = parse_plan(tmp_path / "plan.json")
+    assert Counter(len(one.route) for one in found.microbatches) == {3: 1, 2: 3}
+
+
+def test_origins_may_start_different_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plan(capsys, "--out", str(tmp_path / "plan.json"), "pipeline.microbatches_per_origin=auto")
+    assert len(parse_plan(tmp_path / "plan.json").microbatches) == 4
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = json.loads(plan(capsys, "--json", "pipeline.planner.jitter_sigma=0.3"))
+    assert set(printed["predicted"]) == {"plan", "full_pipeline", "network-blind_skipping"}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("pipeline.route_lengths={4: 1}", "more than the 3 stages"),
+        ("pipeline.route_lengths={1: 1}", "route_lengths"),
+        ("pipeline.microbatches_per_origin=some", "microbatches_per_origin"),
+        ("pipeline.planner.jitter_sigma=-1", "jitter_sigma"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], override: str, expected: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--config", str(TINY), override])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert expected in message
+    assert "Traceback" not in message
+
+
+def test_interrupt_writes_the_best_so_far(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    command = [
+        sys.executable,
+        "-m",
+        "skippipe",
+        "plan",
+        "--config",
+        str(TINY),
+        "--time-limit",
+        "300",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stderr is not None
+    assert "solving: this plan" in process.stderr.readline()
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    assert "this plan" in printed
+    assert parse_plan(out).predicted.iteration_s > 0

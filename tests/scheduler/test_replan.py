@@ -1,0 +1,70 @@
+"""Plans made from older plans: what can stay stays, the rest is found again."""
+
+import pytest
+from small_problems import make_problem
+
+from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.replan import replan, without_node
+from skippipe_scheduler.solve import SolveOptions, solve
+from skippipe_scheduler.validate import validate
+
+PROBLEM = make_problem(5, [3, 2, 2, 2], 3, 12, fixed=False)
+PLAN = solve(PROBLEM, SolveOptions(max_evaluations=4000))
+
+
+def slower(problem: Problem, node: str, factor: float) -> Problem:
+    costs = problem.costs
+    update = {
+        name: {**getattr(costs, name), node: getattr(costs, name)[node] * factor}
+        for name in ("forward_s", "backward_s")
+    }
+    return problem.model_copy(update={"costs": costs.model_copy(update=update)})
+
+
+@pytest.mark.parametrize("node", PROBLEM.nodes)
+def test_any_node_can_be_lost(node: str) -> None:
+    smaller = without_node(PROBLEM, PLAN, node)
+    found = replan(PLAN, smaller, SolveOptions(max_evaluations=1))
+    validate(found)
+    assert node not in found.nodes
+    assert sorted(found.nodes) == sorted(set(PLAN.nodes) - {node})
+    assert len(found.microbatches) == len(PLAN.microbatches)
+    kept = sum(new.route == old.route for new, old in zip(found.microbatches, PLAN.microbatches, strict=True))
+    through = sum(node in one.route for one in PLAN.microbatches)
+    assert kept > 0 or through > 6
+
+
+def test_a_little_search_comes_near_a_long_one() -> None:
+    smaller = without_node(PROBLEM, PLAN, PLAN.stages[2].nodes[0])
+    fresh = solve(smaller, SolveOptions(max_evaluations=20000))
+    quick = replan(PLAN, smaller, SolveOptions(max_evaluations=5000))
+    assert quick.predicted.iteration_s < 1.1 * fresh.predicted.iteration_s
+
+
+def test_only_replica_of_a_stage_is_replaced() -> None:
+    problem = make_problem(1, [3, 1, 1], 2, 6)
+    plan = solve(problem, SolveOptions(max_evaluations=500))
+    lost = plan.stages[1].nodes[0]
+    smaller = without_node(problem, plan, lost)
+    assert smaller.sizes == (2, 1, 1)
+    validate(replan(plan, smaller, SolveOptions(max_evaluations=200)))
+
+
+def test_same_problem_gives_nothing_worse() -> None:
+    again = replan(PLAN, PROBLEM, SolveOptions(max_evaluations=1))
+    assert again.predicted.iteration_s <= PLAN.predicted.iteration_s + 1e-9
+
+
+def test_slower_node_gets_less_to_do() -> None:
+    node = max(PLAN.nodes, key=lambda one: sum(one in route.route for route in PLAN.microbatches))
+    before = sum(node in route.route for route in PLAN.microbatches)
+    found = replan(PLAN, slower(PROBLEM, node, 6.0), SolveOptions(max_evaluations=4000))
+    validate(found)
+    assert sum(node in route.route for route in found.microbatches) < before
+
+
+def test_other_rules_begin_anew() -> None:
+    longer = make_problem(5, [3, 2, 2, 2], 4, 12, fixed=False)
+    found = replan(PLAN, longer, SolveOptions(max_evaluations=200))
+    validate(found)
+    assert {len(one.route) for one in found.microbatches} == {4}
