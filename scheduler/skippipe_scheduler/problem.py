@@ -53,6 +53,11 @@ class Rules(StrictModel):
         """Every length that a route may have, shortest first."""
         return tuple(sorted(self.route_lengths)) if self.route_lengths else (self.route_length,)
 
+    def describe_lengths(self) -> str:
+        """Return the lengths that routes may have, in words: "4", or "6, 4 or 3"."""
+        *others, last = [str(length) for length in reversed(self.lengths)]
+        return f"{', '.join(others)} or {last}" if others else last
+
     def length_counts(self, total: int) -> dict[int, int]:
         """Return how many of `total` microbatches have each length: by share, rests to the largest remainders."""
         shares = self.route_lengths or {self.route_length: 1}

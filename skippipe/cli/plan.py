@@ -12,7 +12,6 @@ from skippipe.errors import ConfigError
 if TYPE_CHECKING:
     from skippipe.planning import PlanWithBaselines
     from skippipe_scheduler.options import SolveOptions
-    from skippipe_scheduler.plan import Plan
     from skippipe_scheduler.problem import Problem
 
 
@@ -110,7 +109,7 @@ def plan_table(result: "PlanWithBaselines") -> str:
     lines = [
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
         f"{'/'.join(str(len(stage.nodes)) for stage in plan.stages)} replicas, "
-        f"{len(plan.microbatches)} microbatches over {_lengths(plan)} stages each, hash {plan.hash}",
+        f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each, hash {plan.hash}",
         f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
     ]
     for name, one in {"this plan": plan, **result.baselines}.items():
@@ -123,10 +122,6 @@ def plan_table(result: "PlanWithBaselines") -> str:
         )
     lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
     return "\n".join(lines)
-
-
-def _lengths(plan: "Plan") -> str:
-    return "/".join(str(length) for length in reversed(plan.rules.lengths))
 
 
 def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:

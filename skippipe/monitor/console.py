@@ -53,7 +53,7 @@ def start_table(plan: Plan, num_parameters: int, world_size: int) -> str:
     """Return what is about to run: stages with layers, nodes and visits, and the predicted iteration."""
     processes = "one process" if world_size == 1 else f"{world_size} processes"
     lines = [
-        f"{num_parameters:,} parameters, {len(plan.microbatches)} microbatches over {plan.rules.route_length} of "
+        f"{num_parameters:,} parameters, {len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} of "
         f"{len(plan.stages)} stages, {processes}, plan {plan.hash}",
         f"{'stage':>5}  {'layers':9}{'visits':>7}  nodes",
     ]

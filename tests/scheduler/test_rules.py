@@ -5,9 +5,16 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from skippipe_scheduler.problem import Rules
-from skippipe_scheduler.rules import coverage_offence, first_offence, legal_stage_sequences
+from skippipe_scheduler.rules import (
+    coverage_offence,
+    first_offence,
+    legal_stage_sequences,
+    length_offence,
+    sample_sequences,
+)
 
 
 @given(
@@ -90,3 +97,29 @@ PUBLISHED = ((0, 1, 2, 3), (0, 1, 5, 4), (0, 4, 3, 5), (0, 2, 5, 4), (0, 3, 2, 5
 def test_published_routes_are_legal(sequence: tuple[int, ...]) -> None:
     rules = Rules(num_stages=6, route_length=4, max_swaps=2, max_swap_distance=1, max_forward_jump=4)
     assert first_offence(sequence, rules) is None
+
+
+def test_mix_of_lengths_is_counted_and_described() -> None:
+    rules = Rules(num_stages=6, route_length=6, route_lengths={6: 1, 4: 1, 3: 2})
+    assert rules.lengths == (3, 4, 6)
+    assert rules.describe_lengths() == "6, 4 or 3"
+    assert rules.length_counts(8) == {3: 4, 4: 2, 6: 2}
+    assert sum(rules.length_counts(7).values()) == 7
+    assert {len(sequence) for sequence in legal_stage_sequences(rules)} == {3, 4, 6}
+    assert first_offence((0, 1, 2, 3, 4), rules) == "visits 5 stages, route_lengths are [3, 4, 6]"
+    assert length_offence([6, 4, 3, 3], rules) is None
+    assert "asks for 2" in str(length_offence([6, 4, 4, 3], rules))
+
+
+def test_longest_of_a_mix_is_the_route_length() -> None:
+    with pytest.raises(ValidationError, match="the longest of route_lengths is 4"):
+        Rules(num_stages=6, route_length=6, route_lengths={4: 1, 3: 2})
+
+
+def test_sampled_sequences_are_legal_and_visit_all_stages_alike() -> None:
+    rules = Rules(num_stages=25, route_length=17, max_forward_jump=3)
+    sequences = sample_sequences(rules, 100)
+    assert len(sequences) > 50
+    assert all(first_offence(sequence, rules) is None for sequence in sequences)
+    visits = [sum(stage in sequence for sequence in sequences) for stage in range(1, 25)]
+    assert max(visits) - min(visits) <= 0.2 * max(visits)

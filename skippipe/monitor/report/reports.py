@@ -231,10 +231,9 @@ def _nodes(plans: Mapping[str, Plan]) -> Section:
 
 def _size(plan: Plan) -> str:
     stages = "/".join(str(len(stage.nodes)) for stage in plan.stages)
-    lengths = " or ".join(str(length) for length in plan.rules.lengths)
     return (
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages with {stages} replicas, "
-        f"{len(plan.microbatches)} microbatches over {lengths} stages each. Plan {plan.hash}."
+        f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each. Plan {plan.hash}."
     )
 
 

@@ -138,7 +138,7 @@ def settings_table(experiment: Experiment, plan: Plan) -> Table:
         ("Nodes and stages", f"{len(plan.nodes)} nodes, {len(plan.stages)} stages"),
         (
             "Route",
-            f"{plan.rules.route_length} of {len(plan.stages)} stages (skip ratio {pipeline.skip_ratio:g})",
+            f"{plan.rules.describe_lengths()} of {len(plan.stages)} stages (skip ratio {pipeline.skip_ratio:g})",
         ),
         (
             "One iteration",
