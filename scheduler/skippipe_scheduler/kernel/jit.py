@@ -7,6 +7,7 @@ that runs the same functions as plain Python, a hundred times slower.
 import hashlib
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,10 +24,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def prepare(limit_s: float | None) -> None:
-    """Decide whether the kernel, not imported yet, is compiled: if it was before, or a search has time for it.
+    """Decide whether the kernel is compiled: if it was before, or a search has time for it.
 
-    `limit_s` None says that time does not matter.
+    `limit_s` None says that time does not matter. What is decided holds for the whole process: once the kernel is
+    imported, this does nothing.
     """
+    if "skippipe_scheduler.kernel.anneal" in sys.modules:
+        return
     compiled_before = any(cache_folder().rglob("anneal.anneal-*.nbi"))
     if limit_s is not None and limit_s < _WORTH_COMPILING_S and not compiled_before:
         numba_config.DISABLE_JIT = 1
@@ -38,11 +42,14 @@ def slowness() -> float:
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function that Python calls; it releases the interpreter lock while it runs."""
+    """Compile a function that Python calls; it releases the interpreter lock while it runs.
+
+    The result is kept where the user's cache can be written.
+    """
     usual = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_folder())
     try:
-        return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+        return cast(Function, numba.njit(cache=_can_keep(), nogil=True, error_model="numpy")(function))
     finally:
         numba_config.CACHE_DIR = usual
 
@@ -57,11 +64,19 @@ def inlined(function: Function) -> Function:
     return cast(Function, _njit(nogil=True, error_model="numpy", forceinline=True, **_NO_WRAPPERS)(function))
 
 
+def _can_keep() -> bool:
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(cache_folder(), os.W_OK)
+
+
 def cache_folder() -> Path:
     """Return where the machine code of these sources is kept.
 
     Numba only looks at the file of a function itself; here a change in any of them makes a new folder.
     """
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return home / "skippipe" / f"kernel-{hashlib.sha256(sources).hexdigest()[:16]}"

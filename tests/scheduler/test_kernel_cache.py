@@ -1,0 +1,32 @@
+"""Where compiled code is kept, and what happens where it cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys; sys.path[:0] = sys.argv[1:]
+from small_problems import make_problem
+from skippipe_scheduler.solve import SolveOptions, solve
+from skippipe_scheduler.kernel.jit import slowness
+print(solve(make_problem(1, [1, 1], 2, 2), SolveOptions(time_limit_s=1.0)).predicted.iteration_s > 0, slowness())
+"""
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_short_search_without_compiled_code_does_not_wait_for_it(tmp_path: Path, writable: bool) -> None:
+    cache = tmp_path / "cache"
+    if not writable:
+        cache.write_text("not a folder")
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)],
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.split() == ["True", "120.0"]
