@@ -43,7 +43,7 @@ class ModelOptions(Section):
 class PlannerOptions(Section):
     """How long and from which seed the planner searches."""
 
-    time_limit_s: PositiveFloat = 3.0
+    time_limit_s: PositiveFloat = 2.0
     """Wall-clock seconds of the search; the baselines printed beside a plan share it equally with the plan."""
     seed: NonNegativeInt = 0
     max_evaluations: PositiveInt | None = None

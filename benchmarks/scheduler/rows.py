@@ -1,0 +1,237 @@
+"""The rows of the benchmark table: what is solved, for how long, and the bar that it has to meet."""
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from instances import LARGE, LARGE_QUICK, origins_free, placement_free, synthetic_problem
+
+from skippipe_scheduler.dispatch import best_dispatch, slots_of_plan
+from skippipe_scheduler.paper_method import solve_paper_method
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.problem import Problem, load_problem
+from skippipe_scheduler.replan import replan, without_node
+from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
+from skippipe_scheduler.validate import validate
+
+QUICK_S = 4.0
+"""Longest time limit of a quick run."""
+_BLIND_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """How to measure a row: the folder of the instances, the seconds of each solve, the seed, whether to hurry."""
+
+    data: Path
+    time_limit_s: float
+    seed: int
+    quick: bool = False
+
+    def load(self, name: str) -> Problem:
+        """Read one of the instances in the data folder."""
+        return load_problem(self.data / f"{name}.json")
+
+    def options(self) -> SolveOptions:
+        """Return the options of every solve."""
+        return SolveOptions(time_limit_s=self.time_limit_s, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One result. `met` says whether the bar was met, None where there is none."""
+
+    value: float
+    unit: str = "s"
+    bound_s: float | None = None
+    wall_s: float | None = None
+    peak_gib: float | None = None
+    met: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `bar` puts into words what `measure` checks."""
+
+    name: str
+    time_limit_s: float
+    bar: str
+    measure: Callable[[Case], Measured]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a solve has to reach; None is no demand."""
+
+    at_most_s: float | None = None
+    bound_at_least_s: float | None = None
+    gap_at_most: float | None = None
+
+    def met_by(self, plan: Plan) -> bool | None:
+        """Return whether the plan's prediction meets every demand, None without demands."""
+        iteration_s, bound_s = plan.predicted.iteration_s, plan.predicted.lower_bound_s
+        checks = []
+        if self.at_most_s is not None:
+            checks.append(iteration_s <= self.at_most_s)
+        if self.bound_at_least_s is not None:
+            checks.append(bound_s >= self.bound_at_least_s)
+        if self.gap_at_most is not None:
+            checks.append(iteration_s - bound_s <= self.gap_at_most * iteration_s)
+        return all(checks) if checks else None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.at_most_s is not None:
+            parts.append(f"≤ {self.at_most_s:g} s")
+        if self.bound_at_least_s is not None:
+            parts.append(f"bound ≥ {self.bound_at_least_s:g} s")
+        if self.gap_at_most is not None:
+            parts.append(f"gap ≤ {self.gap_at_most:.0%}")
+        return ", ".join(parts)
+
+
+def solved(case: Case, name: str, bar: Bar, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
+    """Solve one instance, changed by `prepare`."""
+    problem = case.load(name)
+    plan, wall_s = _timed(lambda: solve(prepare(problem) if prepare else problem, case.options()))
+    return replace(_of_plan(plan, wall_s), met=bar.met_by(plan), note=_gap(plan))
+
+
+def solved_origins_free(case: Case) -> Measured:
+    """Leave the placement and the microbatches of each origin to the planner, and say how it splits them."""
+    problem = origins_free(placement_free(case.load("reference-20-nodes")))
+    plan, wall_s = _timed(lambda: solve(problem, case.options()))
+    starts = [sum(one.route[0] == origin for one in plan.microbatches) for origin in plan.stages[0].nodes]
+    return replace(_of_plan(plan, wall_s), note=f"{_gap(plan)}; origins start {sorted(starts, reverse=True)}")
+
+
+def large(case: Case) -> Measured:
+    """Solve the synthetic instance with a free placement, against the best dispatch rule on the plan's own routes."""
+    problem = synthetic_problem(LARGE_QUICK if case.quick else LARGE, seed=0)
+    plan, wall_s = _timed(lambda: solve(problem, case.options()))
+    peak_gib = peak_memory_gib()
+    dispatched, dispatch_wall_s = _timed(lambda: best_dispatch(problem, *slots_of_plan(plan)))
+    gain = 1 - plan.predicted.iteration_s / dispatched.predicted.iteration_s
+    met = wall_s <= case.time_limit_s and peak_gib <= 8 and gain >= 0.15
+    note = (
+        f"{gain:.0%} better than {dispatched.solver.name} ({dispatched.predicted.iteration_s:.1f} s, "
+        f"found in {dispatch_wall_s:.0f} s); {_gap(plan)}"
+    )
+    return replace(_of_plan(plan, wall_s), peak_gib=peak_gib, met=met, note=note)
+
+
+def full_against_skip(case: Case) -> Measured:
+    """Divide the full pipeline's iteration by that of skipping, each with its own best placement."""
+    problem = placement_free(case.load("reference-20-nodes"))
+    skip, skip_wall_s = _timed(lambda: solve(problem, case.options()))
+    full, full_wall_s = _timed(lambda: solve_full_pipeline(problem, case.options()))
+    times = full.predicted.iteration_s / skip.predicted.iteration_s
+    alone = problem.num_stages / problem.rules.route_length
+    note = (
+        f"full pipeline {full.predicted.iteration_s:.2f} s, skipping {skip.predicted.iteration_s:.2f} s; less work "
+        f"alone (route length / stages = {1 / alone:.2f}) would give {alone:.2f} times, the rest {times / alone:.2f}"
+    )
+    return Measured(times, "times", wall_s=skip_wall_s + full_wall_s, met=times >= 2.2, note=note)
+
+
+def network_blind(case: Case) -> Measured:
+    """Choose routes as if all links and nodes were alike, on the published placement; the median of five seeds."""
+    problem = case.load("reference-20-nodes")
+    found = []
+    for seed in range(case.seed, case.seed + _BLIND_SEEDS):
+        options = SolveOptions(time_limit_s=case.time_limit_s / _BLIND_SEEDS, seed=seed)
+        found.append(_timed(partial(solve_network_blind, problem, options)))
+    found.sort(key=lambda one: one[0].predicted.iteration_s)
+    plan = found[_BLIND_SEEDS // 2][0]
+    all_s = ", ".join(f"{one.predicted.iteration_s:.1f}" for one, _ in found)
+    return replace(_of_plan(plan, sum(wall_s for _, wall_s in found)), note=f"median of seeds: {all_s} s")
+
+
+def paper_method(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
+    """Solve one instance by the SkipPipe paper's own method."""
+    problem = case.load(name)
+    problem = prepare(problem) if prepare else problem
+    plan, wall_s = _timed(lambda: solve_paper_method(problem, case.time_limit_s, case.seed))
+    return Measured(plan.predicted.iteration_s, wall_s=wall_s)
+
+
+def replanned(case: Case, stage: int) -> Measured:
+    """Lose one node of `stage`, re-plan within 5 s, and compare with a fresh solve of what is left."""
+    problem = case.load("regions-64-nodes")
+    before = solve(problem, case.options())
+    replicas = before.stages[stage].nodes
+    left = without_node(problem, before, replicas[case.seed % len(replicas)])
+    limit_s = min(4.5, case.time_limit_s)
+    plan, wall_s = _timed(lambda: replan(before, left, replace(case.options(), time_limit_s=limit_s)))
+    fresh, _ = _timed(lambda: solve(left, case.options()))
+    above = plan.predicted.iteration_s / fresh.predicted.iteration_s - 1
+    note = f"fresh solve in {case.time_limit_s:g} s: {fresh.predicted.iteration_s:.2f} s; {above:+.1%}"
+    return replace(_of_plan(plan, wall_s), met=wall_s <= 5 and above <= 0.10, note=note)
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory that this process and its largest child have held, in GiB."""
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_maxrss for usage in usages) / 2**20
+
+
+def _timed(make: Callable[[], Plan]) -> tuple[Plan, float]:
+    """Make a plan, prove it, and return it with the seconds that making it took."""
+    begin_s = time.perf_counter()
+    plan = make()
+    wall_s = time.perf_counter() - begin_s
+    validate(plan)
+    return plan, wall_s
+
+
+def _of_plan(plan: Plan, wall_s: float) -> Measured:
+    return Measured(plan.predicted.iteration_s, bound_s=plan.predicted.lower_bound_s, wall_s=wall_s)
+
+
+def _gap(plan: Plan) -> str:
+    return f"gap {1 - plan.predicted.lower_bound_s / plan.predicted.iteration_s:.1%}"
+
+
+def _solve_row(
+    title: str, file: str, time_limit_s: float, bar: Bar, prepare: Callable[[Problem], Problem] | None = None
+) -> Row:
+    name = f"{title} {time_limit_s:g} s"
+    return Row(name, time_limit_s, str(bar), partial(solved, name=file, bar=bar, prepare=prepare))
+
+
+_TWENTY = "reference-20-nodes"
+_LARGE_BAR = "valid in time, ≤ 8 GiB, ≥ 15% better than dispatch"
+_REPLAN_BAR = "≤ 5 s of wall time, ≤ 10% above a fresh solve"
+ROWS: Mapping[str, Row] = {
+    row.name: row
+    for row in (
+        _solve_row("reference-20 published placement", _TWENTY, 30, Bar(at_most_s=33.6)),
+        _solve_row("reference-20 published placement", _TWENTY, 120, Bar(at_most_s=33.2, bound_at_least_s=31)),
+        _solve_row("reference-20 placement free", _TWENTY, 60, Bar(at_most_s=28.3), placement_free),
+        _solve_row(
+            "reference-20 placement free", _TWENTY, 300, Bar(at_most_s=27.3, bound_at_least_s=22), placement_free
+        ),
+        Row("reference-20 placement and origins free 60 s", 60, "", solved_origins_free),
+        Row("reference-20 placement and origins free 300 s", 300, "", solved_origins_free),
+        _solve_row("regions-18", "regions-18-nodes", 30, Bar(at_most_s=22.8)),
+        _solve_row("regions-18", "regions-18-nodes", 300, Bar(gap_at_most=0.08)),
+        _solve_row("regions-64", "regions-64-nodes", 60, Bar(at_most_s=81)),
+        Row("1,000 nodes 120 s", 120, _LARGE_BAR, large),
+        Row("1,000 nodes 600 s", 600, _LARGE_BAR, large),
+        Row("full pipeline against 33% skip 60 s", 60, "≥ 2.2 times", full_against_skip),
+        Row("network-blind reference-20 60 s", 60, "", network_blind),
+        Row("paper method reference-20 published placement 60 s", 60, "", partial(paper_method, name=_TWENTY)),
+        Row(
+            "paper method reference-20 placement free 60 s",
+            60,
+            "",
+            partial(paper_method, name=_TWENTY, prepare=placement_free),
+        ),
+        Row("re-planning, origin lost 60 s", 60, _REPLAN_BAR, partial(replanned, stage=0)),
+        Row("re-planning, other node lost 60 s", 60, _REPLAN_BAR, partial(replanned, stage=3)),
+    )
+}

@@ -1,0 +1,98 @@
+"""The legal sequences of stages as a graph: however many sequences there are, few states tell how one can go on."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from skippipe_scheduler.problem import Rules
+
+MOST_STATES = 20_000
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """States numbered so that every edge leads to a higher number; every state lies on some legal sequence."""
+
+    stage: tuple[int, ...]
+    """Stage visited last; state 0 is the origin."""
+    length: tuple[int, ...]
+    """Stages visited so far."""
+    accepts: tuple[bool, ...]
+    """Whether a sequence may end here."""
+    next_states: tuple[tuple[int, ...], ...]
+
+
+class _State(NamedTuple):
+    """All that decides how a sequence can go on; `late` holds the lower stages that may still be visited and how many
+    higher ones were visited before them.
+    """
+
+    stage: int
+    length: int
+    swaps: int
+    frontier: int
+    late: tuple[tuple[int, int], ...]
+
+
+def legal_sequences(rules: Rules) -> Automaton | None:
+    """Return the automaton that accepts the legal sequences, or None where it has more than `MOST_STATES` states."""
+    layer = {_State(0, 1, 0, 0, ()): 0}
+    states = list(layer)
+    edges: list[list[int]] = []
+    for length in range(1, rules.route_length + 1):
+        following: dict[_State, int] = {}
+        for state in layer:
+            reached = _successors(state, rules) if length < rules.route_length else []
+            for successor in reached:
+                following.setdefault(successor, len(states) + len(following))
+            edges.append([following[successor] for successor in reached])
+        states += following
+        layer = following
+        if len(states) > MOST_STATES:
+            return None
+    return _without_dead_ends(states, edges, rules)
+
+
+def any_sequence(rules: Rules) -> Automaton:
+    """Return an automaton that only counts stages: "stage" 0 is the origin and 1 any other."""
+    longest = rules.route_length
+    return Automaton(
+        stage=(0, *(1,) * (longest - 1)),
+        length=tuple(range(1, longest + 1)),
+        accepts=tuple(length in rules.lengths for length in range(1, longest + 1)),
+        next_states=(*((state + 1,) for state in range(longest - 1)), ()),
+    )
+
+
+def _successors(state: _State, rules: Rules) -> list[_State]:
+    choices = [(stage, state.swaps + 1) for stage, _ in state.late]
+    furthest = min(rules.num_stages - 1, state.frontier + rules.max_forward_jump)
+    choices += [(stage, state.swaps) for stage in range(state.frontier + 1, furthest + 1)]
+    return [_visit(state, stage, swaps, rules) for stage, swaps in choices]
+
+
+def _visit(state: _State, stage: int, swaps: int, rules: Rules) -> _State:
+    skipped = [(one, 0) for one in range(state.frontier + 1, stage)]
+    late = [(one, distance + (one < stage)) for one, distance in (*state.late, *skipped) if one != stage]
+    reachable = [(one, distance) for one, distance in late if distance <= rules.max_swap_distance]
+    return _State(
+        stage,
+        state.length + 1,
+        swaps,
+        max(state.frontier, stage),
+        tuple(reachable) if swaps < rules.max_swaps else (),
+    )
+
+
+def _without_dead_ends(states: list[_State], edges: list[list[int]], rules: Rules) -> Automaton:
+    accepts = [state.length in rules.lengths for state in states]
+    alive = list(accepts)
+    for index in reversed(range(len(states))):
+        alive[index] = alive[index] or any(alive[successor] for successor in edges[index])
+    kept = [index for index, living in enumerate(alive) if living or index == 0]
+    number = {index: position for position, index in enumerate(kept)}
+    return Automaton(
+        stage=tuple(states[index].stage for index in kept),
+        length=tuple(states[index].length for index in kept),
+        accepts=tuple(accepts[index] for index in kept),
+        next_states=tuple(tuple(number[one] for one in edges[index] if one in number) for index in kept),
+    )

@@ -1,0 +1,104 @@
+"""The problem as the bounds see it: the nodes of each class of stages, their costs, and the ways through the classes.
+
+Where the placement is fixed, a class is a stage. Where it is free, or the rules allow too many sequences, there are
+two: class 0 are the origins, class 1 all other stages; then any node may follow any other (a relaxation).
+"""
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
+from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.slots import Layout
+
+Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+
+class Network:
+    """Costs by class and node. Bounds of a free placement must hold for every choice of origins among `origins`."""
+
+    def __init__(self, problem: Problem) -> None:
+        costs, names = problem.costs, problem.nodes
+        self.problem = problem
+        self.layout = Layout(problem)
+        self.placement = self.layout.given_placement()
+        self.fixed = self.placement is not None
+        legal = legal_sequences(problem.rules) if self.fixed else None
+        self.by_stage = legal is not None
+        self.automaton: Automaton = legal or any_sequence(problem.rules)
+        self.nodes_of = self._nodes_of_classes()
+        self.origins = self.nodes_of[0]
+        self.forward_s = self._weighted({name: costs.forward_s[name] for name in names})
+        self.backward_s = self._weighted({name: costs.backward_s[name] for name in names})
+        self.work_s = [ahead + back for ahead, back in zip(self.forward_s, self.backward_s, strict=True)]
+        self.loss_s = np.array([costs.loss_s[name] for name in names])
+        self.memory = np.array([costs.memory[name] for name in names])
+        self.overhead_s = costs.task_overhead_s
+        self.one_way_s: Matrix = np.array([[0.0 if a == b else costs.transfer_s[a][b] for b in names] for a in names])
+        self.both_ways_s = self.one_way_s + self.one_way_s.T
+        self.reduce_s = self._reduce_s()
+        self.visit_s: Matrix = np.array(self.work_s) + 2 * self.overhead_s
+        self.visit_s[0] += self.loss_s + self.overhead_s
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one iteration."""
+        return self.problem.num_microbatches
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Microbatches of each origin; only where the problem says it."""
+        return self.problem.microbatches_of_origins()
+
+    @property
+    def least_count(self) -> int:
+        """Fewest microbatches that any origin starts."""
+        return 0 if self.problem.free_origins else min(self.counts)
+
+    @property
+    def greatest_count(self) -> int:
+        """Most microbatches that any origin starts."""
+        return self.num_microbatches if self.problem.free_origins else max(self.counts)
+
+    @cached_property
+    def steps(self) -> float:
+        """About how many additions a shortest walk for every origin takes."""
+        automaton = self.automaton
+        size = [len(nodes) for nodes in self.nodes_of]
+        pairs = sum(
+            size[automaton.stage[state]] * size[automaton.stage[successor]]
+            for state, successors in enumerate(automaton.next_states)
+            for successor in successors
+        )
+        return float(pairs * len(self.origins))
+
+    def _nodes_of_classes(self) -> list[Indices]:
+        every = np.arange(len(self.problem.nodes))
+        if self.placement is None:
+            return [every, every]
+        stages = [np.array([self.placement[slot] for slot in slots]) for slots in self.layout.slots_of]
+        return stages if self.by_stage else [stages[0], np.concatenate(stages[1:])]
+
+    def _weighted(self, seconds: dict[str, float]) -> list[Vector]:
+        """Return the task times of every node in each class, with the least weight that its stage can have there."""
+        plain = np.array([seconds[name] for name in self.problem.nodes])
+        weight = self.problem.stage_weight
+        if self.by_stage:
+            return [plain * each for each in weight]
+        if self.placement is None:
+            return [plain * weight[0], plain * min(weight[1:])]
+        held = np.empty(len(plain))
+        held[list(self.placement)] = [weight[stage] for stage in self.layout.stage_of]
+        return [plain * held, plain * held]
+
+    def _reduce_s(self) -> tuple[float, ...]:
+        """Return the least gradient reduction time of each class."""
+        if self.placement is not None:
+            stages = self.problem.reduce_s(self.layout.stages(self.placement))
+        else:
+            stages = self.problem.costs.reduce_s or (0.0,) * self.problem.num_stages
+        return stages if self.by_stage else (stages[0], min(stages[1:]))

@@ -1,0 +1,130 @@
+"""Solving the route program (see `relaxation`): rounds of column generation and, where the placement is free,
+branching on which nodes are origins.
+"""
+
+import heapq
+import itertools
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from skippipe_scheduler.bounds.listed_routes import MOST_ROUTES, ListedRoutes, number_of_walks
+from skippipe_scheduler.bounds.network import Network, Vector
+from skippipe_scheduler.bounds.pricing import PricedRoutes, Pricing
+from skippipe_scheduler.bounds.relaxation import (
+    Choice,
+    Mask,
+    Multipliers,
+    capacity_within,
+    equal_prices,
+    prices,
+    value,
+)
+from skippipe_scheduler.bounds.walks import Idle
+
+MOST_STEPS = 1e6
+"""Additions of a walk (see `Network.steps`) up to which the program is tried."""
+MOST_ROUNDS = 300
+_ROUTES_AT_A_TIME = 12
+_GAIN = 1e-4
+"""Rounds end when the program over the known routes is within this share of the bound."""
+
+
+@dataclass(frozen=True, order=True)
+class _Branch:
+    """Plans whose origins include those `required` and none of those `barred`; none is shorter than `bound_s`."""
+
+    bound_s: float
+    number: int
+    required: Mask = field(compare=False)
+    barred: Mask = field(compare=False)
+    multipliers: Multipliers = field(compare=False)
+    shares: Vector = field(compare=False)
+    """How far each candidate is an origin in the last program solved here."""
+
+    @property
+    def undecided(self) -> int | None:
+        """The candidate to branch on: its share is nearest one half; None where all are whole."""
+        doubt = np.minimum(self.shares, 1.0 - self.shares)
+        return int(doubt.argmax()) if doubt.max(initial=0.0) > 1e-4 else None
+
+
+def route_program_s(network: Network, idle: Idle, known_s: float, least_s: Vector, deadline_s: float) -> float:
+    """Return the bound of the route program, at least `known_s` (proven otherwise), found before `deadline_s` (of
+    `time.perf_counter`).
+
+    `least_s` is the least time of an iteration with each candidate as an origin: with a free placement, only those
+    can be origins for which it is at most T. Branches are taken in order of their bounds.
+    """
+    if network.steps > MOST_STEPS or not np.isfinite(known_s):
+        return known_s
+    rounds = _Rounds(network, idle, known_s, least_s, deadline_s)
+    nobody = np.zeros(len(network.origins), dtype=bool)
+    root = _Branch(known_s, 0, nobody, nobody, equal_prices(network), np.zeros(len(nobody)))
+    queue, closed_s = [rounds.solve(root)], math.inf
+    numbers = itertools.count(1)
+    while queue and queue[0].bound_s < closed_s and time.perf_counter() < deadline_s:
+        branch = heapq.heappop(queue)
+        candidate = branch.undecided
+        if candidate is None:
+            closed_s = min(closed_s, branch.bound_s)
+            continue
+        chosen = np.arange(len(nobody)) == candidate
+        for required, barred in ((branch.required | chosen, branch.barred), (branch.required, branch.barred | chosen)):
+            part = _Branch(branch.bound_s, next(numbers), required, barred, branch.multipliers, branch.shares)
+            heapq.heappush(queue, rounds.solve(part))
+    return min([closed_s, *(branch.bound_s for branch in queue)])
+
+
+class _Rounds:
+    """Column generation; the routes found for one branch serve the others."""
+
+    def __init__(self, network: Network, idle: Idle, known_s: float, least_s: Vector, deadline_s: float) -> None:
+        from skippipe_scheduler.bounds.known_routes import KnownRoutes
+
+        self.network, self.idle, self.least_s, self.deadline_s = network, idle, least_s, deadline_s
+        self.program = KnownRoutes(network, known_s)
+        self.listed = ListedRoutes(network) if number_of_walks(network) <= MOST_ROUTES else None
+
+    def _price(self, multipliers: Multipliers) -> PricedRoutes:
+        each = prices(self.network, multipliers)
+        return self.listed.price(each) if self.listed else Pricing(self.network, each)
+
+    def solve(self, branch: _Branch) -> _Branch:
+        """Return the branch with a better bound, multipliers that prove it, and the shares of its origins."""
+        bound_s, multipliers, shares = branch.bound_s, branch.multipliers, branch.shares
+        for _ in range(MOST_ROUNDS):
+            pricing = self._price(multipliers)
+            gain_s = max(0.0, self._gain_s(branch, bound_s, multipliers, pricing))
+            bound_s = min(bound_s + gain_s, self._next_s(branch, bound_s))
+            if math.isinf(bound_s) or time.perf_counter() > self.deadline_s:
+                break
+            new: int = sum(
+                self.program.add(pricing.routes(int(origin), _ROUTES_AT_A_TIME))
+                for origin in np.flatnonzero(~self._choice(branch, bound_s).barred)
+            )
+            capacity = capacity_within(self.network, self.idle, bound_s)
+            solved = self.program.solve(capacity, self._choice(branch, bound_s))
+            if solved is None:
+                break
+            more_s, multipliers, shares = solved
+            if more_s < _GAIN * bound_s or not (new or gain_s):
+                break
+        return _Branch(bound_s, branch.number, branch.required, branch.barred, multipliers, shares)
+
+    def _choice(self, branch: _Branch, bound_s: float) -> Choice:
+        return Choice(branch.required, branch.barred | (self.least_s > bound_s))
+
+    def _next_s(self, branch: _Branch, bound_s: float) -> float:
+        """Return the time from which on one candidate more can be an origin."""
+        later = self.least_s[~branch.barred & (self.least_s > bound_s)]
+        return float(later.min(initial=math.inf))
+
+    def _gain_s(self, branch: _Branch, bound_s: float, multipliers: Multipliers, pricing: PricedRoutes) -> float:
+        choice = self._choice(branch, bound_s)
+        if (choice.required & choice.barred).any():
+            return math.inf
+        capacity = capacity_within(self.network, self.idle, bound_s)
+        return value(self.network, capacity, multipliers, choice, pricing.least())

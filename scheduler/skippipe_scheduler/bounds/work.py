@@ -1,0 +1,61 @@
+"""Bounds from what a stage's replicas do and hold."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from skippipe_scheduler.bounds.network import Network
+from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
+from skippipe_scheduler.bounds.walks import Idle
+
+
+def node_work_s(network: Network, idle: Idle) -> float:
+    """Return the least time in which the replicas of some stage can do that stage's tasks.
+
+    A node with k microbatches works k times forward, backward and overheads (at an origin also the loss), less one
+    overhead after its last task, and is idle before the first arrival and after its last backward.
+    """
+    stages: Sequence[int] = range(network.problem.num_stages)
+    if not network.fixed:
+        stages = (0, min(stages[1:], key=lambda stage: network.problem.sizes[stage]))
+    return max(stage_work_s(network, idle, stage) for stage in stages)
+
+
+def stage_work_s(network: Network, idle: Idle, stage: int) -> float:
+    """Return the bound of `node_work_s` for one stage."""
+    if stage and not network.problem.rules.uniform_coverage:
+        return 0.0
+    kind = stage if network.by_stage else min(stage, 1)
+    nodes = _nodes(network, stage)
+    items = network.layout.coverage[0] if stage else network.num_microbatches
+    work_s = network.work_s[kind] + 2 * network.overhead_s
+    if stage == 0:
+        work_s = work_s + network.loss_s + network.overhead_s
+    ends_s = idle.head_s[kind] + idle.tail_s[kind] - network.overhead_s
+
+    def time_s(node: int, count: int) -> float:
+        return float(ends_s[node] + count * work_s[node]) if count else 0.0
+
+    if stage == 0 and network.fixed and not network.problem.free_origins:
+        return max(time_s(node, count) for node, count in zip(nodes, network.counts, strict=True))
+    if network.fixed:
+        return least_time_s(time_s, nodes, items)
+    return least_time_of_best_s(time_s, nodes, network.problem.sizes[stage], items)
+
+
+def _nodes(network: Network, stage: int) -> list[int]:
+    if network.placement is None:
+        return list(range(len(network.problem.nodes)))
+    return [network.placement[slot] for slot in network.layout.slots_of[stage]]
+
+
+def window_s(memory: int, staggered_s: float, overhead_s: float, open_s: float) -> float:
+    """Return the most seconds (counting an overhead with each) for which a node that is open for `open_s` can hold
+    microbatches, summed over them.
+
+    Held intervals colour with `memory` colours. With k colours in use the first starts are at least a forward and an
+    overhead apart and the last ends a backward and an overhead (together `staggered_s`), so all colours together lose
+    k (k - 1) / 2 times that; each has an overhead less than it has intervals.
+    """
+    used = np.arange(memory + 1)
+    return float((used * (open_s + overhead_s) - staggered_s * used * (used - 1) / 2).max())

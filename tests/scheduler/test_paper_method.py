@@ -1,0 +1,232 @@
+import itertools
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_problems import make_problem, problems
+
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.paper_method import solve_paper_method
+from skippipe_scheduler.paper_method.agents import Agent, groupings, wave_of
+from skippipe_scheduler.paper_method.conflicts import path_sets
+from skippipe_scheduler.paper_method.paths import Constraints, PathFinder
+from skippipe_scheduler.paper_method.placement import bottleneck_matching_s, genetic_placement, shortest_tour
+from skippipe_scheduler.problem import AutoMicrobatches
+from skippipe_scheduler.rules import legal_stage_sequences
+from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.slots import Layout, SlotCosts
+from skippipe_scheduler.validate import validate
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(problems(), st.integers(0, 3))
+def test_plans_of_random_problems_are_valid_and_exact(problem, seed):
+    plan = solve_paper_method(problem, seed=seed, max_generations=20)
+    validate(plan)
+    assert simulate(plan).iteration_s == plan.predicted.iteration_s
+    assert plan.rules == problem.rules
+    starts = [sum(one.route[0] == origin for one in plan.microbatches) for origin in plan.stages[0].nodes]
+    assert tuple(starts) == problem.microbatches_of_origins()
+
+
+def test_mixed_lengths_and_free_origins_are_obeyed():
+    problem = make_problem(0, [2, 2, 2, 2], 4, 8, fixed=False)
+    mixed = problem.rules.model_copy(update={"route_lengths": {4: 1, 2: 1}})
+    update = {"rules": mixed, "microbatches_per_origin": AutoMicrobatches(auto=8)}
+    plan = solve_paper_method(problem.model_copy(update=update), max_generations=20)
+    validate(plan)
+    assert sorted(len(one.route) for one in plan.microbatches) == [2] * 4 + [4] * 4
+
+
+def test_same_seed_and_generations_give_the_same_plan():
+    problem = make_problem(1, [2, 2, 2], 2, 8, fixed=False)
+    first, again = (solve_paper_method(problem, seed=4, max_generations=40) for _ in range(2))
+    assert first.to_json() == again.to_json()
+
+
+def test_the_time_limit_is_kept_and_used_where_more_could_be_found():
+    problem = make_problem(1, [3, 2, 2, 2], 3, 12, fixed=False)
+    begin_s = time.perf_counter()
+    plan = solve_paper_method(problem, budget_s=2.0)
+    assert time.perf_counter() - begin_s < 3.0
+    validate(plan)
+
+
+def test_knowing_the_network_beats_even_routes():
+    problem = make_problem(2, [2, 2, 2], 2, 8)
+    few = solve_paper_method(problem, max_generations=1).predicted.iteration_s
+    many = solve_paper_method(problem, max_generations=300).predicted.iteration_s
+    assert many < few
+
+
+def test_rules_that_no_route_can_obey_are_named():
+    with pytest.raises(InfeasibleError, match="uniform_coverage cannot be met"):
+        solve_paper_method(make_problem(0, [1] * 5, 2, 4, jump=1, swaps=0), max_generations=5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bottleneck_matching_is_the_best_of_all_matchings(seed):
+    rng = random.Random(seed)
+    edge_s = [[rng.random() for _ in range(7)] for _ in range(7)]
+    small, large = [0, 1, 2], [3, 4, 5, 6]
+    best_s = min(
+        max(edge_s[a][b] for a, b in zip(small, chosen, strict=True)) for chosen in itertools.permutations(large, 3)
+    )
+    assert bottleneck_matching_s(edge_s, small, large) == best_s
+    swapped = [list(column) for column in zip(*edge_s, strict=True)]
+    assert bottleneck_matching_s(swapped, large, small) == best_s
+
+
+@pytest.mark.parametrize("sizes", [(3, 2, 2, 2, 2), (2, 2, 1, 2, 1)])
+def test_tour_is_the_shortest_that_fits_the_sizes(sizes):
+    rng = random.Random(1)
+    apart_s = [[rng.random() for _ in sizes] for _ in sizes]
+    orders = [
+        (0, *rest)
+        for rest in itertools.permutations(range(1, len(sizes)))
+        if all(sizes[index] == size for index, size in zip(rest, sizes[1:], strict=True))
+    ]
+    length_s, order = shortest_tour(apart_s, sizes)
+    assert order in orders
+    assert length_s == pytest.approx(min(sum(apart_s[a][b] for a, b in itertools.pairwise(order)) for order in orders))
+
+
+def test_many_stages_are_toured_greedily():
+    apart_s = [[float(abs(a - b)) for b in range(20)] for a in range(20)]
+    assert shortest_tour(apart_s, (2,) * 20) == (19.0, tuple(range(20)))
+
+
+def test_breeding_improves_the_placement():
+    problem = make_problem(5, [3, 2, 2, 2], 3, 12, fixed=False)
+    few, many = (
+        solve_paper_method(problem, seed=1, max_generations=number).predicted.iteration_s for number in (1, 200)
+    )
+    placement = genetic_placement(Layout(problem), Budget(0, 50), seed=1)
+    assert sorted(placement) == list(range(9))
+    assert many < few
+
+
+def routes_by_force(costs, origin):
+    layout = costs.layout
+    return [
+        (origin, *slots)
+        for sequence in legal_stage_sequences(layout.problem.rules)
+        for slots in itertools.product(*(layout.slots_of[stage] for stage in sequence[1:]))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_path_is_the_cheapest_of_all(seed):
+    problem = make_problem(seed, [2, 2, 2, 1, 2], 4, 6, swaps=1)
+    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    path = PathFinder(costs, 1).find(Agent(1, 4, 1), Constraints())
+    assert path.cost_s == pytest.approx(min(costs.chain(route).round_trip_s for route in routes_by_force(costs, 1)))
+    chain = costs.chain(path.route)
+    ends = [start_s + taken_s for start_s, taken_s in zip(path.starts, chain.durations_s, strict=True)]
+    waits = [after - end - delay for after, end, delay in zip(path.starts[1:], ends, chain.delays_s, strict=False)]
+    assert waits == pytest.approx([0.0] * len(waits))
+
+
+def test_constraints_are_kept():
+    problem = make_problem(0, [1, 2, 2, 2], 3, 6)
+    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    finder, agent = PathFinder(costs, 1), Agent(0, 3, 1)
+    free = finder.find(agent, Constraints())
+    avoiding = finder.find(agent, Constraints(forbidden_slots=frozenset({free.route[1]})))
+    assert free.route[1] not in avoiding.route
+    assert avoiding.cost_s >= free.cost_s
+    kept = finder.find(agent, Constraints(stages=frozenset({1, 3})))
+    assert {costs.layout.stage_of[slot] for slot in kept.route} == {0, 1, 3}
+    assert finder.find(agent, Constraints(forbidden_slots=frozenset(range(1, 7)))) is None
+
+
+def test_an_agent_waits_out_its_windows():
+    problem = make_problem(0, [1, 1, 1], 3, 2, swaps=0)
+    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    finder, agent = PathFinder(costs, 1), Agent(0, 3, 1)
+    free = finder.find(agent, Constraints())
+    window = (1, free.starts[1] - 0.1, free.starts[1] + 2.0)
+    late = finder.find(agent, Constraints(windows=frozenset({window})))
+    assert late.starts[1] == window[2]
+    assert late.cost_s == pytest.approx(free.cost_s + 2.0)
+
+
+def test_agents_are_as_coarse_as_coverage_allows():
+    problem = make_problem(0, [5, 3, 3, 3, 3, 3], 4, 30, memory=3)
+    sets = groupings(Layout(problem), 0)
+    assert [(len(agents), agents[0].size) for agents in sets] == [(5, 6), (10, 3), (15, 2), (30, 1)]
+    odd = problem.model_copy(update={"rules": problem.rules.model_copy(update={"route_length": 3})})
+    assert [agents[0].size for agents in groupings(Layout(odd), 0)] == [6, 3, 2, 1]
+    few = make_problem(0, [2, 1, 1, 1], 3, 6, memory=3)
+    assert [agents[0].size for agents in groupings(Layout(few), 0)] == [1]
+
+
+def test_a_wave_gives_the_paper_s_caps():
+    problem = make_problem(0, [5, 3, 3, 3, 3, 3], 4, 30, memory=3)
+    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    wave = wave_of(costs, groupings(Layout(problem), 0)[0])
+    assert (wave.stage_cap, wave.num_waves, set(wave.slot_caps)) == (18, 2, {6})
+
+
+def sets_of(problem, agents, steps=4000):
+    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    return costs, list(path_sets(costs, agents, Budget(0, steps), seed=0))
+
+
+def test_path_sets_cover_the_stages_and_fit_the_memory():
+    problem = make_problem(0, [5, 3, 3, 3, 3, 3], 4, 30, memory=3)
+    agents = groupings(Layout(problem), 0)[0]
+    costs, found = sets_of(problem, agents)
+    assert found
+    for routes in found:
+        assert [route[0] for route in routes] == [agent.origin for agent in agents]
+        visits = [0] * 6
+        for route in routes:
+            for slot in route:
+                visits[costs.layout.stage_of[slot]] += 6
+        assert visits == [30, 18, 18, 18, 18, 18]
+        assert max(sum(slot in route for route in routes) for slot in range(5, 20)) == 1
+
+
+def test_single_microbatches_cover_to_one_where_visits_do_not_divide():
+    problem = make_problem(0, [2, 1, 1, 1], 3, 5, memory=3)
+    _, found = sets_of(problem, groupings(Layout(problem), 0)[-1])
+    for routes in found:
+        visits = [sum(slot in route for route in routes) for slot in (2, 3, 4)]
+        assert max(visits) - min(visits) <= 1
+    assert found
+
+
+def slow_replicas():
+    """Stage 1 has two slow replicas, equally far from the only origin."""
+    problem = make_problem(0, [1, 2], 2, 2, memory=2, overhead_s=0.0)
+    names = problem.nodes
+    forward_s = {names[0]: 1.0, names[1]: 3.0, names[2]: 3.0}
+    transfer_s = {a: {b: 0.5 for b in names if b != a} for a in names}
+    update = {"forward_s": forward_s, "backward_s": forward_s, "transfer_s": transfer_s}
+    return problem.model_copy(update={"costs": problem.costs.model_copy(update=update)})
+
+
+def test_two_agents_at_a_node_at_the_same_time_are_parted():
+    problem = slow_replicas()
+    costs = SlotCosts(Layout(problem), (0, 1, 2))
+    first, *later = path_sets(costs, (Agent(0, 2, 1), Agent(0, 2, 1)), Budget(0, 100), seed=0)
+    assert first[0] == first[1]
+    assert {route[1] for route in later[0]} == {1, 2}
+
+
+def test_effort_finds_more_sets():
+    problem = make_problem(0, [3, 2, 2, 2], 3, 6, memory=3)
+    layout = Layout(problem)
+    costs = SlotCosts(layout, layout.given_placement())
+    agents = groupings(layout, 0)[-1]
+    once, twice = (len(list(path_sets(costs, agents, Budget(0, 1000), 0, effort))) for effort in (1, 2))
+    assert once < twice
+
+
+def test_the_plan_says_how_it_came_about():
+    plan = solve_paper_method(make_problem(0, [1, 1, 1], 2, 4), seed=7, max_generations=5)
+    assert (plan.solver.name, plan.solver.seed, plan.solver.wall_s) == ("SkipPipe paper's method", 7, 0.0)
