@@ -117,6 +117,26 @@ def test_freeing_the_placement_never_raises_a_bound():
     assert max(free.values()) <= max(fixed.values()) + 1e-9
 
 
+@pytest.mark.parametrize("memory", [1, 2])
+def test_origins_that_divide_freely_need_no_longer(memory):
+    even = make_problem(7, [3, 3], 2, 9, memory=memory)
+    free = lower_bounds(VARIANTS["free origin counts"](even))
+    assert max(free.values()) <= max(lower_bounds(even).values()) + 1e-9
+    assert free["origin schedule"] >= free["origin waves"] > free["round trip"]
+
+
+def test_origins_of_a_free_placement_are_chosen_one_by_one():
+    """Two pairs of near nodes: the origins cannot both be near the only replica that is left near them."""
+    problem = make_problem(8, [2, 2], 2, 8, memory=2, fixed=False)
+    side = dict(zip(problem.nodes, [0, 0, 0, 1], strict=True))
+    rows = {a: {b: 0.2 if side[a] == side[b] else 9.0 for b in row} for a, row in problem.costs.transfer_s.items()}
+    problem = problem.model_copy(update={"costs": problem.costs.model_copy(update={"transfer_s": rows})})
+    bounds = lower_bounds(problem)
+    plan = solve(problem, SolveOptions(max_evaluations=3000))
+    assert bounds["route program"] > 1.05 * bounds["origin schedule"]
+    assert bounds["route program"] <= plan.predicted.iteration_s
+
+
 def test_work_of_a_stage_is_shared_by_its_replicas():
     one = lower_bounds(make_problem(0, [1, 1], 2, 12, memory=9))["node work"]
     many = lower_bounds(make_problem(0, [3, 3], 2, 12, memory=9))["node work"]
@@ -144,6 +164,15 @@ def test_an_explanation_names_the_origin_and_the_cure():
     assert "Origin node-0" in text
     assert "2 waves" in text
     assert "memory for 6" in text
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_every_bound_has_an_explanation(fixed):
+    problem = make_problem(6, [2, 2, 2], 3, 8, fixed=fixed)
+    for one in (problem, VARIANTS["free origin counts"](problem)):
+        bounds = lower_bounds(one)
+        texts = {name: explain_bound(one, {name: bound_s}) for name, bound_s in bounds.items()}
+        assert all(f"{bounds[name]:.3g} s" in text for name, text in texts.items())
 
 
 def test_an_explanation_names_the_stage_whose_replicas_work_longest():

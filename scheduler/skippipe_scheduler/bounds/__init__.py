@@ -36,7 +36,7 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
     }
     if budget_s > 0 and math.isfinite(max(bounds.values())):
         bounds |= _searched(network, trips, idle, max(bounds.values()), start_s, budget_s)
-    return {name: bound_s * _SLACK for name, bound_s in bounds.items()}
+    return {name: float(bound_s) * _SLACK for name, bound_s in bounds.items()}
 
 
 def _searched(

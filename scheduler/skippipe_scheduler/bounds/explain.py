@@ -37,6 +37,11 @@ def _explain_work(network: Network, bound_s: float) -> str:
 
 
 def _explain_origin(network: Network, bound_s: float) -> str:
+    if network.problem.free_origins:
+        return (
+            f"However the origins divide {network.num_microbatches} microbatches, their round trips in waves take "
+            f"{bound_s:.3g} s: give them memory for more, or nearer replicas of the stages that their routes visit."
+        )
     origin, count = _slowest_origin(network)
     node = int(network.origins[origin])
     memory = int(network.memory[node])
@@ -55,8 +60,6 @@ def _slowest_origin(network: Network) -> tuple[int, int]:
     """Return the origin that binds and its microbatches (with a free placement, the last of the best ones)."""
     trips, size = shortest_trips(network), network.problem.sizes[0]
     counts = network.counts if network.fixed else (network.greatest_count,) * len(network.origins)
-    if network.problem.free_origins:
-        counts = (math.ceil(network.num_microbatches / size),) * len(network.origins)
     order = sorted(range(len(counts)), key=lambda origin: waves_s(network, trips, origin, counts[origin]))
-    binding = order[-1] if network.fixed and not network.problem.free_origins else order[size - 1]
+    binding = order[-1] if network.fixed else order[size - 1]
     return binding, counts[binding]
