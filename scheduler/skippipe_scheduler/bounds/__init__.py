@@ -10,7 +10,6 @@ import numpy as np
 from skippipe_scheduler.bounds.explain import explain_bound
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import over_origins_s, trip_s, waves_s
-from skippipe_scheduler.bounds.route_program import route_program_s
 from skippipe_scheduler.bounds.walks import Idle, Trips, idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import node_work_s
 from skippipe_scheduler.problem import Problem
@@ -26,7 +25,6 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
     The cheap ones always; the others within `budget_s` of wall-clock time (a bound that ends early is valid, only
     weaker).
     """
-    start_s = time.perf_counter()
     network = Network(problem)
     trips, idle = shortest_trips(network), idle_ends(network)
     bounds = {
@@ -35,16 +33,16 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
         "origin waves": over_origins_s(network, lambda origin, count: waves_s(network, trips, origin, count)),
     }
     if budget_s > 0 and math.isfinite(max(bounds.values())):
-        bounds |= _searched(network, trips, idle, max(bounds.values()), start_s, budget_s)
+        bounds |= _searched(network, trips, idle, max(bounds.values()), budget_s)
     return {name: float(bound_s) * _SLACK for name, bound_s in bounds.items()}
 
 
-def _searched(
-    network: Network, trips: Trips, idle: Idle, known_s: float, start_s: float, budget_s: float
-) -> dict[str, float]:
+def _searched(network: Network, trips: Trips, idle: Idle, known_s: float, budget_s: float) -> dict[str, float]:
     """Return the bounds that take time: the origins' schedules get half of the budget, the route program the rest."""
     from skippipe_scheduler.bounds.origin_schedule import Schedules
+    from skippipe_scheduler.bounds.route_program import route_program_s
 
+    start_s = time.perf_counter()
     schedules = Schedules(network, trips, start_s + 0.5 * budget_s)
     for origin, count in _by_need(network, trips):
         schedules.least_s(origin, count)

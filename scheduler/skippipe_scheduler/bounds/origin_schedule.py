@@ -4,7 +4,6 @@ import math
 import time
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor
 
 from ortools.sat.python import cp_model
 
@@ -12,7 +11,10 @@ from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import waves_s
 from skippipe_scheduler.bounds.walks import Trips
 
-_UNITS = 20_000
+_FEW_DIGITS, _DIGITS = 4, 7
+"""Digits of a time in whole units: few are quick; with more, times given in a few decimals are exact."""
+_ROUNDING = 1e-6
+"""Of a unit: less than this below a whole number is taken for it (in all less than the slack of the bounds)."""
 _EFFORT = 2.0
 """Units of CP-SAT's deterministic time, about seconds."""
 
@@ -82,26 +84,30 @@ def origin_schedule_s(origin: Origin, known_s: float, most_s: float) -> float:
     Whatever its routes, each loss comes at least `out_s` after its forward, each backward `home_s` after its loss and
     `trip_s` after the forward's start, and the node does one task at a time and holds at most `memory`. All
     microbatches are alike in this, so exchanging them makes the first forward, loss and backward those of the same
-    microbatch, and so on. Durations are rounded down to whole units: a relaxation. The search stops
+    microbatch, and so on. Times are rounded down to whole units: a relaxation. The search stops
     after `most_s` or a fixed effort; its bound is proven at any time.
     """
-    unit_s = known_s / _UNITS
-    model = _model(origin, unit_s)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = 0
-    solver.parameters.max_deterministic_time = _EFFORT
-    solver.parameters.max_time_in_seconds = max(0.01, most_s)
-    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return known_s
-    return max(known_s, float(solver.best_objective_bound) * unit_s)
+    bound_s, deadline_s = known_s, time.perf_counter() + most_s
+    for digits in (_FEW_DIGITS, _DIGITS):
+        unit_s = 10.0 ** (math.floor(math.log10(known_s)) - digits)
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = 0
+        solver.parameters.max_deterministic_time = _EFFORT
+        solver.parameters.max_time_in_seconds = max(0.01, deadline_s - time.perf_counter())
+        status = solver.solve(_model(origin, unit_s))
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            bound_s = max(bound_s, float(solver.best_objective_bound) * unit_s)
+        if status != cp_model.OPTIMAL:
+            break
+    return bound_s
 
 
 def _model(origin: Origin, unit_s: float) -> cp_model.CpModel:
     model = cp_model.CpModel()
 
     def units(seconds: float) -> int:
-        return floor(seconds / unit_s * (1 - 1e-12))
+        return math.floor(seconds / unit_s + _ROUNDING)
 
     horizon = units(origin.count * (origin.trip_s + 3 * origin.overhead_s)) + 3 * origin.count
 

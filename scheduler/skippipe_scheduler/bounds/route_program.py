@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from skippipe_scheduler.bounds.known_routes import KnownRoutes
 from skippipe_scheduler.bounds.listed_routes import MOST_ROUTES, ListedRoutes, number_of_walks
 from skippipe_scheduler.bounds.network import Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoutes, Pricing
@@ -82,8 +83,6 @@ class _Rounds:
     """Column generation; the routes found for one branch serve the others."""
 
     def __init__(self, network: Network, idle: Idle, known_s: float, least_s: Vector, deadline_s: float) -> None:
-        from skippipe_scheduler.bounds.known_routes import KnownRoutes
-
         self.network, self.idle, self.least_s, self.deadline_s = network, idle, least_s, deadline_s
         self.program = KnownRoutes(network, known_s)
         self.listed = ListedRoutes(network) if number_of_walks(network) <= MOST_ROUTES else None

@@ -101,7 +101,7 @@ def idle_ends(network: Network) -> Idle:
     for state, successors in enumerate(automaton.next_states):
         stage = automaton.stage[state]
         here = nodes_of[stage]
-        tails[state] = tails[state] + network.reduce_s[stage]
+        tails[state] = np.maximum(tails[state], network.reduce_s[stage])
         head_s[stage, here] = np.minimum(head_s[stage, here], heads[state])
         tail_s[stage, here] = np.minimum(tail_s[stage, here], tails[state])
         ready_s = heads[state] + network.forward_s[stage][here]
