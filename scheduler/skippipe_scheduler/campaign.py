@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from threading import Lock
 
 from skippipe_scheduler.bounds import lower_bounds
@@ -11,7 +10,6 @@ from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.joint import improve_jointly
 from skippipe_scheduler.kernel.jit import slowness
 from skippipe_scheduler.options import Progress, Robustness
-from skippipe_scheduler.paper_method.solve import best_run, route_sets
 from skippipe_scheduler.placement import random_placement, regional_placement
 from skippipe_scheduler.routes import balanced_routes, choose_routes, priced_routes
 from skippipe_scheduler.search import Search
@@ -22,15 +20,12 @@ _MOST_STARTS = 12
 _RACE_PART = 0.65
 _CYCLE_PART = 0.4
 _JOINT_PART = 0.15
-_BOUNDS_PART = 0.05
 _JOINT_AT_MOST_S = 40.0
 _STEPS_PER_TASK = 600
 """Steps of a full annealing, relative to the number of tasks."""
 _LIGHT_PART = 0.1
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 7e-7, 1.5e-8
 """About how long a step on the loads takes, and how much of it each slot adds."""
-_TEAMS = 3
-_TEAM_EXPANSIONS = 200
 _COUNT_MODEL_TASKS = 1000
 """The count model is worth its time up to this number of tasks."""
 _STEP_S, _TASK_S = 1e-5, 6e-8
@@ -63,7 +58,7 @@ class Campaign:
 
     def run(self, warm: State | None = None) -> Incumbent:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
-        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s
+        limit_s = 0.05 * self.budget.limit_s
         self.bound_s = min(max(lower_bounds(layout.problem, limit_s).values()) for layout in self.layouts)
         if warm is not None:
             self._resume(warm)
@@ -97,7 +92,6 @@ class Campaign:
             self._add(search, state)
         if layout.given_placement() is not None and layout.num_tasks <= _COUNT_MODEL_TASKS:
             self._begin_with_counts(layout)
-            self._begin_with_teams(layout)
 
     def _begin_with_counts(self, layout: Layout) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""
@@ -107,16 +101,6 @@ class Campaign:
             self.bound_s = max(self.bound_s, choice.bound_s)
         search = Search(layout, self.seed + _MOST_STARTS + 1, self.robustness)
         self._add(search, search.start(placement, choice.routes))
-
-    def _begin_with_teams(self, layout: Layout) -> None:
-        """Add searches from routes that whole groups of microbatches share (`skippipe_scheduler.paper_method`)."""
-        placement = layout.given_placement() or ()
-        budget = Budget(0.0, _TEAM_EXPANSIONS, self.budget.stop)
-        costs = SlotCosts(layout, placement)
-        teams = islice(route_sets(costs, budget, self.seed), _TEAMS)
-        for index, routes in enumerate(teams):
-            search = Search(layout, self.seed + _MOST_STARTS + 2 + index, self.robustness)
-            self._add(search, search.resume(best_run(costs, routes)))
 
     def _light_steps(self, layout: Layout, count: int) -> int:
         step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))

@@ -57,8 +57,7 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     blind = _campaign([Layout(network_blind(fixed))], options, budget.share(0.8)).run()
     search = Search(layout, options.seed)
     state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
-    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s)
-    return finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
+    return finished_plan(layout, state, max(lower_bounds(fixed).values()), _solver(options, budget), None)
 
 
 def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:

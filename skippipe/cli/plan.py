@@ -60,11 +60,9 @@ def command(
         return
     click.echo(plan_table(result))
     if with_explanation:
-        from skippipe_scheduler.bounds import explain_bound, lower_bounds
         from skippipe_scheduler.explain import explain
 
         click.echo(explain(result.plan))
-        click.echo(explain_bound(problem, lower_bounds(problem)))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
