@@ -110,10 +110,18 @@ def experiment_options(experiment: Experiment) -> "SolveOptions":
     )
 
 
-def plan_problem(problem: Problem, options: "SolveOptions", *, sizes_given: bool = True) -> Plan:
-    """Solve one problem. Without skipping and with sizes left open, every sensible stage size is tried."""
+def plan_problem(
+    problem: Problem, options: "SolveOptions", *, sizes_given: bool = True, warm: Plan | None = None
+) -> Plan:
+    """Solve one problem, beginning at the plan `warm` where it is given.
+
+    Without skipping and with sizes left open, every sensible stage size is tried.
+    """
+    from skippipe_scheduler.replan import replan
     from skippipe_scheduler.solve import solve, solve_full_pipeline
 
+    if warm is not None:
+        return replan(warm, problem, options)
     if problem.rules.lengths == (problem.num_stages,) and problem.stages is None and not sizes_given:
         return solve_full_pipeline(problem, options)
     return solve(problem, options)
@@ -131,17 +139,19 @@ def plan_with_baselines(
     options: "SolveOptions",
     *,
     sizes_given: bool = True,
+    warm: Plan | None = None,
     announce: Callable[[str], None] = lambda title: None,
 ) -> PlanWithBaselines:
     """Solve the problem and both baselines, each with a third of the time limit.
 
-    `announce` is called with the name of each solve before it starts.
+    The plan's search begins at `warm` where it is given. `announce` is called with the name of each solve before it
+    starts.
     """
     from skippipe_scheduler.solve import solve_full_pipeline, solve_network_blind
 
     third = replace(options, time_limit_s=options.time_limit_s / 3)
     announce("this plan")
-    plan = plan_problem(problem, third, sizes_given=sizes_given)
+    plan = plan_problem(problem, third, sizes_given=sizes_given, warm=warm)
     announce("full pipeline")
     full_pipeline = solve_full_pipeline(problem, third)
     announce("network-blind skipping")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--problem", "problem_path", type=click.Path(path_type=Path), help="Resolved problem file (JSON).")
 @click.option("--time-limit", "time_limit_s", type=float, help="Seconds for the plan and its two baselines.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.")
+@click.option("--warm", "warm_path", type=click.Path(path_type=Path), help="Plan file to begin the search at.")
 @click.option("--out", type=click.Path(path_type=Path), help="Plan file to write.")
 @click.option("--report", type=click.Path(path_type=Path), help="HTML page to write.")
 @click.option("--explain", "with_explanation", is_flag=True, help="Say what the iteration time is made of.")
@@ -30,6 +32,7 @@ def command(
     problem_path: Path | None,
     time_limit_s: float | None,
     seed: int | None,
+    warm_path: Path | None,
     out: Path | None,
     report: Path | None,
     with_explanation: bool,
@@ -48,23 +51,26 @@ def command(
         problem, options, sizes_given = _from_experiment(config_path, overrides)
     else:
         problem, options, sizes_given = _from_problem(problem_path or Path(), overrides)
-    result = _solve(problem, options, time_limit_s, seed, sizes_given)
+    if time_limit_s is not None:
+        options = replace(options, time_limit_s=time_limit_s)
+    if seed is not None:
+        options = replace(options, seed=seed)
+    result = _solve(problem, options, sizes_given, warm_path)
     if out is not None:
         result.plan.save(out)
     if report is not None:
         from skippipe.monitor.report import write_plan_report
 
-        write_plan_report(report, result.plan, result.baselines)
+        write_plan_report(report, result.plan, result.baselines, what_binds(problem))
     if as_json:
         click.echo(json.dumps(_summary(result, out)))
         return
     click.echo(plan_table(result))
     if with_explanation:
-        from skippipe_scheduler.bounds import explain_bound, lower_bounds
         from skippipe_scheduler.explain import explain
 
         click.echo(explain(result.plan))
-        click.echo(explain_bound(problem, lower_bounds(problem)))
+        click.echo(what_binds(problem))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
@@ -88,21 +94,24 @@ def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, Sol
     return load_problem(path), SolveOptions(), True
 
 
-def _solve(
-    problem: "Problem", options: "SolveOptions", time_limit_s: float | None, seed: int | None, sizes_given: bool
-) -> "PlanWithBaselines":
-    from dataclasses import replace
+def what_binds(problem: "Problem") -> str:
+    """Return which lower bound binds and what would help, in words."""
+    from skippipe_scheduler.bounds import explain_bound, lower_bounds
 
+    return explain_bound(problem, lower_bounds(problem))
+
+
+def _solve(
+    problem: "Problem", options: "SolveOptions", sizes_given: bool, warm_path: Path | None
+) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
     from skippipe.planning import plan_with_baselines
+    from skippipe_scheduler.plan import parse_plan
 
-    if time_limit_s is not None:
-        options = replace(options, time_limit_s=time_limit_s)
-    if seed is not None:
-        options = replace(options, seed=seed)
+    warm = None if warm_path is None else parse_plan(warm_path)
     with SearchDisplay() as display:
         options = replace(options, progress=display.update, stop=display.stop)
-        return plan_with_baselines(problem, options, sizes_given=sizes_given, announce=display.begin)
+        return plan_with_baselines(problem, options, sizes_given=sizes_given, warm=warm, announce=display.begin)
 
 
 def plan_table(result: "PlanWithBaselines") -> str:

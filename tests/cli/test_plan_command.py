@@ -45,6 +45,21 @@ def test_origins_may_start_different_numbers(capsys: pytest.CaptureFixture[str],
     assert len(parse_plan(tmp_path / "plan.json").microbatches) == 4
 
 
+def test_warm_start_is_never_worse(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, second, page = tmp_path / "first.json", tmp_path / "second.json", tmp_path / "plan.html"
+    plan(capsys, "--out", str(first))
+    plan(capsys, "--warm", str(first), "--out", str(second), "--report", str(page))
+    assert parse_plan(second).predicted.iteration_s <= parse_plan(first).predicted.iteration_s
+    assert "Stage 1 is bound by the work of its 1 replica" in page.read_text()
+
+
+def test_warm_start_from_what_is_no_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--config", str(TINY), "--warm", str(TINY)])
+    assert stop.value.code == 2
+    assert "tiny.yaml" in capsys.readouterr().err
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     printed = json.loads(plan(capsys, "--json", "pipeline.planner.jitter_sigma=0.3"))
     assert set(printed["predicted"]) == {"plan", "full_pipeline", "network-blind_skipping"}

@@ -31,8 +31,8 @@ SIMULATED = "Simulated exactly from the plan's costs."
 MEASURED = "Measured by each node, from its own start of the iteration."
 
 
-def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan]) -> None:
-    """Write the page about a plan beside its baselines, which are given by name.
+def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan], what_binds: str = "") -> None:
+    """Write the page about a plan beside its baselines, which are given by name; `what_binds` explains the lower bound.
 
     Raises `SkipPipeError` where it cannot be written.
     """
@@ -46,7 +46,7 @@ def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan]) -> 
     }
     for name, baseline in baselines.items():
         facts[f"Against {name}"] = times(predicted.iteration_s / baseline.predicted.iteration_s)
-    comparison = Section("Predicted times", tables=[plans_table(plans)])
+    comparison = Section("Predicted times", what_binds, tables=[plans_table(plans)])
     sections = [
         comparison,
         _iteration(plans, {}),
