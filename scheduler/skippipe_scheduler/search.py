@@ -73,12 +73,11 @@ class Search:
         """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.kernel.loads`)."""
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
-        best = empty_schedule(np.array(placement), padded, lengths, 1)
-        loads = np.zeros((2, len(placement)))
+        loads = np.zeros((4, max(4, len(placement))))
         share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free else 0.0
-        anneal_loads(self.instance, changed, best, self.work, loads, steps, _LOAD_HEAT, share)
-        found = zip(best.routes.tolist(), best.lengths.tolist(), strict=True)
-        return tuple(best.placement.tolist()), [tuple(row[:length]) for row, length in found]
+        anneal_loads(self.instance, changed, self.work, loads, steps, _LOAD_HEAT, share)
+        found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
+        return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 
     def resume(self, state: State) -> State:
         """Begin at a given state, whose order is kept and timed anew."""

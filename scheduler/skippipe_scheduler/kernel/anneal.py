@@ -37,7 +37,8 @@ _CHANGE_ROUTES = 0.62
 _CHANGE_TWICE = 0.3
 _LONGEST_FIRST = 0.4
 _RETURN_TO_BEST = 400
-_RETIME_EVERY = 2000
+_RETIME_EVERY = 300
+_MARGIN = 0.95
 _WAITS = 5
 """Longest waits of a task for its node: 0.5, 1, 2, 4 or 8 mean backward times."""
 
@@ -75,7 +76,7 @@ def add(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) ->
     for index in range(sequence.shape[0]):
         if not fits_width(s, sequence[index]):
             return False
-        insert(p, s, w.chain_s, sequence[index], wait_s)
+        insert(p, s, w.chain_s, sequence[index], wait_s, math.inf)
     recount(p, s, w)
     return retime(p, s, w.queue, -1)
 
@@ -142,8 +143,10 @@ def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
 
 
 @called
-def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool) -> bool:
-    """Take the chosen out, perhaps change their routes, insert them again; False where a rule forbids it.
+def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool, limit_s: float) -> bool:
+    """Take the chosen out, perhaps change their routes, insert them again.
+
+    False where a rule forbids it, or one would end after `limit_s`.
 
     Then the chosen are out and their routes are whatever they are; `w.visits` is as before.
     """
@@ -161,12 +164,11 @@ def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool) -> bool
         longest_first(p, s, w, count)
     wait_s = _wait_s(p, w)
     for index in range(count):
-        if not fits_width(s, w.chosen[index]):
+        if not fits_width(s, w.chosen[index]) or not insert(p, s, w.chain_s, w.chosen[index], wait_s, limit_s):
             for before in range(index):
                 remove(s, w.chosen[before])
             forget(p, s, w, count)
             return False
-        insert(p, s, w.chain_s, w.chosen[index], wait_s)
     return True
 
 
@@ -199,7 +201,7 @@ def anneal(
         copy(candidate, current)
         exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
         count = _exchange_nodes(p, candidate, w) if exchange else choose(candidate, w)
-        if count < 0 or not _change(p, candidate, w, count, not exchange):
+        if count < 0 or not _change(p, candidate, w, count, not exchange, math.inf):
             continue
         retime(p, candidate, w.queue, -1)
         judge(p, candidate, w, scores[1])
@@ -238,20 +240,22 @@ def anneal_in_place(
     for step in range(steps):
         if scores[2, 0] <= goal_s:
             return step
-        count = choose(current, w)
-        if not _change(p, current, w, count, True):
-            for index in range(count):
-                restore(p, current, w, w.chosen[index], index)
-            continue
-        judge(p, current, w, scores[1])
         heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
-        if _accepts(w, scores[1, 1], scores[0, 1], heat_s):
+        most = scores[0, 1] - heat_s * math.log(uniform(w.random))
+        # What comes on top of the iteration time hardly changes in one step: who ends this late would be refused.
+        limit_s = most - _MARGIN * (scores[0, 1] - scores[0, 0])
+        count = choose(current, w)
+        changed = _change(p, current, w, count, True, limit_s)
+        if changed:
+            judge(p, current, w, scores[1])
+        if changed and scores[1, 1] <= most:
             scores[0, 0] = scores[1, 0]
             scores[0, 1] = scores[1, 1]
         else:
-            forget(p, current, w, count)
-            for index in range(count):
-                remove(current, w.chosen[index])
+            if changed:
+                forget(p, current, w, count)
+                for index in range(count):
+                    remove(current, w.chosen[index])
             for index in range(count):
                 restore(p, current, w, w.chosen[index], index)
         if step % _RETIME_EVERY == _RETIME_EVERY - 1 or step == steps - 1:

@@ -30,8 +30,11 @@ _EPSILON_S = 1e-9
 
 
 @called
-def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float) -> None:
-    """Put all tasks of `m` at the earliest place where no task waits more than `wait_s` for its node."""
+def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit_s: float) -> bool:
+    """Put all tasks of `m` at the earliest place where no task waits more than `wait_s` for its node.
+
+    Returns False, with nothing put in, as soon as it is clear that `m` would end after `limit_s`.
+    """
     length = s.lengths[m]
     for index in range(2 * length + 1):
         chain_s[DURATION, index] = duration_s(p, s, m, index)
@@ -41,7 +44,9 @@ def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float) -> 
     for _ in range(_ATTEMPTS):
         if not _delayed(p, s, chain_s, m, wait_s):
             _commit(p, s, chain_s, m)
-            return
+            return True
+        if chain_s[START, 2 * length] + chain_s[DURATION, 2 * length] > limit_s:
+            return False
     end_s = 0.0
     for slot in range(s.placement.shape[0]):
         if s.counts[BUSY, slot]:
@@ -50,6 +55,7 @@ def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float) -> 
         chain_s[RELEASE, hop] = end_s
     _place(p, s, chain_s, m, wait_s)
     _commit(p, s, chain_s, m)
+    return True
 
 
 @called

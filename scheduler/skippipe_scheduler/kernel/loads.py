@@ -26,37 +26,38 @@ from skippipe_scheduler.kernel.timing import reduction_s
 
 _POWER = 12
 _TRIP_WEIGHT = 0.2
-_HELD, _BUSY = 0, 1
+_REDUCTION_WEIGHT = 0.5
+_RESCALE_EVERY = 4096
+_HELD, _BUSY, _SHARE, _SUMS = 0, 1, 2, 3
+"""Rows of `loads`: seconds held and busy, the share's power, and the sums below."""
+_POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
 
 
 @compiled
 def anneal_loads(
-    p: Instance, s: Schedule, best: Schedule, w: Work, loads: Floats, steps: int, heat: float, exchange_share: float
+    p: Instance, s: Schedule, w: Work, loads: Floats, steps: int, heat: float, exchange_share: float
 ) -> float:
-    """Change routes (and exchange nodes, in `exchange_share` of the steps); the best go to `best`; return its value.
+    """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
 
-    `loads` (3, slots) is working memory. Acceptance falls from `heat` (relative to the value) to nothing.
+    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to nothing.
     """
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
     for m in range(s.routes.shape[0]):
         for hop in range(s.lengths[m]):
             w.visits[p.stage_of[s.routes[m, hop]]] += 1
-    trips_s = _count_all(p, s, loads)
-    value = _value(p, s, loads, trips_s)
-    lowest = value
-    _keep(best, s)
+    _rescale(p, s, loads)
+    value = _value(p, s, loads)
     for step in range(steps):
-        heat_s = heat * lowest * (1 - step / steps) ** 2
+        heat_s = heat * value * (1 - step / steps) ** 2
+        most = value - heat_s * math.log(uniform(w.random))
         if uniform(w.random) < exchange_share:
             left = below(w.random, s.placement.shape[0])
             right = below(w.random, s.placement.shape[0])
-            _exchange(s, left, right)
-            changed_s = _count_all(p, s, loads)
-            changed = _value(p, s, loads, changed_s)
-            if changed > value - heat_s * math.log(uniform(w.random)):
-                _exchange(s, left, right)
-                trips_s = _count_all(p, s, loads)
+            _exchange(p, s, loads, left, right)
+            changed = _value(p, s, loads)
+            if changed > most:
+                _exchange(p, s, loads, left, right)
                 continue
         else:
             count = 1 + below(w.random, 2)
@@ -69,36 +70,40 @@ def anneal_loads(
             if not obeys_rules(p, s, w, count):
                 _put_back(s, w, count)
                 continue
-            changed_s = trips_s
-            for index in range(count):
-                changed_s += _count(p, s, loads, w.chosen[index], 1.0)
-                _swap_saved(s, w, index)
-                changed_s += _count(p, s, loads, w.chosen[index], -1.0)
-                _swap_saved(s, w, index)
-            changed = _value(p, s, loads, changed_s)
-            if changed > value - heat_s * math.log(uniform(w.random)):
+            _recount(p, s, w, loads, count)
+            changed = _value(p, s, loads)
+            if changed > most:
                 forget(p, s, w, count)
                 for index in range(count):
-                    _count(p, s, loads, w.chosen[index], -1.0)
-                _put_back(s, w, count)
-                for index in range(count):
-                    _count(p, s, loads, w.chosen[index], 1.0)
+                    _swap_saved(s, w, index)
+                _recount(p, s, w, loads, count)
                 continue
         value = changed
-        trips_s = changed_s
-        if value < lowest - 1e-12:
-            lowest = value
-            _keep(best, s)
-    return lowest
+        if step % _RESCALE_EVERY == 0:
+            _rescale(p, s, loads)
+            value = _value(p, s, loads)
+    return value
 
 
 @called
-def _count(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> float:
-    """Add `m` to the loads of its slots (take it away with sign -1); return its round trip, signed."""
+def _recount(p: Instance, s: Schedule, w: Work, loads: Floats, count: int) -> None:
+    """Count the chosen on their routes instead of on those saved."""
+    for index in range(count):
+        _swap_saved(s, w, index)
+        _count(p, s, loads, w.chosen[index], -1.0)
+        _swap_saved(s, w, index)
+        _count(p, s, loads, w.chosen[index], 1.0)
+
+
+@called
+def _count(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> None:
+    """Add `m` to the loads of its slots and to the sums (take it away with sign -1)."""
     length = s.lengths[m]
     origin = s.placement[s.routes[m, 0]]
     after = origin
     rest_s = p.node_s[LOSS, origin]
+    unit_s = loads[_SUMS, _UNIT_S]
+    powers = loads[_SUMS, _POWERS]
     for back in range(length):
         slot = s.routes[m, length - 1 - back]
         node = s.placement[slot]
@@ -106,43 +111,77 @@ def _count(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> floa
         rest_s += work_s + p.links[TRANSFER_S, node, after] + p.links[TRANSFER_S, after, node]
         loads[_HELD, slot] += sign * rest_s / p.memory[node]
         loads[_BUSY, slot] += sign * (work_s + 2 * p.overhead_s)
+        power = _power(max(loads[_HELD, slot], loads[_BUSY, slot]) / unit_s)
+        powers += power - loads[_SHARE, slot]
+        loads[_SHARE, slot] = power
         after = node
-    return sign * rest_s
-
-
-@called
-def _count_all(p: Instance, s: Schedule, loads: Floats) -> float:
-    for slot in range(s.placement.shape[0]):
-        loads[_HELD, slot] = 0.0
-        loads[_BUSY, slot] = 0.0
-    total_s = 0.0
-    for m in range(s.routes.shape[0]):
-        total_s += _count(p, s, loads, m, 1.0)
-    return total_s
-
-
-@called
-def _value(p: Instance, s: Schedule, loads: Floats, trips_s: float) -> float:
-    longest_s = 1e-300
-    for slot in range(s.placement.shape[0]):
-        longest_s = max(longest_s, loads[_HELD, slot], loads[_BUSY, slot])
-    total = 0.0
-    for slot in range(s.placement.shape[0]):
-        share = max(loads[_HELD, slot], loads[_BUSY, slot]) / longest_s
-        square = share * share
-        fourth = square * square
-        total += fourth * fourth * fourth
-    slowest_s = 0.0
-    for stage in range(p.stages.shape[1]):
-        slowest_s = max(slowest_s, reduction_s(p, s, stage))
-    return longest_s * total ** (1.0 / _POWER) + 0.5 * slowest_s + _TRIP_WEIGHT * trips_s / s.routes.shape[0]
+    loads[_SUMS, _POWERS] = powers
+    loads[_SUMS, _TRIPS_S] += sign * rest_s
 
 
 @inlined
-def _exchange(s: Schedule, left: int, right: int) -> None:
+def _power(share: float) -> float:
+    square = share * share
+    fourth = square * square
+    return fourth * fourth * fourth
+
+
+@called
+def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
+    """Count everything anew, in units of the largest load."""
+    for slot in range(s.placement.shape[0]):
+        loads[_HELD, slot] = 0.0
+        loads[_BUSY, slot] = 0.0
+        loads[_SHARE, slot] = 0.0
+    loads[_SUMS, _TRIPS_S] = 0.0
+    loads[_SUMS, _UNIT_S] = 1.0
+    for m in range(s.routes.shape[0]):
+        _count(p, s, loads, m, 1.0)
+    unit_s = 1e-300
+    for slot in range(s.placement.shape[0]):
+        unit_s = max(unit_s, loads[_HELD, slot], loads[_BUSY, slot])
+    loads[_SUMS, _UNIT_S] = unit_s
+    loads[_SUMS, _POWERS] = 0.0
+    for slot in range(s.placement.shape[0]):
+        loads[_SHARE, slot] = _power(max(loads[_HELD, slot], loads[_BUSY, slot]) / unit_s)
+        loads[_SUMS, _POWERS] += loads[_SHARE, slot]
+    loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
+
+
+@called
+def _slowest_reduction_s(p: Instance, s: Schedule) -> float:
+    slowest_s = 0.0
+    for stage in range(p.stages.shape[1]):
+        slowest_s = max(slowest_s, reduction_s(p, s, stage))
+    return slowest_s
+
+
+@inlined
+def _value(p: Instance, s: Schedule, loads: Floats) -> float:
+    loads_s = loads[_SUMS, _UNIT_S] * max(0.0, loads[_SUMS, _POWERS]) ** (1.0 / _POWER)
+    trip_s = loads[_SUMS, _TRIPS_S] / s.routes.shape[0]
+    return loads_s + _REDUCTION_WEIGHT * loads[_SUMS, _REDUCTION_S] + _TRIP_WEIGHT * trip_s
+
+
+@called
+def _exchange(p: Instance, s: Schedule, loads: Floats, left: int, right: int) -> None:
+    """Two slots exchange their nodes."""
+    _count_users(p, s, loads, left, right, -1.0)
     node = s.placement[left]
     s.placement[left] = s.placement[right]
     s.placement[right] = node
+    _count_users(p, s, loads, left, right, 1.0)
+    loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
+
+
+@called
+def _count_users(p: Instance, s: Schedule, loads: Floats, left: int, right: int, sign: float) -> None:
+    """Count all that visit one of two slots."""
+    for m in range(s.routes.shape[0]):
+        for hop in range(s.lengths[m]):
+            if s.routes[m, hop] == left or s.routes[m, hop] == right:
+                _count(p, s, loads, m, sign)
+                break
 
 
 @inlined
@@ -165,13 +204,3 @@ def _swap_saved(s: Schedule, w: Work, index: int) -> None:
         slot = s.routes[m, hop]
         s.routes[m, hop] = w.saved[index, hop]
         w.saved[index, hop] = slot
-
-
-@called
-def _keep(best: Schedule, s: Schedule) -> None:
-    for slot in range(s.placement.shape[0]):
-        best.placement[slot] = s.placement[slot]
-    for m in range(s.routes.shape[0]):
-        best.lengths[m] = s.lengths[m]
-        for hop in range(s.lengths[m]):
-            best.routes[m, hop] = s.routes[m, hop]
