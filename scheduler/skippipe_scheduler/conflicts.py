@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
 
 
@@ -43,6 +44,13 @@ def infeasibility_message(problem: Problem) -> str | None:
     """Return which rules of `problem` conflict, why, and what would help, or None where a plan exists."""
     conflict = find_conflict(problem)
     return None if conflict is None else str(conflict)
+
+
+def check_feasible(problem: Problem) -> None:
+    """Raise `InfeasibleError` with the message where `problem` has no plan."""
+    message = infeasibility_message(problem)
+    if message is not None:
+        raise InfeasibleError(message)
 
 
 def find_conflict(problem: Problem) -> Conflict | None:

@@ -17,9 +17,8 @@ import numpy.typing as npt
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.conflicts import infeasibility_message
+from skippipe_scheduler.conflicts import check_feasible
 from skippipe_scheduler.coverage import even_sequences
-from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.slots import Layout, SlotCosts, SlotRoute
 
 MAX_ROUTES = 2500
@@ -281,9 +280,7 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` naming the rules that
     conflict where there are none.
     """
-    message = infeasibility_message(layout.problem)
-    if message is not None:
-        raise InfeasibleError(message)
+    check_feasible(layout.problem)
     found = _few_sequences(layout, seed) or even_sequences(layout.problem.rules, len(layout.origins), seed)
     if layout.problem.rules.route_lengths:
         random.Random(seed).shuffle(found)  # else the short ones would all go to the first origins
