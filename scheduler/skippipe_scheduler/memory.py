@@ -1,5 +1,7 @@
 """How many microbatches a node can hold between their forward and their backward."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil
 
 from skippipe_scheduler.cluster import Node
@@ -22,32 +24,57 @@ def microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], s
     """
     if node.max_in_flight is not None or node.memory_gib is None:
         return node.max_in_flight or 1
-    memory_bytes = int(node.memory_gib * GIB)
-    state_bytes = per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes)
-    resident_bytes = per_stage(layers, workload.layer_resident_bytes, workload.ends_resident_bytes)
-    stages = range(len(layers)) if stage is None else (stage,)
-    held = {one: (memory_bytes - state_bytes[one]) // max(1, resident_bytes[one]) for one in stages}
-    if min(held.values()) >= 1:
-        return min(held.values())
-    worst = max(held, key=lambda one: state_bytes[one] + resident_bytes[one])
-    needed_bytes = state_bytes[worst] + max(1, resident_bytes[worst])
-    ends = worst == 0
-    remedies = [f"raise its memory_gib to {ceil(100 * needed_bytes / GIB) / 100:g}"]
-    left_bytes = memory_bytes - ends * (workload.ends_state_bytes + workload.ends_resident_bytes)
-    layers_that_fit = left_bytes // max(1, workload.layer_state_bytes + workload.layer_resident_bytes)
-    if layers_that_fit > 0:
-        remedies.append(f"give stage {worst} at most {_layers(layers_that_fit)} (more stages, or layers_per_stage)")
-    if state_bytes[worst] < memory_bytes:
-        remedies.append("use a smaller micro-batch")
-    if max(held.values()) >= 1:
-        too_large = " and ".join(str(one) for one in held if held[one] < 1)
-        remedies.append(f"fix the placement so that other nodes hold stage {too_large}")
-    raise InfeasibleError(
-        f"node {node.name!r} has {_size(memory_bytes)}, but stage {worst} needs {_size(needed_bytes)}: "
-        f"weights, gradients and optimizer state of {_layers(layers[worst])}"
-        f"{', embedding and head' if ends else ''} take {_size(state_bytes[worst])}, "
-        f"one microbatch {_size(resident_bytes[worst])}; {', or '.join(remedies)}"
+    need = _Need(
+        int(node.memory_gib * GIB),
+        per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes),
+        per_stage(layers, max(1, workload.layer_resident_bytes), workload.ends_resident_bytes),
     )
+    stages = range(len(layers)) if stage is None else (stage,)
+    least = min(need.held(one) for one in stages)
+    if least < 1:
+        worst = max(stages, key=need.bytes_of)
+        raise InfeasibleError(f"node {node.name!r} {_conflict(need, workload, layers, worst)}")
+    return least
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a node has, and what each stage takes at all and for each microbatch, in bytes."""
+
+    memory_bytes: int
+    state_bytes: tuple[int, ...]
+    resident_bytes: tuple[int, ...]
+
+    def held(self, stage: int) -> int:
+        return (self.memory_bytes - self.state_bytes[stage]) // self.resident_bytes[stage]
+
+    def bytes_of(self, stage: int) -> int:
+        return self.state_bytes[stage] + self.resident_bytes[stage]
+
+
+def _conflict(need: _Need, workload: Workload, layers: tuple[int, ...], stage: int) -> str:
+    ends = ", embedding and head" if stage == 0 else ""
+    return (
+        f"has {_size(need.memory_bytes)}, but stage {stage} needs {_size(need.bytes_of(stage))}: "
+        f"weights, gradients and optimizer state of {_layers(layers[stage])}{ends} "
+        f"take {_size(need.state_bytes[stage])}, one microbatch {_size(need.resident_bytes[stage])}; "
+        f"{', or '.join(_remedies(need, workload, stage))}"
+    )
+
+
+def _remedies(need: _Need, workload: Workload, stage: int) -> Iterator[str]:
+    yield f"raise its memory_gib to {ceil(100 * need.bytes_of(stage) / GIB) / 100:g}"
+    ends_bytes = workload.ends_state_bytes + workload.ends_resident_bytes if stage == 0 else 0
+    layer_bytes = workload.layer_state_bytes + max(1, workload.layer_resident_bytes)
+    fitting = (need.memory_bytes - ends_bytes) // layer_bytes
+    if fitting > 0:
+        yield f"give stage {stage} at most {_layers(fitting)} (more stages, or layers_per_stage)"
+    if need.state_bytes[stage] < need.memory_bytes:
+        yield "use a smaller micro-batch"
+    too_large = [one for one in range(len(need.state_bytes)) if need.held(one) < 1]
+    if len(too_large) < len(need.state_bytes):
+        numbers = ", ".join(map(str, too_large))
+        yield f"fix the placement so that other nodes hold stage{'s' * (len(too_large) > 1)} {numbers}"
 
 
 def _layers(count: int) -> str:

@@ -134,6 +134,19 @@ def test_every_remedy_for_a_small_node_works() -> None:
     assert build(make_cluster(memory_gib=1.25), smaller).costs.memory["n0"] == 1
 
 
+def test_a_small_node_at_a_given_stage() -> None:
+    placement = [["n0"], ["slow"], ["n1", "n2"], ["n3", "n4"]]
+    with pytest.raises(InfeasibleError, match=r"'n0' .* stage 0 needs 1.5 GiB: .* so that other nodes hold stage 0$"):
+        build(make_cluster(memory_gib=1.25), placement=placement)
+    with pytest.raises(InfeasibleError, match=r"'n1' .* stage 2 needs 0.75 GiB: .* of 2 layers take 0.5 GiB") as caught:
+        build(
+            make_cluster(memory_gib=0.7),
+            placement=[["slow"], ["n0"], ["n1", "n2"], ["n3", "n4"]],
+            layers_per_stage=(3, 1, 2, 2),
+        )
+    assert "hold stages 0, 2, 3" in str(caught.value)
+
+
 def test_a_node_too_small_for_stage_0_may_hold_another() -> None:
     cluster = make_cluster(memory_gib=1.25)
     with pytest.raises(InfeasibleError, match="embedding and head"):
