@@ -6,9 +6,9 @@ do not help: the stages of a route, visited in ascending order, need no longer j
 
 Hop k of a route of P stages comes at stage kJ at the latest (J is `max_forward_jump`), and early enough for P - 1 - k
 stages to follow. These deadlines make a least number of visits to stages 1 to m, for every m; coverage allows a most.
-That no least is above its most is necessary. It also suffices: with one length because routes whose visits lie
-(S - 1) / N(P - 1) stages apart, dealt out in turn, cover evenly; with a mix of lengths in all cases of
-up to 10 stages and 6 microbatches.
+That no least is above its most is necessary. It also suffices: with one length because routes that take turns at
+visits (S - 1) / N(P - 1) stages apart cover evenly (one stage apart where that jumps too far: N <= J then);
+with a mix of lengths in all cases of up to 10 stages and 6 microbatches.
 """
 
 from collections.abc import Iterator

@@ -90,6 +90,20 @@ def test_every_rule_named_is_needed_for_the_conflict_and_its_remedy_is_the_neare
     assert not any(has_plan(nearer) for nearer in nearer_problems(problem, conflict))
 
 
+@given(
+    st.integers(6, 14),
+    st.integers(1, 5),
+    st.dictionaries(st.integers(2, 14), st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(1, 40),
+)
+def test_without_a_message_even_sequences_are_found(stages: int, jump: int, mix: dict[int, int], total: int) -> None:
+    assume(max(mix) <= stages)
+    rules = Rules(num_stages=stages, route_length=max(mix), route_lengths=mix, max_forward_jump=jump)
+    problem = problem_with(rules, EvenMicrobatches(even=total))
+    assume(infeasibility_message(problem) is None)
+    assert_obeyed(even_sequences(rules, total, 0), problem)
+
+
 def changed(before: Problem, after: Problem) -> set[str]:
     old, new = (one.model_dump() | one.rules.model_dump() for one in (before, after))
     return {key for key in old if old[key] != new[key] and key != "rules"}
