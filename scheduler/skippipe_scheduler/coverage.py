@@ -5,7 +5,7 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.errors import SkipPipeError
 from skippipe_scheduler.problem import Rules
 
 _Point = tuple[int, int]
@@ -18,7 +18,8 @@ def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]
     """Return an ascending sequence per microbatch of `total`, the stages visited as evenly as `rules` ask for.
 
     Integers on the edges say how many microbatches go that way; any such flow can be read as whole sequences.
-    Raises `InfeasibleError` where there is none (`skippipe_scheduler.conflicts` says why).
+    Raises `SkipPipeError` where none is found: there is none (`skippipe_scheduler.conflicts` tells), or the search was
+    too long, which may happen beyond about 50 stages.
     """
     model = cp_model.CpModel()
     flows: dict[_Point, dict[_Point, Any]] = defaultdict(dict)
@@ -41,10 +42,12 @@ def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed % 2**31
     solver.parameters.catch_sigint_signal = False
+    solver.parameters.max_deterministic_time = 30
     solver.parameters.cp_model_presolve = False  # it aborts on some of these models (OR-tools 9.15)
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        raise InfeasibleError(
-            f"no {total} ascending routes visit {rules.num_stages} stages evenly; set uniform_coverage to false"
+        raise SkipPipeError(
+            f"found no {total} routes that visit {rules.num_stages} stages evenly; "
+            "use fewer stages or set uniform_coverage to false"
         )
     left = {point: Counter({to: solver.value(flow) for to, flow in flows[point].items()}) for point in flows}
     return [_take_one(left) for _ in range(total)]

@@ -11,7 +11,7 @@ from small_problems import make_problem
 
 from skippipe_scheduler.conflicts import Conflict, find_conflict, infeasibility_message
 from skippipe_scheduler.coverage import even_sequences
-from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.errors import InfeasibleError, SkipPipeError
 from skippipe_scheduler.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
 from skippipe_scheduler.routes import balanced_sequences
 from skippipe_scheduler.rules import coverage_offence, first_offence, legal_stage_sequences, length_offence
@@ -70,8 +70,10 @@ def test_there_is_a_message_exactly_where_no_assignment_of_sequences_obeys_the_r
         sequences = even_sequences(problem.rules, problem.num_microbatches, 0)
         assert_obeyed(sequences, problem)
     else:
-        with pytest.raises(InfeasibleError, match="evenly"):
+        with pytest.raises(SkipPipeError, match="evenly"):
             even_sequences(problem.rules, problem.num_microbatches, 0)
+        with pytest.raises(InfeasibleError):
+            balanced_sequences(Layout(problem), 0)
 
 
 @given(small())
