@@ -93,7 +93,7 @@ def origin_schedule_s(origin: Origin, known_s: float, most_s: float) -> float:
         solver = cp_model.CpSolver()
         solver.parameters.num_workers = 1
         solver.parameters.random_seed = 0
-        solver.parameters.catch_sigint_signal = False  # else Ctrl-C would end the planner
+        solver.parameters.catch_sigint_signal = False  # else Ctrl-C would end the planner without a plan
         solver.parameters.max_deterministic_time = _EFFORT
         solver.parameters.max_time_in_seconds = max(0.01, deadline_s - time.perf_counter())
         status = solver.solve(_model(origin, unit_s))
