@@ -18,7 +18,10 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
     """
     stages, nodes = problem.num_stages, len(problem.nodes)
     if nodes < stages:
-        raise InfeasibleError(f"a full pipeline of {stages} stages needs {stages} nodes; there are {nodes}")
+        raise InfeasibleError(
+            f"a full pipeline of {stages} stages needs {stages} nodes; there are {nodes}; "
+            "use fewer stages or more nodes"
+        )
     even, rest = divmod(nodes, stages)
     rules = problem.rules.model_copy(
         update={

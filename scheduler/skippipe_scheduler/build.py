@@ -6,15 +6,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from skippipe_scheduler.cluster import Cluster, Link, Node
-from skippipe_scheduler.errors import InfeasibleError, ProblemError
+from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import describe, write_atomically
+from skippipe_scheduler.memory import microbatches_held, per_stage
 from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules, StageNodes
 from skippipe_scheduler.workload import Workload, route_length, split_layers
 from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
 from skippipe_scheduler.yaml_file import nearest
-
-GIB = 2**30
-MIB = 2**20
 
 Placement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
 
@@ -62,7 +60,7 @@ def build_problem(
             stages=None if stages is None else tuple(StageNodes(nodes=nodes) for nodes in stages),
             stage_sizes=None if stages is not None else tuple(stage_sizes or ()),
             stage_layers=layers,
-            stage_bytes=_per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
+            stage_bytes=per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),
@@ -140,7 +138,7 @@ def _costs(
         task_overhead_s=task_overhead_s,
         transfer_s=transfer_s,
         memory={
-            node.name: min(_microbatches_held(node, workload, layers, stage_of.get(node.name)), num_microbatches)
+            node.name: min(microbatches_held(node, workload, layers, stage_of.get(node.name)), num_microbatches)
             for node in members
         },
         contention=cluster.links.contention,
@@ -158,32 +156,3 @@ def _task_s(node: Node, measured_s: float | None, flop: float) -> float:
 
 def _transfer_s(link: Link, size_bytes: int) -> float:
     return link.latency_ms / 1e3 + size_bytes * 8e-9 / link.gbit_per_s
-
-
-def _per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]:
-    return tuple(count * layer + (ends if stage == 0 else 0) for stage, count in enumerate(layers))
-
-
-def _microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], stage: int | None) -> int:
-    """Return how many microbatches fit into the node, whichever stage it gets where `stage` is open."""
-    if node.max_in_flight is not None or node.memory_gib is None:
-        return node.max_in_flight or 1
-    memory_bytes = int(node.memory_gib * GIB)
-    state_bytes = _per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes)
-    resident_bytes = _per_stage(layers, workload.layer_resident_bytes, workload.ends_resident_bytes)
-    stages = range(len(layers)) if stage is None else (stage,)
-    held = {index: (memory_bytes - state_bytes[index]) // max(1, resident_bytes[index]) for index in stages}
-    tightest = min(held, key=lambda index: held[index])
-    if held[tightest] < 1:
-        ends = " with embedding and head" if tightest == 0 else ""
-        raise InfeasibleError(
-            f"node {node.name!r} has {_size(memory_bytes)}; "
-            f"the weights, gradients and optimizer state of a stage of {layers[tightest]} layers{ends} "
-            f"take {_size(state_bytes[tightest])}, one microbatch on it {_size(resident_bytes[tightest])}: "
-            "give it memory, use more stages or a smaller micro-batch"
-        )
-    return held[tightest]
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.3g} GiB" if size_bytes >= GIB / 10 else f"{size_bytes / MIB:.3g} MiB"

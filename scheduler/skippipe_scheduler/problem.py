@@ -68,6 +68,14 @@ class Rules(StrictModel):
             counts[length] += 1
         return dict(sorted(counts.items()))
 
+    def visits_per_stage(self, total: int) -> tuple[int, int]:
+        """Return the least and greatest number of `total` microbatches that visit a stage other than 0, if coverage is
+        uniform.
+        """
+        visits = sum(count * (length - 1) for length, count in self.length_counts(total).items())
+        share, rest = divmod(visits, self.num_stages - 1)
+        return share, share + (rest > 0)
+
 
 class Costs(StrictModel):
     """Seconds of every task and transfer.

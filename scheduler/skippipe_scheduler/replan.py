@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.problem import Problem
@@ -32,8 +33,14 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
 def without_node(problem: Problem, plan: Plan, node: str) -> Problem:
     """Return the problem in which `node` is gone, the other nodes free to move, from the sizes that `plan` has.
 
-    A stage that loses its only replica gets one from the stage with the most.
+    A stage that loses its only replica gets one from the stage with the most. Raises `InfeasibleError` where fewer
+    nodes than stages are left.
     """
+    if len(problem.nodes) <= problem.num_stages:
+        raise InfeasibleError(
+            f"without node {node!r} {len(problem.nodes) - 1} nodes are left for {problem.num_stages} stages; "
+            "add a node or plan with fewer stages"
+        )
     sizes = [len([one for one in stage.nodes if one != node]) for stage in plan.stages]
     for stage, size in enumerate(sizes):
         if size == 0:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.conflicts import check_feasible
+from skippipe_scheduler.coverage import even_sequences
 from skippipe_scheduler.slots import Layout, SlotCosts, SlotRoute
 
 MAX_ROUTES = 2500
@@ -113,17 +114,13 @@ def choose_routes(
     part: float = 0.2,
     at_most_s: float = 3.0,
 ) -> RouteChoice:
-    """Solve the count model within `part` of `budget`; raise `InfeasibleError` where coverage cannot be
-    balanced.
-    """
+    """Solve the count model within `part` of `budget`; raise `InfeasibleError` where no routes obey the rules."""
     candidates = list_routes(costs, seed)
     solver = cp_model.CpSolver()
     model = _CountModel(costs, candidates.routes)
     budget.configure(solver, seed, num_workers, part / 2, at_most_s / 2)
     model.model.minimize(model.peak)
     status = budget.run(solver, model.model)
-    if status == cp_model.INFEASIBLE:
-        raise InfeasibleError(coverage_conflict(costs.layout))
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return RouteChoice(balanced_routes(costs.layout, seed), 0.0)
     bound_s = solver.best_objective_bound * model.unit_s if candidates.complete else 0.0
@@ -280,13 +277,20 @@ def _cheapest_with_room(
 
 
 def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
-    """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` where there is
-    none.
+    """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` naming the rules that
+    conflict where there are none.
     """
+    check_feasible(layout.problem)
+    found = _few_sequences(layout, seed) or even_sequences(layout.problem.rules, len(layout.origins), seed)
+    if layout.problem.rules.route_lengths:
+        random.Random(seed).shuffle(found)  # else the short ones would all go to the first origins
+    return found
+
+
+def _few_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]] | None:
+    """Return sequences with even coverage, few of them different, or None where those of the layout have none."""
     model, solver, rng = cp_model.CpModel(), cp_model.CpSolver(), random.Random(seed)
     total = len(layout.origins)
-    if not layout.sequences:
-        raise InfeasibleError(coverage_conflict(layout))
     counts = [model.new_int_var(0, total, "") for _ in layout.sequences]
     for length, wanted in layout.problem.rules.length_counts(total).items():
         model.add(sum(v for v, one in zip(counts, layout.sequences, strict=True) if len(one) == length) == wanted)
@@ -303,28 +307,7 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     solver.parameters.random_seed = seed % 2**31
     solver.parameters.max_deterministic_time = 0.3
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        raise InfeasibleError(coverage_conflict(layout))
-    found = [
+        return None
+    return [
         sequence for sequence, count in zip(layout.sequences, counts, strict=True) for _ in range(solver.value(count))
     ]
-    if layout.problem.rules.route_lengths:
-        rng.shuffle(found)  # else the short ones would all go to the first origins
-    return found
-
-
-def coverage_conflict(layout: Layout) -> str:
-    """Say in words why no set of routes obeys the rules."""
-    rules = layout.problem.rules
-    if not layout.sequences:
-        return (
-            f"no stage sequence of route_length {rules.route_length} over {rules.num_stages} stages obeys "
-            f"max_swaps {rules.max_swaps}, max_swap_distance {rules.max_swap_distance} and "
-            f"max_forward_jump {rules.max_forward_jump}; allow longer jumps or more swaps"
-        )
-    never = [s for s in range(rules.num_stages) if not any(s in sequence for sequence in layout.sequences)]
-    where = f"stage {never[0]} can never be visited" if never else "no mix of routes visits all stages equally often"
-    return (
-        f"uniform_coverage cannot be met: {where} with route_length {rules.route_length}, max_forward_jump "
-        f"{rules.max_forward_jump} and max_swaps {rules.max_swaps} for {len(layout.origins)} microbatches; "
-        "raise max_forward_jump or route_length, or set uniform_coverage to false"
-    )

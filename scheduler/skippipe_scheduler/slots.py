@@ -72,11 +72,7 @@ class Layout:
     @cached_property
     def coverage(self) -> tuple[int, int]:
         """Least and greatest number of visits that uniform coverage allows a stage other than 0."""
-        rules = self.problem.rules
-        counts = rules.length_counts(len(self.origins))
-        visits = sum(count * (length - 1) for length, count in counts.items())
-        share, rest = divmod(visits, rules.num_stages - 1)
-        return share, share + (rest > 0)
+        return self.problem.rules.visits_per_stage(len(self.origins))
 
     def given_placement(self) -> Placement | None:
         """Return the placement that the problem fixes, if it does."""

@@ -8,11 +8,11 @@ from skippipe_scheduler.assemble import finished_plan
 from skippipe_scheduler.baselines import full_pipeline_problem, network_blind
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.conflicts import check_feasible
 from skippipe_scheduler.kernel.jit import prepare
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan import Plan, Solver
 from skippipe_scheduler.problem import Problem, StageNodes
-from skippipe_scheduler.routes import balanced_routes
 from skippipe_scheduler.slots import Layout
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
 
     fixed = _fix(problem, stages)
     budget = options.budget()
-    balanced_routes(Layout(fixed), 0)  # raises InfeasibleError before any time is spent
+    check_feasible(fixed)
     if fixed.stages is None:
         found = _campaign([Layout(fixed)], options, budget.share(0.2)).run()
         fixed = _fix(fixed, found.layout.stages(found.state.placement))
@@ -73,8 +73,8 @@ def _solve_best(
 ) -> Plan:
     budget = options.budget()
     layouts = [Layout(problem) for problem in variants]
-    for layout in layouts:
-        balanced_routes(layout, 0)  # raises InfeasibleError before any time is spent
+    for problem in variants:
+        check_feasible(problem)
     campaign = _campaign(layouts, options, budget)
     campaign.progress = options.progress
     found = campaign.run(warm)

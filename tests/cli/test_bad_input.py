@@ -98,7 +98,7 @@ def test_too_little_memory_has_no_plan(tmp_path: Path, capsys: pytest.CaptureFix
     small = change_cluster(nodes=[{**CLUSTER["nodes"][0], "memory_gib": 0.0001}])
     code, message = run(capsys, "plan", "--config", write(tmp_path, small))
     assert code == 3
-    assert "give it memory" in message
+    assert "raise its memory_gib to" in message
 
 
 def test_plan_for_another_number_of_ranks(

@@ -106,3 +106,17 @@ def test_interrupt_writes_the_best_so_far(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     assert "this plan" in printed
     assert parse_plan(out).predicted.iteration_s > 0
+
+
+def test_rules_that_conflict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--config", str(TINY), "--out", str(out), "pipeline.max_forward_jump=1", *SHORT])
+    captured = capsys.readouterr()
+    assert stop.value.code == 3
+    assert "route_length 2 of 3 stages and max_forward_jump 1 for 4 microbatches" in captured.err
+    assert "raise max_forward_jump to 2" in captured.err
+    assert captured.err.count("cannot be met together") == 1
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not out.exists()

@@ -116,10 +116,35 @@ def test_a_node_that_cannot_hold_one_microbatch() -> None:
     with pytest.raises(InfeasibleError) as caught:
         build(make_cluster(memory_gib=0.5))
     assert str(caught.value) == (
-        "node 'n0' has 0.5 GiB; the weights, gradients and optimizer state of a stage of 2 layers "
-        "with embedding and head take 1 GiB, one microbatch on it 0.5 GiB: "
-        "give it memory, use more stages or a smaller micro-batch"
+        "node 'n0' has 0.5 GiB, but stage 0 needs 1.5 GiB: weights, gradients and optimizer state of 2 layers, "
+        "embedding and head take 1 GiB, one microbatch 0.5 GiB; raise its memory_gib to 1.5"
     )
+    assert build(make_cluster(memory_gib=1.5)).costs.memory["n0"] == 1
+
+
+def test_every_remedy_for_a_small_node_works() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        build(make_cluster(memory_gib=1.25))
+    assert str(caught.value).endswith(
+        "; raise its memory_gib to 1.5, or give stage 0 at most 1 layer (more stages, or layers_per_stage), "
+        "or use a smaller micro-batch, or fix the placement so that other nodes hold stage 0"
+    )
+    assert build(make_cluster(memory_gib=1.25), layers_per_stage=(1, 3, 2, 2)).costs.memory["n0"] == 1
+    smaller = replace(WORKLOAD, layer_resident_bytes=GIB // 16, ends_resident_bytes=GIB // 8)
+    assert build(make_cluster(memory_gib=1.25), smaller).costs.memory["n0"] == 1
+
+
+def test_a_small_node_at_a_given_stage() -> None:
+    placement = [["n0"], ["slow"], ["n1", "n2"], ["n3", "n4"]]
+    with pytest.raises(InfeasibleError, match=r"'n0' .* stage 0 needs 1.5 GiB: .* so that other nodes hold stage 0$"):
+        build(make_cluster(memory_gib=1.25), placement=placement)
+    with pytest.raises(InfeasibleError, match=r"'n1' .* stage 2 needs 0.75 GiB: .* of 2 layers take 0.5 GiB") as caught:
+        build(
+            make_cluster(memory_gib=0.7),
+            placement=[["slow"], ["n0"], ["n1", "n2"], ["n3", "n4"]],
+            layers_per_stage=(3, 1, 2, 2),
+        )
+    assert "hold stages 0, 2, 3" in str(caught.value)
 
 
 def test_a_node_too_small_for_stage_0_may_hold_another() -> None:
@@ -132,7 +157,7 @@ def test_a_node_too_small_for_stage_0_may_hold_another() -> None:
 
 def test_small_sizes_are_told_in_mib() -> None:
     workload = replace(WORKLOAD, ends_resident_bytes=0, layer_resident_bytes=2**20)
-    with pytest.raises(InfeasibleError, match="one microbatch on it 2 MiB"):
+    with pytest.raises(InfeasibleError, match="one microbatch 2 MiB"):
         build(make_cluster(memory_gib=1.001), workload)
 
 

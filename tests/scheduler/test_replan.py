@@ -3,6 +3,7 @@
 import pytest
 from small_problems import make_problem
 
+from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem import Problem
 from skippipe_scheduler.replan import replan, without_node
 from skippipe_scheduler.solve import SolveOptions, solve
@@ -68,3 +69,10 @@ def test_other_rules_begin_anew() -> None:
     found = replan(PLAN, longer, SolveOptions(max_evaluations=200))
     validate(found)
     assert {len(one.route) for one in found.microbatches} == {4}
+
+
+def test_fewer_nodes_than_stages_are_not_enough() -> None:
+    problem = make_problem(0, [1, 1, 1], 2, 3)
+    plan = solve(problem, SolveOptions(max_evaluations=10))
+    with pytest.raises(InfeasibleError, match="without node 'node-1' 2 nodes are left for 3 stages; add a node or"):
+        without_node(problem, plan, "node-1")

@@ -45,6 +45,16 @@ def test_a_short_list_has_every_route_and_a_long_one_says_it_is_not_complete():
     assert not list_routes(costs, 0, limit=4).complete
 
 
+def test_a_limited_list_without_even_coverage_does_not_make_a_problem_infeasible():
+    problem = make_problem(0, [2] * 8, 7, 9)
+    rules = problem.rules.model_copy(update={"route_lengths": {7: 2, 6: 3}})
+    costs = costs_of(problem.model_copy(update={"rules": rules}))
+    assert not list_routes(costs, 0).complete
+    choice = choose_routes(costs, Budget(5, 10), 0)
+    assert choice.bound_s == 0
+    assert costs.layout.covers(choice.routes)
+
+
 def test_a_limited_list_still_covers_every_stage():
     costs = costs_of(make_problem(0, [2, 2, 2, 2], 3, 4))
     visited = {slot for route in list_routes(costs, 0, limit=10).routes for slot in route}
@@ -59,5 +69,5 @@ def test_balanced_routes_visit_the_replicas_of_a_stage_equally_often():
 
 def test_a_jump_that_is_too_short_is_named():
     layout = Layout(make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0))
-    with pytest.raises(InfeasibleError, match=r"stage 2 can never be visited .*max_forward_jump 1"):
+    with pytest.raises(InfeasibleError, match=r"max_forward_jump 1 .* no route gets past stage 1"):
         balanced_routes(layout, 0)

@@ -139,5 +139,5 @@ def test_progress_reports_only_improvements():
 
 def test_rules_that_no_route_can_obey_are_named():
     problem = make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0)
-    with pytest.raises(InfeasibleError, match=r"uniform_coverage cannot be met.*max_forward_jump 1"):
+    with pytest.raises(InfeasibleError, match=r"uniform_coverage, .*max_forward_jump 1 .* cannot be met together"):
         solve(problem, SolveOptions(max_evaluations=5))

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from skippipe_scheduler.assemble import finished_plan
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.conflicts import check_feasible
 from skippipe_scheduler.dispatch import states_by_rule
 from skippipe_scheduler.paper_method.agents import Agent, groupings
 from skippipe_scheduler.paper_method.conflicts import path_sets
 from skippipe_scheduler.paper_method.placement import genetic_placement
 from skippipe_scheduler.plan import Plan, Solver
 from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.routes import balanced_sequences, priced_routes
+from skippipe_scheduler.routes import priced_routes
 from skippipe_scheduler.slots import Layout, SlotCosts, SlotRoute
 from skippipe_scheduler.state import State
 
@@ -34,7 +35,7 @@ def solve_paper_method(
     """
     budget = Budget(budget_s, max_generations)
     layout = Layout(problem)
-    balanced_sequences(layout, seed)  # raises InfeasibleError before any time is spent
+    check_feasible(problem)
     placement = layout.given_placement()
     if placement is None:
         placement = genetic_placement(layout, budget if budget.repeatable else budget.share(_PLACEMENT_SHARE), seed)
