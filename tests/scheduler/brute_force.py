@@ -245,4 +245,4 @@ def _is_dominated(state: _State, seen: dict[tuple[int, ...], list[tuple[float, .
 
 
 def _with(row: tuple[Number, ...], index: int, value: Number) -> tuple[Number, ...]:
-    return (*row[:index], value, *row[index + 1 :])
+    return row[:index] + (value,) + row[index + 1 :]  # noqa: RUF005  # a constrained type does not unpack

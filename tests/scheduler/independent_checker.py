@@ -22,7 +22,7 @@ def first_offence_of(content: Content) -> str | None:
 
 def _placement(content: Content) -> Iterator[str]:
     nodes, stages = content["nodes"], content["stages"]
-    if len(content.get("regions", nodes)) != len(nodes):
+    if len(content.get("regions") or nodes) != len(nodes):
         yield "regions do not fit the nodes"
     if sorted(node for stage in stages for node in stage["nodes"]) != sorted(set(nodes)) or len(set(nodes)) < len(
         nodes
