@@ -1,0 +1,217 @@
+"""A second opinion on a plan file: every rule of docs/plan-file.md and the predicted times, from the JSON alone.
+
+Nothing here comes from the package, so that a mistake in the validator or the simulator cannot hide itself.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+Content = dict[str, Any]
+TOLERANCE = 1e-6
+
+
+def first_offence_of(content: Content) -> str | None:
+    """Return the first rule that the plan breaks, in words, or None where it is a valid plan."""
+    for check in (_placement, _costs, _routes, _lengths, _coverage, _orders, _times_and_memory):
+        offence = next(check(content), None)
+        if offence:
+            return offence
+    return None
+
+
+def _placement(content: Content) -> Iterator[str]:
+    nodes, stages = content["nodes"], content["stages"]
+    if len(content.get("regions") or nodes) != len(nodes):
+        yield "regions do not fit the nodes"
+    if sorted(node for stage in stages for node in stage["nodes"]) != sorted(set(nodes)) or len(set(nodes)) < len(
+        nodes
+    ):
+        yield "the stages do not hold every node once"
+    if len(stages) != content["rules"]["num_stages"]:
+        yield "number of stages"
+    edges = [0, *(stage["layers"][1] for stage in stages)]
+    if [stage["layers"][0] for stage in stages] != edges[:-1] or edges != sorted(set(edges)):
+        yield "the layers are not held once, in order"
+
+
+def _costs(content: Content) -> Iterator[str]:
+    nodes, costs = content["nodes"], content["costs"]
+    for table in ("forward_s", "backward_s", "loss_s", "memory"):
+        if not set(nodes) <= set(costs[table]):
+            yield f"{table} of a node is missing"
+    if len(costs.get("reduce_s", [])) != len(content["stages"]):
+        yield "reduce_s does not fit the stages"
+    shared = costs["contention"] != "none"
+    tables = [costs["transfer_s"], *((costs["latency_s"], costs["gbit_per_s"]) if shared else ())]
+    for source in nodes:
+        for sink in set(nodes) - {source}:
+            if any(sink not in table.get(source, {}) for table in tables):
+                yield f"a cost from {source} to {sink} is missing"
+            elif shared:
+                parts_s = costs["latency_s"][source][sink] + occupancy_s(costs, source, sink)
+                if not _same(parts_s, costs["transfer_s"][source][sink]):
+                    yield f"transfer_s from {source} to {sink} is not the sum of its parts"
+
+
+def occupancy_s(costs: Content, source: str, sink: str) -> float:
+    """Seconds for which one transfer keeps its link busy."""
+    if costs["contention"] == "none":
+        return 0.0
+    return float(costs["activation_bytes"] * 8 / (costs["gbit_per_s"][source][sink] * 1e9))
+
+
+def _stage_of(content: Content) -> dict[str, int]:
+    return {node: index for index, stage in enumerate(content["stages"]) for node in stage["nodes"]}
+
+
+def _routes(content: Content) -> Iterator[str]:
+    stage_of, rules = _stage_of(content), content["rules"]
+    if not content["microbatches"]:
+        yield "no microbatch"
+    for index, microbatch in enumerate(content["microbatches"]):
+        if microbatch["id"] != index:
+            yield f"microbatch {index} has another id"
+        if not set(microbatch["route"]) <= set(stage_of):
+            yield f"microbatch {index} visits an unknown node"
+            return
+        stages = [stage_of[node] for node in microbatch["route"]]
+        if stages[0] != 0 or len(set(stages)) < len(stages):
+            yield f"microbatch {index} does not start at stage 0, or visits a stage twice"
+        higher = [sum(earlier > stage for earlier in stages[:hop]) for hop, stage in enumerate(stages)]
+        jumps = [stage - max(stages[:hop]) for hop, stage in enumerate(stages) if hop]
+        if sum(count > 0 for count in higher) > rules["max_swaps"]:
+            yield f"microbatch {index} swaps too often"
+        if max(higher) > rules["max_swap_distance"]:
+            yield f"microbatch {index} swaps too far"
+        if max(jumps, default=0) > rules["max_forward_jump"]:
+            yield f"microbatch {index} jumps too far"
+
+
+def _lengths(content: Content) -> Iterator[str]:
+    """Largest remainders: shares are rounded down or up, and none is rounded up before one that has a larger rest."""
+    rules = content["rules"]
+    shares = {int(length): share for length, share in (rules.get("route_lengths") or {}).items()}
+    shares = shares or {rules["route_length"]: 1}
+    found = Counter(len(microbatch["route"]) for microbatch in content["microbatches"])
+    if not set(found) <= set(shares):
+        yield "a route has a length that the rules do not name"
+    exact = {length: found.total() * share / sum(shares.values()) for length, share in shares.items()}
+    excess = {length: found[length] - int(exact[length] + 1e-9) for length in shares}
+    if not set(excess.values()) <= {0, 1}:
+        yield "the mix of lengths is not the one asked for"
+    rest = {length: exact[length] - int(exact[length] + 1e-9) for length in shares}
+    up, down = ([rest[length] for length in shares if excess[length] == way] for way in (1, 0))
+    if up and down and min(up) < max(down) - 1e-9:
+        yield "the mix of lengths is rounded the wrong way"
+
+
+def _coverage(content: Content) -> Iterator[str]:
+    stage_of = _stage_of(content)
+    visits = Counter(stage_of[node] for microbatch in content["microbatches"] for node in microbatch["route"])
+    counts = [visits[stage] for stage in range(1, len(content["stages"]))]
+    if content["rules"]["uniform_coverage"] and max(counts) - min(counts) > 1:
+        yield "the stages are not visited equally often"
+
+
+def _orders(content: Content) -> Iterator[str]:
+    wanted: Counter[tuple[str, str, int]] = Counter()
+    for index, microbatch in enumerate(content["microbatches"]):
+        wanted.update((node, operation, index) for node in microbatch["route"] for operation in "FB")
+        wanted[microbatch["route"][0], "L", index] += 1
+    found = Counter((node, *task) for node, tasks in content["order"].items() for task in tasks)
+    if found != wanted or not set(content["order"]) <= set(content["nodes"]):
+        yield "the order does not hold every task once"
+
+
+def _times_and_memory(content: Content) -> Iterator[str]:
+    spans = replay(content)
+    if spans is None:
+        yield "the order deadlocks"
+        return
+    for node, limit in content["costs"]["memory"].items():
+        if _most_held(node, spans) > limit:
+            yield f"{node} holds too many microbatches"
+    times, predicted = times_s(content, spans), content["predicted"]
+    for name, exact_s in times.items():
+        if not _same(predicted[name], exact_s, times["iteration_s"]):
+            yield f"predicted.{name} is {predicted[name]}, not {exact_s}"
+    if predicted["lower_bound_s"] > times["iteration_s"] * (1 + TOLERANCE):
+        yield "the lower bound is above the iteration"
+
+
+Spans = dict[tuple[str, str, int], tuple[float, float]]
+"""Start and end in seconds of each (node, operation, microbatch)."""
+
+
+def times_s(content: Content, spans: Spans) -> dict[str, float]:
+    """Return what a plan predicts, as it follows from when its tasks run."""
+    pipeline_s = max(end_s for _, end_s in spans.values())
+    stage_of = _stage_of(content)
+    last_s = dict.fromkeys(stage_of.values(), 0.0)
+    for (node, operation, _), (_, end_s) in spans.items():
+        if operation == "B":
+            last_s[stage_of[node]] = max(last_s[stage_of[node]], end_s)
+    reduced_s = max(last_s[stage] + duration_s for stage, duration_s in enumerate(content["costs"]["reduce_s"]))
+    iteration_s = max(pipeline_s, reduced_s)
+    return {"iteration_s": iteration_s, "pipeline_s": pipeline_s, "reduce_exposed_s": iteration_s - pipeline_s}
+
+
+def _most_held(node: str, spans: Spans) -> int:
+    """Return the most microbatches between the start of their forward and the end of their backward."""
+    changes = [(start_s, 1) for (where, what, _), (start_s, _) in spans.items() if (where, what) == (node, "F")]
+    changes += [(end_s, -1) for (where, what, _), (_, end_s) in spans.items() if (where, what) == (node, "B")]
+    held = most = 0
+    for _, change in sorted(changes):
+        held += change
+        most = max(most, held)
+    return most
+
+
+def replay(content: Content) -> Spans | None:
+    """Return when every task runs, or None where they wait for each other for ever.
+
+    Rounds: all tasks whose input is there, then the one transfer that has been ready longest (then the lower
+    microbatch), which starts when its link, and with contention "node" both cards, are free.
+    """
+    costs, spans = content["costs"], Spans()
+    chains = [_chain(microbatch["route"]) for microbatch in content["microbatches"]]
+    arrived_s = {(chain[0][0], "F", index): 0.0 for index, chain in enumerate(chains)}
+    duration_s = {"F": costs["forward_s"], "L": costs["loss_s"], "B": costs["backward_s"]}
+    left = {node: [(node, *task) for task in tasks] for node, tasks in content["order"].items()}
+    idle_from_s: dict[str, float] = {}
+    shared_from_s: dict[Any, float] = {}
+    ready: list[tuple[float, int, int]] = []
+    while True:
+        for node, tasks in left.items():
+            while tasks and tasks[0] in arrived_s:
+                task = tasks.pop(0)
+                start_s = max(arrived_s[task], idle_from_s.get(node, 0.0))
+                spans[task] = start_s, start_s + duration_s[task[1]][node]
+                idle_from_s[node] = spans[task][1] + costs.get("task_overhead_s", 0.0)
+                step = chains[task[2]].index(task[:2])
+                if step + 1 < len(chains[task[2]]):
+                    ready.append((spans[task][1], task[2], step))
+        if not ready:
+            return spans if not any(left.values()) else None
+        ready.sort()
+        ready_s, microbatch, step = ready.pop(0)
+        (source, _), (sink, operation) = chains[microbatch][step : step + 2]
+        start_s = max([ready_s, *(shared_from_s.get(one, 0.0) for one in _shared(costs["contention"], source, sink))])
+        for one in _shared(costs["contention"], source, sink):
+            shared_from_s[one] = start_s + occupancy_s(costs, source, sink)
+        arrived_s[sink, operation, microbatch] = start_s + costs["transfer_s"][source][sink]
+
+
+def _chain(route: list[str]) -> list[tuple[str, str]]:
+    """Return the tasks of a microbatch: forward, loss at the origin, backward the same way in reverse."""
+    return [*((node, "F") for node in route), (route[0], "L"), *((node, "B") for node in reversed(route))]
+
+
+def _shared(contention: str, source: str, sink: str) -> list[Any]:
+    link = [(source, sink)] if contention != "none" else []
+    return [*link, ("out", source, 0), ("in", sink, 0)] if contention == "node" else link
+
+
+def _same(one_s: float, other_s: float, scale_s: float = 0.0) -> bool:
+    return abs(one_s - other_s) <= TOLERANCE * max(abs(one_s), abs(other_s), scale_s) + 1e-9
