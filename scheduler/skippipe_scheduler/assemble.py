@@ -16,10 +16,13 @@ def draft_plan(layout: Layout, state: State) -> Plan:
     names = [problem.nodes[rank] for rank in costs.placement]
     order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
     chains = [costs.chain(route) for route in state.routes]
+    # A loss may take no time: then it comes before the task that starts with it.
     sequence = sorted(
-        (start_s, index, microbatch) for microbatch, row in enumerate(state.starts) for index, start_s in enumerate(row)
+        (start_s, index != len(state.routes[microbatch]), index, microbatch)
+        for microbatch, row in enumerate(state.starts)
+        for index, start_s in enumerate(row)
     )
-    for _, index, microbatch in sequence:
+    for _, _, index, microbatch in sequence:
         length = len(state.routes[microbatch])
         operation: Operation = "F" if index < length else "L" if index == length else "B"
         order[names[chains[microbatch].slots[index]]].append(Task(operation, microbatch))

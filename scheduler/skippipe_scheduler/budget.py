@@ -5,6 +5,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
+_LEAST_UNITS = 2.0
+"""Of CP-SAT's deterministic time; much less than as many seconds where models are small."""
 _STEPS_PER_UNIT = 5000
 """Steps that cost about as much as one unit of CP-SAT's deterministic time."""
 
@@ -66,7 +68,7 @@ class Budget:
         if self.evaluations is not None:
             left = part * (self.evaluations - self.spent) / _STEPS_PER_UNIT
             solver.parameters.num_workers = 1
-            solver.parameters.max_deterministic_time = max(0.05, min(at_most_s, left))
+            solver.parameters.max_deterministic_time = max(_LEAST_UNITS, min(at_most_s, left))
             return
         solver.parameters.num_workers = num_workers
         solver.parameters.max_time_in_seconds = max(0.02, min(at_most_s, part * self.left_s))

@@ -12,13 +12,15 @@ from skippipe_scheduler.joint import improve_jointly
 from skippipe_scheduler.kernel.jit import slowness
 from skippipe_scheduler.options import Progress, Robustness
 from skippipe_scheduler.paper_method.solve import best_run, route_sets
-from skippipe_scheduler.placement import random_placement, regional_placement
+from skippipe_scheduler.placement import few_placements, random_placement, regional_placement
 from skippipe_scheduler.routes import balanced_routes, choose_routes, priced_routes
 from skippipe_scheduler.search import Search
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
 from skippipe_scheduler.state import State
 
 _MOST_STARTS = 12
+_FEW_PLACEMENTS = 24
+"""Up to this number of placements there are, the search begins at each."""
 _RACE_PART = 0.65
 _CYCLE_PART = 0.4
 _JOINT_PART = 0.15
@@ -85,12 +87,13 @@ class Campaign:
 
     def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads lightened first."""
-        count = max(2, self._affordable_starts(layout) // len(self.layouts))
+        every = () if layout.given_placement() else few_placements(layout, _FEW_PLACEMENTS)
+        count = len(every) or max(2, self._affordable_starts(layout) // len(self.layouts))
         steps = self._light_steps(layout, count)
 
         def begin(index: int) -> tuple[Search, State]:
             search = Search(layout, self.seed + index, self.robustness)
-            placement, routes = search.lighten(*_base(layout, self.seed, index), steps)
+            placement, routes = search.lighten(*_base(layout, self.seed, index, every), steps, exchange=not every)
             return search, search.start(placement, routes)
 
         for search, state in pool.map(begin, range(count)):
@@ -140,7 +143,7 @@ class Campaign:
 
     def _report(self, search: Search, state: State) -> None:
         """Remember an improvement."""
-        if self.best is None or state.score < self.best.state.score:
+        if self.best is None or state.rank < self.best.state.rank:
             self.best = Incumbent(search.layout, state)
         self._announce(state)
 
@@ -174,27 +177,27 @@ class Campaign:
         """Anneal from every start and keep the best two."""
         if len(self.searches) > 2 and not self._finished():
             self._anneal(pool, self.searches, _RACE_PART, 1.0)
-            self.searches.sort(key=lambda search: search.state().score)
+            self.searches.sort(key=lambda search: search.state().rank)
             self.searches = self.searches[:2]
             for search in self.searches:
                 search.restart()
 
     def _join(self) -> None:
         """Let the joint model improve the best, where it is small enough, and prove it where the placement is fixed."""
-        if self.best is None or self._finished() or len(self.layouts) > 1 or self.robustness:
+        if self.best is None or self._finished() or self.robustness:
             return
         layout, state = self.best.layout, self.best.state
         limits = {"part": _JOINT_PART, "at_most_s": _JOINT_AT_MOST_S}
         result = improve_jointly(layout, state, self.budget, self.seed, self.num_workers, **limits)
         if result is None:
             return
-        if layout.given_placement() is not None:
+        if layout.given_placement() is not None and len(self.layouts) == 1:
             self.bound_s = max(self.bound_s, min(result.bound_s, state.iteration_s))
         if result.routes is not None:
             search = Search(layout, self.seed + _MOST_STARTS, self.robustness)
             found = State(state.placement, result.routes, result.starts, state.iteration_s, state.score)
             self._add(search, search.resume(found))
-            self.searches = sorted(self.searches, key=lambda one: one.state().score)[:2]
+            self.searches = sorted(self.searches, key=lambda one: one.state().rank)[:2]
 
     def _deepen(self, pool: ThreadPoolExecutor) -> None:
         """Anneal the finalists again and again, cooler each time; one far behind starts again from the best."""
@@ -203,10 +206,10 @@ class Campaign:
             full = len(self.searches) * _full_annealing(self.searches[0].layout)
             part = max(_CYCLE_PART, full / max(1.0, self._steps_left(self.searches[0].layout)))
             self._anneal(pool, self.searches, part if part < 0.7 else 1.0, heat)
-            self.searches.sort(key=lambda search: search.state().score)
+            self.searches.sort(key=lambda search: search.state().rank)
             leader = self.searches[0]
             for search in self.searches[1:]:
-                if search.layout is leader.layout and search.state().score > 1.005 * leader.state().score:
+                if search.layout is leader.layout and search.state().iteration_s > 1.005 * leader.state().iteration_s:
                     search.resume(leader.state())
             for search in self.searches:
                 search.restart()
@@ -217,9 +220,14 @@ class Campaign:
         return reached or self.budget.exhausted
 
 
-def _base(layout: Layout, seed: int, index: int) -> tuple[Placement, Sequence[SlotRoute]]:
-    """Return a placement and routes to lighten; the first is the most promising, the others differ."""
-    placement = layout.given_placement()
+def _base(
+    layout: Layout, seed: int, index: int, every: Sequence[Placement] = ()
+) -> tuple[Placement, Sequence[SlotRoute]]:
+    """Return a placement (of `every` where given) and routes to lighten.
+
+    The first is the most promising, the others differ.
+    """
+    placement = every[index] if every else layout.given_placement()
     if placement is None and index:
         return random_placement(layout, seed + index), balanced_routes(layout, seed + index)
     placement = placement or regional_placement(layout)

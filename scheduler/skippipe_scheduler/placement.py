@@ -1,6 +1,8 @@
 """Placements to begin from, before any search."""
 
 import random
+from collections.abc import Iterator
+from itertools import combinations, islice
 
 from skippipe_scheduler.slots import Layout, Placement
 
@@ -31,6 +33,22 @@ def random_placement(layout: Layout, seed: int) -> Placement:
     nodes = list(range(len(layout.problem.nodes)))
     random.Random(seed).shuffle(nodes)
     return tuple(nodes)
+
+
+def few_placements(layout: Layout, most: int) -> tuple[Placement, ...]:
+    """Return all placements, replicas of a stage taken as alike, where there are at most `most`; else none."""
+    found = tuple(islice(_placements(layout.problem.sizes, tuple(range(len(layout.problem.nodes)))), most + 1))
+    return found if len(found) <= most else ()
+
+
+def _placements(sizes: tuple[int, ...], nodes: tuple[int, ...]) -> Iterator[Placement]:
+    if not sizes:
+        yield ()
+        return
+    for chosen in combinations(nodes, sizes[0]):
+        rest = tuple(node for node in nodes if node not in chosen)
+        for others in _placements(sizes[1:], rest):
+            yield chosen + others
 
 
 def _deal(layout: Layout) -> list[int]:

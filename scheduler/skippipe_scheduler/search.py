@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.kernel.anneal import add, anneal, anneal_in_place, build, copy, judge, recount
+from skippipe_scheduler.kernel.anneal import add, anneal, anneal_in_place, better, build, copy, judge, recount
 from skippipe_scheduler.kernel.arrays import (
     BUSY,
     CONTENTION,
@@ -25,6 +25,8 @@ from skippipe_scheduler.state import Starts, State
 
 _HEAT = 0.012
 """Rise of the score that the search accepts at first, relative to the best."""
+_SMALL_TASKS = 100
+"""With fewer tasks each counts for more, so the search is hotter."""
 _CHUNK_S = 0.1
 _FIRST_CHUNK = 20
 _REPEATABLE_CHUNK = 1000
@@ -46,6 +48,7 @@ class Search:
         self.width = _row_width(layout)
         self.scores: Floats = np.full((3, 2), np.inf)
         self.large = layout.num_tasks > _LARGE_TASKS
+        self.heat = _HEAT * max(1.0, _SMALL_TASKS / layout.num_tasks)
         self.steps = 0
         self.rate = _FIRST_CHUNK / _CHUNK_S
 
@@ -68,13 +71,16 @@ class Search:
         return self._continue()
 
     def lighten(
-        self, placement: Placement, routes: Sequence[SlotRoute], steps: int
+        self, placement: Placement, routes: Sequence[SlotRoute], steps: int, *, exchange: bool = True
     ) -> tuple[Placement, list[SlotRoute]]:
-        """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.kernel.loads`)."""
+        """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.kernel.loads`).
+
+        Where the placement is free, nodes are exchanged too if `exchange`.
+        """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
         loads = np.zeros((4, max(4, len(placement))))
-        share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free else 0.0
+        share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free and exchange else 0.0
         anneal_loads(self.instance, changed, self.work, loads, steps, _LOAD_HEAT, share)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
@@ -122,7 +128,7 @@ class Search:
             chunk = self._chunk(budget)
             reached = self.scores[2, 0]
             until = min(1.0, before + self._share(budget, chunk))
-            heat_s = heat * _HEAT * self.scores[2, 1]
+            heat_s = heat * self.heat * self.scores[2, 1]
             spent = self._anneal(chunk, heat_s * (1 - before) ** 2, heat_s * (1 - until) ** 2, limit_s)
             budget.spent += max(1, spent)
             if report and self.scores[2, 0] < reached:
@@ -162,10 +168,10 @@ class Search:
         return table
 
     def _keep_better(self) -> None:
-        judge(self.instance, self.candidate, self.work, self.scores[1])
-        if self.scores[1, 1] < self.scores[2, 1]:
+        judge(self.instance, self.candidate, self.work, self.scores[0])
+        if better(self.scores):
             copy(self.best, self.candidate)
-            self.scores[2] = self.scores[1]
+            self.scores[2] = self.scores[0]
 
     def _continue(self) -> State:
         self.restart()
@@ -265,14 +271,15 @@ def _needed_width(routes: Sequence[SlotRoute], slots: int) -> int:
 
 def fill(schedule: Schedule, starts: Starts) -> None:
     """Put all tasks into an empty schedule in the order of `starts`."""
-    rows: list[list[tuple[float, int, int]]] = [[] for _ in schedule.placement]
+    rows: list[list[tuple[float, bool, int, int]]] = [[] for _ in schedule.placement]
     for m, row in enumerate(starts):
         if not row:
             continue
         route = schedule.routes[m, : schedule.lengths[m]].tolist()
         for index, slot in enumerate((*route, route[0], *reversed(route))):
-            rows[slot].append((row[index], index, m << INDEX_BITS | index))
+            # A loss may take no time: then it comes before the task that starts with it.
+            rows[slot].append((row[index], index != len(route), index, m << INDEX_BITS | index))
     for slot, entries in enumerate(rows):
-        ordered = [task for _, _, task in sorted(entries)]
+        ordered = [task for *_, task in sorted(entries)]
         schedule.tasks[BUSY, slot, : len(ordered)] = ordered
         schedule.counts[BUSY, slot] = len(ordered)

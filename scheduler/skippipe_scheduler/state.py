@@ -17,3 +17,8 @@ class State:
     """Seconds at which every task of every microbatch starts."""
     iteration_s: float
     score: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What of two states the better one has less of: its time and, of equals, its score."""
+        return round(self.iteration_s, 9), self.score

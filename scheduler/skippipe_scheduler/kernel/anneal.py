@@ -33,12 +33,14 @@ from skippipe_scheduler.kernel.timing import fits_memory, iteration_s, retime, s
 
 _EXCHANGE_NODES = 0.3
 _ONLY_EXCHANGE = 0.3
+_EXCHANGE_TASKS = 0.06
 _CHANGE_ROUTES = 0.62
 _CHANGE_TWICE = 0.3
 _LONGEST_FIRST = 0.4
 _RETURN_TO_BEST = 400
 _RETIME_EVERY = 300
 _MARGIN = 0.95
+_EPSILON_S = 1e-11
 _WAITS = 5
 """Longest waits of a task for its node: 0.5, 1, 2, 4 or 8 mean backward times."""
 
@@ -95,6 +97,13 @@ def judge(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
     else:
         scores[0] = iteration_s(p, s, w.queue)
     scores[1] = score_s(p, s, w.queue, scores[0])
+
+
+@compiled
+def better(scores: Floats) -> bool:
+    """Return whether the first row of `scores` (iteration seconds, score) is better than the last."""
+    gained_s = scores[2, 0] - scores[0, 0]
+    return gained_s > _EPSILON_S or (gained_s > -_EPSILON_S and scores[0, 1] < scores[2, 1] - _EPSILON_S)
 
 
 @compiled
@@ -172,6 +181,31 @@ def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool, limit_s
     return True
 
 
+@called
+def _alter(p: Instance, s: Schedule, w: Work, free_placement: bool) -> int:
+    """Make one random change; return how many microbatches were inserted again, -1 where a rule forbids it."""
+    if uniform(w.random) < _EXCHANGE_TASKS:
+        return 0 if _exchange_tasks(s, w) and fits_memory(p, s) else -1
+    exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
+    count = _exchange_nodes(p, s, w) if exchange else choose(s, w)
+    if count < 0 or not _change(p, s, w, count, not exchange, math.inf):
+        return -1
+    return count
+
+
+@called
+def _exchange_tasks(s: Schedule, w: Work) -> bool:
+    """Exchange two neighbouring tasks of a slot: whole microbatches inserted early never make one wait on purpose."""
+    slot = below(w.random, s.placement.shape[0])
+    if s.counts[BUSY, slot] < 2:
+        return False
+    place = below(w.random, s.counts[BUSY, slot] - 1)
+    task = s.tasks[BUSY, slot, place]
+    s.tasks[BUSY, slot, place] = s.tasks[BUSY, slot, place + 1]
+    s.tasks[BUSY, slot, place + 1] = task
+    return True
+
+
 @inlined
 def _accepts(w: Work, score: float, current: float, heat_s: float) -> bool:
     return score <= current - heat_s * math.log(uniform(w.random))
@@ -199,28 +233,23 @@ def anneal(
         if scores[2, 0] <= goal_s:
             return step
         copy(candidate, current)
-        exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
-        count = _exchange_nodes(p, candidate, w) if exchange else choose(candidate, w)
-        if count < 0 or not _change(p, candidate, w, count, not exchange, math.inf):
+        count = _alter(p, candidate, w, free_placement)
+        if count < 0 or not retime(p, candidate, w.queue, -1):
             continue
-        retime(p, candidate, w.queue, -1)
         judge(p, candidate, w, scores[1])
         heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
         if _accepts(w, scores[1, 1], scores[0, 1], heat_s):
             copy(current, candidate)
-            scores[0, 0] = scores[1, 0]
-            scores[0, 1] = scores[1, 1]
-            if scores[0, 1] < scores[2, 1] - 1e-12:
+            scores[0] = scores[1]
+            if better(scores):
                 copy(best, current)
-                scores[2, 0] = scores[0, 0]
-                scores[2, 1] = scores[0, 1]
+                scores[2] = scores[0]
         else:
             forget(p, candidate, w, count)
             if step % _RETURN_TO_BEST == 0:
                 copy(current, best)
                 recount(p, current, w)
-                scores[0, 0] = scores[2, 0]
-                scores[0, 1] = scores[2, 1]
+                scores[0] = scores[2]
     return steps
 
 
@@ -249,8 +278,7 @@ def anneal_in_place(
         if changed:
             judge(p, current, w, scores[1])
         if changed and scores[1, 1] <= most:
-            scores[0, 0] = scores[1, 0]
-            scores[0, 1] = scores[1, 1]
+            scores[0] = scores[1]
         else:
             if changed:
                 forget(p, current, w, count)
@@ -261,8 +289,7 @@ def anneal_in_place(
         if step % _RETIME_EVERY == _RETIME_EVERY - 1 or step == steps - 1:
             retime(p, current, w.queue, -1)
             judge(p, current, w, scores[0])
-            if scores[0, 1] < scores[2, 1] - 1e-12:
+            if better(scores):
                 copy(best, current)
-                scores[2, 0] = scores[0, 0]
-                scores[2, 1] = scores[0, 1]
+                scores[2] = scores[0]
     return steps

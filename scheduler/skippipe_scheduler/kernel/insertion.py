@@ -108,7 +108,7 @@ def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
     high = count
     while low < high:
         middle = (low + high) // 2
-        if s.times_s[BUSY_FROM, slot, middle] <= now_s:
+        if s.times_s[BUSY_FROM, slot, middle] < now_s:
             low = middle + 1
         else:
             high = middle
@@ -161,20 +161,30 @@ def _commit(p: Instance, s: Schedule, chain_s: Floats, m: int) -> None:
     for index in range(2 * length + 1):
         slot = slot_of(s, m, index)
         start_s = chain_s[START, index]
+        end_s = start_s + chain_s[DURATION, index] + p.overhead_s
         place = s.counts[BUSY, slot]
-        while place > 0 and s.times_s[BUSY_FROM, slot, place - 1] > start_s:
+        while place > 0 and _comes_before(s, slot, place - 1, start_s, end_s):
             s.times_s[BUSY_FROM, slot, place] = s.times_s[BUSY_FROM, slot, place - 1]
             s.times_s[BUSY_TO, slot, place] = s.times_s[BUSY_TO, slot, place - 1]
             s.tasks[BUSY, slot, place] = s.tasks[BUSY, slot, place - 1]
             place -= 1
         s.times_s[BUSY_FROM, slot, place] = start_s
-        s.times_s[BUSY_TO, slot, place] = start_s + chain_s[DURATION, index] + p.overhead_s
+        s.times_s[BUSY_TO, slot, place] = end_s
         s.tasks[BUSY, slot, place] = m << INDEX_BITS | index
         s.counts[BUSY, slot] += 1
         s.starts[m, index] = start_s
     for hop in range(length):
         last = 2 * length - hop
         _hold(s, s.routes[m, hop], m, chain_s[START, hop], chain_s[START, last] + chain_s[DURATION, last])
+
+
+@inlined
+def _comes_before(s: Schedule, slot: int, place: int, start_s: float, end_s: float) -> bool:
+    """Return whether a task goes before the one at `place`; one without length goes before one that starts with it."""
+    other_s = s.times_s[BUSY_FROM, slot, place]
+    if other_s > start_s:
+        return True
+    return end_s == start_s and other_s == start_s and s.times_s[BUSY_TO, slot, place] > other_s
 
 
 @called

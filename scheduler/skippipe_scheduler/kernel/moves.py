@@ -16,7 +16,7 @@ def choose(s: Schedule, w: Work) -> int:
     """Choose some microbatches: late ones, of one origin, that share a slot, or any; return how many."""
     microbatches = s.routes.shape[0]
     most = 6 if uniform(w.random) < _FEW else w.chosen.shape[0] - 2
-    count = min(microbatches, 2 + below(w.random, most - 1))
+    count = 2 + below(w.random, most - 1) if microbatches > most else 1 + below(w.random, microbatches)
     way = uniform(w.random)
     size = 0
     if way < _LATE:
