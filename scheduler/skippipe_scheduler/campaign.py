@@ -10,11 +10,12 @@ from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.joint import improve_jointly
 from skippipe_scheduler.kernel.jit import slowness
+from skippipe_scheduler.mirror import mirrored_problem, mirrored_state
 from skippipe_scheduler.options import Progress, Robustness
 from skippipe_scheduler.paper_method.solve import best_run, route_sets
 from skippipe_scheduler.placement import few_placements, random_placement, regional_placement
 from skippipe_scheduler.routes import balanced_routes, choose_routes, priced_routes
-from skippipe_scheduler.search import Search
+from skippipe_scheduler.search import LARGE_TASKS, Search
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
 from skippipe_scheduler.state import State
 
@@ -28,15 +29,18 @@ _BOUNDS_PART = 0.05
 _JOINT_AT_MOST_S = 40.0
 _STEPS_PER_TASK = 600
 """Steps of a full annealing, relative to the number of tasks."""
-_LIGHT_PART = 0.1
-_LIGHT_STEP_S, _LIGHT_SLOT_S = 7e-7, 1.5e-8
+_LIGHT_PART, _LIGHT_PART_OF_LARGE = 0.1, 0.3
+_LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
+_MOST_FAILURES = 3
 _TEAMS = 3
 _TEAM_EXPANSIONS = 200
 _COUNT_MODEL_TASKS = 1000
 """The count model is worth its time up to this number of tasks."""
 _STEP_S, _TASK_S = 1e-5, 6e-8
 """About how long a step takes, and how much of it each task adds."""
+_LARGE_STEP_S, _LARGE_TASK_S = 4e-5, 1.2e-8
+"""The same for large schedules, which are changed in place."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,27 @@ class Campaign:
         def begin(index: int) -> tuple[Search, State]:
             search = Search(layout, self.seed + index, self.robustness)
             placement, routes = search.lighten(*_base(layout, self.seed, index, every), steps, exchange=not every)
-            return search, search.start(placement, routes)
+            return search, self._settle(search, search.start(placement, routes))
 
         for search, state in pool.map(begin, range(count)):
             self._add(search, state)
         if layout.given_placement() is not None and layout.num_tasks <= _COUNT_MODEL_TASKS:
             self._begin_with_counts(layout)
             self._begin_with_teams(layout)
+
+    def _settle(self, search: Search, state: State) -> State:
+        """Insert all microbatches of a large schedule anew, from the end and from the start, while that helps."""
+        if not search.large:
+            return state
+        mirror = Search(Layout(mirrored_problem(search.layout.problem)), search.seed)
+        best, failures = state, 0
+        while failures < _MOST_FAILURES and not self.budget.exhausted:
+            backwards = mirror.insert_in_turn(mirrored_state(search.layout, state))
+            state = search.resume(mirrored_state(mirror.layout, backwards))
+            state = min(state, search.insert_in_turn(state), key=lambda one: one.rank)
+            failures = 0 if state.rank < best.rank else failures + 1
+            best = min(best, state, key=lambda one: one.rank)
+        return search.resume(best)
 
     def _begin_with_counts(self, layout: Layout) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""
@@ -122,10 +140,11 @@ class Campaign:
             self._add(search, search.resume(best_run(costs, routes)))
 
     def _light_steps(self, layout: Layout, count: int) -> int:
+        part = _LIGHT_PART if layout.num_tasks <= LARGE_TASKS else _LIGHT_PART_OF_LARGE
         step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
         if self.budget.evaluations is not None:
-            return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
-        return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
+            return max(1000, int(part * self.budget.evaluations / count))
+        return max(100, int(part * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
 
     def _affordable_starts(self, layout: Layout) -> int:
         """Return how many full annealings fit into the race."""
@@ -135,7 +154,10 @@ class Campaign:
         """Return about how many steps all workers can still make."""
         if self.budget.evaluations is not None:
             return self.budget.evaluations - self.budget.spent
-        return self.num_workers * self.budget.left_s / slowness() / (_STEP_S + _TASK_S * layout.num_tasks)
+        step_s = _STEP_S + _TASK_S * layout.num_tasks
+        if layout.num_tasks > LARGE_TASKS:
+            step_s = _LARGE_STEP_S + _LARGE_TASK_S * layout.num_tasks
+        return self.num_workers * self.budget.left_s / slowness() / step_s
 
     def _add(self, search: Search, state: State) -> None:
         self.searches.append(search)
@@ -162,7 +184,7 @@ class Campaign:
         each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
         left = self.budget.share(each)
         steps = part * self._steps_left(searches[0].layout) / len(searches)
-        heat *= min(1.0, steps / _full_annealing(searches[0].layout)) ** 0.5
+        heat *= min(1.0, steps / _full_annealing(searches[0].layout)) ** 1.5
 
         def improve(search: Search) -> tuple[Budget, State]:
             budget = Budget(left.limit_s, left.evaluations, left.stop)

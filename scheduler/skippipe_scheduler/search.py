@@ -30,7 +30,7 @@ _SMALL_TASKS = 100
 _CHUNK_S = 0.1
 _FIRST_CHUNK = 20
 _REPEATABLE_CHUNK = 1000
-_LARGE_TASKS = 1500
+LARGE_TASKS = 1500
 """Schedules with more tasks are changed in place."""
 _FACTORS = 4096
 _EXCHANGE_SHARE = 0.3
@@ -41,13 +41,13 @@ class Search:
     """Improves one schedule of a layout; all randomness comes from `seed`."""
 
     def __init__(self, layout: Layout, seed: int, robustness: Robustness | None = None) -> None:
-        self.layout = layout
+        self.layout, self.seed = layout, seed
         self.free = layout.given_placement() is None
         self.instance = make_instance(layout, robustness)
         self.work = make_work(self.instance, self._padded([()]), seed)
         self.width = _row_width(layout)
         self.scores: Floats = np.full((3, 2), np.inf)
-        self.large = layout.num_tasks > _LARGE_TASKS
+        self.large = layout.num_tasks > LARGE_TASKS
         self.heat = _HEAT * max(1.0, _SMALL_TASKS / layout.num_tasks)
         self.steps = 0
         self.rate = _FIRST_CHUNK / _CHUNK_S
