@@ -34,7 +34,9 @@ LARGE_TASKS = 1500
 """Schedules with more tasks are changed in place."""
 _FACTORS = 4096
 _EXCHANGE_SHARE = 0.3
-_LOAD_HEAT = 0.02
+_LOAD_HEAT = 0.015
+_LOAD_HEAT_ROUTES = 60
+"""With more routes one changes the loads less, so the search on them is cooler."""
 
 
 class Search:
@@ -81,7 +83,8 @@ class Search:
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
         loads = np.zeros((4, max(4, len(placement))))
         share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free and exchange else 0.0
-        anneal_loads(self.instance, changed, self.work, loads, steps, _LOAD_HEAT, share)
+        heat = _LOAD_HEAT * min(1.0, _LOAD_HEAT_ROUTES / len(routes)) ** 2
+        anneal_loads(self.instance, changed, self.work, loads, steps, heat, share)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 

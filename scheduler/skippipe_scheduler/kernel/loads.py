@@ -27,6 +27,7 @@ from skippipe_scheduler.kernel.timing import reduction_s
 _POWER = 12
 _TRIP_WEIGHT = 0.2
 _REDUCTION_WEIGHT = 0.5
+_COOLING = 0.01
 _RESCALE_EVERY = 4096
 _HELD, _BUSY, _SHARE, _SUMS = 0, 1, 2, 3
 """Rows of `loads`: seconds held and busy, the share's power, and the sums below."""
@@ -39,7 +40,7 @@ def anneal_loads(
 ) -> float:
     """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
 
-    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to nothing.
+    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to a hundredth of it.
     """
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
@@ -49,7 +50,9 @@ def anneal_loads(
     _rescale(p, s, loads)
     value = _value(p, s, loads)
     for step in range(steps):
-        heat_s = heat * value * (1 - step / steps) ** 2
+        heat_s = heat * value * _COOLING ** (step / steps)
+        # Powers of what is refused can be so large that taking them away again would leave a rounding error.
+        powers = loads[_SUMS, _POWERS]
         most = value - heat_s * math.log(uniform(w.random))
         if uniform(w.random) < exchange_share:
             left = below(w.random, s.placement.shape[0])
@@ -58,6 +61,7 @@ def anneal_loads(
             changed = _value(p, s, loads)
             if changed > most:
                 _exchange(p, s, loads, left, right)
+                loads[_SUMS, _POWERS] = powers
                 continue
         else:
             count = 1 + below(w.random, 2)
@@ -77,6 +81,7 @@ def anneal_loads(
                 for index in range(count):
                     _swap_saved(s, w, index)
                 _recount(p, s, w, loads, count)
+                loads[_SUMS, _POWERS] = powers
                 continue
         value = changed
         if step % _RESCALE_EVERY == 0:
