@@ -10,7 +10,6 @@ from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.joint import improve_jointly
 from skippipe_scheduler.kernel.jit import slowness
-from skippipe_scheduler.mirror import mirrored_problem, mirrored_state
 from skippipe_scheduler.options import Progress, Robustness
 from skippipe_scheduler.paper_method.solve import best_run, route_sets
 from skippipe_scheduler.placement import few_placements, random_placement, regional_placement
@@ -29,10 +28,9 @@ _BOUNDS_PART = 0.05
 _JOINT_AT_MOST_S = 40.0
 _STEPS_PER_TASK = 600
 """Steps of a full annealing, relative to the number of tasks."""
-_LIGHT_PART, _LIGHT_PART_OF_LARGE = 0.1, 0.3
+_LIGHT_PART, _LIGHT_PART_OF_LARGE = 0.1, 0.25
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
-_MOST_FAILURES = 3
 _TEAMS = 3
 _TEAM_EXPANSIONS = 200
 _COUNT_MODEL_TASKS = 1000
@@ -98,27 +96,13 @@ class Campaign:
         def begin(index: int) -> tuple[Search, State]:
             search = Search(layout, self.seed + index, self.robustness)
             placement, routes = search.lighten(*_base(layout, self.seed, index, every), steps, exchange=not every)
-            return search, self._settle(search, search.start(placement, routes))
+            return search, search.start(placement, routes)
 
         for search, state in pool.map(begin, range(count)):
             self._add(search, state)
         if layout.given_placement() is not None and layout.num_tasks <= _COUNT_MODEL_TASKS:
             self._begin_with_counts(layout)
             self._begin_with_teams(layout)
-
-    def _settle(self, search: Search, state: State) -> State:
-        """Insert all microbatches of a large schedule anew, from the end and from the start, while that helps."""
-        if not search.large:
-            return state
-        mirror = Search(Layout(mirrored_problem(search.layout.problem)), search.seed)
-        best, failures = state, 0
-        while failures < _MOST_FAILURES and not self.budget.exhausted:
-            backwards = mirror.insert_in_turn(mirrored_state(search.layout, state))
-            state = search.resume(mirrored_state(mirror.layout, backwards))
-            state = min(state, search.insert_in_turn(state), key=lambda one: one.rank)
-            failures = 0 if state.rank < best.rank else failures + 1
-            best = min(best, state, key=lambda one: one.rank)
-        return search.resume(best)
 
     def _begin_with_counts(self, layout: Layout) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""

@@ -18,6 +18,7 @@ from skippipe_scheduler.kernel.arrays import (
     make_work,
 )
 from skippipe_scheduler.kernel.loads import anneal_loads
+from skippipe_scheduler.kernel.packing import pack
 from skippipe_scheduler.kernel.timing import retime
 from skippipe_scheduler.options import Robustness
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
@@ -32,6 +33,8 @@ _FIRST_CHUNK = 20
 _REPEATABLE_CHUNK = 1000
 LARGE_TASKS = 1500
 """Schedules with more tasks are changed in place."""
+_PACKING_WAITS, _PACKING_CHOICES = (3.0, 6.0, 12.0), 32
+"""Longest waits of a task for its node, in mean backward times."""
 _FACTORS = 4096
 _EXCHANGE_SHARE = 0.3
 _LOAD_HEAT = 0.015
@@ -57,6 +60,10 @@ class Search:
     def start(self, placement: Placement, routes: Sequence[SlotRoute]) -> State:
         """Begin at the best of a few insertion sequences for the given placement and routes."""
         self._allocate(placement, routes)
+        if self.large:
+            self._pack(placement, routes)
+            if self.scores[2, 0] < np.inf:
+                return self._continue()
         costs = SlotCosts(self.layout, placement)
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
         turn: dict[int, int] = {}
@@ -71,6 +78,24 @@ class Search:
                 if build(self.instance, self.candidate, self.work, sequence, float(wait_s)):
                     self._keep_better()
         return self._continue()
+
+    def _pack(self, placement: Placement, routes: Sequence[SlotRoute]) -> None:
+        """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
+        costs = SlotCosts(self.layout, placement)
+        trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
+        origins = np.array([route[0] for route in routes])
+        shuffled = np.random.default_rng(self.seed).permutation(len(routes))
+        rows = [shuffled[origins[shuffled] == origin] for origin in range(len(self.layout.slots_of[0]))]
+        members = np.full((len(rows), max(len(row) for row in rows)), -1)
+        left_s = np.zeros(len(routes))
+        for origin, row in enumerate(rows):
+            members[origin, : len(row)] = row
+            left_s[row] = trips_s[row][::-1].cumsum()[::-1] / costs.memory[origin]
+        turns = origins[np.argsort(-left_s, kind="stable")]
+        for factor in _PACKING_WAITS:
+            wait_s = factor * float(np.mean(self.instance.node_s[1]))
+            if pack(self.instance, self.candidate, self.work, turns, members.copy(), wait_s, _PACKING_CHOICES):
+                self._keep_better()
 
     def lighten(
         self, placement: Placement, routes: Sequence[SlotRoute], steps: int, *, exchange: bool = True

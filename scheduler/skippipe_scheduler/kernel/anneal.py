@@ -41,6 +41,7 @@ _RETURN_TO_BEST = 400
 _RETIME_EVERY = 300
 _MARGIN = 0.95
 _EPSILON_S = 1e-11
+_NO_LIMIT_S = 1e300
 _WAITS = 5
 """Longest waits of a task for its node: 0.5, 1, 2, 4 or 8 mean backward times."""
 
@@ -188,7 +189,7 @@ def _alter(p: Instance, s: Schedule, w: Work, free_placement: bool) -> int:
         return 0 if _exchange_tasks(s, w) and fits_memory(p, s) else -1
     exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
     count = _exchange_nodes(p, s, w) if exchange else choose(s, w)
-    if count < 0 or not _change(p, s, w, count, not exchange, math.inf):
+    if count < 0 or not _change(p, s, w, count, not exchange, _NO_LIMIT_S):
         return -1
     return count
 

@@ -4,6 +4,8 @@ Inserting all tasks of a microbatch at once, instead of dispatching task by task
 then wait for each other: the tasks of a schedule always have a global order, so no plan made here can deadlock.
 """
 
+import math
+
 from skippipe_scheduler.kernel.arrays import (
     BUSY,
     BUSY_FROM,
@@ -25,7 +27,7 @@ from skippipe_scheduler.kernel.arrays import (
 from skippipe_scheduler.kernel.jit import called, inlined
 from skippipe_scheduler.kernel.tasks import delay_s, duration_s, hop_of, slot_of
 
-_ATTEMPTS = 80
+_FEW_ATTEMPTS, _MANY_ATTEMPTS = 80, 2000
 _EPSILON_S = 1e-9
 
 
@@ -33,20 +35,31 @@ _EPSILON_S = 1e-9
 def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit_s: float) -> bool:
     """Put all tasks of `m` at the earliest place where no task waits more than `wait_s` for its node.
 
-    Returns False, with nothing put in, as soon as it is clear that `m` would end after `limit_s`.
+    Returns False, with nothing put in, as soon as it is clear that `m` would end after `limit_s`, or where with a
+    limit no place is found in a few attempts.
     """
+    if not find(p, s, chain_s, m, wait_s, limit_s):
+        return False
+    commit(p, s, chain_s, m)
+    return True
+
+
+@called
+def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit_s: float) -> bool:
+    """Write the place that `insert` takes into `chain_s`; return what it returns."""
     length = s.lengths[m]
     for index in range(2 * length + 1):
         chain_s[DURATION, index] = duration_s(p, s, m, index)
         chain_s[DELAY, index] = delay_s(p, s, m, index)
     for hop in range(length):
         chain_s[RELEASE, hop] = 0.0
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MANY_ATTEMPTS if limit_s == math.inf else _FEW_ATTEMPTS):
         if not _delayed(p, s, chain_s, m, wait_s):
-            _commit(p, s, chain_s, m)
             return True
         if chain_s[START, 2 * length] + chain_s[DURATION, 2 * length] > limit_s:
             return False
+    if limit_s < math.inf:
+        return False
     end_s = 0.0
     for slot in range(s.placement.shape[0]):
         if s.counts[BUSY, slot]:
@@ -54,7 +67,6 @@ def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, lim
     for hop in range(length):
         chain_s[RELEASE, hop] = end_s
     _place(p, s, chain_s, m, wait_s)
-    _commit(p, s, chain_s, m)
     return True
 
 
@@ -156,7 +168,8 @@ def _room_from(p: Instance, s: Schedule, slot: int, first_s: float, last_s: floa
 
 
 @called
-def _commit(p: Instance, s: Schedule, chain_s: Floats, m: int) -> None:
+def commit(p: Instance, s: Schedule, chain_s: Floats, m: int) -> None:
+    """Put all tasks of `m` at the starts in `chain_s`."""
     length = s.lengths[m]
     for index in range(2 * length + 1):
         slot = slot_of(s, m, index)
@@ -236,7 +249,7 @@ def restore(p: Instance, s: Schedule, w: Work, m: int, saved: int) -> None:
     for index in range(2 * s.lengths[m] + 1):
         w.chain_s[START, index] = w.saved_s[saved, index]
         w.chain_s[DURATION, index] = duration_s(p, s, m, index)
-    _commit(p, s, w.chain_s, m)
+    commit(p, s, w.chain_s, m)
 
 
 @called
