@@ -5,8 +5,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-_LEAST_UNITS = 2.0
-"""Of CP-SAT's deterministic time; much less than as many seconds where models are small."""
 _STEPS_PER_UNIT = 5000
 """Steps that cost about as much as one unit of CP-SAT's deterministic time."""
 
@@ -61,14 +59,19 @@ class Budget:
         """Count what a share has spent."""
         self.spent += used.spent
 
-    def configure(self, solver: Any, seed: int, num_workers: int, part: float, at_most_s: float) -> None:
-        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if repeatable."""
+    def configure(
+        self, solver: Any, seed: int, num_workers: int, part: float, at_most_s: float, least: float = 0.05
+    ) -> None:
+        """Limit a CP-SAT `solver` to `part` of what is left, or to deterministic time on one worker if repeatable.
+
+        That time is at least `least` units, which for small models are much less than as many seconds.
+        """
         solver.parameters.random_seed = seed % 2**31
         solver.parameters.catch_sigint_signal = False  # who wants to stop sets `stop`
         if self.evaluations is not None:
             left = part * (self.evaluations - self.spent) / _STEPS_PER_UNIT
             solver.parameters.num_workers = 1
-            solver.parameters.max_deterministic_time = max(_LEAST_UNITS, min(at_most_s, left))
+            solver.parameters.max_deterministic_time = max(least, min(at_most_s, left))
             return
         solver.parameters.num_workers = num_workers
         solver.parameters.max_time_in_seconds = max(0.02, min(at_most_s, part * self.left_s))

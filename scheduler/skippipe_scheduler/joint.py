@@ -19,6 +19,8 @@ from skippipe_scheduler.state import Starts, State
 MAX_CHOICES = 2500
 """Largest number of (microbatch, route) pairs for which the model is built."""
 _UNITS = 20_000
+_SMALL_TASKS, _SMALL_UNITS, _LARGE_UNITS = 100, 2.0, 0.05
+"""Least deterministic time of CP-SAT for at most so many tasks, and for more."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def improve_jointly(
         return None
     model = _JointModel(costs, state, by_origin)
     solver = cp_model.CpSolver()
-    budget.configure(solver, seed, num_workers, part, at_most_s)
+    least = _SMALL_UNITS if layout.num_tasks <= _SMALL_TASKS else _LARGE_UNITS
+    budget.configure(solver, seed, num_workers, part, at_most_s, least)
     status = budget.run(solver, model.model)
     bound_s = max(0.0, solver.best_objective_bound) * model.unit_s
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):

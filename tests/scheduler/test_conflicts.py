@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from small_problems import make_problem
 
@@ -76,6 +76,7 @@ def test_there_is_a_message_exactly_where_no_assignment_of_sequences_obeys_the_r
             balanced_sequences(Layout(problem), 0)
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])  # most problems have a plan
 @given(small())
 def test_every_rule_named_is_needed_for_the_conflict_and_its_remedy_is_the_nearest(problem: Problem) -> None:
     conflict = find_conflict(problem)

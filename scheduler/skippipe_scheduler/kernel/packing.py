@@ -11,9 +11,7 @@ from skippipe_scheduler.kernel.timing import retime
 
 
 @compiled
-def pack(
-    p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, wait_s: float, choices: int
-) -> bool:
+def pack(p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, wait_s: float, choices: int) -> bool:
     """Insert all microbatches into an empty schedule: at each of `turns`, one of that origin's.
 
     Of the next `choices` of the origin (its row of `members`, -1 after the last) it is the one that is delayed least:
