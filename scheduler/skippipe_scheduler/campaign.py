@@ -83,9 +83,15 @@ class Campaign:
         return self.best
 
     def _resume(self, warm: State) -> None:
-        for worker in range(self.num_workers):
-            search = Search(self.layouts[0], self.seed + worker, self.robustness)
+        """Begin at an older plan and, where there is time, once anew: a change may make another plan the better one."""
+        layout = self.layouts[0]
+        anew = self._steps_left(layout) > layout.num_tasks
+        for worker in range(max(1, self.num_workers - anew)):
+            search = Search(layout, self.seed + worker, self.robustness)
             self._add(search, search.mend(warm))
+        if anew:
+            search = Search(layout, self.seed + self.num_workers, self.robustness)
+            self._add(search, search.start(*search.lighten(*_base(layout, self.seed, 0), self._light_steps(layout, 2))))
 
     def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads lightened first."""

@@ -19,7 +19,7 @@ from skippipe_scheduler.state import Starts, State
 MAX_CHOICES = 2500
 """Largest number of (microbatch, route) pairs for which the model is built."""
 _UNITS = 20_000
-_SMALL_TASKS, _SMALL_UNITS, _LARGE_UNITS = 100, 2.0, 0.05
+_SMALL_TASKS, _SMALL_UNITS, _LARGE_UNITS = 45, 1.0, 0.05
 """Least deterministic time of CP-SAT for at most so many tasks, and for more."""
 
 
