@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from crowding import at_most_s
 
 from skippipe.cli.main import COMMANDS
 
@@ -49,7 +50,7 @@ def test_plan_of_six_nodes_comes_within_ten_seconds(tmp_path: Path) -> None:
     duration_s = time.perf_counter() - start_s
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "plan.json").exists()
-    assert duration_s < 10
+    assert duration_s < at_most_s(10)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

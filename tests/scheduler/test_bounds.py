@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from crowding import at_most_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
@@ -149,7 +150,7 @@ def test_bounds_take_no_longer_than_their_budget():
     cheap = lower_bounds(problem, 0.0)
     assert set(cheap) == {"node work", "round trip", "origin waves"}
     more = lower_bounds(problem, 0.5)
-    assert time.perf_counter() - begin_s < 4.0
+    assert time.perf_counter() - begin_s < at_most_s(4.0)
     assert max(more.values()) >= max(cheap.values())
 
 

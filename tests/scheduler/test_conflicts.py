@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from crowding import at_most_s
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from small_problems import make_problem
@@ -173,7 +174,7 @@ def test_a_large_problem_is_judged_at_once() -> None:
     start_s = time.perf_counter()
     assert "no route gets past stage 16" in (infeasibility_message(large(jump=1)) or "")
     assert infeasibility_message(large(jump=2)) is None
-    assert time.perf_counter() - start_s < 1
+    assert time.perf_counter() - start_s < at_most_s(1.0)
 
 
 @pytest.mark.parametrize("problem", [large(2), large(2, length=13), large(3, mix=MIX), large(8, 5, microbatches=9)])
