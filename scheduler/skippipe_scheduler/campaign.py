@@ -23,7 +23,8 @@ _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
 _RACE_PART = 0.65
 _CYCLE_PART = 0.4
-_JOINT_PART = 0.15
+_JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.3
+"""Of what is left of the budget; more where the placement is given, because routes and order are then all there is."""
 _BOUNDS_PART = 0.05
 _JOINT_AT_MOST_S = 40.0
 _STEPS_PER_TASK = 600
@@ -199,7 +200,8 @@ class Campaign:
         if self.best is None or self._finished() or self.robustness:
             return
         layout, state = self.best.layout, self.best.state
-        limits = {"part": _JOINT_PART, "at_most_s": _JOINT_AT_MOST_S}
+        part = _JOINT_PART if layout.given_placement() is None else _JOINT_PART_OF_GIVEN
+        limits = {"part": part, "at_most_s": _JOINT_AT_MOST_S}
         result = improve_jointly(layout, state, self.budget, self.seed, self.num_workers, **limits)
         if result is None:
             return
