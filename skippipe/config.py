@@ -67,7 +67,9 @@ class PipelineOptions(Section):
     stage_sizes: tuple[PositiveInt, ...] | None = None
     """Replicas of each stage; from the skip ratio where not given."""
     placement: tuple[tuple[str, ...], ...] | None = None
-    """Nodes of each stage; chosen by the planner where not given."""
+    """Nodes of each stage, every node once; chosen by the planner where not given."""
+    pinned: dict[str, NonNegativeInt] | None = None
+    """Stage of single nodes; the planner chooses those of the others. Not beside placement."""
     max_swaps: NonNegativeInt = 1
     max_swap_distance: NonNegativeInt = 1
     max_forward_jump: PositiveInt = 4

@@ -89,6 +89,7 @@ def experiment_problem(experiment: Experiment) -> Problem:
         layers_per_stage=pipeline.layers_per_stage,
         stage_sizes=pipeline.stage_sizes,
         placement=pipeline.placement,
+        pinned=pipeline.pinned,
         num_microbatches=experiment.training.num_microbatches,
         max_swaps=pipeline.max_swaps,
         max_swap_distance=pipeline.max_swap_distance,

@@ -23,13 +23,30 @@ def regional_placement(layout: Layout) -> Placement:
         nodes.sort(key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
         for stage, rank in zip(stages, nodes, strict=True):
             held[stage].append(rank)
-    return tuple(rank for replicas in held for rank in replicas)
+    return with_pins(layout, tuple(rank for replicas in held for rank in replicas))
 
 
 def random_placement(layout: Layout, seed: int) -> Placement:
-    """Return a uniformly random placement."""
+    """Return a random placement: a uniform one, in which the pinned nodes are then put where they belong."""
     nodes = list(range(len(layout.problem.nodes)))
     random.Random(seed).shuffle(nodes)
+    return with_pins(layout, tuple(nodes))
+
+
+def with_pins(layout: Layout, placement: Placement) -> Placement:
+    """Return the placement with every pinned node at its stage: it changes places with one that is not pinned there.
+
+    That one is of the same region where there is such a one.
+    """
+    nodes = list(placement)
+    regions = layout.problem.regions or ("",) * len(nodes)
+    for rank, stage in enumerate(layout.pinned):
+        here = nodes.index(rank)
+        if stage in (-1, layout.stage_of[here]):
+            continue
+        open_slots = [slot for slot in layout.slots_of[stage] if layout.pinned[nodes[slot]] != stage]
+        there = min(open_slots, key=lambda slot: regions[nodes[slot]] != regions[rank])
+        nodes[here], nodes[there] = nodes[there], rank
     return tuple(nodes)
 
 

@@ -1,7 +1,8 @@
 """A scheduling problem: nodes, what each task and transfer costs, and the rules a plan must obey.
 
 The file format is `skippipe.problem/1`. A problem either fixes the placement (`stages`) or leaves it free
-(`stage_sizes`). All costs are resolved to seconds, so that a problem needs neither a model nor a cluster.
+(`stage_sizes`), but for nodes that are `pinned`. All costs are resolved to seconds, so that a problem needs neither a
+model nor a cluster.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from skippipe_scheduler.files import (
     parse,
     read_json,
 )
+from skippipe_scheduler.pins import check_pins
 
 FORMAT: Final = "skippipe.problem/1"
 Contention = Literal["none", "link", "node"]
@@ -152,6 +154,8 @@ class Problem(StrictModel):
     stages: tuple[StageNodes, ...] | None = None
     stage_sizes: tuple[PositiveCount, ...] | None = None
     stage_layers: tuple[PositiveCount, ...] | None = None
+    pinned: dict[str, Count] | None = None
+    """Stage of the nodes that must not move, beside stage_sizes; the other nodes are free."""
     """Layers of each stage; task times scale with them against the mean. Even where not given."""
     microbatches_per_origin: PositiveCount | EvenMicrobatches | AutoMicrobatches
     stage_bytes: tuple[PositiveCount, ...] | None = None
@@ -182,6 +186,9 @@ class Problem(StrictModel):
         gap = self.costs.missing(self.nodes)
         if gap:
             raise ValueError(gap)
+        if self.pinned and self.stage_sizes is None:
+            raise ValueError("pinned goes with stage_sizes: where stages are given no node is free; leave pinned out")
+        check_pins(self.pinned or {}, self.nodes, self.sizes)
         return self
 
     @property

@@ -218,6 +218,7 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
     return Instance(
         node_s=np.array([[table[name] for name in names] for table in tables]),
         memory=np.array([costs.memory[name] for name in names]),
+        pinned=np.array(layout.pinned),
         links=links,
         stages=np.array([problem.stage_weight, fixed_s, gbit]),
         stage_of=np.array(layout.stage_of),

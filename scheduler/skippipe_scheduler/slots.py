@@ -78,6 +78,12 @@ class Layout:
         share, rest = divmod(visits, rules.num_stages - 1)
         return share, share + (rest > 0)
 
+    @cached_property
+    def pinned(self) -> tuple[int, ...]:
+        """Stage at which each node (rank) is pinned, or -1."""
+        pins = self.problem.pinned or {}
+        return tuple(pins.get(node, -1) for node in self.problem.nodes)
+
     def given_placement(self) -> Placement | None:
         """Return the placement that the problem fixes, if it does."""
         if self.problem.stages is None:

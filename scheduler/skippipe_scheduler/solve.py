@@ -65,6 +65,7 @@ def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
     if stages is None:
         return problem
     update = {"stages": tuple(StageNodes(nodes=tuple(nodes)) for nodes in stages), "stage_sizes": None}
+    update["pinned"] = None
     return problem.model_copy(update=update)
 
 

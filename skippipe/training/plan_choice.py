@@ -68,6 +68,7 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
         "microbatches": (len(plan.microbatches), experiment.training.num_microbatches),
         "layers": (layers, problem.stage_layers or layers),
         "placement": (held, pipeline.placement or held),
+        "pinned nodes": (plan.stage_of | (problem.pinned or {}), plan.stage_of),
         "stage sizes": (tuple(map(len, held)), pipeline.stage_sizes or tuple(map(len, held))),
         "links": (plan.costs.transfer_s, problem.costs.transfer_s),
         "contention": (plan.costs.contention, problem.costs.contention),

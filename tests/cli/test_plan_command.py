@@ -45,6 +45,12 @@ def test_origins_may_start_different_numbers(capsys: pytest.CaptureFixture[str],
     assert len(parse_plan(tmp_path / "plan.json").microbatches) == 4
 
 
+def test_pinned_nodes_stay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for stage in (0, 2):
+        plan(capsys, "--out", str(tmp_path / "plan.json"), f"pipeline.pinned={{worker-2: {stage}}}")
+        assert parse_plan(tmp_path / "plan.json").stage_of["worker-2"] == stage
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     printed = json.loads(plan(capsys, "--json", "pipeline.planner.jitter_sigma=0.3"))
     assert set(printed["predicted"]) == {"plan", "full_pipeline", "network-blind_skipping"}
@@ -56,6 +62,8 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         ("pipeline.route_lengths={4: 1}", "more than the 3 stages"),
         ("pipeline.route_lengths={1: 1}", "route_lengths"),
         ("pipeline.microbatches_per_origin=some", "microbatches_per_origin"),
+        ("pipeline.pinned={worker-9: 0}", "unknown node 'worker-9'; did you mean 'worker-"),
+        ("pipeline.pinned={worker-0: 3}", "stages are 0 to 2"),
         ("pipeline.planner.jitter_sigma=-1", "jitter_sigma"),
     ],
 )
