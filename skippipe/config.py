@@ -74,6 +74,8 @@ class PipelineOptions(Section):
     max_swap_distance: NonNegativeInt = 1
     max_forward_jump: PositiveInt = 4
     uniform_coverage: bool = True
+    reduction: Literal["ring", "tree"] = "ring"
+    """How the planner times the gradient reduction of a stage (docs/plan-file.md)."""
     planner: PlannerOptions = PlannerOptions()
 
 

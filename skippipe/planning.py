@@ -95,6 +95,7 @@ def experiment_problem(experiment: Experiment) -> Problem:
         max_swap_distance=pipeline.max_swap_distance,
         max_forward_jump=pipeline.max_forward_jump,
         uniform_coverage=pipeline.uniform_coverage,
+        reduction=pipeline.reduction,
     )
 
 

@@ -9,7 +9,7 @@ from skippipe_scheduler.cluster import Cluster, Link, Node
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import describe, write_atomically
 from skippipe_scheduler.pins import check_pins, open_stages
-from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Reduction, Rules, StageNodes
 from skippipe_scheduler.workload import Workload, route_length, split_layers
 from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
 from skippipe_scheduler.yaml_file import nearest
@@ -38,13 +38,14 @@ def build_problem(
     max_forward_jump: int = 4,
     uniform_coverage: bool = True,
     task_overhead_s: float = 0.0,
+    reduction: Reduction = "ring",
 ) -> Problem:
     """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
 
     `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does), and `pinned`
     gives some nodes their stage while the others are free.
     `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
-    planner chooses how many microbatches each origin starts.
+    planner chooses how many microbatches each origin starts. `reduction` says how gradients are reduced.
     Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
     one microbatch of a stage that it may get.
     """
@@ -71,6 +72,7 @@ def build_problem(
             pinned=dict(pinned) if pinned else None,
             stage_layers=layers,
             stage_bytes=_per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
+            reduction=reduction,
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),

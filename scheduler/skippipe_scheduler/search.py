@@ -226,6 +226,7 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
         factors=_factors(robustness),
         overhead_s=costs.task_overhead_s,
         contention=CONTENTION[costs.contention],
+        tree=problem.reduction == "tree",
         max_swaps=rules.max_swaps,
         max_swap_distance=rules.max_swap_distance,
         max_forward_jump=rules.max_forward_jump,

@@ -51,6 +51,20 @@ def test_pinned_nodes_stay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         assert parse_plan(tmp_path / "plan.json").stage_of["worker-2"] == stage
 
 
+def test_reduction_is_timed_as_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    times_s = {}
+    for reduction in ("ring", "tree"):
+        sizes = "pipeline.stage_sizes=[2,1,1]"
+        plan(capsys, "--out", str(tmp_path / "plan.json"), sizes, f"pipeline.reduction={reduction}")
+        times_s[reduction] = parse_plan(tmp_path / "plan.json").costs.reduce_s
+    ring_s, tree_s = times_s["ring"], times_s["tree"]
+    assert ring_s
+    assert tree_s
+    # Two replicas exchange halves in a ring, the whole in a tree, over links of 0.05 ms.
+    assert tree_s[0] - 1e-4 == pytest.approx(2 * (ring_s[0] - 1e-4))
+    assert tree_s[1:] == ring_s[1:] == (0, 0)
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     printed = json.loads(plan(capsys, "--json", "pipeline.planner.jitter_sigma=0.3"))
     assert set(printed["predicted"]) == {"plan", "full_pipeline", "network-blind_skipping"}
@@ -64,6 +78,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         ("pipeline.microbatches_per_origin=some", "microbatches_per_origin"),
         ("pipeline.pinned={worker-9: 0}", "unknown node 'worker-9'; did you mean 'worker-"),
         ("pipeline.pinned={worker-0: 3}", "stages are 0 to 2"),
+        ("pipeline.reduction=star", "reduction"),
         ("pipeline.planner.jitter_sigma=-1", "jitter_sigma"),
     ],
 )

@@ -40,6 +40,7 @@ class Instance(NamedTuple):
     factors: Floats  # (samples, table) of task and transfer times, (0, 1) where the nominal time counts
     overhead_s: float
     contention: int
+    tree: bool  # gradients are reduced over a tree, else over a ring
     max_swaps: int
     max_swap_distance: int
     max_forward_jump: int
