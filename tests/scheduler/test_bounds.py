@@ -9,7 +9,7 @@ from random_plans import random_plan
 from small_problems import make_problem, problems, share_links
 
 from skippipe_scheduler.bounds import explain_bound, lower_bounds
-from skippipe_scheduler.problem import AutoMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules, StageNodes
 from skippipe_scheduler.rules import coverage_offence
 from skippipe_scheduler.solve import SolveOptions, solve
 
@@ -180,3 +180,27 @@ def test_an_explanation_names_the_stage_whose_replicas_work_longest():
     bounds = lower_bounds(problem)
     assert "Stage 1" in explain_bound(problem, {"node work": bounds["node work"]})
     assert "memory" in explain_bound(problem, {"route program": 9.0})
+
+
+def test_a_program_whose_solver_turns_in_circles_ends_in_time() -> None:
+    """Four nodes that are alike: with so many equal routes the simplex method need not come to an end."""
+    names = tuple(f"node-{index}" for index in range(4))
+    costs = Costs(
+        forward_s=dict.fromkeys(names, 0.0023134208),
+        backward_s=dict.fromkeys(names, 0.0046268416),
+        loss_s=dict.fromkeys(names, 0.0012632064),
+        transfer_s={a: {b: 0.0000631072 for b in names if b != a} for a in names},
+        memory=dict.fromkeys(names, 4),
+    )
+    problem = Problem(
+        nodes=names,
+        stage_sizes=(1, 2, 1),
+        stage_layers=(2, 1, 3),
+        microbatches_per_origin=EvenMicrobatches(even=4),
+        costs=costs,
+        rules=Rules(num_stages=3, route_length=3, max_swaps=0),
+    )
+    begin_s = time.perf_counter()
+    bounds = lower_bounds(problem, 0.3)
+    assert time.perf_counter() - begin_s < 5.0
+    assert 0 < max(bounds.values()) <= solve(problem, SolveOptions(max_evaluations=100)).predicted.iteration_s

@@ -105,7 +105,7 @@ class _Rounds:
                 for origin in np.flatnonzero(~self._choice(branch, bound_s).barred)
             )
             capacity = capacity_within(self.network, self.idle, bound_s)
-            solved = self.program.solve(capacity, self._choice(branch, bound_s))
+            solved = self.program.solve(capacity, self._choice(branch, bound_s), self.deadline_s)
             if solved is None:
                 break
             more_s, multipliers, shares = solved
