@@ -62,8 +62,8 @@ class PipelineOptions(Section):
     """A mix instead of one skip ratio: shares of the microbatches by the number of stages they visit."""
     microbatches_per_origin: Literal["even", "auto"] = "even"
     """Whether every origin starts equally many microbatches or the planner chooses; the total is the same."""
-    layers_per_stage: tuple[PositiveInt, ...] | None = None
-    """Layers of each stage; as even as possible where not given."""
+    layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
     stage_sizes: tuple[PositiveInt, ...] | None = None
     """Replicas of each stage; from the skip ratio where not given."""
     placement: tuple[tuple[str, ...], ...] | None = None

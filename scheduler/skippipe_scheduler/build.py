@@ -1,6 +1,7 @@
 """From a cluster and a workload to a scheduling problem with every cost in seconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,6 +19,20 @@ GIB = 2**30
 MIB = 2**20
 
 Placement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
+Layers = tuple[int, ...]
+"""Layers of each stage."""
+
+
+@dataclass(frozen=True)
+class OpenLayers:
+    """A problem in which the layers of each stage are still open (`skippipe_scheduler.layers` chooses them).
+
+    `pose` returns the problem for one choice; it raises `InfeasibleError` where a node cannot hold its stage.
+    """
+
+    num_layers: int
+    num_stages: int
+    pose: Callable[[Layers], Problem]
 
 
 def build_problem(
@@ -212,7 +227,8 @@ def _microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], 
             f"node {node.name!r} has {_size(memory_bytes)}; "
             f"the weights, gradients and optimizer state of a stage of {layers[tightest]} layers{ends} "
             f"take {_size(state_bytes[tightest])}, one microbatch on it {_size(resident_bytes[tightest])}: "
-            "give it memory, use more stages or a smaller micro-batch"
+            "give it memory, use more stages or a smaller micro-batch",
+            stage=tightest,
         )
     return held[tightest]
 

@@ -36,6 +36,13 @@ class DeadlockError(PlanError):
 
 
 class InfeasibleError(SkipPipeError):
-    """No plan obeys all the rules; the message names the rules that conflict."""
+    """No plan obeys all the rules; the message names the rules that conflict.
+
+    `stage` is the one whose layers do not fit the memory of a node, where that is the reason.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, stage: int | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from skippipe.planning import PlanWithBaselines
+    from skippipe_scheduler.build import OpenLayers
     from skippipe_scheduler.options import SolveOptions
     from skippipe_scheduler.problem import Problem
 
@@ -64,13 +66,13 @@ def command(
         from skippipe_scheduler.explain import explain
 
         click.echo(explain(result.plan))
-        click.echo(explain_bound(problem, lower_bounds(problem)))
+        click.echo(explain_bound(result.problem, lower_bounds(result.problem)))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
 
 
-def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, SolveOptions, bool]":
+def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":
     from skippipe.config_file import load_experiment
     from skippipe.planning import experiment_options, experiment_problem
 
@@ -79,7 +81,7 @@ def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, 
     return experiment_problem(experiment), experiment_options(experiment), sizes_given
 
 
-def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, SolveOptions, bool]":
+def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":
     from skippipe_scheduler.problem import load_problem
     from skippipe_scheduler.solve import SolveOptions
 
@@ -89,7 +91,11 @@ def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, Sol
 
 
 def _solve(
-    problem: "Problem", options: "SolveOptions", time_limit_s: float | None, seed: int | None, sizes_given: bool
+    problem: "Problem | OpenLayers",
+    options: "SolveOptions",
+    time_limit_s: float | None,
+    seed: int | None,
+    sizes_given: bool,
 ) -> "PlanWithBaselines":
     from dataclasses import replace
 
@@ -110,7 +116,8 @@ def plan_table(result: "PlanWithBaselines") -> str:
     plan = result.plan
     lines = [
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
-        f"{'/'.join(str(len(stage.nodes)) for stage in plan.stages)} replicas, "
+        f"{_per_stage([len(stage.nodes) for stage in plan.stages])} replicas and "
+        f"{_per_stage(plan.layers_per_stage)} layers, "
         f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each, hash {plan.hash}",
         f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
     ]
@@ -122,14 +129,22 @@ def plan_table(result: "PlanWithBaselines") -> str:
             f"{predicted.reduce_exposed_s:>10.3f} s{predicted.lower_bound_s:>8.3f} s{gap:>8.1%}"
             f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>7.2f}x"
         )
+    other = result.full_pipeline.layers_per_stage
+    if other != plan.layers_per_stage:
+        lines.append(f"the full pipeline has stages of {_per_stage(other)} layers")
     lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
     return "\n".join(lines)
+
+
+def _per_stage(counts: Sequence[int]) -> str:
+    return "/".join(map(str, counts))
 
 
 def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:
     plans = {"plan": result.plan, **{name.replace(" ", "_"): one for name, one in result.baselines.items()}}
     return {
         "predicted": {name: one.predicted.model_dump() for name, one in plans.items()},
+        "layers_per_stage": {name: one.layers_per_stage for name, one in plans.items()},
         "hash": result.plan.hash,
         "plan_file": str(out) if out is not None else None,
     }
