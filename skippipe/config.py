@@ -62,16 +62,20 @@ class PipelineOptions(Section):
     """A mix instead of one skip ratio: shares of the microbatches by the number of stages they visit."""
     microbatches_per_origin: Literal["even", "auto"] = "even"
     """Whether every origin starts equally many microbatches or the planner chooses; the total is the same."""
-    layers_per_stage: tuple[PositiveInt, ...] | None = None
-    """Layers of each stage; as even as possible where not given."""
+    layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
     stage_sizes: tuple[PositiveInt, ...] | None = None
     """Replicas of each stage; from the skip ratio where not given."""
     placement: tuple[tuple[str, ...], ...] | None = None
-    """Nodes of each stage; chosen by the planner where not given."""
+    """Nodes of each stage, every node once; chosen by the planner where not given."""
+    pinned: dict[str, NonNegativeInt] | None = None
+    """Stage of single nodes; the planner chooses those of the others. Not beside placement."""
     max_swaps: NonNegativeInt = 1
     max_swap_distance: NonNegativeInt = 1
     max_forward_jump: PositiveInt = 4
     uniform_coverage: bool = True
+    reduction: Literal["ring", "tree"] = "ring"
+    """How the planner times the gradient reduction of a stage (docs/plan-file.md)."""
     planner: PlannerOptions = PlannerOptions()
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skippipe.config import Experiment
-from skippipe_scheduler.build import build_problem
-from skippipe_scheduler.cluster import load_cluster
+from skippipe_scheduler.build import Layers, OpenLayers, build_problem
+from skippipe_scheduler.cluster import Cluster, load_cluster
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.problem import Problem
 from skippipe_scheduler.workload import Workload
@@ -26,6 +27,7 @@ POSITION_KEYS = {"max_position_embeddings", "n_positions"}
 class PlanWithBaselines:
     """A plan, and what the same nodes do without our choices; baselines are solved with the same budget."""
 
+    problem: Problem
     plan: Plan
     full_pipeline: Plan
     network_blind: Plan
@@ -75,25 +77,35 @@ def experiment_model(experiment: Experiment):  # type: ignore[no-untyped-def]  #
     return build_config(experiment.model.architecture, options)
 
 
-def experiment_problem(experiment: Experiment) -> Problem:
-    """Return the scheduling problem that the experiment and its cluster pose."""
-    cluster = load_cluster(Path(experiment.cluster))
+def experiment_problem(experiment: Experiment) -> Problem | OpenLayers:
+    """Return the scheduling problem that the experiment and its cluster pose, with open layers where these are auto."""
+    cluster, workload = load_cluster(Path(experiment.cluster)), experiment_workload(experiment)
+    given = experiment.pipeline.layers_per_stage
+    if given == "auto":
+        num_stages = experiment.pipeline.num_stages
+        return OpenLayers(workload.num_layers, num_stages, partial(_posed, experiment, cluster, workload))
+    return _posed(experiment, cluster, workload, given)
+
+
+def _posed(experiment: Experiment, cluster: Cluster, workload: Workload, layers: Layers | None) -> Problem:
     pipeline = experiment.pipeline
     return build_problem(
         cluster,
-        experiment_workload(experiment),
+        workload,
         num_stages=pipeline.num_stages,
         skip_ratio=pipeline.skip_ratio,
         route_lengths=pipeline.route_lengths,
         free_origins=pipeline.microbatches_per_origin == "auto",
-        layers_per_stage=pipeline.layers_per_stage,
+        layers_per_stage=layers,
         stage_sizes=pipeline.stage_sizes,
         placement=pipeline.placement,
+        pinned=pipeline.pinned,
         num_microbatches=experiment.training.num_microbatches,
         max_swaps=pipeline.max_swaps,
         max_swap_distance=pipeline.max_swap_distance,
         max_forward_jump=pipeline.max_forward_jump,
         uniform_coverage=pipeline.uniform_coverage,
+        reduction=pipeline.reduction,
     )
 
 
@@ -111,20 +123,42 @@ def experiment_options(experiment: Experiment) -> "SolveOptions":
 
 
 def plan_problem(
-    problem: Problem, options: "SolveOptions", *, sizes_given: bool = True, warm: Plan | None = None
+    problem: Problem | OpenLayers, options: "SolveOptions", *, sizes_given: bool = True, warm: Plan | None = None
 ) -> Plan:
-    """Solve one problem, beginning at the plan `warm` where it is given.
+    """Solve one problem; open layers are chosen first, within the same budget.
 
-    Without skipping and with sizes left open, every sensible stage size is tried.
+    The search begins at the plan `warm` where it is given, with its layers where these are open. Without skipping and
+    with sizes left open, every sensible stage size is tried.
     """
     from skippipe_scheduler.replan import replan
-    from skippipe_scheduler.solve import solve, solve_full_pipeline
 
-    if warm is not None:
-        return replan(warm, problem, options)
+    if warm is None:
+        return _solve_variants(problem, options, partial(_variants, sizes_given=sizes_given))
+    return replan(warm, posed(problem, warm), options)
+
+
+def posed(problem: Problem | OpenLayers, plan: Plan) -> Problem:
+    """Return the problem with the layers of `plan` where they are open; raises `ProblemError` where they do not fit."""
+    return problem.pose(plan.layers_per_stage) if isinstance(problem, OpenLayers) else problem
+
+
+def _variants(problem: Problem, *, sizes_given: bool) -> list[Problem]:
+    from skippipe_scheduler.baselines import full_pipeline_problem
+
     if problem.rules.lengths == (problem.num_stages,) and problem.stages is None and not sizes_given:
-        return solve_full_pipeline(problem, options)
-    return solve(problem, options)
+        return full_pipeline_problem(problem)
+    return [problem]
+
+
+def _solve_variants(
+    problem: Problem | OpenLayers, options: "SolveOptions", variants: Callable[[Problem], list[Problem]]
+) -> Plan:
+    from skippipe_scheduler.layers import choose_layers
+    from skippipe_scheduler.solve import solve_variants
+
+    if isinstance(problem, OpenLayers):
+        problem, options = choose_layers(problem, options, variants)
+    return solve_variants(variants(problem), options)
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
@@ -135,7 +169,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
 
 
 def plan_with_baselines(
-    problem: Problem,
+    problem: Problem | OpenLayers,
     options: "SolveOptions",
     *,
     sizes_given: bool = True,
@@ -144,16 +178,19 @@ def plan_with_baselines(
 ) -> PlanWithBaselines:
     """Solve the problem and both baselines, each with a third of the time limit.
 
-    The plan's search begins at `warm` where it is given. `announce` is called with the name of each solve before it
-    starts.
+    The plan's search begins at `warm` where it is given. Open layers are chosen for the plan and for the full pipeline,
+    each within its third; network-blind skipping gets those of the plan. `announce` is called with the name of each
+    solve before it starts.
     """
-    from skippipe_scheduler.solve import solve_full_pipeline, solve_network_blind
+    from skippipe_scheduler.baselines import full_pipeline_problem
+    from skippipe_scheduler.solve import solve_network_blind
 
     third = replace(options, time_limit_s=options.time_limit_s / 3)
     announce("this plan")
     plan = plan_problem(problem, third, sizes_given=sizes_given, warm=warm)
     announce("full pipeline")
-    full_pipeline = solve_full_pipeline(problem, third)
+    full_pipeline = _solve_variants(problem, third, full_pipeline_problem)
     announce("network-blind skipping")
-    stages = tuple(stage.nodes for stage in plan.stages)
-    return PlanWithBaselines(plan, full_pipeline, solve_network_blind(problem, third, stages=stages))
+    chosen = posed(problem, plan)
+    blind = solve_network_blind(chosen, third, stages=tuple(stage.nodes for stage in plan.stages))
+    return PlanWithBaselines(chosen, plan, full_pipeline, blind)

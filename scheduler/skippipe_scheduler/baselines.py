@@ -3,6 +3,7 @@
 from itertools import combinations, islice
 
 from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.pins import open_stages, pins_within
 from skippipe_scheduler.problem import EvenMicrobatches, Problem
 
 MAX_SIZE_VARIANTS = 8
@@ -13,8 +14,9 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
     sizes.
 
     Every microbatch visits every stage in order. Stage sizes are as even as possible; where nodes remain,
-    every choice of stages that get one more (up to `MAX_SIZE_VARIANTS`). Raises `InfeasibleError` when
-    there are fewer nodes than stages.
+    every choice of stages that get one more (up to `MAX_SIZE_VARIANTS`). Pinned nodes stay, and so do free nodes
+    that had no place at a stage; where no sizes allow it, only the first pins of each stage that fit stay. Raises
+    `InfeasibleError` when there are fewer nodes than stages.
     """
     stages, nodes = problem.num_stages, len(problem.nodes)
     if nodes < stages:
@@ -35,6 +37,8 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
     variants = [
         tuple(even + (stage in extra) for stage in range(stages)) for extra in combinations(range(stages), rest)
     ]
+    pinned = problem.pinned or {}
+    variants = [sizes for sizes in variants if _keeps_pins(problem, sizes)] or variants
     if len(variants) > MAX_SIZE_VARIANTS:
         step = len(variants) // MAX_SIZE_VARIANTS
         variants = list(islice(variants[::step], MAX_SIZE_VARIANTS))
@@ -43,6 +47,7 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
             update={
                 "stages": None,
                 "stage_sizes": sizes,
+                "pinned": pins_within(pinned, sizes) or None,
                 "microbatches_per_origin": problem.microbatches_per_origin
                 if problem.free_origins
                 else EvenMicrobatches(even=problem.num_microbatches),
@@ -52,6 +57,12 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
         )
         for sizes in variants
     ]
+
+
+def _keeps_pins(problem: Problem, sizes: tuple[int, ...]) -> bool:
+    """Return whether all pins fit and no stage opens to free nodes, whose memory may not suffice for it."""
+    pinned = problem.pinned or {}
+    return pins_within(pinned, sizes) == pinned and open_stages(pinned, sizes) <= open_stages(pinned, problem.sizes)
 
 
 def network_blind(problem: Problem) -> Problem:

@@ -1,20 +1,35 @@
 """From a cluster and a workload to a scheduling problem with every cost in seconds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from skippipe_scheduler.cluster import Cluster, Link, Node
-from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.files import describe, write_atomically
 from skippipe_scheduler.memory import microbatches_held, per_stage
-from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.pins import check_pins, open_stages
+from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Reduction, Rules, StageNodes
 from skippipe_scheduler.workload import Workload, route_length, split_layers
 from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
-from skippipe_scheduler.yaml_file import nearest
 
 Placement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
+Layers = tuple[int, ...]
+"""Layers of each stage."""
+
+
+@dataclass(frozen=True)
+class OpenLayers:
+    """A problem in which the layers of each stage are still open (`skippipe_scheduler.layers` chooses them).
+
+    `pose` returns the problem for one choice; it raises `InfeasibleError` where a node cannot hold its stage.
+    """
+
+    num_layers: int
+    num_stages: int
+    pose: Callable[[Layers], Problem]
 
 
 def build_problem(
@@ -27,6 +42,7 @@ def build_problem(
     layers_per_stage: Sequence[int] | None = None,
     stage_sizes: Sequence[int] | None = None,
     placement: Placement | None = None,
+    pinned: Mapping[str, int] | None = None,
     route_lengths: Mapping[int, int] | None = None,
     free_origins: bool = False,
     max_swaps: int = 1,
@@ -34,12 +50,14 @@ def build_problem(
     max_forward_jump: int = 4,
     uniform_coverage: bool = True,
     task_overhead_s: float = 0.0,
+    reduction: Reduction = "ring",
 ) -> Problem:
     """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
 
-    `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does).
+    `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does), and `pinned`
+    gives some nodes their stage while the others are free.
     `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
-    planner chooses how many microbatches each origin starts.
+    planner chooses how many microbatches each origin starts. `reduction` says how gradients are reduced.
     Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
     one microbatch of a stage that it may get.
     """
@@ -48,23 +66,29 @@ def build_problem(
     members = cluster.members()
     names = tuple(node.name for node in members)
     stages = None if placement is None else _checked_placement(placement, num_stages, names)
+    if stages is not None and pinned:
+        raise ProblemError("placement gives every node its stage; leave pinned out")
     if stages is not None and stage_sizes is not None and [*stage_sizes] != [len(nodes) for nodes in stages]:
         raise ProblemError(f"stage_sizes {[*stage_sizes]} contradict the placement; leave one of them out")
     if stages is None and stage_sizes is None:
         stage_sizes = sizes_by_rule(len(names), num_stages, _mean_length(route_lengths or {length: 1}))
+    sizes = tuple(stage_sizes or ()) if stages is None else tuple(len(nodes) for nodes in stages)
+    stages_of = _stages_of_nodes(names, stages, sizes, _checked_pins(pinned or {}, names, sizes, num_stages))
     try:
         return Problem(
             about=f"cluster {cluster.name}",
             nodes=names,
             regions=tuple(node.region for node in members),
             stages=None if stages is None else tuple(StageNodes(nodes=nodes) for nodes in stages),
-            stage_sizes=None if stages is not None else tuple(stage_sizes or ()),
+            stage_sizes=sizes if stages is None else None,
+            pinned=dict(pinned) if pinned else None,
             stage_layers=layers,
             stage_bytes=per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
+            reduction=reduction,
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),
-            costs=_costs(cluster, workload, layers, stages, num_microbatches, task_overhead_s),
+            costs=_costs(cluster, workload, layers, stages_of, num_microbatches, task_overhead_s),
             rules=Rules(
                 num_stages=num_stages,
                 route_length=length,
@@ -111,17 +135,40 @@ def _checked_placement(placement: Placement, num_stages: int, names: tuple[str, 
     return tuple(tuple(nodes) for nodes in placement)
 
 
+def _checked_pins(
+    pinned: Mapping[str, int], names: tuple[str, ...], sizes: tuple[int, ...], num_stages: int
+) -> dict[str, int]:
+    if len(sizes) != num_stages:
+        raise ProblemError(f"stage_sizes has {len(sizes)} entries for {num_stages} stages")
+    try:
+        check_pins(pinned, names, sizes)
+    except ValueError as reason:
+        raise ProblemError(str(reason)) from None
+    return dict(pinned)
+
+
+def _stages_of_nodes(
+    names: tuple[str, ...],
+    stages: tuple[tuple[str, ...], ...] | None,
+    sizes: tuple[int, ...],
+    pinned: dict[str, int],
+) -> dict[str, list[int]]:
+    """Return the stages that each node may get."""
+    fixed = pinned | {node: stage for stage, nodes in enumerate(stages or ()) for node in nodes}
+    free = sorted(open_stages(pinned, sizes))
+    return {name: [fixed[name]] if name in fixed else free for name in names}
+
+
 def _costs(
     cluster: Cluster,
     workload: Workload,
     layers: tuple[int, ...],
-    stages: tuple[tuple[str, ...], ...] | None,
+    stages_of: Mapping[str, Sequence[int]],
     num_microbatches: int,
     task_overhead_s: float,
 ) -> Costs:
     members = cluster.members()
     forward_flop = workload.layer_forward_flop * workload.num_layers / len(layers)
-    stage_of = {node: stage for stage, nodes in enumerate(stages or ()) for node in nodes}
     latency_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
     gbit_per_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
     transfer_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
@@ -138,7 +185,7 @@ def _costs(
         task_overhead_s=task_overhead_s,
         transfer_s=transfer_s,
         memory={
-            node.name: min(microbatches_held(node, workload, layers, stage_of.get(node.name)), num_microbatches)
+            node.name: min(microbatches_held(node, workload, layers, stages_of[node.name]), num_microbatches)
             for node in members
         },
         contention=cluster.links.contention,

@@ -12,10 +12,10 @@ from typing import Annotated, Literal, Self
 import networkx as nx
 from pydantic import Field, model_validator
 
-from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.files import PositiveCount, PositiveSeconds, Seconds, StrictModel
 from skippipe_scheduler.problem import Contention
-from skippipe_scheduler.yaml_file import nearest, parse_yaml, read_yaml
+from skippipe_scheduler.yaml_file import parse_yaml, read_yaml
 
 FORMAT = "skippipe.cluster/1"
 

@@ -10,6 +10,8 @@
 `skippipe.errors` adds the branches of the framework.
 """
 
+import difflib
+
 
 class SkipPipeError(Exception):
     """Base of all errors whose message is meant for a person; `exit_code` is what the command line returns."""
@@ -36,6 +38,19 @@ class DeadlockError(PlanError):
 
 
 class InfeasibleError(SkipPipeError):
-    """No plan obeys all the rules; the message names the rules that conflict."""
+    """No plan obeys all the rules; the message names the rules that conflict.
+
+    `stage` is the one whose layers do not fit the memory of a node, where that is the reason.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, stage: int | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return 'did you mean ...?' with the entry of `known` nearest to `word`, or all of `known`."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

@@ -1,6 +1,6 @@
 """How many microbatches a node can hold between their forward and their backward."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -17,8 +17,8 @@ def per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]
     return tuple(count * layer + (ends if stage == 0 else 0) for stage, count in enumerate(layers))
 
 
-def microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], stage: int | None) -> int:
-    """Return how many microbatches fit into the node, whichever stage it gets where `stage` is open.
+def microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], stages: Sequence[int]) -> int:
+    """Return how many microbatches fit into the node, whichever of `stages` it gets.
 
     Raises `InfeasibleError` where that is none, naming what is needed and what would help.
     """
@@ -29,11 +29,10 @@ def microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], s
         per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes),
         per_stage(layers, max(1, workload.layer_resident_bytes), workload.ends_resident_bytes),
     )
-    stages = range(len(layers)) if stage is None else (stage,)
     least = min(need.held(one) for one in stages)
     if least < 1:
         worst = max(stages, key=need.bytes_of)
-        raise InfeasibleError(f"node {node.name!r} {_conflict(need, workload, layers, worst)}")
+        raise InfeasibleError(f"node {node.name!r} {_conflict(need, workload, layers, worst)}", stage=worst)
     return least
 
 

@@ -25,30 +25,51 @@ def regional_placement(layout: Layout) -> Placement:
         nodes.sort(key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
         for stage, rank in zip(stages, nodes, strict=True):
             held[stage].append(rank)
-    return tuple(rank for replicas in held for rank in replicas)
+    return with_pins(layout, tuple(rank for replicas in held for rank in replicas))
 
 
 def random_placement(layout: Layout, seed: int) -> Placement:
-    """Return a uniformly random placement."""
+    """Return a random placement: a uniform one, in which the pinned nodes are then put where they belong."""
     nodes = list(range(len(layout.problem.nodes)))
     random.Random(seed).shuffle(nodes)
+    return with_pins(layout, tuple(nodes))
+
+
+def with_pins(layout: Layout, placement: Placement) -> Placement:
+    """Return the placement with every pinned node at its stage: it changes places with one that is not pinned there.
+
+    That one is of the same region where there is such a one.
+    """
+    nodes = list(placement)
+    regions = layout.problem.regions or ("",) * len(nodes)
+    for rank, stage in enumerate(layout.pinned):
+        here = nodes.index(rank)
+        if stage in (-1, layout.stage_of[here]):
+            continue
+        open_slots = [slot for slot in layout.slots_of[stage] if layout.pinned[nodes[slot]] != stage]
+        there = min(open_slots, key=lambda slot: regions[nodes[slot]] != regions[rank])
+        nodes[here], nodes[there] = nodes[there], rank
     return tuple(nodes)
 
 
 def few_placements(layout: Layout, most: int) -> tuple[Placement, ...]:
     """Return all placements, replicas of a stage taken as alike, where there are at most `most`; else none."""
-    found = tuple(islice(_placements(layout.problem.sizes, tuple(range(len(layout.problem.nodes)))), most + 1))
+    free = tuple(rank for rank, stage in enumerate(layout.pinned) if stage < 0)
+    found = tuple(islice(_placements(layout, free), most + 1))
     return found if len(found) <= most else ()
 
 
-def _placements(sizes: tuple[int, ...], nodes: tuple[int, ...]) -> Iterator[Placement]:
-    if not sizes:
+def _placements(layout: Layout, free: tuple[int, ...], stage: int = 0) -> Iterator[Placement]:
+    """Yield the placements of `stage` and those after it: pinned nodes, then some of the `free` ones."""
+    sizes = layout.problem.sizes
+    if stage == len(sizes):
         yield ()
         return
-    for chosen in combinations(nodes, sizes[0]):
-        rest = tuple(node for node in nodes if node not in chosen)
-        for others in _placements(sizes[1:], rest):
-            yield chosen + others
+    held = tuple(rank for rank, pin in enumerate(layout.pinned) if pin == stage)
+    for chosen in combinations(free, sizes[stage] - len(held)):
+        rest = tuple(rank for rank in free if rank not in chosen)
+        for others in _placements(layout, rest, stage + 1):
+            yield held + chosen + others
 
 
 def _deal(layout: Layout) -> list[int]:

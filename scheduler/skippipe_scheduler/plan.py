@@ -86,6 +86,11 @@ class Plan(StrictModel):
         return {node: rank for rank, node in enumerate(self.nodes)}
 
     @cached_property
+    def layers_per_stage(self) -> tuple[int, ...]:
+        """Layers of each stage."""
+        return tuple(stage.layers[1] - stage.layers[0] for stage in self.stages)
+
+    @cached_property
     def num_layers(self) -> int:
         """Layers of the model that the plan was made for."""
         return max(stage.layers[1] for stage in self.stages)

@@ -1,7 +1,8 @@
 """A scheduling problem: nodes, what each task and transfer costs, and the rules a plan must obey.
 
 The file format is `skippipe.problem/1`. A problem either fixes the placement (`stages`) or leaves it free
-(`stage_sizes`). All costs are resolved to seconds, so that a problem needs neither a model nor a cluster.
+(`stage_sizes`), but for nodes that are `pinned`. All costs are resolved to seconds, so that a problem needs neither a
+model nor a cluster.
 """
 
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ from skippipe_scheduler.files import (
     parse,
     read_json,
 )
+from skippipe_scheduler.pins import check_pins
 
 FORMAT: Final = "skippipe.problem/1"
 Contention = Literal["none", "link", "node"]
+Reduction = Literal["ring", "tree"]
 RouteLength = Annotated[int, Field(ge=2)]
 
 
@@ -159,11 +162,15 @@ class Problem(StrictModel):
     regions: tuple[str, ...] | None = None
     stages: tuple[StageNodes, ...] | None = None
     stage_sizes: tuple[PositiveCount, ...] | None = None
+    pinned: dict[str, Count] | None = None
+    """Stage of the nodes that must not move, beside stage_sizes; the other nodes are free."""
     stage_layers: tuple[PositiveCount, ...] | None = None
     """Layers of each stage; task times scale with them against the mean. Even where not given."""
     microbatches_per_origin: PositiveCount | EvenMicrobatches | AutoMicrobatches
     stage_bytes: tuple[PositiveCount, ...] | None = None
     """Gradient bytes of each stage, from which reduce_s follows for any placement (needs latency and bandwidth)."""
+    reduction: Reduction = "ring"
+    """How replicas reduce stage_bytes (see `Problem.reduce_s`)."""
     costs: Costs
     rules: Rules
     published: dict[str, Any] | None = None
@@ -187,6 +194,9 @@ class Problem(StrictModel):
             raise ValueError(f"stages must hold every node exactly once; look at {odd[0]!r}")
         if self.stage_sizes is not None and sum(self.stage_sizes) != len(self.nodes):
             raise ValueError(f"stage_sizes add up to {sum(self.stage_sizes)} but there are {len(self.nodes)} nodes")
+        if self.pinned and self.stage_sizes is None:
+            raise ValueError("pinned goes with stage_sizes: where stages are given no node is free; leave pinned out")
+        check_pins(self.pinned or {}, self.nodes, self.sizes)
         gap = self.costs.missing(self.nodes)
         if gap:
             raise ValueError(gap)
@@ -237,22 +247,41 @@ class Problem(StrictModel):
         """Return the gradient reduction time of every stage when `stages` hold these nodes.
 
         A ring over R replicas takes 2(R-1) steps, each of the slowest neighbour's latency and 1/R of the bytes.
+
+        A tree is binomial over the stage's nodes in their order, the first its root, and takes 2 ceil(log2 R) rounds.
+        In round k = 0, 1, ... of the first half, node i + 2^k sends its sum to node i for every i that 2^(k+1) divides;
+        the second half goes the same edges back, last round first, with the result. A round takes the slowest of its
+        edges: its latency and all bytes. (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication
+        Operations in MPICH", 2005.)
         """
         if self.costs.reduce_s is not None:
             return self.costs.reduce_s
         if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
             return (0.0,) * self.num_stages
-        return tuple(self._ring_s(nodes, self.stage_bytes[stage]) for stage, nodes in enumerate(stages))
-
-    def _ring_s(self, nodes: tuple[str, ...], size_bytes: int) -> float:
-        if len(nodes) == 1 or self.costs.latency_s is None or self.costs.gbit_per_s is None:
-            return 0.0
-        chunk_gbit = size_bytes * 8e-9 / len(nodes)
-        slowest = max(
-            self.costs.latency_s[source][destination] + chunk_gbit / self.costs.gbit_per_s[source][destination]
-            for source, destination in zip(nodes, nodes[1:] + nodes[:1], strict=True)
+        seconds = self._ring_s if self.reduction == "ring" else self._tree_s
+        return tuple(
+            0.0 if len(nodes) == 1 else seconds(nodes, size_bytes * 8e-9)
+            for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)
         )
-        return 2 * (len(nodes) - 1) * slowest
+
+    def _ring_s(self, nodes: tuple[str, ...], gbit: float) -> float:
+        chunk_gbit = gbit / len(nodes)
+        slowest_s = max(self._message_s(*ends, chunk_gbit) for ends in zip(nodes, nodes[1:] + nodes[:1], strict=True))
+        return 2 * (len(nodes) - 1) * slowest_s
+
+    def _tree_s(self, nodes: tuple[str, ...], gbit: float) -> float:
+        total_s = 0.0
+        stride = 1
+        while stride < len(nodes):
+            edges = list(zip(nodes[stride :: 2 * stride], nodes[:: 2 * stride], strict=False))
+            total_s += max(self._message_s(sender, receiver, gbit) for sender, receiver in edges)
+            total_s += max(self._message_s(receiver, sender, gbit) for sender, receiver in edges)
+            stride *= 2
+        return total_s
+
+    def _message_s(self, source: str, destination: str, gbit: float) -> float:
+        latency_s, gbit_per_s = self.costs.latency_s or {}, self.costs.gbit_per_s or {}
+        return latency_s[source][destination] + gbit / gbit_per_s[source][destination]
 
 
 def load_problem(path: Path) -> Problem:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.pins import pins_within
+from skippipe_scheduler.placement import with_pins
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.problem import Problem
 from skippipe_scheduler.simulate import simulate
@@ -33,8 +35,8 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
 def without_node(problem: Problem, plan: Plan, node: str) -> Problem:
     """Return the problem in which `node` is gone, the other nodes free to move, from the sizes that `plan` has.
 
-    A stage that loses its only replica gets one from the stage with the most. Raises `InfeasibleError` where fewer
-    nodes than stages are left.
+    A stage that loses its only replica gets one from the stage with the most. Pinned nodes stay where their stage has
+    room for them. Raises `InfeasibleError` where fewer nodes than stages are left.
     """
     if len(problem.nodes) <= problem.num_stages:
         raise InfeasibleError(
@@ -55,9 +57,15 @@ def without_node(problem: Problem, plan: Plan, node: str) -> Problem:
         "regions": regions,
         "stages": None,
         "stage_sizes": tuple(sizes),
+        "pinned": _pins_without(problem, node, sizes),
         "microbatches_per_origin": total,
     }
     return Problem.model_validate(content)
+
+
+def _pins_without(problem: Problem, node: str, sizes: Sequence[int]) -> dict[str, int] | None:
+    pinned = {name: stage for name, stage in (problem.pinned or {}).items() if name != node}
+    return pins_within(pinned, sizes) or None
 
 
 def _placement(plan: Plan, problem: Problem) -> Placement:
@@ -72,7 +80,7 @@ def _placement(plan: Plan, problem: Problem) -> Placement:
     for nodes, size in zip(kept, problem.sizes, strict=True):
         while len(nodes) < size:
             nodes.append(spare.pop(0))
-    return tuple(node for nodes in kept for node in nodes)
+    return with_pins(Layout(problem), tuple(node for nodes in kept for node in nodes))
 
 
 def _routes(plan: Plan, layout: Layout, placement: Placement) -> tuple[SlotRoute, ...]:

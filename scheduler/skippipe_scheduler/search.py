@@ -251,6 +251,7 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
     return Instance(
         node_s=np.array([[table[name] for name in names] for table in tables]),
         memory=np.array([costs.memory[name] for name in names]),
+        pinned=np.array(layout.pinned),
         links=links,
         stages=np.array([problem.stage_weight, fixed_s, gbit]),
         stage_of=np.array(layout.stage_of),
@@ -258,6 +259,7 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
         factors=_factors(robustness),
         overhead_s=costs.task_overhead_s,
         contention=CONTENTION[costs.contention],
+        tree=problem.reduction == "tree",
         max_swaps=rules.max_swaps,
         max_swap_distance=rules.max_swap_distance,
         max_forward_jump=rules.max_forward_jump,

@@ -74,6 +74,12 @@ class Layout:
         """Least and greatest number of visits that uniform coverage allows a stage other than 0."""
         return self.problem.rules.visits_per_stage(len(self.origins))
 
+    @cached_property
+    def pinned(self) -> tuple[int, ...]:
+        """Stage at which each node (rank) is pinned, or -1."""
+        pins = self.problem.pinned or {}
+        return tuple(pins.get(node, -1) for node in self.problem.nodes)
+
     def given_placement(self) -> Placement | None:
         """Return the placement that the problem fixes, if it does."""
         if self.problem.stages is None:

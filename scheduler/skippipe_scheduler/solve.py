@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from skippipe_scheduler.campaign import Campaign
     from skippipe_scheduler.state import State
 
-__all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind"]
+__all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind", "solve_variants"]
 
 
 def solve(
@@ -36,7 +36,12 @@ def solve(
 
 def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
     """Return the best plan whose microbatches visit every stage in order, with its own best placement."""
-    return _solve_best(full_pipeline_problem(problem), options, None, None)
+    return solve_variants(full_pipeline_problem(problem), options)
+
+
+def solve_variants(variants: Sequence[Problem], options: SolveOptions) -> Plan:
+    """Return the best plan over several variants of one problem, which share the budget."""
+    return _solve_best(variants, options, None, None)
 
 
 def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None) -> Plan:
@@ -65,11 +70,12 @@ def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
     if stages is None:
         return problem
     update = {"stages": tuple(StageNodes(nodes=tuple(nodes)) for nodes in stages), "stage_sizes": None}
+    update["pinned"] = None
     return problem.model_copy(update=update)
 
 
 def _solve_best(
-    variants: list[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "State | None"
+    variants: Sequence[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "State | None"
 ) -> Plan:
     budget = options.budget()
     layouts = [Layout(problem) for problem in variants]

@@ -1,6 +1,5 @@
 """Reading YAML as data: duplicate keys refused, unknown keys answered with the nearest known one."""
 
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
-from skippipe_scheduler.errors import InputError
+from skippipe_scheduler.errors import InputError, nearest
 from skippipe_scheduler.files import Model, describe
 
 
@@ -46,12 +45,6 @@ def parse_yaml(model: type[Model], content: dict[str, Any], place: str, error: t
             if offence["type"] == "extra_forbidden":
                 raise error(f"{place}: {_unknown_key(model, offence['loc'])}") from None
         raise error(f"{place}: {describe(reason)}") from None
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """Return 'did you mean ...?' with the entry of `known` nearest to `word`, or all of `known`."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
 
 
 def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from skippipe.planning import PlanWithBaselines
+    from skippipe_scheduler.build import OpenLayers
     from skippipe_scheduler.options import SolveOptions
     from skippipe_scheduler.problem import Problem
 
@@ -61,7 +63,7 @@ def command(
     if report is not None:
         from skippipe.monitor.report import write_plan_report
 
-        write_plan_report(report, result.plan, result.baselines, what_binds(problem))
+        write_plan_report(report, result.plan, result.baselines, what_binds(result.problem))
     if as_json:
         click.echo(json.dumps(_summary(result, out)))
         return
@@ -70,13 +72,13 @@ def command(
         from skippipe_scheduler.explain import explain
 
         click.echo(explain(result.plan))
-        click.echo(what_binds(problem))
+        click.echo(what_binds(result.problem))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
 
 
-def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, SolveOptions, bool]":
+def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":
     from skippipe.config_file import load_experiment
     from skippipe.planning import experiment_options, experiment_problem
 
@@ -85,7 +87,7 @@ def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, 
     return experiment_problem(experiment), experiment_options(experiment), sizes_given
 
 
-def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem, SolveOptions, bool]":
+def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":
     from skippipe_scheduler.problem import load_problem
     from skippipe_scheduler.solve import SolveOptions
 
@@ -102,7 +104,7 @@ def what_binds(problem: "Problem") -> str:
 
 
 def _solve(
-    problem: "Problem", options: "SolveOptions", sizes_given: bool, warm_path: Path | None
+    problem: "Problem | OpenLayers", options: "SolveOptions", sizes_given: bool, warm_path: Path | None
 ) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
     from skippipe.planning import plan_with_baselines
@@ -119,7 +121,8 @@ def plan_table(result: "PlanWithBaselines") -> str:
     plan = result.plan
     lines = [
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
-        f"{'/'.join(str(len(stage.nodes)) for stage in plan.stages)} replicas, "
+        f"{_per_stage([len(stage.nodes) for stage in plan.stages])} replicas and "
+        f"{_per_stage(plan.layers_per_stage)} layers, "
         f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each, hash {plan.hash}",
         f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
     ]
@@ -131,14 +134,22 @@ def plan_table(result: "PlanWithBaselines") -> str:
             f"{predicted.reduce_exposed_s:>10.3f} s{predicted.lower_bound_s:>8.3f} s{gap:>8.1%}"
             f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>7.2f}x"
         )
+    other = result.full_pipeline.layers_per_stage
+    if other != plan.layers_per_stage:
+        lines.append(f"the full pipeline has stages of {_per_stage(other)} layers")
     lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
     return "\n".join(lines)
+
+
+def _per_stage(counts: Sequence[int]) -> str:
+    return "/".join(map(str, counts))
 
 
 def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:
     plans = {"plan": result.plan, **{name.replace(" ", "_"): one for name, one in result.baselines.items()}}
     return {
         "predicted": {name: one.predicted.model_dump() for name, one in plans.items()},
+        "layers_per_stage": {name: one.layers_per_stage for name, one in plans.items()},
         "hash": result.plan.hash,
         "plan_file": str(out) if out is not None else None,
     }

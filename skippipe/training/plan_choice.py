@@ -9,9 +9,10 @@ from torch._C._distributed_c10d import Store
 
 from skippipe import errors
 from skippipe.config import Experiment
-from skippipe.errors import CommunicationError, SkipPipeError
+from skippipe.errors import CommunicationError, InfeasibleError, SkipPipeError
 from skippipe.planning import experiment_problem, plan_experiment
 from skippipe.runtime.context import DistributedContext
+from skippipe_scheduler.build import OpenLayers
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.validate import load_plan
 
@@ -58,16 +59,23 @@ def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
 
 def difference_from(experiment: Experiment, plan: Plan) -> str | None:
     """Return the first thing in which `plan` differs from what the experiment and its cluster ask for, or None."""
+    pipeline, layers = experiment.pipeline, plan.layers_per_stage
     problem = experiment_problem(experiment)
-    pipeline = experiment.pipeline
+    if isinstance(problem, OpenLayers):
+        if (len(layers), sum(layers)) != (problem.num_stages, problem.num_layers):
+            return "layers"
+        try:
+            problem = problem.pose(layers)
+        except InfeasibleError:
+            return "memory"
     held = tuple(stage.nodes for stage in plan.stages)
-    layers = tuple(stage.layers[1] - stage.layers[0] for stage in plan.stages)
     comparisons = {
         "nodes": (plan.nodes, problem.nodes),
         "rules": (plan.rules, problem.rules),
         "microbatches": (len(plan.microbatches), experiment.training.num_microbatches),
         "layers": (layers, problem.stage_layers or layers),
         "placement": (held, pipeline.placement or held),
+        "pinned nodes": (plan.stage_of | (problem.pinned or {}), plan.stage_of),
         "stage sizes": (tuple(map(len, held)), pipeline.stage_sizes or tuple(map(len, held))),
         "links": (plan.costs.transfer_s, problem.costs.transfer_s),
         "contention": (plan.costs.contention, problem.costs.contention),

@@ -60,6 +60,49 @@ def test_warm_start_from_what_is_no_plan(capsys: pytest.CaptureFixture[str]) -> 
     assert "tiny.yaml" in capsys.readouterr().err
 
 
+def test_pinned_nodes_stay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for stage in (0, 2):
+        plan(capsys, "--out", str(tmp_path / "plan.json"), f"pipeline.pinned={{worker-2: {stage}}}")
+        assert parse_plan(tmp_path / "plan.json").stage_of["worker-2"] == stage
+
+
+def test_layers_are_chosen_for_a_slow_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cluster, out = tmp_path / "cluster.yaml", tmp_path / "plan.json"
+    speeds = [0.004, 0.004, 0.001]
+    nodes = [
+        {"name": f"n{rank}", "region": "r", "compute_tflop_per_s": speed, "max_in_flight": 4}
+        for rank, speed in enumerate(speeds)
+    ]
+    links = {"contention": "link", "within_region": {"latency_ms": 0.01, "gbit_per_s": 100}}
+    cluster.write_text(json.dumps({"name": "uneven", "nodes": nodes, "links": links}))
+    stages = [f"cluster={cluster}", "pipeline.placement=[[n0],[n1],[n2]]", "pipeline.skip_ratio=0.0"]
+    printed = plan(capsys, "--out", str(out), "pipeline.layers_per_stage=auto", *stages)
+    chosen = parse_plan(out)
+    assert chosen.layers_per_stage[2] < 2
+    assert sum(chosen.layers_per_stage) == 6
+    assert f"1/1/1 replicas and {'/'.join(map(str, chosen.layers_per_stage))} layers" in printed
+    plan(capsys, "--out", str(out), *stages)
+    even = parse_plan(out)
+    assert even.layers_per_stage == (2, 2, 2)
+    assert chosen.predicted.iteration_s < 0.9 * even.predicted.iteration_s
+    plan(capsys, "--warm", str(out), "--out", str(out), "pipeline.layers_per_stage=auto", *stages)
+    assert parse_plan(out).layers_per_stage == (2, 2, 2)
+
+
+def test_reduction_is_timed_as_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    times_s = {}
+    for reduction in ("ring", "tree"):
+        sizes = "pipeline.stage_sizes=[2,1,1]"
+        plan(capsys, "--out", str(tmp_path / "plan.json"), sizes, f"pipeline.reduction={reduction}")
+        times_s[reduction] = parse_plan(tmp_path / "plan.json").costs.reduce_s
+    ring_s, tree_s = times_s["ring"], times_s["tree"]
+    assert ring_s
+    assert tree_s
+    # Two replicas exchange halves in a ring, the whole in a tree, over links of 0.05 ms.
+    assert tree_s[0] - 1e-4 == pytest.approx(2 * (ring_s[0] - 1e-4))
+    assert tree_s[1:] == ring_s[1:] == (0, 0)
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     printed = json.loads(plan(capsys, "--json", "pipeline.planner.jitter_sigma=0.3"))
     assert set(printed["predicted"]) == {"plan", "full_pipeline", "network-blind_skipping"}
@@ -71,6 +114,9 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         ("pipeline.route_lengths={4: 1}", "more than the 3 stages"),
         ("pipeline.route_lengths={1: 1}", "route_lengths"),
         ("pipeline.microbatches_per_origin=some", "microbatches_per_origin"),
+        ("pipeline.pinned={worker-9: 0}", "unknown node 'worker-9'; did you mean 'worker-"),
+        ("pipeline.pinned={worker-0: 3}", "stages are 0 to 2"),
+        ("pipeline.reduction=star", "reduction"),
         ("pipeline.planner.jitter_sigma=-1", "jitter_sigma"),
     ],
 )

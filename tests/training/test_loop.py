@@ -210,6 +210,29 @@ def test_plan_is_solved_once_and_again_when_the_cluster_changes(
     assert "made for other links" in caplog.text
 
 
+def test_plan_is_solved_again_when_a_node_is_pinned_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = share_plan(make_experiment(tmp_path), None, ALONE)
+    node = plan.nodes[0]
+    stay, leave = plan.stage_of[node], (plan.stage_of[node] + 1) % len(plan.stages)
+    assert choose_plan(make_experiment(tmp_path, pipeline={"pinned": {node: stay}}), None) == plan
+    moved = choose_plan(make_experiment(tmp_path, pipeline={"pinned": {node: leave}}), None)
+    assert moved.stage_of[node] == leave
+    assert "made for other pinned nodes" in caplog.text
+
+
+def test_plan_with_chosen_layers_is_kept_until_the_model_has_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_layers = {"layers_per_stage": "auto"}
+    plan = share_plan(make_experiment(tmp_path, pipeline=open_layers), None, ALONE)
+    assert choose_plan(make_experiment(tmp_path, pipeline=open_layers), None) == plan
+    layers = sum(plan.layers_per_stage)
+    options = make_experiment(tmp_path).model.options | {"num_hidden_layers": layers + 1}
+    longer = choose_plan(make_experiment(tmp_path, pipeline=open_layers, model={"options": options}), None)
+    assert sum(longer.layers_per_stage) == layers + 1
+    assert "made for other layers" in caplog.text
+
+
 def test_command_prints_the_configuration_and_trains(tmp_path: Path) -> None:
     arguments = write_inputs(make_experiment(tmp_path), small_plan(), tmp_path)
     shown = CliRunner().invoke(command, [*arguments, "--print-config", "training.max_steps=3"])

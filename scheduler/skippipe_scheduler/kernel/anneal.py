@@ -23,6 +23,7 @@ from skippipe_scheduler.kernel.moves import (
     choose_users,
     forget,
     longest_first,
+    may_exchange,
     move,
     obeys_rules,
     save,
@@ -137,10 +138,12 @@ def _wait_s(p: Instance, w: Work) -> float:
 
 @called
 def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
-    """Two slots exchange their nodes; choose microbatches to insert again, -1 where memory does not allow it."""
+    """Two slots exchange their nodes; choose microbatches to insert again, -1 where a pin or memory forbids it."""
     slots = s.placement.shape[0]
     left = below(w.random, slots)
     right = (left + 1 + below(w.random, slots - 1)) % slots
+    if not may_exchange(p, s, left, right):
+        return -1
     node = s.placement[left]
     s.placement[left] = s.placement[right]
     s.placement[right] = node

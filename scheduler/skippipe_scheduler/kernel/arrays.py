@@ -32,6 +32,7 @@ class Instance(NamedTuple):
 
     node_s: Floats  # (FORWARD | BACKWARD | LOSS, nodes), seconds of a stage of mean size
     memory: Integers  # (nodes,) microbatches
+    pinned: Integers  # (nodes,) stage, -1 where the node is free
     links: Floats  # (TRANSFER_S | OCCUPANCY_S | LATENCY_S | GBIT_PER_S, nodes, nodes)
     stages: Floats  # (WEIGHT | REDUCE_S | REDUCE_GBIT, stages); 0 Gbit where the reduction ignores the placement
     stage_of: Integers  # (slots,)
@@ -39,6 +40,7 @@ class Instance(NamedTuple):
     factors: Floats  # (samples, table) of task and transfer times, (0, 1) where the nominal time counts
     overhead_s: float
     contention: int
+    tree: bool  # gradients are reduced over a tree, else over a ring
     max_swaps: int
     max_swap_distance: int
     max_forward_jump: int

@@ -20,7 +20,7 @@ from skippipe_scheduler.kernel.arrays import (
     Work,
 )
 from skippipe_scheduler.kernel.jit import called, compiled, inlined
-from skippipe_scheduler.kernel.moves import forget, move, obeys_rules, save
+from skippipe_scheduler.kernel.moves import forget, may_exchange, move, obeys_rules, save
 from skippipe_scheduler.kernel.tasks import below, uniform
 from skippipe_scheduler.kernel.timing import reduction_s
 
@@ -57,6 +57,8 @@ def anneal_loads(
         if uniform(w.random) < exchange_share:
             left = below(w.random, s.placement.shape[0])
             right = below(w.random, s.placement.shape[0])
+            if not may_exchange(p, s, left, right):
+                continue
             _exchange(p, s, loads, left, right)
             changed = _value(p, s, loads)
             if changed > most:

@@ -86,6 +86,14 @@ def _choose_late(s: Schedule, w: Work, count: int) -> int:
     return _choose_any(w, chosen, count, s.routes.shape[0])
 
 
+@inlined
+def may_exchange(p: Instance, s: Schedule, left: int, right: int) -> bool:
+    """Return whether the nodes of two slots may change places: neither is pinned to a stage that it would leave."""
+    leaves = p.pinned[s.placement[left]]
+    comes = p.pinned[s.placement[right]]
+    return (leaves < 0 or leaves == p.stage_of[right]) and (comes < 0 or comes == p.stage_of[left])
+
+
 @called
 def save(s: Schedule, w: Work, count: int) -> None:
     """Remember the chosen microbatches as they are."""

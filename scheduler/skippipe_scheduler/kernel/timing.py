@@ -214,20 +214,35 @@ def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
 
 @called
 def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
-    """Return the ring all-reduce time of a stage under the schedule's placement."""
+    """Return the all-reduce time of a stage under the schedule's placement (`Problem.reduce_s`)."""
     first = p.first_slot[stage]
     count = p.first_slot[stage + 1] - first
-    if p.stages[REDUCE_GBIT, stage] == 0 or count == 1:
+    gbit = p.stages[REDUCE_GBIT, stage]
+    if gbit == 0 or count == 1:
         return p.stages[REDUCE_S, stage]
-    slowest_s = 0.0
-    for place in range(count):
-        here = s.placement[first + place]
-        there = s.placement[first + (place + 1) % count]
-        step_s = (
-            p.links[LATENCY_S, here, there] + p.stages[REDUCE_GBIT, stage] / count / p.links[GBIT_PER_S, here, there]
-        )
-        slowest_s = max(slowest_s, step_s)
-    return 2 * (count - 1) * slowest_s
+    if not p.tree:
+        slowest_s = 0.0
+        for place in range(count):
+            slowest_s = max(slowest_s, _message_s(p, s, first + place, first + (place + 1) % count, gbit / count))
+        return 2 * (count - 1) * slowest_s
+    total_s = 0.0
+    stride = 1
+    while stride < count:
+        up_s = 0.0
+        down_s = 0.0
+        for place in range(first, first + count - stride, 2 * stride):
+            up_s = max(up_s, _message_s(p, s, place + stride, place, gbit))
+            down_s = max(down_s, _message_s(p, s, place, place + stride, gbit))
+        total_s += up_s + down_s
+        stride *= 2
+    return total_s
+
+
+@inlined
+def _message_s(p: Instance, s: Schedule, source: int, sink: int, gbit: float) -> float:
+    here = s.placement[source]
+    there = s.placement[sink]
+    return p.links[LATENCY_S, here, there] + gbit / p.links[GBIT_PER_S, here, there]
 
 
 @called

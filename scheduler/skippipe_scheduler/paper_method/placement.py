@@ -7,7 +7,7 @@ best tour over the groups, where two groups are as far apart as the slowest edge
 Left open by the papers, and chosen here: an edge is the mean time of one activation there and back. Groups of unequal
 size are matched as far as the smaller one goes. A tour is open, begins at stage 0, and takes at each position a group
 of that position's size; beyond `MAX_EXACT_STAGES` stages it goes to the nearest group. A child replaces the worst of
-the population when it is better and new.
+the population when it is better and new. Pinned nodes, which the papers do not know, change places at the end.
 """
 
 import random
@@ -16,6 +16,7 @@ from itertools import combinations
 import networkx as nx
 
 from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.placement import with_pins
 from skippipe_scheduler.slots import Layout, Placement
 
 MAX_EXACT_STAGES = 12
@@ -33,7 +34,7 @@ def genetic_placement(layout: Layout, budget: Budget, seed: int) -> Placement:
     search = _Genetics(layout, random.Random(seed))
     search.breed(budget)
     _, order, groups = search.population[0]
-    return tuple(node for index in order for node in sorted(groups[index]))
+    return with_pins(layout, tuple(node for index in order for node in sorted(groups[index])))
 
 
 class _Genetics:

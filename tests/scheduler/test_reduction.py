@@ -1,0 +1,96 @@
+"""Gradient reduction over a ring or a tree: by hand, and the same in the compiled search and the simulator."""
+
+import math
+import random
+from itertools import permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_problems import make_problem, share_links
+from test_kernel import begin, plan_of
+
+from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.solve import SolveOptions, solve
+from skippipe_scheduler.validate import validate
+
+
+def reducing(seed: int, sizes: tuple[int, ...], reduction: str, *, even: bool = False) -> Problem:
+    """Return a problem whose gradients cross links of very different latency and bandwidth."""
+    problem = share_links(make_problem(seed, sizes, 2, max(4, sizes[0]), fixed=False), "link")
+    generator = random.Random(seed)
+    content = problem.model_dump()
+    content["costs"]["contention"] = "none"
+    for source in problem.nodes:
+        for sink in content["costs"]["latency_s"][source]:
+            content["costs"]["latency_s"][source][sink] = 0.5 if even else generator.uniform(0.1, 3.0)
+            content["costs"]["gbit_per_s"][source][sink] = 2.0 if even else generator.uniform(0.5, 8.0)
+    stage_bytes = tuple(1_000_000_000 * (stage + 1) for stage in range(len(sizes)))
+    return Problem.model_validate(content | {"stage_bytes": stage_bytes, "reduction": reduction})
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 1000),
+    st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(1, 3)),
+    st.sampled_from(["ring", "tree"]),
+)
+def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], reduction: str) -> None:
+    search, state = begin(reducing(seed, sizes, reduction))
+    plan = plan_of(search, state)
+    validate(plan)
+    assert plan.costs.reduce_s == pytest.approx(search.layout.problem.reduce_s(tuple(s.nodes for s in plan.stages)))
+    assert state.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("replicas", range(1, 10))
+def test_times_of_equal_links(replicas: int) -> None:
+    nodes = (tuple(f"node-{index}" for index in range(replicas)), (f"node-{replicas}",), (f"node-{replicas + 1}",))
+    sizes = (replicas, 1, 1)
+    # 8 Gbit at 2 Gbit/s and half a second of latency.
+    ring_s, tree_s = (reducing(0, sizes, one, even=True).reduce_s(nodes) for one in ("ring", "tree"))
+    assert ring_s == pytest.approx((2 * (replicas - 1) * (0.5 + 4.0 / replicas), 0, 0))
+    assert tree_s == pytest.approx((2 * math.ceil(math.log2(replicas)) * 4.5, 0, 0))
+
+
+def test_edges_of_a_tree_by_hand() -> None:
+    problem = reducing(3, (5, 1, 1), "tree")
+    costs = problem.costs
+    order = ("node-4", "node-2", "node-0", "node-1", "node-3")
+
+    def message_s(source: int, sink: int) -> float:
+        a, b = order[source], order[sink]
+        return (costs.latency_s or {})[a][b] + 8.0 / (costs.gbit_per_s or {})[a][b]
+
+    up_s = [max(message_s(1, 0), message_s(3, 2)), message_s(2, 0), message_s(4, 0)]
+    down_s = [message_s(0, 4), message_s(0, 2), max(message_s(0, 1), message_s(2, 3))]
+    assert problem.reduce_s((order, ("node-5",), ("node-6",)))[0] == pytest.approx(sum(up_s) + sum(down_s))
+
+
+def test_given_reduction_times_win() -> None:
+    problem = reducing(0, (3, 1, 1), "tree")
+    costs = problem.costs.model_copy(update={"reduce_s": (1.0, 2.0, 3.0)})
+    assert problem.model_copy(update={"costs": costs}).reduce_s(()) == (1.0, 2.0, 3.0)
+
+
+def test_latency_favours_the_tree_and_bytes_the_ring() -> None:
+    """Eight replicas: 14 small messages of a ring against 6 whole ones of a tree."""
+    nodes = (tuple(f"node-{index}" for index in range(8)), ("node-8",), ("node-9",))
+
+    def seconds(reduction: str, stage_bytes: int) -> float:
+        problem = reducing(0, (8, 1, 1), reduction, even=True)
+        return problem.model_copy(update={"stage_bytes": (stage_bytes,) * 3}).reduce_s(nodes)[0]
+
+    assert seconds("tree", 1000) < 0.5 * seconds("ring", 1000)
+    assert seconds("ring", 10**10) < 0.5 * seconds("tree", 10**10)
+
+
+@pytest.mark.parametrize("reduction", ["ring", "tree"])
+def test_the_search_orders_the_replicas(reduction: str) -> None:
+    problem = reducing(7, (4, 1, 1), reduction)
+    plan = solve(problem, SolveOptions(max_evaluations=3000))
+    first, *others = (stage.nodes for stage in plan.stages)
+    orders_s = [problem.reduce_s((order, *others))[0] for order in permutations(first)]
+    assert problem.reduce_s((first, *others))[0] == pytest.approx(min(orders_s))
+    assert max(orders_s) > 1.1 * min(orders_s)
