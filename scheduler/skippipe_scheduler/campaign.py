@@ -18,7 +18,8 @@ from skippipe_scheduler.search import LARGE_TASKS, Search
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
 from skippipe_scheduler.state import State
 
-_MOST_STARTS = 12
+_MOST_STARTS = 24
+"""For each layout."""
 _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
 _RACE_PART = 0.65
@@ -27,8 +28,9 @@ _JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.3
 """Of what is left of the budget; more where the placement is given, because routes and order are then all there is."""
 _BOUNDS_PART = 0.05
 _JOINT_AT_MOST_S = 40.0
-_STEPS_PER_TASK = 600
-"""Steps of a full annealing, relative to the number of tasks."""
+_STEPS_PER_TASK, _STEPS_FROM_TASKS = 600, 480
+"""Steps of a full annealing for each task; with fewer tasks than the second number proportionally fewer, so that small
+problems begin at more placements."""
 _LIGHT_PART, _LIGHT_PART_OF_LARGE = 0.1, 0.25
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
@@ -139,7 +141,7 @@ class Campaign:
 
     def _affordable_starts(self, layout: Layout) -> int:
         """Return how many full annealings fit into the race."""
-        return min(_MOST_STARTS, int(_RACE_PART * self._steps_left(layout) / _full_annealing(layout)))
+        return min(_MOST_STARTS * len(self.layouts), int(_RACE_PART * self._steps_left(layout) / _full_annealing(layout)))
 
     def _steps_left(self, layout: Layout) -> float:
         """Return about how many steps all workers can still make."""
@@ -249,4 +251,4 @@ def _base(
 
 
 def _full_annealing(layout: Layout) -> int:
-    return _STEPS_PER_TASK * layout.num_tasks
+    return int(_STEPS_PER_TASK * layout.num_tasks * min(1.0, layout.num_tasks / _STEPS_FROM_TASKS))
