@@ -1,0 +1,86 @@
+"""The planner's benchmark: its instances are repeatable, its rows run in processes, and results are kept row by row."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from small_problems import make_problem
+
+from skippipe_scheduler.build import write_problem
+from skippipe_scheduler.problem import load_problem
+from skippipe_scheduler.solve import SolveOptions, solve
+from skippipe_scheduler.validate import validate
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "scheduler"
+INSTANCES = ("reference-20-nodes", "regions-18-nodes", "regions-64-nodes")
+
+
+@pytest.fixture
+def instances(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("instances")
+
+
+def run(data: Path, out: Path, *arguments: str) -> str:
+    command = [sys.executable, str(FOLDER / "run.py"), "--data", str(data), "--quick", "--out", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in json.loads((folder / "results.json").read_text())}
+
+
+@pytest.mark.slow
+def test_rows_are_measured_and_the_others_kept(tmp_path: Path) -> None:
+    for name in INSTANCES:
+        write_problem(make_problem(1, (2, 2, 1, 2), 3, 8), tmp_path / f"{name}.json")
+    page = run(tmp_path, tmp_path, "--only", "published placement 30", "--only", "re-planning, other")
+    assert "A quick run" in page
+    found = results(tmp_path)
+    assert [*found] == ["reference-20 published placement 30 s", "re-planning, other node lost 60 s"]
+    published, replanned = found.values()
+    assert 0 < published["bound_s"] <= published["value"] < 33.6
+    assert published["met"] is True
+    assert published["time_limit_s"] == 4
+    assert "fresh solve" in replanned["note"]
+
+    (tmp_path / "regions-18-nodes.json").write_text("{}")
+    run(tmp_path, tmp_path, "--only", "regions-18 30")
+    found = results(tmp_path)
+    assert [*found][1] == "regions-18 30 s"
+    assert found["regions-18 30 s"]["error"] == "exit code 1"
+    assert found["reference-20 published placement 30 s"] == published
+    assert "| regions-18 30 s | ≤ 22.8 s | exit code 1 | **no** |" in (tmp_path / "results.md").read_text()
+
+
+def test_no_such_row_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "run.py"), "--data", str(tmp_path), "--only", "mars"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "no row's name contains 'mars'" in done.stderr
+    assert "regions-64 60 s" in done.stderr
+
+
+def test_drawn_problems_are_repeatable_and_can_be_planned(instances: ModuleType) -> None:
+    one, again, other = (instances.varied_problem(seed) for seed in (5, 5, 6))
+    assert one == again
+    assert one != other
+    small = instances.Shape(num_nodes=12, num_stages=4, route_length=3, num_microbatches=12, num_regions=3)
+    problem = instances.synthetic_problem(small, seed=2)
+    assert len(problem.nodes) == 12
+    validate(solve(problem, SolveOptions(max_evaluations=300)))
+
+
+def test_a_drawn_problem_is_written_as_a_problem_file(instances: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "problem.json"
+    command = [sys.executable, str(FOLDER / "instances.py"), "--seed", "7", "--out", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert load_problem(path) == instances.varied_problem(7)
+    assert "synthetic, seed 7" in done.stdout
