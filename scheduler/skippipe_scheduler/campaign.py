@@ -72,10 +72,10 @@ class Campaign:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
         limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s
         self.bound_s = min(max(lower_bounds(layout.problem, limit_s).values()) for layout in self.layouts)
-        if warm is not None:
-            self._resume(warm)
         with ThreadPoolExecutor(self.num_workers) as pool:
-            if warm is None:
+            if warm is not None:
+                self._resume(warm, pool)
+            else:
                 for layout in self.layouts:
                     self._begin(layout, pool)
             self._race(pool)
@@ -85,16 +85,21 @@ class Campaign:
             raise RuntimeError("a campaign without layouts")
         return self.best
 
-    def _resume(self, warm: State) -> None:
-        """Begin at an older plan and, where there is time, once anew: a change may make another plan the better one."""
+    def _resume(self, warm: State, pool: ThreadPoolExecutor) -> None:
+        """Begin at an older plan: in its own order and, where there is time, with lighter loads in a new one."""
         layout = self.layouts[0]
-        anew = self._steps_left(layout) > layout.num_tasks
-        for worker in range(max(1, self.num_workers - anew)):
-            search = Search(layout, self.seed + worker, self.robustness)
-            self._add(search, search.mend(warm))
-        if anew:
-            search = Search(layout, self.seed + self.num_workers, self.robustness)
-            self._add(search, search.start(*search.lighten(*_base(layout, self.seed, 0), self._light_steps(layout, 2))))
+        anew = self.num_workers if self._steps_left(layout) > layout.num_tasks else 0
+        steps = self._light_steps(layout, max(1, anew))
+
+        def begin(index: int) -> tuple[Search, State]:
+            search = Search(layout, self.seed + index, self.robustness)
+            if index == 0:
+                return search, search.mend(warm)
+            return search, search.start(*search.lighten(warm.placement, warm.routes, steps, exchange=False))
+
+        for search, state in pool.map(begin, range(1 + anew)):
+            self._add(search, state)
+        self.searches = sorted(self.searches, key=lambda search: search.state().rank)[: max(1, self.num_workers)]
 
     def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads lightened first."""
@@ -141,7 +146,9 @@ class Campaign:
 
     def _affordable_starts(self, layout: Layout) -> int:
         """Return how many full annealings fit into the race."""
-        return min(_MOST_STARTS * len(self.layouts), int(_RACE_PART * self._steps_left(layout) / _full_annealing(layout)))
+        return min(
+            _MOST_STARTS * len(self.layouts), int(_RACE_PART * self._steps_left(layout) / _full_annealing(layout))
+        )
 
     def _steps_left(self, layout: Layout) -> float:
         """Return about how many steps all workers can still make."""
