@@ -102,7 +102,9 @@ class Campaign:
 
         def begin(index: int) -> tuple[Search, State]:
             search = Search(layout, self.seed + index, self.robustness)
-            placement, routes = search.lighten(*_base(layout, self.seed, index, every), steps, exchange=not every)
+            # A large schedule from random routes never catches up: its searches differ by their seeds alone.
+            base = _base(layout, self.seed, 0 if search.large else index, every)
+            placement, routes = search.lighten(*base, steps, exchange=not every)
             return search, search.start(placement, routes)
 
         for search, state in pool.map(begin, range(count)):
