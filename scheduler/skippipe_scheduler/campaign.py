@@ -22,6 +22,8 @@ _MOST_STARTS = 24
 """For each layout."""
 _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
+_RANDOM_START_TASKS = 10_000
+"""With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
 _RACE_PART = 0.65
 _CYCLE_PART = 0.4
 _JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.3
@@ -251,7 +253,7 @@ def _base(
     The first is the most promising, the others differ.
     """
     placement = every[index] if every else layout.given_placement()
-    if placement is None and index:
+    if placement is None and index and layout.num_tasks <= _RANDOM_START_TASKS:
         return random_placement(layout, seed + index), balanced_routes(layout, seed + index)
     placement = placement or regional_placement(layout)
     return placement, priced_routes(SlotCosts(layout, placement), seed + index)
