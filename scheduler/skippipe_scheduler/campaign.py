@@ -33,7 +33,7 @@ _JOINT_AT_MOST_S = 40.0
 _STEPS_PER_TASK, _STEPS_FROM_TASKS = 600, 480
 """Steps of a full annealing for each task; with fewer tasks than the second number proportionally fewer, so that small
 problems begin at more placements."""
-_LIGHT_PART, _LIGHT_PART_OF_LARGE = 0.1, 0.25
+_LIGHT_PART = 0.1
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
 _TEAMS = 3
@@ -140,11 +140,10 @@ class Campaign:
             self._add(search, search.resume(best_run(costs, routes)))
 
     def _light_steps(self, layout: Layout, count: int) -> int:
-        part = _LIGHT_PART if layout.num_tasks <= LARGE_TASKS else _LIGHT_PART_OF_LARGE
         step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
         if self.budget.evaluations is not None:
-            return max(1000, int(part * self.budget.evaluations / count))
-        return max(100, int(part * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
+            return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
+        return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
 
     def _affordable_starts(self, layout: Layout) -> int:
         """Return how many full annealings fit into the race."""
