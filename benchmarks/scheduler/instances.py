@@ -38,6 +38,7 @@ class Shape:
 
 
 LARGE = Shape(num_nodes=1000, num_stages=25, route_length=17, num_microbatches=4096)
+TINY = Shape(num_nodes=8, num_stages=4, route_length=3, num_microbatches=8, num_regions=2)
 LARGE_QUICK = Shape(num_nodes=100, num_stages=10, route_length=7, num_microbatches=300)
 
 
