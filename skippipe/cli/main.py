@@ -18,6 +18,7 @@ COMMANDS = {
     "simulate": "Replay a plan exactly.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
     "evaluate": "Perplexity against the share of depth kept.",
+    "export": "Write a checkpoint in the Hugging Face format.",
     "report": "Write one self-contained HTML page about a run.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }

@@ -122,6 +122,18 @@ def build_tokenizer(options: DataOptions, corpus: Iterator[str]) -> Tokenizer:
     return _pretrained(options.tokenizer)
 
 
+def save_for_transformers(options: DataOptions, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer to `folder` so that `AutoTokenizer.from_pretrained` loads it, with its special tokens."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if tokenizer.name == ByteTokenizer.name or is_trained(options):
+        tokenizer.save(folder)
+        file = str(folder / TOKENIZER_FILE)
+        PreTrainedTokenizerFast(tokenizer_file=file, eos_token=END_OF_TEXT).save_pretrained(folder)
+    else:
+        AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False).save_pretrained(folder)
+
+
 def load_trained(folder: Path, name: str, vocab_size: int) -> Tokenizer:
     """Read the `tokenizer.json` of a trained tokenizer that was saved to `folder`."""
     from tokenizers import Tokenizer as BpeModel
