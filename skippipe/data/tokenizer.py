@@ -71,7 +71,7 @@ class ByteTokenizer:
         """See `Tokenizer`; the file holds a byte-level encoding without merges, whose ids are the same."""
         from tokenizers import AddedToken, models
 
-        model = _byte_level(models.BPE(vocab=_byte_names(), merges=[]))
+        model = _byte_level(models.BPE(vocab=byte_names(), merges=[]))
         model.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         _save(model, folder)
 
@@ -159,7 +159,7 @@ def _save(model: "BpeModel", folder: Path) -> None:
     (folder / TOKENIZER_FILE).write_text(model.to_str(), encoding="utf-8")
 
 
-def _byte_names() -> dict[str, int]:
+def byte_names() -> dict[str, int]:
     """Return the character that a byte-level encoding writes for each byte (GPT-2, Radford et al. 2019, 2.2)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(NUM_BYTES) if byte not in printable]
