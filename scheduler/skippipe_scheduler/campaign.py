@@ -22,6 +22,8 @@ _MOST_STARTS = 24
 """For each layout."""
 _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
+_RANDOM_START_TASKS = 10_000
+"""With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
 _RACE_PART = 0.65
 _CYCLE_PART = 0.4
 _JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.3
@@ -31,7 +33,7 @@ _JOINT_AT_MOST_S = 40.0
 _STEPS_PER_TASK, _STEPS_FROM_TASKS = 600, 480
 """Steps of a full annealing for each task; with fewer tasks than the second number proportionally fewer, so that small
 problems begin at more placements."""
-_LIGHT_PART, _LIGHT_PART_OF_LARGE = 0.1, 0.25
+_LIGHT_PART = 0.1
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
 _TEAMS = 3
@@ -138,11 +140,10 @@ class Campaign:
             self._add(search, search.resume(best_run(costs, routes)))
 
     def _light_steps(self, layout: Layout, count: int) -> int:
-        part = _LIGHT_PART if layout.num_tasks <= LARGE_TASKS else _LIGHT_PART_OF_LARGE
         step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
         if self.budget.evaluations is not None:
-            return max(1000, int(part * self.budget.evaluations / count))
-        return max(100, int(part * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
+            return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
+        return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
 
     def _affordable_starts(self, layout: Layout) -> int:
         """Return how many full annealings fit into the race."""
@@ -251,7 +252,7 @@ def _base(
     The first is the most promising, the others differ.
     """
     placement = every[index] if every else layout.given_placement()
-    if placement is None and index:
+    if placement is None and index and layout.num_tasks <= _RANDOM_START_TASKS:
         return random_placement(layout, seed + index), balanced_routes(layout, seed + index)
     placement = placement or regional_placement(layout)
     return placement, priced_routes(SlotCosts(layout, placement), seed + index)

@@ -33,8 +33,8 @@ _FIRST_CHUNK = 20
 _REPEATABLE_CHUNK = 1000
 LARGE_TASKS = 1500
 """Schedules with more tasks are changed in place."""
-_PACKING_WAITS, _PACKING_CHOICES = (3.0, 6.0, 12.0), 32
-"""Longest waits of a task for its node, in mean backward times."""
+_PACKING_WAITS, _PACKING_CHOICES = (24.0,), 128
+"""Longest waits of a task for its node, in mean backward times; microbatches of an origin to choose from."""
 _FACTORS = 4096
 _EXCHANGE_SHARE = 0.3
 _LOAD_HEAT = 0.015
