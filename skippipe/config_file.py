@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from skippipe.config import Experiment
-from skippipe.errors import ConfigError, StorageError
+from skippipe.errors import ConfigError, InputError, StorageError
 from skippipe_scheduler.files import describe, write_atomically
 
 PATH_KEYS = ("cluster", "model.directory")
@@ -29,6 +29,14 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     except OmegaConfBaseException as reason:
         raise ConfigError(f"{path}: {str(reason).splitlines()[0]}") from None
     return validate_experiment(resolved, str(path))
+
+
+def load_run(run_dir: Path) -> Experiment:
+    """Return the experiment of a run directory; raise `InputError` where it is none."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run_dir}: not a run directory (no config.yaml)")
+    return load_experiment(path)
 
 
 def validate_experiment(content: Any, place: str) -> Experiment:

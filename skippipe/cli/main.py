@@ -18,9 +18,13 @@ COMMANDS = {
     "simulate": "Replay a plan exactly.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
     "evaluate": "Perplexity against the share of depth kept.",
+    "import": "Make a run of a pretrained model, to evaluate it or to train on.",
+    "export": "Write a checkpoint in the Hugging Face format.",
     "report": "Write one self-contained HTML page about a run.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
+MODULES = {"import": "import_model"}
+"""Files whose name is not the command's, because a keyword names no module."""
 
 
 class LazyGroup(click.Group):
@@ -34,7 +38,7 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"skippipe.cli.{cmd_name}")
+        module = importlib.import_module(f"skippipe.cli.{MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = module.command
         return command
 

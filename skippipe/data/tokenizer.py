@@ -71,7 +71,7 @@ class ByteTokenizer:
         """See `Tokenizer`; the file holds a byte-level encoding without merges, whose ids are the same."""
         from tokenizers import AddedToken, models
 
-        model = _byte_level(models.BPE(vocab=_byte_names(), merges=[]))
+        model = _byte_level(models.BPE(vocab=byte_names(), merges=[]))
         model.add_special_tokens([AddedToken(END_OF_TEXT, special=True)])
         _save(model, folder)
 
@@ -122,6 +122,18 @@ def build_tokenizer(options: DataOptions, corpus: Iterator[str]) -> Tokenizer:
     return _pretrained(options.tokenizer)
 
 
+def save_for_transformers(options: DataOptions, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer to `folder` so that `AutoTokenizer.from_pretrained` loads it, with its special tokens."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if tokenizer.name == ByteTokenizer.name or is_trained(options):
+        tokenizer.save(folder)
+        file = str(folder / TOKENIZER_FILE)
+        PreTrainedTokenizerFast(tokenizer_file=file, eos_token=END_OF_TEXT).save_pretrained(folder)
+    else:
+        AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False).save_pretrained(folder)
+
+
 def load_trained(folder: Path, name: str, vocab_size: int) -> Tokenizer:
     """Read the `tokenizer.json` of a trained tokenizer that was saved to `folder`."""
     from tokenizers import Tokenizer as BpeModel
@@ -147,7 +159,7 @@ def _save(model: "BpeModel", folder: Path) -> None:
     (folder / TOKENIZER_FILE).write_text(model.to_str(), encoding="utf-8")
 
 
-def _byte_names() -> dict[str, int]:
+def byte_names() -> dict[str, int]:
     """Return the character that a byte-level encoding writes for each byte (GPT-2, Radford et al. 2019, 2.2)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(NUM_BYTES) if byte not in printable]

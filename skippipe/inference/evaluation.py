@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from skippipe.config import Experiment
-from skippipe.config_file import load_experiment
+from skippipe.config_file import load_run
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import InputError
 from skippipe.inference.policies import StagePolicy, build_policy, kept_stages
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
@@ -66,9 +65,7 @@ def evaluate_run(
     (SkipPipe, inference with stages removed); perplexity is the exponential of the mean loss over all of them.
     Raises `InputError` where the run has no configuration, plan or checkpoint.
     """
-    if not (run_dir / "config.yaml").exists():
-        raise InputError(f"{run_dir}: not a run directory (no config.yaml)")
-    experiment = load_experiment(run_dir / "config.yaml")
+    experiment = load_run(run_dir)
     checkpoint = require_checkpoint(run_dir)
     policy = build_policy(policy_name, seed)
     stages = _load_stages(experiment, run_dir, checkpoint, choose_device(device))

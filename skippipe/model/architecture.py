@@ -50,7 +50,7 @@ def build_config(architecture: str, options: Mapping[str, object]) -> Pretrained
     Raises `ConfigError` for an architecture that cannot be split, an option that its configuration does not have
     (naming the nearest one) or a value that the configuration or the model refuses.
     """
-    _check_architecture(architecture, "model.architecture")
+    check_architecture(architecture, "model.architecture")
     config_class = CONFIG_MAPPING[architecture]
     defaults = config_class()
     known = {*defaults.to_dict(), *defaults.attribute_map, *(("head_dim",) if architecture in READ_HEAD_DIM else ())}
@@ -81,7 +81,7 @@ def config_from_directory(directory: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as reason:
         raise ConfigError(f"model.directory: {directory}/config.json: {' '.join(str(reason).split())}") from None
-    _check_architecture(config.model_type, f"model.directory: {directory}")
+    check_architecture(config.model_type, f"model.directory: {directory}")
     return _checked(config, f"model.directory: {directory}/config.json")
 
 
@@ -101,7 +101,8 @@ def fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(config_to_json(config).encode()).hexdigest()[:16]
 
 
-def _check_architecture(architecture: str, where: str) -> None:
+def check_architecture(architecture: str, where: str) -> None:
+    """Raise `ConfigError`, beginning with `where`, for an architecture that cannot be split into stages."""
     if architecture in ARCHITECTURES:
         return
     if architecture in SHARING:

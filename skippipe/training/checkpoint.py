@@ -149,6 +149,17 @@ def load_tensors(directory: Path, metadata: Metadata, kind: Kind, parameters: It
     return tensors
 
 
+def load_file(directory: Path, metadata: Metadata, name: str) -> dict[str, Tensor]:
+    """Return all tensors of one file of a checkpoint, after checking its hash."""
+    path = directory / name
+    try:
+        _check_hash(path, metadata.files[name])
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as reason:
+        raise CheckpointError(f"{path}: cannot be read ({reason}); use another checkpoint") from None
+
+
 def model_identity(config: PretrainedConfig) -> dict[str, Any]:
     """Return the part of a Hugging Face configuration that determines the model."""
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))

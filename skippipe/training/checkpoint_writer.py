@@ -7,7 +7,7 @@ the checkpoints before stay, and `save` says so on every rank.
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -87,8 +87,7 @@ class CheckpointWriter:
                 f"optimizer-stage-{index}.safetensors": self._optimizer.state(tensors),
             }
             for name, content in files.items():
-                record = _write_tensors(aside / name, content)
-                write_atomically(aside / f"{name}.json", record.model_dump_json())
+                _write_recorded(aside / name, content)
 
     def _on_first_rank(self, action: Callable[[], None]) -> None:
         if self._runner.rank == 0:
@@ -105,6 +104,16 @@ class CheckpointWriter:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def write_stages(run_dir: Path, metadata: Metadata, stages: Sequence[Mapping[str, Tensor]]) -> None:
+    """Write a checkpoint of parameters alone, from one process: what a run begins at. `metadata.files` is filled in."""
+    final = checkpoint_path(run_dir, metadata.step)
+    aside = final.with_name(f".{final.name}.tmp")
+    _make_empty(aside)
+    for index, tensors in enumerate(stages):
+        _write_recorded(aside / f"model-stage-{index}.safetensors", tensors)
+    _finish(aside, final, metadata)
+
+
 def remove_unfinished(run_dir: Path) -> None:
     """Remove what an interrupted save left behind."""
     for path in checkpoints_folder(run_dir).glob(".step-*.tmp"):
@@ -116,10 +125,12 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+def _write_recorded(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file of tensors, and beside it the record that `_finish` collects."""
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
     _flush(path)
-    return FileRecord(size_bytes=path.stat().st_size, sha256=file_sha256(path))
+    record = FileRecord(size_bytes=path.stat().st_size, sha256=file_sha256(path))
+    write_atomically(path.with_name(f"{path.name}.json"), record.model_dump_json())
 
 
 def _finish(aside: Path, final: Path, metadata: Metadata) -> None:

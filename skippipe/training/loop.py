@@ -213,7 +213,8 @@ class Trainer:
         """Put this rank's stages and optimizer where the checkpoint left them."""
         training = self.experiment.training
         metadata = load_parameters(checkpoint, self.config, self.runner.stages.values())
-        self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
+        if metadata.step:
+            self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
         self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.runner.parameters()), metadata.step)
         self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
         return metadata

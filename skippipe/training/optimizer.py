@@ -36,7 +36,7 @@ class OptimizerBackend(Protocol):
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Continue after `step` steps with the state of all parameters; raise `CheckpointError` where some is missing.
 
-        The parameters themselves must have been loaded before.
+        Before the first step (0) there is none. The parameters themselves must have been loaded before.
         """
 
 
@@ -108,14 +108,16 @@ class AdamW:
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Continue after `step` steps; see `OptimizerBackend`. A missing master copy is made from the parameter."""
         for name, master in self._masters.items():
+            if self._is_copy(name):
+                master.copy_(state.get(f"{name}.{MASTER}", self._parameters[name]))
+            if step == 0:
+                continue
             moments = {key: _find(state, f"{name}.{key}", master.shape) for key in MOMENTS}
             self._optimizer.state[master] = {
                 # Copies, because AdamW updates in place; the step count stays on the CPU, where AdamW makes it.
                 STEP: _find(state, f"{name}.{STEP}", torch.Size()).clone(),
                 **{key: tensor.to(master.device, torch.float32, copy=True) for key, tensor in moments.items()},
             }
-            if self._is_copy(name):
-                master.copy_(state.get(f"{name}.{MASTER}", self._parameters[name]))
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"]
         self._schedule = LambdaLR(self._optimizer, self._factor, last_epoch=step - 1)

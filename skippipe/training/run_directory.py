@@ -77,9 +77,9 @@ def choose_checkpoint(experiment: Experiment, runner: Runner) -> Path | None:
     run_dir = experiment.run_path
     resume = experiment.checkpoint.resume
     found = latest_checkpoint(run_dir) if runner.rank == 0 and resume == "auto" else None
-    newest = runner.sum_over_ranks([_step_of(found) if found else 0])[0]
+    newest = round(runner.sum_over_ranks([_step_of(found) + 1 if found else 0])[0]) - 1
     if resume == "auto":
-        return checkpoint_path(run_dir, round(newest)) if newest else None
+        return checkpoint_path(run_dir, newest) if newest >= 0 else None
     return None if resume == "never" else Path(resume)
 
 

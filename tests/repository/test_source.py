@@ -24,6 +24,7 @@ LAYERS = {
     "monitor": 4,
     "training": 5,
     "inference": 6,
+    "huggingface": 6,
     "demo": 7,
     "cli": 8,
 }
