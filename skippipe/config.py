@@ -95,6 +95,8 @@ class TrainingOptions(Section):
     """Global gradient norm to clip at; null turns clipping off."""
     gradient_normalization: Literal["global", "visits"] = "global"
     """`global` divides by the iteration's microbatches, `visits` by those that visited the stage."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a layer keeps for its backward: everything, matrix products and attention, or its input alone."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
 

@@ -46,7 +46,8 @@ def experiment_workload(experiment: Experiment) -> Workload:
 
     training = experiment.training
     dtype = getattr(torch, training.dtype)
-    cost = model_cost(experiment_model(experiment), training.micro_batch_size, training.sequence_length, dtype)
+    shape = (training.micro_batch_size, training.sequence_length)
+    cost = model_cost(experiment_model(experiment), *shape, dtype, training.activation_checkpointing)
     # Parameter and gradient in the run's dtype, two moments and (for bfloat16) a master copy in fp32.
     state_bytes = 2 * dtype.itemsize + OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
     return Workload(
@@ -60,6 +61,8 @@ def experiment_workload(experiment: Experiment) -> Workload:
         ends_state_bytes=cost.ends_parameters * state_bytes,
         layer_resident_bytes=cost.layer_resident_bytes,
         ends_resident_bytes=cost.ends_resident_bytes,
+        working_bytes=cost.working_bytes,
+        backward_to_forward=cost.backward_to_forward,
     )
 
 

@@ -12,7 +12,8 @@ class Workload:
     """Cost of one microbatch in FLOP and bytes. "Ends" are embedding, final norm and head, which origins own.
 
     `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer. Resident
-    bytes are what autograd keeps for one microbatch between its forward and its backward.
+    bytes are what autograd keeps for one microbatch between its forward and its backward; `working_bytes` is what a
+    backward needs besides, once on a node.
     """
 
     num_layers: int
@@ -25,6 +26,7 @@ class Workload:
     ends_state_bytes: int
     layer_resident_bytes: int
     ends_resident_bytes: int
+    working_bytes: int = 0
     backward_to_forward: float = 2.0
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment
 from skippipe.errors import PlanError
+from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
@@ -67,6 +68,7 @@ class RunnerOptions:
     dtype: torch.dtype
     device: torch.device
     gradient_normalization: Literal["global", "visits"] = "global"
+    activation_checkpointing: Mode = "none"
     receive_window: int = 16
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
 
@@ -134,6 +136,7 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
         dtype=getattr(torch, training.dtype),
         device=choose_device(training.device, context.local_rank),
         gradient_normalization=training.gradient_normalization,
+        activation_checkpointing=training.activation_checkpointing,
         receive_window=experiment.comm.receive_window,
         emulation=experiment.emulation,
     )
@@ -160,4 +163,6 @@ def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
 def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, options: RunnerOptions) -> Stage:
     """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
     first, last = plan.stages[stage].layers
-    return build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+    built = build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+    enable(built, options.activation_checkpointing)
+    return built

@@ -127,7 +127,7 @@ def test_every_remedy_for_a_small_node_works() -> None:
         build(make_cluster(memory_gib=1.25))
     assert str(caught.value).endswith(
         "; raise its memory_gib to 1.5, or give stage 0 at most 1 layer (more stages, or layers_per_stage), "
-        "or use a smaller micro-batch, or fix the placement so that other nodes hold stage 0"
+        "or use a smaller micro-batch, or checkpoint activations, or fix the placement so that other nodes hold stage 0"
     )
     assert build(make_cluster(memory_gib=1.25), layers_per_stage=(1, 3, 2, 2)).costs.memory["n0"] == 1
     smaller = replace(WORKLOAD, layer_resident_bytes=GIB // 16, ends_resident_bytes=GIB // 8)
