@@ -162,6 +162,10 @@ class CommunicationOptions(Section):
     """A rank that hears nothing for so long stops and says whom it waited for."""
     receive_window: PositiveInt = 16
     """Receives posted ahead of the instruction that needs them."""
+    activation_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what activations and their gradients travel; training.dtype where not given."""
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
 
 
 class EmulationOptions(Section):

@@ -48,15 +48,17 @@ def experiment_workload(experiment: Experiment) -> Workload:
     dtype = getattr(torch, training.dtype)
     shape = (training.micro_batch_size, training.sequence_length)
     cost = model_cost(experiment_model(experiment), *shape, dtype, training.activation_checkpointing)
+    sent = getattr(torch, experiment.comm.activation_dtype or training.dtype).itemsize
+    reduced = getattr(torch, experiment.comm.gradient_dtype or training.dtype).itemsize
     # Parameter and gradient in the run's dtype, two moments and (for bfloat16) a master copy in fp32.
     state_bytes = 2 * dtype.itemsize + OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
     return Workload(
         num_layers=cost.num_layers,
         layer_forward_flop=cost.layer_forward_flop,
         loss_flop=cost.loss_flop,
-        activation_bytes=cost.activation_bytes,
-        layer_parameter_bytes=cost.layer_parameters * dtype.itemsize,
-        ends_parameter_bytes=cost.ends_parameters * dtype.itemsize,
+        activation_bytes=cost.activation_bytes // dtype.itemsize * sent,
+        layer_gradient_bytes=cost.layer_parameters * reduced,
+        ends_gradient_bytes=cost.ends_parameters * reduced,
         layer_state_bytes=cost.layer_parameters * state_bytes,
         ends_state_bytes=cost.ends_parameters * state_bytes,
         layer_resident_bytes=cost.layer_resident_bytes,

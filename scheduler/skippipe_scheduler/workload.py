@@ -20,8 +20,8 @@ class Workload:
     layer_forward_flop: float
     loss_flop: float
     activation_bytes: int
-    layer_parameter_bytes: int
-    ends_parameter_bytes: int
+    layer_gradient_bytes: int
+    ends_gradient_bytes: int
     layer_state_bytes: int
     ends_state_bytes: int
     layer_resident_bytes: int
@@ -30,7 +30,7 @@ class Workload:
     backward_to_forward: float = 2.0
 
     def __post_init__(self) -> None:
-        positive = {"num_layers", "layer_forward_flop", "activation_bytes", "layer_parameter_bytes"}
+        positive = {"num_layers", "layer_forward_flop", "activation_bytes", "layer_gradient_bytes"}
         positive |= {"backward_to_forward"}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -80,10 +80,16 @@ class LocalRunner:
         visited = [(node, self._compute[self.plan.stage_of[node]]) for node in route]
         hidden: Tensor | None = None  # (B, T, D) from here on
         for node, compute in visited:
-            hidden = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+            output = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+            hidden = self._travelled(output)
         gradient = timed(route[0], "L", lambda: origin.loss(microbatch, hidden))  # type: ignore[arg-type]
         for node, compute in reversed(visited):
-            gradient = timed(node, "B", lambda c=compute, g=gradient: c.backward(microbatch, g))  # type: ignore[misc]
+            arrived = self._travelled(gradient)
+            gradient = timed(node, "B", lambda c=compute, g=arrived: c.backward(microbatch, g))  # type: ignore[misc]
+
+    def _travelled(self, tensor: Tensor | None) -> Tensor | None:
+        """Round (B, T, D) as the way to another rank would."""
+        return None if tensor is None else tensor.to(self._options.travel_dtype).to(tensor.dtype)
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`."""
@@ -96,7 +102,7 @@ class LocalRunner:
                 origin.load(microbatch, *batch(microbatch))
                 hidden: Tensor | None = None
                 for index in range(len(self.plan.stages)):
-                    hidden = self._compute[index].forward(microbatch, hidden)
+                    hidden = self._travelled(self._compute[index].forward(microbatch, hidden))
                 if hidden is not None:
                     origin.loss(microbatch, hidden)
         return origin.loss_sum

@@ -1,5 +1,6 @@
 """What a training loop needs of a runtime, whatever runs underneath."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
@@ -69,6 +70,10 @@ class RunnerOptions:
     device: torch.device
     gradient_normalization: Literal["global", "visits"] = "global"
     activation_checkpointing: Mode = "none"
+    activation_dtype: torch.dtype | None = None
+    """In what activations travel; `dtype` where None."""
+    gradient_dtype: torch.dtype | None = None
+    """In what gradients travel between replicas; `dtype` where None."""
     receive_window: int = 16
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
 
@@ -78,9 +83,14 @@ class RunnerOptions:
         return self.micro_batch_size, self.sequence_length, self.hidden_size
 
     @property
+    def travel_dtype(self) -> torch.dtype:
+        """The dtype of an activation on its way between stages."""
+        return self.activation_dtype or self.dtype
+
+    @property
     def activation_bytes(self) -> int:
-        """Bytes of one activation."""
-        return self.micro_batch_size * self.sequence_length * self.hidden_size * self.dtype.itemsize
+        """Bytes of one activation on its way."""
+        return math.prod(self.activation_shape) * self.travel_dtype.itemsize
 
 
 class Runner(Protocol):
@@ -137,6 +147,8 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
         device=choose_device(training.device, context.local_rank),
         gradient_normalization=training.gradient_normalization,
         activation_checkpointing=training.activation_checkpointing,
+        activation_dtype=_dtype(experiment.comm.activation_dtype),
+        gradient_dtype=_dtype(experiment.comm.gradient_dtype),
         receive_window=experiment.comm.receive_window,
         emulation=experiment.emulation,
     )
@@ -145,6 +157,10 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
         return LocalRunner(plan, stages, options)
     held = plan.stage_of[plan.nodes[context.rank]]
     return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
 
 
 def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
