@@ -3,6 +3,7 @@
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -26,26 +27,29 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
 
     The run gets the model's configuration and tokenizer (RUN/model), its weights as the checkpoint of step 0, a plan,
     and the experiment at `config_path` (default: one for one machine) with its model and tokenizer replaced by these.
-    The whole model is in memory once. Raises `InputError` where `path` cannot be read or `run_dir` is in use.
+    The whole model is in memory once. Raises `InputError` where `path` cannot be read or `run_dir` is in use, and
+    what planning raises; nothing is left then.
     """
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise InputError(f"{run_dir}: exists and is not empty; name another directory")
     source = find_source(path)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_model(source), load_tokenizer(source)
-    folder = run_dir / MODEL_FOLDER
+    complete = False
     try:
-        folder.mkdir(parents=True)
-        plain_config(model).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _write_model(model, tokenizer, run_dir / MODEL_FOLDER)
         if config_path is None:
             shutil.copy(TEMPLATES / "cluster.yaml", run_dir)
         plan = plan_experiment(experiment)
         _write_checkpoint(experiment, plan, model, run_dir)
         plan.save(run_dir / "plan.json")
         save_experiment(experiment, run_dir / "config.yaml")
+        complete = True
     except OSError as reason:
         raise StorageError(f"{run_dir}: cannot be written ({reason.strerror or reason})") from None
+    finally:
+        if not complete:
+            shutil.rmtree(run_dir, ignore_errors=True)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -60,6 +64,12 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     if config_path is None:
         update["cluster"] = str((run_dir / "cluster.yaml").resolve())
     return given.model_copy(update=update)
+
+
+def _write_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    plain_config(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def _write_checkpoint(experiment: Experiment, plan: Plan, model: PreTrainedModel, run_dir: Path) -> None:

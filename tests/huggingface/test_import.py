@@ -137,6 +137,9 @@ def test_mistakes(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
     with pytest.raises(InputError, match="exists and is not empty"):
         import_model(tmp_path / "given", tmp_path / "given")
+    with pytest.raises(SkipPipeError, match="9 stages need at least 9 layers"):
+        import_model(tmp_path / "given", tmp_path / "run", overrides=("pipeline.num_stages=9",))
+    assert not (tmp_path / "run").exists()
     for file in (tmp_path / "given").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(InputError, match=r"no \*\.safetensors beside config.json"):
