@@ -17,8 +17,10 @@ def per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]
     return tuple(count * layer + (ends if stage == 0 else 0) for stage, count in enumerate(layers))
 
 
-def microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], stages: Sequence[int]) -> int:
-    """Return how many microbatches fit into the node, whichever of `stages` it gets.
+def microbatches_held(
+    node: Node, workload: Workload, layers: tuple[int, ...], sizes: Sequence[int], stages: Sequence[int]
+) -> int:
+    """Return how many microbatches fit into the node, whichever of `stages` it gets; stages have `sizes` replicas.
 
     Raises `InfeasibleError` where that is none, naming what is needed and what would help.
     """
@@ -27,7 +29,10 @@ def microbatches_held(node: Node, workload: Workload, layers: tuple[int, ...], s
     state_bytes = per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes)
     need = _Need(
         int(node.memory_gib * GIB),
-        tuple(size_bytes + workload.working_bytes for size_bytes in state_bytes),
+        tuple(
+            size_bytes + workload.working_bytes + ceil(count * workload.layer_shared_bytes / size)
+            for size_bytes, count, size in zip(state_bytes, layers, sizes, strict=True)
+        ),
         per_stage(layers, max(1, workload.layer_resident_bytes), workload.ends_resident_bytes),
     )
     least = min(need.held(one) for one in stages)
@@ -67,7 +72,7 @@ def _remedies(need: _Need, workload: Workload, stage: int) -> Iterator[str]:
     yield f"raise its memory_gib to {ceil(100 * need.bytes_of(stage) / GIB) / 100:g}"
     ends_bytes = workload.ends_state_bytes + workload.ends_resident_bytes if stage == 0 else 0
     ends_bytes += workload.working_bytes
-    layer_bytes = workload.layer_state_bytes + max(1, workload.layer_resident_bytes)
+    layer_bytes = workload.layer_state_bytes + workload.layer_shared_bytes + max(1, workload.layer_resident_bytes)
     fitting = (need.memory_bytes - ends_bytes) // layer_bytes
     if fitting > 0:
         yield f"give stage {stage} at most {_layers(fitting)} (more stages, or layers_per_stage)"

@@ -13,7 +13,8 @@ class Workload:
 
     `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer. Resident
     bytes are what autograd keeps for one microbatch between its forward and its backward; `working_bytes` is what a
-    backward needs besides, once on a node.
+    backward needs besides, once on a node. `layer_shared_bytes` is state that the replicas of a stage share out among
+    them.
     """
 
     num_layers: int
@@ -27,6 +28,7 @@ class Workload:
     layer_resident_bytes: int
     ends_resident_bytes: int
     working_bytes: int = 0
+    layer_shared_bytes: int = 0
     backward_to_forward: float = 2.0
 
     def __post_init__(self) -> None:

@@ -170,14 +170,20 @@ class DistributedRunner:
         if travel == torch.float32:
             self._over_replicas(flat)
         else:
-            self._with_replicas(lambda: all_reduce_in(flat, travel, self._groups.replicas))
+            self.with_replicas(lambda: all_reduce_in(flat, travel, self._groups.replicas))
 
     def _over_replicas(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-        self._with_replicas(lambda: dist.all_reduce(tensor, op=operation, group=self._groups.replicas))
+        self.with_replicas(lambda: dist.all_reduce(tensor, op=operation, group=self._groups.replicas))
 
-    def _with_replicas(self, call: Callable[[], object]) -> None:
+    @property
+    def replicas(self) -> dist.ProcessGroup | None:
+        """The group of this stage's replicas; None where there is one."""
+        return self._groups.replicas
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call something that waits for the other replicas of this stage; see `Runner`."""
         others = tuple(rank for rank in self._groups.replica_ranks if rank != self.rank)
-        guarded(f"waited for the gradient reduction of stage {self.stage_index}", others, call)
+        guarded(f"waited for the other replicas of stage {self.stage_index}", others, call)
 
     def _control(self, action: str, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
         group = self._groups.control

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
@@ -22,6 +23,11 @@ class LocalRunner:
         self.stages = dict(stages)
         self._options = options
         self._compute = {index: StageCompute(stage, options.device) for index, stage in stages.items()}
+        self.replicas: ProcessGroup | None = None
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call: there is no other replica."""
+        call()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters under their Hugging Face names."""

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment
@@ -99,6 +100,13 @@ class Runner(Protocol):
     plan: Plan
     rank: int
     stages: dict[int, Stage]
+
+    @property
+    def replicas(self) -> ProcessGroup | None:
+        """The group of the ranks that hold the same stage as this one; None where there is no other."""
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call something that waits for the other replicas; a failure is one of theirs."""
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters for which this process answers: over all ranks, each of the model's exactly once."""

@@ -122,6 +122,21 @@ def test_a_node_that_cannot_hold_one_microbatch() -> None:
     assert build(make_cluster(memory_gib=1.5)).costs.memory["n0"] == 1
 
 
+def test_state_that_replicas_share_out_leaves_room() -> None:
+    cluster = make_cluster(memory_gib=3.0)
+    whole = build(cluster, replace(WORKLOAD, layer_state_bytes=GIB)).costs.memory["n0"]
+    shared = build(cluster, replace(WORKLOAD, layer_state_bytes=GIB // 2, layer_shared_bytes=GIB // 2))
+    assert shared.costs.memory["n0"] >= whole
+
+
+def test_what_is_computed_again_takes_room_once() -> None:
+    cluster = make_cluster(memory_gib=4.0)
+    plain, again = build(cluster), build(cluster, replace(WORKLOAD, working_bytes=GIB))
+    assert again.costs.memory["n0"] < plain.costs.memory["n0"]
+    with pytest.raises(InfeasibleError, match="one layer that is computed again"):
+        build(make_cluster(memory_gib=1.5), replace(WORKLOAD, working_bytes=GIB))
+
+
 def test_every_remedy_for_a_small_node_works() -> None:
     with pytest.raises(InfeasibleError) as caught:
         build(make_cluster(memory_gib=1.25))
