@@ -123,10 +123,14 @@ def test_a_node_that_cannot_hold_one_microbatch() -> None:
 
 
 def test_state_that_replicas_share_out_leaves_room() -> None:
-    cluster = make_cluster(memory_gib=3.0)
-    whole = build(cluster, replace(WORKLOAD, layer_state_bytes=GIB)).costs.memory["n0"]
-    shared = build(cluster, replace(WORKLOAD, layer_state_bytes=GIB // 2, layer_shared_bytes=GIB // 2))
-    assert shared.costs.memory["n0"] >= whole
+    placement = [["n0"], ["n1", "n2", "n3"], ["n4"], ["slow"]]
+    whole = replace(WORKLOAD, layer_state_bytes=GIB)
+    shared = replace(WORKLOAD, layer_state_bytes=GIB // 2, layer_shared_bytes=GIB // 2)
+    # Two layers a stage: 2 GiB of state, of which three replicas share out 1, and 1/4 GiB for each microbatch.
+    assert build(make_cluster(4.0), whole, placement=placement).costs.memory["n1"] == 8
+    found = build(make_cluster(4.0), shared, placement=placement).costs.memory
+    assert found["n1"] == 10
+    assert found["n4"] == 8
 
 
 def test_what_is_computed_again_takes_room_once() -> None:
