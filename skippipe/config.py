@@ -95,6 +95,8 @@ class TrainingOptions(Section):
     """Global gradient norm to clip at; null turns clipping off."""
     gradient_normalization: Literal["global", "visits"] = "global"
     """`global` divides by the iteration's microbatches, `visits` by those that visited the stage."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a layer keeps for its backward: everything, matrix products and attention, or its input alone."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
 
@@ -102,6 +104,8 @@ class TrainingOptions(Section):
 class OptimizerOptions(Section):
     """AdamW (decoupled weight decay on matrices only)."""
 
+    backend: Literal["replicated", "zero_redundancy"] = "replicated"
+    """Whether every replica of a stage keeps the whole state, or torch's ZeroRedundancyOptimizer shards it over them."""
     lr: PositiveFloat = 3e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
@@ -160,6 +164,10 @@ class CommunicationOptions(Section):
     """A rank that hears nothing for so long stops and says whom it waited for."""
     receive_window: PositiveInt = 16
     """Receives posted ahead of the instruction that needs them."""
+    activation_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what activations and their gradients travel; training.dtype where not given."""
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
 
 
 class EmulationOptions(Section):

@@ -46,20 +46,28 @@ def experiment_workload(experiment: Experiment) -> Workload:
 
     training = experiment.training
     dtype = getattr(torch, training.dtype)
-    cost = model_cost(experiment_model(experiment), training.micro_batch_size, training.sequence_length, dtype)
-    # Parameter and gradient in the run's dtype, two moments and (for bfloat16) a master copy in fp32.
-    state_bytes = 2 * dtype.itemsize + OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
+    shape = (training.micro_batch_size, training.sequence_length)
+    cost = model_cost(experiment_model(experiment), *shape, dtype, training.activation_checkpointing)
+    sent = getattr(torch, experiment.comm.activation_dtype or training.dtype).itemsize
+    reduced = getattr(torch, experiment.comm.gradient_dtype or training.dtype).itemsize
+    # Parameter and gradient in the run's dtype; two moments and (for bfloat16) a master copy in fp32.
+    own_bytes, optimizer_bytes = 2 * dtype.itemsize, OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
+    sharded = experiment.optimizer.backend == "zero_redundancy"
     return Workload(
         num_layers=cost.num_layers,
         layer_forward_flop=cost.layer_forward_flop,
         loss_flop=cost.loss_flop,
-        activation_bytes=cost.activation_bytes,
-        layer_parameter_bytes=cost.layer_parameters * dtype.itemsize,
-        ends_parameter_bytes=cost.ends_parameters * dtype.itemsize,
-        layer_state_bytes=cost.layer_parameters * state_bytes,
-        ends_state_bytes=cost.ends_parameters * state_bytes,
+        activation_bytes=cost.activation_bytes // dtype.itemsize * sent,
+        layer_gradient_bytes=cost.layer_parameters * reduced,
+        ends_gradient_bytes=cost.ends_parameters * reduced,
+        layer_state_bytes=cost.layer_parameters * (own_bytes if sharded else own_bytes + optimizer_bytes),
+        # The embedding is one tensor, which one replica keeps whole.
+        ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
+        layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
         layer_resident_bytes=cost.layer_resident_bytes,
         ends_resident_bytes=cost.ends_resident_bytes,
+        working_bytes=cost.working_bytes,
+        backward_to_forward=cost.backward_to_forward,
     )
 
 

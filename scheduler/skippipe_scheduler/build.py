@@ -83,12 +83,12 @@ def build_problem(
             stage_sizes=sizes if stages is None else None,
             pinned=dict(pinned) if pinned else None,
             stage_layers=layers,
-            stage_bytes=per_stage(layers, workload.layer_parameter_bytes, workload.ends_parameter_bytes),
+            stage_bytes=per_stage(layers, workload.layer_gradient_bytes, workload.ends_gradient_bytes),
             reduction=reduction,
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),
-            costs=_costs(cluster, workload, layers, stages_of, num_microbatches, task_overhead_s),
+            costs=_costs(cluster, workload, layers, sizes, stages_of, num_microbatches, task_overhead_s),
             rules=Rules(
                 num_stages=num_stages,
                 route_length=length,
@@ -163,6 +163,7 @@ def _costs(
     cluster: Cluster,
     workload: Workload,
     layers: tuple[int, ...],
+    sizes: Sequence[int],
     stages_of: Mapping[str, Sequence[int]],
     num_microbatches: int,
     task_overhead_s: float,
@@ -185,7 +186,7 @@ def _costs(
         task_overhead_s=task_overhead_s,
         transfer_s=transfer_s,
         memory={
-            node.name: min(microbatches_held(node, workload, layers, stages_of[node.name]), num_microbatches)
+            node.name: min(microbatches_held(node, workload, layers, sizes, stages_of[node.name]), num_microbatches)
             for node in members
         },
         contention=cluster.links.contention,

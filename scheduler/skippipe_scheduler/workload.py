@@ -12,23 +12,27 @@ class Workload:
     """Cost of one microbatch in FLOP and bytes. "Ends" are embedding, final norm and head, which origins own.
 
     `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer. Resident
-    bytes are what autograd keeps for one microbatch between its forward and its backward.
+    bytes are what autograd keeps for one microbatch between its forward and its backward; `working_bytes` is what a
+    backward needs besides, once on a node. `layer_shared_bytes` is state that the replicas of a stage share out among
+    them.
     """
 
     num_layers: int
     layer_forward_flop: float
     loss_flop: float
     activation_bytes: int
-    layer_parameter_bytes: int
-    ends_parameter_bytes: int
+    layer_gradient_bytes: int
+    ends_gradient_bytes: int
     layer_state_bytes: int
     ends_state_bytes: int
     layer_resident_bytes: int
     ends_resident_bytes: int
+    working_bytes: int = 0
+    layer_shared_bytes: int = 0
     backward_to_forward: float = 2.0
 
     def __post_init__(self) -> None:
-        positive = {"num_layers", "layer_forward_flop", "activation_bytes", "layer_parameter_bytes"}
+        positive = {"num_layers", "layer_forward_flop", "activation_bytes", "layer_gradient_bytes"}
         positive |= {"backward_to_forward"}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
+from skippipe.model.activation_checkpointing import Mode
 from skippipe.model.architecture import num_layers
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
 
@@ -26,15 +27,21 @@ class ModelCost:
     activation_bytes: int
     """Hidden state of one microbatch, (B, T, D), in the run's dtype."""
     layer_resident_bytes: int
-    """Autograd memory that one layer keeps between forward and backward, an estimate (`_layer_resident_bytes`)."""
+    """What one layer keeps between forward and backward, an estimate (`_layer_saved_bytes`, `_layer_selected_bytes`)."""
+    working_bytes: int
+    """What a backward holds besides, once: all that a layer saves while it is computed again."""
+    backward_to_forward: float
+    """FLOP of a layer's backward relative to its forward; with its forward once more where it is computed again."""
     ends_resident_bytes: int
     """Peak of the loss, three (B, T, V) in fp32 (log-probabilities and two gradients), and the embedded input."""
 
 
-def model_cost(config: PretrainedConfig, micro_batch_size: int, sequence_length: int, dtype: torch.dtype) -> ModelCost:
+def model_cost(
+    config: PretrainedConfig, micro_batch_size: int, sequence_length: int, dtype: torch.dtype, mode: Mode = "none"
+) -> ModelCost:
     """Return the cost of the model; built on the meta device, so no weights take memory.
 
-    In a mixture of experts only the active share of each layer's experts counts as computed.
+    `mode` is the activation checkpointing. In a mixture of experts only the active share of each layer's experts counts as computed.
     """
     skeleton = build_skeleton(config, dtype)
     layer_parameters = ends_parameters = expert_parameters = 0
@@ -50,6 +57,12 @@ def model_cost(config: PretrainedConfig, micro_batch_size: int, sequence_length:
     attention_flop = 2 * sequence_length * tokens * _attention_width(config)  # scores and values, causal half of 4 T²W
     activation_bytes = tokens * config.hidden_size * dtype.itemsize
     head_flop = 2 * tokens * config.hidden_size * config.vocab_size
+    saved_bytes = _layer_saved_bytes(skeleton, micro_batch_size, sequence_length, dtype)
+    kept_bytes = {
+        "none": saved_bytes,
+        "selective": min(saved_bytes, _layer_selected_bytes(config, tokens, dtype)),
+        "full": activation_bytes,
+    }
     return ModelCost(
         num_layers=layers,
         layer_parameters=layer_parameters // layers,
@@ -57,12 +70,14 @@ def model_cost(config: PretrainedConfig, micro_batch_size: int, sequence_length:
         layer_forward_flop=2 * active * tokens + attention_flop,
         loss_flop=3 * head_flop,
         activation_bytes=activation_bytes,
-        layer_resident_bytes=_layer_resident_bytes(skeleton, micro_batch_size, sequence_length, dtype),
+        layer_resident_bytes=kept_bytes[mode],
+        working_bytes=0 if mode == "none" else saved_bytes,
+        backward_to_forward=3.0 if mode == "full" else 2.0,
         ends_resident_bytes=2 * activation_bytes + 12 * tokens * config.vocab_size,
     )
 
 
-def _layer_resident_bytes(skeleton: Skeleton, micro_batch_size: int, sequence_length: int, dtype: torch.dtype) -> int:
+def _layer_saved_bytes(skeleton: Skeleton, micro_batch_size: int, sequence_length: int, dtype: torch.dtype) -> int:
     """Estimate what autograd keeps for one layer, from the sizes of what its parts save for the backward.
 
     Per token: eight attention-sized tensors (queries, keys, values, rotated, output), input and output of each norm
@@ -78,6 +93,16 @@ def _layer_resident_bytes(skeleton: Skeleton, micro_batch_size: int, sequence_le
     if config._attn_implementation == "eager":
         resident += EAGER_SCORE_BYTES * config.num_attention_heads * sequence_length * tokens
     return int(resident)
+
+
+def _layer_selected_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dtype) -> int:
+    """Estimate what selective checkpointing keeps: the input and the results of all matrix products and of attention.
+
+    Per token: queries, keys, values and their attention, three hidden-sized tensors (input and both outputs), two
+    FFN-sized ones for each active expert; without sdpa also the scores of each head and pair of tokens.
+    """
+    ffn_size = 2 * _ffn_width(config) * (getattr(config, "num_experts_per_tok", None) or 1)
+    return tokens * dtype.itemsize * (4 * _attention_width(config) + 3 * config.hidden_size + ffn_size)
 
 
 def _attention_width(config: PretrainedConfig) -> int:

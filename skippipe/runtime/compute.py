@@ -16,6 +16,7 @@ class StageCompute:
     def __init__(self, stage: Stage, device: torch.device) -> None:
         self.stage = stage
         self.device = device
+        self.dtype = next(stage.parameters()).dtype
         self.reset(num_microbatches=1)
 
     def reset(self, num_microbatches: int) -> None:

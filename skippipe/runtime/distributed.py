@@ -17,7 +17,7 @@ from skippipe.runtime.executor import Executor, run_without_gradients
 from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.reduction import reduce_gradients, visit_factor
+from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
 from skippipe.runtime.transport import Transport, guarded
 from skippipe.runtime.verifier import prove, prove_transfers
@@ -56,7 +56,7 @@ class DistributedRunner:
         self._transport = Transport(
             self._groups,
             options.activation_shape,
-            options.dtype,
+            options.travel_dtype,
             stamped=emulated,
             max_unfinished=UNFINISHED_SENDS_PER_RECEIVE * options.receive_window,
         )
@@ -156,7 +156,7 @@ class DistributedRunner:
             len(self.plan.microbatches),
             self.plan.visits[self.stage_index],
         )
-        reduce = None if self._groups.replicas is None else self._over_replicas
+        reduce = None if self._groups.replicas is None else self._sum_gradients
         reduce_gradients(self.parameters().values(), reduce, factor)
         end_ns = time.monotonic_ns()
         if self._emulation is not None:
@@ -164,13 +164,26 @@ class DistributedRunner:
         if reduce is not None:
             executor.spans.append(Span(self.node, "REDUCE", -1, (start_ns - zero_ns) * 1e-9, (end_ns - zero_ns) * 1e-9))
 
+    def _sum_gradients(self, flat: Tensor) -> None:
+        """Sum gradients (n,) over the stage's replicas in place; sums are made in fp32, however they travel."""
+        travel = self._options.gradient_dtype or flat.dtype
+        if travel == torch.float32:
+            self._over_replicas(flat)
+        else:
+            self.with_replicas(lambda: all_reduce_in(flat, travel, self._groups.replicas))
+
     def _over_replicas(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-        group = self._groups.replicas
-        guarded(
-            f"waited for the gradient reduction of stage {self.stage_index}",
-            tuple(rank for rank in self._groups.replica_ranks if rank != self.rank),
-            lambda: dist.all_reduce(tensor, op=operation, group=group),
-        )
+        self.with_replicas(lambda: dist.all_reduce(tensor, op=operation, group=self._groups.replicas))
+
+    @property
+    def replicas(self) -> dist.ProcessGroup | None:
+        """The group of this stage's replicas; None where there is one."""
+        return self._groups.replicas
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call something that waits for the other replicas of this stage; see `Runner`."""
+        others = tuple(rank for rank in self._groups.replica_ranks if rank != self.rank)
+        guarded(f"waited for the other replicas of stage {self.stage_index}", others, call)
 
     def _control(self, action: str, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
         group = self._groups.control

@@ -100,7 +100,7 @@ class Executor:
                 self._since_zero(max(time.monotonic_ns(), arrival_ns)),
             )
         )
-        return tensor.to(self._compute.device), arrival_ns
+        return tensor.to(self._compute.device, self._compute.dtype), arrival_ns
 
     def _send(self, instruction: Instruction) -> None:
         output = self._outputs.pop(instruction.microbatch)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
@@ -22,6 +23,11 @@ class LocalRunner:
         self.stages = dict(stages)
         self._options = options
         self._compute = {index: StageCompute(stage, options.device) for index, stage in stages.items()}
+        self.replicas: ProcessGroup | None = None
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call: there is no other replica."""
+        call()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters under their Hugging Face names."""
@@ -80,10 +86,16 @@ class LocalRunner:
         visited = [(node, self._compute[self.plan.stage_of[node]]) for node in route]
         hidden: Tensor | None = None  # (B, T, D) from here on
         for node, compute in visited:
-            hidden = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+            output = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+            hidden = self._travelled(output)
         gradient = timed(route[0], "L", lambda: origin.loss(microbatch, hidden))  # type: ignore[arg-type]
         for node, compute in reversed(visited):
-            gradient = timed(node, "B", lambda c=compute, g=gradient: c.backward(microbatch, g))  # type: ignore[misc]
+            arrived = self._travelled(gradient)
+            gradient = timed(node, "B", lambda c=compute, g=arrived: c.backward(microbatch, g))  # type: ignore[misc]
+
+    def _travelled(self, tensor: Tensor | None) -> Tensor | None:
+        """Round (B, T, D) as the way to another rank would."""
+        return None if tensor is None else tensor.to(self._options.travel_dtype).to(tensor.dtype)
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`."""
@@ -96,7 +108,7 @@ class LocalRunner:
                 origin.load(microbatch, *batch(microbatch))
                 hidden: Tensor | None = None
                 for index in range(len(self.plan.stages)):
-                    hidden = self._compute[index].forward(microbatch, hidden)
+                    hidden = self._travelled(self._compute[index].forward(microbatch, hidden))
                 if hidden is not None:
                     origin.loss(microbatch, hidden)
         return origin.loss_sum

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 64 * 2**20
@@ -31,6 +32,22 @@ def reduce_gradients(
     if factor != 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
+
+
+def all_reduce_in(flat: Tensor, dtype: torch.dtype, group: dist.ProcessGroup | None) -> None:
+    """Sum `flat` (n,) over the R ranks of `group` in place: numbers travel in `dtype`, sums are made in fp32.
+
+    Every rank adds up 1/R of the numbers and sends its sums to all, so each travels twice, as in a ring, and all ranks
+    end with the same sums.
+    """
+    count = dist.get_world_size(group)
+    rows = torch.zeros(count, -(-flat.numel() // count), dtype=dtype)  # (R, n / R)
+    rows.view(-1)[: flat.numel()] = flat
+    received = torch.empty_like(rows)
+    dist.all_to_all_single(received.view(torch.uint8), rows.view(torch.uint8), group=group)
+    sums = received.float().sum(0).to(dtype)  # (R, n / R) -> (n / R,)
+    dist.all_gather_into_tensor(rows.view(-1).view(torch.uint8), sums.view(torch.uint8), group=group)
+    flat.copy_(rows.view(-1)[: flat.numel()])
 
 
 def visit_factor(normalization: str, num_microbatches: int, visits: int) -> float:

@@ -1,15 +1,18 @@
 """What a training loop needs of a runtime, whatever runs underneath."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment
 from skippipe.errors import PlanError
+from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
@@ -67,6 +70,11 @@ class RunnerOptions:
     dtype: torch.dtype
     device: torch.device
     gradient_normalization: Literal["global", "visits"] = "global"
+    activation_checkpointing: Mode = "none"
+    activation_dtype: torch.dtype | None = None
+    """In what activations travel; `dtype` where None."""
+    gradient_dtype: torch.dtype | None = None
+    """In what gradients travel between replicas; `dtype` where None."""
     receive_window: int = 16
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
 
@@ -76,9 +84,14 @@ class RunnerOptions:
         return self.micro_batch_size, self.sequence_length, self.hidden_size
 
     @property
+    def travel_dtype(self) -> torch.dtype:
+        """The dtype of an activation on its way between stages."""
+        return self.activation_dtype or self.dtype
+
+    @property
     def activation_bytes(self) -> int:
-        """Bytes of one activation."""
-        return self.micro_batch_size * self.sequence_length * self.hidden_size * self.dtype.itemsize
+        """Bytes of one activation on its way."""
+        return math.prod(self.activation_shape) * self.travel_dtype.itemsize
 
 
 class Runner(Protocol):
@@ -87,6 +100,13 @@ class Runner(Protocol):
     plan: Plan
     rank: int
     stages: dict[int, Stage]
+
+    @property
+    def replicas(self) -> ProcessGroup | None:
+        """The group of the ranks that hold the same stage as this one; None where there is no other."""
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call something that waits for the other replicas; a failure is one of theirs."""
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters for which this process answers: over all ranks, each of the model's exactly once."""
@@ -134,6 +154,9 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
         dtype=getattr(torch, training.dtype),
         device=choose_device(training.device, context.local_rank),
         gradient_normalization=training.gradient_normalization,
+        activation_checkpointing=training.activation_checkpointing,
+        activation_dtype=_dtype(experiment.comm.activation_dtype),
+        gradient_dtype=_dtype(experiment.comm.gradient_dtype),
         receive_window=experiment.comm.receive_window,
         emulation=experiment.emulation,
     )
@@ -142,6 +165,10 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
         return LocalRunner(plan, stages, options)
     held = plan.stage_of[plan.nodes[context.rank]]
     return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
 
 
 def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
@@ -160,4 +187,6 @@ def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
 def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, options: RunnerOptions) -> Stage:
     """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
     first, last = plan.stages[stage].layers
-    return build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+    built = build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+    enable(built, options.activation_checkpointing)
+    return built

@@ -3,6 +3,7 @@
 checkpoints/step-00001000/
 model-stage-<s>.safetensors       parameters under their Hugging Face names
 optimizer-stage-<s>.safetensors   <parameter>.exp_avg, .exp_avg_sq, .step, and .master where there is one
+                                  (a file -rank-<r> for each replica where the state is sharded)
 metadata.json                     written last: what the checkpoint belongs to, size and SHA-256 of the files
 """
 
@@ -29,7 +30,7 @@ NOT_THE_MODEL = {"transformers_version", "_name_or_path", "architectures", "dtyp
 """Keys of a Hugging Face configuration that say nothing about shapes or values."""
 
 Kind = Literal["model", "optimizer"]
-FileName = Annotated[str, Field(pattern=r"^(model|optimizer)-stage-\d+\.safetensors$")]
+FileName = Annotated[str, Field(pattern=r"^(model|optimizer)-stage-\d+(-rank-\d+)?\.safetensors$")]
 
 
 class FileRecord(StrictModel):

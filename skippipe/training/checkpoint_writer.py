@@ -76,18 +76,16 @@ class CheckpointWriter:
         return not failed
 
     def _write_stages(self, aside: Path) -> None:
-        """Write the stages for which this process answers, and beside them a record of the files."""
+        """Write what this process answers for, and beside each file a record of it."""
         owned = self._runner.owned_parameters().keys()
         for index, stage in self._runner.stages.items():
             tensors = stage.state_dict_global()
-            if not tensors.keys() <= owned:
-                continue
-            files = {
-                f"model-stage-{index}.safetensors": tensors,
-                f"optimizer-stage-{index}.safetensors": self._optimizer.state(tensors),
-            }
-            for name, content in files.items():
-                _write_recorded(aside / name, content)
+            owner = tensors.keys() <= owned
+            if owner:
+                _write_recorded(aside / f"model-stage-{index}.safetensors", tensors)
+            if owner or self._optimizer.sharded:
+                part = f"-rank-{self._runner.rank}" if self._optimizer.sharded else ""
+                _write_recorded(aside / f"optimizer-stage-{index}{part}.safetensors", self._optimizer.state(tensors))
 
     def _on_first_rank(self, action: Callable[[], None]) -> None:
         if self._runner.rank == 0:

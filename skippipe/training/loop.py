@@ -83,8 +83,14 @@ class Trainer:
         self.config = experiment_model(experiment)
         training = experiment.training
         self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length
+        sharded = experiment.optimizer.backend == "zero_redundancy"
         self.optimizer = AdamW(
-            runner.parameters(), experiment.optimizer, experiment.lr_scheduler, experiment.training.max_steps
+            runner.parameters(),
+            experiment.optimizer,
+            experiment.lr_scheduler,
+            experiment.training.max_steps,
+            runner.replicas if sharded else None,
+            runner.with_replicas,
         )
         checkpoint = choose_checkpoint(experiment, runner)
         metadata = together(runner, "loading the checkpoint", lambda: self._load(checkpoint) if checkpoint else None)
@@ -215,7 +221,7 @@ class Trainer:
         metadata = load_parameters(checkpoint, self.config, self.runner.stages.values())
         if metadata.step:
             self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
-        self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.runner.parameters()), metadata.step)
+        self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)
         self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
         return metadata
 

@@ -1,23 +1,24 @@
-"""AdamW with warm-up and a cosine, behind an interface that sharded back-ends can share.
+"""AdamW with warm-up and a cosine, whole on every replica of a stage or sharded over them.
 
 State is a flat mapping from `<parameter name>.<key>` to a tensor, so that it can be stored by name and loaded under
-another split of the model.
+another split of the model, another number of replicas or another back-end.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import LambdaLR
 
 from skippipe.config import OptimizerOptions, SchedulerOptions
 from skippipe.errors import CheckpointError
+from skippipe.training.master_adamw import MASTER, MOMENTS, STEP, MasterAdamW
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-MASTER = "master"
-STEP = "step"
+Guard = Callable[[Callable[[], object]], None]
+"""Calls something that waits for the other replicas, and turns its failure into one that names them."""
 
 
 class OptimizerBackend(Protocol):
@@ -27,11 +28,19 @@ class OptimizerBackend(Protocol):
     def lr(self) -> float:
         """Learning rate of the next step."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters whose state is held here."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the other replicas hold other parts of the state."""
+
     def step(self) -> None:
         """Update the parameters from their gradients and move on along the learning rate's schedule."""
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return the state of the parameters `names`, on the CPU."""
+        """Return the state of the parameters `names` as far as it is held here, on the CPU."""
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Continue after `step` steps with the state of all parameters; raise `CheckpointError` where some is missing.
@@ -53,7 +62,11 @@ def learning_rate_factor(step: int, max_steps: int, options: SchedulerOptions) -
 
 
 class AdamW:
-    """Torch's AdamW on the parameters held here; decay on matrices only, fp32 master copies for other dtypes."""
+    """AdamW on the parameters held here; decay on matrices only, fp32 master copies for other dtypes.
+
+    With `replicas` moments and master copies are sharded over that group by torch's `ZeroRedundancyOptimizer` (ZeRO-1,
+    Rajbhandari et al. 2020): each replica updates its part and sends the new parameters to the others.
+    """
 
     def __init__(
         self,
@@ -61,19 +74,20 @@ class AdamW:
         options: OptimizerOptions,
         scheduler: SchedulerOptions,
         max_steps: int,
+        replicas: ProcessGroup | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._parameters = dict(parameters)
-        self._masters = {
-            name: parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
-            for name, parameter in self._parameters.items()
-        }
-        matrices = [parameter for parameter in self._masters.values() if parameter.ndim >= 2]
-        vectors = [parameter for parameter in self._masters.values() if parameter.ndim < 2]
+        self._guard = guard
+        matrices = [parameter for parameter in self._parameters.values() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in self._parameters.values() if parameter.ndim < 2]
         groups = [
-            {"params": matrices, "weight_decay": options.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": group, "weight_decay": decay}
+            for group, decay in ((matrices, options.weight_decay), (vectors, 0.0))
+            if group
         ]
-        self._optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
+        settings = {"lr": options.lr, "betas": options.betas, "eps": options.eps}
+        self._optimizer, self._held = _optimizers(groups, settings, replicas)
         self._factor = lambda step: learning_rate_factor(step, max_steps, scheduler)
         self._schedule = LambdaLR(self._optimizer, self._factor)
 
@@ -82,48 +96,57 @@ class AdamW:
         """Learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are updated here."""
+        return tuple(name for name, parameter in self._parameters.items() if parameter in self._held.masters)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the other replicas update other parameters."""
+        return self._optimizer is not self._held
+
     def step(self) -> None:
         """Update the parameters from their gradients; see `OptimizerBackend`."""
-        copied = [(self._parameters[name], master) for name, master in self._masters.items() if self._is_copy(name)]
-        for parameter, master in copied:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-        self._optimizer.step()
+        if self._guard is None:
+            self._optimizer.step()
+        else:
+            self._guard(self._optimizer.step)
         self._schedule.step()
-        with torch.no_grad():
-            for parameter, master in copied:
-                parameter.copy_(master)
-                master.grad = None
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return moments, step count and master copy of the parameters `names`; nothing before the first step."""
-        tensors: dict[str, Tensor] = {}
-        for name in names:
-            held = self._optimizer.state.get(self._masters[name], {})
-            tensors |= {f"{name}.{key}": held[key].detach().cpu() for key in (*MOMENTS, STEP) if key in held}
-            if self._is_copy(name):
-                tensors[f"{name}.{MASTER}"] = self._masters[name].detach().cpu()
-        return tensors
+        """Return moments, step count and master copy of the parameters `names` that are updated here."""
+        return {
+            f"{name}.{key}": tensor.detach().cpu()
+            for name in names
+            for key, tensor in self._held.state_of(self._parameters[name]).items()
+        }
 
-    @torch.no_grad()
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Continue after `step` steps; see `OptimizerBackend`. A missing master copy is made from the parameter."""
-        for name, master in self._masters.items():
-            if self._is_copy(name):
-                master.copy_(state.get(f"{name}.{MASTER}", self._parameters[name]))
-            if step == 0:
-                continue
-            moments = {key: _find(state, f"{name}.{key}", master.shape) for key in MOMENTS}
-            self._optimizer.state[master] = {
-                # Copies, because AdamW updates in place; the step count stays on the CPU, where AdamW makes it.
-                STEP: _find(state, f"{name}.{STEP}", torch.Size()).clone(),
-                **{key: tensor.to(master.device, torch.float32, copy=True) for key, tensor in moments.items()},
-            }
+        for name in self.names:
+            parameter = self._parameters[name]
+            shapes = {key: parameter.shape for key in MOMENTS} | {STEP: torch.Size()}
+            found = {key: _find(state, f"{name}.{key}", shape) for key, shape in shapes.items()} if step else {}
+            if f"{name}.{MASTER}" in state:
+                found[MASTER] = _find(state, f"{name}.{MASTER}", parameter.shape)
+            self._held.load_state_of(parameter, found)
         for group in self._optimizer.param_groups:
             group["lr"] = group["initial_lr"]
         self._schedule = LambdaLR(self._optimizer, self._factor, last_epoch=step - 1)
 
-    def _is_copy(self, name: str) -> bool:
-        return self._masters[name] is not self._parameters[name]
+
+def _optimizers(
+    groups: list[dict[str, object]], settings: dict[str, object], replicas: ProcessGroup | None
+) -> tuple[torch.optim.Optimizer, MasterAdamW]:
+    """Return the optimizer of all parameters, and the one of those that are updated here (the same without shards)."""
+    if replicas is None:
+        alone = MasterAdamW(groups, **settings)
+        return alone, alone
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    sharded = ZeroRedundancyOptimizer(groups, MasterAdamW, process_group=replicas, **settings)
+    return sharded, sharded.optim  # type: ignore[return-value]
 
 
 def _find(state: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor:

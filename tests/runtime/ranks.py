@@ -135,7 +135,7 @@ def run_gradients(folder: Path, context: DistributedContext) -> None:
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
         options = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
-        runner = make_runner(make_experiment(training=options), plan, make_config(plan.num_layers), context)
+        runner = make_runner(make_experiment(**options), plan, make_config(plan.num_layers), context)
         captured: dict[str, Tensor] = {}
         for _ in range(2):  # the second one finds tags, gradients and losses of the first
             captured.clear()

@@ -41,18 +41,24 @@ def small_plan(seed: int) -> Plan:
     )
 
 
-def options_of(index: int) -> dict[str, str]:
-    return {"gradient_normalization": "visits" if index % 3 == 0 else "global"}
+Sections = dict[str, dict[str, str]]
 
 
-def make_plans() -> dict[str, tuple[Plan, dict[str, str]]]:
+def options_of(index: int) -> Sections:
+    training = {"gradient_normalization": "visits" if index % 3 == 0 else "global"}
+    if index % 5 == 0:
+        training["activation_checkpointing"] = "full"
+    return {"training": training, "comm": {"activation_dtype": "bfloat16"} if index % 4 == 0 else {}}
+
+
+def make_plans() -> dict[str, tuple[Plan, Sections]]:
     plans = {f"random-{seed:02}": (small_plan(seed), options_of(seed)) for seed in range(NUM_RANDOM)}
     plans["full"] = (random_plan(1, num_nodes=WORLD_SIZE, num_stages=3, route_length=3, swaps=0), {})
     return plans
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Plan, dict[str, str]]]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Plan, Sections]]]:
     """Run all plans in one set of processes, because starting them takes longer than the plans do."""
     folder = tmp_path_factory.mktemp("distributed")
     plans = make_plans()
@@ -72,12 +78,12 @@ def assert_close(measured: Tensor, expected: Tensor, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_gradients_equal_those_of_one_process(
-    finished: tuple[Path, dict[str, tuple[Plan, dict[str, str]]]],
+    finished: tuple[Path, dict[str, tuple[Plan, Sections]]],
 ) -> None:
     folder, plans = finished
     idle_replicas = 0
     for name, (plan, options) in plans.items():
-        local = make_runner(make_experiment(training=options), plan, make_config(plan.num_layers), ALONE)
+        local = make_runner(make_experiment(**options), plan, make_config(plan.num_layers), ALONE)
         expected: dict[str, Tensor] = {}
         result = local.train_iteration(make_batch, lambda e=expected, r=local: e.update(gradients_of(r)))
         evaluated = local.evaluate(make_batch, 3)
@@ -101,7 +107,7 @@ def test_gradients_equal_those_of_one_process(
 
 @pytest.mark.slow
 def test_full_pipeline_equals_the_plain_model(
-    finished: tuple[Path, dict[str, tuple[Plan, dict[str, str]]]],
+    finished: tuple[Path, dict[str, tuple[Plan, Sections]]],
 ) -> None:
     folder, plans = finished
     plan, _ = plans["full"]

@@ -21,8 +21,8 @@ WORKLOAD = Workload(
     layer_forward_flop=1e12,
     loss_flop=3e12,
     activation_bytes=1_000_000,
-    layer_parameter_bytes=100,
-    ends_parameter_bytes=50,
+    layer_gradient_bytes=100,
+    ends_gradient_bytes=50,
     layer_state_bytes=GIB // 4,
     ends_state_bytes=GIB // 2,
     layer_resident_bytes=GIB // 8,
@@ -122,12 +122,31 @@ def test_a_node_that_cannot_hold_one_microbatch() -> None:
     assert build(make_cluster(memory_gib=1.5)).costs.memory["n0"] == 1
 
 
+def test_state_that_replicas_share_out_leaves_room() -> None:
+    placement = [["n0"], ["n1", "n2", "n3"], ["n4"], ["slow"]]
+    whole = replace(WORKLOAD, layer_state_bytes=GIB)
+    shared = replace(WORKLOAD, layer_state_bytes=GIB // 2, layer_shared_bytes=GIB // 2)
+    # Two layers a stage: 2 GiB of state, of which three replicas share out 1, and 1/4 GiB for each microbatch.
+    assert build(make_cluster(4.0), whole, placement=placement).costs.memory["n1"] == 8
+    found = build(make_cluster(4.0), shared, placement=placement).costs.memory
+    assert found["n1"] == 10
+    assert found["n4"] == 8
+
+
+def test_what_is_computed_again_takes_room_once() -> None:
+    cluster = make_cluster(memory_gib=4.0)
+    plain, again = build(cluster), build(cluster, replace(WORKLOAD, working_bytes=GIB))
+    assert again.costs.memory["n0"] < plain.costs.memory["n0"]
+    with pytest.raises(InfeasibleError, match="one layer that is computed again"):
+        build(make_cluster(memory_gib=1.5), replace(WORKLOAD, working_bytes=GIB))
+
+
 def test_every_remedy_for_a_small_node_works() -> None:
     with pytest.raises(InfeasibleError) as caught:
         build(make_cluster(memory_gib=1.25))
     assert str(caught.value).endswith(
         "; raise its memory_gib to 1.5, or give stage 0 at most 1 layer (more stages, or layers_per_stage), "
-        "or use a smaller micro-batch, or fix the placement so that other nodes hold stage 0"
+        "or use a smaller micro-batch, or checkpoint activations, or fix the placement so that other nodes hold stage 0"
     )
     assert build(make_cluster(memory_gib=1.25), layers_per_stage=(1, 3, 2, 2)).costs.memory["n0"] == 1
     smaller = replace(WORKLOAD, layer_resident_bytes=GIB // 16, ends_resident_bytes=GIB // 8)

@@ -1,0 +1,106 @@
+"""Activation checkpointing: the same gradients to the bit, less memory held, and a cost that says how much less."""
+
+import gc
+
+import pytest
+import torch
+from tiny_models import stages_of, tiny
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from skippipe.errors import ConfigError
+from skippipe.model.activation_checkpointing import MODES, Mode, enable
+from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.cost import model_cost
+from skippipe.model.stage import Stage
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 4}
+LONG = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+
+
+def stage_with(config: PretrainedConfig, mode: Mode) -> Stage:
+    """Return a stage of two layers in training."""
+    stage = stages_of(config, [1, 3])[0]
+    enable(stage, mode)
+    return stage.train()
+
+
+def gradients(stage: Stage, hidden: Tensor) -> list[Tensor]:
+    """Return the gradients by the input and by every parameter after two microbatches, the second's backward first."""
+    inputs = [hidden.clone().requires_grad_(), (2 * hidden).requires_grad_()]
+    outputs = [stage(one) for one in inputs]
+    for output in reversed(outputs):
+        torch.autograd.backward(output, torch.ones_like(output))
+    return [one.grad for one in (*inputs, *stage.parameters()) if one.grad is not None]
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_the_same_to_the_bit(architecture: str, mode: Mode) -> None:
+    config = tiny(architecture)
+    hidden = torch.randn(2, 16, config.hidden_size, generator=torch.Generator().manual_seed(0))  # (B, T, D)
+    expected, found = (gradients(stage_with(config, one), hidden) for one in ("none", mode))
+    assert len(expected) == len(found) > 5
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
+
+
+def live_bytes() -> int:
+    """Return the bytes of all tensors that are alive, each storage once."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, Tensor) and thing.device.type == "cpu":
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def saved_bytes(stage: Stage, hidden: Tensor) -> int:
+    """Return what one forward keeps, found by the storages that its graph and its caches hold."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    before = live_bytes()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = stage(hidden)
+    after = live_bytes()
+    assert output.requires_grad
+    return after - before
+
+
+def test_each_mode_keeps_less_and_the_cost_says_how_much() -> None:
+    config = tiny("llama", **LONG)
+    hidden = torch.randn(2, 64, 192).requires_grad_()  # (B, T, D)
+    measured = {mode: saved_bytes(stage_with(config, mode), hidden) for mode in MODES}
+    assert measured["full"] < 0.3 * measured["selective"]
+    assert measured["selective"] < 0.75 * measured["none"]
+    for mode in MODES:
+        cost = model_cost(config, 2, 64, torch.float32, mode)
+        assert 0.8 * measured[mode] < 2 * cost.layer_resident_bytes < 1.8 * measured[mode], mode
+
+
+def test_full_computes_the_forward_again_and_holds_one_layer_while_it_does() -> None:
+    none, selective, full = (model_cost(tiny("llama", **LONG), 2, 64, torch.float32, mode) for mode in MODES)
+    assert (none.backward_to_forward, selective.backward_to_forward, full.backward_to_forward) == (2, 2, 3)
+    assert none.working_bytes == 0
+    assert full.working_bytes == selective.working_bytes == none.layer_resident_bytes
+    assert full.layer_resident_bytes == full.activation_bytes
+
+
+def test_evaluation_keeps_nothing_and_computes_once() -> None:
+    stage = stage_with(tiny("llama"), "full").eval()
+    calls = []
+    stage.body.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        stage(torch.randn(1, 8, 32))
+    assert calls == [1]
+
+
+def test_layers_that_cannot_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = stages_of(tiny("llama"), [1, 3])[0]
+    monkeypatch.setattr(type(stage.body), "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError, match=r"training\.activation_checkpointing: full: .* use none"):
+        enable(stage, "full")
