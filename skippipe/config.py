@@ -105,7 +105,7 @@ class OptimizerOptions(Section):
     """AdamW (decoupled weight decay on matrices only)."""
 
     backend: Literal["replicated", "zero_redundancy"] = "replicated"
-    """Whether every replica of a stage keeps the whole state, or torch's ZeroRedundancyOptimizer shards it over them."""
+    """Whether all replicas of a stage keep the whole state, or torch's ZeroRedundancyOptimizer shards it over them."""
     lr: PositiveFloat = 3e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8

@@ -111,7 +111,7 @@ def solved_origins_free(case: Case) -> Measured:
 
 def large(case: Case) -> Measured:
     """Solve the synthetic instance with a free placement, against the best dispatch rule on the plan's own routes."""
-    problem = synthetic_problem(LARGE_QUICK if case.quick else LARGE, seed=0)
+    problem = _large_problem(case)
     plan, wall_s = _timed(lambda: solve(problem, case.options()))
     peak_gib = peak_memory_gib()
     dispatched, dispatch_wall_s = _timed(lambda: best_dispatch(problem, *slots_of_plan(plan)))
@@ -122,6 +122,20 @@ def large(case: Case) -> Measured:
         f"found in {dispatch_wall_s:.0f} s); {_gap(plan)}"
     )
     return replace(_of_plan(plan, wall_s), peak_gib=peak_gib, met=met, note=note)
+
+
+def large_longer(case: Case) -> Measured:
+    """Solve the synthetic instance with a fifth of the time, then with all of it."""
+    problem, options = _large_problem(case), case.options()
+    short, _ = _timed(lambda: solve(problem, replace(options, time_limit_s=case.time_limit_s / 5)))
+    plan, wall_s = _timed(lambda: solve(problem, options))
+    gain = 1 - plan.predicted.iteration_s / short.predicted.iteration_s
+    note = f"{gain:.1%} better than {short.predicted.iteration_s:.1f} s in {case.time_limit_s / 5:g} s; {_gap(plan)}"
+    return replace(_of_plan(plan, wall_s), met=gain > 0, note=note)
+
+
+def _large_problem(case: Case) -> Problem:
+    return synthetic_problem(LARGE_QUICK if case.quick else LARGE, seed=0)
 
 
 def full_against_skip(case: Case) -> Measured:
@@ -221,7 +235,7 @@ ROWS: Mapping[str, Row] = {
         _solve_row("regions-18", "regions-18-nodes", 300, Bar(gap_at_most=0.08)),
         _solve_row("regions-64", "regions-64-nodes", 60, Bar(at_most_s=81)),
         Row("1,000 nodes 120 s", 120, _LARGE_BAR, large),
-        Row("1,000 nodes 600 s", 600, _LARGE_BAR, large),
+        Row("1,000 nodes 600 s", 600, "better than in 120 s", large_longer),
         Row("full pipeline against 33% skip 60 s", 60, "≥ 2.2 times", full_against_skip),
         Row("network-blind reference-20 60 s", 60, "", network_blind),
         Row("paper method reference-20 published placement 60 s", 60, "", partial(paper_method, name=_TWENTY)),

@@ -18,7 +18,7 @@ from skippipe_scheduler.search import LARGE_TASKS, Search
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
 from skippipe_scheduler.state import State
 
-_MOST_STARTS = 24
+_MOST_STARTS = 96
 """For each layout."""
 _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""

@@ -45,7 +45,10 @@ def enable(stage: Stage, mode: Mode) -> None:
     options: dict[str, object] = {"use_reentrant": False}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, list(KEPT))
+    # transformers renamed the method; the old name warns where the new one is there.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    switch_on = next(getattr(stage.body, name) for name in names if hasattr(stage.body, name))
     try:
-        stage.body.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        switch_on(options)
     except ValueError as reason:
         raise ConfigError(f"training.activation_checkpointing: {mode}: {reason}; use none") from None

@@ -27,7 +27,7 @@ class ModelCost:
     activation_bytes: int
     """Hidden state of one microbatch, (B, T, D), in the run's dtype."""
     layer_resident_bytes: int
-    """What one layer keeps between forward and backward, an estimate (`_layer_saved_bytes`, `_layer_selected_bytes`)."""
+    """What one layer keeps between forward and backward, an estimate (`_layer_saved_bytes`, selective or full)."""
     working_bytes: int
     """What a backward holds besides, once: all that a layer saves while it is computed again."""
     backward_to_forward: float
@@ -41,7 +41,8 @@ def model_cost(
 ) -> ModelCost:
     """Return the cost of the model; built on the meta device, so no weights take memory.
 
-    `mode` is the activation checkpointing. In a mixture of experts only the active share of each layer's experts counts as computed.
+    `mode` is the activation checkpointing. In a mixture of experts only the active share of each layer's experts counts
+    as computed.
     """
     skeleton = build_skeleton(config, dtype)
     layer_parameters = ends_parameters = expert_parameters = 0
@@ -102,7 +103,7 @@ def _layer_selected_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dt
     FFN-sized ones for each active expert; without sdpa also the scores of each head and pair of tokens.
     """
     ffn_size = 2 * _ffn_width(config) * (getattr(config, "num_experts_per_tok", None) or 1)
-    return tokens * dtype.itemsize * (4 * _attention_width(config) + 3 * config.hidden_size + ffn_size)
+    return int(tokens * dtype.itemsize * (4 * _attention_width(config) + 3 * config.hidden_size + ffn_size))
 
 
 def _attention_width(config: PretrainedConfig) -> int:

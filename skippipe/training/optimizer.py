@@ -6,7 +6,7 @@ another split of the model, another number of replicas or another back-end.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class AdamW:
         """Continue after `step` steps; see `OptimizerBackend`. A missing master copy is made from the parameter."""
         for name in self.names:
             parameter = self._parameters[name]
-            shapes = {key: parameter.shape for key in MOMENTS} | {STEP: torch.Size()}
+            shapes = dict.fromkeys(MOMENTS, parameter.shape) | {STEP: torch.Size()}
             found = {key: _find(state, f"{name}.{key}", shape) for key, shape in shapes.items()} if step else {}
             if f"{name}.{MASTER}" in state:
                 found[MASTER] = _find(state, f"{name}.{MASTER}", parameter.shape)
@@ -137,7 +137,7 @@ class AdamW:
 
 
 def _optimizers(
-    groups: list[dict[str, object]], settings: dict[str, object], replicas: ProcessGroup | None
+    groups: list[dict[str, Any]], settings: dict[str, Any], replicas: ProcessGroup | None
 ) -> tuple[torch.optim.Optimizer, MasterAdamW]:
     """Return the optimizer of all parameters, and the one of those that are updated here (the same without shards)."""
     if replicas is None:
@@ -146,7 +146,7 @@ def _optimizers(
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     sharded = ZeroRedundancyOptimizer(groups, MasterAdamW, process_group=replicas, **settings)
-    return sharded, sharded.optim  # type: ignore[return-value]
+    return sharded, sharded.optim
 
 
 def _find(state: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimizer state sharded over the replicas of a stage: the same training, a part of the state on each, any way back."""
+"""Optimizer state sharded over the replicas of a stage: the same training, a part of the state on each, and back."""
 
 from pathlib import Path
 
@@ -76,9 +76,7 @@ def test_one_process_continues_a_sharded_run(folder: Path) -> None:
 
 def test_ranks_continue_the_run_of_one_process_with_shards(folder: Path) -> None:
     resume = {"interval": HALF, "resume": str(checkpoint_path(folder / "alone", HALF))}
-    chosen = make_experiment(
-        folder, "scattered", training={"max_steps": STEPS}, checkpoint=resume, optimizer=SHARDED
-    )
+    chosen = make_experiment(folder, "scattered", training={"max_steps": STEPS}, checkpoint=resume, optimizer=SHARDED)
     train_on_ranks(folder, chosen)
     assert continued(folder, chosen) == pytest.approx(losses(folder / "alone")[HALF:], abs=1e-5)
 
