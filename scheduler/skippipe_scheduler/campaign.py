@@ -18,21 +18,24 @@ from skippipe_scheduler.search import LARGE_TASKS, Search
 from skippipe_scheduler.slots import Layout, Placement, SlotCosts, SlotRoute
 from skippipe_scheduler.state import State
 
-_MOST_STARTS = 96
-"""For each layout."""
+_MOST_STARTS_OF_GIVEN, _MOST_STARTS = 12, 24
+"""Where the placement is given, and for each layout where it is free."""
 _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
 _RANDOM_START_TASKS = 10_000
 """With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
-_RACE_PART = 0.65
+_RACE_PART, _RACE_PART_OF_GIVEN = 0.65, 0.4
 _CYCLE_PART = 0.4
-_JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.3
-"""Of what is left of the budget; more where the placement is given, because routes and order are then all there is."""
+_JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.5
+"""Of what is left of the budget; more for the joint model where the placement is given, because routes and order are
+then all there is.
+"""
 _BOUNDS_PART = 0.05
 _JOINT_AT_MOST_S = 40.0
-_STEPS_PER_TASK, _STEPS_FROM_TASKS = 600, 480
-"""Steps of a full annealing for each task; with fewer tasks than the second number proportionally fewer, so that small
-problems begin at more placements."""
+_STEPS_PER_TASK, _STEPS_PER_TASK_OF_GIVEN = 600, 300
+"""Steps of a full annealing for each task."""
+_STEPS_FROM_TASKS = 480
+"""With a free placement and fewer tasks they are proportionally fewer: small problems begin at more placements."""
 _LIGHT_PART = 0.1
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
@@ -147,9 +150,9 @@ class Campaign:
 
     def _affordable_starts(self, layout: Layout) -> int:
         """Return how many full annealings fit into the race."""
-        return min(
-            _MOST_STARTS * len(self.layouts), int(_RACE_PART * self._steps_left(layout) / _full_annealing(layout))
-        )
+        most = _MOST_STARTS if layout.given_placement() is None else _MOST_STARTS_OF_GIVEN
+        affordable = int(_race_part(layout) * self._steps_left(layout) / _full_annealing(layout))
+        return min(most * len(self.layouts), affordable)
 
     def _steps_left(self, layout: Layout) -> float:
         """Return about how many steps all workers can still make."""
@@ -199,7 +202,7 @@ class Campaign:
     def _race(self, pool: ThreadPoolExecutor) -> None:
         """Anneal from every start and keep the best two."""
         if len(self.searches) > 2 and not self._finished():
-            self._anneal(pool, self.searches, _RACE_PART, 1.0)
+            self._anneal(pool, self.searches, _race_part(self.searches[0].layout), 1.0)
             self.searches.sort(key=lambda search: search.state().rank)
             self.searches = self.searches[:2]
             for search in self.searches:
@@ -258,5 +261,11 @@ def _base(
     return placement, priced_routes(SlotCosts(layout, placement), seed + index)
 
 
+def _race_part(layout: Layout) -> float:
+    return _RACE_PART if layout.given_placement() is None else _RACE_PART_OF_GIVEN
+
+
 def _full_annealing(layout: Layout) -> int:
+    if layout.given_placement() is not None:
+        return _STEPS_PER_TASK_OF_GIVEN * layout.num_tasks
     return int(_STEPS_PER_TASK * layout.num_tasks * min(1.0, layout.num_tasks / _STEPS_FROM_TASKS))
