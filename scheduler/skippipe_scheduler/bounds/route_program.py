@@ -68,9 +68,10 @@ def route_program_s(
     """Return the bound of the route program, at least `known_s` (proven otherwise), found before `deadline_s` (of
     `time.perf_counter`).
 
-    `least_beside_s` returns the least time of an iteration with each candidate as an origin beside others: with a free
-    placement, only those can be origins for which it is at most T. Branches are taken in order of their bounds. Of
-    nodes that are alike, the first are the origins.
+    `least_beside_s` returns the least time of an iteration with each candidate as an origin beside those given: with a
+    free placement, only those can be origins for which it is at most T. Branches are taken in order of their bounds,
+    and decide candidates until all origins are required. Nodes that are alike can be exchanged in any plan, so of
+    those undecided in a branch only the first is tried as an origin: without it none of them is.
     """
     if network.steps > MOST_STEPS or not np.isfinite(known_s):
         return known_s
