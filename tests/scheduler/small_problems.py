@@ -82,3 +82,17 @@ def share_links(problem: Problem, contention: str) -> Problem:
         "gbit_per_s": {a: {b: activation_bytes * 8e-9 / (0.9 * s) for b, s in row.items()} for a, row in rows.items()},
     }
     return problem.model_copy(update={"costs": problem.costs.model_copy(update=update)})
+
+
+def alike(problem: Problem) -> Problem:
+    """Return the problem with equal nodes in two places, a slow link apart: those of a place can be exchanged."""
+    place = {name: int(problem.costs.forward_s[name] > 1.0) for name in problem.nodes}
+    update = {
+        "forward_s": {name: 0.6 + 0.3 * place[name] for name in problem.nodes},
+        "backward_s": {name: 1.3 - 0.2 * place[name] for name in problem.nodes},
+        "transfer_s": {
+            a: {b: 0.2 if place[a] == place[b] else 1.0 + 0.7 * place[a] for b in row}
+            for a, row in problem.costs.transfer_s.items()
+        },
+    }
+    return problem.model_copy(update={"costs": problem.costs.model_copy(update=update)})

@@ -138,6 +138,13 @@ def test_origins_of_a_free_placement_are_chosen_one_by_one():
     assert bounds["route program"] <= plan.predicted.iteration_s
 
 
+def test_origins_are_on_no_route_of_each_other():
+    """Windows of memory and work alone prove 15.9 s here: there the origins' microbatches pass through each other."""
+    problem = make_problem(24, [2, 2, 2], 3, 8, memory=3, fixed=False)
+    plan = solve(problem, SolveOptions(max_evaluations=3000))
+    assert 17.5 < lower_bounds(problem, 20.0)["route program"] <= plan.predicted.iteration_s
+
+
 def test_work_of_a_stage_is_shared_by_its_replicas():
     one = lower_bounds(make_problem(0, [1, 1], 2, 12, memory=9))["node work"]
     many = lower_bounds(make_problem(0, [3, 3], 2, 12, memory=9))["node work"]

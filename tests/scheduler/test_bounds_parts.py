@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_problems import make_problem, problems
+from small_problems import alike, make_problem, problems
 
 from skippipe_scheduler.bounds.automaton import any_sequence, legal_sequences
 from skippipe_scheduler.bounds.listed_routes import ListedRoutes, number_of_walks
@@ -76,6 +76,32 @@ def test_shortest_trips_are_those_of_the_shortest_routes(problem):
     assert trips.trip_s == pytest.approx(best)
     own_s = network.work_s[0][network.origins] + network.loss_s[network.origins]
     assert (trips.out_s + trips.home_s <= trips.trip_s - own_s + 1e-9).all()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.sets(st.integers(0, 4), max_size=2))
+def test_trips_avoid_other_origins(seed, chosen):
+    network = Network(make_problem(seed, [1, 2, 1, 1], 3, 2, fixed=False))
+    avoided = np.isin(np.arange(5), list(chosen))
+    best, apart = np.full(5, np.inf), np.full(5, np.inf)
+    for origin, classes, nodes in routes_of(network):
+        if not chosen.intersection(nodes[1:]):
+            trip_s = residences_s(network, origin, classes, nodes)[0]
+            best[origin] = min(best[origin], trip_s)
+            if len(set(nodes)) == len(nodes):
+                apart[origin] = min(apart[origin], trip_s)
+    assert shortest_trips(network, avoided).trip_s == pytest.approx(best)
+    assert ListedRoutes(network).trip_s(avoided) == pytest.approx(apart)
+
+
+def test_nodes_that_are_alike_can_be_exchanged():
+    problem = alike(make_problem(3, [2, 2, 2], 3, 4, fixed=False))
+    first = Network(problem).alike
+    slow = [problem.costs.forward_s[name] for name in problem.nodes]
+    assert [slow.index(seconds) for seconds in slow] == list(first)
+    memory = problem.costs.memory | {problem.nodes[5]: 9}
+    changed = problem.model_copy(update={"costs": problem.costs.model_copy(update={"memory": memory})})
+    assert list(Network(changed).alike) == [*first[:5], 5]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -5,11 +5,12 @@ from brute_force import optimum_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
-from small_problems import make_problem, share_links
+from small_problems import alike, make_problem, share_links
 from test_bounds import problem_of_plan
 from test_solve import best_by_enumeration_s
 
 from skippipe_scheduler.bounds import lower_bounds
+from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.problem import Problem
 from skippipe_scheduler.solve import SolveOptions, solve
 
@@ -52,6 +53,18 @@ def test_no_bound_is_above_the_optimum(problem: Problem) -> None:
     assert predicted.lower_bound_s <= least_s * (1 + 1e-9) <= predicted.iteration_s * (1 + 2e-9)
     if predicted.lower_bound_s == predicted.iteration_s:  # a gap of 0 is a proof
         assert predicted.iteration_s == pytest.approx(least_s, rel=1e-9)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.sampled_from([(1, 1), (2, 1), (2, 2), (2, 1, 1)]), st.integers(1, 4), st.integers(1, 2))
+def test_no_bound_of_nodes_that_are_alike_is_above_the_optimum(
+    seed: int, sizes: tuple[int, ...], microbatches: int, memory: int
+) -> None:
+    problem = alike(make_problem(seed, sizes, len(sizes), microbatches, memory=memory, fixed=False))
+    assert len(set(Network(problem).alike)) <= 2
+    least_s = optimum_s(problem)
+    for name, bound_s in lower_bounds(problem).items():
+        assert bound_s <= least_s * (1 + 1e-9), name
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -4,8 +4,7 @@ placements. Links that are shared only delay, so the bounds hold with them too.
 
 import math
 import time
-
-import numpy as np
+from functools import partial
 
 from skippipe_scheduler.bounds.explain import explain_bound
 from skippipe_scheduler.bounds.network import Network
@@ -39,6 +38,7 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
 
 def _searched(network: Network, trips: Trips, idle: Idle, known_s: float, budget_s: float) -> dict[str, float]:
     """Return the bounds that take time: the origins' schedules get half of the budget, the route program the rest."""
+    from skippipe_scheduler.bounds.listed_routes import listed_routes
     from skippipe_scheduler.bounds.origin_schedule import Schedules
     from skippipe_scheduler.bounds.route_program import route_program_s
 
@@ -47,11 +47,11 @@ def _searched(network: Network, trips: Trips, idle: Idle, known_s: float, budget
     for origin, count in _by_need(network, trips):
         schedules.least_s(origin, count)
     bounds = {"origin schedule": over_origins_s(network, schedules.least_s)}
-    least_s = np.zeros(len(network.origins))
-    if not network.fixed and network.least_count:
-        least_s = np.array([schedules.least_s(origin, network.least_count) for origin in range(len(least_s))])
+    schedules.deadline_s = start_s + budget_s
     known_s = max(known_s, bounds["origin schedule"])
-    bounds["route program"] = route_program_s(network, idle, known_s, least_s, start_s + budget_s)
+    listed = listed_routes(network)
+    least_beside_s = partial(schedules.least_beside_s, listed=listed)
+    bounds["route program"] = route_program_s(network, idle, known_s, least_beside_s, listed, start_s + budget_s)
     return bounds
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from skippipe_scheduler.bounds.network import Indices, Matrix, Network, Vector
+from skippipe_scheduler.bounds.network import Indices, Mask, Matrix, Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoute, Prices
 
-MOST_ROUTES = 150_000
+MOST_ROUTES = 200_000
 
 
 def number_of_walks(network: Network) -> float:
@@ -22,6 +22,11 @@ def number_of_walks(network: Network) -> float:
     return ways[0]
 
 
+def listed_routes(network: Network) -> "ListedRoutes | None":
+    """Return all legal routes, or None where they are many."""
+    return ListedRoutes(network) if number_of_walks(network) <= MOST_ROUTES else None
+
+
 class ListedRoutes:
     """Every legal route of a network with at most `MOST_ROUTES` walks, by sequence of classes."""
 
@@ -30,6 +35,14 @@ class ListedRoutes:
         place_of = np.full(len(network.problem.nodes), -1)
         place_of[network.origins] = np.arange(len(network.origins))
         self.groups = [_Group(network, classes, place_of) for classes in _accepted(network)]
+
+    def trip_s(self, avoided: Mask) -> Vector:
+        """Return for each origin the least round trip on routes that no node in `avoided` is on but as the origin."""
+        best = np.full(len(self.network.origins), np.inf)
+        for group in self.groups:
+            clear = ~avoided[group.nodes[:, 1:]].any(axis=1)
+            np.minimum.at(best, group.origin[clear], group.residence_s[clear, 0])
+        return best
 
     def price(self, prices: Prices) -> "PricedList":
         """Return the routes with their costs."""

@@ -16,6 +16,7 @@ from skippipe_scheduler.slots import Layout
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 
 
 class Network:
@@ -75,6 +76,25 @@ class Network:
             for successor in successors
         )
         return float(pairs * len(self.origins))
+
+    @cached_property
+    def alike(self) -> Indices:
+        """The first node that each is like: exchanging the two changes no cost."""
+        costs = self.problem.costs
+        tables = (costs.forward_s, costs.backward_s, costs.loss_s, costs.memory)
+        own = [[table[name] for table in tables] for name in self.problem.nodes]
+        first = np.arange(len(own))
+        for node in range(len(own)):
+            for other in range(node):
+                if own[node] == own[other] and self._same_links(node, other):
+                    first[node] = other
+                    break
+        return first
+
+    def _same_links(self, node: int, other: int) -> bool:
+        exchanged = np.arange(len(self.one_way_s))
+        exchanged[[node, other]] = other, node
+        return bool((self.one_way_s[np.ix_(exchanged, exchanged)] == self.one_way_s).all())
 
     def _nodes_of_classes(self) -> list[Indices]:
         every = np.arange(len(self.problem.nodes))

@@ -2,14 +2,16 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 from ortools.sat.python import cp_model
 
-from skippipe_scheduler.bounds.network import Network
+from skippipe_scheduler.bounds.listed_routes import ListedRoutes
+from skippipe_scheduler.bounds.network import Mask, Network, Vector
 from skippipe_scheduler.bounds.origins import waves_s
-from skippipe_scheduler.bounds.walks import Trips
+from skippipe_scheduler.bounds.walks import Trips, shortest_trips
 
 _FEW_DIGITS, _DIGITS = 4, 7
 """Digits of a time in whole units: few are quick; with more, times given in a few decimals are exact."""
@@ -35,7 +37,9 @@ class Origin:
 
 
 class Schedules:
-    """Least times of origins by their number of microbatches, each schedule solved once."""
+    """Least times of origins by their number of microbatches, each schedule solved once; those that are not begun at
+    the deadline (of `time.perf_counter`) stay waves.
+    """
 
     def __init__(self, network: Network, trips: Trips, deadline_s: float) -> None:
         self.network, self.trips, self.deadline_s = network, trips, deadline_s
@@ -43,21 +47,30 @@ class Schedules:
         self._least_s: dict[tuple[int, int], float] = {}
 
     def least_s(self, origin: int, count: int) -> float:
-        """Return the least time of an iteration in which the origin has `count` microbatches: of its schedule, or after
-        the deadline (of `time.perf_counter`) of its waves; never less than found for one microbatch fewer.
+        """Return the least time of an iteration in which the origin has `count` microbatches, never less than found for
+        one microbatch fewer.
         """
         if (origin, count) not in self._least_s:
             fewer_s = self._least_s.get((origin, count - 1), 0.0)
-            self._least_s[origin, count] = max(fewer_s, self._solve(origin, count))
+            self._least_s[origin, count] = max(fewer_s, self._solve(self.trips, origin, count))
         return self._least_s[origin, count]
 
-    def _solve(self, origin: int, count: int) -> float:
-        known_s = waves_s(self.network, self.trips, origin, count)
+    def least_beside_s(self, chosen: Mask, listed: ListedRoutes | None) -> Vector:
+        """Return the least time of an iteration with each candidate as an origin beside those `chosen`: an origin is
+        on no other's route.
+        """
+        trips, count = shortest_trips(self.network, chosen), self.network.least_count
+        if listed:
+            trips = replace(trips, trip_s=listed.trip_s(chosen))
+        return np.array([self._solve(trips, origin, count) for origin in range(len(self.network.origins))])
+
+    def _solve(self, trips: Trips, origin: int, count: int) -> float:
+        known_s = waves_s(self.network, trips, origin, count)
         left_s = self.deadline_s - time.perf_counter()
         if count < 2 or left_s <= 0 or not math.isfinite(known_s):
             return known_s
         reduce_s = self.network.reduce_s[0]
-        problem = _origin(self.network, self.trips, origin, count)
+        problem = _origin(self.network, trips, origin, count)
         if problem not in self._solved:
             self._solved[problem] = origin_schedule_s(problem, known_s - reduce_s, left_s)
         return self._solved[problem] + reduce_s

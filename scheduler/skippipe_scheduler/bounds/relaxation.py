@@ -19,14 +19,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from skippipe_scheduler.bounds.network import Matrix, Network, Vector
+from skippipe_scheduler.bounds.network import Mask, Matrix, Network, Vector
 from skippipe_scheduler.bounds.pricing import Prices
 from skippipe_scheduler.bounds.walks import Idle
 from skippipe_scheduler.bounds.work import window_s
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -99,6 +96,8 @@ def value(network: Network, capacity: Capacity, multipliers: Multipliers, choice
         if network.problem.free_origins:
             return total + network.num_microbatches * least
         return total + float(np.array(network.counts) @ cheapest)
+    if math.isinf(least):
+        return math.inf
     as_origin = network.least_count * (cheapest - least) - room[0] + room[1]
     open_to = np.sort(as_origin[~choice.required & ~choice.barred])
     more = network.problem.sizes[0] - int(choice.required.sum())

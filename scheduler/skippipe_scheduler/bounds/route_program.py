@@ -6,17 +6,17 @@ import heapq
 import itertools
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from skippipe_scheduler.bounds.known_routes import KnownRoutes
-from skippipe_scheduler.bounds.listed_routes import MOST_ROUTES, ListedRoutes, number_of_walks
-from skippipe_scheduler.bounds.network import Network, Vector
+from skippipe_scheduler.bounds.listed_routes import ListedRoutes
+from skippipe_scheduler.bounds.network import Mask, Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoutes, Pricing
 from skippipe_scheduler.bounds.relaxation import (
     Choice,
-    Mask,
     Multipliers,
     capacity_within,
     equal_prices,
@@ -41,40 +41,60 @@ class _Branch:
     number: int
     required: Mask = field(compare=False)
     barred: Mask = field(compare=False)
+    least_s: Vector = field(compare=False)
+    """Of an iteration with each candidate as an origin beside those required."""
     multipliers: Multipliers = field(compare=False)
     shares: Vector = field(compare=False)
     """How far each candidate is an origin in the last program solved here."""
 
     @property
     def undecided(self) -> int | None:
-        """The candidate to branch on: its share is nearest one half; None where all are whole."""
-        doubt = np.minimum(self.shares, 1.0 - self.shares)
-        return int(doubt.argmax()) if doubt.max(initial=0.0) > 1e-4 else None
+        """The candidate to branch on: its share is nearest one half; None where all origins are required."""
+        shares = np.where(self.required | self.barred, 0.0, self.shares)
+        doubt = np.minimum(shares, 1.0 - shares)
+        if doubt.max(initial=0.0) > 1e-4:
+            return int(doubt.argmax())
+        return int(shares.argmax()) if shares.max(initial=0.0) > 0.5 else None
 
 
-def route_program_s(network: Network, idle: Idle, known_s: float, least_s: Vector, deadline_s: float) -> float:
+def route_program_s(
+    network: Network,
+    idle: Idle,
+    known_s: float,
+    least_beside_s: Callable[[Mask], Vector],
+    listed: ListedRoutes | None,
+    deadline_s: float,
+) -> float:
     """Return the bound of the route program, at least `known_s` (proven otherwise), found before `deadline_s` (of
     `time.perf_counter`).
 
-    `least_s` is the least time of an iteration with each candidate as an origin: with a free placement, only those
-    can be origins for which it is at most T. Branches are taken in order of their bounds.
+    `least_beside_s` returns the least time of an iteration with each candidate as an origin beside those given: with a
+    free placement, only those can be origins for which it is at most T. Branches are taken in order of their bounds,
+    and decide candidates until all origins are required. Nodes that are alike can be exchanged in any plan, so of
+    those undecided in a branch only the first is tried as an origin: without it none of them is.
     """
     if network.steps > MOST_STEPS or not np.isfinite(known_s):
         return known_s
-    rounds = _Rounds(network, idle, known_s, least_s, deadline_s)
+    rounds = _Rounds(network, idle, known_s, listed, deadline_s)
     nobody = np.zeros(len(network.origins), dtype=bool)
-    root = _Branch(known_s, 0, nobody, nobody, equal_prices(network), np.zeros(len(nobody)))
+    least_s = np.zeros(len(nobody)) if network.fixed else least_beside_s(nobody)
+    root = _Branch(known_s, 0, nobody, nobody, least_s, equal_prices(network), np.zeros(len(nobody)))
     queue, closed_s = [rounds.solve(root)], math.inf
     numbers = itertools.count(1)
     while queue and queue[0].bound_s < closed_s and time.perf_counter() < deadline_s:
         branch = heapq.heappop(queue)
-        candidate = branch.undecided
+        candidate = None if network.fixed else branch.undecided
         if candidate is None:
             closed_s = min(closed_s, branch.bound_s)
             continue
-        chosen = np.arange(len(nobody)) == candidate
-        for required, barred in ((branch.required | chosen, branch.barred), (branch.required, branch.barred | chosen)):
-            part = _Branch(branch.bound_s, next(numbers), required, barred, branch.multipliers, branch.shares)
+        alike = (network.alike == network.alike[candidate]) & ~branch.required & ~branch.barred
+        required = branch.required.copy()
+        required[alike.argmax()] = True
+        least_s = least_beside_s(required)
+        bound_s = max(branch.bound_s, float(least_s[required].max()))
+        with_it = replace(branch, bound_s=bound_s, number=next(numbers), required=required, least_s=least_s)
+        without = replace(branch, number=next(numbers), barred=branch.barred | alike)
+        for part in (with_it, without):
             heapq.heappush(queue, rounds.solve(part))
     return min([closed_s, *(branch.bound_s for branch in queue)])
 
@@ -82,10 +102,11 @@ def route_program_s(network: Network, idle: Idle, known_s: float, least_s: Vecto
 class _Rounds:
     """Column generation; the routes found for one branch serve the others."""
 
-    def __init__(self, network: Network, idle: Idle, known_s: float, least_s: Vector, deadline_s: float) -> None:
-        self.network, self.idle, self.least_s, self.deadline_s = network, idle, least_s, deadline_s
+    def __init__(
+        self, network: Network, idle: Idle, known_s: float, listed: ListedRoutes | None, deadline_s: float
+    ) -> None:
+        self.network, self.idle, self.listed, self.deadline_s = network, idle, listed, deadline_s
         self.program = KnownRoutes(network, known_s)
-        self.listed = ListedRoutes(network) if number_of_walks(network) <= MOST_ROUTES else None
 
     def _price(self, multipliers: Multipliers) -> PricedRoutes:
         each = prices(self.network, multipliers)
@@ -94,6 +115,8 @@ class _Rounds:
     def solve(self, branch: _Branch) -> _Branch:
         """Return the branch with a better bound, multipliers that prove it, and the shares of its origins."""
         bound_s, multipliers, shares = branch.bound_s, branch.multipliers, branch.shares
+        if math.isinf(bound_s):
+            return branch
         for _ in range(MOST_ROUNDS):
             pricing = self._price(multipliers)
             gain_s = max(0.0, self._gain_s(branch, bound_s, multipliers, pricing))
@@ -111,14 +134,14 @@ class _Rounds:
             more_s, multipliers, shares = solved
             if more_s < _GAIN * bound_s or not (new or gain_s):
                 break
-        return _Branch(bound_s, branch.number, branch.required, branch.barred, multipliers, shares)
+        return replace(branch, bound_s=bound_s, multipliers=multipliers, shares=shares)
 
     def _choice(self, branch: _Branch, bound_s: float) -> Choice:
-        return Choice(branch.required, branch.barred | (self.least_s > bound_s))
+        return Choice(branch.required, branch.barred | (branch.least_s > bound_s))
 
     def _next_s(self, branch: _Branch, bound_s: float) -> float:
         """Return the time from which on one candidate more can be an origin."""
-        later = self.least_s[~branch.barred & (self.least_s > bound_s)]
+        later = branch.least_s[~branch.barred & (branch.least_s > bound_s)]
         return float(later.min(initial=math.inf))
 
     def _gain_s(self, branch: _Branch, bound_s: float, multipliers: Multipliers, pricing: PricedRoutes) -> float:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skippipe_scheduler.bounds.network import Matrix, Network, Vector
+from skippipe_scheduler.bounds.network import Mask, Matrix, Network, Vector
 
 MOST_STEPS = 1e8
 
 
-def closed_walks_s(network: Network, hop_s: Matrix, visit_s: list[Vector]) -> Vector:
-    """Return for each origin the least sum of hops and visits over all legal closed walks (the origin's visit is 0).
+def closed_walks_s(network: Network, hop_s: Matrix, visit_s: list[Vector], avoided: Mask) -> Vector:
+    """Return for each origin the least sum of hops and visits over all legal closed walks (the origin's visit is 0)
+    that no node in `avoided` is on but as the origin.
 
     Where an origin has none, or the network has more than `MOST_STEPS`, a bound from the shortest hops alone.
     """
@@ -32,7 +33,7 @@ def closed_walks_s(network: Network, hop_s: Matrix, visit_s: list[Vector]) -> Ve
             there = network.nodes_of[stage]
             hops_s = apart[np.ix_(here, there)]
             reached = np.array([(row[:, None] + hops_s).min(axis=0) for row in length]) + visit_s[stage][there]
-            reached[origins[:, None] == there] = np.inf
+            reached[(origins[:, None] == there) | avoided[there]] = np.inf
             known = lengths[successor]
             lengths[successor] = reached if known is None else np.minimum(known, reached)
         lengths[state] = None
@@ -65,13 +66,17 @@ class Trips:
     home_s: Vector
 
 
-def shortest_trips(network: Network) -> Trips:
-    """Return the least times of each origin's microbatches. A hop counts both ways at once: it is symmetric."""
+def shortest_trips(network: Network, avoided: Mask | None = None) -> Trips:
+    """Return the least times of each origin's microbatches on routes that no node in `avoided` is on but as their
+    origin. A hop counts both ways at once: it is symmetric.
+    """
+    if avoided is None:
+        avoided = np.zeros(len(network.problem.nodes), dtype=bool)
     own_s = network.work_s[0][network.origins] + network.loss_s[network.origins]
     return Trips(
-        own_s + closed_walks_s(network, network.both_ways_s, network.work_s),
-        closed_walks_s(network, network.one_way_s, network.forward_s),
-        closed_walks_s(network, network.one_way_s.T, network.backward_s),
+        own_s + closed_walks_s(network, network.both_ways_s, network.work_s, avoided),
+        closed_walks_s(network, network.one_way_s, network.forward_s, avoided),
+        closed_walks_s(network, network.one_way_s.T, network.backward_s, avoided),
     )
 
 
