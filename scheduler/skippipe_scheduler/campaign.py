@@ -8,7 +8,7 @@ from threading import Lock
 
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.joint import improve_jointly
+from skippipe_scheduler.joint import improve_jointly, modelled
 from skippipe_scheduler.kernel.jit import slowness
 from skippipe_scheduler.options import Progress, Robustness
 from skippipe_scheduler.paper_method.solve import best_run, route_sets
@@ -24,16 +24,18 @@ _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
 _RANDOM_START_TASKS = 10_000
 """With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
-_RACE_PART, _RACE_PART_OF_GIVEN = 0.65, 0.4
+_RACE_PART, _RACE_PART_OF_JOINT = 0.65, 0.4
 _CYCLE_PART = 0.4
 _JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.5
-"""Of what is left of the budget; more for the joint model where the placement is given, because routes and order are
-then all there is.
+"""Of what is left of the budget; where the placement is given, more for the joint model if there is one, because routes
+and order are then all there is.
 """
 _BOUNDS_PART = 0.05
+_PROVEN = 1e-6
+"""A plan within this share of the bound ends the search: bounds are rounded down by as much."""
 _JOINT_AT_MOST_S = 40.0
-_STEPS_PER_TASK, _STEPS_PER_TASK_OF_GIVEN = 600, 300
-"""Steps of a full annealing for each task."""
+_STEPS_PER_TASK, _STEPS_PER_TASK_OF_JOINT = 600, 300
+"""Steps of a full annealing for each task; fewer where the joint model follows."""
 _STEPS_FROM_TASKS = 480
 """With a free placement and fewer tasks they are proportionally fewer: small problems begin at more placements."""
 _LIGHT_PART = 0.1
@@ -243,7 +245,7 @@ class Campaign:
             heat = max(0.3, 0.7 * heat)
 
     def _finished(self) -> bool:
-        reached = self.best is not None and self.best.state.iteration_s <= self.bound_s * (1 + 1e-9) + 1e-9
+        reached = self.best is not None and self.best.state.iteration_s <= self.bound_s * (1 + _PROVEN) + 1e-9
         return reached or self.budget.exhausted
 
 
@@ -262,10 +264,16 @@ def _base(
 
 
 def _race_part(layout: Layout) -> float:
-    return _RACE_PART if layout.given_placement() is None else _RACE_PART_OF_GIVEN
+    return _RACE_PART_OF_JOINT if _joint_follows(layout) else _RACE_PART
 
 
 def _full_annealing(layout: Layout) -> int:
+    if _joint_follows(layout):
+        return _STEPS_PER_TASK_OF_JOINT * layout.num_tasks
     if layout.given_placement() is not None:
-        return _STEPS_PER_TASK_OF_GIVEN * layout.num_tasks
+        return _STEPS_PER_TASK * layout.num_tasks
     return int(_STEPS_PER_TASK * layout.num_tasks * min(1.0, layout.num_tasks / _STEPS_FROM_TASKS))
+
+
+def _joint_follows(layout: Layout) -> bool:
+    return layout.given_placement() is not None and modelled(layout)

@@ -32,20 +32,25 @@ class JointResult:
     bound_s: float
 
 
+def modelled(layout: Layout) -> bool:
+    """Return whether the problem is small enough for the joint model, with one route length and even origins."""
+    if layout.problem.free_origins or layout.problem.rules.route_lengths is not None:
+        return False
+    origins = len(layout.slots_of[0])
+    return layout.lists_all_sequences and count_routes(layout) * len(layout.origins) <= MAX_CHOICES * origins
+
+
 def improve_jointly(
     layout: Layout, state: State, budget: Budget, seed: int, num_workers: int, *, part: float, at_most_s: float
 ) -> JointResult | None:
-    """Solve the joint model from the hint of `state`; None when the problem is too large for it."""
-    mixed = layout.problem.free_origins or layout.problem.rules.route_lengths is not None
-    if mixed or not layout.lists_all_sequences or count_routes(layout) > MAX_CHOICES:
+    """Solve the joint model from the hint of `state`; None where it is not `modelled`."""
+    if not modelled(layout):
         return None
     costs = SlotCosts(layout, state.placement)
     candidates = list_routes(costs, seed, MAX_CHOICES)
     by_origin = {
         origin: [route for route in candidates.routes if route[0] == origin] for origin in costs.layout.slots_of[0]
     }
-    if sum(len(by_origin[origin]) for origin in costs.layout.origins) > MAX_CHOICES:
-        return None
     model = _JointModel(costs, state, by_origin)
     solver = cp_model.CpSolver()
     least = _SMALL_UNITS if layout.num_tasks <= _SMALL_TASKS else _LARGE_UNITS
