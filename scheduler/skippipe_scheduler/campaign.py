@@ -26,14 +26,16 @@ _RANDOM_START_TASKS = 10_000
 """With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
 _RACE_PART, _RACE_PART_OF_JOINT = 0.65, 0.4
 _CYCLE_PART = 0.4
-_JOINT_PART, _JOINT_PART_OF_GIVEN = 0.15, 0.5
-"""Of what is left of the budget; where the placement is given, more for the joint model if there is one, because routes
-and order are then all there is.
+_JOINT_PART, _JOINT_PART_OF_GIVEN, _CROSSING_PART = 0.15, 0.5, 0.85
+"""Of what is left of the budget; where the placement is given, more for the joint model, because routes and order are
+then all there is, and most where it only combines known routes, after a longer race.
 """
 _BOUNDS_PART = 0.05
 _PROVEN = 1e-6
 """A plan within this share of the bound ends the search: bounds are rounded down by as much."""
 _JOINT_AT_MOST_S = 40.0
+_CROSSED = 6
+"""Plans whose routes the joint model may combine where there are too many for it."""
 _STEPS_PER_TASK, _STEPS_PER_TASK_OF_JOINT = 600, 300
 """Steps of a full annealing for each task; fewer where the joint model follows."""
 _STEPS_FROM_TASKS = 480
@@ -74,6 +76,8 @@ class Campaign:
     announced_s: float = float("inf")
     lock: Lock = field(default_factory=Lock)
     searches: list[Search] = field(default_factory=list)
+    known: Sequence[SlotRoute] = ()
+    """Routes of the best of the race, where the placement is given."""
 
     def run(self, warm: State | None = None) -> Incumbent:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
@@ -206,6 +210,9 @@ class Campaign:
         if len(self.searches) > 2 and not self._finished():
             self._anneal(pool, self.searches, _race_part(self.searches[0].layout), 1.0)
             self.searches.sort(key=lambda search: search.state().rank)
+            leaders = [one for one in self.searches[:_CROSSED] if one.layout is self.searches[0].layout]
+            if leaders[0].layout.given_placement() is not None:
+                self.known = [route for search in leaders for route in search.state().routes]
             self.searches = self.searches[:2]
             for search in self.searches:
                 search.restart()
@@ -215,9 +222,10 @@ class Campaign:
         if self.best is None or self._finished() or self.robustness:
             return
         layout, state = self.best.layout, self.best.state
-        part = _JOINT_PART if layout.given_placement() is None else _JOINT_PART_OF_GIVEN
+        part = _CROSSING_PART if self.known and not modelled(layout) else _JOINT_PART_OF_GIVEN
+        part = _JOINT_PART if layout.given_placement() is None else part
         limits = {"part": part, "at_most_s": _JOINT_AT_MOST_S}
-        result = improve_jointly(layout, state, self.budget, self.seed, self.num_workers, **limits)
+        result = improve_jointly(layout, state, self.known, self.budget, self.seed, self.num_workers, **limits)
         if result is None:
             return
         if layout.given_placement() is not None and len(self.layouts) == 1:

@@ -4,6 +4,7 @@ Times are whole units rounded down, so the model is a relaxation: its bound is v
 shared. An order read from it is timed again exactly before anyone believes it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
@@ -41,22 +42,35 @@ def modelled(layout: Layout) -> bool:
 
 
 def improve_jointly(
-    layout: Layout, state: State, budget: Budget, seed: int, num_workers: int, *, part: float, at_most_s: float
+    layout: Layout,
+    state: State,
+    known: Sequence[SlotRoute],
+    budget: Budget,
+    seed: int,
+    num_workers: int,
+    *,
+    part: float,
+    at_most_s: float,
 ) -> JointResult | None:
-    """Solve the joint model from the hint of `state`; None where it is not `modelled`."""
-    if not modelled(layout):
+    """Solve the joint model from the hint of `state`, over all routes where it is `modelled`, else over those `known`.
+
+    The bound is then 0, because it would hold for the known routes alone. None where these are none, too many, or
+    differ in length.
+    """
+    whole = modelled(layout)
+    if not whole and (not known or layout.problem.rules.route_lengths is not None):
         return None
     costs = SlotCosts(layout, state.placement)
-    candidates = list_routes(costs, seed, MAX_CHOICES)
-    by_origin = {
-        origin: [route for route in candidates.routes if route[0] == origin] for origin in costs.layout.slots_of[0]
-    }
+    routes = list_routes(costs, seed, MAX_CHOICES).routes if whole else tuple(dict.fromkeys((*state.routes, *known)))
+    by_origin = {origin: [route for route in routes if route[0] == origin] for origin in layout.slots_of[0]}
+    if sum(len(by_origin[route[0]]) for route in state.routes) > MAX_CHOICES:
+        return None
     model = _JointModel(costs, state, by_origin)
     solver = cp_model.CpSolver()
     least = _SMALL_UNITS if layout.num_tasks <= _SMALL_TASKS else _LARGE_UNITS
     budget.configure(solver, seed, num_workers, part, at_most_s, least)
     status = budget.run(solver, model.model)
-    bound_s = max(0.0, solver.best_objective_bound) * model.unit_s
+    bound_s = max(0.0, solver.best_objective_bound) * model.unit_s if whole else 0.0
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return JointResult(None, (), bound_s)
     routes, starts = model.read(solver)
