@@ -49,30 +49,31 @@ class Peer:
     def expect(self, tag: int, size_bytes: int = 8) -> Callable[[], Tensor]:
         """Post a receive; the returned function waits for the message."""
         buffer = torch.empty(size_bytes, dtype=torch.uint8)
-        start_s = time.perf_counter()
-        work = self._guarded(lambda: dist.irecv(buffer, self.rank, tag=tag))
-        self.call_s.append(time.perf_counter() - start_s)
+        work = self._start(lambda: dist.irecv(buffer, self.rank, tag=tag))
 
         def wait() -> Tensor:
-            self._guarded(work.wait)
+            guarded(self._action, (self.rank,), work.wait)
             return buffer
 
         return wait
 
     def send(self, message: Tensor, tag: int) -> None:
         """Send and wait until it has left."""
-        start_s = time.perf_counter()
-        work = self._guarded(lambda: dist.isend(message, self.rank, tag=tag))
-        self.call_s.append(time.perf_counter() - start_s)
-        self._guarded(work.wait)
+        guarded(self._action, (self.rank,), self._start(lambda: dist.isend(message, self.rank, tag=tag)).wait)
 
     def tell(self, number: int, tag: int) -> None:
         """Send a number."""
         self.send(torch.tensor([number]).view(torch.uint8), tag)
 
-    def _guarded(self, call: Callable[[], dist.Work]) -> dist.Work:
-        work: dist.Work = guarded(f"measured the link with rank {self.rank}", (self.rank,), call)
+    def _start(self, call: Callable[[], dist.Work | None]) -> dist.Work:
+        start_s = time.perf_counter()
+        work: dist.Work = guarded(self._action, (self.rank,), call)
+        self.call_s.append(time.perf_counter() - start_s)
         return work
+
+    @property
+    def _action(self) -> str:
+        return f"measured the link with rank {self.rank}"
 
 
 def measure_link(own_rank: int, peer: Peer, size_bytes: int | None, limit_s: float) -> MeasuredLink:

@@ -74,15 +74,14 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     reports = _compute(context, device, options, sharing(places, context.rank))
     links = _measure_links(context, places, options)
     calls_s = [link.call_s for link in links.values()]
+    copies_s = [float(report["copy_s"]) for report in reports]
     nodes = _nodes(names, _regions(places, links, options), reports)
     return Profile(
         nodes=nodes,
         links=_node_links(names, links),
-        task_overhead_s=_rounded(statistics.median(report["copy_s"] for report in reports) + statistics.median(calls_s))
-        if calls_s
-        else 0.0,
+        task_overhead_s=_rounded(statistics.median(copies_s) + statistics.median(calls_s)) if calls_s else 0.0,
         places=places,
-        devices=tuple(report["device"] for report in reports),
+        devices=tuple(str(report["device"]) for report in reports),
     )
 
 

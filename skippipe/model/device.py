@@ -93,7 +93,7 @@ def check_dtype(device: torch.device, dtype: torch.dtype, key: str) -> str | Non
 
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies matrices in bfloat16 by itself; true where torch cannot tell."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     features = ("avx512_bf16", "amx_bf16", "bf16")
     return not known or known.get("architecture") != "x86_64" or any(known.get(feature) for feature in features)
 
