@@ -14,6 +14,8 @@ from skippipe.config import Experiment
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.model.architecture import attention_in_use
+from skippipe.model.cost import ModelCost, model_cost
 from skippipe.monitor.console import start_table
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning import experiment_model
@@ -27,7 +29,9 @@ from skippipe.training.optimizer import AdamW
 from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
 from skippipe.training.signals import StopSignal
+from skippipe.training.startup import Hardware, check_start
 from skippipe.training.trace import TraceRecorder
+from skippipe.training.utilisation import Utilisation, iteration_flop
 from skippipe_scheduler.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -61,22 +65,26 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
     with StopSignal() as stop:
+        hardware = check_start(experiment, plan, context)
         cache = open_cache(experiment.data, experiment.seed)
         order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
         runner = make_runner(experiment, plan, experiment_model(experiment), context)
         with closing(runner):
             open_run_directory(experiment, plan, runner, context)
-            with closing(Trainer(experiment, runner, order, context.world_size)) as trainer:
+            with closing(Trainer(experiment, runner, order, context.world_size, hardware)) as trainer:
                 return trainer.run(stop)
 
 
 class Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int) -> None:
+    def __init__(
+        self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int, hardware: Hardware
+    ) -> None:
         self.experiment, self.runner, self.order = experiment, runner, order
         self.plan, self.run_dir = runner.plan, experiment.run_path
         self.world_size = world_size
+        self.hardware = hardware
         self.step = 0
         self.elapsed_s = 0.0
         self.grad_norm = 0.0
@@ -100,6 +108,7 @@ class Trainer:
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
+        self.utilisation = Utilisation(iteration_flop(self.plan, self._cost()), hardware.peak_tflop_per_s)
         total = round(runner.sum_over_ranks([num_parameters])[0])
         together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
 
@@ -176,7 +185,12 @@ class Trainer:
             "pipeline/predicted_s": self.plan.predicted.iteration_s,
             "pipeline/bubble_fraction": max(0.0, 1 - busy_s / (self.world_size * duration_s)),
             "tokens": self.step * self.tokens_per_step,
-        }
+        } | self.utilisation.metrics(duration_s)
+
+    def _cost(self) -> ModelCost:
+        training = self.experiment.training
+        dtype = getattr(torch, training.dtype)
+        return model_cost(self.config, training.micro_batch_size, training.sequence_length, dtype)
 
     def _validate(self) -> dict[str, float]:
         training = self.experiment.training
@@ -230,6 +244,8 @@ class Trainer:
         check_nothing_beyond(self.experiment, self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
         print(start_table(self.plan, num_parameters, self.world_size))
+        attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
+        print(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
         if self.step:
             print(f"continuing after step {self.step}")
         self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)

