@@ -20,6 +20,7 @@ from skippipe.cluster.links import MeasuredLink, representatives, rounds, take_p
 from skippipe.cluster.memory import memory_bytes
 from skippipe.cluster.place import Place, node_names, own_place, sharing
 from skippipe.cluster.regions import NEAR_S, regions
+from skippipe.cluster.rounding import rounded
 from skippipe.errors import PeerLostError
 from skippipe.model.device import device_name, peak_tflop_per_s
 from skippipe.runtime.context import DistributedContext
@@ -30,7 +31,6 @@ from skippipe_scheduler.cluster import Node, NodeLink
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
-DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     return Profile(
         nodes=nodes,
         links=_node_links(names, links),
-        task_overhead_s=_rounded(statistics.median(copies_s) + statistics.median(calls_s)) if calls_s else 0.0,
+        task_overhead_s=rounded(statistics.median(copies_s) + statistics.median(calls_s)) if calls_s else 0.0,
         places=places,
         devices=tuple(str(report["device"]) for report in reports),
     )
@@ -175,7 +175,7 @@ def _nodes(
     keys = ("compute_tflop_per_s", "forward_s", "backward_s", "loss_s", "memory_gib", "peak_tflop_per_s")
     return tuple(
         Node.model_validate(
-            {"name": name, "region": region} | {key: _rounded(float(report[key])) for key in keys if key in report}
+            {"name": name, "region": region} | {key: rounded(float(report[key])) for key in keys if key in report}
         )
         for name, region, report in zip(names, in_regions, reports, strict=True)
     )
@@ -187,13 +187,9 @@ def _node_links(names: Sequence[str], links: dict[tuple[int, int], MeasuredLink]
             {
                 "from": names[source],
                 "to": names[destination],
-                "latency_ms": _rounded(link.latency_s * 1e3),
-                "gbit_per_s": _rounded(link.gbit_per_s),
+                "latency_ms": rounded(link.latency_s * 1e3),
+                "gbit_per_s": rounded(link.gbit_per_s),
             }
         )
         for (source, destination), link in links.items()
     )
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{DIGITS}g}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from skippipe.cluster.measured import write_measured
 from skippipe.config import Experiment
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
@@ -131,6 +132,8 @@ class Trainer:
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
                 "make room or set run_dir, and start again to continue from the newest complete one"
             )
+        if loss is not None and self.world_size > 1:
+            self._write_measured()
         path = checkpoint_path(self.run_dir, self.step) if saved else None
         return TrainingSummary(
             self.first_step, self.step, self.step * self.tokens_per_step, loss, self.step < max_steps, path
@@ -173,7 +176,7 @@ class Trainer:
     def _metrics(
         self, loss: float, lr: float, busy_s: float, duration_s: float, result: IterationResult
     ) -> dict[str, float]:
-        self.trace.record(self.step, result.spans)
+        self.trace.record(self.step, result.spans, result.transfers)
         return {
             "step": self.step,
             "train/loss": loss,
@@ -213,6 +216,15 @@ class Trainer:
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
         return self.writer.save(self._metadata())
+
+    def _write_measured(self) -> None:
+        """Write what tasks and transfers took, on rank 0, once every rank has written its trace."""
+        self.runner.barrier()
+        if self.runner.rank == 0:
+            try:
+                write_measured(self.run_dir, self.plan, Path(self.experiment.cluster))
+            except SkipPipeError as reason:
+                logger.warning("measured.yaml is not written: %s", reason)
 
     def _metadata(self) -> Metadata:
         training = self.experiment.training

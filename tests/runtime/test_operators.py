@@ -21,6 +21,7 @@ def run_rank(rank: int, folder: Path, gradient_dtype: torch.dtype, alone: bool) 
     os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=20))
     groups = ProcessGroups(rank, *(dist.new_group() for _ in range(4)), (0, 1))
+    dist.barrier()  # both have connected all groups
     if alone and rank == 1:
         os._exit(0)
     result = "passed"
