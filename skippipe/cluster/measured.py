@@ -86,9 +86,15 @@ def write_measured(run_dir: Path, plan: Plan, cluster_path: Path) -> None:
 
 def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:
     """Return `cluster`, for which `plan` was made, with the times that `trace` shows."""
-    stretch = _link_stretch(plan, trace)
+    size_bytes = plan.costs.activation_bytes or 0
+    resolved = list(cluster.resolved_links())
+    given_s = {
+        (source, destination): link.latency_ms / 1e3 + 8e-9 * size_bytes / link.gbit_per_s
+        for source, destination, link in resolved
+    }
+    stretch = _link_stretch(plan, given_s, trace)
     links = []
-    for source, destination, link in cluster.resolved_links():
+    for source, destination, link in resolved:
         factor = stretch.get((source, destination), 1.0)
         values = {
             "from": source,
@@ -129,8 +135,8 @@ def _node(node: Node, plan: Plan, trace: Trace) -> Node:
     )
 
 
-def _link_stretch(plan: Plan, trace: Trace) -> dict[Pair, float]:
-    """Return by what factor messages took longer than planned, equal for both ways of a link.
+def _link_stretch(plan: Plan, given_s: Mapping[Pair, float], trace: Trace) -> dict[Pair, float]:
+    """Return by what factor messages took longer than `given_s`, equal for both ways of a link.
 
     A message's time is from the end of the task that made it to the end of the receiver's wait. These are on two
     clocks; in the sum of both ways their difference cancels. Others may have queued before a message, so the shortest
@@ -146,11 +152,10 @@ def _link_stretch(plan: Plan, trace: Trace) -> dict[Pair, float]:
             continue
         key = wait.step, (wait.source, wait.destination)
         shortest_s[key] = min(shortest_s.get(key, float("inf")), wait.end_s - sent_s)
-    planned_s = plan.costs.transfer_s
     factors: defaultdict[Pair, list[float]] = defaultdict(list)
     for (step, (source, destination)), there_s in shortest_s.items():
         back_s = shortest_s.get((step, (destination, source)))
-        both_s = planned_s[source][destination] + planned_s[destination][source]
+        both_s = given_s[source, destination] + given_s[destination, source]
         if back_s is not None and both_s > 0 and there_s + back_s > 0:
             factors[source, destination].append((there_s + back_s) / both_s)
     return {pair: statistics.median(values) for pair, values in factors.items()}

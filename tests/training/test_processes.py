@@ -67,8 +67,8 @@ def test_ranks_have_the_losses_of_one_process(folder: Path, whole: Path) -> None
 def test_measured_costs_explain_the_iteration(whole: Path) -> None:
     plan = recost(load_plan(whole / "plan.json"), load_cluster(whole / "measured.yaml"))
     iterations_s = [entry["perf/iteration_s"] for entry in read_metrics(whole / "metrics.jsonl")]
-    # Clipping, optimizer and the agreement of ranks come on top; a crowded machine makes some steps much longer.
-    assert 0.1 * min(iterations_s) < simulate(plan).iteration_s < 1.5 * max(iterations_s)
+    # Reduction, clipping and optimizer come on top; a crowded machine makes some steps much longer.
+    assert 0.1 * min(iterations_s) < simulate(plan).pipeline_s < 1.5 * max(iterations_s)
     assert "steps up to step 20" in (whole / "measured.yaml").read_text()
 
 
