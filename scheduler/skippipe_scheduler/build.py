@@ -49,7 +49,7 @@ def build_problem(
     max_swap_distance: int = 1,
     max_forward_jump: int = 4,
     uniform_coverage: bool = True,
-    task_overhead_s: float = 0.0,
+    task_overhead_s: float | None = None,
     reduction: Reduction = "ring",
 ) -> Problem:
     """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
@@ -58,6 +58,7 @@ def build_problem(
     gives some nodes their stage while the others are free.
     `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
     planner chooses how many microbatches each origin starts. `reduction` says how gradients are reduced.
+    `task_overhead_s` is the cluster's where it is not given.
     Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
     one microbatch of a stage that it may get.
     """
@@ -166,7 +167,7 @@ def _costs(
     sizes: Sequence[int],
     stages_of: Mapping[str, Sequence[int]],
     num_microbatches: int,
-    task_overhead_s: float,
+    task_overhead_s: float | None,
 ) -> Costs:
     members = cluster.members()
     forward_flop = workload.layer_forward_flop * workload.num_layers / len(layers)
@@ -183,7 +184,7 @@ def _costs(
             node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward) for node in members
         },
         loss_s={node.name: _task_s(node, node.loss_s, workload.loss_flop) for node in members},
-        task_overhead_s=task_overhead_s,
+        task_overhead_s=cluster.task_overhead_s if task_overhead_s is None else task_overhead_s,
         transfer_s=transfer_s,
         memory={
             node.name: min(microbatches_held(node, workload, layers, sizes, stages_of[node.name]), num_microbatches)

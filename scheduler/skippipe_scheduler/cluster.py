@@ -29,6 +29,7 @@ class Node(StrictModel):
 
     Speed: either `compute_tflop_per_s`, what the device sustains, or measured seconds per microbatch and
     stage of mean size. Memory: either `memory_gib` or `max_in_flight`, the microbatches it may hold at once.
+    `peak_tflop_per_s`, the most that the device can do, changes no plan: a run's share of it is reported.
     """
 
     name: Name
@@ -40,6 +41,7 @@ class Node(StrictModel):
     loss_s: Seconds | None = None
     memory_gib: Positive | None = None
     max_in_flight: PositiveCount | None = None
+    peak_tflop_per_s: Positive | None = None
 
     @model_validator(mode="after")
     def _one_speed_and_one_memory(self) -> Self:
@@ -132,6 +134,8 @@ class Cluster(StrictModel):
     name: Name
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
     links: Links
+    task_overhead_s: Seconds = 0.0
+    """For how long a node is busy after each task: handing over what the task needs and makes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "Run the whole job on an embedded default and write a report.",
     "plan": "Solve placement, routes and order; write a plan file.",
     "simulate": "Replay a plan exactly.",
+    "profile": "Measure nodes and links (under torchrun); write a cluster file.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
     "evaluate": "Perplexity against the share of depth kept.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",

@@ -26,6 +26,7 @@ MOST_NUMBER = 1e9
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Chrome/Perfetto trace to write.")
+@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), help="Cluster file with other times.")
 @click.option(
     "--jitter", "jitter_sigma", type=click.FloatRange(0, MOST_JITTER), default=0.0, help="Sigma of lognormal jitter."
 )
@@ -37,6 +38,7 @@ def command(
     plan_path: Path,
     as_json: bool,
     trace: Path | None,
+    cluster_path: Path | None,
     jitter_sigma: float,
     samples: int | None,
     seed: int,
@@ -53,6 +55,11 @@ def command(
     if samples is not None and lose:
         raise ConfigError("--samples and --lose: an iteration that loses a node has no end; give one of the two")
     plan = load_plan(plan_path)
+    if cluster_path is not None:
+        from skippipe_scheduler.cluster import load_cluster
+        from skippipe_scheduler.recost import recost
+
+        plan = recost(plan, load_cluster(cluster_path))
     slowdown = dict(_node_number("--slow", entry, plan.nodes, "FACTOR", least=None) for entry in slow)
     conditions = {"slowdown": slowdown, "jitter_sigma": jitter_sigma, "seed": seed}
     if lose:

@@ -90,6 +90,12 @@ def num_layers(config: PretrainedConfig) -> int:
     return int(config.num_hidden_layers)
 
 
+def attention_in_use(config: PretrainedConfig) -> str:
+    """Return which attention a model runs, in words; `config` is that of the built model, where it is chosen."""
+    name = config._attn_implementation or "eager"
+    return "eager (sdpa would leave out the soft cap)" if name == "eager" and config.model_type == "gemma2" else name
+
+
 def config_to_json(config: PretrainedConfig) -> str:
     """Return the configuration as JSON with sorted keys, without what does not change the computation."""
     content = {key: value for key, value in config.to_dict().items() if key not in UNRELATED}

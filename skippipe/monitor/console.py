@@ -44,6 +44,8 @@ def step_line(metrics: Mapping[str, float], max_steps: int) -> str:
         f"{metrics['perf/iteration_s']:.3f} s (plan {metrics['pipeline/predicted_s']:.3f} s)  "
         f"{metrics['perf/tokens_per_s']:,.0f} tokens/s"
     )
+    if "perf/mfu" in metrics:
+        line += f"  MFU {metrics['perf/mfu']:.1%}"
     if "val/loss" in metrics:
         line += f"  validation loss {metrics['val/loss']:.4f}"
     return line

@@ -16,6 +16,7 @@ from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.executor import Executor, run_without_gradients
 from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
+from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
@@ -62,6 +63,7 @@ class DistributedRunner:
         )
         self._iteration = 0
         self._executor: Executor | None = None
+        self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of this rank's stage under their Hugging Face names."""
@@ -166,11 +168,16 @@ class DistributedRunner:
 
     def _sum_gradients(self, flat: Tensor) -> None:
         """Sum gradients (n,) over the stage's replicas in place; sums are made in fp32, however they travel."""
-        travel = self._options.gradient_dtype or flat.dtype
+        travel = self._gradient_dtype
         if travel == torch.float32:
             self._over_replicas(flat)
         else:
             self.with_replicas(lambda: all_reduce_in(flat, travel, self._groups.replicas))
+
+    @property
+    def _gradient_dtype(self) -> torch.dtype:
+        """The dtype of gradients on their way between replicas."""
+        return self._options.gradient_dtype or self._options.dtype
 
     def _over_replicas(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
         self.with_replicas(lambda: dist.all_reduce(tensor, op=operation, group=self._groups.replicas))

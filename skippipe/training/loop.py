@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from skippipe.cluster.measured import write_measured
 from skippipe.config import Experiment
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.model.architecture import attention_in_use
+from skippipe.model.cost import ModelCost, model_cost
 from skippipe.monitor.console import start_table
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning import experiment_model
@@ -27,7 +30,9 @@ from skippipe.training.optimizer import AdamW
 from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
 from skippipe.training.signals import StopSignal
+from skippipe.training.startup import Hardware, check_start
 from skippipe.training.trace import TraceRecorder
+from skippipe.training.utilisation import Utilisation, iteration_flop
 from skippipe_scheduler.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -61,22 +66,26 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
     with StopSignal() as stop:
+        hardware = check_start(experiment, plan, context)
         cache = open_cache(experiment.data, experiment.seed)
         order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
         runner = make_runner(experiment, plan, experiment_model(experiment), context)
         with closing(runner):
             open_run_directory(experiment, plan, runner, context)
-            with closing(Trainer(experiment, runner, order, context.world_size)) as trainer:
+            with closing(Trainer(experiment, runner, order, context.world_size, hardware)) as trainer:
                 return trainer.run(stop)
 
 
 class Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int) -> None:
+    def __init__(
+        self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int, hardware: Hardware
+    ) -> None:
         self.experiment, self.runner, self.order = experiment, runner, order
         self.plan, self.run_dir = runner.plan, experiment.run_path
         self.world_size = world_size
+        self.hardware = hardware
         self.step = 0
         self.elapsed_s = 0.0
         self.grad_norm = 0.0
@@ -100,6 +109,7 @@ class Trainer:
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
+        self.utilisation = Utilisation(iteration_flop(self.plan, self._cost()), hardware.peak_tflop_per_s)
         total = round(runner.sum_over_ranks([num_parameters])[0])
         together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
 
@@ -122,6 +132,8 @@ class Trainer:
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
                 "make room or set run_dir, and start again to continue from the newest complete one"
             )
+        if loss is not None and self.world_size > 1:
+            self._write_measured()
         path = checkpoint_path(self.run_dir, self.step) if saved else None
         return TrainingSummary(
             self.first_step, self.step, self.step * self.tokens_per_step, loss, self.step < max_steps, path
@@ -164,7 +176,7 @@ class Trainer:
     def _metrics(
         self, loss: float, lr: float, busy_s: float, duration_s: float, result: IterationResult
     ) -> dict[str, float]:
-        self.trace.record(self.step, result.spans)
+        self.trace.record(self.step, result.spans, result.transfers)
         return {
             "step": self.step,
             "train/loss": loss,
@@ -176,7 +188,12 @@ class Trainer:
             "pipeline/predicted_s": self.plan.predicted.iteration_s,
             "pipeline/bubble_fraction": max(0.0, 1 - busy_s / (self.world_size * duration_s)),
             "tokens": self.step * self.tokens_per_step,
-        }
+        } | self.utilisation.metrics(duration_s)
+
+    def _cost(self) -> ModelCost:
+        training = self.experiment.training
+        dtype = getattr(torch, training.dtype)
+        return model_cost(self.config, training.micro_batch_size, training.sequence_length, dtype)
 
     def _validate(self) -> dict[str, float]:
         training = self.experiment.training
@@ -199,6 +216,15 @@ class Trainer:
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
         return self.writer.save(self._metadata())
+
+    def _write_measured(self) -> None:
+        """Write what tasks and transfers took, on rank 0, once every rank has written its trace."""
+        self.runner.barrier()
+        if self.runner.rank == 0:
+            try:
+                write_measured(self.run_dir, self.plan, Path(self.experiment.cluster))
+            except SkipPipeError as reason:
+                logger.warning("measured.yaml is not written: %s", reason)
 
     def _metadata(self) -> Metadata:
         training = self.experiment.training
@@ -230,6 +256,8 @@ class Trainer:
         check_nothing_beyond(self.experiment, self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
         print(start_table(self.plan, num_parameters, self.world_size))
+        attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
+        print(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
         if self.step:
             print(f"continuing after step {self.step}")
         self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)

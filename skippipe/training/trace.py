@@ -1,28 +1,28 @@
-"""What every node did in the last few steps, for the report: trace/rank-<r>.jsonl, one measured task a line."""
+"""What every node did in the last few steps, for the report: trace/rank-<r>.jsonl, one measured task or wait a line."""
 
 import json
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-from skippipe.runtime.runner import Span
+from skippipe.runtime.runner import Span, Wait
 from skippipe_scheduler.files import write_atomically
 
 STEPS_KEPT = 3
 
 
 class TraceRecorder:
-    """Keeps the spans of the newest steps in memory; all ranks record and write the same steps."""
+    """Keeps tasks and waits of the newest steps in memory; all ranks record and write the same steps."""
 
     def __init__(self, run_dir: Path, rank: int) -> None:
         self._path = run_dir / "trace" / f"rank-{rank}.jsonl"
-        self._steps: deque[tuple[int, list[Span]]] = deque(maxlen=STEPS_KEPT)
+        self._steps: deque[tuple[int, list[Span | Wait]]] = deque(maxlen=STEPS_KEPT)
 
-    def record(self, step: int, spans: Iterable[Span]) -> None:
+    def record(self, step: int, spans: Iterable[Span], waits: Iterable[Wait]) -> None:
         """Remember one step; the oldest is forgotten."""
-        self._steps.append((step, list(spans)))
+        self._steps.append((step, [*spans, *waits]))
 
     def write(self) -> None:
         """Replace the file; raise `SkipPipeError` where that is impossible."""
-        lines = [json.dumps({"step": step} | span._asdict()) for step, spans in self._steps for span in spans]
+        lines = [json.dumps({"step": step} | one._asdict()) for step, entries in self._steps for one in entries]
         write_atomically(self._path, "".join(line + "\n" for line in lines))

@@ -10,8 +10,10 @@ from random_plans import random_plan
 
 from skippipe.cli.main import main
 from skippipe.cli.simulate import command
+from skippipe_scheduler.cluster import load_cluster
 from skippipe_scheduler.node_loss import simulate_loss
 from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.recost import recost
 from skippipe_scheduler.simulate import simulate
 
 
@@ -103,3 +105,19 @@ def test_mistakes_are_named(path: str, arguments: list[str], message: str, capsy
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_times_of_another_cluster(plan: Plan, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = "{name: %s, region: r, forward_s: 0.2, backward_s: 0.3, loss_s: 0.1, max_in_flight: 9}"
+    links = "links: {contention: link, default: {latency_ms: 5, gbit_per_s: 1}}\n"
+    nodes = "".join(f"  - {node % name}\n" for name in plan.nodes)
+    (tmp_path / "cluster.yaml").write_text(f"name: other\nnodes:\n{nodes}{links}")
+    cluster = load_cluster(tmp_path / "cluster.yaml")
+    expected_s = simulate(recost(plan, cluster)).iteration_s
+    assert expected_s != pytest.approx(plan.predicted.iteration_s)
+    assert printed_object(path, "--cluster", str(tmp_path / "cluster.yaml"))["iteration_s"] == expected_s
+    (tmp_path / "cluster.yaml").write_text(f"name: other\nnodes:\n{nodes.replace(plan.nodes[0], 'x')}{links}")
+    with pytest.raises(SystemExit) as stop:
+        main(["simulate", path, "--cluster", str(tmp_path / "cluster.yaml")])
+    assert stop.value.code == 2
+    assert "is not in both the cluster and the plan" in capsys.readouterr().err

@@ -4,17 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import SIZES, tiny
 
 from skippipe.errors import ConfigError
 from skippipe.model.architecture import (
     ARCHITECTURES,
+    attention_in_use,
     build_config,
     config_from_directory,
     config_to_json,
     fingerprint,
     num_layers,
 )
+from skippipe.model.skeleton import build_skeleton
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,9 @@ def test_fingerprint_tells_models_apart() -> None:
     others = [tiny("llama", vocab_size=65), tiny("llama", tie_word_embeddings=True), tiny("qwen2")]
     assert len({fingerprint(config) for config in (tiny("llama"), *others)}) == 4
     assert json.loads(config_to_json(tiny("llama")))["hidden_size"] == 32
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_is_sdpa_where_the_architecture_allows_it(architecture: str) -> None:
+    built = build_skeleton(tiny(architecture), torch.float32).model.config
+    assert attention_in_use(built).split()[0] == ("eager" if architecture == "gemma2" else "sdpa")

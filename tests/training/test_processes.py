@@ -9,6 +9,7 @@ import psutil
 import pytest
 from processes import finish
 from training_runs import (
+    CLUSTER,
     WORLD_SIZE,
     losses,
     make_experiment,
@@ -19,7 +20,12 @@ from training_runs import (
     write_inputs,
 )
 
+from skippipe.monitor.metrics import read_metrics
 from skippipe.training.checkpoint import complete_checkpoints
+from skippipe_scheduler.cluster import load_cluster
+from skippipe_scheduler.recost import recost
+from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.validate import load_plan
 
 STEPS = 20
 LONG = {"max_steps": STEPS}
@@ -38,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(folder: Path) -> Path:
     """The same run on several ranks, never stopped."""
     arguments = write_inputs(make_experiment(folder, "whole", training=LONG), ranks_plan(), folder)
+    (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {WORLD_SIZE}"))
     code, output = finish(start_torchrun(arguments))
     assert code == 0, output
     return folder / "whole"
@@ -55,6 +62,14 @@ def wait_for_steps(run_dir: Path, steps: int, process: subprocess.Popen[str]) ->
 def test_ranks_have_the_losses_of_one_process(folder: Path, whole: Path) -> None:
     assert len(losses(whole)) == STEPS
     assert losses(whole) == pytest.approx(losses(folder / "alone"), abs=1e-5)
+
+
+def test_measured_costs_explain_the_iteration(whole: Path) -> None:
+    plan = recost(load_plan(whole / "plan.json"), load_cluster(whole / "measured.yaml"))
+    iterations_s = [entry["perf/iteration_s"] for entry in read_metrics(whole / "metrics.jsonl")]
+    # Reduction, clipping and optimizer come on top; a crowded machine makes some steps much longer.
+    assert 0.1 * min(iterations_s) < simulate(plan).pipeline_s < 1.5 * max(iterations_s)
+    assert "steps up to step 20" in (whole / "measured.yaml").read_text()
 
 
 def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> None:

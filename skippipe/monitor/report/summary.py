@@ -53,6 +53,8 @@ def runs_table(runs: Mapping[str, Run]) -> Table:
     for name, run in runs.items():
         durations_s = run.iterations_s
         throughput = [step["perf/tokens_per_s"] for step in run.steps if "perf/tokens_per_s" in step]
+        rate = [step["perf/tflop_per_s"] for step in run.steps if "perf/tflop_per_s" in step]
+        mfu = [step["perf/mfu"] for step in run.steps if "perf/mfu" in step]
         rows.append(
             (
                 name,
@@ -62,15 +64,18 @@ def runs_table(runs: Mapping[str, Run]) -> Table:
                 times(run.ratio) if run.ratio else NONE,
                 seconds(statistics.pstdev(durations_s)) if durations_s else NONE,
                 f"{count(statistics.median(throughput))} tokens/s" if throughput else NONE,
+                f"{significant(statistics.median(rate))} TFLOP/s" if rate else NONE,
+                percent(statistics.median(mfu)) if mfu else NONE,
                 _number(run.last("train/loss")),
                 _number(run.last("val/loss")),
             )
         )
     return Table(
-        "Measured: median wall-clock time of an iteration after warm-up. Losses: the newest values.",
+        "Measured: median wall-clock time of an iteration after warm-up. Model FLOP: of the layers on the routes and "
+        "the losses, on all nodes; MFU: their share of what the devices can do at most. Losses: the newest values.",
         (
             *("Run", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
-            *("Throughput", "Training loss", "Validation loss"),
+            *("Throughput", "Model FLOP", "MFU", "Training loss", "Validation loss"),
         ),
         rows,
     )

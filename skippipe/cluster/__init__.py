@@ -1,0 +1,1 @@
+"""Measuring nodes and links: what `skippipe profile` does."""

@@ -1,0 +1,188 @@
+"""What a run's tasks and transfers really took, as a cluster file: the next plan starts from it.
+
+Medians over the recorded steps (`trace/`). Where a run showed nothing, the plan's costs stay.
+"""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from skippipe.cluster.description import write_cluster
+from skippipe.cluster.rounding import rounded
+from skippipe_scheduler.cluster import Cluster, Links, Node, NodeLink, load_cluster
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.plan import Plan
+
+MEASURED = "measured.yaml"
+STOOD_STILL_S = 5e-5
+"""A receiver that waited for less found the message there; when it had arrived is not known."""
+Pair = tuple[str, str]
+
+
+class Task(NamedTuple):
+    """One measured task; seconds since the iteration began on its node's clock."""
+
+    step: int
+    node: str
+    operation: str
+    microbatch: int
+    start_s: float
+    end_s: float
+
+
+class Wait(NamedTuple):
+    """How long a receiver stood still for one message."""
+
+    step: int
+    source: str
+    destination: str
+    microbatch: int
+    direction: str
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Trace:
+    """All tasks and waits of the recorded steps."""
+
+    tasks: list[Task] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+
+
+def read_trace(folder: Path) -> Trace:
+    """Read the files of all ranks; lines that a crash cut short are left out."""
+    trace = Trace()
+    for content in (line for path in sorted(folder.glob("rank-*.jsonl")) for line in _lines(path)):
+        if content.keys() >= set(Task._fields):
+            trace.tasks.append(Task(*(content[name] for name in Task._fields)))
+        elif content.keys() >= set(Wait._fields):
+            trace.waits.append(Wait(*(content[name] for name in Wait._fields)))
+    return trace
+
+
+def write_measured(run_dir: Path, plan: Plan, cluster_path: Path) -> None:
+    """Write RUN/measured.yaml from RUN/trace: the cluster file of `cluster_path` with what the run really took.
+
+    Raises `InputError` where that file does not describe the plan's nodes, `SkipPipeError` where writing fails.
+    """
+    cluster = load_cluster(cluster_path)
+    names = tuple(node.name for node in cluster.members())
+    if names != plan.nodes:
+        raise ProblemError(f"{cluster_path}: its nodes are not those of the plan")
+    trace = read_trace(run_dir / "trace")
+    steps = {task.step for task in trace.tasks}
+    comments = [
+        f"Measured in the run {run_dir.name}, medians over {len(steps)} steps up to step {max(steps, default=0)}.",
+        "What the run did not show is as in the cluster file that it was planned with.",
+    ]
+    write_cluster(run_dir / MEASURED, measured_cluster(plan, cluster, trace), comments)
+
+
+def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:
+    """Return `cluster`, for which `plan` was made, with the times that `trace` shows."""
+    size_bytes = plan.costs.activation_bytes or 0
+    resolved = list(cluster.resolved_links())
+    given_s = {
+        (source, destination): link.latency_ms / 1e3 + 8e-9 * size_bytes / link.gbit_per_s
+        for source, destination, link in resolved
+    }
+    stretch = _link_stretch(plan, given_s, trace)
+    links = []
+    for source, destination, link in resolved:
+        factor = stretch.get((source, destination), 1.0)
+        values = {
+            "from": source,
+            "to": destination,
+            "latency_ms": rounded(link.latency_ms * factor),
+            "gbit_per_s": rounded(link.gbit_per_s / factor),
+        }
+        links.append(NodeLink.model_validate(values))
+    return Cluster(
+        name=cluster.name,
+        nodes=tuple(_node(node, plan, trace) for node in cluster.members()),
+        links=Links(contention=cluster.links.contention, between_nodes=tuple(links)),
+        task_overhead_s=rounded(_overhead_s(trace, plan.costs.task_overhead_s)),
+    )
+
+
+def _node(node: Node, plan: Plan, trace: Trace) -> Node:
+    """Return the node with its median times, those of its stage scaled to a stage of mean size."""
+    costs = plan.costs
+    planned = {"F": costs.forward_s[node.name], "B": costs.backward_s[node.name], "L": costs.loss_s[node.name]}
+    seen: defaultdict[str, list[float]] = defaultdict(list)
+    for task in trace.tasks:
+        if task.node == node.name:
+            seen[task.operation].append(task.end_s - task.start_s)
+    times = {operation: statistics.median(seen[operation]) for operation in planned if seen[operation]}
+    layers = plan.layers_per_stage
+    scale = sum(layers) / len(layers) / layers[plan.stage_of[node.name]]
+    # What a node was not seen to do, it does as much slower than planned as the rest.
+    slowness = sum(times.values()) / sum(planned[operation] for operation in times) if times else 1.0
+    full = {operation: times.get(operation, slowness * seconds) for operation, seconds in planned.items()}
+    return node.model_copy(
+        update={
+            "compute_tflop_per_s": None,
+            "forward_s": rounded(full["F"] * scale),
+            "backward_s": rounded(full["B"] * scale),
+            "loss_s": rounded(full["L"]),
+        }
+    )
+
+
+def _link_stretch(plan: Plan, given_s: Mapping[Pair, float], trace: Trace) -> dict[Pair, float]:
+    """Return by what factor messages took longer than `given_s`, equal for both ways of a link.
+
+    A message's time is from the end of the task that made it to the end of the receiver's wait. These are on two
+    clocks; in the sum of both ways their difference cancels. Others may have queued before a message, so the shortest
+    of an iteration counts.
+    """
+    ended_s = {(task.step, task.node, task.operation, task.microbatch): task.end_s for task in trace.tasks}
+    shortest_s: dict[tuple[int, Pair], float] = {}
+    for wait in trace.waits:
+        origin = plan.microbatches[wait.microbatch].route[0] == wait.source
+        operation = "F" if wait.direction == "forward" else "L" if origin else "B"
+        sent_s = ended_s.get((wait.step, wait.source, operation, wait.microbatch))
+        if sent_s is None or wait.end_s - wait.start_s < STOOD_STILL_S:
+            continue
+        key = wait.step, (wait.source, wait.destination)
+        shortest_s[key] = min(shortest_s.get(key, float("inf")), wait.end_s - sent_s)
+    factors: defaultdict[Pair, list[float]] = defaultdict(list)
+    for (step, (source, destination)), there_s in shortest_s.items():
+        back_s = shortest_s.get((step, (destination, source)))
+        both_s = given_s[source, destination] + given_s[destination, source]
+        if back_s is not None and both_s > 0 and there_s + back_s > 0:
+            factors[source, destination].append((there_s + back_s) / both_s)
+    return {pair: statistics.median(values) for pair, values in factors.items()}
+
+
+def _overhead_s(trace: Trace, planned_s: float) -> float:
+    """Return the median time between two tasks of a node in which it did not wait for a message."""
+    by_node: defaultdict[tuple[int, str], list[Task]] = defaultdict(list)
+    waited_s: defaultdict[tuple[int, str, int, str], float] = defaultdict(float)
+    for task in trace.tasks:
+        if task.microbatch >= 0:
+            by_node[task.step, task.node].append(task)
+    for wait in trace.waits:
+        waited_s[wait.step, wait.destination, wait.microbatch, wait.direction] += wait.end_s - wait.start_s
+    gaps_s = []
+    for (step, node), tasks in by_node.items():
+        for before, after in pairwise(sorted(tasks, key=lambda task: task.start_s)):
+            direction = "backward" if after.operation == "B" else "forward"
+            gaps_s.append(after.start_s - before.end_s - waited_s[step, node, after.microbatch, direction])
+    return max(0.0, statistics.median(gaps_s)) if gaps_s else planned_s
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(content, dict):
+            yield content

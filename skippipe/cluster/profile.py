@@ -1,0 +1,195 @@
+"""The profile of a cluster: all ranks measure together, and every one gets the same description."""
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from skippipe.cluster.compute import (
+    Workload,
+    copy_s,
+    measure_tasks,
+    measured_peak_tflop_per_s,
+    sustained_tflop_per_s,
+)
+from skippipe.cluster.links import MeasuredLink, representatives, rounds, take_part
+from skippipe.cluster.memory import memory_bytes
+from skippipe.cluster.place import Place, node_names, own_place, sharing
+from skippipe.cluster.regions import NEAR_S, regions
+from skippipe.cluster.rounding import rounded
+from skippipe.errors import PeerLostError
+from skippipe.model.device import device_name, peak_tflop_per_s
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.exchange import gather
+from skippipe.runtime.failure import TransferError
+from skippipe.runtime.transport import guarded
+from skippipe_scheduler.cluster import Node, NodeLink
+
+logger = logging.getLogger(__name__)
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """What to measure and for how long."""
+
+    workload: Workload
+    mean_layers: float | None
+    """Layers of a stage of mean size; None where no experiment is given and nodes get a rate instead of times."""
+    activation_bytes: int | None = None
+    """Bytes of a message in training; None measures long ones."""
+    compute_s: float = 3.0
+    link_s: float = 1.0
+    """At most about so long for each direction of a link."""
+    concurrent: int | None = None
+    """Pairs of hosts measured at the same time; as many as there can be where None."""
+    near_s: float = NEAR_S
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured, in a cluster file's terms; without links where there is one node."""
+
+    nodes: tuple[Node, ...]
+    links: tuple[NodeLink, ...]
+    task_overhead_s: float
+    places: tuple[Place, ...]
+    devices: tuple[str, ...]
+
+
+def profile(context: DistributedContext, device: torch.device, options: ProfileOptions) -> Profile:
+    """Measure every rank's memory and compute, all at the same time as in training, then the links.
+
+    All ranks call this together and get the same result. Raises `PeerLostError` where a rank stops.
+    """
+    found = gather(context, "profile/place", lambda: asdict(own_place(device)))
+    places = tuple(Place(**content) for content in found)
+    names = node_names(places)
+    say = logger.info if context.rank == 0 else logger.debug
+    say("computing on %d node%s at the same time, %g s", len(names), "s" * (len(names) > 1), options.compute_s)
+    reports = _compute(context, device, options, sharing(places, context.rank))
+    links = _measure_links(context, places, options)
+    calls_s = [link.call_s for link in links.values()]
+    copies_s = [float(report["copy_s"]) for report in reports]
+    nodes = _nodes(names, _regions(places, links, options), reports)
+    return Profile(
+        nodes=nodes,
+        links=_node_links(names, links),
+        task_overhead_s=rounded(statistics.median(copies_s) + statistics.median(calls_s)) if calls_s else 0.0,
+        places=places,
+        devices=tuple(str(report["device"]) for report in reports),
+    )
+
+
+def _compute(
+    context: DistributedContext, device: torch.device, options: ProfileOptions, sharers: int
+) -> list[dict[str, float | str]]:
+    """Return what every rank says of its device; all of them compute from one moment on."""
+
+    def measure() -> dict[str, float | str | None]:
+        memory = memory_bytes(device, sharers)
+        _together(context)
+        times = measure_tasks(options.workload, device, options.compute_s)
+        known = peak_tflop_per_s(device, options.workload.dtype)
+        _together(context)
+        peak = known / sharers if known else measured_peak_tflop_per_s(device, options.workload.dtype)
+        report: dict[str, float | str | None] = {
+            "device": device_name(device),
+            "memory_gib": memory / GIB,
+            "copy_s": copy_s(options.workload, device),
+            "peak_tflop_per_s": peak,
+        }
+        if options.mean_layers is None:
+            return report | {"compute_tflop_per_s": sustained_tflop_per_s(options.workload, times)}
+        scale = options.mean_layers / options.workload.num_layers
+        return report | {
+            "forward_s": times.forward_s * scale,
+            "backward_s": times.backward_s * scale,
+            "loss_s": times.loss_s,
+        }
+
+    return gather(context, "profile/compute", measure)
+
+
+def _measure_links(
+    context: DistributedContext, places: Sequence[Place], options: ProfileOptions
+) -> dict[tuple[int, int], MeasuredLink]:
+    """Return the link of every ordered pair of ranks, those of one host taken from its representatives."""
+    if context.world_size == 1:
+        return {}
+    inside, first = representatives(places)
+    schedule = [*([inside] if inside else []), *rounds(first, options.concurrent)]
+    own: list[MeasuredLink] = []
+    for index, pairs in enumerate(schedule):
+        if context.rank == 0:
+            logger.info("links: round %d of %d", index + 1, len(schedule))
+        _together(context)
+        try:
+            link = take_part(context.rank, pairs, options.activation_bytes, options.link_s)
+        except TransferError as reason:
+            _lost(context, reason)
+        own += [link] if link is not None else []
+    gathered = gather(context, "profile/links", lambda: own)
+    by_network = {}
+    for content in (entry for entries in gathered for entry in entries):
+        link = MeasuredLink(*content)
+        by_network[places[link.source].network, places[link.destination].network] = link
+    ranks = range(len(places))
+    return {
+        (source, destination): by_network[places[source].network, places[destination].network]
+        for source in ranks
+        for destination in ranks
+        if source != destination
+    }
+
+
+def _together(context: DistributedContext) -> None:
+    if context.store is None:
+        return
+    others = tuple(rank for rank in range(context.world_size) if rank != context.rank)
+    try:
+        guarded("waited for the others", others, dist.barrier)
+    except TransferError as reason:
+        _lost(context, reason)
+
+
+def _lost(context: DistributedContext, reason: TransferError) -> NoReturn:
+    raise PeerLostError(
+        f"rank {context.rank} {reason.action} in vain: {reason.cause}; see the messages of the other ranks, and "
+        "whether each host reaches all others"
+    ) from None
+
+
+def _regions(places: Sequence[Place], links: dict[tuple[int, int], MeasuredLink], options: ProfileOptions) -> list[str]:
+    latency_s = {pair: link.latency_s for pair, link in links.items()}
+    return regions([place.given_region for place in places], latency_s, options.near_s)
+
+
+def _nodes(
+    names: Sequence[str], in_regions: Sequence[str], reports: Sequence[dict[str, float | str]]
+) -> tuple[Node, ...]:
+    keys = ("compute_tflop_per_s", "forward_s", "backward_s", "loss_s", "memory_gib", "peak_tflop_per_s")
+    return tuple(
+        Node.model_validate(
+            {"name": name, "region": region} | {key: rounded(float(report[key])) for key in keys if key in report}
+        )
+        for name, region, report in zip(names, in_regions, reports, strict=True)
+    )
+
+
+def _node_links(names: Sequence[str], links: dict[tuple[int, int], MeasuredLink]) -> tuple[NodeLink, ...]:
+    return tuple(
+        NodeLink.model_validate(
+            {
+                "from": names[source],
+                "to": names[destination],
+                "latency_ms": rounded(link.latency_s * 1e3),
+                "gbit_per_s": rounded(link.gbit_per_s),
+            }
+        )
+        for (source, destination), link in links.items()
+    )

@@ -1,0 +1,134 @@
+"""What is checked before a run begins: devices, number formats and versions, on all ranks, with the remedy."""
+
+import importlib.metadata
+import logging
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from skippipe.config import Experiment
+from skippipe.errors import ConfigError, InputError
+from skippipe.model.device import check_dtype, choose_device, device_identity, device_name, peak_tflop_per_s
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.exchange import gather
+from skippipe_scheduler.cluster import load_cluster
+from skippipe_scheduler.plan import Plan
+
+logger = logging.getLogger(__name__)
+AGREED = ("seed", "model", "pipeline", "training", "optimizer", "lr_scheduler", "comm", "emulation")
+"""Sections of an experiment that every rank must have alike."""
+OWN = ("device", "threads")
+"""Keys among them that may differ from rank to rank."""
+
+
+class Hardware(NamedTuple):
+    """What the run computes on."""
+
+    devices: str
+    """In words, such as "7 x NVIDIA H100 80GB HBM3"."""
+    peak_tflop_per_s: float | None
+    """Sum over all devices, each once; None where one of them is not known."""
+
+
+def check_start(experiment: Experiment, plan: Plan, context: DistributedContext) -> Hardware:
+    """Check that every rank can do what the experiment asks for, and that all ranks ask for the same.
+
+    All ranks call this together. Raises `ConfigError`, on every rank, naming the first that cannot and the remedy.
+    """
+    reports = gather(context, "start", lambda: _report(experiment, context))
+    _check_agreement(reports)
+    counts = Counter(report["device"] for report in reports)
+    devices = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
+    return Hardware(devices, _peak(experiment, plan, reports))
+
+
+def check_torch(version: str, requirement: Requirement) -> None:
+    """Raise `ConfigError` where torch's `version` is not one that the package was made for."""
+    if not requirement.specifier.contains(Version(version).base_version):
+        raise ConfigError(
+            f"torch {version} is installed, skippipe is made for torch{requirement.specifier}: "
+            f"pip install 'torch{requirement.specifier}'"
+        )
+
+
+def torch_requirement() -> Requirement:
+    """Return which versions of torch the installed package asks for."""
+    entries = map(Requirement, importlib.metadata.requires("skippipe") or ())
+    return next(entry for entry in entries if entry.name == "torch")
+
+
+def _report(experiment: Experiment, context: DistributedContext) -> dict[str, Any]:
+    """Return what this rank has and what it was asked for."""
+    check_torch(torch.__version__, torch_requirement())
+    training = experiment.training
+    dtype = getattr(torch, training.dtype)
+    device = choose_device(training.device, context.local_rank)
+    slow = check_dtype(device, dtype, "training.dtype")
+    if slow:
+        logger.warning("%s", slow)
+    return {
+        "torch": Version(torch.__version__).base_version,
+        "device": device_name(device) if device.type == "cuda" else device.type,
+        "identity": f"{platform.node()}/{device_identity(device)}",
+        "peak": peak_tflop_per_s(device, dtype),
+        "settings": agreed_settings(experiment),
+    }
+
+
+def agreed_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the keys that must be equal on all ranks, in dotted form."""
+    return dict(_flat(experiment.model_dump(mode="json", include=set(AGREED)), ""))
+
+
+def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    entries: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            entries += _flat(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" not in {f"training.{own}" for own in OWN} | {"model.directory"}:
+            entries.append((f"{prefix}{key}", value))
+    return entries
+
+
+def _check_agreement(reports: Sequence[dict[str, Any]]) -> None:
+    first = reports[0]
+    for rank, report in enumerate(reports[1:], start=1):
+        if report["torch"] != first["torch"]:
+            raise ConfigError(
+                f"rank {rank} has torch {report['torch']}, rank 0 has {first['torch']}; install the same on every host"
+            )
+        keys = sorted(first["settings"].keys() | report["settings"].keys())
+        differing = [key for key in keys if first["settings"].get(key) != report["settings"].get(key)]
+        if differing:
+            own, of_first = (one["settings"].get(differing[0]) for one in (report, first))
+            raise ConfigError(
+                f"{differing[0]} is {own!r} on rank {rank} and {of_first!r} on rank 0; "
+                "start every rank with the same experiment and overrides"
+            )
+
+
+def _peak(experiment: Experiment, plan: Plan, reports: Sequence[dict[str, Any]]) -> float | None:
+    """Return the sum of the devices' peaks: as the cluster file says, else by data sheet, a shared device once."""
+    stated: dict[str, float | None] = {}
+    with suppress(InputError):  # a plan is enough to train
+        stated = {node.name: node.peak_tflop_per_s for node in load_cluster(Path(experiment.cluster)).members()}
+    total = 0.0
+    counted: set[str] = set()
+    for node, report in zip(plan.nodes, reports, strict=False):
+        peak = stated.get(node) if len(reports) > 1 else None
+        if peak is None:
+            if report["identity"] in counted:
+                continue
+            counted.add(report["identity"])
+            peak = report["peak"]
+        if peak is None:
+            return None
+        total += peak
+    return total

@@ -1,0 +1,156 @@
+"""A cluster file made of a run's trace: from a simulated iteration on skewed clocks, the true costs come back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from skippipe.cluster.measured import Task, Trace, Wait, measured_cluster, read_trace, write_measured
+from skippipe_scheduler.build import build_problem
+from skippipe_scheduler.cluster import Cluster, load_cluster
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.recost import recost
+from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.solve import solve
+from skippipe_scheduler.workload import Workload
+
+WORKLOAD = Workload(
+    num_layers=8,
+    layer_forward_flop=1e9,
+    loss_flop=2e9,
+    activation_bytes=1_000_000,
+    layer_gradient_bytes=1000,
+    ends_gradient_bytes=1000,
+    layer_state_bytes=1000,
+    ends_state_bytes=1000,
+    layer_resident_bytes=1000,
+    ends_resident_bytes=1000,
+)
+
+
+def make_cluster(speeds: tuple[float, ...], link_factor: float = 1.0, overhead_s: float = 0.0) -> Cluster:
+    """Return nodes that take `speeds` times as long as others, in two regions."""
+    content = {
+        "name": "two",
+        "task_overhead_s": overhead_s,
+        "nodes": [
+            {
+                "name": f"n{index}",
+                "region": "ab"[index % 2],
+                "forward_s": 0.1 * speed,
+                "backward_s": 0.2 * speed,
+                "loss_s": 0.05 * speed,
+                "max_in_flight": 8,
+            }
+            for index, speed in enumerate(speeds)
+        ],
+        "links": {
+            "contention": "none",
+            "within_region": {"latency_ms": 1 * link_factor, "gbit_per_s": 8 / link_factor},
+            "default": {"latency_ms": 40 * link_factor, "gbit_per_s": 0.5 / link_factor},
+        },
+    }
+    return Cluster.model_validate_json(json.dumps(content))
+
+
+ASSUMED = make_cluster((1, 1, 1, 1, 1))
+TRUE = make_cluster((1, 1.5, 1, 0.8, 1.2), link_factor=1.25, overhead_s=0.002)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    problem = build_problem(ASSUMED, WORKLOAD, num_stages=3, skip_ratio=0.0, num_microbatches=6)
+    return solve(problem, SolveOptions(time_limit_s=5, max_evaluations=200))
+
+
+def trace_of(plan: Plan) -> Trace:
+    """Return what ranks with clocks of their own would record of two iterations."""
+    timeline = simulate(plan)
+    trace = Trace()
+    for step in (4, 5):
+        zero_s = {node: 0.3 * step * index for index, node in enumerate(plan.nodes)}
+        started_s = {}
+        free_s = dict.fromkeys(plan.nodes, 0.0)
+        ready_s = {}
+        for task in timeline.tasks:
+            shift_s = zero_s[task.node]
+            key = task.operation, task.microbatch
+            trace.tasks.append(Task(step, task.node, *key, task.start_s + shift_s, task.end_s + shift_s))
+            started_s[task.node, *key] = task.start_s
+            ready_s[task.node, *key] = free_s[task.node]
+            free_s[task.node] = task.end_s + plan.costs.task_overhead_s
+        for one in timeline.transfers:
+            loss = one.direction == "forward" and one.destination == plan.microbatches[one.microbatch].route[0]
+            operation = "L" if loss else "F" if one.direction == "forward" else "B"
+            ready = ready_s[one.destination, operation, one.microbatch]
+            shift_s = zero_s[one.destination]
+            wait = Wait(
+                step,
+                one.source,
+                one.destination,
+                one.microbatch,
+                one.direction,
+                ready + shift_s,
+                max(ready, one.end_s) + shift_s,
+            )
+            trace.waits.append(wait)
+    return trace
+
+
+def test_true_costs_come_back(plan: Plan) -> None:
+    true_plan = recost(plan, TRUE)
+    found = measured_cluster(plan, ASSUMED, trace_of(true_plan))
+    for node, true in zip(found.members(), TRUE.members(), strict=True):
+        assert (node.forward_s, node.backward_s) == pytest.approx((true.forward_s, true.backward_s), rel=1e-3)
+        assert node.loss_s == pytest.approx(true.loss_s, rel=1e-3)  # also where no loss runs: as slow as the rest
+        assert (node.region, node.max_in_flight) == (true.region, true.max_in_flight)
+    assert found.task_overhead_s == pytest.approx(TRUE.task_overhead_s, rel=1e-3)
+    again = recost(plan, found)
+    used = {(one.source, one.destination) for one in simulate(plan).transfers}
+    seen = 0
+    for source, destination in used:
+        transfer_s = again.costs.transfer_s[source][destination]
+        assert transfer_s == pytest.approx(true_plan.costs.transfer_s[source][destination], rel=2e-3) or (
+            transfer_s == pytest.approx(plan.costs.transfer_s[source][destination], rel=2e-3)
+        )
+        seen += transfer_s > 1.2 * plan.costs.transfer_s[source][destination]
+    assert seen >= 2
+    assert simulate(again).iteration_s == pytest.approx(simulate(true_plan).iteration_s, rel=0.02)
+
+
+def test_without_a_trace_costs_stay(plan: Plan) -> None:
+    found, assumed = (recost(plan, one).costs for one in (measured_cluster(plan, ASSUMED, Trace()), ASSUMED))
+    assert found.forward_s == pytest.approx(assumed.forward_s)
+    assert found.backward_s == pytest.approx(assumed.backward_s)
+    assert found.loss_s == pytest.approx(assumed.loss_s)
+    for node in plan.nodes:
+        assert found.transfer_s[node] == pytest.approx(assumed.transfer_s[node])
+
+
+def test_files(plan: Plan, tmp_path: Path) -> None:
+    trace = trace_of(recost(plan, TRUE))
+    (tmp_path / "run" / "trace").mkdir(parents=True)
+    lines = [json.dumps(one._asdict()) for one in (*trace.tasks, *trace.waits)]
+    (tmp_path / "run" / "trace" / "rank-0.jsonl").write_text("\n".join([*lines, '{"step": 4, "no']))
+    assert read_trace(tmp_path / "run" / "trace") == trace
+    from skippipe.cluster.description import write_cluster
+
+    write_cluster(tmp_path / "cluster.yaml", ASSUMED, [])
+    write_measured(tmp_path / "run", plan, tmp_path / "cluster.yaml")
+    assert load_cluster(tmp_path / "run" / "measured.yaml") == measured_cluster(plan, ASSUMED, trace)
+    assert "medians over 2 steps up to step 5" in (tmp_path / "run" / "measured.yaml").read_text()
+    write_cluster(tmp_path / "other.yaml", make_cluster((1, 1, 1)), [])
+    with pytest.raises(ProblemError, match="its nodes are not those of the plan"):
+        write_measured(tmp_path / "run", plan, tmp_path / "other.yaml")
+
+
+def test_recost_needs_the_same_nodes_and_times(plan: Plan) -> None:
+    with pytest.raises(ProblemError, match="node 'n3' is not in both the cluster and the plan"):
+        recost(plan, make_cluster((1, 1, 1)))
+    rate = ASSUMED.nodes[0].model_copy(
+        update={"forward_s": None, "backward_s": None, "loss_s": None, "compute_tflop_per_s": 1.0}
+    )
+    with pytest.raises(ProblemError, match="node 'n0' has compute_tflop_per_s; give forward_s"):
+        recost(plan, ASSUMED.model_copy(update={"nodes": (rate, *ASSUMED.nodes[1:])}))

@@ -1,0 +1,113 @@
+"""What is checked before the first step, and what the devices' peak is taken to be."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from random_plans import random_plan
+from training_runs import ALONE, make_experiment, small_plan, train_alone, write_inputs
+
+from skippipe.cli.main import main
+from skippipe.config import Experiment
+from skippipe.errors import ConfigError
+from skippipe.model.cost import model_cost
+from skippipe.monitor.metrics import read_metrics
+from skippipe.planning import experiment_model
+from skippipe.training.startup import (
+    _check_agreement,
+    _peak,
+    agreed_settings,
+    check_start,
+    check_torch,
+    torch_requirement,
+)
+from skippipe.training.utilisation import Utilisation, iteration_flop
+
+
+def report(experiment: Experiment, **changes: Any) -> dict[str, Any]:
+    settings = agreed_settings(experiment)
+    return {"torch": "2.13.0", "device": "cpu", "identity": "a/cpu", "peak": None, "settings": settings} | changes
+
+
+def with_peaks(experiment: Experiment, *peaks: float | None) -> None:
+    """Let the cluster file state peaks."""
+    path = Path(experiment.cluster)
+    content = yaml.safe_load(path.read_text())
+    node = {"region": "here", "compute_tflop_per_s": 0.05, "memory_gib": 4}
+    stated = [{} if peak is None else {"peak_tflop_per_s": peak} for peak in peaks]
+    content["nodes"] = [node | {"name": f"node-{index}"} | one for index, one in enumerate(stated)]
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_torch_outside_the_range() -> None:
+    check_torch(torch.__version__, torch_requirement())
+    with pytest.raises(ConfigError, match=r"torch 2\.14\.0\+cu130 is installed, .* pip install 'torch<2\.14,>=2\.11'"):
+        check_torch("2.14.0+cu130", Requirement("torch>=2.11,<2.14"))
+
+
+def test_ranks_must_agree(tmp_path: Path) -> None:
+    one = make_experiment(tmp_path)
+    other = make_experiment(tmp_path, training={"micro_batch_size": 3})
+    threads = make_experiment(tmp_path, training={"threads": 2})
+    _check_agreement([report(one), report(threads)])
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size is 3 on rank 1 and 2 on rank 0; start every"):
+        _check_agreement([report(one), report(other)])
+    with pytest.raises(ConfigError, match=r"rank 2 has torch 2\.12\.0, rank 0 has 2\.13\.0; install the same"):
+        _check_agreement([report(one), report(one), report(one, torch="2.12.0")])
+
+
+def test_peak_of_all_devices(tmp_path: Path) -> None:
+    experiment, plan = make_experiment(tmp_path), small_plan()
+    gpus = [report(experiment, identity=f"a/{index // 2}", peak=100.0) for index in range(4)]
+    assert _peak(experiment, plan, gpus) == 200.0  # two GPUs, shared by two ranks each
+    assert _peak(experiment, plan, [*gpus[:3], report(experiment)]) is None
+    with_peaks(experiment, 1.0, 2.0, 3.0, 4.0)
+    assert _peak(experiment, plan, [report(experiment)] * 4) == 10.0
+    assert _peak(experiment, plan, gpus) == 10.0  # what the cluster file says wins
+    assert _peak(experiment, plan, [report(experiment)]) is None  # one process is no node of the cluster
+    with_peaks(experiment, 1.0, 2.0, None, 4.0)
+    assert _peak(experiment, plan, [report(experiment)] * 4) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make_experiment(tmp_path, training={"device": "cuda"})
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *write_inputs(experiment, small_plan(), tmp_path)])
+    assert stop.value.code == 2
+    assert "device cuda: this process sees no CUDA device" in capsys.readouterr().err
+    assert not experiment.run_path.exists()
+
+
+def test_a_cpu_without_bfloat16_is_only_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
+    hardware = check_start(make_experiment(tmp_path, training={"dtype": "bfloat16"}), small_plan(), ALONE)
+    assert "training.dtype: this CPU has no instructions for bfloat16" in caplog.text
+    assert hardware == ("cpu", None)
+
+
+def test_flop_are_those_of_the_visited_layers(tmp_path: Path) -> None:
+    config = experiment_model(make_experiment(tmp_path))
+    cost = model_cost(config, 2, 16, torch.float32)
+    for length in (2, 3):
+        plan = random_plan(5, num_nodes=4, num_stages=3, route_length=length, num_microbatches=4, layers_per_stage=2)
+        layers = 4 * length * 2
+        assert iteration_flop(plan, cost) == pytest.approx(3 * layers * cost.layer_forward_flop + 4 * cost.loss_flop)
+    assert Utilisation(3e12, None).metrics(1.5) == {"perf/tflop_per_s": 2.0}
+    assert Utilisation(3e12, 8.0).metrics(1.5) == {"perf/tflop_per_s": 2.0, "perf/mfu": 0.25}
+
+
+def test_a_run_says_what_it_computes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make_experiment(tmp_path, training={"max_steps": 2})
+    train_alone(experiment)
+    assert "computing on cpu in float32, attention sdpa" in capsys.readouterr().out
+    for entry in read_metrics(experiment.run_path / "metrics.jsonl"):
+        flop = entry["perf/tflop_per_s"] * entry["perf/iteration_s"] * 1e12
+        cost = model_cost(experiment_model(experiment), 2, 16, torch.float32)
+        assert flop == pytest.approx(iteration_flop(small_plan(), cost))
+        assert "perf/mfu" not in entry
