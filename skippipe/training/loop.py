@@ -66,17 +66,17 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
         runner = make_runner(experiment, plan, experiment_model(experiment), context)
         with closing(runner):
             open_run_directory(experiment, plan, runner, context)
-            with closing(Trainer(experiment, runner, order, context.world_size)) as trainer:
+            with closing(Trainer(experiment, runner, order, context)) as trainer:
                 return trainer.run(stop)
 
 
 class Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int) -> None:
+    def __init__(self, experiment: Experiment, runner: Runner, order: SampleOrder, context: DistributedContext) -> None:
         self.experiment, self.runner, self.order = experiment, runner, order
         self.plan, self.run_dir = runner.plan, experiment.run_path
-        self.world_size = world_size
+        self.world_size = context.world_size
         self.step = 0
         self.elapsed_s = 0.0
         self.grad_norm = 0.0
@@ -96,7 +96,9 @@ class Trainer:
         metadata = together(runner, "loading the checkpoint", lambda: self._load(checkpoint) if checkpoint else None)
         self.first_step = self.step
         self.wandb_id = metadata.wandb_id if metadata is not None else None
-        self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, experiment.checkpoint.keep_last)
+        self.writer = CheckpointWriter(
+            self.run_dir, runner, self.optimizer, experiment.checkpoint, context.store, context.world_size
+        )
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
@@ -107,16 +109,18 @@ class Trainer:
         """Train, validate, save; return how it ended."""
         max_steps = self.experiment.training.max_steps
         loss: float | None = None
-        stopped = saved = False
+        stopped = False
         while self.step < max_steps and not stopped:
             metrics, stopped = self._one_step(stop)
             loss = metrics["train/loss"]
+            if self.writer.stopped_s is not None:
+                metrics["checkpoint/stopped_s"], self.writer.stopped_s = self.writer.stopped_s, None
             if self._due(self.experiment.evaluation.interval):
                 metrics |= self._validate()
             self.reporter.write(metrics)
-            saved = (
-                self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps
-            ) and self._save()
+            if self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps:
+                self._save()
+        saved = self.writer.finish()
         if loss is not None and not saved:
             raise StorageError(
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
@@ -128,7 +132,8 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Close the records."""
+        """End the writing of checkpoints and close the records."""
+        self.writer.close()
         self.reporter.close()
 
     def _one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
@@ -193,12 +198,12 @@ class Trainer:
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
-    def _save(self) -> bool:
+    def _save(self) -> None:
         try:
             self.trace.write()
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
-        return self.writer.save(self._metadata())
+        self.writer.save(self._metadata())
 
     def _metadata(self) -> Metadata:
         training = self.experiment.training
