@@ -16,3 +16,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if not available:
         raise ConfigError(f"device {name}: this process sees no CUDA device; use 'cpu' or 'auto', or check the driver")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def uses_cuda(name: str) -> bool:
+    """Whether the device called `name` is a GPU, as far as can be known from here."""
+    return name == "cuda" or (name == "auto" and torch.cuda.is_available())

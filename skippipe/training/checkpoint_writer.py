@@ -127,7 +127,7 @@ class CheckpointWriter:
                     pinned = any(tensor.is_cuda for tensor in tensors.values())
                     self._images[name] = FileImage(tensors, pinned=pinned)
                 self._images[name].fill(tensors)
-            if torch.cuda.is_available() and torch.cuda.is_initialized():
+            if torch.cuda.is_available():
                 torch.cuda.synchronize()
         except (SkipPipeError, RuntimeError) as reason:  # torch raises the latter where there is no memory left
             return str(reason)

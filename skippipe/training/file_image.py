@@ -78,7 +78,7 @@ class FileImage:
     def write(self, path: Path) -> FileRecord:
         """Write the file, wait until it is on the disk and return its record; hashed on the way, not read again."""
         digest = hashlib.sha256()
-        content = memoryview(self._bytes.numpy())
+        content = memoryview(self._bytes.numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from Python 3.12 on
         with path.open("wb", buffering=0) as stream:
             for begin in range(0, len(content), CHUNK_BYTES):
                 chunk = content[begin : begin + CHUNK_BYTES]

@@ -14,6 +14,7 @@ from skippipe.config import Experiment
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.model.device import choose_device
 from skippipe.monitor.console import start_table
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning import experiment_model
@@ -23,7 +24,9 @@ from skippipe.training.agreement import together
 from skippipe.training.checkpoint import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
 from skippipe.training.checkpoint_writer import CheckpointWriter
 from skippipe.training.clipping import clip, squared_norm
+from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import AdamW
+from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
 from skippipe.training.signals import StopSignal
@@ -63,18 +66,30 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
     with StopSignal() as stop:
         cache = open_cache(experiment.data, experiment.seed)
         order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
+        device = choose_device(training.device, context.local_rank)
+        estimates = estimate_memory(experiment, plan, context.world_size)
+        check_room(experiment, estimates, context, device)
+        memory = MemoryReport(estimates, PeakMemory(device), context.rank)
         runner = make_runner(experiment, plan, experiment_model(experiment), context)
         with closing(runner):
             open_run_directory(experiment, plan, runner, context)
-            with closing(Trainer(experiment, runner, order, context)) as trainer:
+            with closing(Trainer(experiment, runner, order, context, memory)) as trainer:
                 return trainer.run(stop)
 
 
 class Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, experiment: Experiment, runner: Runner, order: SampleOrder, context: DistributedContext) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        runner: Runner,
+        order: SampleOrder,
+        context: DistributedContext,
+        memory: MemoryReport,
+    ) -> None:
         self.experiment, self.runner, self.order = experiment, runner, order
+        self.memory = memory
         self.plan, self.run_dir = runner.plan, experiment.run_path
         self.world_size = context.world_size
         self.step = 0
@@ -106,7 +121,7 @@ class Trainer:
         together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
 
     def run(self, stop: StopSignal) -> TrainingSummary:
-        """Train, validate, save; return how it ended."""
+        """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
         max_steps = self.experiment.training.max_steps
         loss: float | None = None
         stopped = False
@@ -126,6 +141,8 @@ class Trainer:
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
                 "make room or set run_dir, and start again to continue from the newest complete one"
             )
+        if loss is not None and self.runner.rank == 0:
+            print(self.memory.table())
         path = checkpoint_path(self.run_dir, self.step) if saved else None
         return TrainingSummary(
             self.first_step, self.step, self.step * self.tokens_per_step, loss, self.step < max_steps, path
@@ -143,7 +160,9 @@ class Trainer:
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
         torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
         result = self.runner.train_iteration(self._train_batch, self._update)
-        loss, busy_s, stops = self.runner.sum_over_ranks([result.loss, result.busy_s, float(stop.requested)])
+        loss, busy_s, stops, *peaks = self.runner.sum_over_ranks(
+            [result.loss, result.busy_s, float(stop.requested), *self.memory.own()]
+        )
         duration_s = time.perf_counter() - start_s
         self.step += 1
         self.elapsed_s += duration_s
@@ -153,7 +172,7 @@ class Trainer:
                 "Lower optimizer.lr, lengthen lr_scheduler.warmup_steps or set training.max_grad_norm, then continue "
                 "from the newest checkpoint"
             )
-        return self._metrics(loss, lr, busy_s, duration_s, result), stops > 0
+        return self._metrics(loss, lr, busy_s, duration_s, result) | self.memory.metrics(peaks), stops > 0
 
     def _update(self) -> None:
         """Clip and step; called by the runner when all gradients are there. Nothing moves where one is not finite."""
@@ -201,6 +220,8 @@ class Trainer:
     def _save(self) -> None:
         try:
             self.trace.write()
+            if self.runner.rank == 0:
+                self.memory.write(self.run_dir)
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
         self.writer.save(self._metadata())
@@ -235,6 +256,7 @@ class Trainer:
         check_nothing_beyond(self.experiment, self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
         print(start_table(self.plan, num_parameters, self.world_size))
+        print(self.memory.table())
         if self.step:
             print(f"continuing after step {self.step}")
         self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)

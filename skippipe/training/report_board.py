@@ -1,6 +1,6 @@
-"""How rank 0 learns what every rank has written of a checkpoint.
+"""How rank 0 learns what every rank has written of a checkpoint, without touching the training's groups.
 
-Threads ask here, which must not touch the training's groups. Each rank puts one report into the store that all ranks share; rank 0 takes them out.
+Each rank puts one report into the store that all ranks share; rank 0 takes them out.
 """
 
 import threading

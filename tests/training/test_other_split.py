@@ -1,5 +1,7 @@
-"""One run that changes its place again and again: 4 stages on 4 processes, 2 on 2, 1 process, back to 4; with sharded
-optimizer state and without. Its losses stay those of the run that was never interrupted."""
+"""One run that changes its place: 4 stages on 4 processes, 2 on 2, 1 process, 2 stages with 2 replicas each, back to 4.
+
+With sharded optimizer state and without; the losses stay those of the run that was never interrupted.
+"""
 
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def experiment(
         name,
         model={"options": model},
         training={"max_steps": last_step},
-        checkpoint={"interval": LEG // 2, "keep_last": 20, "resume": resume},
+        checkpoint={"interval": LEG // 2 if before is None else LEG, "keep_last": 20, "resume": resume},
         lr_scheduler={"warmup_steps": 2, "min_lr_ratio": 1.0},  # the rate does not depend on the last step
         evaluation={"interval": 0},
         **sections,
