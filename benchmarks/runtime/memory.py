@@ -87,7 +87,7 @@ def compare(folder: Path, name: str, number: int) -> None:
     """Train a model of more than 100 MB a rank for a few steps; print estimate and peak of every rank."""
     config = experiment(folder, f"run-{number}", LARGE, 5, **RUNS[name])
     train(config)
-    for row in json.loads((folder / f"run-{number}" / "memory.json").read_text()):
+    for row in json.loads((folder / f"run-{number}" / "memory.json").read_text())["ranks"]:
         estimate, peak = row["estimated_bytes"], row["peak_bytes"]
         parts = "  ".join(
             f"{row[f'{part}_bytes'] / MIB:>8.1f}"

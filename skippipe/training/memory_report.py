@@ -81,7 +81,7 @@ class MemoryReport:
             }
             for rank, (estimate, peak_bytes) in enumerate(zip(self.estimates, self.peak_bytes, strict=True))
         ]
-        write_atomically(run_dir / FILE_NAME, json.dumps(rows, indent=1) + "\n")
+        write_atomically(run_dir / FILE_NAME, json.dumps({"ranks": rows}, indent=1) + "\n")
 
     def table(self) -> str:
         """Return a line a rank: estimate, its parts, and the peak where there is one."""
