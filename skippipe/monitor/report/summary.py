@@ -96,7 +96,7 @@ def memory_table(name: str, run: Run) -> Table:
     ]
     return Table(
         f"{name}: memory at its peak. State: weights, gradients, optimizer. Copy: what a checkpoint is written from. "
-        "Update: reduction and optimizer step, when activations and work are gone. Measured: see the guide to training.",
+        "Update: reduction and optimizer step, when activations and work are gone.",
         (
             *("Rank", "Node", "State", "Copy", "Activations", "Work and messages", "Update"),
             *("By plan", "Measured", "Measured / by plan"),
