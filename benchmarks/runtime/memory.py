@@ -101,7 +101,7 @@ def compare(folder: Path, name: str, number: int) -> None:
 
 def growth(folder: Path) -> None:
     """Train a small model for many steps with checkpoints; print how much the peak grew after it had settled."""
-    config = experiment(folder, "long", SMALL, LONG_STEPS, training={"micro_batch_size": 2, "sequence_length": 64})
+    config = experiment(folder, "long", SMALL, LONG_STEPS, training={"micro_batch_size": 1, "sequence_length": 32})
     train(config)
     peaks = {
         entry["step"]: entry["memory/peak_bytes"]

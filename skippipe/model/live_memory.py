@@ -28,7 +28,7 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):  # a view of a parameter is no new memory
-                self._known.setdefault(tensor.untyped_storage(), 0)
+                self._known.setdefault(tensor.untyped_storage(), 0)  # type: ignore[no-untyped-call]
         results = _run(function, args, kwargs or {})
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
