@@ -125,6 +125,8 @@ class CheckpointOptions(Section):
     interval: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
     keep_last: PositiveInt = 3
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written; it stands still for a copy in memory only."""
     resume: Literal["auto", "never"] | str = "auto"
     """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
 

@@ -16,6 +16,12 @@ from skippipe_scheduler.workload import Workload
 if TYPE_CHECKING:
     from skippipe_scheduler.solve import SolveOptions
 
+BUCKET_BYTES = 64 * 2**20
+"""Gradients are reduced in buckets of this size (`skippipe.runtime.reduction`)."""
+
+MESSAGES_PER_RECEIVE = 2
+"""Room that is set aside for messages, as a multiple of the receive window: as many again that wait to be sent."""
+
 OPTIMIZER_BYTES = 8
 """AdamW keeps two fp32 moments for every parameter."""
 
@@ -43,6 +49,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
     import torch
 
     from skippipe.model.cost import model_cost
+    from skippipe.model.device import uses_cuda
 
     training = experiment.training
     dtype = getattr(torch, training.dtype)
@@ -53,20 +60,35 @@ def experiment_workload(experiment: Experiment) -> Workload:
     # Parameter and gradient in the run's dtype; two moments and (for bfloat16) a master copy in fp32.
     own_bytes, optimizer_bytes = 2 * dtype.itemsize, OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
     sharded = experiment.optimizer.backend == "zero_redundancy"
+    kept_bytes = optimizer_bytes if not sharded else 0
+    activation_bytes = cost.activation_bytes // dtype.itemsize * sent
+    # Messages and the copy for a checkpoint lie in host memory, which is the node's own where it has no GPU.
+    on_host = not uses_cuda(training.device)
+    copied_bytes = dtype.itemsize + kept_bytes if on_host else 0
+    window = min(experiment.comm.receive_window, training.num_microbatches)
+    update_bytes = 4 if dtype.itemsize < 4 else 0  # fp32 gradients for the master copies
     return Workload(
         num_layers=cost.num_layers,
         layer_forward_flop=cost.layer_forward_flop,
         loss_flop=cost.loss_flop,
-        activation_bytes=cost.activation_bytes // dtype.itemsize * sent,
+        activation_bytes=activation_bytes,
         layer_gradient_bytes=cost.layer_parameters * reduced,
         ends_gradient_bytes=cost.ends_parameters * reduced,
-        layer_state_bytes=cost.layer_parameters * (own_bytes if sharded else own_bytes + optimizer_bytes),
+        layer_state_bytes=cost.layer_parameters * (own_bytes + kept_bytes),
         # The embedding is one tensor, which one replica keeps whole.
         ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
         layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
         layer_resident_bytes=cost.layer_resident_bytes,
+        stage_resident_bytes=cost.stage_resident_bytes,
         ends_resident_bytes=cost.ends_resident_bytes,
         working_bytes=cost.working_bytes,
+        ends_working_bytes=cost.ends_working_bytes,
+        message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes if on_host else 0,
+        layer_copy_bytes=cost.layer_parameters * copied_bytes,
+        ends_copy_bytes=cost.ends_parameters * (dtype.itemsize + optimizer_bytes) if on_host else 0,
+        layer_update_bytes=cost.layer_parameters * update_bytes,
+        ends_update_bytes=cost.ends_parameters * update_bytes,
+        bucket_bytes=BUCKET_BYTES,
         backward_to_forward=cost.backward_to_forward,
     )
 

@@ -1,9 +1,13 @@
 """Small experiments on real text, and the ranks that train them; also the program of a rank that dies while saving."""
 
+import logging
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +126,55 @@ def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def train_on_ranks(experiment: Experiment, plan: Plan, blocked_rank: int = -1) -> list[str]:
+    """Train on one process per node; return what each wrote to standard error, after checking that none failed.
+
+    The processes are forked from one server that has imported everything. On `blocked_rank` the disk is full until its
+    first checkpoint has failed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["skippipe.training.loop", "transformers.models.llama.modeling_llama"])
+    port, world_size = free_port(), len(plan.nodes)
+    processes, logs = [], []
+    for rank in range(world_size):
+        place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        logs.append(experiment.run_path.with_name(f"{experiment.name}-{rank}.log"))
+        arguments = (
+            experiment,
+            plan,
+            {key: str(value) for key, value in place.items()},
+            logs[-1],
+            rank == blocked_rank,
+        )
+        processes.append(context.Process(target=_train_rank, args=arguments))
+        processes[-1].start()
+    for process in processes:
+        process.join(100)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    texts = [log.read_text() for log in logs]
+    assert [process.exitcode for process in processes] == [0] * world_size, texts
+    return texts
+
+
+def _train_rank(experiment: Experiment, plan: Plan, place: dict[str, str], log: Path, blocked: bool) -> None:
+    os.environ.update(place)
+    with log.open("w") as stream:
+        os.dup2(stream.fileno(), 2)
+    logging.basicConfig(level=logging.WARNING)
+    if blocked:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, resource.RLIM_INFINITY))
+        logging.getLogger("skippipe.training.checkpoint_writer").addFilter(_make_room)
+    with closing(DistributedContext.from_environment(60.0)) as context:
+        train(experiment, plan, context)
+
+
+def _make_room(record: logging.LogRecord) -> bool:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return True
 
 
 def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[subprocess.Popen[str]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from skippipe.planning import PlanWithBaselines
     from skippipe_scheduler.build import OpenLayers
     from skippipe_scheduler.options import SolveOptions
+    from skippipe_scheduler.plan import Plan
     from skippipe_scheduler.problem import Problem
 
 
@@ -58,6 +59,7 @@ def command(
     if seed is not None:
         options = replace(options, seed=seed)
     result = _solve(problem, options, sizes_given, warm_path)
+    memory = _check_room(config_path, overrides, result.plan) if config_path is not None else ""
     if out is not None:
         result.plan.save(out)
     if report is not None:
@@ -68,6 +70,8 @@ def command(
         click.echo(json.dumps(_summary(result, out)))
         return
     click.echo(plan_table(result))
+    if memory:
+        click.echo(memory)
     if with_explanation:
         from skippipe_scheduler.explain import explain
 
@@ -85,6 +89,26 @@ def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem |
     experiment = load_experiment(path, overrides)
     sizes_given = experiment.pipeline.stage_sizes is not None
     return experiment_problem(experiment), experiment_options(experiment), sizes_given
+
+
+def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
+    """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
+    from skippipe.config_file import load_experiment
+    from skippipe.planning import experiment_workload
+    from skippipe_scheduler.cluster import load_cluster
+    from skippipe_scheduler.memory import size_text
+    from skippipe_scheduler.plan_memory import check_memory, given_limits, plan_memory
+
+    experiment = load_experiment(path, overrides)
+    estimates = plan_memory(plan, experiment_workload(experiment))
+    limits_bytes = given_limits(load_cluster(Path(experiment.cluster)).members())
+    check_memory(estimates, limits_bytes)
+    limited = [one for one in estimates if one.node in limits_bytes]
+    if not limited:
+        return ""
+    fullest = max(limited, key=lambda one: one.total_bytes / limits_bytes[one.node])
+    limit = size_text(limits_bytes[fullest.node])
+    return f"memory: fullest is {fullest.node} with {size_text(fullest.total_bytes)} of {limit} ({fullest})"
 
 
 def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":

@@ -17,6 +17,7 @@ from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError, SkipPipeError, StorageError
 from skippipe.model.architecture import attention_in_use
 from skippipe.model.cost import ModelCost, model_cost
+from skippipe.model.device import choose_device
 from skippipe.monitor.console import start_table
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning import experiment_model
@@ -26,7 +27,9 @@ from skippipe.training.agreement import together
 from skippipe.training.checkpoint import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
 from skippipe.training.checkpoint_writer import CheckpointWriter
 from skippipe.training.clipping import clip, squared_norm
+from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import AdamW
+from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
 from skippipe.training.signals import StopSignal
@@ -69,10 +72,14 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
         hardware = check_start(experiment, plan, context)
         cache = open_cache(experiment.data, experiment.seed)
         order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
+        device = choose_device(training.device, context.local_rank)
+        estimates = estimate_memory(experiment, plan, context.world_size)
+        check_room(experiment, estimates, context, device)
+        memory = MemoryReport(estimates, PeakMemory(device), context.rank)
         runner = make_runner(experiment, plan, experiment_model(experiment), context)
         with closing(runner):
             open_run_directory(experiment, plan, runner, context)
-            with closing(Trainer(experiment, runner, order, context.world_size, hardware)) as trainer:
+            with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
                 return trainer.run(stop)
 
 
@@ -80,11 +87,18 @@ class Trainer:
     """The state of a run between two steps."""
 
     def __init__(
-        self, experiment: Experiment, runner: Runner, order: SampleOrder, world_size: int, hardware: Hardware
+        self,
+        experiment: Experiment,
+        runner: Runner,
+        order: SampleOrder,
+        context: DistributedContext,
+        hardware: Hardware,
+        memory: MemoryReport,
     ) -> None:
         self.experiment, self.runner, self.order = experiment, runner, order
+        self.memory = memory
         self.plan, self.run_dir = runner.plan, experiment.run_path
-        self.world_size = world_size
+        self.world_size = context.world_size
         self.hardware = hardware
         self.step = 0
         self.elapsed_s = 0.0
@@ -105,7 +119,9 @@ class Trainer:
         metadata = together(runner, "loading the checkpoint", lambda: self._load(checkpoint) if checkpoint else None)
         self.first_step = self.step
         self.wandb_id = metadata.wandb_id if metadata is not None else None
-        self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, experiment.checkpoint.keep_last)
+        self.writer = CheckpointWriter(
+            self.run_dir, runner, self.optimizer, experiment.checkpoint, context.store, context.world_size
+        )
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
@@ -114,19 +130,21 @@ class Trainer:
         together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
 
     def run(self, stop: StopSignal) -> TrainingSummary:
-        """Train, validate, save; return how it ended."""
+        """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
         max_steps = self.experiment.training.max_steps
         loss: float | None = None
-        stopped = saved = False
+        stopped = False
         while self.step < max_steps and not stopped:
             metrics, stopped = self._one_step(stop)
             loss = metrics["train/loss"]
+            if self.writer.stopped_s is not None:
+                metrics["checkpoint/stopped_s"], self.writer.stopped_s = self.writer.stopped_s, None
             if self._due(self.experiment.evaluation.interval):
                 metrics |= self._validate()
             self.reporter.write(metrics)
-            saved = (
-                self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps
-            ) and self._save()
+            if self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps:
+                self._save()
+        saved = self.writer.finish()
         if loss is not None and not saved:
             raise StorageError(
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
@@ -134,13 +152,16 @@ class Trainer:
             )
         if loss is not None and self.world_size > 1:
             self._write_measured()
+        if loss is not None and self.runner.rank == 0:
+            print(self.memory.table())
         path = checkpoint_path(self.run_dir, self.step) if saved else None
         return TrainingSummary(
             self.first_step, self.step, self.step * self.tokens_per_step, loss, self.step < max_steps, path
         )
 
     def close(self) -> None:
-        """Close the records."""
+        """End the writing of checkpoints and close the records."""
+        self.writer.close()
         self.reporter.close()
 
     def _one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
@@ -150,7 +171,9 @@ class Trainer:
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
         torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
         result = self.runner.train_iteration(self._train_batch, self._update)
-        loss, busy_s, stops = self.runner.sum_over_ranks([result.loss, result.busy_s, float(stop.requested)])
+        loss, busy_s, stops, *peaks = self.runner.sum_over_ranks(
+            [result.loss, result.busy_s, float(stop.requested), *self.memory.own()]
+        )
         duration_s = time.perf_counter() - start_s
         self.step += 1
         self.elapsed_s += duration_s
@@ -160,7 +183,7 @@ class Trainer:
                 "Lower optimizer.lr, lengthen lr_scheduler.warmup_steps or set training.max_grad_norm, then continue "
                 "from the newest checkpoint"
             )
-        return self._metrics(loss, lr, busy_s, duration_s, result), stops > 0
+        return self._metrics(loss, lr, busy_s, duration_s, result) | self.memory.metrics(peaks), stops > 0
 
     def _update(self) -> None:
         """Clip and step; called by the runner when all gradients are there. Nothing moves where one is not finite."""
@@ -210,12 +233,14 @@ class Trainer:
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
 
-    def _save(self) -> bool:
+    def _save(self) -> None:
         try:
             self.trace.write()
+            if self.runner.rank == 0:
+                self.memory.write(self.run_dir)
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
-        return self.writer.save(self._metadata())
+        self.writer.save(self._metadata())
 
     def _write_measured(self) -> None:
         """Write what tasks and transfers took, on rank 0, once every rank has written its trace."""
@@ -258,6 +283,7 @@ class Trainer:
         print(start_table(self.plan, num_parameters, self.world_size))
         attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
         print(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
+        print(self.memory.table())
         if self.step:
             print(f"continuing after step {self.step}")
         self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)

@@ -79,15 +79,18 @@ def test_each_mode_keeps_less_and_the_cost_says_how_much() -> None:
     assert measured["selective"] < 0.75 * measured["none"]
     for mode in MODES:
         cost = model_cost(config, 2, 64, torch.float32, mode)
-        assert 0.8 * measured[mode] < 2 * cost.layer_resident_bytes < 1.8 * measured[mode], mode
+        # The hidden state that comes in was there before; each layer's state of the random numbers is not counted.
+        estimate = 2 * cost.layer_resident_bytes + cost.stage_resident_bytes - hidden.nbytes
+        assert estimate == pytest.approx(measured[mode], rel=0.01, abs=2 * 5056), mode
 
 
 def test_full_computes_the_forward_again_and_holds_one_layer_while_it_does() -> None:
     none, selective, full = (model_cost(tiny("llama", **LONG), 2, 64, torch.float32, mode) for mode in MODES)
     assert (none.backward_to_forward, selective.backward_to_forward, full.backward_to_forward) == (2, 2, 3)
-    assert none.working_bytes == 0
-    assert full.working_bytes == selective.working_bytes == none.layer_resident_bytes
-    assert full.layer_resident_bytes == full.activation_bytes
+    # While a layer is computed again, all that it saves is there.
+    assert none.layer_resident_bytes < full.working_bytes < 1.5 * none.layer_resident_bytes + none.working_bytes
+    assert full.activation_bytes <= full.layer_resident_bytes < 1.01 * full.activation_bytes
+    assert full.layer_resident_bytes < selective.layer_resident_bytes < none.layer_resident_bytes
 
 
 def test_evaluation_keeps_nothing_and_computes_once() -> None:

@@ -133,11 +133,26 @@ def test_state_that_replicas_share_out_leaves_room() -> None:
     assert found["n4"] == 8
 
 
-def test_what_is_computed_again_takes_room_once() -> None:
-    cluster = make_cluster(memory_gib=4.0)
-    plain, again = build(cluster), build(cluster, replace(WORKLOAD, working_bytes=GIB))
-    assert again.costs.memory["n0"] < plain.costs.memory["n0"]
-    with pytest.raises(InfeasibleError, match="one layer that is computed again"):
+@pytest.mark.parametrize(
+    ("parts", "held"),
+    [
+        ({}, 6),  # 1 GiB of state, and half a GiB for each microbatch
+        ({"working_bytes": GIB}, 4),
+        ({"ends_working_bytes": GIB}, 4),
+        ({"message_bytes": GIB}, 4),
+        ({"stage_resident_bytes": GIB // 4}, 4),
+        ({"layer_copy_bytes": GIB // 2}, 4),
+        ({"ends_update_bytes": GIB}, 5),  # only what it needs more than one microbatch
+        ({"ends_update_bytes": GIB, "working_bytes": GIB}, 4),
+    ],
+)
+def test_what_is_there_once_takes_room_once(parts: dict[str, int], held: int) -> None:
+    workload = replace(WORKLOAD, **parts)
+    assert build(make_cluster(memory_gib=4.0), workload, num_microbatches=13).costs.memory["n0"] == held
+
+
+def test_what_a_task_works_with_is_named() -> None:
+    with pytest.raises(InfeasibleError, match="checkpoint copy, messages and the work of a task 1 GiB"):
         build(make_cluster(memory_gib=1.5), replace(WORKLOAD, working_bytes=GIB))
 
 

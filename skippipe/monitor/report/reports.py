@@ -15,6 +15,7 @@ from skippipe.monitor.report.summary import (
     depth_table,
     gap,
     mean_utilisation,
+    memory_table,
     nodes_table,
     plans_table,
     runs_table,
@@ -83,8 +84,17 @@ def write_comparison_report(path: Path, runs: Mapping[str, Path], title: str, fa
 
 def _run_sections(runs: Mapping[str, Run]) -> list[Section]:
     plans = {name: run.plan for name, run in runs.items()}
-    sections = [_times(runs), _iteration(plans, runs), *_training(runs), *_depth(runs)]
+    sections = [_times(runs), _iteration(plans, runs), *_training(runs), *_depth(runs), *_memory(runs)]
     return [*sections, _routes(plans), _nodes(plans)]
+
+
+def _memory(runs: Mapping[str, Run]) -> list[Section]:
+    tables = [memory_table(_capital(name), run) for name, run in runs.items() if run.memory]
+    return (
+        [Section("Memory", "What each rank needed at most, beside what the plan said.", tables=tables)]
+        if tables
+        else []
+    )
 
 
 def _run_facts(run: Run) -> dict[str, str]:

@@ -42,6 +42,27 @@ class Evaluation(BaseModel):
     results: list[DepthResult]
 
 
+class RankMemory(BaseModel):
+    """What one rank needed at most: the plan's estimate, its parts, and what was measured."""
+
+    rank: int
+    node: str
+    estimated_bytes: int
+    state_bytes: int
+    copy_bytes: int
+    activation_bytes: int
+    working_bytes: int
+    message_bytes: int
+    update_bytes: int
+    peak_bytes: int
+
+
+class Memory(BaseModel):
+    """memory.json."""
+
+    ranks: list[RankMemory]
+
+
 @dataclass(frozen=True)
 class MeasuredIteration:
     """What every node did in one recorded step."""
@@ -61,6 +82,7 @@ class Run:
     damaged_lines: int
     evaluation: Evaluation | None
     measured: MeasuredIteration | None
+    memory: Sequence[RankMemory]
 
     @property
     def iterations_s(self) -> list[float]:
@@ -109,6 +131,7 @@ def read_run(folder: Path) -> Run:
         damaged_lines=damaged,
         evaluation=_read_evaluation(folder / "evaluation.json"),
         measured=_read_trace(folder / "trace"),
+        memory=_read_memory(folder / "memory.json"),
     )
 
 
@@ -129,6 +152,10 @@ def _read_evaluation(path: Path) -> Evaluation | None:
     if not path.exists():
         return None
     return parse(Evaluation, read_json(path, InputError), str(path), InputError)
+
+
+def _read_memory(path: Path) -> list[RankMemory]:
+    return parse(Memory, read_json(path, InputError), str(path), InputError).ranks if path.exists() else []
 
 
 def _read_trace(folder: Path) -> MeasuredIteration | None:

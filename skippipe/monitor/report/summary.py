@@ -8,6 +8,7 @@ from skippipe.config import Experiment
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run import Run
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
+from skippipe_scheduler.memory import size_text
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.simulate import Timeline
 
@@ -76,6 +77,34 @@ def runs_table(runs: Mapping[str, Run]) -> Table:
         (
             *("Run", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
             *("Throughput", "Model FLOP", "MFU", "Training loss", "Validation loss"),
+        ),
+        rows,
+    )
+
+
+def memory_table(name: str, run: Run) -> Table:
+    """The memory that the plan promised each rank beside what it took."""
+    rows = [
+        (
+            str(one.rank),
+            one.node,
+            size_text(one.state_bytes),
+            size_text(one.copy_bytes),
+            size_text(one.activation_bytes),
+            size_text(one.working_bytes + one.message_bytes),
+            size_text(one.update_bytes),
+            size_text(one.estimated_bytes),
+            size_text(one.peak_bytes),
+            times(one.peak_bytes / one.estimated_bytes) if one.estimated_bytes else NONE,
+        )
+        for one in run.memory
+    ]
+    return Table(
+        f"{name}: memory at its peak. State: weights, gradients, optimizer. Copy: what a checkpoint is written from. "
+        "Update: reduction and optimizer step, when activations and work are gone.",
+        (
+            *("Rank", "Node", "State", "Copy", "Activations", "Work and messages", "Update"),
+            *("By plan", "Measured", "Measured / by plan"),
         ),
         rows,
     )

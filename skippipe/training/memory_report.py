@@ -1,0 +1,94 @@
+"""What the plan says each rank needs, checked before the run, and beside it what was measured."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from skippipe.config import Experiment
+from skippipe.planning import experiment_workload
+from skippipe.runtime.context import DistributedContext
+from skippipe.training.peak_memory import PeakMemory
+from skippipe_scheduler.cluster import load_cluster
+from skippipe_scheduler.files import write_atomically
+from skippipe_scheduler.memory import size_text
+from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan_memory import (
+    MemoryEstimate,
+    check_memory,
+    given_limits,
+    memory_of_one_process,
+    plan_memory,
+)
+
+FILE_NAME = "memory.json"
+
+
+def estimate_memory(experiment: Experiment, plan: Plan, world_size: int) -> tuple[MemoryEstimate, ...]:
+    """Return the estimate for every process of the run, in rank order."""
+    workload = experiment_workload(experiment)
+    return (memory_of_one_process(plan, workload),) if world_size == 1 else plan_memory(plan, workload)
+
+
+def check_room(
+    experiment: Experiment, estimates: Sequence[MemoryEstimate], context: DistributedContext, device: torch.device
+) -> None:
+    """Raise `InfeasibleError` where a node's given memory, or this process's own GPU, has too little room."""
+    check_memory(estimates, given_limits(load_cluster(Path(experiment.cluster)).members()))
+    if device.type == "cuda":
+        own = estimates[context.rank]
+        total_bytes = torch.cuda.get_device_properties(device).total_memory
+        check_memory([own], {own.node: total_bytes}, named="the GPU's memory")
+
+
+class MemoryReport:
+    """The peaks of all ranks beside their estimates."""
+
+    def __init__(self, estimates: Sequence[MemoryEstimate], peak: PeakMemory, rank: int) -> None:
+        self.estimates = tuple(estimates)
+        self.peak_bytes = [0] * len(estimates)
+        self._peak = peak
+        self._rank = rank
+
+    def own(self) -> list[float]:
+        """Return this rank's peak at its place and zeros elsewhere, so that the sum over ranks has all peaks."""
+        return [float(self._peak.read()) if rank == self._rank else 0.0 for rank in range(len(self.estimates))]
+
+    def metrics(self, peaks: Sequence[float]) -> dict[str, float]:
+        """Remember the peaks of all ranks; return the metrics of a step, for the rank with the highest peak."""
+        self.peak_bytes = [round(peak) for peak in peaks]
+        rank = max(range(len(peaks)), key=lambda one: self.peak_bytes[one])
+        return {
+            "memory/peak_bytes": self.peak_bytes[rank],
+            "memory/estimated_bytes": self.estimates[rank].total_bytes,
+        }
+
+    def write(self, run_dir: Path) -> None:
+        """Write the table for the report; raise `SkipPipeError` where that is impossible."""
+        rows = [
+            {
+                "rank": rank,
+                "node": estimate.node,
+                "estimated_bytes": estimate.total_bytes,
+                "state_bytes": estimate.state_bytes,
+                "copy_bytes": estimate.copy_bytes,
+                "activation_bytes": estimate.activation_bytes,
+                "working_bytes": estimate.working_bytes,
+                "message_bytes": estimate.message_bytes,
+                "update_bytes": estimate.update_bytes,
+                "peak_bytes": peak_bytes,
+            }
+            for rank, (estimate, peak_bytes) in enumerate(zip(self.estimates, self.peak_bytes, strict=True))
+        ]
+        write_atomically(run_dir / FILE_NAME, json.dumps({"ranks": rows}, indent=1) + "\n")
+
+    def table(self) -> str:
+        """Return a line a rank: estimate, its parts, and the peak where there is one."""
+        lines = [f"{'rank':>4}  {'node':20}{'memory by plan':>15}{'measured peak':>15}"]
+        for rank, (estimate, peak_bytes) in enumerate(zip(self.estimates, self.peak_bytes, strict=True)):
+            lines.append(
+                f"{rank:>4}  {estimate.node:20}{size_text(estimate.total_bytes):>15}"
+                f"{size_text(peak_bytes) if peak_bytes else '':>15}"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""The memory that fake tensors promise, against that of real ones on every architecture."""
+
+import time
+import weakref
+
+import pytest
+import torch
+from tiny_models import CPU, tiny
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from skippipe.model.activation_checkpointing import Mode, enable
+from skippipe.model.activation_memory import activation_memory, forget_gradient
+from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.live_memory import LiveMemory
+from skippipe.model.skeleton import build_skeleton
+from skippipe.model.stage import Stage, build_stage
+
+SHAPE = 2, 32
+LAYERS = 4
+CASES = [("float32", "none"), ("bfloat16", "selective"), ("float32", "full")]
+
+
+def real_stage(config: PretrainedConfig, dtype: torch.dtype, mode: Mode) -> Stage:
+    stage = build_stage(config, 0, LAYERS, ends=True, seed=0, device=CPU, dtype=dtype).train()
+    enable(stage, mode)
+    for parameter in stage.parameters():
+        parameter.register_post_accumulate_grad_hook(forget_gradient)
+    return stage
+
+
+def body_bytes(stage: Stage, hidden_size: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return what a forward keeps, and how much more there is at the peak."""
+    with LiveMemory() as live:
+        hidden = torch.empty(*SHAPE, hidden_size, dtype=dtype).normal_().requires_grad_()  # (B, T, D)
+        output = stage(hidden)
+        kept = live.live_bytes
+        torch.autograd.backward(output, torch.ones_like(output))
+        return kept, live.peak_bytes - kept
+
+
+def saved_bytes(stage: Stage, hidden_size: int, dtype: torch.dtype) -> int:
+    """Return what autograd saves for a forward, and its input and output, by saved-tensor hooks."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in stage.parameters()}
+    storages: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    hidden = torch.empty(*SHAPE, hidden_size, dtype=dtype).normal_().requires_grad_()  # (B, T, D)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        keep(stage(keep(hidden)).detach())
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in storages.items() if address not in parameters)
+
+
+def loss_bytes(stage: Stage, config: PretrainedConfig, dtype: torch.dtype) -> int:
+    with LiveMemory() as live:
+        hidden = torch.empty(*SHAPE, config.hidden_size, dtype=dtype).normal_().requires_grad_()  # (B, T, D)
+        stage.loss(hidden, torch.randint(0, config.vocab_size, SHAPE)).backward()
+        return live.peak_bytes
+
+
+@pytest.mark.parametrize(("dtype_name", "mode"), CASES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_estimate_is_what_real_tensors_take(architecture: str, dtype_name: str, mode: Mode) -> None:
+    config, dtype = tiny(architecture), getattr(torch, dtype_name)
+    estimate = activation_memory(build_skeleton(config, dtype), *SHAPE, dtype, mode)
+    stage = real_stage(config, dtype, mode)
+    kept, working = body_bytes(stage, config.hidden_size, dtype)
+    assert estimate.stage_bytes + LAYERS * estimate.layer_bytes == pytest.approx(kept, rel=0.01)
+    if mode == "none":  # else checkpointing has hooks of its own
+        assert kept == pytest.approx(saved_bytes(stage, config.hidden_size, dtype), rel=0.01)
+    assert estimate.working_bytes == pytest.approx(working, rel=0.12)
+    assert estimate.ends_working_bytes >= 0.99 * loss_bytes(stage, config, dtype)
+
+
+def test_head_of_a_large_vocabulary_is_the_peak_of_an_origin() -> None:
+    config = tiny("llama", vocab_size=2048)
+    estimate = activation_memory(build_skeleton(config, torch.float32), *SHAPE, torch.float32, "none")
+    real = loss_bytes(real_stage(config, torch.float32, "none"), config, torch.float32)
+    assert estimate.ends_working_bytes == pytest.approx(real, rel=0.01)
+    assert real > 3 * SHAPE[0] * SHAPE[1] * 2048 * 4
+    assert estimate.working_bytes < estimate.ends_working_bytes
+
+
+def test_large_model_is_quick_and_asked_once() -> None:
+    config = tiny(
+        "llama",
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        num_hidden_layers=32,
+    )
+    skeleton = build_skeleton(config, torch.bfloat16)
+    estimate = activation_memory(skeleton, 4, 4096, torch.bfloat16, "full")
+    assert estimate.layer_bytes >= 4 * 4096 * 4096 * 2
+    start_s = time.perf_counter()
+    assert activation_memory(skeleton, 4, 4096, torch.bfloat16, "full") is estimate
+    assert time.perf_counter() - start_s < 0.5
+
+
+def test_storage_counts_once_and_until_its_last_tensor_is_gone() -> None:
+    before = torch.zeros(2, 3)
+    with LiveMemory() as live:
+        whole = torch.empty(1000)
+        part = whole[:10].view(2, 5)
+        assert live.live_bytes == 4000
+        alive = weakref.ref(whole)
+        del whole
+        assert alive() is None or isinstance(alive(), Tensor)
+        assert live.live_bytes == 4000
+        del part
+        assert live.live_bytes == 0
+        assert live.peak_bytes == 4000
+        view = before.t()
+        assert view.shape == (3, 2)
+        assert live.live_bytes == 0

@@ -1,0 +1,85 @@
+"""Memory as a run sees it: estimated before, measured while it runs, refused where it cannot fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_runs import ALONE, make_experiment, ranks_plan, small_plan, train_alone, train_on_ranks, write_inputs
+
+from skippipe.cli.main import main
+from skippipe.errors import InfeasibleError
+from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.report.reports import write_run_report
+from skippipe.training.memory_report import check_room, estimate_memory
+from skippipe.training.peak_memory import PeakMemory
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def test_peak_is_the_growth_also_of_what_was_given_back() -> None:
+    before = np.ones(40 * MIB, dtype=np.uint8)  # not counted: it was there
+    peak = PeakMemory(CPU)
+    assert peak.read() < 8 * MIB
+    block = np.ones(64 * MIB, dtype=np.uint8)
+    assert block[-1] == before[-1]
+    del block
+    assert 60 * MIB < peak.read() < 80 * MIB
+    assert peak.read() > 60 * MIB
+
+
+def test_run_shows_estimate_and_peak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make_experiment(tmp_path, training={"max_steps": 3})
+    train_alone(experiment)
+    (estimate,) = estimate_memory(experiment, small_plan(), 1)
+    entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert {entry["memory/estimated_bytes"] for entry in entries} == {estimate.total_bytes}
+    assert entries[-1]["memory/peak_bytes"] >= entries[0]["memory/peak_bytes"] > 0
+    assert "checkpoint/stopped_s" in entries[2]
+    (row,) = json.loads((tmp_path / "run" / "memory.json").read_text())["ranks"]
+    assert row["estimated_bytes"] == estimate.total_bytes
+    assert capsys.readouterr().out.count("memory by plan") == 2
+    page = write_run_report(tmp_path / "run").read_text()
+    assert "memory at its peak" in page
+
+
+@pytest.mark.slow
+def test_every_rank_is_near_its_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Blocks that are given back leave the process at once, so that resident memory is what is in use.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    options = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
+    training = {"max_steps": 3, "micro_batch_size": 2, "sequence_length": 128}
+    experiment = make_experiment(tmp_path, model={"options": options}, training=training, checkpoint={"interval": 2})
+    train_on_ranks(experiment, ranks_plan())
+    rows = json.loads((tmp_path / "run" / "memory.json").read_text())["ranks"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["estimated_bytes"] > 80 * MIB
+        assert 0.75 < row["peak_bytes"] / row["estimated_bytes"] < 1.5, row
+
+
+def test_plan_that_does_not_fit_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = make_experiment(tmp_path)
+    plan = small_plan()
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("memory_gib: 4", "memory_gib: 0.0001"))
+    estimates = estimate_memory(experiment, plan, len(plan.nodes))
+    with pytest.raises(InfeasibleError, match=r"node 'node-\d' \(stage \d\) has 0\.102 MiB, but the plan needs"):
+        check_room(experiment, estimates, ALONE, CPU)
+    arguments = write_inputs(experiment, plan, tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *arguments[:2]])
+    assert stop.value.code == 3
+    error = capsys.readouterr().err
+    assert "raise its memory_gib to" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_plan_says_which_node_is_fullest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = write_inputs(make_experiment(tmp_path), small_plan(), tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", *arguments[:2]])
+    assert not stop.value.code
+    assert "memory: fullest is node-" in capsys.readouterr().out
