@@ -53,6 +53,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
     # Parameter and gradient in the run's dtype; two moments and (for bfloat16) a master copy in fp32.
     own_bytes, optimizer_bytes = 2 * dtype.itemsize, OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
     sharded = experiment.optimizer.backend == "zero_redundancy"
+    splits = experiment.pipeline.split_backward
     return Workload(
         num_layers=cost.num_layers,
         layer_forward_flop=cost.layer_forward_flop,
@@ -64,10 +65,12 @@ def experiment_workload(experiment: Experiment) -> Workload:
         # The embedding is one tensor, which one replica keeps whole.
         ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
         layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
-        layer_resident_bytes=cost.layer_resident_bytes,
+        # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
+        layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
         ends_resident_bytes=cost.ends_resident_bytes,
         working_bytes=cost.working_bytes,
         backward_to_forward=cost.backward_to_forward,
+        weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
     )
 
 

@@ -46,13 +46,13 @@ def plan_weight_gradients(plan: Plan, problem: Problem, budget: Budget, seed: in
 
     Needs `costs.weight_s`. The bound of the returned plan is one that holds with backwards split, too.
     """
-    pass_over = _Pass(plan, budget, random.Random(seed))
+    pass_over = Pass(plan, budget, random.Random(seed))
     order, timeline = pass_over.run()
     predicted = Predicted(
         iteration_s=timeline.iteration_s,
         pipeline_s=timeline.pipeline_s,
         reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=min(plan.predicted.lower_bound_s, split_bound_s(problem), timeline.iteration_s),
+        lower_bound_s=min(split_bound_s(problem), timeline.iteration_s),
     )
     return plan.model_copy(update={"order": dict(order), "predicted": predicted})
 
@@ -84,7 +84,7 @@ class _Timed:
     score: float
 
 
-class _Pass:
+class Pass:
     """One pass over one plan."""
 
     def __init__(self, plan: Plan, budget: Budget, generator: random.Random) -> None:

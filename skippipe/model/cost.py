@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from skippipe.model.activation_checkpointing import Mode
 from skippipe.model.architecture import num_layers
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
+from skippipe.model.weight_gradients import is_deferrable, output_size, weight_of
 
 EAGER_SCORE_BYTES = 8
 """What eager attention keeps for each head and pair of tokens, measured in fp32 and bf16."""
@@ -32,6 +34,10 @@ class ModelCost:
     """What a backward holds besides, once: all that a layer saves while it is computed again."""
     backward_to_forward: float
     """FLOP of a layer's backward relative to its forward; with its forward once more where it is computed again."""
+    weight_to_forward: float
+    """FLOP of the weight gradients that can be put off (`weight_gradients.py`), relative to a layer's forward."""
+    weight_resident_bytes: int
+    """What one layer keeps between its input gradient and its weight gradients, an estimate."""
     ends_resident_bytes: int
     """Peak of the loss, three (B, T, V) in fp32 (log-probabilities and two gradients), and the embedded input."""
 
@@ -55,6 +61,7 @@ def model_cost(
     layers = num_layers(config)
     tokens = micro_batch_size * sequence_length
     active = (layer_parameters - expert_parameters * (1 - _active_share(config))) / layers
+    deferrable = sum(weight_of(module).numel() for module in _deferrable(skeleton))
     attention_flop = 2 * sequence_length * tokens * _attention_width(config)  # scores and values, causal half of 4 T²W
     activation_bytes = tokens * config.hidden_size * dtype.itemsize
     head_flop = 2 * tokens * config.hidden_size * config.vocab_size
@@ -74,6 +81,8 @@ def model_cost(
         layer_resident_bytes=kept_bytes[mode],
         working_bytes=0 if mode == "none" else saved_bytes,
         backward_to_forward=3.0 if mode == "full" else 2.0,
+        weight_to_forward=2 * tokens * deferrable / (2 * active * tokens + attention_flop),
+        weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),
         ends_resident_bytes=2 * activation_bytes + 12 * tokens * config.vocab_size,
     )
 
@@ -104,6 +113,22 @@ def _layer_selected_bytes(config: PretrainedConfig, tokens: int, dtype: torch.dt
     """
     ffn_size = 2 * _ffn_width(config) * (getattr(config, "num_experts_per_tok", None) or 1)
     return int(tokens * dtype.itemsize * (4 * _attention_width(config) + 3 * config.hidden_size + ffn_size))
+
+
+def _deferrable(skeleton: Skeleton) -> list[nn.Module]:
+    """Return the parts of the first layer whose weight gradient can be put off; attention scores have no weights."""
+    return [module for module in skeleton.layers[0].modules() if is_deferrable(module)]
+
+
+def _weight_kept_bytes(skeleton: Skeleton, tokens: int, dtype: torch.dtype) -> int:
+    """Estimate what products wait with: the gradient of each one's output, and the inputs, of which some are shared.
+
+    Per token: two hidden-sized inputs (attention and FFN), one attention-sized and one FFN-sized.
+    """
+    config = skeleton.model.config
+    outputs = sum(output_size(module) for module in _deferrable(skeleton))
+    inputs = 2 * config.hidden_size + _attention_width(config) + _ffn_width(config)
+    return int(tokens * dtype.itemsize * (outputs + inputs))
 
 
 def _attention_width(config: PretrainedConfig) -> int:
