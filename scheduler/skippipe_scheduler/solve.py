@@ -64,7 +64,8 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
         found = _campaign([Layout(fixed)], options, budget.share(0.2)).run()
         fixed = _fix(fixed, found.layout.stages(found.state.placement))
     layout = Layout(fixed)
-    blind = _campaign([Layout(network_blind(fixed))], options, budget.share(0.8)).run()
+    searched = 0.8 * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
+    blind = _campaign([Layout(network_blind(fixed))], options, budget.share(searched)).run()
     search = Search(layout, options.seed)
     state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
     bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s)
@@ -96,9 +97,12 @@ def _solve_best(
     for problem in variants:
         check_feasible(problem)
     splits = any(problem.costs.weight_s for problem in variants)
-    campaign = _campaign(layouts, options, budget.share(1 - SPLIT_SHARE) if splits else budget)
+    searched = budget.share(1 - SPLIT_SHARE) if splits else budget
+    campaign = _campaign(layouts, options, searched)
     campaign.progress = options.progress
     found = campaign.run(warm)
+    if splits:
+        budget.charge(searched)
     plan = finished_plan(found.layout, found.state, campaign.bound_s, _solver(options, budget), layers)
     return _split(plan, found.layout.problem, budget, options)
 

@@ -31,10 +31,12 @@ Order = Mapping[str, tuple[Task, ...]]
 Change = tuple[str, Callable[[], tuple[Task, ...]]]
 """A node, and what makes its new order."""
 
-_STEPS = 20
+_STEPS = 5
 """Steps of the search that one exact simulation counts as."""
 _MEMORY = 30
 """A change is taken where it is no longer than the current order or that of so many changes ago."""
+_SEARCH = 0.8
+"""Part of the budget for changes; the rest is for joining what need not be split."""
 _PATIENCE = 600
 """Changes without a shorter iteration after which the pass ends."""
 _COMPACTNESS = 0.01
@@ -83,6 +85,11 @@ class _Timed:
     timeline: Timeline
     score: float
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What makes one better than another: a shorter iteration, then the score; rounding does not count."""
+        return float(f"{self.timeline.iteration_s:.9g}"), float(f"{self.score:.9g}")
+
 
 class Pass:
     """One pass over one plan."""
@@ -103,7 +110,7 @@ class Pass:
         if not self.splittable:
             return whole.order, whole.timeline
         starts = [whole, self.timed(self._all_at_once()), self.timed(self._in_gaps(self._all_at_once()))]
-        best = self._search(min((one for one in starts if one is not None), key=lambda one: one.score))
+        best = self._search(min((one for one in starts if one is not None), key=lambda one: one.rank))
         best = self._joined(best)
         chosen = best if best.timeline.iteration_s < whole.timeline.iteration_s else whole
         return chosen.order, chosen.timeline
@@ -187,15 +194,18 @@ class Pass:
         current = best = start
         scores = [start.score] * _MEMORY
         changes = [*self._changes(current)]
+        budget = self.budget.share(_SEARCH)
+        spent_before = self.budget.spent
         step = last_better = 0
-        while changes and not self.budget.exhausted and step - last_better < _PATIENCE:
+        while changes and not budget.exhausted and step - last_better < _PATIENCE:
             step += 1
+            budget.spent = self.budget.spent - spent_before
             node, change = self.generator.choice(changes)
             candidate = self.timed({**current.order, node: change()})
             if candidate is not None and candidate.score <= max(current.score, scores[step % _MEMORY]):
                 current = candidate
                 changes = [*self._changes(current)]
-                if current.score < best.score * (1 - 1e-9):
+                if current.rank < best.rank:
                     best, last_better = current, step
             scores[step % _MEMORY] = current.score
         return best
@@ -218,8 +228,10 @@ class Pass:
                 yield node, partial(_without, tasks, weight)
                 yield node, partial(self._moved, tasks, weight)
         for (first_node, first), (node, second) in pairwise(on_path):
-            if first_node == node and first.microbatch != second.microbatch:
-                yield node, partial(_exchanged, timed.order[node], first, second)
+            tasks = timed.order[node]
+            place = tasks.index(second)
+            if first_node == node and tasks[place - 1] == first and first.microbatch != second.microbatch:
+                yield node, partial(_exchanged, tasks, place)
 
     def _moved(self, tasks: tuple[Task, ...], weight: Task) -> tuple[Task, ...]:
         """Return `tasks` with a weight gradient at another place behind its input gradient."""
@@ -229,9 +241,11 @@ class Pass:
         return (*rest[:place], weight, *rest[place:])
 
     def _joined(self, timed: _Timed) -> _Timed:
-        """Join every split that is of no use again: fewer tasks, and less is held."""
+        """Join every split that is of no use again, as far as the budget goes: fewer tasks, and less is held."""
         for node, tasks in timed.order.items():
             for microbatch in sorted(split_backwards(tasks)):
+                if self.budget.exhausted:
+                    return timed
                 rest = _without(timed.order[node], Task("W", microbatch))
                 joined = self.timed({**timed.order, node: rest})
                 if joined is not None and joined.timeline.iteration_s <= timed.timeline.iteration_s:
@@ -243,7 +257,6 @@ def _without(tasks: tuple[Task, ...], weight: Task) -> tuple[Task, ...]:
     return tuple(task for task in tasks if task != weight)
 
 
-def _exchanged(tasks: tuple[Task, ...], first: Task, second: Task) -> tuple[Task, ...]:
-    """Return `tasks` with two neighbours in each other's place."""
-    place = tasks.index(first)
-    return (*tasks[:place], second, first, *tasks[place + 2 :])
+def _exchanged(tasks: tuple[Task, ...], place: int) -> tuple[Task, ...]:
+    """Return `tasks` with the one at `place` before the one that stood before it."""
+    return (*tasks[: place - 1], tasks[place], tasks[place - 1], *tasks[place + 1 :])

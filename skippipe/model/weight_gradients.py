@@ -59,12 +59,13 @@ class WeightGradients:
         self.noted: list[Product] | None = None
         for layer in module.modules():
             if is_deferrable(layer):
-                layer.forward = partial(_forward, layer, self)  # type: ignore[method-assign]
+                layer.forward = partial(_forward, layer, self)
 
     @contextmanager
     def deferred(self) -> Iterator[list[Product]]:
         """Note the weight gradients of a backward in the list that is given, instead of computing them."""
-        self.noted = noted = []
+        noted: list[Product] = []
+        self.noted = noted
         try:
             yield noted
         finally:
@@ -89,7 +90,7 @@ class _Product(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         inputs, weight = ctx.saved_tensors
         by_inputs = by_weight = by_bias = None

@@ -45,7 +45,8 @@ class StageCompute:
         if opcode is Opcode.FORWARD:
             return self.forward(microbatch, received)
         if opcode is Opcode.WEIGHT:
-            return self.weight(microbatch)
+            self.weight(microbatch)
+            return None
         if received is None:
             raise ValueError(f"{opcode} of microbatch {microbatch} needs an input")
         return self.loss(microbatch, received) if opcode is Opcode.LOSS else self.backward(microbatch, received)

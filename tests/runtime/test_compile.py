@@ -1,5 +1,7 @@
 """Compiled stages give the gradients of uncompiled ones; what cannot be compiled is refused before anything runs."""
 
+from functools import partial
+
 import pytest
 import torch
 from random_plans import random_plan
@@ -11,13 +13,14 @@ from skippipe.model import compilation
 from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
+from skippipe.runtime import runner
 from skippipe.runtime.runner import make_runner
 
 CPU = torch.device("cpu")
 
 
-def make_stage(mode: Mode) -> Stage:
-    stage = build_stage(make_config(2), 0, 2, ends=True, seed=1, device=CPU, dtype=torch.float32)
+def make_stage(mode: Mode, *, num_layers: int = 2, ends: bool = True) -> Stage:
+    stage = build_stage(make_config(num_layers), 0, num_layers, ends=ends, seed=1, device=CPU, dtype=torch.float32)
     enable(stage, mode)
     return stage.train()
 
@@ -29,11 +32,10 @@ def step(stage: Stage) -> torch.Tensor:
     return loss.detach()
 
 
-@pytest.mark.parametrize("mode", ["none", "full"])
-def test_compiled_stage_equals_the_plain_one(mode: Mode) -> None:
+def test_compiled_stage_with_checkpointing_equals_the_plain_one() -> None:
     """The compiler's front end alone: what inductor makes of it takes too long for every case."""
     torch._dynamo.reset()
-    plain, compiled = make_stage(mode), make_stage(mode)
+    plain, compiled = make_stage("full"), make_stage("full")
     compile_stage(compiled, backend="aot_eager")
     warm_up(compiled, (2, 8, 32), CPU)
     assert all(parameter.grad is None for parameter in compiled.parameters())
@@ -54,7 +56,19 @@ def test_warm_up_leaves_random_numbers_as_they_were() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_compiled_run_equals_the_plain_one() -> None:
+def test_one_layer_made_by_inductor_equals_the_plain_one() -> None:
+    torch._dynamo.reset()
+    plain, compiled = (make_stage("none", num_layers=1, ends=False) for _ in range(2))
+    compile_stage(compiled)
+    for stage in (plain, compiled):
+        stage(torch.ones(2, 8, 32, requires_grad=True)).sum().backward()
+    expected = plain.global_parameters()
+    for name, parameter in compiled.global_parameters().items():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_compiled_run_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "compile_stage", partial(compile_stage, backend="aot_eager"))
     plan = random_plan(3, num_stages=2, num_nodes=2, route_length=2, num_microbatches=2)
     gradients, loss = gradients_and_loss(make_local(plan))
     compiled, compiled_loss = gradients_and_loss(make_local(plan, compile=True))
