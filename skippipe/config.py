@@ -74,6 +74,8 @@ class PipelineOptions(Section):
     max_swap_distance: NonNegativeInt = 1
     max_forward_jump: PositiveInt = 4
     uniform_coverage: bool = True
+    split_backward: bool = False
+    """Whether weight gradients may run apart from their backward, where a node would be idle (docs/planning.md)."""
     reduction: Literal["ring", "tree"] = "ring"
     """How the planner times the gradient reduction of a stage (docs/plan-file.md)."""
     planner: PlannerOptions = PlannerOptions()
@@ -97,6 +99,8 @@ class TrainingOptions(Section):
     """`global` divides by the iteration's microbatches, `visits` by those that visited the stage."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What a layer keeps for its backward: everything, matrix products and attention, or its input alone."""
+    compile: bool = False
+    """Compile each stage with torch.compile before the first iteration; not beside pipeline.split_backward."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
 
@@ -201,6 +205,15 @@ class Experiment(Section):
     logging: LoggingOptions = LoggingOptions()
     comm: CommunicationOptions = CommunicationOptions()
     emulation: EmulationOptions = EmulationOptions()
+
+    @model_validator(mode="after")
+    def _one_way_to_run_a_backward(self) -> Self:
+        if self.training.compile and self.pipeline.split_backward:
+            raise ValueError(
+                "training.compile and pipeline.split_backward exclude each other (a compiled backward is one piece); "
+                "turn one of them off"
+            )
+        return self
 
     @property
     def run_path(self) -> Path:

@@ -60,6 +60,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
     # Parameter and gradient in the run's dtype; two moments and (for bfloat16) a master copy in fp32.
     own_bytes, optimizer_bytes = 2 * dtype.itemsize, OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
     sharded = experiment.optimizer.backend == "zero_redundancy"
+    splits = experiment.pipeline.split_backward
     kept_bytes = optimizer_bytes if not sharded else 0
     activation_bytes = cost.activation_bytes // dtype.itemsize * sent
     # Messages and the copy for a checkpoint lie in host memory, which is the node's own where it has no GPU.
@@ -78,7 +79,8 @@ def experiment_workload(experiment: Experiment) -> Workload:
         # The embedding is one tensor, which one replica keeps whole.
         ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
         layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
-        layer_resident_bytes=cost.layer_resident_bytes,
+        # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
+        layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
         stage_resident_bytes=cost.stage_resident_bytes,
         ends_resident_bytes=cost.ends_resident_bytes,
         working_bytes=cost.working_bytes,
@@ -90,6 +92,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
         ends_update_bytes=cost.ends_parameters * update_bytes,
         bucket_bytes=BUCKET_BYTES,
         backward_to_forward=cost.backward_to_forward,
+        weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
     )
 
 

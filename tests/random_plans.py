@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from skippipe_scheduler.plan import Plan, Predicted, Route, Solver, Stage, Task
 from skippipe_scheduler.problem import Contention, Costs, Rules
 from skippipe_scheduler.rules import legal_stage_sequences
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.simulate import peak_held, simulate
 
 
 def random_plan(
@@ -21,8 +21,12 @@ def random_plan(
     contention: Contention = "none",
     swaps: int = 1,
     time_scale_s: float = 1.0,
+    split: float = 0.0,
 ) -> Plan:
-    """Return a valid plan drawn from `seed`; its order is a random legal one that never waits for memory."""
+    """Return a valid plan drawn from `seed`; its order is a random legal one that never waits for memory.
+
+    `split` is the share of backwards whose weight gradient is a task of its own, anywhere behind.
+    """
     generator = random.Random(seed)
     rules = Rules(num_stages=num_stages, route_length=route_length, max_swaps=swaps, max_forward_jump=num_stages)
     nodes = tuple(f"node-{index}" for index in range(num_nodes))
@@ -43,7 +47,25 @@ def random_plan(
         predicted=Predicted(iteration_s=0, pipeline_s=0, reduce_exposed_s=0, lower_bound_s=0),
         solver=Solver(name="random", version="1", seed=seed, time_limit_s=0, wall_s=0),
     )
-    return with_exact_times(plan)
+    return with_exact_times(with_splits(plan, split, random.Random(seed)) if split else plan)
+
+
+def with_splits(plan: Plan, share: float, generator: random.Random) -> Plan:
+    """Return the plan with a share of the backwards split, each W as far behind its B as chance and memory let it."""
+    order = {node: list(tasks) for node, tasks in plan.order.items()}
+    for microbatch in plan.microbatches:
+        for node in microbatch.route[1:]:
+            if generator.random() >= share:
+                continue
+            first = order[node].index(Task("B", microbatch.id)) + 1
+            place = generator.randint(first, len(order[node]))
+            later = [*order[node][:place], Task("W", microbatch.id), *order[node][place:]]
+            if peak_held(later) > plan.costs.memory[node]:
+                later = [*order[node][:first], Task("W", microbatch.id), *order[node][first:]]
+            order[node] = later
+    weight_s = {node: generator.uniform(0.2, 0.8) * plan.costs.backward_s[node] for node in plan.nodes}
+    costs = plan.costs.model_copy(update={"weight_s": weight_s})
+    return plan.model_copy(update={"order": {node: tuple(tasks) for node, tasks in order.items()}, "costs": costs})
 
 
 def with_exact_times(plan: Plan) -> Plan:

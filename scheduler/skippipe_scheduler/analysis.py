@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skippipe_scheduler.plan import Operation, Plan
+from skippipe_scheduler.plan import Operation, Plan, Task, split_backwards
 from skippipe_scheduler.problem import Costs
-from skippipe_scheduler.simulate import TaskSpan, Timeline, TransferSpan, inputs, simulate
+from skippipe_scheduler.simulate import TaskSpan, Timeline, TransferSpan, ends_hold, inputs, simulate
 
 LOAD_PARTS = 100
 """The load is given for this many equal parts of the iteration."""
@@ -89,15 +89,15 @@ def analyse(plan: Plan, timeline: Timeline | None = None) -> Analysis:
     )
 
 
-def held_over_time(tasks: Iterable[TaskSpan]) -> tuple[tuple[float, int], ...]:
+def held_over_time(tasks: Sequence[TaskSpan]) -> tuple[tuple[float, int], ...]:
     """Return the steps (second, microbatches held from then on) of one node, whose `tasks` are in order of time."""
     changes: list[tuple[float, int]] = [(0.0, 0)]
+    split = split_backwards((task.operation, task.microbatch) for task in tasks)
     for task in tasks:
-        if task.operation == "L":
-            continue
-        starts = task.operation == "F"
-        second, held = task.start_s if starts else task.end_s, changes[-1][1] + (1 if starts else -1)
-        changes.append((second, held))
+        if task.operation == "F":
+            changes.append((task.start_s, changes[-1][1] + 1))
+        elif ends_hold(Task(task.operation, task.microbatch), split):
+            changes.append((task.end_s, changes[-1][1] - 1))
     return tuple(changes)
 
 

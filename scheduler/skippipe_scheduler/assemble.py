@@ -30,6 +30,7 @@ def draft_plan(layout: Layout, state: State) -> Plan:
         update={
             "forward_s": dict(zip(names, costs.forward_s, strict=True)),
             "backward_s": dict(zip(names, costs.backward_s, strict=True)),
+            "weight_s": costs.weight_s(),
             "reduce_s": tuple(costs.reduce_s),
         }
     )

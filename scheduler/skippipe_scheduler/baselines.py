@@ -80,6 +80,7 @@ def network_blind(problem: Problem) -> Problem:
             "forward_s": dict.fromkeys(names, forward_s),
             "backward_s": dict.fromkeys(names, backward_s),
             "loss_s": dict.fromkeys(names, loss_s),
+            "weight_s": None,
             "transfer_s": {source: {sink: 0.1 * forward_s for sink in names if sink != source} for source in names},
             "reduce_s": (0.0,) * problem.num_stages,
             "contention": "none",

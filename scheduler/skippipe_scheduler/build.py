@@ -178,11 +178,14 @@ def _costs(
         latency_s[source][destination] = link.latency_ms / 1e3
         gbit_per_s[source][destination] = link.gbit_per_s
         transfer_s[source][destination] = _transfer_s(link, workload.activation_bytes)
+    backward_s = {
+        node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward) for node in members
+    }
+    weight_s = {name: taken_s * workload.weight_share for name, taken_s in backward_s.items()}
     return Costs(
         forward_s={node.name: _task_s(node, node.forward_s, forward_flop) for node in members},
-        backward_s={
-            node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward) for node in members
-        },
+        backward_s=backward_s,
+        weight_s=weight_s if workload.weight_share else None,
         loss_s={node.name: _task_s(node, node.loss_s, workload.loss_flop) for node in members},
         task_overhead_s=cluster.task_overhead_s if task_overhead_s is None else task_overhead_s,
         transfer_s=transfer_s,

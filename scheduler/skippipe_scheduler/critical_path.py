@@ -22,7 +22,7 @@ from skippipe_scheduler.simulate import (
     transfer_ends,
 )
 
-Kind = Literal["forward", "loss", "backward", "overhead", "transfer", "queueing", "reduction"]
+Kind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
 Reason = Literal["start", "input", "node", "link", "reduction"]
 REASONS: dict[Reason, str] = {
     "start": "it is the first",

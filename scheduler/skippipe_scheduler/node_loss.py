@@ -12,7 +12,8 @@ from skippipe_scheduler.simulate import Timeline, simulate
 class NodeLoss:
     """The end of an iteration in which nodes are lost.
 
-    `unfinished` are the microbatches whose backward never comes back to their origin. `dry_s` tells for every other
+    `unfinished` are the microbatches whose backward never comes back to their origin, or that leave a weight gradient
+    undone. `dry_s` tells for every other
     node when its last task ends (0 where it had none) and `open_tasks` how many of its tasks are never run.
     Work counts in seconds of computation, over all nodes: of all there was (`done_s`), `unfinished_work_s` went into
     microbatches that cannot finish; `lost_gradient_s` into finished ones on a lost node, whose gradients went with it.
@@ -48,7 +49,10 @@ def simulate_loss(
 ) -> NodeLoss:
     """Return how far the iteration gets when the nodes in `lost_s` stop at these seconds."""
     timeline = simulate(plan, slowdown=slowdown, jitter_sigma=jitter_sigma, seed=seed, lost_s=lost_s)
-    finished = {task.microbatch for task in timeline.tasks if (task.operation, task.hop) == ("B", 0)}
+    planned = Counter(task.microbatch for tasks in plan.order.values() for task in tasks)
+    finished = {
+        one for one, done in Counter(task.microbatch for task in timeline.tasks).items() if done == planned[one]
+    }
     others = [node for node in plan.nodes if node not in lost_s]
     run = Counter(task.node for task in timeline.tasks)
     dry_s = dict.fromkeys(others, 0.0)

@@ -6,7 +6,7 @@ A plan is an artefact: solved once, stored with the run, identified by its hash.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
@@ -18,14 +18,23 @@ from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_js
 from skippipe_scheduler.problem import Costs, Rules
 
 FORMAT: Final = "skippipe.plan/1"
-Operation = Literal["F", "L", "B"]
+Operation = Literal["F", "L", "B", "W"]
 
 
 class Task(NamedTuple):
-    """One entry of a node's order: F forward, L loss at the origin, B backward."""
+    """One entry of a node's order: F forward, L loss at the origin, B backward.
+
+    Where the order has a W of the microbatch, its backward is split there: B is the input gradient, which the node
+    before it on the route waits for, and W the weight gradient.
+    """
 
     operation: Operation
     microbatch: int
+
+
+def split_backwards(tasks: Iterable[tuple[str, int]]) -> frozenset[int]:
+    """Return the microbatches whose backward is split among one node's (operation, microbatch)."""
+    return frozenset(microbatch for operation, microbatch in tasks if operation == "W")
 
 
 class Stage(StrictModel):
@@ -94,6 +103,11 @@ class Plan(StrictModel):
     def num_layers(self) -> int:
         """Layers of the model that the plan was made for."""
         return max(stage.layers[1] for stage in self.stages)
+
+    @cached_property
+    def split_of(self) -> dict[str, frozenset[int]]:
+        """Microbatches whose backward is split on each node."""
+        return {node: split_backwards(self.order.get(node, ())) for node in self.nodes}
 
     @cached_property
     def visits(self) -> tuple[int, ...]:

@@ -87,11 +87,13 @@ class Costs(StrictModel):
     `transfer_s[src][dst]` is the time of one activation (or gradient) alone on the link. With `contention` other
     than "none", the part of it that occupies the link is `activation_bytes / bandwidth`; the rest is latency.
     `reduce_s[stage]` is the gradient reduction over the replicas of a stage.
+    `weight_s` is the part of `backward_s` that weight gradients take, on nodes that can run them as their own task.
     """
 
     forward_s: dict[str, PositiveSeconds]
     backward_s: dict[str, PositiveSeconds]
     loss_s: dict[str, Seconds]
+    weight_s: dict[str, PositiveSeconds] | None = None
     task_overhead_s: Seconds = 0.0
     transfer_s: dict[str, dict[str, Seconds]]
     memory: dict[str, PositiveCount]
@@ -109,6 +111,16 @@ class Costs(StrictModel):
             raise ValueError(
                 f'contention "{self.contention}" needs activation_bytes, latency_s and gbit_per_s beside transfer_s'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weight_gradient_is_a_part(self) -> Self:
+        for node, weight_s in (self.weight_s or {}).items():
+            if node in self.backward_s and weight_s >= self.backward_s[node]:
+                raise ValueError(
+                    f"weight_s of node {node!r} is {weight_s:g} s; it is a part of backward_s, "
+                    f"{self.backward_s[node]:g} s, and must be less"
+                )
         return self
 
     def occupancy_s(self, source: str, destination: str) -> float:

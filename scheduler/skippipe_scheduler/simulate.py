@@ -1,23 +1,24 @@
 """The exact simulator: when every task and transfer of a plan starts and ends.
 
 A microbatch is a chain of tasks: forward along its route, loss at the origin, backward the same way in reverse.
-Each task has exactly one predecessor in its chain and one in its node's order, so the times are unique.
+Each task has exactly one predecessor in its chain and one in its node's order, so the times are unique. Where a
+backward is split, its weight gradient follows it on the same node and nothing else waits for it.
 """
 
 import heapq
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from skippipe_scheduler.errors import DeadlockError
-from skippipe_scheduler.plan import Operation, Plan, Task
+from skippipe_scheduler.plan import Operation, Plan, Task, split_backwards
 from skippipe_scheduler.problem import Costs
 
 Direction = Literal["forward", "backward"]
-OPERATION_NAMES = {"F": "forward", "L": "loss", "B": "backward"}
+OPERATION_NAMES = {"F": "forward", "L": "loss", "B": "backward", "W": "weight gradient"}
 
 
 class TaskSpan(NamedTuple):
@@ -149,7 +150,9 @@ def simulate_order(
             continue
         start_s = max(last_end_s[node] for node in replicas)
         reductions.append(ReductionSpan(stage, start_s, start_s + duration_s))
-    peak_memory = {node: peak_held(order.get(node, ())[: run.position.get(node, 0)]) for node in nodes}
+    peak_memory = {
+        node: peak_held(order.get(node, ())[: run.position.get(node, 0)], run.split.get(node)) for node in nodes
+    }
     return Timeline(tuple(run.tasks), tuple(run.transfers), tuple(reductions), busy_s, peak_memory, tuple(run.cut))
 
 
@@ -170,13 +173,23 @@ def inputs(plan: Plan, timeline: Timeline) -> dict[tuple[str, Operation, int], T
     return found
 
 
-def peak_held(tasks: Sequence[Task]) -> int:
-    """Return the most microbatches held between their forward and their backward when `tasks` run in order."""
+def peak_held(tasks: Sequence[Task], split: Set[int] | None = None) -> int:
+    """Return the most microbatches held between their forward and their backward when `tasks` run in order.
+
+    A microbatch of `split` (default: those with a W among the tasks) is held until its weight gradient is done.
+    """
+    later = split_backwards(tasks) if split is None else split
     held = peak = 0
     for task in tasks:
-        held += (task.operation == "F") - (task.operation == "B")
-        peak = max(peak, held + (task.operation == "B"))
+        ends = ends_hold(task, later)
+        held += (task.operation == "F") - ends
+        peak = max(peak, held + ends)
     return peak
+
+
+def ends_hold(task: Task, split: Set[int]) -> bool:
+    """Return whether the end of a node's task lets go of the microbatch, where the backwards of `split` are split."""
+    return task.operation == ("W" if task.microbatch in split else "B")
 
 
 @dataclass
@@ -199,6 +212,13 @@ class _Run:
         self.free_s = dict.fromkeys(self.order, 0.0)
         self.link_free_s: dict[tuple[str, str], float] = {}
         self.card_free_s: dict[tuple[str, str], float] = {}
+        self.split = {node: split_backwards(tasks) for node, tasks in self.order.items()}
+        self.table_s = {
+            "F": self.costs.forward_s,
+            "L": self.costs.loss_s,
+            "B": self.costs.backward_s,
+            "W": self.costs.weight_s or {},
+        }
         self.hop_of = [{node: hop for hop, node in enumerate(route)} for route in self.routes]
         self.arrived_s: dict[tuple[str, Task], float] = {}
         for microbatch, route in enumerate(self.routes):
@@ -226,7 +246,7 @@ class _Run:
             if arrival_s is None:
                 return
             start_s = max(arrival_s, self.free_s[node])
-            end_s = start_s + self._duration_s(node, task.operation)
+            end_s = start_s + self._duration_s(node, task)
             hop = self.hop_of[task.microbatch][node]
             if end_s > gone_s:
                 if start_s < gone_s:
@@ -239,9 +259,11 @@ class _Run:
             self.position[node] += 1
             self._pass_on(node, task, hop, end_s)
 
-    def _duration_s(self, node: str, operation: Operation) -> float:
-        table = {"F": self.costs.forward_s, "L": self.costs.loss_s, "B": self.costs.backward_s}[operation]
-        return table[node] * self.slowdown.get(node, 1.0) * self._factor()
+    def _duration_s(self, node: str, task: Task) -> float:
+        duration_s = self.table_s[task.operation][node]
+        if task.operation == "B" and task.microbatch in self.split[node]:
+            duration_s -= self.table_s["W"][node]
+        return duration_s * self.slowdown.get(node, 1.0) * self._factor()
 
     def _factor(self) -> float:
         if self.jitter_sigma == 0:
@@ -257,8 +279,10 @@ class _Run:
             self._send(node, route[following], Task(successor, task.microbatch), hop, "forward", end_s)  # type: ignore[arg-type]
         elif task.operation == "L":
             self._send(node, route[last], Task("B", task.microbatch), last, "backward", end_s)
-        elif hop > 0:
-            self._send(node, route[hop - 1], Task("B", task.microbatch), hop - 1, "backward", end_s)
+        elif task.operation == "B":
+            self.arrived_s[node, Task("W", task.microbatch)] = end_s
+            if hop > 0:
+                self._send(node, route[hop - 1], Task("B", task.microbatch), hop - 1, "backward", end_s)
 
     def _send(
         self, source: str, destination: str, successor: Task, hop: int, direction: Direction, ready_s: float

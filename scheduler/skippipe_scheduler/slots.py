@@ -130,6 +130,17 @@ class SlotCosts:
             found = self._chains[route] = Chain(self, route)
         return found
 
+    def weight_s(self) -> dict[str, float] | None:
+        """Return the weight gradient's part of `backward_s` by node, where the problem gives one."""
+        problem = self.layout.problem
+        given = problem.costs.weight_s
+        if given is None:
+            return None
+        stage_of = {
+            problem.nodes[rank]: stage for rank, stage in zip(self.placement, self.layout.stage_of, strict=True)
+        }
+        return {node: taken_s * problem.stage_weight[stage_of[node]] for node, taken_s in given.items()}
+
     def both_ways_s(self, source: int, sink: int) -> float:
         """Return the seconds of a hop forward and, later, backward."""
         return self.transfer_s[source][sink] + self.transfer_s[sink][source]

@@ -14,10 +14,14 @@ from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan import Plan, Solver
 from skippipe_scheduler.problem import Problem, StageNodes
 from skippipe_scheduler.slots import Layout
+from skippipe_scheduler.weight_gradients import plan_weight_gradients
 
 if TYPE_CHECKING:
     from skippipe_scheduler.campaign import Campaign
     from skippipe_scheduler.state import State
+
+SPLIT_SHARE = 0.15
+"""Part of the budget that goes into splitting backwards, where the problem allows it."""
 
 __all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind", "solve_variants"]
 
@@ -27,6 +31,7 @@ def solve(
 ) -> Plan:
     """Return the best plan found for `problem` within `options`, with predicted times and a lower bound.
 
+    Where the problem gives `costs.weight_s`, a part of the budget goes into splitting backwards.
     `layers` is the number of layers of each stage (default: the problem's stage_layers, or one per stage). The search
     begins at `warm` where it is given (`skippipe_scheduler.replan` makes one of an older plan).
     Raises `InfeasibleError` naming the rules that conflict, `ProblemError` where `layers` does not fit.
@@ -59,11 +64,21 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
         found = _campaign([Layout(fixed)], options, budget.share(0.2)).run()
         fixed = _fix(fixed, found.layout.stages(found.state.placement))
     layout = Layout(fixed)
-    blind = _campaign([Layout(network_blind(fixed))], options, budget.share(0.8)).run()
+    searched = 0.8 * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
+    blind = _campaign([Layout(network_blind(fixed))], options, budget.share(searched)).run()
     search = Search(layout, options.seed)
     state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
     bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s)
-    return finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
+    plan = finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
+    return _split(plan, fixed, budget, options)
+
+
+def _split(plan: Plan, problem: Problem, budget: Budget, options: SolveOptions) -> Plan:
+    """Split backwards where the problem says what their weight gradients take."""
+    if not problem.costs.weight_s:
+        return plan
+    divided = plan_weight_gradients(plan, problem, budget.share(1.0), options.seed)
+    return divided.model_copy(update={"solver": _solver(options, budget)})
 
 
 def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
@@ -81,10 +96,15 @@ def _solve_best(
     layouts = [Layout(problem) for problem in variants]
     for problem in variants:
         check_feasible(problem)
-    campaign = _campaign(layouts, options, budget)
+    splits = any(problem.costs.weight_s for problem in variants)
+    searched = budget.share(1 - SPLIT_SHARE) if splits else budget
+    campaign = _campaign(layouts, options, searched)
     campaign.progress = options.progress
     found = campaign.run(warm)
-    return finished_plan(found.layout, found.state, campaign.bound_s, _solver(options, budget), layers)
+    if splits:
+        budget.charge(searched)
+    plan = finished_plan(found.layout, found.state, campaign.bound_s, _solver(options, budget), layers)
+    return _split(plan, found.layout.problem, budget, options)
 
 
 def _campaign(layouts: list[Layout], options: SolveOptions, budget: Budget) -> "Campaign":

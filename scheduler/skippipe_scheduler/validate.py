@@ -80,6 +80,9 @@ def _check_costs(plan: Plan) -> None:
     gap = plan.costs.missing(plan.nodes)
     if gap:
         raise PlanError(gap)
+    unknown = sorted((plan.costs.weight_s or {}).keys() - set(plan.nodes))
+    if unknown:
+        raise PlanError(f"costs.weight_s: unknown node {unknown[0]!r}")
     if plan.costs.reduce_s is None or len(plan.costs.reduce_s) != len(plan.stages):
         given = 0 if plan.costs.reduce_s is None else len(plan.costs.reduce_s)
         raise PlanError(f"costs.reduce_s: {given} entries for {len(plan.stages)} stages")
@@ -129,8 +132,18 @@ def _check_order(plan: Plan) -> None:
         for node in microbatch.route:
             expected[node] += [Task("F", microbatch.id), Task("B", microbatch.id)]
         expected[microbatch.route[0]].append(Task("L", microbatch.id))
+    splittable: dict[str, set[Task]] = {node: set() for node in plan.nodes}
+    for microbatch in plan.microbatches:
+        for node in microbatch.route[1:]:
+            splittable[node].add(Task("W", microbatch.id))
     for node in plan.nodes:
-        _check_order_of_node(node, plan.order.get(node, ()), expected[node])
+        tasks = plan.order.get(node, ())
+        if plan.split_of[node] and node not in (plan.costs.weight_s or {}):
+            raise PlanError(
+                f"order.{node}: has the weight gradient of microbatch {min(plan.split_of[node])}, "
+                "but costs.weight_s has no entry for this node"
+            )
+        _check_order_of_node(node, tasks, [*expected[node], *splittable[node].intersection(tasks)])
 
 
 def _check_order_of_node(node: str, tasks: tuple[Task, ...], expected: list[Task]) -> None:
@@ -145,7 +158,7 @@ def _check_order_of_node(node: str, tasks: tuple[Task, ...], expected: list[Task
         raise PlanError(f"order.{node}: {_words(missing[0])} is missing")
     position = {task: index for index, task in enumerate(tasks)}
     for task in tasks:
-        for before in {"F": "", "L": "F", "B": "FL"}[task.operation]:
+        for before in {"F": "", "L": "F", "B": "FL", "W": "B"}[task.operation]:
             earlier = Task(before, task.microbatch)  # type: ignore[arg-type]  # one of the operations
             if position.get(earlier, -1) > position[task]:
                 raise PlanError(f"order.{node}: {_words(task)} stands before its {OPERATION_NAMES[before]}")

@@ -40,10 +40,14 @@ class Workload:
     ends_update_bytes: int = 0
     bucket_bytes: int = 0
     backward_to_forward: float = 2.0
+    weight_share: float = 0.0
+    """Share of a backward that weight gradients take; 0 where backwards are not to be split."""
 
     def __post_init__(self) -> None:
         positive = {"num_layers", "layer_forward_flop", "activation_bytes", "layer_gradient_bytes"}
         positive |= {"backward_to_forward"}
+        if self.weight_share >= 1:
+            raise ProblemError(f"workload.weight_share is {self.weight_share}; it must be a share less than 1")
         for field in fields(self):
             value = getattr(self, field.name)
             if not math.isfinite(value) or value < 0 or (value == 0 and field.name in positive):

@@ -123,7 +123,9 @@ def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | Op
 def what_binds(problem: "Problem") -> str:
     """Return which lower bound binds and what would help, in words."""
     from skippipe_scheduler.bounds import explain_bound, lower_bounds
+    from skippipe_scheduler.weight_gradients import input_gradients_alone
 
+    problem = input_gradients_alone(problem) if problem.costs.weight_s else problem
     return explain_bound(problem, lower_bounds(problem))
 
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
 from skippipe.model.activation_checkpointing import Mode
 from skippipe.model.activation_memory import activation_memory
 from skippipe.model.architecture import num_layers
-from skippipe.model.skeleton import build_skeleton, is_layer_of
+from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
+from skippipe.model.weight_gradients import is_deferrable, output_size, weight_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class ModelCost:
     ends_working_bytes: int
     backward_to_forward: float
     """FLOP of a layer's backward relative to its forward; with its forward once more where it is computed again."""
+    weight_to_forward: float
+    """FLOP of the weight gradients that can be put off (`weight_gradients.py`), relative to a layer's forward."""
+    weight_resident_bytes: int
+    """What one layer keeps between its input gradient and its weight gradients, an estimate."""
 
 
 def model_cost(
@@ -53,6 +59,7 @@ def model_cost(
     layers = num_layers(config)
     tokens = micro_batch_size * sequence_length
     active = (layer_parameters - expert_parameters * (1 - _active_share(config))) / layers
+    deferrable = sum(weight_of(module).numel() for module in _deferrable(skeleton))
     attention_flop = 2 * sequence_length * tokens * _attention_width(config)  # scores and values, causal half of 4 T²W
     activation_bytes = tokens * config.hidden_size * dtype.itemsize
     head_flop = 2 * tokens * config.hidden_size * config.vocab_size
@@ -70,12 +77,35 @@ def model_cost(
         working_bytes=memory.working_bytes,
         ends_working_bytes=memory.ends_working_bytes,
         backward_to_forward=3.0 if mode == "full" else 2.0,
+        weight_to_forward=2 * tokens * deferrable / (2 * active * tokens + attention_flop),
+        weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),
     )
+
+
+def _deferrable(skeleton: Skeleton) -> list[nn.Module]:
+    """Return the parts of the first layer whose weight gradient can be put off; attention scores have no weights."""
+    return [module for module in skeleton.layers[0].modules() if is_deferrable(module)]
+
+
+def _weight_kept_bytes(skeleton: Skeleton, tokens: int, dtype: torch.dtype) -> int:
+    """Estimate what products wait with: the gradient of each one's output, and the inputs, of which some are shared.
+
+    Per token: two hidden-sized inputs (attention and FFN), one attention-sized and one FFN-sized.
+    """
+    config = skeleton.model.config
+    outputs = sum(output_size(module) for module in _deferrable(skeleton))
+    inputs = 2 * config.hidden_size + _attention_width(config) + _ffn_width(config)
+    return int(tokens * dtype.itemsize * (outputs + inputs))
 
 
 def _attention_width(config: PretrainedConfig) -> int:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(config.num_attention_heads * head_dim)
+
+
+def _ffn_width(config: PretrainedConfig) -> int:
+    names = ("moe_intermediate_size", "intermediate_size", "n_inner")
+    return int(next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size))
 
 
 def _active_share(config: PretrainedConfig) -> float:

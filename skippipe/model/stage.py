@@ -24,6 +24,7 @@ class Stage(nn.Module):
         super().__init__()
         self.first, self.last, self.ends = first, last, ends
         self.body = _decoder(skeleton, range(first, last))
+        self._layers_name = skeleton.layers_name
         if ends:
             self.embedding = _decoder(skeleton, (), embedding=True)
             self.head = _causal_model(skeleton)
@@ -32,6 +33,12 @@ class Stage(nn.Module):
             for name, parameter in skeleton.model.named_parameters()
             if _belongs(is_layer_of(name, skeleton), first, last, ends)
         }
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The stage's own layers."""
+        layers: nn.ModuleList = getattr(self.body, self._layers_name)
+        return layers
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the hidden state before the first layer: (B, T) -> (B, T, D)."""

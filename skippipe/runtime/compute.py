@@ -1,20 +1,26 @@
 """The compute of one stage: tasks of one microbatch each, and the activations held between forward and backward."""
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor
 
 from skippipe.model.stage import Stage
+from skippipe.model.weight_gradients import Product, WeightGradients
 from skippipe.runtime.program import Opcode
 
 
 class StageCompute:
-    """Runs FORWARD, LOSS and BACKWARD on one stage. Tensors in and out are on the stage's device.
+    """Runs FORWARD, LOSS, BACKWARD and WEIGHT on one stage. Tensors in and out are on the stage's device.
 
-    Between its forward and its backward a microbatch holds its input and its output; with gradients off, nothing.
+    Between its forward and its backward a microbatch holds its input and its output; with gradients off, nothing. The
+    backwards of the microbatches in `split` leave the gradients of the weights to WEIGHT, and hold what it needs.
     """
 
-    def __init__(self, stage: Stage, device: torch.device) -> None:
+    def __init__(self, stage: Stage, device: torch.device, split: Set[int] = frozenset()) -> None:
         self.stage = stage
+        self._split = split
+        self._weights = WeightGradients(stage.body) if split else None
         self.device = device
         self.dtype = next(stage.parameters()).dtype
         self.reset(num_microbatches=1)
@@ -25,15 +31,22 @@ class StageCompute:
         self._num_microbatches = num_microbatches
         self._samples: dict[int, tuple[Tensor, Tensor]] = {}
         self._held: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self._products: dict[int, list[Product]] = {}
 
     def load(self, microbatch: int, input_ids: Tensor, labels: Tensor) -> None:
         """Bring a microbatch's samples (B, T) to the device of its origin."""
         self._samples[microbatch] = (input_ids.to(self.device), labels.to(self.device))
 
     def run(self, opcode: Opcode, microbatch: int, received: Tensor | None) -> Tensor | None:
-        """Run one task on what was received for it (nothing at the forward of the origin); return what to send."""
+        """Run one task on what was received for it; return what to send.
+
+        Nothing is received for the forward at the origin and for a WEIGHT, which has nothing to send either.
+        """
         if opcode is Opcode.FORWARD:
             return self.forward(microbatch, received)
+        if opcode is Opcode.WEIGHT:
+            self.weight(microbatch)
+            return None
         if received is None:
             raise ValueError(f"{opcode} of microbatch {microbatch} needs an input")
         return self.loss(microbatch, received) if opcode is Opcode.LOSS else self.backward(microbatch, received)
@@ -63,8 +76,18 @@ class StageCompute:
     def backward(self, microbatch: int, gradient: Tensor) -> Tensor | None:
         """Add to the parameters' gradients; return the gradient (B, T, D) by the stage's input, None at the origin."""
         hidden, output = self._held.pop(microbatch)
-        torch.autograd.backward(output, gradient)
+        if self._weights is not None and microbatch in self._split:
+            with self._weights.deferred() as products:
+                torch.autograd.backward(output, gradient)
+            self._products[microbatch] = products
+        else:
+            torch.autograd.backward(output, gradient)
         return None if hidden is None else hidden.grad
+
+    def weight(self, microbatch: int) -> None:
+        """Add the gradients of the weights that the microbatch's backward has left."""
+        for product in self._products.pop(microbatch):
+            product.add()
 
     def finish(self) -> None:
         """Wait until the device has done all that was asked, so that clocks tell the truth."""

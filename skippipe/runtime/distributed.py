@@ -51,7 +51,7 @@ class DistributedRunner:
         self._evaluation_programs: dict[int, Program] = {}
         emulated = options.emulation.links or options.emulation.compute
         self._emulation = Emulation(plan, self.node, options.emulation) if emulated else None
-        self._compute = StageCompute(stage, options.device)
+        self._compute = StageCompute(stage, options.device, plan.split_of[self.node])
         self._board = FailureBoard(context.store, self.rank, plan.nodes)
         self._groups = create_groups(plan, self.rank, context.timeout_s)
         self._transport = Transport(

@@ -30,7 +30,9 @@ class Emulation:
             "F": plan.costs.forward_s[node],
             "L": plan.costs.loss_s[node],
             "B": plan.costs.backward_s[node],
+            "W": (plan.costs.weight_s or {}).get(node, 0.0),
         }
+        self._split = plan.split_of[node]
         self.start_iteration(0)
 
     def start_iteration(self, zero_ns: int) -> None:
@@ -49,11 +51,14 @@ class Emulation:
             self._start_ns = time.monotonic_ns()
         return self._start_ns
 
-    def finish(self, operation: str) -> int:
+    def finish(self, operation: str, microbatch: int) -> int:
         """Return when the task that has just been computed ends; the next `begin` sleeps until then."""
         self.end_ns = time.monotonic_ns()
         if self._options.compute:
-            self.end_ns = max(self.end_ns, self._start_ns + _ns(self._task_s[operation]))
+            duration_s = self._task_s[operation]
+            if operation == "B" and microbatch in self._split:
+                duration_s -= self._task_s["W"]
+            self.end_ns = max(self.end_ns, self._start_ns + _ns(duration_s))
         overhead_s = self._costs.task_overhead_s if self._options.compute else 0.0
         self._free_ns = self.end_ns + _ns(overhead_s)
         return self.end_ns

@@ -52,7 +52,7 @@ class Executor:
             match instruction.opcode:
                 case Opcode.LOAD:
                     self._compute.load(instruction.microbatch, *batch(instruction.microbatch))
-                case Opcode.FORWARD | Opcode.LOSS | Opcode.BACKWARD:
+                case Opcode.FORWARD | Opcode.LOSS | Opcode.BACKWARD | Opcode.WEIGHT:
                     self._run_task(instruction)
                 case Opcode.SEND:
                     self._send(instruction)
@@ -74,16 +74,18 @@ class Executor:
         operation = instruction.opcode.value[0]
         received, arrival_ns = self._receive(instruction)
         start_ns = time.monotonic_ns() if self._emulation is None else self._emulation.begin(arrival_ns)
-        self._outputs[microbatch] = self._compute.run(instruction.opcode, microbatch, received)
+        output = self._compute.run(instruction.opcode, microbatch, received)
+        if instruction.opcode is not Opcode.WEIGHT:  # its BACKWARD's output may not have left yet
+            self._outputs[microbatch] = output
         self._compute.finish()
-        end_ns = time.monotonic_ns() if self._emulation is None else self._emulation.finish(operation)
+        end_ns = time.monotonic_ns() if self._emulation is None else self._emulation.finish(operation, microbatch)
         node = self._program.node
         self.spans.append(Span(node, operation, microbatch, self._since_zero(start_ns), self._since_zero(end_ns)))
 
     def _receive(self, instruction: Instruction) -> tuple[Tensor | None, int]:
-        """Return the task's input on the device and its emulated arrival; nothing for the forward at the origin."""
+        """Return the task's input on the device and its emulated arrival; nothing where nothing is sent for it."""
         direction: Direction = "backward" if instruction.opcode is Opcode.BACKWARD else "forward"
-        if instruction.opcode is Opcode.FORWARD and instruction.hop == 0:
+        if instruction.opcode is Opcode.WEIGHT or (instruction.opcode is Opcode.FORWARD and instruction.hop == 0):
             return None, 0
         incoming = self._incoming.pop((instruction.microbatch, direction))
         start_s = self._since_zero(time.monotonic_ns())

@@ -22,7 +22,13 @@ class LocalRunner:
         self.rank = 0
         self.stages = dict(stages)
         self._options = options
-        self._compute = {index: StageCompute(stage, options.device) for index, stage in stages.items()}
+        self._split = {
+            index: frozenset().union(*(plan.split_of[node] for node in stage.nodes))
+            for index, stage in enumerate(plan.stages)
+        }
+        self._compute = {
+            index: StageCompute(stage, options.device, self._split[index]) for index, stage in stages.items()
+        }
         self.replicas: ProcessGroup | None = None
 
     def with_replicas(self, call: Callable[[], object]) -> None:
@@ -92,6 +98,8 @@ class LocalRunner:
         for node, compute in reversed(visited):
             arrived = self._travelled(gradient)
             gradient = timed(node, "B", lambda c=compute, g=arrived: c.backward(microbatch, g))  # type: ignore[misc]
+            if microbatch in self._split[self.plan.stage_of[node]]:
+                timed(node, "W", lambda c=compute: c.weight(microbatch))  # type: ignore[misc]
 
     def _travelled(self, tensor: Tensor | None) -> Tensor | None:
         """Round (B, T, D) as the way to another rank would."""

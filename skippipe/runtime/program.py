@@ -26,18 +26,21 @@ class Opcode(StrEnum):
     FORWARD = "FORWARD"
     LOSS = "LOSS"
     BACKWARD = "BACKWARD"
+    WEIGHT = "WEIGHT"
     SEND = "SEND"
     RECV = "RECV"
     REDUCE = "REDUCE"
     STEP = "STEP"
 
 
-OPCODE_OF_OPERATION = {"F": Opcode.FORWARD, "L": Opcode.LOSS, "B": Opcode.BACKWARD}
+OPCODE_OF_OPERATION = {"F": Opcode.FORWARD, "L": Opcode.LOSS, "B": Opcode.BACKWARD, "W": Opcode.WEIGHT}
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One step of a rank. A transfer towards the loss (also the return to the origin) is forward, else backward.
+    """One step of a rank. A BACKWARD whose microbatch has a WEIGHT of its own leaves the weight gradients to that.
+
+    A transfer towards the loss (also the return to the origin) is forward, else backward.
 
     A transfer of hop k joins positions k and k + 1 of the route; hop P-1 joins the last node and the origin.
     `tag` is the same on both sides and unique in an iteration.

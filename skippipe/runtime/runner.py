@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -11,20 +12,24 @@ from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment
-from skippipe.errors import PlanError
+from skippipe.errors import CommunicationError, ConfigError, PlanError
 from skippipe.model.activation_checkpointing import Mode, enable
+from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.program import Direction
 from skippipe_scheduler.plan import Plan
 
+COMPILATION_LIMIT = timedelta(minutes=30)
+"""A rank that has not compiled its stage by then is given up."""
+
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """Gives (input_ids, labels) of a microbatch, int64 (B, T) each, on the CPU."""
 
 
 class Span(NamedTuple):
-    """One measured task (F, L, B) or reduction (REDUCE, microbatch -1); seconds since the iteration began."""
+    """One measured task (F, L, B, W) or reduction (REDUCE, microbatch -1); seconds since the iteration began."""
 
     node: str
     operation: str
@@ -71,6 +76,7 @@ class RunnerOptions:
     device: torch.device
     gradient_normalization: Literal["global", "visits"] = "global"
     activation_checkpointing: Mode = "none"
+    compile: bool = False
     activation_dtype: torch.dtype | None = None
     """In what activations travel; `dtype` where None."""
     gradient_dtype: torch.dtype | None = None
@@ -155,16 +161,48 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
         device=choose_device(training.device, context.local_rank),
         gradient_normalization=training.gradient_normalization,
         activation_checkpointing=training.activation_checkpointing,
+        compile=training.compile,
         activation_dtype=_dtype(experiment.comm.activation_dtype),
         gradient_dtype=_dtype(experiment.comm.gradient_dtype),
         receive_window=experiment.comm.receive_window,
         emulation=experiment.emulation,
     )
+    if options.compile:
+        _check_compilable(plan, options)
     if context.world_size == 1:
         stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
         return LocalRunner(plan, stages, options)
-    held = plan.stage_of[plan.nodes[context.rank]]
-    return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+    stage = make_stage(plan, plan.stage_of[plan.nodes[context.rank]], config, experiment.seed, options)
+    if options.compile:
+        _wait_for_compilation(context)
+    return DistributedRunner(plan, stage, context, options)
+
+
+def _check_compilable(plan: Plan, options: RunnerOptions) -> None:
+    check_compilable(options.device, options.activation_checkpointing)
+    if any(plan.split_of.values()):
+        raise ConfigError(
+            "training.compile: the plan splits backwards, and a compiled backward is one piece; turn compile off, or "
+            "make a plan with pipeline.split_backward=false"
+        )
+
+
+def _wait_for_compilation(context: DistributedContext) -> None:
+    """Wait for all ranks outside of any process group: compiling may take longer than `comm.timeout_s`."""
+    if context.store is None:
+        return
+    keys = [f"compiled/{rank}" for rank in range(context.world_size)]
+    context.store.set(keys[context.rank], "1")
+    late = False
+    try:
+        context.store.wait(keys, COMPILATION_LIMIT)
+    except RuntimeError:
+        late = True
+    if late:
+        raise CommunicationError(
+            f"rank {context.rank} waited {COMPILATION_LIMIT} for the other ranks to compile their stages; see what "
+            "they report, or set training.compile to false"
+        )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -189,4 +227,7 @@ def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, opti
     first, last = plan.stages[stage].layers
     built = build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
     enable(built, options.activation_checkpointing)
+    if options.compile:
+        compile_stage(built)
+        warm_up(built, options.activation_shape, options.device)
     return built

@@ -3,8 +3,8 @@
 Proved: every SEND has one RECV of equal bytes; on each directed pair both sides list their transfers in the same
 order (gloo matches by tag and would not need it, channels that match by order do); no circle of waiting even when
 every SEND blocks until its RECV is reached; inputs are received and outputs made before they are used; tasks are the
-plan's, in the plan's order; memory high-water within the plan's bound; one REDUCE, then one STEP, after the last
-BACKWARD, also with no microbatch.
+plan's, in the plan's order, each WEIGHT behind its BACKWARD; memory high-water within the plan's bound; one REDUCE,
+then one STEP, after the last BACKWARD or WEIGHT, also with no microbatch.
 """
 
 from collections import Counter, defaultdict
@@ -16,7 +16,7 @@ from skippipe.runtime.program import OPCODE_OF_OPERATION, Instruction, Opcode, P
 from skippipe_scheduler.plan import Plan
 
 TRANSFERS = (Opcode.SEND, Opcode.RECV)
-TASKS = (Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD)
+TASKS = (Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD, Opcode.WEIGHT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,12 @@ def _prove_dataflow(program: Program) -> None:
             missing = None if (one.microbatch, "backward") in received else "its RECV (backward)"
             if (Opcode.FORWARD, one.microbatch) not in done:
                 missing = "its FORWARD"
+        elif one.opcode is Opcode.WEIGHT and (Opcode.BACKWARD, one.microbatch) not in done:
+            missing = "its BACKWARD"
         if missing is not None:
             raise ProgramError(f"{_name(program)}: {one} comes before {missing}")
         done.add((one.opcode, one.microbatch))
-        if one.opcode in TASKS:
+        if one.opcode in TASKS and one.opcode is not Opcode.WEIGHT:
             made.add(one.microbatch)
         elif one.opcode is Opcode.SEND:
             made.discard(one.microbatch)
@@ -185,8 +187,10 @@ def _peak_memory(program: Program) -> int:
     held = peak = 0
     if not program.select(Opcode.BACKWARD):
         return 0
+    split = {one.microbatch for one in program.select(Opcode.WEIGHT)}
     for one in program.instructions:
-        held += (one.opcode is Opcode.FORWARD) - (one.opcode is Opcode.BACKWARD)
+        ends = Opcode.WEIGHT if one.microbatch in split else Opcode.BACKWARD
+        held += (one.opcode is Opcode.FORWARD) - (one.opcode is ends)
         peak = max(peak, held)
     return peak
 
@@ -210,4 +214,4 @@ def _prove_ending(program: Program) -> None:
         if count != 1:
             raise ProgramError(f"{_name(program)} has {count} {opcode} instructions, expected 1")
     if [one.opcode for one in program.instructions[-2:]] != [Opcode.REDUCE, Opcode.STEP]:
-        raise ProgramError(f"{_name(program)} must end with REDUCE, then STEP, after its last BACKWARD")
+        raise ProgramError(f"{_name(program)} must end with REDUCE, then STEP, after its last BACKWARD or WEIGHT")

@@ -79,6 +79,7 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
         "stage sizes": (tuple(map(len, held)), pipeline.stage_sizes or tuple(map(len, held))),
         "links": (plan.costs.transfer_s, problem.costs.transfer_s),
         "contention": (plan.costs.contention, problem.costs.contention),
+        "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
     }
     return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
 

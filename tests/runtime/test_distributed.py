@@ -38,6 +38,7 @@ def small_plan(seed: int) -> Plan:
         num_stages=num_stages,
         route_length=rng.randint(2, num_stages),
         num_microbatches=rng.randint(1, 5),
+        split=0.6 * (seed % 2),
     )
 
 

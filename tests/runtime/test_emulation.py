@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def small_plan(seed: int, contention: str) -> Plan:
         num_microbatches=4,
         contention=contention,  # type: ignore[arg-type]
         time_scale_s=0.04,
+        split=0.5 * (seed % 2),
     )
 
 
@@ -76,7 +78,7 @@ def test_links_alone_leave_tasks_as_they_are() -> None:
     plan = small_plan(0, "none")
     emulation = emulation_of(plan, plan.nodes[0], links=True)
     start_ns = emulation.begin(0)
-    assert emulation.finish("B") - start_ns < 0.5e9 * plan.costs.backward_s[plan.nodes[0]]
+    assert emulation.finish("B", 0) - start_ns < 0.5e9 * plan.costs.backward_s[plan.nodes[0]]
 
 
 def test_compute_alone_delivers_at_the_end_of_the_task() -> None:
@@ -84,4 +86,20 @@ def test_compute_alone_delivers_at_the_end_of_the_task() -> None:
     emulation = emulation_of(plan, plan.nodes[0], compute=True)
     emulation.begin(0)
     assert emulation.deliver_ns(plan.nodes[1]) == 0
-    assert emulation.finish("F") == emulation.deliver_ns(plan.nodes[1])
+    assert emulation.finish("F", 0) == emulation.deliver_ns(plan.nodes[1])
+
+
+def test_each_part_of_a_split_backward_takes_its_own_time() -> None:
+    plan = random_plan(2, split=0.5, time_scale_s=0.01)
+    node = next(node for node, split in plan.split_of.items() if split)
+    (split, *_), weight_s = plan.split_of[node], (plan.costs.weight_s or {})[node]
+    whole = max(one.id for one in plan.microbatches if one.id not in plan.split_of[node])
+    emulation = emulation_of(plan, node, compute=True)
+    emulation.start_iteration(time.monotonic_ns())
+    taken_s = {}
+    for operation, microbatch in (("B", split), ("W", split), ("B", whole)):
+        start_ns = emulation.begin(0)
+        taken_s[operation, microbatch] = (emulation.finish(operation, microbatch) - start_ns) * 1e-9
+    assert taken_s["W", split] == pytest.approx(weight_s, abs=1e-8)
+    assert taken_s["B", split] == pytest.approx(plan.costs.backward_s[node] - weight_s, abs=1e-8)
+    assert taken_s["B", whole] == pytest.approx(plan.costs.backward_s[node], abs=1e-8)

@@ -42,6 +42,9 @@ def _costs(content: Content) -> Iterator[str]:
             yield f"{table} of a node is missing"
     if len(costs.get("reduce_s", [])) != len(content["stages"]):
         yield "reduce_s does not fit the stages"
+    for node, weight_s in (costs.get("weight_s") or {}).items():
+        if node not in nodes or not 0 < weight_s < costs["backward_s"][node]:
+            yield f"weight_s of {node} is no part of its backward"
     shared = costs["contention"] != "none"
     tables = [costs["transfer_s"], *((costs["latency_s"], costs["gbit_per_s"]) if shared else ())]
     for source in nodes:
@@ -120,6 +123,10 @@ def _orders(content: Content) -> Iterator[str]:
         wanted.update((node, operation, index) for node in microbatch["route"] for operation in "FB")
         wanted[microbatch["route"][0], "L", index] += 1
     found = Counter((node, *task) for node, tasks in content["order"].items() for task in tasks)
+    for index, microbatch in enumerate(content["microbatches"]):
+        for node in set(microbatch["route"][1:]) & set(content["costs"].get("weight_s") or {}):
+            wanted[node, "W", index] = min(1, found[node, "W", index])
+    wanted = +wanted
     if found != wanted or not set(content["order"]) <= set(content["nodes"]):
         yield "the order does not hold every task once"
 
@@ -150,7 +157,7 @@ def times_s(content: Content, spans: Spans) -> dict[str, float]:
     stage_of = _stage_of(content)
     last_s = dict.fromkeys(stage_of.values(), 0.0)
     for (node, operation, _), (_, end_s) in spans.items():
-        if operation == "B":
+        if operation in "BW":
             last_s[stage_of[node]] = max(last_s[stage_of[node]], end_s)
     reduced_s = max(last_s[stage] + duration_s for stage, duration_s in enumerate(content["costs"]["reduce_s"]))
     iteration_s = max(pipeline_s, reduced_s)
@@ -158,9 +165,13 @@ def times_s(content: Content, spans: Spans) -> dict[str, float]:
 
 
 def _most_held(node: str, spans: Spans) -> int:
-    """Return the most microbatches between the start of their forward and the end of their backward."""
+    """Return the most microbatches between the start of their forward and the end of their backward, or of their weight
+    gradient where there is one.
+    """
     changes = [(start_s, 1) for (where, what, _), (start_s, _) in spans.items() if (where, what) == (node, "F")]
-    changes += [(end_s, -1) for (where, what, _), (_, end_s) in spans.items() if (where, what) == (node, "B")]
+    ends = {one: span[1] for (where, what, one), span in spans.items() if (where, what) == (node, "B")}
+    ends |= {one: span[1] for (where, what, one), span in spans.items() if (where, what) == (node, "W")}
+    changes += [(end_s, -1) for end_s in ends.values()]
     held = most = 0
     for _, change in sorted(changes):
         held += change
@@ -177,7 +188,7 @@ def replay(content: Content) -> Spans | None:
     costs, spans = content["costs"], Spans()
     chains = [_chain(microbatch["route"]) for microbatch in content["microbatches"]]
     arrived_s = {(chain[0][0], "F", index): 0.0 for index, chain in enumerate(chains)}
-    duration_s = {"F": costs["forward_s"], "L": costs["loss_s"], "B": costs["backward_s"]}
+    duration_s = {"F": costs["forward_s"], "L": costs["loss_s"], "B": costs["backward_s"], "W": costs.get("weight_s")}
     left = {node: [(node, *task) for task in tasks] for node, tasks in content["order"].items()}
     idle_from_s: dict[str, float] = {}
     shared_from_s: dict[Any, float] = {}
@@ -187,9 +198,13 @@ def replay(content: Content) -> Spans | None:
             while tasks and tasks[0] in arrived_s:
                 task = tasks.pop(0)
                 start_s = max(arrived_s[task], idle_from_s.get(node, 0.0))
-                spans[task] = start_s, start_s + duration_s[task[1]][node]
+                taken_s = duration_s[task[1]][node]
+                if task[1] == "B" and [*_weight_gradient(task)] in content["order"][node]:
+                    taken_s -= duration_s["W"][node]
+                    arrived_s[node, *_weight_gradient(task)] = start_s + taken_s
+                spans[task] = start_s, start_s + taken_s
                 idle_from_s[node] = spans[task][1] + costs.get("task_overhead_s", 0.0)
-                step = chains[task[2]].index(task[:2])
+                step = chains[task[2]].index(task[:2]) if task[1] != "W" else len(chains[task[2]])
                 if step + 1 < len(chains[task[2]]):
                     ready.append((spans[task][1], task[2], step))
         if not ready:
@@ -201,6 +216,10 @@ def replay(content: Content) -> Spans | None:
         for one in _shared(costs["contention"], source, sink):
             shared_from_s[one] = start_s + occupancy_s(costs, source, sink)
         arrived_s[sink, operation, microbatch] = start_s + costs["transfer_s"][source][sink]
+
+
+def _weight_gradient(backward: tuple[str, str, int]) -> tuple[str, int]:
+    return "W", backward[2]
 
 
 def _chain(route: list[str]) -> list[tuple[str, str]]:

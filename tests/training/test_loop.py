@@ -220,6 +220,14 @@ def test_plan_is_solved_again_when_a_node_is_pinned_elsewhere(tmp_path: Path, ca
     assert "made for other pinned nodes" in caplog.text
 
 
+def test_plan_is_solved_again_when_backwards_may_be_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert share_plan(make_experiment(tmp_path), None, ALONE).costs.weight_s is None
+    split = choose_plan(make_experiment(tmp_path, pipeline={"split_backward": True}), None)
+    assert split.costs.weight_s is not None
+    assert "made for other splits of backwards" in caplog.text
+    assert choose_plan(make_experiment(tmp_path, pipeline={"split_backward": True}), None) == split
+
+
 def test_plan_with_chosen_layers_is_kept_until_the_model_has_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

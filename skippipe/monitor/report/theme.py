@@ -3,8 +3,14 @@
 import html
 from typing import Any
 
-OPERATION_COLOURS = {"F": "#4c8dff", "L": "#22b07d", "B": "#f2994a", "REDUCE": "#8b95a5"}
-OPERATION_NAMES = {"F": "Forward", "L": "Loss", "B": "Backward", "REDUCE": "Gradient reduction"}
+OPERATION_COLOURS = {"F": "#4c8dff", "L": "#22b07d", "B": "#f2994a", "W": "#f7c59a", "REDUCE": "#8b95a5"}
+OPERATION_NAMES = {
+    "F": "Forward",
+    "L": "Loss",
+    "B": "Backward",
+    "W": "Weight gradient",
+    "REDUCE": "Gradient reduction",
+}
 FAINT = "rgba(128, 138, 155, 0.10)"
 NEUTRAL = "#8b95a5"
 PALETTE = (

@@ -1,0 +1,98 @@
+"""Compiled stages give the gradients of uncompiled ones; what cannot be compiled is refused before anything runs."""
+
+from functools import partial
+
+import pytest
+import torch
+from random_plans import random_plan
+from ranks import make_config, make_experiment
+from test_local import ALONE, gradients_and_loss, make_local
+
+from skippipe.errors import ConfigError
+from skippipe.model import compilation
+from skippipe.model.activation_checkpointing import Mode, enable
+from skippipe.model.compilation import check_compilable, compile_stage, warm_up
+from skippipe.model.stage import Stage, build_stage
+from skippipe.runtime import runner
+from skippipe.runtime.runner import make_runner
+
+CPU = torch.device("cpu")
+
+
+def make_stage(mode: Mode, *, num_layers: int = 2, ends: bool = True) -> Stage:
+    stage = build_stage(make_config(num_layers), 0, num_layers, ends=ends, seed=1, device=CPU, dtype=torch.float32)
+    enable(stage, mode)
+    return stage.train()
+
+
+def step(stage: Stage) -> torch.Tensor:
+    tokens = torch.arange(16).view(2, 8)
+    loss = stage.loss(stage(stage.embed(tokens)), tokens)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def test_compiled_stage_with_checkpointing_equals_the_plain_one() -> None:
+    """The compiler's front end alone: what inductor makes of it takes too long for every case."""
+    torch._dynamo.reset()
+    plain, compiled = make_stage("full"), make_stage("full")
+    compile_stage(compiled, backend="aot_eager")
+    warm_up(compiled, (2, 8, 32), CPU)
+    assert all(parameter.grad is None for parameter in compiled.parameters())
+    captured = dict(torch._dynamo.utils.counters["stats"])
+    torch.testing.assert_close(step(compiled), step(plain))
+    assert dict(torch._dynamo.utils.counters["stats"]) == captured, "the warm-up has compiled everything"
+    expected = plain.global_parameters()
+    for name, parameter in compiled.global_parameters().items():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_warm_up_leaves_random_numbers_as_they_were() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    warm_up(make_stage("none"), (2, 8, 32), CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_one_layer_made_by_inductor_equals_the_plain_one() -> None:
+    torch._dynamo.reset()
+    plain, compiled = (make_stage("none", num_layers=1, ends=False) for _ in range(2))
+    compile_stage(compiled)
+    for stage in (plain, compiled):
+        stage(torch.ones(2, 8, 32, requires_grad=True)).sum().backward()
+    expected = plain.global_parameters()
+    for name, parameter in compiled.global_parameters().items():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_compiled_run_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "compile_stage", partial(compile_stage, backend="aot_eager"))
+    plan = random_plan(3, num_stages=2, num_nodes=2, route_length=2, num_microbatches=2)
+    gradients, loss = gradients_and_loss(make_local(plan))
+    compiled, compiled_loss = gradients_and_loss(make_local(plan, compile=True))
+    assert compiled_loss == pytest.approx(loss, rel=1e-5)
+    for name, gradient in compiled.items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_selective_checkpointing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"selective: a compiled layer is one operation.*use full or none"):
+        check_compilable(CPU, "selective")
+
+
+def test_missing_compiler_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(compilation, "compile_stage", lambda *_: pytest.fail("built all the same"))
+    plan = random_plan(3)
+    experiment = make_experiment(training={"compile": True})
+    with pytest.raises(ConfigError, match=r"the C\+\+ compiler 'no-such-compiler'.*set training.compile to"):
+        make_runner(experiment, plan, make_config(plan.num_layers), ALONE)
+
+
+def test_split_plan_is_refused() -> None:
+    plan = random_plan(3, split=1.0)
+    experiment = make_experiment(training={"compile": True})
+    with pytest.raises(ConfigError, match="the plan splits backwards, and a compiled backward is one piece"):
+        make_runner(experiment, plan, make_config(plan.num_layers), ALONE)
