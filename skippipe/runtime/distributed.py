@@ -19,7 +19,7 @@ from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
-from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe.runtime.transport import Transport, guarded
 from skippipe.runtime.verifier import prove, prove_transfers
 from skippipe_scheduler.plan import Plan
@@ -88,13 +88,13 @@ class DistributedRunner:
         executor = self._new_executor(self._program, self._emulation, zero_ns)
         executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
         duration_s = time.perf_counter() - started_s
-        return IterationResult(
-            loss=self._compute.loss_sum,
-            duration_s=duration_s,
-            busy_s=sum(span.end_s - span.start_s for span in executor.spans if span.microbatch >= 0),
-            spans=executor.spans,
-            transfers=executor.waits,
-        )
+        loss, busy_s = self.tally()
+        return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
+
+    def tally(self) -> Tally:
+        """Return loss and busy time of the iteration; see `Runner`."""
+        spans = self._executor.spans if self._executor is not None else ()
+        return Tally(self._compute.loss_sum, sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0))
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""
@@ -136,9 +136,13 @@ class DistributedRunner:
         return self._executor
 
     def _agree_on_zero(self) -> int:
-        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks."""
+        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks.
+
+        Otherwise nobody waits. A rank may begin while others are still in the iteration before: gloo matches equal
+        tags of a pair in the order of their posts, which is the same on both sides, and tags change with the
+        iteration; nobody gets further ahead than STEP, where all ranks meet.
+        """
         if self._emulation is None:
-            self._barrier()
             return time.monotonic_ns()
         latest = torch.tensor([time.monotonic_ns()])
         self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)

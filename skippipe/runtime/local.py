@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.reduction import reduce_gradients, visit_factor
-from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe_scheduler.plan import Plan
 
 
@@ -23,6 +23,7 @@ class LocalRunner:
         self.stages = dict(stages)
         self._options = options
         self._compute = {index: StageCompute(stage, options.device) for index, stage in stages.items()}
+        self._spans: list[Span] = []
         self.replicas: ProcessGroup | None = None
 
     def with_replicas(self, call: Callable[[], object]) -> None:
@@ -47,7 +48,7 @@ class LocalRunner:
             compute.reset(num_microbatches)
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
-        spans: list[Span] = []
+        self._spans = spans = []
         for microbatch in self.plan.microbatches:
             self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
@@ -55,13 +56,13 @@ class LocalRunner:
             reduce_gradients(stage.global_parameters().values(), None, factor)
         step()
         self._compute[0].finish()
-        return IterationResult(
-            loss=self._compute[0].loss_sum,
-            duration_s=time.perf_counter() - started_s,
-            busy_s=sum(span.end_s - span.start_s for span in spans),
-            spans=spans,
-            transfers=(),
-        )
+        loss, busy_s = self.tally()
+        duration_s = time.perf_counter() - started_s
+        return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
+
+    def tally(self) -> Tally:
+        """Return loss and busy time of the iteration; see `Runner`."""
+        return Tally(self._compute[0].loss_sum, sum(span.end_s - span.start_s for span in self._spans))
 
     def _train_one(
         self,

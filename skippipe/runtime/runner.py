@@ -45,12 +45,23 @@ class Wait(NamedTuple):
     end_s: float
 
 
-@dataclass(frozen=True)
-class IterationResult:
-    """One iteration as this process saw it.
+class Tally(NamedTuple):
+    """What this process has added up in an iteration: known at STEP, where the ranks' one sum is made.
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
-    ranks is the mean loss. With emulation the spans lie on the emulated clock; `duration_s` is always wall clock.
+    ranks is the mean loss; `busy_s` is the time spent in tasks.
+    """
+
+    loss: float
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class IterationResult:
+    """One iteration as this process saw it; `loss` and `busy_s` as in `Tally`.
+
+    Spans count from the moment at which this process began: no barrier makes ranks begin together. With emulation
+    they begin together, and the spans lie on the emulated clock; `duration_s` is always wall clock.
     """
 
     loss: float
@@ -119,8 +130,12 @@ class Runner(Protocol):
 
         `batch(microbatch)` gives (input_ids, labels), int64 (B, T), on the CPU. Gradients are the sum over all
         microbatches of d(loss / num_microbatches), times num_microbatches / visits where the options say "visits".
+        Nothing else makes the ranks wait for each other: `step` is the place for the one sum over all of them.
         Raises `PeerLostError` where another rank stops.
         """
+
+    def tally(self) -> Tally:
+        """Return what the running iteration (or the last one) has added up here; complete when `step` is called."""
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth, without gradients; the same number on every rank."""

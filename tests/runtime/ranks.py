@@ -6,12 +6,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from processes import free_port
 from safetensors.torch import save_file
 from torch import Tensor
@@ -71,6 +75,29 @@ def make_batch(microbatch: int) -> tuple[Tensor, Tensor]:
 def gradients_of(runner: Runner) -> dict[str, Tensor]:
     """Return a copy of all gradients held by a runner."""
     return {name: one.grad.clone() for name, one in runner.parameters().items() if one.grad is not None}
+
+
+@contextmanager
+def counted_collectives() -> Iterator[Counter[int]]:
+    """Count the collectives of this rank by the number of ranks in their group, while they do what they do."""
+    counts: Counter[int] = Counter()
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "barrier")}
+
+    def counting(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: Any, **options: Any) -> object:
+            group = options.get("group") or next((a for a in arguments if isinstance(a, dist.ProcessGroup)), None)
+            counts[dist.get_world_size(group)] += 1
+            return original(*arguments, **options)
+
+        return call
+
+    for name, original in originals.items():
+        setattr(dist, name, counting(original))
+    try:
+        yield counts
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
 
 
 @dataclass
@@ -137,15 +164,17 @@ def run_gradients(folder: Path, context: DistributedContext) -> None:
         options = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
         runner = make_runner(make_experiment(**options), plan, make_config(plan.num_layers), context)
         captured: dict[str, Tensor] = {}
-        for _ in range(2):  # the second one finds tags, gradients and losses of the first
-            captured.clear()
-            result = runner.train_iteration(make_batch, lambda: captured.update(gradients_of(runner)))  # noqa: B023
+        with counted_collectives() as collectives:
+            for _ in range(2):  # the second one finds tags, gradients and losses of the first
+                captured.clear()
+                result = runner.train_iteration(make_batch, lambda: captured.update(gradients_of(runner)))  # noqa: B023
         name = path.name.removesuffix(".plan.json")
         save_file(captured, folder / f"{name}.{context.rank}.safetensors")
         numbers = {
             "loss": runner.sum_over_ranks([result.loss])[0],
             "evaluated": runner.evaluate(make_batch, 3),
             "owned": sorted(runner.owned_parameters()),
+            "collectives": collectives[context.world_size],
             "spans": [span[:3] for span in result.spans],
         }
         (folder / f"{name}.{context.rank}.json").write_text(json.dumps(numbers))

@@ -97,6 +97,7 @@ def test_gradients_equal_those_of_one_process(
             numbers = json.loads((folder / f"{name}.{rank}.json").read_text())
             assert numbers["loss"] == pytest.approx(result.loss, rel=1e-6)
             assert numbers["evaluated"] == pytest.approx(evaluated, rel=1e-6)
+            assert numbers["collectives"] == 0, "an iteration makes no ranks wait for all others, but in `step`"
             owned += numbers["owned"]
             tasks = [(node, task.operation, task.microbatch) for task in plan.order[node]]
             assert [tuple(span) for span in numbers["spans"] if span[1] != "REDUCE"] == tasks
