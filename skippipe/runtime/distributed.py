@@ -1,5 +1,6 @@
 """One rank's part of a plan over gloo."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,21 +13,28 @@ from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.dynamic_executor import DynamicExecutor, PlannedTimes
 from skippipe.runtime.emulation import Emulation
-from skippipe.runtime.executor import Executor, run_without_gradients
+from skippipe.runtime.executor import Executor, Place, StaticExecutor, run_without_gradients
 from skippipe.runtime.failure import FailureBoard, TransferError
-from skippipe.runtime.groups import create_groups
+from skippipe.runtime.groups import Channels, create_groups
+from skippipe.runtime.mailbox import NUM_NUMBERS, Mailbox
+from skippipe.runtime.message import MessageFormat
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
+from skippipe.runtime.readiness import Links
 from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
-from skippipe.runtime.transport import Transport, guarded
+from skippipe.runtime.transport import OrderedTransport, TaggedTransport, Transport, guarded
 from skippipe.runtime.verifier import prove, prove_transfers
 from skippipe_scheduler.plan import Plan
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 UNFINISHED_SENDS_PER_RECEIVE = 4
 """Messages kept for slow peers, as a multiple of the receive window."""
+RECEIVES_AHEAD = 4
+"""Receives that the dynamic executor posts ahead for each peer and direction."""
 
 
 class DistributedRunner:
@@ -44,6 +52,8 @@ class DistributedRunner:
         self.node = plan.nodes[self.rank]
         self.stage_index = plan.stage_of[self.node]
         self.stages = {self.stage_index: stage}
+        self.iteration = 0
+        self._executor: Executor | None = None
         self._options = options
         programs = compile_programs(plan, options.activation_bytes)
         self.proof = prove(programs, plan)
@@ -54,15 +64,13 @@ class DistributedRunner:
         self._compute = StageCompute(stage, options.device)
         self._board = FailureBoard(context.store, self.rank, plan.nodes)
         self._groups = create_groups(plan, self.rank, context.timeout_s)
-        self._transport = Transport(
-            self._groups,
-            options.activation_shape,
-            options.travel_dtype,
-            stamped=emulated,
-            max_unfinished=UNFINISHED_SENDS_PER_RECEIVE * options.receive_window,
-        )
-        self._iteration = 0
-        self._executor: Executor | None = None
+        self._channels: Channels | None = None
+        self._max_unfinished = UNFINISHED_SENDS_PER_RECEIVE * options.receive_window
+        self._protected(lambda: self._open_transports(programs, context.timeout_s))
+        self._timeout_s = context.timeout_s
+        self._links = Links.of(self._program)
+        self._times = PlannedTimes.of(plan, self.node)
+        self._stretch = 1.0
         self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -79,14 +87,17 @@ class DistributedRunner:
         stage.train()
         stage.zero_grad(set_to_none=True)
         self._compute.reset(len(self.plan.microbatches))
-        self._iteration += 1
+        self.iteration += 1
         return self._protected(lambda: self._train(batch, step))
 
     def _train(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
         zero_ns = self._agree_on_zero()
         started_s = time.perf_counter()
-        executor = self._new_executor(self._program, self._emulation, zero_ns)
+        dynamic = self._options.executor == "dynamic"
+        executor = self._dynamic(zero_ns) if dynamic else self._static(self._program, self._emulation, zero_ns)
+        self._executor = executor
         executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
+        self._stretch = self._times.stretch(executor.spans)
         duration_s = time.perf_counter() - started_s
         loss, busy_s = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
@@ -101,11 +112,13 @@ class DistributedRunner:
         if num_microbatches not in self._evaluation_programs:
             programs = compile_evaluation(self.plan, self._options.activation_bytes, num_microbatches)
             prove_transfers(programs)
+            if self._channels is not None:
+                self._protected(lambda: self._channels.extend(programs))  # type: ignore[union-attr]
             self._evaluation_programs[num_microbatches] = programs[self.rank]
         program = self._evaluation_programs[num_microbatches]
         self.stages[self.stage_index].eval()
         self._compute.reset(num_microbatches)
-        executor = self._new_executor(program, None, time.monotonic_ns())
+        self._executor = executor = self._static(program, None, time.monotonic_ns())
         self._protected(lambda: run_without_gradients(executor, batch))
         return self.sum_over_ranks([self._compute.loss_sum])[0]
 
@@ -121,19 +134,47 @@ class DistributedRunner:
 
     def close(self) -> None:
         """Release the process groups of this plan; all ranks together. The context stays open."""
+        if self._channels is not None:
+            self._channels.destroy()
         self._groups.destroy()
 
-    def _new_executor(self, program: Program, emulation: Emulation | None, zero_ns: int) -> Executor:
-        self._executor = Executor(
-            program,
-            self._compute,
-            self._transport,
-            emulation,
-            nodes=self.plan.nodes,
-            receive_window=self._options.receive_window,
-            zero_ns=zero_ns,
+    def _open_transports(self, programs: Sequence[Program], timeout_s: float) -> None:
+        """Prepare what carries activations; with channels, all ranks connect them together."""
+        options, stamps = self._options, int(self._emulation is not None)
+        shape, dtype = options.activation_shape, options.travel_dtype
+        self._transport: Transport
+        if options.matching == "order":
+            device = options.device if options.backend == "nccl" else torch.device("cpu")
+            self._channels = Channels(self.rank, timeout_s, options.backend, device)
+            messages = MessageFormat(shape, dtype, stamps, device)
+            self._transport = OrderedTransport(self.rank, self._channels, messages, self._max_unfinished)
+            self._channels.extend(programs)
+        else:
+            messages = MessageFormat(shape, dtype, stamps)
+            self._transport = TaggedTransport(self._groups, messages, self._max_unfinished)
+        numbered = MessageFormat(shape, dtype, NUM_NUMBERS)
+        self._mailbox = Mailbox(
+            self._groups, numbered, receives_ahead=RECEIVES_AHEAD, max_unfinished=self._max_unfinished
         )
-        return self._executor
+
+    def _static(self, program: Program, emulation: Emulation | None, zero_ns: int) -> StaticExecutor:
+        # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
+        window = 0 if self._options.backend == "nccl" else self._options.receive_window
+        place = Place(program, self.plan.nodes, zero_ns)
+        return StaticExecutor(place, self._compute, self._transport, emulation, receive_window=window)
+
+    def _dynamic(self, zero_ns: int) -> DynamicExecutor:
+        return DynamicExecutor(
+            Place(self._program, self.plan.nodes, zero_ns),
+            self._compute,
+            self._mailbox,
+            self._emulation,
+            self._times,
+            self._links,
+            memory=self.plan.costs.memory[self.node],
+            stretch=self._stretch,
+            timeout_s=self._timeout_s,
+        )
 
     def _agree_on_zero(self) -> int:
         """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks.
@@ -146,7 +187,7 @@ class DistributedRunner:
             return time.monotonic_ns()
         latest = torch.tensor([time.monotonic_ns()])
         self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)
-        self._emulation.start_iteration(int(latest))
+        self._emulation.start_iteration(int(latest), self.iteration)
         return int(latest)
 
     def _reduce(self, executor: Executor, zero_ns: int) -> None:
@@ -218,24 +259,37 @@ class DistributedRunner:
         except TransferError as error:
             lost = error.with_traceback(None)
         except Exception as error:
-            self._board.report(f"{type(error).__name__}: {error}", ())
-            self._groups.poison()
+            self._board.report(f"{type(error).__name__}: {error}", (), self._place)
+            self._poison()
+            self._say_who_waits()
             self._board.leave()
             raise
-        self._board.report(str(lost), lost.peers)
-        self._groups.poison()
+        self._board.report(str(lost), lost.peers, self._place)
+        self._poison()
         message = self._message(lost)
+        self._say_who_waits()
         self._board.leave()
         raise PeerLostError(message)
 
+    def _poison(self) -> None:
+        self._groups.poison()
+        if self._channels is not None:
+            self._channels.poison()
+
+    def _say_who_waits(self) -> None:
+        if self.rank == 0:
+            logger.error("%s", self._board.table())
+
+    @property
+    def _place(self) -> str:
+        at = f", {self._executor.current}" if self._executor is not None and self._executor.current is not None else ""
+        return f"step {self.iteration}{at}"
+
     def _message(self, lost: TransferError) -> str:
-        place = f"iteration {self._iteration}"
-        if self._executor is not None and self._executor.current is not None:
-            place += f", {self._executor.current}"
         names = ", ".join(self.plan.nodes[rank] for rank in lost.peers[:3])
         more = ", ..." if len(lost.peers) > 3 else ""
         cause = self._board.root_cause(lost.peers) or lost.cause
         return (
             f"rank {self.rank} ({self.node}) {lost.action} ({names}{more}) in vain; {cause} "
-            f"[{place}]; the run can be continued from its last checkpoint"
+            f"[{self._place}]; the run can be continued from its last checkpoint"
         )

@@ -20,6 +20,7 @@ class LocalRunner:
     def __init__(self, plan: Plan, stages: Mapping[int, Stage], options: RunnerOptions) -> None:
         self.plan = plan
         self.rank = 0
+        self.iteration = 0
         self.stages = dict(stages)
         self._options = options
         self._compute = {index: StageCompute(stage, options.device) for index, stage in stages.items()}
@@ -43,6 +44,7 @@ class LocalRunner:
     def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
         """Run one iteration; see `Runner`."""
         started_s = time.perf_counter()
+        self.iteration += 1
         num_microbatches = len(self.plan.microbatches)
         for index, compute in self._compute.items():
             compute.reset(num_microbatches)

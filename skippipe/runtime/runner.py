@@ -87,6 +87,11 @@ class RunnerOptions:
     gradient_dtype: torch.dtype | None = None
     """In what gradients travel between replicas; `dtype` where None."""
     receive_window: int = 16
+    executor: Literal["static", "dynamic"] = "static"
+    backend: Literal["gloo", "nccl"] = "gloo"
+    """What carries activations between stages."""
+    matching: Literal["tags", "order"] = "tags"
+    """How the static executor's messages find their receive; NCCL knows order only."""
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
 
     @property
@@ -110,6 +115,8 @@ class Runner(Protocol):
 
     plan: Plan
     rank: int
+    iteration: int
+    """Number of the last iteration, from 1; who continues a run sets it, so that messages name the step."""
     stages: dict[int, Stage]
 
     @property
@@ -159,27 +166,42 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
     from skippipe.runtime.local import LocalRunner
 
     check_plan(plan, config.num_hidden_layers, context.world_size)
-    training = experiment.training
-    if training.threads is not None:
-        torch.set_num_threads(training.threads)
-    options = RunnerOptions(
-        micro_batch_size=training.micro_batch_size,
-        sequence_length=training.sequence_length,
-        hidden_size=config.hidden_size,
-        dtype=getattr(torch, training.dtype),
-        device=choose_device(training.device, context.local_rank),
-        gradient_normalization=training.gradient_normalization,
-        activation_checkpointing=training.activation_checkpointing,
-        activation_dtype=_dtype(experiment.comm.activation_dtype),
-        gradient_dtype=_dtype(experiment.comm.gradient_dtype),
-        receive_window=experiment.comm.receive_window,
-        emulation=experiment.emulation,
-    )
+    options = runner_options(experiment, config, context)
     if context.world_size == 1:
         stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
         return LocalRunner(plan, stages, options)
     held = plan.stage_of[plan.nodes[context.rank]]
     return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+
+
+def runner_options(experiment: Experiment, config: PretrainedConfig, context: DistributedContext) -> RunnerOptions:
+    """Return how the experiment wants to be run; all ranks call this together."""
+    from skippipe.runtime.backend import choose_backend
+
+    training, comm = experiment.training, experiment.comm
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    device = choose_device(training.device, context.local_rank)
+    emulated = experiment.emulation.links or experiment.emulation.compute
+    needs_gloo = comm.executor == "dynamic" or emulated
+    asked = "gloo" if needs_gloo and comm.backend == "auto" else comm.backend
+    backend = choose_backend(asked, device, context)
+    return RunnerOptions(
+        micro_batch_size=training.micro_batch_size,
+        sequence_length=training.sequence_length,
+        hidden_size=config.hidden_size,
+        dtype=getattr(torch, training.dtype),
+        device=device,
+        gradient_normalization=training.gradient_normalization,
+        activation_checkpointing=training.activation_checkpointing,
+        activation_dtype=_dtype(comm.activation_dtype),
+        gradient_dtype=_dtype(comm.gradient_dtype),
+        receive_window=comm.receive_window,
+        executor=comm.executor,
+        backend=backend,
+        matching="order" if backend == "nccl" else "tags",
+        emulation=experiment.emulation,
+    )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

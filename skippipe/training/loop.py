@@ -270,6 +270,7 @@ class Trainer:
             self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
         self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)
         self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
+        self.runner.iteration = self.step
         return metadata
 
     def _open_records(self, num_parameters: int) -> None:

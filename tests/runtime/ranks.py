@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from skippipe.config import Experiment
 from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import build_config
 from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.runner import Runner, make_runner
+from skippipe.runtime.distributed import DistributedRunner
+from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
 from skippipe_scheduler.plan import Plan, parse_plan
 
 VOCABULARY = 64
@@ -157,12 +158,23 @@ def run_rank(folder: Path, mode: str, timeout_s: float, errors: Path, environmen
     sys.exit(main(folder, mode, timeout_s))
 
 
+def make_matching(experiment: Experiment, plan: Plan, context: DistributedContext, matching: str) -> Runner:
+    """Return the runner of this rank with messages matched as `matching` says; by order is NCCL's way, here on gloo."""
+    config = make_config(plan.num_layers)
+    if matching == "tags":
+        return make_runner(experiment, plan, config, context)
+    options = replace(runner_options(experiment, config, context), matching="order")
+    held = plan.stage_of[plan.nodes[context.rank]]
+    return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+
+
 def run_gradients(folder: Path, context: DistributedContext) -> None:
     """Run one iteration of every plan; write this rank's gradients, its loss and the evaluated loss."""
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
         options = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
-        runner = make_runner(make_experiment(**options), plan, make_config(plan.num_layers), context)
+        matching = options.pop("matching", "tags")
+        runner = make_matching(make_experiment(**options), plan, context, matching)
         captured: dict[str, Tensor] = {}
         with counted_collectives() as collectives:
             for _ in range(2):  # the second one finds tags, gradients and losses of the first

@@ -10,6 +10,7 @@ from ranks import finish_ranks, start_ranks
 
 from skippipe.config import EmulationOptions
 from skippipe.runtime.emulation import Emulation
+from skippipe.runtime.program import Instruction, Opcode
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.simulate import simulate
 
@@ -52,6 +53,14 @@ def test_measured_time_is_the_simulated_time(tmp_path: Path) -> None:
                 assert start_s >= expected.start_s - 1e-6
 
 
+def task(opcode: Opcode, microbatch: int = 0) -> Instruction:
+    return Instruction(opcode, microbatch)
+
+
+def send_to(rank: int, microbatch: int = 0) -> Instruction:
+    return Instruction(Opcode.SEND, microbatch, 0, "forward", rank)
+
+
 def emulation_of(plan: Plan, node: str, **options: bool) -> Emulation:
     emulation = Emulation(plan, node, EmulationOptions.model_validate(options))
     emulation.start_iteration(0)
@@ -63,8 +72,8 @@ def test_messages_queue_on_their_link_only_where_the_plan_says_so() -> None:
         plan = small_plan(0, contention)
         source, destination, other = plan.nodes[:3]
         emulation = emulation_of(plan, source, links=True, compute=True)
-        first, second = (emulation.deliver_ns(destination) for _ in range(2))
-        elsewhere = emulation.deliver_ns(other)
+        first, second = (emulation.deliver_ns(send_to(1)) for _ in range(2))
+        elsewhere = emulation.deliver_ns(send_to(2))
         occupied_s = plan.costs.occupancy_s(source, destination)
         assert first * 1e-9 == pytest.approx(plan.costs.transfer_s[source][destination])
         assert (second - first) * 1e-9 == pytest.approx(occupied_s, abs=1e-8)
@@ -76,12 +85,12 @@ def test_links_alone_leave_tasks_as_they_are() -> None:
     plan = small_plan(0, "none")
     emulation = emulation_of(plan, plan.nodes[0], links=True)
     start_ns = emulation.begin(0)
-    assert emulation.finish("B") - start_ns < 0.5e9 * plan.costs.backward_s[plan.nodes[0]]
+    assert emulation.finish(task(Opcode.BACKWARD)) - start_ns < 0.5e9 * plan.costs.backward_s[plan.nodes[0]]
 
 
 def test_compute_alone_delivers_at_the_end_of_the_task() -> None:
     plan = small_plan(0, "link")
     emulation = emulation_of(plan, plan.nodes[0], compute=True)
     emulation.begin(0)
-    assert emulation.deliver_ns(plan.nodes[1]) == 0
-    assert emulation.finish("F") == emulation.deliver_ns(plan.nodes[1])
+    assert emulation.deliver_ns(send_to(1)) == 0
+    assert emulation.finish(task(Opcode.FORWARD)) == emulation.deliver_ns(send_to(1))

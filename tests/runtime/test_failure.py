@@ -50,7 +50,7 @@ def test_lost_rank_is_named_by_all_others(tmp_path: Path, fault: signal.Signals)
     for message in messages:
         assert f"no sign of life from rank {VICTIM} (node-{VICTIM})" in message
         assert "in vain" in message
-        assert "[iteration " in message
+        assert "[step " in message
 
 
 @pytest.mark.slow
