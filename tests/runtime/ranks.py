@@ -158,12 +158,17 @@ def run_rank(folder: Path, mode: str, timeout_s: float, errors: Path, environmen
     sys.exit(main(folder, mode, timeout_s))
 
 
-def make_matching(experiment: Experiment, plan: Plan, context: DistributedContext, matching: str) -> Runner:
-    """Return the runner of this rank with messages matched as `matching` says; by order is NCCL's way, here on gloo."""
-    config = make_config(plan.num_layers)
+def make_with_options(path: Path, plan: Plan, context: DistributedContext) -> Runner:
+    """Return the runner of this rank for a plan and the options that lie beside it.
+
+    With `matching: order` messages match by order, NCCL's way, here on gloo.
+    """
+    sections = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
+    matching = sections.pop("matching", "tags")
+    experiment, config = make_experiment(**sections), make_config(plan.num_layers)
     if matching == "tags":
         return make_runner(experiment, plan, config, context)
-    options = replace(runner_options(experiment, config, context), matching="order")
+    options = replace(runner_options(experiment, config, context), matching=matching)
     held = plan.stage_of[plan.nodes[context.rank]]
     return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
 
@@ -172,9 +177,7 @@ def run_gradients(folder: Path, context: DistributedContext) -> None:
     """Run one iteration of every plan; write this rank's gradients, its loss and the evaluated loss."""
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
-        options = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
-        matching = options.pop("matching", "tags")
-        runner = make_matching(make_experiment(**options), plan, context, matching)
+        runner = make_with_options(path, plan, context)
         captured: dict[str, Tensor] = {}
         with counted_collectives() as collectives:
             for _ in range(2):  # the second one finds tags, gradients and losses of the first
@@ -211,8 +214,9 @@ def run_emulated(folder: Path, context: DistributedContext) -> None:
 
 def run_until_stopped(folder: Path, context: DistributedContext, *, faulty_rank: int = -1) -> None:
     """Run iterations until something breaks; `faulty_rank` fails by itself in its second iteration."""
-    plan: Plan = parse_plan(next(folder.glob("*.plan.json")))
-    runner = make_runner(make_experiment(), plan, make_config(plan.num_layers), context)
+    path = next(folder.glob("*.plan.json"))
+    plan: Plan = parse_plan(path)
+    runner = make_with_options(path, plan, context)
     iteration = 0
 
     def step() -> None:
@@ -234,6 +238,8 @@ def main(folder: Path, mode: str, timeout_s: float) -> int:
             run_gradients(folder, context)
         elif mode == "emulated":
             run_emulated(folder, context)
+        elif mode == "nccl":
+            runner_options(make_experiment(comm={"backend": "nccl"}), make_config(2), context)
         else:
             run_until_stopped(folder, context, faulty_rank=2 if mode == "faulty" else -1)
     except SkipPipeError as error:

@@ -1,7 +1,9 @@
 """With emulation, processes of one machine take the time that the exact simulator predicts for the plan."""
 
 import json
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,26 @@ def test_compute_alone_delivers_at_the_end_of_the_task() -> None:
     emulation.begin(0)
     assert emulation.deliver_ns(send_to(1)) == 0
     assert emulation.finish(task(Opcode.FORWARD)) == emulation.deliver_ns(send_to(1))
+
+
+def test_jitter_depends_on_what_and_which_iteration_not_on_when() -> None:
+    plan = small_plan(0, "none")
+    node = plan.nodes[0]
+    options = {"links": True, "compute": True, "jitter_sigma": 0.6}
+
+    def durations_s(order: Sequence[int], **more: int) -> dict[str, float]:
+        emulation = Emulation(plan, node, EmulationOptions.model_validate(options | {"seed": more.get("seed", 0)}))
+        emulation.start_iteration(0, more.get("iteration", 1))
+        found = {}
+        for microbatch in order:
+            found[f"transfer {microbatch}"] = emulation.deliver_ns(send_to(1, microbatch)) - emulation.end_ns
+            found[f"task {microbatch}"] = emulation._jitter(node, "F", microbatch)
+        return found
+
+    once = durations_s(range(40))
+    assert durations_s(range(39, -1, -1)) == once
+    assert durations_s(range(40), iteration=2) != once
+    assert durations_s(range(40), seed=1) != once
+    factors = [value for name, value in once.items() if name.startswith("task")]
+    assert statistics.median(factors) == pytest.approx(1.0, abs=0.3)
+    assert statistics.stdev(map(math.log, factors)) == pytest.approx(0.6, abs=0.15)
