@@ -36,7 +36,7 @@ def choose_backend(
     """
     if asked == "gloo" or context.store is None:
         return "gloo"
-    devices = _all_devices(device, context)
+    devices = _all_devices(device, context, PrefixStore("device", context.store))
     obstacle = nccl_obstacle(devices)
     if obstacle and asked == "nccl":
         raise ConfigError(f"comm.backend: nccl cannot be used: {obstacle}")
@@ -59,9 +59,8 @@ def nccl_obstacle(devices: Sequence[RankDevice]) -> str:
     return ""
 
 
-def _all_devices(device: torch.device, context: DistributedContext) -> list[RankDevice]:
+def _all_devices(device: torch.device, context: DistributedContext, store: PrefixStore) -> list[RankDevice]:
     """Tell the others what this rank computes on; return what every rank does."""
-    store = PrefixStore("device", context.store)
     own = RankDevice(_gpu(device), dist.is_nccl_available())
     failure = ""
     try:

@@ -1,7 +1,9 @@
 """One rank's part of a plan over gloo."""
 
 import logging
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.dynamic_executor import DynamicExecutor, PlannedTimes
+from skippipe.runtime.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
 from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.executor import Executor, Place, StaticExecutor, run_without_gradients
 from skippipe.runtime.failure import FailureBoard, TransferError
@@ -70,7 +72,7 @@ class DistributedRunner:
         self._timeout_s = context.timeout_s
         self._links = Links.of(self._program)
         self._times = PlannedTimes.of(plan, self.node)
-        self._stretch = 1.0
+        self._pace: deque[float] = deque(maxlen=PACE_TASKS)
         self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -97,7 +99,7 @@ class DistributedRunner:
         executor = self._dynamic(zero_ns) if dynamic else self._static(self._program, self._emulation, zero_ns)
         self._executor = executor
         executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
-        self._stretch = self._times.stretch(executor.spans)
+        self._pace.extend(self._times.ratios(executor.spans))
         duration_s = time.perf_counter() - started_s
         loss, busy_s = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
@@ -172,7 +174,7 @@ class DistributedRunner:
             self._times,
             self._links,
             memory=self.plan.costs.memory[self.node],
-            stretch=self._stretch,
+            stretch=statistics.median(self._pace) if self._pace else 1.0,
             timeout_s=self._timeout_s,
         )
 

@@ -5,12 +5,11 @@ takes the first task in planned order that is ready and fits in memory (`readine
 stays within the plan and that nothing can wait for ever). Late means: its planned start is past by `PATIENCE` of a
 forward. Before, the rank waits, because a planner that left a gap there had a reason; without jitter this
 executor therefore does what the static one does. Where the machine is slower than the plan throughout, planned times
-are stretched by the median ratio of this rank's tasks in the iteration before.
+are stretched by the median ratio of this rank's last `PACE_TASKS` tasks, which jitter does not move.
 
 Sums of gradients are made in the order in which microbatches come, so results are the static executor's to rounding.
 """
 
-import statistics
 import threading
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from skippipe_scheduler.simulate import simulate
 
 PATIENCE = 0.25
 """How late the plan's next task may be, in forwards of this node, before another one is taken."""
+PACE_TASKS = 400
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,27 @@ class PlannedTimes:
     """When this rank's tasks start and how long they take, by plan."""
 
     start_s: Mapping[tuple[str, int], float]
-    duration_s: Mapping[str, float]
+    duration_s: Mapping[tuple[str, int], float]
+    patience_s: float
 
     @classmethod
     def of(cls, plan: Plan, node: str) -> "PlannedTimes":
         """Return the times of one node."""
-        start_s = {
-            (span.operation, span.microbatch): span.start_s for span in simulate(plan).tasks if span.node == node
-        }
-        costs = plan.costs
-        return cls(start_s, {"F": costs.forward_s[node], "L": costs.loss_s[node], "B": costs.backward_s[node]})
+        tasks = {(str(one.operation), one.microbatch): one for one in simulate(plan).tasks if one.node == node}
+        return cls(
+            {key: span.start_s for key, span in tasks.items()},
+            {key: span.end_s - span.start_s for key, span in tasks.items()},
+            PATIENCE * plan.costs.forward_s[node],
+        )
 
     def due_s(self, task: Instruction, stretch: float) -> float:
         """Return from when on a task is late."""
-        planned_s = self.start_s[task.opcode.value[0], task.microbatch]
-        return stretch * (planned_s + PATIENCE * self.duration_s["F"])
+        return stretch * (self.start_s[task.opcode.value[0], task.microbatch] + self.patience_s)
 
-    def stretch(self, spans: list[Span]) -> float:
-        """Return how much longer than planned tasks took in general; 1 where there were none."""
-        ratios = [
-            (span.end_s - span.start_s) / self.duration_s[span.operation]
-            for span in spans
-            if self.duration_s.get(span.operation)
-        ]
-        return statistics.median(ratios) if ratios else 1.0
+    def ratios(self, spans: list[Span]) -> list[float]:
+        """Return measured over planned duration of each task."""
+        planned_s = [self.duration_s.get((span.operation, span.microbatch), 0.0) for span in spans]
+        return [(span.end_s - span.start_s) / s for span, s in zip(spans, planned_s, strict=True) if s > 0]
 
 
 class Inbox:

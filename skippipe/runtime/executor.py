@@ -83,7 +83,7 @@ class StaticExecutor:
         self._transport = transport
         self._emulation = emulation
         self._receive_window = receive_window
-        self._outputs: dict[int, Tensor | None] = {}
+        self._outputs: dict[int, Tensor] = {}
         self._incoming: dict[tuple[int, Direction], Incoming] = {}
 
     def run(self, batch: Batch, reduce: Callable[[], None], step: Callable[[], None]) -> None:
@@ -118,7 +118,9 @@ class StaticExecutor:
     def _run_task(self, task: Instruction) -> None:
         incoming, received, arrival_ns = self._receive(task)
         start_ns = time.monotonic_ns() if self._emulation is None else self._emulation.begin(arrival_ns)
-        self._outputs[task.microbatch] = self._compute.run(task.opcode, task.microbatch, received)
+        output = self._compute.run(task.opcode, task.microbatch, received)
+        if output is not None:
+            self._outputs[task.microbatch] = output
         if incoming is not None:
             self._transport.confirm(incoming)
         self._compute.finish()
@@ -126,18 +128,19 @@ class StaticExecutor:
         self.spans.append(self._place.span(task, start_ns, end_ns))
 
     def _receive(self, task: Instruction) -> tuple[Incoming | None, Tensor | None, int]:
-        """Return the task's input on the device and its emulated arrival; nothing for the forward at the origin."""
+        """Return the task's input on the device and its emulated arrival; nothing where nothing is sent for it."""
         direction: Direction = "backward" if task.opcode is Opcode.BACKWARD else "forward"
-        if task.opcode is Opcode.FORWARD and task.hop == 0:
+        starts = task.opcode is Opcode.FORWARD and task.hop == 0  # the receive of its loss may be posted already
+        incoming = None if starts else self._incoming.pop((task.microbatch, direction), None)
+        if incoming is None:
             return None, None, 0
-        incoming = self._incoming.pop((task.microbatch, direction))
         start_ns = time.monotonic_ns()
         tensor, arrival_ns = self._transport.wait(incoming)
         self.waits.append(self._place.wait(incoming.instruction, start_ns, max(time.monotonic_ns(), arrival_ns)))
         return incoming, tensor.to(self._compute.device, self._compute.dtype), arrival_ns
 
     def _send(self, instruction: Instruction) -> None:
-        output = self._outputs.pop(instruction.microbatch)
+        output = self._outputs.pop(instruction.microbatch, None)
         if output is None:  # the proof excludes it
             raise ValueError(f"{instruction}: there is no output to send")
         deliver_ns = 0 if self._emulation is None else self._emulation.deliver_ns(instruction)

@@ -50,7 +50,8 @@ class LocalRunner:
             compute.reset(num_microbatches)
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
-        self._spans = spans = []
+        spans: list[Span] = []
+        self._spans = spans
         for microbatch in self.plan.microbatches:
             self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():

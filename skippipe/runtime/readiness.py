@@ -15,13 +15,12 @@ first task, because the test held when the task before it ran. So its rank may r
 others hold.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from skippipe.runtime.program import Instruction, Opcode, Program
 
-HELD = {Opcode.FORWARD: 1, Opcode.BACKWARD: -1}
-"""How many microbatches more a rank holds after a task of each kind; others change nothing."""
 NOT_TASKS = (Opcode.LOAD, Opcode.SEND, Opcode.RECV, Opcode.REDUCE, Opcode.STEP)
 
 
@@ -41,12 +40,15 @@ class Links:
     """Tasks with a LOAD before them."""
     first: frozenset[Instruction]
     """Tasks that need no input."""
+    change_of: Mapping[Instruction, int]
+    """How many microbatches more are held after a task: one from a microbatch's forward to its last task here."""
 
     @classmethod
     def of(cls, program: Program) -> "Links":
         """Read the links of a program's list; one microbatch's instructions stand in the order of its chain."""
         waiting: dict[int, Instruction] = {}
         latest: dict[int, Instruction] = {}
+        maker: dict[int, Instruction] = {}
         loaded: set[int] = set()
         receive_of, send_of, follower_of = {}, {}, {}
         loads, first = set(), set()
@@ -56,20 +58,24 @@ class Links:
             elif one.opcode is Opcode.RECV:
                 waiting[one.microbatch] = one
             elif one.opcode is Opcode.SEND:
-                send_of[latest[one.microbatch]] = one
+                send_of[maker[one.microbatch]] = one
             elif one.opcode not in NOT_TASKS:
                 if one.microbatch in loaded:
                     loads.add(one)
                     loaded.remove(one.microbatch)
                 if one.microbatch in waiting:
                     receive_of[one] = waiting.pop(one.microbatch)
-                elif one.microbatch in latest:
+                    maker[one.microbatch] = one
+                elif one.microbatch in latest:  # nothing is sent for it, and it makes nothing to send
                     follower_of[latest[one.microbatch]] = one
                 else:
                     first.add(one)
+                    maker[one.microbatch] = one
                 latest[one.microbatch] = one
         task_of = {receive: task for task, receive in receive_of.items()}
-        return cls(receive_of, task_of, send_of, follower_of, frozenset(loads), frozenset(first))
+        change_of = Counter(one for one in (*receive_of, *first) if one.opcode is Opcode.FORWARD)
+        change_of.subtract(latest.values())
+        return cls(receive_of, task_of, send_of, follower_of, frozenset(loads), frozenset(first), change_of)
 
 
 class ReadyTasks:
@@ -79,7 +85,7 @@ class ReadyTasks:
         self._memory = memory
         self._held = 0
         self._left = [one for one in program.instructions if one.opcode not in NOT_TASKS]
-        self._follower_of = links.follower_of
+        self._links = links
         self._ready = set(links.first)
 
     def __len__(self) -> int:
@@ -101,14 +107,14 @@ class ReadyTasks:
 
     def finish(self, task: Instruction) -> None:
         """Note that a task is done; one that waited for just that becomes ready."""
-        if task in self._follower_of:
-            self._ready.add(self._follower_of[task])
+        if task in self._links.follower_of:
+            self._ready.add(self._links.follower_of[task])
 
     def take(self) -> Instruction | None:
         """Remove and return the first task in planned order that is ready and may run now; None where none may."""
         held = peak = self._held
         for index, task in enumerate(self._left):
-            change = HELD.get(task.opcode, 0)
+            change = self._links.change_of.get(task, 0)
             if task in self._ready and (change <= 0 or peak + change <= self._memory):
                 del self._left[index]
                 self._ready.remove(task)

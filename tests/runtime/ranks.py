@@ -199,10 +199,9 @@ def run_gradients(folder: Path, context: DistributedContext) -> None:
 
 def run_emulated(folder: Path, context: DistributedContext) -> None:
     """Run every plan a few times with emulation; write the measured durations."""
-    emulation = {"links": True, "compute": True}
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
-        runner = make_runner(make_experiment(emulation=emulation), plan, make_config(plan.num_layers), context)
+        runner = make_with_options(path, plan, context)
         results = [runner.train_iteration(make_batch, lambda: None) for _ in range(4)]
         measured = {
             "durations_s": [result.duration_s for result in results],

@@ -36,8 +36,12 @@ def test_measured_time_is_the_simulated_time(tmp_path: Path) -> None:
     plans = {
         f"{contention}-{seed}": small_plan(seed, contention) for seed in range(2) for contention in ("none", "link")
     }
+    plans["dynamic"] = plans["none-1"]
     for name, plan in plans.items():
         plan.save(tmp_path / f"{name}.plan.json")
+        comm = {"executor": "dynamic" if name == "dynamic" else "static"}
+        options = {"emulation": {"links": True, "compute": True}, "comm": comm}
+        (tmp_path / f"{name}.options.json").write_text(json.dumps(options))
     results = finish_ranks(start_ranks(tmp_path, "emulated", WORLD_SIZE), timeout_s=100)
     assert [code for code, _ in results] == [0] * WORLD_SIZE, results
     for name, plan in plans.items():
@@ -45,7 +49,9 @@ def test_measured_time_is_the_simulated_time(tmp_path: Path) -> None:
         measured = [json.loads((tmp_path / f"{name}.plan.json.{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
         # The slowest rank of each iteration, and the median iteration: the first one warms up.
         durations_s = [max(times) for times in zip(*(one["durations_s"] for one in measured), strict=True)]
-        assert statistics.median(durations_s) == pytest.approx(timeline.iteration_s, rel=0.1), name
+        assert statistics.median(durations_s) < timeline.iteration_s * 1.1, name
+        if name == "dynamic":  # where this machine is late itself, another order may be faster than the plan's
+            continue
         assert min(durations_s) >= timeline.iteration_s * 0.97
         planned = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
         for node, operation, microbatch, start_s, end_s in (span for one in measured for span in one["spans"]):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_plans import random_plan
 
 from skippipe.runtime.program import Instruction, Opcode, Program, compile_programs
-from skippipe.runtime.readiness import HELD, Links, ReadyTasks
+from skippipe.runtime.readiness import Links, ReadyTasks
 from skippipe_scheduler.plan import Plan
 
 
@@ -60,7 +60,7 @@ class Weather:
             if task is not None:
                 idle.remove(rank)
                 self.ran[rank].append(task)
-                self.held[rank] += HELD.get(task.opcode, 0)
+                self.held[rank] += (task.opcode is Opcode.FORWARD) - (task.opcode is Opcode.BACKWARD)
                 assert self.held[rank] <= self.plan.costs.memory[self.programs[rank].node]
                 number += 1
                 heapq.heappush(events, (now_s + self.generator.expovariate(1), number, rank, None))
