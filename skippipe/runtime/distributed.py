@@ -1,9 +1,7 @@
 """One rank's part of a plan over gloo."""
 
 import logging
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -15,28 +13,21 @@ from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
 from skippipe.runtime.emulation import Emulation
-from skippipe.runtime.executor import Executor, Place, StaticExecutor, run_without_gradients
+from skippipe.runtime.executor import Executor, run_without_gradients
+from skippipe.runtime.executors import Executors
 from skippipe.runtime.failure import FailureBoard, TransferError
-from skippipe.runtime.groups import Channels, create_groups
-from skippipe.runtime.mailbox import NUM_NUMBERS, Mailbox
-from skippipe.runtime.message import MessageFormat
+from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.readiness import Links
 from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
-from skippipe.runtime.transport import OrderedTransport, TaggedTransport, Transport, guarded
+from skippipe.runtime.transport import guarded
 from skippipe.runtime.verifier import prove, prove_transfers
 from skippipe_scheduler.plan import Plan
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-UNFINISHED_SENDS_PER_RECEIVE = 4
-"""Messages kept for slow peers, as a multiple of the receive window."""
-RECEIVES_AHEAD = 4
-"""Receives that the dynamic executor posts ahead for each peer and direction."""
 
 
 class DistributedRunner:
@@ -66,14 +57,8 @@ class DistributedRunner:
         self._compute = StageCompute(stage, options.device)
         self._board = FailureBoard(context.store, self.rank, plan.nodes)
         self._groups = create_groups(plan, self.rank, context.timeout_s)
-        self._channels: Channels | None = None
-        self._max_unfinished = UNFINISHED_SENDS_PER_RECEIVE * options.receive_window
-        self._protected(lambda: self._open_transports(programs, context.timeout_s))
-        self._timeout_s = context.timeout_s
-        self._links = Links.of(self._program)
-        self._times = PlannedTimes.of(plan, self.node)
-        self._pace: deque[float] = deque(maxlen=PACE_TASKS)
-        self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
+        self._executors = Executors(plan, programs, self.rank, options, self._groups, context.timeout_s)
+        self._protected(lambda: self._connect(programs))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of this rank's stage under their Hugging Face names."""
@@ -95,11 +80,9 @@ class DistributedRunner:
     def _train(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
         zero_ns = self._agree_on_zero()
         started_s = time.perf_counter()
-        dynamic = self._options.executor == "dynamic"
-        executor = self._dynamic(zero_ns) if dynamic else self._static(self._program, self._emulation, zero_ns)
-        self._executor = executor
+        self._executor = executor = self._executors.training(self._compute, self._emulation, zero_ns)
         executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
-        self._pace.extend(self._times.ratios(executor.spans))
+        self._executors.learn(executor.spans)
         duration_s = time.perf_counter() - started_s
         loss, busy_s = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
@@ -114,13 +97,12 @@ class DistributedRunner:
         if num_microbatches not in self._evaluation_programs:
             programs = compile_evaluation(self.plan, self._options.activation_bytes, num_microbatches)
             prove_transfers(programs)
-            if self._channels is not None:
-                self._protected(lambda: self._channels.extend(programs))  # type: ignore[union-attr]
+            self._protected(lambda: self._executors.connect(programs))
             self._evaluation_programs[num_microbatches] = programs[self.rank]
         program = self._evaluation_programs[num_microbatches]
         self.stages[self.stage_index].eval()
         self._compute.reset(num_microbatches)
-        self._executor = executor = self._static(program, None, time.monotonic_ns())
+        self._executor = executor = self._executors.static(program, self._compute, None, time.monotonic_ns())
         self._protected(lambda: run_without_gradients(executor, batch))
         return self.sum_over_ranks([self._compute.loss_sum])[0]
 
@@ -136,47 +118,12 @@ class DistributedRunner:
 
     def close(self) -> None:
         """Release the process groups of this plan; all ranks together. The context stays open."""
-        if self._channels is not None:
-            self._channels.destroy()
+        self._executors.destroy()
         self._groups.destroy()
 
-    def _open_transports(self, programs: Sequence[Program], timeout_s: float) -> None:
-        """Prepare what carries activations; with channels, all ranks connect them together."""
-        options, stamps = self._options, int(self._emulation is not None)
-        shape, dtype = options.activation_shape, options.travel_dtype
-        self._transport: Transport
-        if options.matching == "order":
-            device = options.device if options.backend == "nccl" else torch.device("cpu")
-            self._channels = Channels(self.rank, timeout_s, options.backend, device)
-            messages = MessageFormat(shape, dtype, stamps, device)
-            self._transport = OrderedTransport(self.rank, self._channels, messages, self._max_unfinished)
-            self._channels.extend(programs)
-        else:
-            messages = MessageFormat(shape, dtype, stamps)
-            self._transport = TaggedTransport(self._groups, messages, self._max_unfinished)
-        numbered = MessageFormat(shape, dtype, NUM_NUMBERS)
-        self._mailbox = Mailbox(
-            self._groups, numbered, receives_ahead=RECEIVES_AHEAD, max_unfinished=self._max_unfinished
-        )
-
-    def _static(self, program: Program, emulation: Emulation | None, zero_ns: int) -> StaticExecutor:
-        # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
-        window = 0 if self._options.backend == "nccl" else self._options.receive_window
-        place = Place(program, self.plan.nodes, zero_ns)
-        return StaticExecutor(place, self._compute, self._transport, emulation, receive_window=window)
-
-    def _dynamic(self, zero_ns: int) -> DynamicExecutor:
-        return DynamicExecutor(
-            Place(self._program, self.plan.nodes, zero_ns),
-            self._compute,
-            self._mailbox,
-            self._emulation,
-            self._times,
-            self._links,
-            memory=self.plan.costs.memory[self.node],
-            stretch=statistics.median(self._pace) if self._pace else 1.0,
-            timeout_s=self._timeout_s,
-        )
+    def _connect(self, programs: Sequence[Program]) -> None:
+        check_operators(self._groups, self._options.travel_dtype, self._gradient_dtype)
+        self._executors.connect(programs)
 
     def _agree_on_zero(self) -> int:
         """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks.
@@ -275,8 +222,7 @@ class DistributedRunner:
 
     def _poison(self) -> None:
         self._groups.poison()
-        if self._channels is not None:
-            self._channels.poison()
+        self._executors.poison()
 
     def _say_who_waits(self) -> None:
         if self.rank == 0:

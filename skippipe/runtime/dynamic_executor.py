@@ -13,7 +13,7 @@ Sums of gradients are made in the order in which microbatches come, so results a
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class PlannedTimes:
         """Return from when on a task is late."""
         return stretch * (self.start_s[task.opcode.value[0], task.microbatch] + self.patience_s)
 
-    def ratios(self, spans: list[Span]) -> list[float]:
+    def ratios(self, spans: Sequence[Span]) -> list[float]:
         """Return measured over planned duration of each task."""
         planned_s = [self.duration_s.get((span.operation, span.microbatch), 0.0) for span in spans]
         return [(span.end_s - span.start_s) / s for span, s in zip(spans, planned_s, strict=True) if s > 0]

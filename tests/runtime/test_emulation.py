@@ -14,7 +14,7 @@ from skippipe.config import EmulationOptions
 from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.program import Instruction, Opcode
 from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.simulate import TaskSpan, simulate
 
 WORLD_SIZE = 4
 
@@ -29,6 +29,10 @@ def small_plan(seed: int, contention: str) -> Plan:
         contention=contention,  # type: ignore[arg-type]
         time_scale_s=0.04,
     )
+
+
+def task_s(span: TaskSpan) -> float:
+    return span.end_s - span.start_s
 
 
 @pytest.mark.slow
@@ -49,15 +53,18 @@ def test_measured_time_is_the_simulated_time(tmp_path: Path) -> None:
         measured = [json.loads((tmp_path / f"{name}.plan.json.{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
         # The slowest rank of each iteration, and the median iteration: the first one warms up.
         durations_s = [max(times) for times in zip(*(one["durations_s"] for one in measured), strict=True)]
-        assert statistics.median(durations_s) < timeline.iteration_s * 1.1, name
-        if name == "dynamic":  # where this machine is late itself, another order may be faster than the plan's
-            continue
-        assert min(durations_s) >= timeline.iteration_s * 0.97
         planned = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
+        if name == "dynamic":  # where this machine is late itself, the order and its time may be others than the plan's
+            ran = [span for one in measured for span in one["spans"] if span[1] != "REDUCE"]
+            assert sorted(tuple(span[:3]) for span in ran) == sorted(planned)
+            assert all(end_s - start_s >= 0.999 * task_s(planned[*what]) for *what, start_s, end_s in ran)
+            continue
+        assert statistics.median(durations_s) == pytest.approx(timeline.iteration_s, rel=0.1), name
+        assert min(durations_s) >= timeline.iteration_s * 0.97
         for node, operation, microbatch, start_s, end_s in (span for one in measured for span in one["spans"]):
             if operation != "REDUCE":
                 expected = planned[node, operation, microbatch]
-                assert end_s - start_s >= (expected.end_s - expected.start_s) * 0.999
+                assert end_s - start_s >= task_s(expected) * 0.999
                 assert start_s >= expected.start_s - 1e-6
 
 
