@@ -166,6 +166,10 @@ class LoggingOptions(Section):
 class CommunicationOptions(Section):
     """torch.distributed."""
 
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """What carries activations between stages; auto takes nccl where every rank has a GPU of its own, else gloo."""
+    executor: Literal["static", "dynamic"] = "static"
+    """Whether ranks keep to the plan's order or run what has arrived when the plan's next task is late (gloo only)."""
     timeout_s: PositiveFloat = 120.0
     """A rank that hears nothing for so long stops and says whom it waited for."""
     receive_window: PositiveInt = 16
@@ -175,6 +179,12 @@ class CommunicationOptions(Section):
     gradient_dtype: Literal["float32", "bfloat16"] | None = None
     """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
 
+    @model_validator(mode="after")
+    def _tags_for_the_dynamic_executor(self) -> Self:
+        if self.executor == "dynamic" and self.backend == "nccl":
+            raise ValueError("executor: dynamic needs backend: gloo; NCCL knows messages by their order alone")
+        return self
+
 
 class EmulationOptions(Section):
     """Make a run on one machine behave like the cluster file. Off unless asked for."""
@@ -183,6 +193,10 @@ class EmulationOptions(Section):
     """Deliver each message after the plan's latency + bytes / bandwidth, queueing on each directed link."""
     compute: bool = False
     """Stretch each task to the plan's time for its node."""
+    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    """Above 0, emulated tasks and transfers take their planned time by a lognormal factor of this sigma (median 1)."""
+    seed: NonNegativeInt = 0
+    """Seed of the jitter: the same factors for the same seed and iteration, whatever executor runs."""
 
 
 class Experiment(Section):
@@ -213,6 +227,12 @@ class Experiment(Section):
                 "training.compile and pipeline.split_backward exclude each other (a compiled backward is one piece); "
                 "turn one of them off"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gloo_for_emulation(self) -> Self:
+        if self.comm.backend == "nccl" and (self.emulation.links or self.emulation.compute):
+            raise ValueError("emulation needs comm.backend: gloo, or neither emulation.links nor emulation.compute")
         return self
 
     @property

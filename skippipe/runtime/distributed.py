@@ -1,5 +1,6 @@
 """One rank's part of a plan over gloo."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -14,19 +15,19 @@ from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.executor import Executor, run_without_gradients
+from skippipe.runtime.executors import Executors
 from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
-from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
-from skippipe.runtime.transport import Transport, guarded
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
+from skippipe.runtime.transport import guarded
 from skippipe.runtime.verifier import prove, prove_transfers
 from skippipe_scheduler.plan import Plan
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-UNFINISHED_SENDS_PER_RECEIVE = 4
-"""Messages kept for slow peers, as a multiple of the receive window."""
 
 
 class DistributedRunner:
@@ -44,6 +45,8 @@ class DistributedRunner:
         self.node = plan.nodes[self.rank]
         self.stage_index = plan.stage_of[self.node]
         self.stages = {self.stage_index: stage}
+        self.iteration = 0
+        self._executor: Executor | None = None
         self._options = options
         programs = compile_programs(plan, options.activation_bytes)
         self.proof = prove(programs, plan)
@@ -54,16 +57,8 @@ class DistributedRunner:
         self._compute = StageCompute(stage, options.device, plan.split_of[self.node])
         self._board = FailureBoard(context.store, self.rank, plan.nodes)
         self._groups = create_groups(plan, self.rank, context.timeout_s)
-        self._transport = Transport(
-            self._groups,
-            options.activation_shape,
-            options.travel_dtype,
-            stamped=emulated,
-            max_unfinished=UNFINISHED_SENDS_PER_RECEIVE * options.receive_window,
-        )
-        self._iteration = 0
-        self._executor: Executor | None = None
-        self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
+        self._executors = Executors(plan, programs, self.rank, options, self._groups, context.timeout_s)
+        self._protected(lambda: self._connect(programs))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of this rank's stage under their Hugging Face names."""
@@ -79,33 +74,35 @@ class DistributedRunner:
         stage.train()
         stage.zero_grad(set_to_none=True)
         self._compute.reset(len(self.plan.microbatches))
-        self._iteration += 1
+        self.iteration += 1
         return self._protected(lambda: self._train(batch, step))
 
     def _train(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
         zero_ns = self._agree_on_zero()
         started_s = time.perf_counter()
-        executor = self._new_executor(self._program, self._emulation, zero_ns)
+        self._executor = executor = self._executors.training(self._compute, self._emulation, zero_ns)
         executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
+        self._executors.learn(executor.spans)
         duration_s = time.perf_counter() - started_s
-        return IterationResult(
-            loss=self._compute.loss_sum,
-            duration_s=duration_s,
-            busy_s=sum(span.end_s - span.start_s for span in executor.spans if span.microbatch >= 0),
-            spans=executor.spans,
-            transfers=executor.waits,
-        )
+        loss, busy_s = self.tally()
+        return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
+
+    def tally(self) -> Tally:
+        """Return loss and busy time of the iteration; see `Runner`."""
+        spans = self._executor.spans if self._executor is not None else ()
+        return Tally(self._compute.loss_sum, sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0))
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""
         if num_microbatches not in self._evaluation_programs:
             programs = compile_evaluation(self.plan, self._options.activation_bytes, num_microbatches)
             prove_transfers(programs)
+            self._protected(lambda: self._executors.connect(programs))
             self._evaluation_programs[num_microbatches] = programs[self.rank]
         program = self._evaluation_programs[num_microbatches]
         self.stages[self.stage_index].eval()
         self._compute.reset(num_microbatches)
-        executor = self._new_executor(program, None, time.monotonic_ns())
+        self._executor = executor = self._executors.static(program, self._compute, None, time.monotonic_ns())
         self._protected(lambda: run_without_gradients(executor, batch))
         return self.sum_over_ranks([self._compute.loss_sum])[0]
 
@@ -121,28 +118,25 @@ class DistributedRunner:
 
     def close(self) -> None:
         """Release the process groups of this plan; all ranks together. The context stays open."""
+        self._executors.destroy()
         self._groups.destroy()
 
-    def _new_executor(self, program: Program, emulation: Emulation | None, zero_ns: int) -> Executor:
-        self._executor = Executor(
-            program,
-            self._compute,
-            self._transport,
-            emulation,
-            nodes=self.plan.nodes,
-            receive_window=self._options.receive_window,
-            zero_ns=zero_ns,
-        )
-        return self._executor
+    def _connect(self, programs: Sequence[Program]) -> None:
+        check_operators(self._groups, self._options.travel_dtype, self._gradient_dtype)
+        self._executors.connect(programs)
 
     def _agree_on_zero(self) -> int:
-        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks."""
+        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks.
+
+        Otherwise nobody waits. A rank may begin while others are still in the iteration before: gloo matches equal
+        tags of a pair in the order of their posts, which is the same on both sides, and tags change with the
+        iteration; nobody gets further ahead than STEP, where all ranks meet.
+        """
         if self._emulation is None:
-            self._barrier()
             return time.monotonic_ns()
         latest = torch.tensor([time.monotonic_ns()])
         self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)
-        self._emulation.start_iteration(int(latest))
+        self._emulation.start_iteration(int(latest), self.iteration)
         return int(latest)
 
     def _reduce(self, executor: Executor, zero_ns: int) -> None:
@@ -214,24 +208,36 @@ class DistributedRunner:
         except TransferError as error:
             lost = error.with_traceback(None)
         except Exception as error:
-            self._board.report(f"{type(error).__name__}: {error}", ())
-            self._groups.poison()
+            self._board.report(f"{type(error).__name__}: {error}", (), self._place)
+            self._poison()
+            self._say_who_waits()
             self._board.leave()
             raise
-        self._board.report(str(lost), lost.peers)
-        self._groups.poison()
+        self._board.report(str(lost), lost.peers, self._place)
+        self._poison()
         message = self._message(lost)
+        self._say_who_waits()
         self._board.leave()
         raise PeerLostError(message)
 
+    def _poison(self) -> None:
+        self._groups.poison()
+        self._executors.poison()
+
+    def _say_who_waits(self) -> None:
+        if self.rank == 0:
+            logger.error("%s", self._board.table())
+
+    @property
+    def _place(self) -> str:
+        at = f", {self._executor.current}" if self._executor is not None and self._executor.current is not None else ""
+        return f"step {self.iteration}{at}"
+
     def _message(self, lost: TransferError) -> str:
-        place = f"iteration {self._iteration}"
-        if self._executor is not None and self._executor.current is not None:
-            place += f", {self._executor.current}"
         names = ", ".join(self.plan.nodes[rank] for rank in lost.peers[:3])
         more = ", ..." if len(lost.peers) > 3 else ""
         cause = self._board.root_cause(lost.peers) or lost.cause
         return (
             f"rank {self.rank} ({self.node}) {lost.action} ({names}{more}) in vain; {cause} "
-            f"[{place}]; the run can be continued from its last checkpoint"
+            f"[{self._place}]; the run can be continued from its last checkpoint"
         )

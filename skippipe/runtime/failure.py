@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
@@ -27,6 +28,14 @@ class TransferError(Exception):
         self.cause = cause
 
 
+class Report(NamedTuple):
+    """What a rank that stops says: why, the ranks it waited for, and where it stood."""
+
+    message: str
+    peers: list[int]
+    place: str
+
+
 class FailureBoard:
     """Reports of the ranks that stopped, in the store that all ranks share."""
 
@@ -36,11 +45,11 @@ class FailureBoard:
         self._nodes = nodes
         self._silent: list[int] = []
 
-    def report(self, message: str, peers: Sequence[int]) -> None:
-        """Publish that this rank stops and which ranks it waited for; none where the fault is its own."""
+    def report(self, message: str, peers: Sequence[int], place: str = "") -> None:
+        """Publish that this rank stops at `place` and which ranks it waited for; none where the fault is its own."""
         try:
             self._store.set_timeout(timedelta(seconds=ANSWER_S))
-            self._store.set(str(self._rank), json.dumps({"message": message, "peers": list(peers)}))
+            self._store.set(str(self._rank), json.dumps({"message": message, "peers": list(peers), "place": place}))
         except RuntimeError:
             return  # the rank that holds the store is gone; the others find out by themselves
 
@@ -55,12 +64,13 @@ class FailureBoard:
                 if rank in seen:
                     continue
                 seen.add(rank)
-                message, further = self._read(rank, deadline_s)
-                frontier += further
-                if not message:
+                report = self._read(rank, deadline_s)
+                if report is None:
                     self._silent.append(rank)
-                elif not further:
-                    stopped.append(f"{self._name(rank)} stopped: {message}")
+                    continue
+                frontier += report.peers
+                if not report.peers:
+                    stopped.append(f"{self._name(rank)} stopped: {report.message}")
         except RuntimeError:
             return "the store is gone too: its process, the first one started, or that machine may be lost"
         if stopped:
@@ -78,14 +88,35 @@ class FailureBoard:
         except RuntimeError:
             return
 
-    def _read(self, rank: int, deadline_s: float) -> tuple[str, list[int]]:
+    def table(self) -> str:
+        """Return who waits for whom, a line for each rank: its place, and the ranks it waited for."""
+        deadline_s = time.monotonic() + ANSWER_S
+        lines = ["who waits for whom:"]
+        try:
+            for rank in range(len(self._nodes)):
+                lines.append(f"  {self._name(rank):<24} {self._line(self._read(rank, deadline_s))}")
+        except RuntimeError:
+            lines.append("  (the store is gone)")
+        return "\n".join(lines)
+
+    def _line(self, report: "Report | None") -> str:
+        if report is None:
+            return "no answer"
+        place = f"{report.place}; " if report.place else ""
+        if not report.peers:
+            return f"{place}stopped: {report.message}"
+        peers = [f"rank {peer}" for peer in report.peers]
+        everyone = len(peers) > 1 and len(peers) == len(self._nodes) - 1
+        return f"{place}waits for {'all others' if everyone else ', '.join(peers)}"
+
+    def _read(self, rank: int, deadline_s: float) -> "Report | None":
         key = str(rank)
         while not self._store.check([key]):
             if time.monotonic() > deadline_s:
-                return "", []
+                return None
             time.sleep(POLL_S)
         report = json.loads(self._store.get(key))
-        return str(report["message"]), [int(peer) for peer in report["peers"]]
+        return Report(str(report["message"]), [int(peer) for peer in report["peers"]], str(report["place"]))
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self._nodes[rank]})"

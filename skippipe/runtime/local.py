@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.reduction import reduce_gradients, visit_factor
-from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe_scheduler.plan import Plan
 
 
@@ -20,6 +20,7 @@ class LocalRunner:
     def __init__(self, plan: Plan, stages: Mapping[int, Stage], options: RunnerOptions) -> None:
         self.plan = plan
         self.rank = 0
+        self.iteration = 0
         self.stages = dict(stages)
         self._options = options
         self._split = {
@@ -29,6 +30,7 @@ class LocalRunner:
         self._compute = {
             index: StageCompute(stage, options.device, self._split[index]) for index, stage in stages.items()
         }
+        self._spans: list[Span] = []
         self.replicas: ProcessGroup | None = None
 
     def with_replicas(self, call: Callable[[], object]) -> None:
@@ -48,12 +50,14 @@ class LocalRunner:
     def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
         """Run one iteration; see `Runner`."""
         started_s = time.perf_counter()
+        self.iteration += 1
         num_microbatches = len(self.plan.microbatches)
         for index, compute in self._compute.items():
             compute.reset(num_microbatches)
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
         spans: list[Span] = []
+        self._spans = spans
         for microbatch in self.plan.microbatches:
             self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
@@ -61,13 +65,13 @@ class LocalRunner:
             reduce_gradients(stage.global_parameters().values(), None, factor)
         step()
         self._compute[0].finish()
-        return IterationResult(
-            loss=self._compute[0].loss_sum,
-            duration_s=time.perf_counter() - started_s,
-            busy_s=sum(span.end_s - span.start_s for span in spans),
-            spans=spans,
-            transfers=(),
-        )
+        loss, busy_s = self.tally()
+        duration_s = time.perf_counter() - started_s
+        return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
+
+    def tally(self) -> Tally:
+        """Return loss and busy time of the iteration; see `Runner`."""
+        return Tally(self._compute[0].loss_sum, sum(span.end_s - span.start_s for span in self._spans))
 
     def _train_one(
         self,

@@ -50,12 +50,23 @@ class Wait(NamedTuple):
     end_s: float
 
 
-@dataclass(frozen=True)
-class IterationResult:
-    """One iteration as this process saw it.
+class Tally(NamedTuple):
+    """What this process has added up in an iteration: known at STEP, where the ranks' one sum is made.
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
-    ranks is the mean loss. With emulation the spans lie on the emulated clock; `duration_s` is always wall clock.
+    ranks is the mean loss; `busy_s` is the time spent in tasks.
+    """
+
+    loss: float
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class IterationResult:
+    """One iteration as this process saw it; `loss` and `busy_s` as in `Tally`.
+
+    Spans count from the moment at which this process began: no barrier makes ranks begin together. With emulation
+    they begin together, and the spans lie on the emulated clock; `duration_s` is always wall clock.
     """
 
     loss: float
@@ -82,6 +93,11 @@ class RunnerOptions:
     gradient_dtype: torch.dtype | None = None
     """In what gradients travel between replicas; `dtype` where None."""
     receive_window: int = 16
+    executor: Literal["static", "dynamic"] = "static"
+    backend: Literal["gloo", "nccl"] = "gloo"
+    """What carries activations between stages."""
+    matching: Literal["tags", "order"] = "tags"
+    """How the static executor's messages find their receive; NCCL knows order only."""
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
 
     @property
@@ -105,6 +121,8 @@ class Runner(Protocol):
 
     plan: Plan
     rank: int
+    iteration: int
+    """Number of the last iteration, from 1; who continues a run sets it, so that messages name the step."""
     stages: dict[int, Stage]
 
     @property
@@ -125,8 +143,12 @@ class Runner(Protocol):
 
         `batch(microbatch)` gives (input_ids, labels), int64 (B, T), on the CPU. Gradients are the sum over all
         microbatches of d(loss / num_microbatches), times num_microbatches / visits where the options say "visits".
+        Nothing else makes the ranks wait for each other: `step` is the place for the one sum over all of them.
         Raises `PeerLostError` where another rank stops.
         """
+
+    def tally(self) -> Tally:
+        """Return what the running iteration (or the last one) has added up here; complete when `step` is called."""
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth, without gradients; the same number on every rank."""
@@ -150,23 +172,7 @@ def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, co
     from skippipe.runtime.local import LocalRunner
 
     check_plan(plan, config.num_hidden_layers, context.world_size)
-    training = experiment.training
-    if training.threads is not None:
-        torch.set_num_threads(training.threads)
-    options = RunnerOptions(
-        micro_batch_size=training.micro_batch_size,
-        sequence_length=training.sequence_length,
-        hidden_size=config.hidden_size,
-        dtype=getattr(torch, training.dtype),
-        device=choose_device(training.device, context.local_rank),
-        gradient_normalization=training.gradient_normalization,
-        activation_checkpointing=training.activation_checkpointing,
-        compile=training.compile,
-        activation_dtype=_dtype(experiment.comm.activation_dtype),
-        gradient_dtype=_dtype(experiment.comm.gradient_dtype),
-        receive_window=experiment.comm.receive_window,
-        emulation=experiment.emulation,
-    )
+    options = runner_options(experiment, config, context)
     if options.compile:
         _check_compilable(plan, options)
     if context.world_size == 1:
@@ -203,6 +209,37 @@ def _wait_for_compilation(context: DistributedContext) -> None:
             f"rank {context.rank} waited {COMPILATION_LIMIT} for the other ranks to compile their stages; see what "
             "they report, or set training.compile to false"
         )
+
+
+def runner_options(experiment: Experiment, config: PretrainedConfig, context: DistributedContext) -> RunnerOptions:
+    """Return how the experiment wants to be run; all ranks call this together."""
+    from skippipe.runtime.backend import choose_backend
+
+    training, comm = experiment.training, experiment.comm
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    device = choose_device(training.device, context.local_rank)
+    emulated = experiment.emulation.links or experiment.emulation.compute
+    needs_gloo = comm.executor == "dynamic" or emulated
+    asked = "gloo" if needs_gloo and comm.backend == "auto" else comm.backend
+    backend = choose_backend(asked, device, context)
+    return RunnerOptions(
+        micro_batch_size=training.micro_batch_size,
+        sequence_length=training.sequence_length,
+        hidden_size=config.hidden_size,
+        dtype=getattr(torch, training.dtype),
+        device=device,
+        gradient_normalization=training.gradient_normalization,
+        activation_checkpointing=training.activation_checkpointing,
+        compile=training.compile,
+        activation_dtype=_dtype(comm.activation_dtype),
+        gradient_dtype=_dtype(comm.gradient_dtype),
+        receive_window=comm.receive_window,
+        executor=comm.executor,
+        backend=backend,
+        matching="order" if backend == "nccl" else "tags",
+        emulation=experiment.emulation,
+    )
 
 
 def _dtype(name: str | None) -> torch.dtype | None:

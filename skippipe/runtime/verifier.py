@@ -1,20 +1,27 @@
 """The proof of a set of programs before anything runs. No torch here.
 
-Proved: every SEND has one RECV of equal bytes; on each directed pair both sides list their transfers in the same
-order (gloo matches by tag and would not need it, channels that match by order do); no circle of waiting even when
-every SEND blocks until its RECV is reached; inputs are received and outputs made before they are used; tasks are the
-plan's, in the plan's order, each WEIGHT behind its BACKWARD; memory high-water within the plan's bound; one REDUCE,
-then one STEP, after the last BACKWARD or WEIGHT, also with no microbatch.
+Proved: every SEND has one RECV of equal bytes; inputs are received and outputs made before they are used; tasks are
+the plan's, in the plan's order, each WEIGHT behind its BACKWARD; memory high-water within the plan's bound; one REDUCE,
+then one STEP, after the last BACKWARD or WEIGHT, also with no microbatch. And that nothing waits for ever, for one of
+two ways of matching:
+
+- "order", the default, holds for every backend. On each directed pair and direction, both sides list their transfers in
+  the same order: the n-th SEND meets the n-th RECV, as on a channel without tags (NCCL). No circle of waiting even
+  when every operation blocks until its peer has joined, each rank in the order of its list. A real channel blocks less:
+  an operation holds up what comes after it on its own channel, not the rank.
+- "tags" (gloo): sends never block, a RECV finds its message by tag whatever was sent before.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from skippipe.errors import ProgramError
 from skippipe.runtime.program import OPCODE_OF_OPERATION, Instruction, Opcode, Program
 from skippipe_scheduler.plan import Plan
 
+Matching = Literal["order", "tags"]
 TRANSFERS = (Opcode.SEND, Opcode.RECV)
 TASKS = (Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD, Opcode.WEIGHT)
 
@@ -28,9 +35,9 @@ class Proof:
     total_bytes: int
 
 
-def prove(programs: Sequence[Program], plan: Plan) -> Proof:
+def prove(programs: Sequence[Program], plan: Plan, matching: Matching = "order") -> Proof:
     """Prove training programs against their plan; raise `ProgramError` naming ranks and what each waits for."""
-    proof = prove_transfers(programs)
+    proof = prove_transfers(programs, matching)
     if [program.node for program in programs] != list(plan.nodes):
         raise ProgramError(f"programs are for {len(programs)} nodes, the plan has {len(plan.nodes)}, in rank order")
     for program, peak in zip(programs, proof.peak_memory, strict=True):
@@ -44,13 +51,17 @@ def prove(programs: Sequence[Program], plan: Plan) -> Proof:
     return proof
 
 
-def prove_transfers(programs: Sequence[Program]) -> Proof:
+def prove_transfers(programs: Sequence[Program], matching: Matching = "order") -> Proof:
     """Prove all that holds for any set of programs, with or without backwards."""
     _prove_matching(programs)
-    _prove_pair_order(programs)
+    if matching == "order":
+        _prove_pair_order(programs)
     for program in programs:
         _prove_dataflow(program)
-    _prove_no_circle(programs)
+    if matching == "order":
+        _prove_no_circle(programs)
+    else:
+        _prove_no_circle_with_tags(programs)
     sends = [one for program in programs for one in program.select(Opcode.SEND)]
     return Proof(
         peak_memory=tuple(_peak_memory(program) for program in programs),
@@ -164,6 +175,32 @@ def _prove_no_circle(programs: Sequence[Program]) -> None:
             position[rank] += 1
             position[peer] += 1
             pending += [rank, peer]
+    _refuse_stuck(programs, queues, position)
+
+
+def _prove_no_circle_with_tags(programs: Sequence[Program]) -> None:
+    """Run the lists with sends that never block; a RECV waits until its SEND was reached. One run decides here too."""
+    queues = [program.select(*TRANSFERS) for program in programs]
+    position = [0] * len(programs)
+    sent: set[tuple[int, int, int]] = set()
+    pending = list(range(len(programs)))
+    while pending:
+        rank = pending.pop()
+        while position[rank] < len(queues[rank]):
+            one = queues[rank][position[rank]]
+            if one.opcode is Opcode.SEND:
+                sent.add((rank, one.peer, one.tag))
+                pending.append(one.peer)
+            elif (one.peer, rank, one.tag) not in sent:
+                break
+            position[rank] += 1
+    _refuse_stuck(programs, queues, position)
+
+
+def _refuse_stuck(
+    programs: Sequence[Program], queues: Sequence[Sequence[Instruction]], position: Sequence[int]
+) -> None:
+    """Raise where ranks have not reached the end of their lists, naming a circle of those that wait."""
     waiting = [rank for rank, queue in enumerate(queues) if position[rank] < len(queue)]
     if waiting:
         circle = _circle(

@@ -3,9 +3,11 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,6 +85,23 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
                 return trainer.run(stop)
 
 
+class StepTotals(NamedTuple):
+    """What all ranks agree on in one sum at STEP."""
+
+    loss: float
+    grad_norm: float
+    busy_s: float
+    stop: bool
+    """Whether any rank was asked to stop."""
+    peak_bytes: Sequence[float]
+    """Most memory of every rank so far."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step may be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
 class Trainer:
     """The state of a run between two steps."""
 
@@ -102,7 +121,6 @@ class Trainer:
         self.hardware = hardware
         self.step = 0
         self.elapsed_s = 0.0
-        self.grad_norm = 0.0
         self.config = experiment_model(experiment)
         training = experiment.training
         self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length
@@ -170,46 +188,51 @@ class Trainer:
         lr = self.optimizer.lr
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
         torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
-        result = self.runner.train_iteration(self._train_batch, self._update)
-        loss, busy_s, stops, *peaks = self.runner.sum_over_ranks(
-            [result.loss, result.busy_s, float(stop.requested), *self.memory.own()]
-        )
+        agreed: list[StepTotals] = []
+        result = self.runner.train_iteration(self._train_batch, lambda: agreed.append(self._update(stop)))
+        totals = agreed[0]
         duration_s = time.perf_counter() - start_s
         self.step += 1
         self.elapsed_s += duration_s
-        if not (math.isfinite(loss) and math.isfinite(self.grad_norm)):
+        if not totals.finite:
             raise SkipPipeError(
-                f"step {self.step}: loss {loss}, gradient norm {self.grad_norm}; the step was not taken. "
+                f"step {self.step}: loss {totals.loss}, gradient norm {totals.grad_norm}; the step was not taken. "
                 "Lower optimizer.lr, lengthen lr_scheduler.warmup_steps or set training.max_grad_norm, then continue "
                 "from the newest checkpoint"
             )
-        return self._metrics(loss, lr, busy_s, duration_s, result) | self.memory.metrics(peaks), stops > 0
+        metrics = self._metrics(totals, lr, duration_s, result) | self.memory.metrics(totals.peak_bytes)
+        return metrics, totals.stop
 
-    def _update(self) -> None:
-        """Clip and step; called by the runner when all gradients are there. Nothing moves where one is not finite."""
+    def _update(self, stop: StopSignal) -> StepTotals:
+        """Clip and step; called by the runner when all gradients are there. Nothing moves where one is not finite.
+
+        The one sum over all ranks in a step is here: on slow links each costs a round trip or more.
+        """
         parameters = self.runner.parameters().values()
         own = squared_norm(self.runner.owned_parameters().values())
-        self.grad_norm = math.sqrt(self.runner.sum_over_ranks([own])[0])
-        if not math.isfinite(self.grad_norm):
-            return
-        if self.experiment.training.max_grad_norm is not None:
-            clip(parameters, self.grad_norm, self.experiment.training.max_grad_norm)
-        self.optimizer.step()
+        tally = self.runner.tally()
+        squares, loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
+            [own, tally.loss, tally.busy_s, float(stop.requested), *self.memory.own()]
+        )
+        totals = StepTotals(loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
+        if totals.finite:
+            if self.experiment.training.max_grad_norm is not None:
+                clip(parameters, totals.grad_norm, self.experiment.training.max_grad_norm)
+            self.optimizer.step()
+        return totals
 
-    def _metrics(
-        self, loss: float, lr: float, busy_s: float, duration_s: float, result: IterationResult
-    ) -> dict[str, float]:
+    def _metrics(self, totals: StepTotals, lr: float, duration_s: float, result: IterationResult) -> dict[str, float]:
         self.trace.record(self.step, result.spans, result.transfers)
         return {
             "step": self.step,
-            "train/loss": loss,
-            "train/grad_norm": self.grad_norm,
+            "train/loss": totals.loss,
+            "train/grad_norm": totals.grad_norm,
             "train/lr": lr,
             "perf/iteration_s": duration_s,
             "perf/tokens_per_s": self.tokens_per_step / duration_s,
             "perf/elapsed_s": self.elapsed_s,
             "pipeline/predicted_s": self.plan.predicted.iteration_s,
-            "pipeline/bubble_fraction": max(0.0, 1 - busy_s / (self.world_size * duration_s)),
+            "pipeline/bubble_fraction": max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
             "tokens": self.step * self.tokens_per_step,
         } | self.utilisation.metrics(duration_s)
 
@@ -274,6 +297,7 @@ class Trainer:
             self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
         self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)
         self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
+        self.runner.iteration = self.step
         return metadata
 
     def _open_records(self, num_parameters: int) -> None:

@@ -6,12 +6,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from processes import free_port
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +25,8 @@ from skippipe.config import Experiment
 from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import build_config
 from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.runner import Runner, make_runner
+from skippipe.runtime.distributed import DistributedRunner
+from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
 from skippipe_scheduler.plan import Plan, parse_plan
 
 VOCABULARY = 64
@@ -71,6 +76,29 @@ def make_batch(microbatch: int) -> tuple[Tensor, Tensor]:
 def gradients_of(runner: Runner) -> dict[str, Tensor]:
     """Return a copy of all gradients held by a runner."""
     return {name: one.grad.clone() for name, one in runner.parameters().items() if one.grad is not None}
+
+
+@contextmanager
+def counted_collectives() -> Iterator[Counter[int]]:
+    """Count the collectives of this rank by the number of ranks in their group, while they do what they do."""
+    counts: Counter[int] = Counter()
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "barrier")}
+
+    def counting(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: Any, **options: Any) -> object:
+            group = options.get("group") or next((a for a in arguments if isinstance(a, dist.ProcessGroup)), None)
+            counts[dist.get_world_size(group)] += 1
+            return original(*arguments, **options)
+
+        return call
+
+    for name, original in originals.items():
+        setattr(dist, name, counting(original))
+    try:
+        yield counts
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
 
 
 @dataclass
@@ -130,22 +158,38 @@ def run_rank(folder: Path, mode: str, timeout_s: float, errors: Path, environmen
     sys.exit(main(folder, mode, timeout_s))
 
 
+def make_with_options(path: Path, plan: Plan, context: DistributedContext) -> Runner:
+    """Return the runner of this rank for a plan and the options that lie beside it.
+
+    With `matching: order` messages match by order, NCCL's way, here on gloo.
+    """
+    sections = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
+    matching = sections.pop("matching", "tags")
+    experiment, config = make_experiment(**sections), make_config(plan.num_layers)
+    if matching == "tags":
+        return make_runner(experiment, plan, config, context)
+    options = replace(runner_options(experiment, config, context), matching=matching)
+    held = plan.stage_of[plan.nodes[context.rank]]
+    return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+
+
 def run_gradients(folder: Path, context: DistributedContext) -> None:
     """Run one iteration of every plan; write this rank's gradients, its loss and the evaluated loss."""
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
-        options = json.loads(path.with_suffix("").with_suffix(".options.json").read_text())
-        runner = make_runner(make_experiment(**options), plan, make_config(plan.num_layers), context)
+        runner = make_with_options(path, plan, context)
         captured: dict[str, Tensor] = {}
-        for _ in range(2):  # the second one finds tags, gradients and losses of the first
-            captured.clear()
-            result = runner.train_iteration(make_batch, lambda: captured.update(gradients_of(runner)))  # noqa: B023
+        with counted_collectives() as collectives:
+            for _ in range(2):  # the second one finds tags, gradients and losses of the first
+                captured.clear()
+                result = runner.train_iteration(make_batch, lambda: captured.update(gradients_of(runner)))  # noqa: B023
         name = path.name.removesuffix(".plan.json")
         save_file(captured, folder / f"{name}.{context.rank}.safetensors")
         numbers = {
             "loss": runner.sum_over_ranks([result.loss])[0],
             "evaluated": runner.evaluate(make_batch, 3),
             "owned": sorted(runner.owned_parameters()),
+            "collectives": collectives[context.world_size],
             "spans": [span[:3] for span in result.spans],
         }
         (folder / f"{name}.{context.rank}.json").write_text(json.dumps(numbers))
@@ -155,10 +199,9 @@ def run_gradients(folder: Path, context: DistributedContext) -> None:
 
 def run_emulated(folder: Path, context: DistributedContext) -> None:
     """Run every plan a few times with emulation; write the measured durations."""
-    emulation = {"links": True, "compute": True}
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
-        runner = make_runner(make_experiment(emulation=emulation), plan, make_config(plan.num_layers), context)
+        runner = make_with_options(path, plan, context)
         results = [runner.train_iteration(make_batch, lambda: None) for _ in range(4)]
         measured = {
             "durations_s": [result.duration_s for result in results],
@@ -170,8 +213,9 @@ def run_emulated(folder: Path, context: DistributedContext) -> None:
 
 def run_until_stopped(folder: Path, context: DistributedContext, *, faulty_rank: int = -1) -> None:
     """Run iterations until something breaks; `faulty_rank` fails by itself in its second iteration."""
-    plan: Plan = parse_plan(next(folder.glob("*.plan.json")))
-    runner = make_runner(make_experiment(), plan, make_config(plan.num_layers), context)
+    path = next(folder.glob("*.plan.json"))
+    plan: Plan = parse_plan(path)
+    runner = make_with_options(path, plan, context)
     iteration = 0
 
     def step() -> None:
@@ -193,6 +237,8 @@ def main(folder: Path, mode: str, timeout_s: float) -> int:
             run_gradients(folder, context)
         elif mode == "emulated":
             run_emulated(folder, context)
+        elif mode == "nccl":
+            runner_options(make_experiment(comm={"backend": "nccl"}), make_config(2), context)
         else:
             run_until_stopped(folder, context, faulty_rank=2 if mode == "faulty" else -1)
     except SkipPipeError as error:

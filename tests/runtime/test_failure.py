@@ -1,5 +1,7 @@
 """When a rank dies, falls silent or fails by itself, the others stop soon and say which rank it was."""
 
+import json
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -16,13 +18,14 @@ PLAN = random_plan(3, num_nodes=WORLD_SIZE, num_stages=3, route_length=3, num_mi
 
 
 def run_with_fault(
-    folder: Path, mode: str, cause: Callable[[Rank], None], victim: int = VICTIM
+    folder: Path, mode: str, cause: Callable[[Rank], None], victim: int = VICTIM, options: object = None
 ) -> tuple[list[str], str, float]:
     """Start all ranks and cause the fault once all have run an iteration.
 
     Returns the survivors' messages, the victim's standard error, and seconds until the survivors ended.
     """
     PLAN.save(folder / "any.plan.json")
+    (folder / "any.options.json").write_text(json.dumps(options or {}))
     ranks = start_ranks(folder, mode, WORLD_SIZE, TIMEOUT_S)
     deadline_s = time.monotonic() + 90
     while not all((folder / f"ready-{rank}").exists() for rank in range(WORLD_SIZE)):
@@ -43,14 +46,32 @@ def message_of(errors: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
-def test_lost_rank_is_named_by_all_others(tmp_path: Path, fault: signal.Signals) -> None:
-    messages, _, elapsed_s = run_with_fault(tmp_path, "until-stopped", lambda rank: rank.signal(fault))
+@pytest.mark.parametrize(
+    ("fault", "options"),
+    [
+        (signal.SIGKILL, {}),
+        (signal.SIGSTOP, {}),
+        (signal.SIGKILL, {"comm": {"executor": "dynamic"}}),
+        (signal.SIGSTOP, {"comm": {"executor": "dynamic"}}),
+        (signal.SIGKILL, {"matching": "order"}),
+    ],
+    ids=["killed", "silent", "killed-dynamic", "silent-dynamic", "killed-ordered"],
+)
+def test_lost_rank_is_named_by_all_others(tmp_path: Path, fault: signal.Signals, options: object) -> None:
+    messages, _, elapsed_s = run_with_fault(tmp_path, "until-stopped", lambda rank: rank.signal(fault), options=options)
     assert elapsed_s < (8 if fault is signal.SIGKILL else TIMEOUT_S + 8)
     for message in messages:
         assert f"no sign of life from rank {VICTIM} (node-{VICTIM})" in message
         assert "in vain" in message
-        assert "[iteration " in message
+        assert "[step " in message
+    printed = (tmp_path / "errors-0.txt").read_text()
+    table = printed[printed.index("who waits for whom:") :].splitlines()[1 : WORLD_SIZE + 1]
+    for rank, line in enumerate(table):
+        assert f"rank {rank} (node-{rank})" in line
+        assert ("no answer" if rank == VICTIM else "waits for ") in line
+    waits_for_victim = [line for line in table if line.endswith(f"waits for rank {VICTIM}")]
+    assert any(re.search(r"step \d+, \w+( of microbatch \d+ hop \d+)?", line) for line in waits_for_victim), table
+    assert "who waits for whom" not in (tmp_path / "errors-1.txt").read_text()
 
 
 @pytest.mark.slow

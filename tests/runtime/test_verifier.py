@@ -157,3 +157,31 @@ def test_different_order_on_both_sides_of_a_pair_is_refused() -> None:
 
     with pytest.raises(ProgramError, match=r"differ in order: at number 0 rank \d sends tag \d+"):
         prove(edited(1, swap, plan), plan)
+
+
+def swapped_receives() -> tuple[Program, ...]:
+    """Rank 0 sends microbatch 0, then 1; rank 1 receives them the other way round."""
+    sends, receives = (
+        [Instruction(opcode, microbatch, 0, "forward", peer, 8, microbatch) for microbatch in microbatches]
+        for opcode, peer, microbatches in ((Opcode.SEND, 1, (0, 1)), (Opcode.RECV, 0, (1, 0)))
+    )
+    made = [Instruction(opcode, microbatch, 0) for microbatch in range(2) for opcode in (Opcode.LOAD, Opcode.FORWARD)]
+    return Program(0, "node-0", 0, (*made, *sends)), Program(1, "node-1", 1, tuple(receives))
+
+
+def test_what_needs_tags_is_refused_where_messages_match_by_order() -> None:
+    assert prove_transfers(swapped_receives(), "tags").num_transfers == 2
+    with pytest.raises(
+        ProgramError,
+        match="the forward transfers from rank 0 to rank 1 differ in order: at number 0 rank 0 sends tag 0",
+    ):
+        prove_transfers(swapped_receives(), "order")
+    both_send_first = crossing((Opcode.SEND, Opcode.SEND))
+    assert prove_transfers(both_send_first, "tags").num_transfers == 2
+    with pytest.raises(ProgramError, match="ranks wait for each other"):
+        prove_transfers(both_send_first, "order")
+
+
+def test_ranks_that_both_wait_first_are_refused_with_tags_too() -> None:
+    with pytest.raises(ProgramError, match=r"ranks wait for each other: rank 0 .* waits in RECV"):
+        prove_transfers(crossing((Opcode.RECV, Opcode.RECV)), "tags")

@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,24 @@ def test_resume_is_bitwise_the_run_that_never_stopped(tmp_path: Path) -> None:
     summary = train_alone(first)
     assert (summary.first_step, summary.step) == (3, 6)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_step_costs_one_sum_over_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sums: list[int] = []
+    original = LocalRunner.sum_over_ranks
+
+    def counting(runner: LocalRunner, values: Sequence[float]) -> list[float]:
+        sums.append(len(values))
+        return original(runner, values)
+
+    monkeypatch.setattr(LocalRunner, "sum_over_ranks", counting)
+    quiet = {"checkpoint": {"interval": 0}, "evaluation": {"interval": 0}}
+    counts = []
+    for steps in (2, 7):
+        sums.clear()
+        train_alone(make_experiment(tmp_path, f"steps-{steps}", training={"max_steps": steps}, **quiet))
+        counts.append(len(sums))
+    assert counts[1] - counts[0] == 5
 
 
 class StopAfter:

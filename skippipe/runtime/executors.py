@@ -1,0 +1,102 @@
+"""Makes the executors of one rank: which one a program gets, and what carries its messages."""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
+from skippipe.runtime.emulation import Emulation
+from skippipe.runtime.executor import Executor, Place, StaticExecutor
+from skippipe.runtime.groups import Channels, ProcessGroups
+from skippipe.runtime.mailbox import NUM_NUMBERS, Mailbox
+from skippipe.runtime.message import CPU, MessageFormat
+from skippipe.runtime.program import Program
+from skippipe.runtime.readiness import Links
+from skippipe.runtime.runner import RunnerOptions, Span
+from skippipe.runtime.transport import OrderedTransport, TaggedTransport, Transport
+from skippipe_scheduler.plan import Plan
+
+UNFINISHED_SENDS_PER_RECEIVE = 4
+"""Messages kept for slow peers, as a multiple of the receive window."""
+RECEIVES_AHEAD = 4
+"""Receives that the dynamic executor posts ahead for each peer and direction."""
+
+
+class Executors:
+    """The transports of one rank and the executors that use them; all ranks make and extend theirs together."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        programs: Sequence[Program],
+        rank: int,
+        options: RunnerOptions,
+        groups: ProcessGroups,
+        timeout_s: float,
+    ) -> None:
+        self._plan = plan
+        self._program = programs[rank]
+        self._options = options
+        self._timeout_s = timeout_s
+        self._times = PlannedTimes.of(plan, self._program.node)
+        self._links = Links.of(self._program)
+        self._pace: deque[float] = deque(maxlen=PACE_TASKS)
+        self._channels: Channels | None = None
+        shape, dtype = options.activation_shape, options.travel_dtype
+        stamps = int(options.emulation.links or options.emulation.compute)
+        max_unfinished = UNFINISHED_SENDS_PER_RECEIVE * options.receive_window
+        self._transport: Transport
+        if options.matching == "order":
+            device = options.device if options.backend == "nccl" else CPU
+            self._channels = Channels(rank, timeout_s, options.backend, device)
+            messages = MessageFormat(shape, dtype, stamps, device)
+            self._transport = OrderedTransport(rank, self._channels, messages, max_unfinished)
+        else:
+            self._transport = TaggedTransport(groups, MessageFormat(shape, dtype, stamps), max_unfinished)
+        numbered = MessageFormat(shape, dtype, NUM_NUMBERS)
+        self._mailbox = Mailbox(groups, numbered, receives_ahead=RECEIVES_AHEAD, max_unfinished=max_unfinished)
+
+    def connect(self, programs: Sequence[Program]) -> None:
+        """Open the channels that these programs need, where messages have channels."""
+        if self._channels is not None:
+            self._channels.extend(programs)
+
+    def training(self, compute: StageCompute, emulation: Emulation | None, zero_ns: int) -> Executor:
+        """Return the executor of one iteration of the plan's program."""
+        if self._options.executor == "static":
+            return self.static(self._program, compute, emulation, zero_ns)
+        return DynamicExecutor(
+            Place(self._program, self._plan.nodes, zero_ns),
+            compute,
+            self._mailbox,
+            emulation,
+            self._times,
+            self._links,
+            memory=self._plan.costs.memory[self._program.node],
+            stretch=statistics.median(self._pace) if self._pace else 1.0,
+            timeout_s=self._timeout_s,
+        )
+
+    def static(
+        self, program: Program, compute: StageCompute, emulation: Emulation | None, zero_ns: int
+    ) -> StaticExecutor:
+        """Return an executor of any program, in the order of its list."""
+        # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
+        window = 0 if self._options.backend == "nccl" else self._options.receive_window
+        place = Place(program, self._plan.nodes, zero_ns)
+        return StaticExecutor(place, compute, self._transport, emulation, receive_window=window)
+
+    def learn(self, spans: Sequence[Span]) -> None:
+        """Take the pace of this rank from the tasks of an iteration."""
+        self._pace.extend(self._times.ratios(spans))
+
+    def poison(self) -> None:
+        """Make every wait on the channels fail at once."""
+        if self._channels is not None:
+            self._channels.poison()
+
+    def destroy(self) -> None:
+        """Release the channels."""
+        if self._channels is not None:
+            self._channels.destroy()
