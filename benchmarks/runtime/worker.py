@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 MAKERS = {
     "ours": "ours",
+    "bare": "bare",
     "tasks": "tasks",
     "torch": "torch_pipelining",
     "deepspeed": "deepspeed_engine",
