@@ -52,13 +52,14 @@ class Bare:
         return [self._runner.train_iteration(self._batch, _nothing).duration_s for _ in range(count)]
 
     def busy(self) -> dict[str, float]:
-        """Run one iteration; return its seconds, those of them in which this rank waited for a message, and in tasks."""
+        """Run one iteration; return its seconds without those of waiting for messages, and processor seconds."""
+        processor_s = time.process_time()
         result = self._runner.train_iteration(self._batch, _nothing)
         waited_s = sum(wait.end_s - wait.start_s for wait in result.transfers)
-        return {"duration_s": result.duration_s, "waited_s": waited_s, "tasks_s": result.busy_s}
+        return {"busy_s": result.duration_s - waited_s, "processor_s": time.process_time() - processor_s}
 
     def alone(self) -> dict[str, float]:
-        """Run the tasks of an iteration in the program's order on made-up tensors; return all seconds and the least."""
+        """Run the iteration's tasks in the program's order on made-up tensors; return the same, and the shortest."""
         stage = self._runner.stages[self._runner.stage_index]
         stage.zero_grad(set_to_none=True)
         self._alone.reset(len(self._plan.microbatches))
@@ -67,13 +68,15 @@ class Bare:
                 self._alone.load(task.microbatch, *self._batch(task.microbatch))
         made_up = torch.randn(self._shape) * 1e-3  # (B, T, D)
         seconds = []
+        processor_s = time.process_time()
         for task in self._tasks:
             begins = task.opcode is Opcode.FORWARD and task.hop == 0
             received: Tensor | None = None if begins else made_up
             begin_s = time.perf_counter()
             self._alone.run(task.opcode, task.microbatch, received)
             seconds.append(time.perf_counter() - begin_s)
-        return {"tasks_s": sum(seconds), "shortest_s": min(seconds)}
+        processor_s = time.process_time() - processor_s
+        return {"busy_s": sum(seconds), "processor_s": processor_s, "shortest_s": min(seconds)}
 
     def _batch(self, microbatch: int) -> tuple[Tensor, Tensor]:
         training = self._experiment.training

@@ -106,11 +106,13 @@ class Hosts:
             except subprocess.TimeoutExpired:
                 process.kill()
 
-    def start(self, name: str, contender: str, experiment: Path, options: Mapping[str, Any]) -> Crew:
-        """Start the ranks of one contender and wait until they have met."""
+    def start(
+        self, name: str, contender: str, experiment: Path, options: Mapping[str, Any], title: str | None = None
+    ) -> Crew:
+        """Start the ranks of one contender and wait until they have met; `name` names files, `title` is for readers."""
         number = len(self._crews)
         sockets = [self._folder / f"socket-{number}-{rank}" for rank in range(self.world_size)]
-        logs = [self._folder / f"{name.replace(' ', '-')}-{number}-{rank}.log" for rank in range(self.world_size)]
+        logs = [self._folder / f"{name}-{number}-{rank}.log" for rank in range(self.world_size)]
         with ExitStack() as stack:
             listeners = [stack.enter_context(Listener(str(socket), family="AF_UNIX")) for socket in sockets]
             for rank, process in enumerate(self._processes):
@@ -126,7 +128,7 @@ class Hosts:
                     raise RuntimeError("a worker has no standard input")
                 process.stdin.write(json.dumps(order) + "\n")
                 process.stdin.flush()
-            crew = Crew(name, [listener.accept() for listener in listeners], logs)
+            crew = Crew(title or name, [listener.accept() for listener in listeners], logs)
         self._crews.append(crew)
         crew.collect(START_S)
         return crew

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 MAKERS = {
     "ours": "ours",
     "bare": "bare",
+    "probe": "probe",
     "tasks": "tasks",
     "torch": "torch_pipelining",
     "deepspeed": "deepspeed_engine",
