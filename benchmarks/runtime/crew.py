@@ -56,9 +56,10 @@ class Crew:
                 )
             for connection in ready:
                 rank = missing.pop(connection)
-                replies[rank] = _receive(connection)
-                if replies[rank] is None or (isinstance(replies[rank], dict) and "error" in replies[rank]):
-                    raise RuntimeError(f"{self.name}: rank {rank} failed: {replies[rank]}{self._tail()}")
+                reply = _receive(connection)
+                if "error" in reply:
+                    raise RuntimeError(f"{self.name}: rank {rank} failed: {reply['error']}{self._tail()}")
+                replies[rank] = reply["answer"]
         return [replies[rank] for rank in range(len(self._connections))]
 
     def _ask(self, request: Mapping[str, Any]) -> list[Any]:
@@ -138,13 +139,13 @@ class Hosts:
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(self.world_size),
-            "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
             "MASTER_PORT": str(port),
         }
 
 
-def _receive(connection: Connection) -> Any:
+def _receive(connection: Connection) -> dict[str, Any]:
     try:
-        return json.loads(connection.recv_bytes())
+        reply: dict[str, Any] = json.loads(connection.recv_bytes())
     except EOFError:
-        return None
+        return {"error": "it ended"}
+    return reply

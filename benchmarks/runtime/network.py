@@ -92,7 +92,8 @@ class Network:
 
     def __enter__(self) -> Self:
         self._links.write_text(self._layout.lines())
-        command = [sys.executable, str(self._netlab / SCRIPTS[0]), "up", str(len(self._layout.regions))]
+        relay = [sys.executable, str(self._netlab / SCRIPTS[0]), "up", str(len(self._layout.regions))]
+        command = ["setpriv", "--pdeathsig", "TERM", *relay]  # however this process ends, the network goes down
         self._relay = subprocess.Popen([*command, str(self._links)], stdout=subprocess.PIPE, text=True)
         if self._relay.stdout is None or self._relay.stdout.readline() != "up\n":
             self.__exit__(None, None, None)

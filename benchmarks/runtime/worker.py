@@ -4,7 +4,7 @@
 
 Every line on standard input is an order in JSON: `contender` (a name in `MAKERS`) with its `options`, the `experiment`
 file, and the `environment` of the rank. The forked process connects to the driver's `socket` and answers requests
-there, one JSON object each. It ends when the driver closes the connection.
+there, with one JSON object each (`answer` or `error`). It ends when the driver closes the connection.
 """
 
 import json
@@ -28,6 +28,9 @@ MAKERS = {
     "deepspeed": "deepspeed_engine",
 }
 """Modules of the contenders; each has `make(experiment, options)`."""
+
+END_S = 5.0
+"""How long contenders may take to end once the driver has gone."""
 
 
 class Contender(Protocol):
@@ -55,12 +58,15 @@ def main() -> None:
         process = context.Process(target=serve, args=(json.loads(line),), daemon=True)
         process.start()
         processes.append(process)
+    deadline_s = time.monotonic() + END_S
     for process in processes:
-        process.join()
+        process.join(max(0.0, deadline_s - time.monotonic()))
+        process.kill()
 
 
 def serve(order: dict[str, Any]) -> None:
     """Be one rank of a contender until the driver hangs up."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.update(order["environment"])
     with Path(order["log"]).open("w", buffering=1) as log:
         os.dup2(log.fileno(), 1)
@@ -68,14 +74,14 @@ def serve(order: dict[str, Any]) -> None:
         connection = Client(order["socket"], family="AF_UNIX")
         try:
             contender = _make(order)
-            _answer(connection, {"rank": int(os.environ["RANK"])})
+            _reply(connection, {"answer": "here"})
             while True:
-                _answer(connection, _respond(contender, json.loads(connection.recv_bytes())))
+                _reply(connection, {"answer": _respond(contender, json.loads(connection.recv_bytes()))})
         except EOFError:
             return
         except BaseException as error:
             traceback.print_exc()
-            _answer(connection, {"error": f"{type(error).__name__}: {error}"})
+            _reply(connection, {"error": f"{type(error).__name__}: {error}"})
             raise
 
 
@@ -95,7 +101,7 @@ def _respond(contender: Contender, request: dict[str, Any]) -> Any:
     return {"begin_s": begin_s, "end_s": time.monotonic(), "losses": losses}
 
 
-def _answer(connection: Connection, content: Any) -> None:
+def _reply(connection: Connection, content: Any) -> None:
     connection.send_bytes(json.dumps(content).encode())
 
 
