@@ -47,6 +47,7 @@ class Probe:
                 dist.send(sent, destination)
                 for work in [dist.isend(one, destination) for one in large]:
                     work.wait()
+                dist.recv(sent, destination)  # the link is empty again
             else:
                 dist.recv(sent, source)
                 small_s.append((time.monotonic_ns() - int(sent[0])) * 1e-9)
@@ -55,6 +56,7 @@ class Probe:
                     work.wait()
                     arrivals_s.append(time.monotonic())
                 seconds_each.append((arrivals_s[-1] - arrivals_s[0]) / (STREAM - 1))
+                dist.send(sent, source)
         if rank == source:
             return None
         return {
