@@ -7,13 +7,8 @@ from typing import Any
 import torch
 
 from skippipe.config import Experiment
-from skippipe.data.cache import open_cache
-from skippipe.data.samples import SampleOrder
-from skippipe.planning import experiment_model
 from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.runner import make_runner
-from skippipe.training.loop import Trainer
-from skippipe.training.run_directory import open_run_directory
+from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
 from skippipe_scheduler.validate import load_plan
 
@@ -23,15 +18,8 @@ class Ours:
 
     def __init__(self, experiment: Experiment, plan_path: Path) -> None:
         context = DistributedContext.from_environment(experiment.comm.timeout_s)
-        plan = load_plan(plan_path)
-        order = SampleOrder(
-            open_cache(experiment.data, experiment.seed),
-            seed=experiment.seed,
-            sequence_length=experiment.training.sequence_length,
-        )
-        self._runner = make_runner(experiment, plan, experiment_model(experiment), context)
-        open_run_directory(experiment, plan, self._runner, context)
-        self._trainer = Trainer(experiment, self._runner, order, context.world_size)
+        self._open = open_trainer(experiment, load_plan(plan_path), context)
+        self._trainer = self._open.__enter__()
         self._stop = StopSignal()
 
     def step(self) -> float:

@@ -49,7 +49,5 @@ def check_equal_work(crews: Sequence[Crew]) -> float:
         for step, (one, other) in enumerate(zip(first.losses, crew.losses, strict=True), start=1):
             worst = max(worst, abs(one - other) / one)
             if worst > LOSS_TOLERANCE:
-                raise RuntimeError(
-                    f"step {step}: loss {one:.6f} of {first.name}, {other:.6f} of {crew.name}: not equal work"
-                )
+                raise RuntimeError(f"unequal work: step {step}: loss {one} of {first.name}, {other} of {crew.name}")
     return worst

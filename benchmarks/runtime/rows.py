@@ -1,10 +1,12 @@
 """The rows of the table: what is measured, how often, and the bar that it has to meet."""
 
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +21,6 @@ from skippipe_scheduler.plan import Plan
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
 DEEPSPEED = "DeepSpeed"
-RIVALS = (*SCHEDULES, DEEPSPEED)
 OURS, SKIPPING = "ours", "ours, 33% skip"
 
 
@@ -127,6 +128,7 @@ class Start:
     def __init__(self, hosts: Hosts, setting: Setting, folder: Path) -> None:
         self.hosts, self.setting, self.folder = hosts, setting, folder
         self.experiment = setting.write(folder)
+        self.rivals = (*SCHEDULES, DEEPSPEED) if find_spec("deepspeed") else SCHEDULES
         self.layer_s = measure_tasks(hosts, setting, self.experiment, repeats=10)
 
     def on(self, layout: Layout) -> Setting:
@@ -152,20 +154,23 @@ class Start:
         """Run the race of `plans` against all rivals; check that all who skip nothing do equal work."""
         crews = [self.crew_of(name, "ours", plan) for name, plan in plans.items()]
         crews += [self.hosts.start(name, "torch", self.experiment, {"schedule": name}) for name in SCHEDULES]
-        crews.append(self.hosts.start(DEEPSPEED, "deepspeed", self.experiment, {}))
+        if DEEPSPEED in self.rivals:
+            crews.append(self.hosts.start(DEEPSPEED, "deepspeed", self.experiment, {}))
         race = run_race(crews, rounds=rounds, steps=steps)
         difference = check_equal_work([crew for crew in crews if crew.name != SKIPPING])
         return self._result(race, plans, bars, difference)
 
     def _result(self, race: Race, plans: dict[str, Plan], bars: dict[str, float], difference: float) -> Measured:
-        rival = race.fastest(RIVALS)
+        rival = race.fastest(self.rivals)
         label = {OURS: "", SKIPPING: "with skip"}
         figures = tuple(Figure.of(label[name], race.ratios(name, rival), "times") for name in plans)
-        tokens = self.setting.tokens_per_step
+        tokens, cores = self.setting.tokens_per_step, len(os.sched_getaffinity(0))
         speeds = {name: tokens / race.median_s(name) for name in race.seconds}
         ranking = sorted(speeds, key=lambda name: -speeds[name])
         note = f"of {rival}; tokens/s: " + ", ".join(f"{name} {speeds[name]:,.0f}" for name in ranking)
         note += f"; losses differ by at most {difference:.0e}"
+        note += f"; {cores} cores for {self.setting.world_size} processes" * (cores < self.setting.world_size)
+        note += "; DeepSpeed is not installed" * (DEEPSPEED not in self.rivals)
         for name, plan in plans.items():
             sizes = "+".join(str(len(stage.nodes)) for stage in plan.stages)
             predicted_s, measured_s = plan.predicted.iteration_s, race.median_s(name)
@@ -236,7 +241,7 @@ def prediction(case: Case, layout: Layout) -> Measured:
             details[title] = {"predicted_s": predicted_s, "measured_s": seconds}
     met = all(abs(figure.value) <= 5 for figure in figures)
     note = ", ".join(f"{title}: predicted {one['predicted_s']:.2f} s" for title, one in details.items())
-    return Measured(tuple(figures), met, note, details)
+    return Measured(tuple(figures), met, note, {**details, "setting": asdict(setting)})
 
 
 def long_run(case: Case) -> Measured:

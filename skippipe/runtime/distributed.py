@@ -136,14 +136,18 @@ class DistributedRunner:
         return self._executor
 
     def _agree_on_zero(self) -> int:
-        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks."""
+        """Return the iteration's beginning on this rank's clock; with emulated links, the same number on all ranks.
+
+        On real links each rank begins when it hears of it: nobody can have sent anything at an earlier time.
+        """
         if self._emulation is None:
             self._barrier()
             return time.monotonic_ns()
         latest = torch.tensor([time.monotonic_ns()])
         self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)
-        self._emulation.start_iteration(int(latest))
-        return int(latest)
+        zero_ns = int(latest) if self._options.emulation.links else time.monotonic_ns()
+        self._emulation.start_iteration(zero_ns)
+        return zero_ns
 
     def _reduce(self, executor: Executor, zero_ns: int) -> None:
         """Sum the stage's gradients over its replicas and scale them."""

@@ -55,10 +55,15 @@ class Emulation:
         return self._start_ns
 
     def finish(self, operation: str) -> int:
-        """Return when the task that has just been computed ends; the next `begin` sleeps until then."""
+        """Return when the task that has just been computed ends; the next `begin` sleeps until then.
+
+        On real links this one does: what the task made must not leave before.
+        """
         self.end_ns = time.monotonic_ns()
         if self._options.compute:
             self.end_ns = max(self.end_ns, self._start_ns + _ns(self._task_s[operation]))
+            if not self._options.links:
+                sleep_until(self.end_ns)
         overhead_s = self._costs.task_overhead_s if self._options.compute else 0.0
         self._free_ns = self.end_ns + _ns(overhead_s)
         return self.end_ns

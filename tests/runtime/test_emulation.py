@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_compute_alone_delivers_at_the_end_of_the_task() -> None:
     emulation.begin(0)
     assert emulation.deliver_ns(plan.nodes[1]) == 0
     assert emulation.finish("F") == emulation.deliver_ns(plan.nodes[1])
+
+
+def test_on_real_links_a_message_is_there_when_it_is_there() -> None:
+    plan = small_plan(0, "link")
+    emulation = emulation_of(plan, plan.nodes[0], compute=True)
+    sent_ns = time.monotonic_ns()
+    emulation.start_iteration(sent_ns)
+    time.sleep(0.02)  # the message is on its way
+    assert emulation.begin(sent_ns) >= sent_ns + 20_000_000
+    task_ns = round(plan.costs.forward_s[plan.nodes[0]] * 1e9)
+    end_ns = emulation.finish("F")
+    assert end_ns >= sent_ns + 20_000_000 + task_ns
+    assert time.monotonic_ns() >= end_ns  # nothing leaves before
