@@ -1,7 +1,9 @@
 """What the commands of all benchmarks do: choose rows, measure each in a process of its own, keep the table."""
 
 import json
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +26,9 @@ def chosen(names: Iterable[str], only: Sequence[str]) -> list[str]:
 def own_process(command: Sequence[str], expected: Result, repository: Path) -> Result:
     """Run `command`, whose last line is a result as JSON, in a new process; add it to what is known before.
 
-    A row that fails is recorded with its error.
+    A row that fails is recorded with its error. A SIGTERM for this process ends that one too.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     result = expected | {"date": datetime.now(UTC).date().isoformat(), **machine(repository)}
     if done.returncode != 0:

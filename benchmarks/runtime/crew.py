@@ -111,6 +111,7 @@ class Hosts:
         self, name: str, contender: str, experiment: Path, options: Mapping[str, Any], title: str | None = None
     ) -> Crew:
         """Start the ranks of one contender and wait until they have met; `name` names files, `title` is for readers."""
+        print(f"  starting {title or name}", file=sys.stderr)
         number = len(self._crews)
         sockets = [self._folder / f"socket-{number}-{rank}" for rank in range(self.world_size)]
         logs = [self._folder / f"{name}-{number}-{rank}.log" for rank in range(self.world_size)]

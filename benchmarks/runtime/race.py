@@ -1,6 +1,7 @@
 """Contenders side by side: a few steps each in turn, many times; ratios are taken within a turn."""
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,8 @@ def run_race(crews: Sequence[Crew], *, rounds: int, steps: int, warm_up: int = 2
     for crew in crews:
         crew.steps(warm_up)
     seconds: dict[str, list[float]] = {crew.name: [] for crew in crews}
-    for _ in range(rounds):
+    for turn in range(rounds):
+        print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
         for crew in crews:
             seconds[crew.name].append(crew.steps(steps))
     return Race(seconds)
