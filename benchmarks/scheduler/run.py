@@ -6,23 +6,22 @@ Every row runs in a process of its own, so that its time and memory are its own.
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 from instances import LARGE_QUICK, TINY, synthetic_problem
 from rows import QUICK_S, ROWS, Case, peak_memory_gib
-from table import machine, markdown, merged
+from table import PAGE
 
+from common.command import chosen, folder_of_results, own_process, record
+from common.table import Result
 from skippipe_scheduler.solve import SolveOptions, solve
 
-HERE = Path(__file__).parent
-Result = dict[str, Any]
+HERE = Path(__file__).resolve().parent
 
 
 @click.command()
@@ -41,19 +40,16 @@ def main(data: Path, only: tuple[str, ...], quick: bool, seed: int, out: Path | 
     if row_name is not None:
         click.echo(json.dumps(measure(row_name, data, seed, quick)))
         return
-    names = [name for name in ROWS if not only or any(part in name for part in only)]
-    if not names:
-        raise click.UsageError(f"no row's name contains {' or '.join(map(repr, only))}; rows: {', '.join(ROWS)}")
+    names = chosen(ROWS, only)
     if not quick:
         compile_kernel()
-    folder = out or (Path(mkdtemp()) if quick else HERE)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        click.echo(f"{name} ...", err=True)
-        results = merged(folder / "results.json", in_own_process(name, data, seed, quick), list(ROWS))
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "results.md").write_text(markdown(results))
-    click.echo((folder / "results.md").read_text())
+    record(
+        ROWS,
+        names,
+        folder_of_results(out, quick, HERE),
+        lambda name: in_own_process(name, data, seed, quick),
+        PAGE,
+    )
 
 
 def compile_kernel() -> None:
@@ -75,13 +71,9 @@ def measure(name: str, data: Path, seed: int, quick: bool) -> Result:
 def in_own_process(name: str, data: Path, seed: int, quick: bool) -> Result:
     """Measure one row in a new process; a row that fails is recorded with its error."""
     command = [sys.executable, str(Path(__file__).resolve()), "--data", str(data), "--seed", str(seed), "--row", name]
-    done = subprocess.run(command + ["--quick"] * quick, stdout=subprocess.PIPE, text=True, check=False)
-    result: Result = {"name": name, "bar": ROWS[name].bar, "seed": seed, "quick": quick}
-    result |= {"date": datetime.now(UTC).date().isoformat(), **machine(HERE)}
-    if done.returncode != 0:
-        return result | {"error": f"exit code {done.returncode}", "met": False}
-    measured: Result = json.loads(done.stdout.splitlines()[-1])
-    return result | measured
+    return own_process(
+        command + ["--quick"] * quick, {"name": name, "bar": ROWS[name].bar, "seed": seed, "quick": quick}, HERE
+    )
 
 
 if __name__ == "__main__":

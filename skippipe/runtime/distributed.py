@@ -126,18 +126,20 @@ class DistributedRunner:
         self._executors.connect(programs)
 
     def _agree_on_zero(self) -> int:
-        """Return the iteration's beginning on this rank's clock; with emulation, the same number on all ranks.
+        """Return the iteration's beginning on this rank's clock; with emulated links, the same number on all ranks.
 
-        Otherwise nobody waits. A rank may begin while others are still in the iteration before: gloo matches equal
-        tags of a pair in the order of their posts, which is the same on both sides, and tags change with the
+        On real links each rank begins when it hears of it: nobody can have sent anything at an earlier time. Where
+        nothing is emulated nobody waits. A rank may begin while others are still in the iteration before: gloo matches
+        equal tags of a pair in the order of their posts, which is the same on both sides, and tags change with the
         iteration; nobody gets further ahead than STEP, where all ranks meet.
         """
         if self._emulation is None:
             return time.monotonic_ns()
         latest = torch.tensor([time.monotonic_ns()])
         self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)
-        self._emulation.start_iteration(int(latest), self.iteration)
-        return int(latest)
+        zero_ns = int(latest) if self._options.emulation.links else time.monotonic_ns()
+        self._emulation.start_iteration(zero_ns, self.iteration)
+        return zero_ns
 
     def _reduce(self, executor: Executor, zero_ns: int) -> None:
         """Sum the stage's gradients over its replicas and scale them."""

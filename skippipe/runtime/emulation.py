@@ -52,7 +52,12 @@ class Emulation:
         self._link_free_ns: dict[str, int] = {}
 
     def begin(self, arrival_ns: int) -> int:
-        """Sleep until a task whose input arrives at `arrival_ns` may start; return that time."""
+        """Sleep until a task whose input arrives at `arrival_ns` may start; return that time.
+
+        Called when the message is here: on real links it came later than it was sent, at an unknown time until now.
+        """
+        if not self._options.links and arrival_ns:
+            arrival_ns = time.monotonic_ns()
         self._start_ns = max(self._free_ns, arrival_ns)
         sleep_until(self._start_ns)
         if not self._options.compute:
@@ -65,7 +70,10 @@ class Emulation:
         return self._free_ns
 
     def finish(self, task: Instruction) -> int:
-        """Return when the task that has just been computed ends; the next `begin` sleeps until then."""
+        """Return when the task that has just been computed ends; the next `begin` sleeps until then.
+
+        On real links this one does: what the task made must not leave before.
+        """
         self.end_ns = time.monotonic_ns()
         if self._options.compute:
             operation = task.opcode.value[0]
@@ -74,6 +82,8 @@ class Emulation:
                 task_s -= self._task_s["W"]
             task_s *= self._jitter(self._node, operation, task.microbatch)
             self.end_ns = max(self.end_ns, self._start_ns + _ns(task_s))
+            if not self._options.links:
+                sleep_until(self.end_ns)
         overhead_s = self._costs.task_overhead_s if self._options.compute else 0.0
         self._free_ns = self.end_ns + _ns(overhead_s)
         return self.end_ns

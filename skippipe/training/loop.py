@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -64,25 +64,31 @@ def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> Tr
     All ranks call this together. Raises `PlanError`, `DataError`, `CheckpointError` where inputs do not fit,
     `StorageError` where the last checkpoint cannot be saved, `SkipPipeError` where the loss is not finite.
     """
+    with StopSignal() as stop, open_trainer(experiment, plan, context) as trainer:
+        return trainer.run(stop)
+
+
+@contextmanager
+def open_trainer(experiment: Experiment, plan: Plan, context: DistributedContext) -> Iterator["Trainer"]:
+    """Check and build all that a run needs and give its trainer, at the newest checkpoint; close it at the end."""
     training = experiment.training
     if len(plan.microbatches) != training.num_microbatches:
         raise PlanError(
             f"the plan has {len(plan.microbatches)} microbatches, training.num_microbatches is "
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
-    with StopSignal() as stop:
-        hardware = check_start(experiment, plan, context)
-        cache = open_cache(experiment.data, experiment.seed)
-        order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
-        device = choose_device(training.device, context.local_rank)
-        estimates = estimate_memory(experiment, plan, context.world_size)
-        check_room(experiment, estimates, context, device)
-        memory = MemoryReport(estimates, PeakMemory(device), context.rank)
-        runner = make_runner(experiment, plan, experiment_model(experiment), context)
-        with closing(runner):
-            open_run_directory(experiment, plan, runner, context)
-            with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
-                return trainer.run(stop)
+    hardware = check_start(experiment, plan, context)
+    cache = open_cache(experiment.data, experiment.seed)
+    order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
+    device = choose_device(training.device, context.local_rank)
+    estimates = estimate_memory(experiment, plan, context.world_size)
+    check_room(experiment, estimates, context, device)
+    memory = MemoryReport(estimates, PeakMemory(device), context.rank)
+    runner = make_runner(experiment, plan, experiment_model(experiment), context)
+    with closing(runner):
+        open_run_directory(experiment, plan, runner, context)
+        with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
+            yield trainer
 
 
 class StepTotals(NamedTuple):

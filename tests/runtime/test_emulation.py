@@ -150,3 +150,16 @@ def test_jitter_depends_on_what_and_which_iteration_not_on_when() -> None:
     factors = [value for name, value in once.items() if name.startswith("task")]
     assert statistics.median(factors) == pytest.approx(1.0, abs=0.3)
     assert statistics.stdev(map(math.log, factors)) == pytest.approx(0.6, abs=0.15)
+
+
+def test_on_real_links_a_message_is_there_when_it_is_there() -> None:
+    plan = small_plan(0, "link")
+    emulation = emulation_of(plan, plan.nodes[0], compute=True)
+    sent_ns = time.monotonic_ns()
+    emulation.start_iteration(sent_ns)
+    time.sleep(0.02)  # the message is on its way
+    assert emulation.begin(sent_ns) >= sent_ns + 20_000_000
+    task_ns = round(plan.costs.forward_s[plan.nodes[0]] * 1e9)
+    end_ns = emulation.finish(task(Opcode.FORWARD))
+    assert end_ns >= sent_ns + 20_000_000 + task_ns
+    assert time.monotonic_ns() >= end_ns  # nothing leaves before

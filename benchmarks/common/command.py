@@ -1,0 +1,62 @@
+"""What the commands of all benchmarks do: choose rows, measure each in a process of its own, keep the table."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import mkdtemp
+
+import click
+
+from common.table import Columns, Result, machine, markdown, merged
+
+
+def chosen(names: Iterable[str], only: Sequence[str]) -> list[str]:
+    """Return the rows whose names contain one of `only`, all where it is empty; none is a usage error."""
+    known = list(names)
+    found = [name for name in known if not only or any(part in name for part in only)]
+    if not found:
+        raise click.UsageError(f"no row's name contains {' or '.join(map(repr, only))}; rows: {', '.join(known)}")
+    return found
+
+
+def own_process(command: Sequence[str], expected: Result, repository: Path) -> Result:
+    """Run `command`, whose last line is a result as JSON, in a new process; add it to what is known before.
+
+    A row that fails is recorded with its error. A SIGTERM for this process ends that one too.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    result = expected | {"date": datetime.now(UTC).date().isoformat(), **machine(repository)}
+    if done.returncode != 0:
+        return result | {"error": f"exit code {done.returncode}", "met": False}
+    measured: Result = json.loads(done.stdout.splitlines()[-1])
+    return result | measured
+
+
+def record(
+    rows: Mapping[str, object],
+    names: Sequence[str],
+    folder: Path,
+    measure: Callable[[str], Result],
+    page: tuple[str, Columns],
+) -> None:
+    """Measure `names` one by one and write results.json and results.md in `folder` after each; print the table.
+
+    Rows that are not measured stay as they were. `page` is the title and the columns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        click.echo(f"{name} ...", err=True)
+        results = merged(folder / "results.json", measure(name), list(rows))
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / "results.md").write_text(markdown(*page, results))
+    click.echo((folder / "results.md").read_text())
+
+
+def folder_of_results(out: Path | None, quick: bool, beside: Path) -> Path:
+    """Return `out`, else a temporary folder for a quick run, else the folder `beside` the command."""
+    return out or (Path(mkdtemp()) if quick else beside)
