@@ -49,7 +49,7 @@ class TaskTimes:
 
 def typical_workload(device: torch.device) -> Workload:
     """Return a layer of common shape for the device, for a profile that knows no model."""
-    size, tokens = (4096, 2048) if device.type == "cuda" else (1024, 256)
+    size, tokens = (4096, 2048) if device.type == "cuda" else (512, 256)
     options = {
         "hidden_size": size,
         "intermediate_size": 4 * size,

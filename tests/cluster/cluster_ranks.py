@@ -25,7 +25,7 @@ class Rank:
     process: ForkServerProcess
     output: Path
 
-    def finish(self, timeout_s: float = 60.0) -> tuple[int | None, str]:
+    def finish(self, timeout_s: float = 120.0) -> tuple[int | None, str]:
         """Return exit code and output; end a process that does not stop in time."""
         self.process.join(timeout_s)
         code = self.process.exitcode

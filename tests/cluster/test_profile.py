@@ -21,7 +21,7 @@ EXPERIMENT: dict[str, Any] = {
     "model": {"options": {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "vocab_size": 300}},
     "pipeline": {"num_stages": STAGES, "planner": {"time_limit_s": 0.3}},
     "training": {"sequence_length": 16, "micro_batch_size": 2, "num_microbatches": 4, "device": "cpu", "threads": 1},
-    "comm": {"timeout_s": 30},
+    "comm": {"timeout_s": 90},
 }
 FAST = ("--compute-s", "0.2", "--link-s", "0.1")
 
