@@ -3,19 +3,17 @@
 Control traffic and gradient sums stay on gloo in any case.
 """
 
-import json
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 
-from skippipe.errors import CommunicationError, ConfigError
+from skippipe.errors import ConfigError
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.exchange import gather
 
 Backend = Literal["gloo", "nccl"]
 
@@ -36,7 +34,8 @@ def choose_backend(
     """
     if asked == "gloo" or context.store is None:
         return "gloo"
-    devices = _all_devices(device, context, PrefixStore("device", context.store))
+    own = RankDevice(_gpu(device), dist.is_nccl_available())
+    devices = [RankDevice(*one) for one in gather(context, "device", lambda: own)]
     obstacle = nccl_obstacle(devices)
     if obstacle and asked == "nccl":
         raise ConfigError(f"comm.backend: nccl cannot be used: {obstacle}")
@@ -57,19 +56,6 @@ def nccl_obstacle(devices: Sequence[RankDevice]) -> str:
         ranks = ", ".join(str(rank) for rank, device in enumerate(devices) if device.gpu == gpu)
         return f"ranks {ranks} share one GPU ({gpu}); give each rank its own, or set comm.backend: gloo"
     return ""
-
-
-def _all_devices(device: torch.device, context: DistributedContext, store: PrefixStore) -> list[RankDevice]:
-    """Tell the others what this rank computes on; return what every rank does."""
-    own = RankDevice(_gpu(device), dist.is_nccl_available())
-    failure = ""
-    try:
-        store.set_timeout(timedelta(seconds=context.timeout_s))
-        store.set(str(context.rank), json.dumps(own))
-        return [RankDevice(*json.loads(store.get(str(rank)))) for rank in range(context.world_size)]
-    except RuntimeError as error:
-        failure = str(error).splitlines()[0]
-    raise CommunicationError(f"rank {context.rank} could not learn what the other ranks compute on: {failure}")
 
 
 def _gpu(device: torch.device) -> str:

@@ -79,11 +79,10 @@ class DistributedRunner:
 
     def _train(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
         zero_ns = self._agree_on_zero()
-        started_s = time.perf_counter()
         self._executor = executor = self._executors.training(self._compute, self._emulation, zero_ns)
         executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
         self._executors.learn(executor.spans)
-        duration_s = time.perf_counter() - started_s
+        duration_s = (time.monotonic_ns() - zero_ns) * 1e-9
         loss, busy_s = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
 
