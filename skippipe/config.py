@@ -108,12 +108,27 @@ class TrainingOptions(Section):
 class OptimizerOptions(Section):
     """AdamW (decoupled weight decay on matrices only)."""
 
-    backend: Literal["replicated", "zero_redundancy"] = "replicated"
-    """Whether all replicas of a stage keep the whole state, or torch's ZeroRedundancyOptimizer shards it over them."""
+    backend: Literal["replicated", "zero_redundancy", "deepspeed_zero1", "deepspeed_zero2"] = "replicated"
+    """Whether all replicas of a stage keep the whole state, or share it out: by torch's ZeroRedundancyOptimizer, or by
+    DeepSpeed's ZeRO-1 or ZeRO-2."""
+    offload: bool = False
+    """Keep the state in host memory and update there, with DeepSpeed's CPU Adam; for its back-ends."""
+    fused: bool | Literal["auto"] = "auto"
+    """One kernel for the whole update; auto: on a GPU. On a CPU it is faster too, but there the last bits depend on
+    where a number lies in its tensor, so back-ends and replicas of another split differ by rounding."""
     lr: PositiveFloat = 3e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
+
+    @model_validator(mode="after")
+    def _offload_needs_deepspeed(self) -> Self:
+        if self.offload and not self.backend.startswith("deepspeed"):
+            raise ValueError(
+                f"offload is done by DeepSpeed, backend is {self.backend}; use deepspeed_zero1, deepspeed_zero2 or "
+                "offload: false"
+            )
+        return self
 
 
 class SchedulerOptions(Section):

@@ -18,7 +18,7 @@ from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
+from skippipe.runtime.reduction import fill_missing, make_bucket_sum, scale, sum_over_replicas, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
 from skippipe.runtime.transport import Transport, guarded
 from skippipe.runtime.verifier import prove, prove_transfers
@@ -61,6 +61,8 @@ class DistributedRunner:
             stamped=emulated,
             max_unfinished=UNFINISHED_SENDS_PER_RECEIVE * options.receive_window,
         )
+        self._bucket_sum = None if self._groups.replicas is None else make_bucket_sum(self._groups.replicas, options)
+        self._reduction: Callable[[float], None] = self._sum_gradients
         self._iteration = 0
         self._executor: Executor | None = None
         self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
@@ -158,21 +160,24 @@ class DistributedRunner:
             len(self.plan.microbatches),
             self.plan.visits[self.stage_index],
         )
-        reduce = None if self._groups.replicas is None else self._sum_gradients
-        reduce_gradients(self.parameters().values(), reduce, factor)
+        fill_missing(self.parameters().values())
+        self.with_replicas(lambda: self._reduction(factor))
         end_ns = time.monotonic_ns()
         if self._emulation is not None:
             end_ns = self._emulation.finish_reduction(start_ns)
-        if reduce is not None:
+        if self._groups.replicas is not None:
             executor.spans.append(Span(self.node, "REDUCE", -1, (start_ns - zero_ns) * 1e-9, (end_ns - zero_ns) * 1e-9))
 
-    def _sum_gradients(self, flat: Tensor) -> None:
-        """Sum gradients (n,) over the stage's replicas in place; sums are made in fp32, however they travel."""
-        travel = self._gradient_dtype
-        if travel == torch.float32:
-            self._over_replicas(flat)
-        else:
-            self.with_replicas(lambda: all_reduce_in(flat, travel, self._groups.replicas))
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Leave the reduction to the optimizer; see `Runner`."""
+        self._reduction = reduction or self._sum_gradients
+
+    def _sum_gradients(self, factor: float) -> None:
+        """Sum gradients over the stage's replicas in place and scale them; sums are made in fp32."""
+        gradients = fill_missing(self.parameters().values())
+        if self._bucket_sum is not None:
+            sum_over_replicas(gradients, self._bucket_sum)
+        scale(gradients, factor)
 
     @property
     def _gradient_dtype(self) -> torch.dtype:

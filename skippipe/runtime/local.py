@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
-from skippipe.runtime.reduction import reduce_gradients, visit_factor
+from skippipe.runtime.reduction import fill_missing, scale, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
 from skippipe_scheduler.plan import Plan
 
@@ -30,10 +30,15 @@ class LocalRunner:
             index: StageCompute(stage, options.device, self._split[index]) for index, stage in stages.items()
         }
         self.replicas: ProcessGroup | None = None
+        self._reduction: Callable[[float], None] | None = None
 
     def with_replicas(self, call: Callable[[], object]) -> None:
         """Call: there is no other replica."""
         call()
+
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Hand the gradients to the optimizer; see `Runner`."""
+        self._reduction = reduction
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters under their Hugging Face names."""
@@ -58,7 +63,9 @@ class LocalRunner:
             self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
             factor = visit_factor(self._options.gradient_normalization, num_microbatches, self.plan.visits[index])
-            reduce_gradients(stage.global_parameters().values(), None, factor)
+            scale(fill_missing(stage.global_parameters().values()), factor)
+        if self._reduction is not None:
+            self._reduction(1.0)
         step()
         self._compute[0].finish()
         return IterationResult(

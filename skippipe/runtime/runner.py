@@ -114,6 +114,12 @@ class Runner(Protocol):
     def with_replicas(self, call: Callable[[], object]) -> None:
         """Call something that waits for the other replicas; a failure is one of theirs."""
 
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Call `reduction` at REDUCE to sum this stage's gradients over its replicas and scale them.
+
+        With None the runner does it. Every parameter has a gradient by then.
+        """
+
     def owned_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters for which this process answers: over all ranks, each of the model's exactly once."""
 
