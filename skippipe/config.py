@@ -178,6 +178,15 @@ class LoggingOptions(Section):
     wandb: WandbOptions = WandbOptions()
 
 
+class PowerSgdOptions(Section):
+    """PowerSGD (comm.gradient_compression: powersgd)."""
+
+    rank: PositiveInt = 4
+    """Columns of the two factors as which a matrix travels: more are nearer to it, and larger."""
+    start_iteration: Annotated[int, Field(ge=2)] = 10
+    """Iterations at the start of a process that sum exactly."""
+
+
 class CommunicationOptions(Section):
     """torch.distributed."""
 
@@ -189,6 +198,24 @@ class CommunicationOptions(Section):
     """In what activations and their gradients travel; training.dtype where not given."""
     gradient_dtype: Literal["float32", "bfloat16"] | None = None
     """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
+    activation_compression: Literal["none", "int8"] = "none"
+    """int8: activations and their gradients travel as one byte a number and a scale for each token."""
+    gradient_compression: Literal["none", "int8", "powersgd"] = "none"
+    """int8: gradients travel as one byte a number and a scale for each 1024; powersgd: as products of thin matrices."""
+    error_feedback: bool = True
+    """Add what a compressed sum of gradients left out to the next one."""
+    powersgd: PowerSgdOptions = PowerSgdOptions()
+
+    @model_validator(mode="after")
+    def _compressed_or_rounded(self) -> Self:
+        for kind in ("activation", "gradient"):
+            compression, dtype = getattr(self, f"{kind}_compression"), getattr(self, f"{kind}_dtype")
+            if compression != "none" and dtype is not None:
+                raise ValueError(
+                    f"{kind}_compression is {compression} and {kind}_dtype is {dtype}; what is compressed has no other "
+                    "dtype on its way: give one of the two"
+                )
+        return self
 
 
 class EmulationOptions(Section):
@@ -228,6 +255,16 @@ class Experiment(Section):
                 "training.compile and pipeline.split_backward exclude each other (a compiled backward is one piece); "
                 "turn one of them off"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_sums_by_itself(self) -> Self:
+        if self.optimizer.backend.startswith("deepspeed"):
+            remedy = f"use optimizer.backend zero_redundancy or replicated; {self.optimizer.backend} sums by itself"
+            if self.comm.gradient_compression != "none":
+                raise ValueError(f"comm.gradient_compression is {self.comm.gradient_compression}: {remedy}")
+            if self.comm.gradient_dtype not in (None, self.training.dtype):
+                raise ValueError(f"comm.gradient_dtype is {self.comm.gradient_dtype}: {remedy}")
         return self
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
+from skippipe.runtime.compression import make_bucket_sum
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.emulation import Emulation
@@ -18,7 +19,7 @@ from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.reduction import fill_missing, make_bucket_sum, scale, sum_over_replicas, visit_factor
+from skippipe.runtime.reduction import fill_missing, scale, sum_over_replicas, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span
 from skippipe.runtime.transport import Transport, guarded
 from skippipe.runtime.verifier import prove, prove_transfers
@@ -56,8 +57,7 @@ class DistributedRunner:
         self._groups = create_groups(plan, self.rank, context.timeout_s)
         self._transport = Transport(
             self._groups,
-            options.activation_shape,
-            options.travel_dtype,
+            options.wire,
             stamped=emulated,
             max_unfinished=UNFINISHED_SENDS_PER_RECEIVE * options.receive_window,
         )
@@ -65,7 +65,7 @@ class DistributedRunner:
         self._reduction: Callable[[float], None] = self._sum_gradients
         self._iteration = 0
         self._executor: Executor | None = None
-        self._protected(lambda: check_operators(self._groups, options.travel_dtype, self._gradient_dtype))
+        self._protected(lambda: check_operators(self._groups, options.wire.dtype, self._gradient_dtype))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of this rank's stage under their Hugging Face names."""

@@ -110,7 +110,7 @@ class LocalRunner:
 
     def _travelled(self, tensor: Tensor | None) -> Tensor | None:
         """Round (B, T, D) as the way to another rank would."""
-        return None if tensor is None else tensor.to(self._options.travel_dtype).to(tensor.dtype)
+        return None if tensor is None else self._options.wire.rounded(tensor)
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`."""

@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skippipe.runtime.runner import RunnerOptions
-
 BUCKET_BYTES = 16 * 2**20
 """Gradients travel in buckets of about this size, so that their flat copies stay small."""
 BUCKETS_IN_FLIGHT = 3
@@ -86,12 +84,6 @@ def sum_over_replicas(
         go_on(_summed(bucket, number, number == len(buckets) - 1, bucket_sum))
     while begun:
         finish_oldest()
-
-
-def make_bucket_sum(group: dist.ProcessGroup, options: RunnerOptions) -> BucketSum:
-    """Return the sum of buckets that the options ask for."""
-    travel = options.gradient_dtype or options.dtype
-    return exact_sum(group) if travel == torch.float32 else rounded_sum(group, travel)
 
 
 def exact_sum(group: dist.ProcessGroup) -> BucketSum:

@@ -18,6 +18,7 @@ from torch import Tensor
 from skippipe.runtime.failure import TransferError
 from skippipe.runtime.groups import ProcessGroups
 from skippipe.runtime.program import Instruction
+from skippipe.runtime.wire import Wire
 
 STAMP_BYTES = 8
 
@@ -42,14 +43,11 @@ class Incoming:
 
 
 class Transport:
-    """Sends and receives activations of one shape and dtype."""
+    """Sends and receives activations in one form."""
 
-    def __init__(
-        self, groups: ProcessGroups, shape: tuple[int, ...], dtype: torch.dtype, *, stamped: bool, max_unfinished: int
-    ) -> None:
+    def __init__(self, groups: ProcessGroups, wire: Wire, *, stamped: bool, max_unfinished: int) -> None:
         self._groups = {"forward": groups.forward, "backward": groups.backward}
-        self._shape = shape
-        self._dtype = dtype
+        self._wire = wire
         self._prefix_bytes = STAMP_BYTES if stamped else 0
         self._max_unfinished = max_unfinished
         self._unfinished: deque[tuple[Instruction, Tensor, dist.Work]] = deque()
@@ -68,13 +66,13 @@ class Transport:
     def wait(self, incoming: Incoming) -> tuple[Tensor, int]:
         """Return the activation (B, T, D) on the CPU and its stamp in nanoseconds, 0 without stamps."""
         guarded(_action(incoming.instruction), (incoming.instruction.peer,), incoming.work.wait)
-        payload = incoming.buffer[self._prefix_bytes :].view(self._dtype).view(self._shape)
+        payload = self._wire.decode(incoming.buffer[self._prefix_bytes :])
         stamp_ns = int(incoming.buffer[:STAMP_BYTES].view(torch.int64)) if self._prefix_bytes else 0
         return payload, stamp_ns
 
     def send(self, instruction: Instruction, activation: Tensor, stamp_ns: int = 0) -> None:
         """Start to send (B, T, D); the message is kept until it has left."""
-        message = activation.detach().to("cpu", self._dtype).contiguous().flatten().view(torch.uint8)
+        message = self._wire.encode(activation)
         if self._prefix_bytes:
             message = torch.cat([torch.tensor([stamp_ns]).view(torch.uint8), message])
         self._unfinished.append((instruction, message, self._post(dist.isend, message, instruction)))

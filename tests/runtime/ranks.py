@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -96,7 +97,7 @@ class Rank:
 
 
 def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[Rank]:
-    """Start `main` once per rank; each reads plans and writes results in `folder`.
+    """Start `main` once per rank; each reads plans and writes results in `folder`. `mode` may be `module:function`.
 
     The processes are forked from one server that has imported everything, because that is what takes long.
     """
@@ -193,6 +194,9 @@ def main(folder: Path, mode: str, timeout_s: float) -> int:
             run_gradients(folder, context)
         elif mode == "emulated":
             run_emulated(folder, context)
+        elif ":" in mode:
+            module, function = mode.split(":")
+            getattr(import_module(module), function)(folder, context)
         else:
             run_until_stopped(folder, context, faulty_rank=2 if mode == "faulty" else -1)
     except SkipPipeError as error:

@@ -49,7 +49,8 @@ def options_of(index: int) -> Sections:
     training = {"gradient_normalization": "visits" if index % 3 == 0 else "global"}
     if index % 5 == 0:
         training["activation_checkpointing"] = "full"
-    return {"training": training, "comm": {"activation_dtype": "bfloat16"} if index % 4 == 0 else {}}
+    comm = ({"activation_dtype": "bfloat16"}, {}, {"activation_compression": "int8"}, {})[index % 4]
+    return {"training": training, "comm": comm}
 
 
 def make_plans() -> dict[str, tuple[Plan, Sections]]:

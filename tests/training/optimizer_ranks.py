@@ -116,7 +116,7 @@ def main(folder: Path, world_size: int) -> int:
     """Fork the ranks; return 0 where all of them ended well."""
     if any("deepspeed" in str(case) for case in json.loads((folder / "cases.json").read_text()).values()):
         os.environ["DS_ACCELERATOR"] = "cpu"
-        import deepspeed  # noqa: F401
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (DeepSpeed imports it late, and it takes long)
     environment = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=run_rank, args=(folder, rank, environment)) for rank in range(world_size)]

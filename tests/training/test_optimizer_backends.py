@@ -34,9 +34,8 @@ def make_cases() -> dict[str, dict[str, Any]]:
     for backend in ("deepspeed_zero1", "deepspeed_zero2"):
         cases[f"three-{backend}"] = {"plan": "three", "optimizer": {"backend": backend}}
     if OPERATOR_FILE.exists():
-        for dtype in ("float32", "bfloat16"):
-            chain = [{"backend": "deepspeed_zero2", "offload": True}, {"backend": "deepspeed_zero1", "offload": True}]
-            cases[f"{dtype}-offload"] = {"plan": "two", "dtype": dtype, "chain": chain}
+        chain = [{"backend": "deepspeed_zero2", "offload": True}, {"backend": "deepspeed_zero1", "offload": True}]
+        cases["float32-offload"] = {"plan": "two", "chain": chain}
     return cases
 
 
@@ -134,23 +133,9 @@ def test_state_is_shared_out_and_complete(folder: Path, dtype: str) -> None:
     assert sum(bool(part) for part in parts) >= 4  # both replicas of both stages have some
 
 
-@pytest.mark.skipif(
-    not OPERATOR_FILE.exists(), reason="DeepSpeed's cpu_adam is not compiled here; training compiles it"
-)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_offloaded_weights_are_near(folder: Path, dtype: str) -> None:
-    if dtype == "float32":
-        assert largest_difference(parameters(folder, "float32-offload"), parameters(folder, "float32")) < 1e-5
-        return
-    whole, offloaded = ({}, {})
-    for part in saved_state(folder, "bfloat16.0"):
-        whole |= part
-    for part in saved_state(folder, "bfloat16-offload.1"):
-        offloaded |= part
-    assert offloaded.keys() == whole.keys()
-    # A gradient that is rounded to bfloat16 the other way changes a step by a part of the learning rate.
-    difference = max(float((offloaded[name] - whole[name]).abs().max()) for name in whole if name.endswith(".master"))
-    assert difference < 5e-3  # half of one step
+@pytest.mark.skipif(not OPERATOR_FILE.exists(), reason="DeepSpeed's cpu_adam was never compiled here; it takes minutes")
+def test_offloaded_weights_are_near(folder: Path) -> None:
+    assert largest_difference(parameters(folder, "float32-offload"), parameters(folder, "float32")) < 1e-5
 
 
 def test_one_process_continues_a_run_of_deepspeed(folder: Path) -> None:

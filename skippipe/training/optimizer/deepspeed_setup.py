@@ -29,14 +29,15 @@ def uses_deepspeed(options: OptimizerOptions) -> bool:
     return options.backend.startswith("deepspeed")
 
 
-def prepare(experiment: Experiment) -> None:
+def prepare(experiment: Experiment) -> float:
     """Make DeepSpeed ready in this process, where the experiment uses it; call it before ranks meet.
 
+    Returns for how many seconds more than usual other hosts may keep ranks waiting, because they compile.
     Raises `ConfigError` with the remedy where it is not installed, too old, or lacks a compiler.
     """
     options = experiment.optimizer
     if not uses_deepspeed(options):
-        return
+        return 0.0
     check_version(options.backend)
     from skippipe.model.device import choose_device
 
@@ -46,8 +47,10 @@ def prepare(experiment: Experiment) -> None:
 
     # It would be compiled at the start, for minutes, and only serves ranks on one host; without it gloo is used.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if options.offload:
-        build_operator()
+    if not options.offload:
+        return 0.0
+    build_operator()
+    return BUILD_PATIENCE_S
 
 
 def check_version(backend: str) -> None:
