@@ -83,7 +83,7 @@ class _GradBucket:
         return self.flat
 
     def gradients(self) -> list[Tensor]:
-        pieces = self.flat.split([shape.numel() for shape in self.bucket.shapes])
+        pieces = torch.split(self.flat, [shape.numel() for shape in self.bucket.shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self.bucket.shapes, strict=True)]
 
 

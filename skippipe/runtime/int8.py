@@ -18,7 +18,7 @@ def int8_bytes(numbers: int, block: int) -> int:
 
 def encode(rows: Tensor, block: int) -> Tensor:
     """Return one message for each row: (R, n) of any float dtype -> uint8 (R, n + 4 n / block)."""
-    blocks = rows.detach().float().unflatten(-1, (-1, block))  # (R, n / block, block)
+    blocks = rows.detach().float().reshape(len(rows), -1, block)  # (R, n / block, block)
     scales = blocks.abs().amax(-1, keepdim=True) / LARGEST  # (R, n / block, 1)
     inverse = torch.where(scales > 0, 1 / scales, 0.0)
     numbers = (blocks * inverse).round_().clamp_(-LARGEST, LARGEST).nan_to_num_(0.0).to(torch.int8)
@@ -29,7 +29,8 @@ def encode(rows: Tensor, block: int) -> Tensor:
 def decode(messages: Tensor, block: int) -> Tensor:
     """Return the numbers of messages: uint8 (R, n + 4 n / block) -> fp32 (R, n)."""
     count = messages.shape[-1] // (block + SCALE_BYTES)
-    numbers, scales = messages.split([count * block, count * SCALE_BYTES], -1)
+    numbers, scales = messages.tensor_split([count * block], -1)
     # Copied, because a message may lie where fp32 numbers cannot.
     scales = scales.clone(memory_format=torch.contiguous_format).view(torch.float32).unsqueeze(-1)  # (R, n / block, 1)
-    return (numbers.view(torch.int8).unflatten(-1, (-1, block)) * scales).flatten(-2)
+    blocks = numbers.view(torch.int8).reshape(len(messages), count, block)
+    return (blocks * scales).flatten(-2)
