@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET_BYTES = 16 * 2**20
+BUCKET_BYTES = 4 * 2**20
 """Gradients travel in buckets of about this size, so that their flat copies stay small."""
 BUCKETS_IN_FLIGHT = 3
 """Buckets of which a sum may have begun and not ended."""
