@@ -19,7 +19,11 @@ from skippipe.training.checkpoint import checkpoint_path, read_metadata
 from skippipe.training.optimizer.deepspeed_setup import OPERATOR
 
 WORLD_SIZE = 5
-BACKENDS = ("deepspeed_zero1", "zero_redundancy", "deepspeed_zero2")
+CHAINS = {
+    "float32": ("deepspeed_zero1", "zero_redundancy", "deepspeed_zero2"),
+    "bfloat16": ("deepspeed_zero2", "deepspeed_zero1"),
+}
+"""Back-ends that train one after another, each from what the one before saved."""
 OPERATOR_FILE = Path(_get_build_directory(OPERATOR, False)) / f"{OPERATOR}.so"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 
@@ -28,11 +32,11 @@ def make_cases() -> dict[str, dict[str, Any]]:
     cases: dict[str, dict[str, Any]] = {}
     for dtype in ("float32", "bfloat16"):
         cases[dtype] = {"plan": "two", "dtype": dtype}
-        cases[f"{dtype}-chain"] = {"plan": "two", "dtype": dtype, "chain": [{"backend": one} for one in BACKENDS]}
+        chain = [{"backend": backend} for backend in CHAINS[dtype]]
+        cases[f"{dtype}-chain"] = {"plan": "two", "dtype": dtype, "chain": chain}
     cases["float32-fused"] = {"plan": "two", "optimizer": {"fused": True}}
     cases["three"] = {"plan": "three"}
-    for backend in ("deepspeed_zero1", "deepspeed_zero2"):
-        cases[f"three-{backend}"] = {"plan": "three", "optimizer": {"backend": backend}}
+    cases["three-zero2"] = {"plan": "three", "optimizer": {"backend": "deepspeed_zero2"}}
     if OPERATOR_FILE.exists():
         chain = [{"backend": "deepspeed_zero2", "offload": True}, {"backend": "deepspeed_zero1", "offload": True}]
         cases["float32-offload"] = {"plan": "two", "chain": chain}
@@ -100,8 +104,7 @@ def largest_difference(some: list[dict[str, Tensor]], others: list[dict[str, Ten
     [
         ("float32-chain", "float32"),
         ("bfloat16-chain", "bfloat16"),
-        ("three-deepspeed_zero1", "three"),
-        ("three-deepspeed_zero2", "three"),
+        ("three-zero2", "three"),
     ],
 )
 def test_weights_are_those_of_plain_adamw(folder: Path, name: str, reference: str) -> None:
@@ -121,7 +124,7 @@ def test_state_is_shared_out_and_complete(folder: Path, dtype: str) -> None:
     whole: dict[str, Tensor] = {}
     for part in saved_state(folder, f"{dtype}.0"):
         whole |= part
-    parts = saved_state(folder, f"{dtype}-chain.2")
+    parts = saved_state(folder, f"{dtype}-chain.{len(CHAINS[dtype]) - 1}")
     merged: dict[str, Tensor] = {}
     for part in parts:
         assert not merged.keys() & part.keys()
