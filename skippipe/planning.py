@@ -17,8 +17,8 @@ from skippipe_scheduler.workload import Workload
 if TYPE_CHECKING:
     from skippipe_scheduler.solve import SolveOptions
 
-BUCKET_BYTES = 64 * 2**20
-"""Gradients are reduced in buckets of this size (`skippipe.runtime.reduction`)."""
+BUCKET_BYTES = 12 * 2**20
+"""Gradients that are on their way at a time (`skippipe.runtime.reduction`: three buckets of 4 MiB)."""
 
 MESSAGES_PER_RECEIVE = 2
 """Room that is set aside for messages, as a multiple of the receive window: as many again that wait to be sent."""
