@@ -108,12 +108,27 @@ class TrainingOptions(Section):
 class OptimizerOptions(Section):
     """AdamW (decoupled weight decay on matrices only)."""
 
-    backend: Literal["replicated", "zero_redundancy"] = "replicated"
-    """Whether all replicas of a stage keep the whole state, or torch's ZeroRedundancyOptimizer shards it over them."""
+    backend: Literal["replicated", "zero_redundancy", "deepspeed_zero1", "deepspeed_zero2"] = "replicated"
+    """Whether all replicas of a stage keep the whole state, or share it out: by torch's ZeroRedundancyOptimizer, or by
+    DeepSpeed's ZeRO-1 or ZeRO-2."""
+    offload: bool = False
+    """Keep the state in host memory and update there, with DeepSpeed's CPU Adam; for its back-ends."""
+    fused: bool | Literal["auto"] = "auto"
+    """One kernel for the whole update; auto: on a GPU. On a CPU it is faster too, but there the last bits depend on
+    where a number lies in its tensor, so back-ends and replicas of another split differ by rounding."""
     lr: PositiveFloat = 3e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
+
+    @model_validator(mode="after")
+    def _offload_needs_deepspeed(self) -> Self:
+        if self.offload and not self.backend.startswith("deepspeed"):
+            raise ValueError(
+                f"offload is done by DeepSpeed, backend is {self.backend}; use deepspeed_zero1, deepspeed_zero2 or "
+                "offload: false"
+            )
+        return self
 
 
 class SchedulerOptions(Section):
@@ -163,6 +178,15 @@ class LoggingOptions(Section):
     wandb: WandbOptions = WandbOptions()
 
 
+class PowerSgdOptions(Section):
+    """PowerSGD (comm.gradient_compression: powersgd)."""
+
+    rank: PositiveInt = 4
+    """Columns of the two factors as which a matrix travels: more are nearer to it, and larger."""
+    start_iteration: Annotated[int, Field(ge=2)] = 10
+    """Iterations at the start of a process that sum exactly."""
+
+
 class CommunicationOptions(Section):
     """torch.distributed."""
 
@@ -178,6 +202,24 @@ class CommunicationOptions(Section):
     """In what activations and their gradients travel; training.dtype where not given."""
     gradient_dtype: Literal["float32", "bfloat16"] | None = None
     """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
+    activation_compression: Literal["none", "int8"] = "none"
+    """int8: activations and their gradients travel as one byte a number and a scale for each token."""
+    gradient_compression: Literal["none", "int8", "powersgd"] = "none"
+    """int8: gradients travel as one byte a number and a scale for each 1024; powersgd: as products of thin matrices."""
+    error_feedback: bool = True
+    """Add what a compressed sum of gradients left out to the next one."""
+    powersgd: PowerSgdOptions = PowerSgdOptions()
+
+    @model_validator(mode="after")
+    def _compressed_or_rounded(self) -> Self:
+        for kind in ("activation", "gradient"):
+            compression, dtype = getattr(self, f"{kind}_compression"), getattr(self, f"{kind}_dtype")
+            if compression != "none" and dtype is not None:
+                raise ValueError(
+                    f"{kind}_compression is {compression} and {kind}_dtype is {dtype}; what is compressed has no other "
+                    "dtype on its way: give one of the two"
+                )
+        return self
 
     @model_validator(mode="after")
     def _tags_for_the_dynamic_executor(self) -> Self:
@@ -233,6 +275,16 @@ class Experiment(Section):
     def _gloo_for_emulation(self) -> Self:
         if self.comm.backend == "nccl" and (self.emulation.links or self.emulation.compute):
             raise ValueError("emulation needs comm.backend: gloo, or neither emulation.links nor emulation.compute")
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_sums_by_itself(self) -> Self:
+        if self.optimizer.backend.startswith("deepspeed"):
+            remedy = f"use optimizer.backend zero_redundancy or replicated; {self.optimizer.backend} sums by itself"
+            if self.comm.gradient_compression != "none":
+                raise ValueError(f"comm.gradient_compression is {self.comm.gradient_compression}: {remedy}")
+            if self.comm.gradient_dtype not in (None, self.training.dtype):
+                raise ValueError(f"comm.gradient_dtype is {self.comm.gradient_dtype}: {remedy}")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """From an experiment to a plan: the model's cost, the cluster's links and the scheduler, brought together."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ from skippipe_scheduler.workload import Workload
 if TYPE_CHECKING:
     from skippipe_scheduler.solve import SolveOptions
 
-BUCKET_BYTES = 64 * 2**20
-"""Gradients are reduced in buckets of this size (`skippipe.runtime.reduction`)."""
+BUCKET_BYTES = 12 * 2**20
+"""Gradients that are on their way at a time (`skippipe.runtime.reduction`: three buckets of 4 MiB)."""
 
 MESSAGES_PER_RECEIVE = 2
 """Room that is set aside for messages, as a multiple of the receive window: as many again that wait to be sent."""
@@ -50,19 +51,19 @@ def experiment_workload(experiment: Experiment) -> Workload:
 
     from skippipe.model.cost import model_cost
     from skippipe.model.device import uses_cuda
+    from skippipe.runtime.wire import Wire
 
     training = experiment.training
     dtype = getattr(torch, training.dtype)
     shape = (training.micro_batch_size, training.sequence_length)
-    cost = model_cost(experiment_model(experiment), *shape, dtype, training.activation_checkpointing)
-    sent = getattr(torch, experiment.comm.activation_dtype or training.dtype).itemsize
-    reduced = getattr(torch, experiment.comm.gradient_dtype or training.dtype).itemsize
-    # Parameter and gradient in the run's dtype; two moments and (for bfloat16) a master copy in fp32.
-    own_bytes, optimizer_bytes = 2 * dtype.itemsize, OPTIMIZER_BYTES + (4 if dtype.itemsize < 4 else 0)
-    sharded = experiment.optimizer.backend == "zero_redundancy"
+    model = experiment_model(experiment)
+    cost = model_cost(model, *shape, dtype, training.activation_checkpointing)
+    sent = getattr(torch, experiment.comm.activation_dtype or training.dtype)
+    own_bytes, optimizer_bytes = _state_bytes(experiment, dtype.itemsize)
+    sharded = experiment.optimizer.backend != "replicated"
     splits = experiment.pipeline.split_backward
     kept_bytes = optimizer_bytes if not sharded else 0
-    activation_bytes = cost.activation_bytes // dtype.itemsize * sent
+    activation_bytes = Wire((*shape, model.hidden_size), sent, experiment.comm.activation_compression).size_bytes
     # Messages and the copy for a checkpoint lie in host memory, which is the node's own where it has no GPU.
     on_host = not uses_cuda(training.device)
     copied_bytes = dtype.itemsize + kept_bytes if on_host else 0
@@ -73,8 +74,8 @@ def experiment_workload(experiment: Experiment) -> Workload:
         layer_forward_flop=cost.layer_forward_flop,
         loss_flop=cost.loss_flop,
         activation_bytes=activation_bytes,
-        layer_gradient_bytes=cost.layer_parameters * reduced,
-        ends_gradient_bytes=cost.ends_parameters * reduced,
+        layer_gradient_bytes=_gradient_bytes(experiment, cost.layer_shapes) // cost.num_layers,
+        ends_gradient_bytes=_gradient_bytes(experiment, cost.ends_shapes),
         layer_state_bytes=cost.layer_parameters * (own_bytes + kept_bytes),
         # The embedding is one tensor, which one replica keeps whole.
         ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
@@ -94,6 +95,37 @@ def experiment_workload(experiment: Experiment) -> Workload:
         backward_to_forward=cost.backward_to_forward,
         weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
     )
+
+
+def _gradient_bytes(experiment: Experiment, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return in how many bytes gradients of these shapes travel."""
+    import torch
+
+    from skippipe.runtime.compression import int8_gradient_bytes, powersgd_gradient_bytes
+
+    comm = experiment.comm
+    numbers = sum(math.prod(shape) for shape in shapes)
+    if comm.gradient_compression == "int8":
+        return int8_gradient_bytes(numbers)
+    if comm.gradient_compression == "powersgd":
+        return powersgd_gradient_bytes(shapes, comm.powersgd.rank)
+    itemsize: int = getattr(torch, comm.gradient_dtype or experiment.training.dtype).itemsize
+    return numbers * itemsize
+
+
+def _state_bytes(experiment: Experiment, itemsize: int) -> tuple[int, int]:
+    """Return the bytes for each parameter that every replica holds, and those of the optimizer.
+
+    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out; two moments and (for bfloat16,
+    and always with DeepSpeed) a master copy in fp32. With offload a GPU holds nothing of the optimizer.
+    """
+    from skippipe.model.device import uses_cuda
+
+    options, comm = experiment.optimizer, experiment.comm
+    remembered = 4 if comm.gradient_compression != "none" and comm.error_feedback else 0
+    has_master = itemsize < 4 or options.backend.startswith("deepspeed")
+    held_here = not (options.offload and uses_cuda(experiment.training.device))
+    return 2 * itemsize + remembered, (OPTIMIZER_BYTES + 4 * has_master) * held_here
 
 
 def experiment_model(experiment: Experiment):  # type: ignore[no-untyped-def]  # transformers has no types

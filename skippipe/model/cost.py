@@ -38,6 +38,9 @@ class ModelCost:
     """FLOP of the weight gradients that can be put off (`weight_gradients.py`), relative to a layer's forward."""
     weight_resident_bytes: int
     """What one layer keeps between its input gradient and its weight gradients, an estimate."""
+    layer_shapes: tuple[tuple[int, ...], ...]
+    """Shapes of the parameters of all layers."""
+    ends_shapes: tuple[tuple[int, ...], ...]
 
 
 def model_cost(
@@ -50,8 +53,12 @@ def model_cost(
     """
     skeleton = build_skeleton(config, dtype)
     layer_parameters = ends_parameters = expert_parameters = 0
+    layer_shapes: list[tuple[int, ...]] = []
+    ends_shapes: list[tuple[int, ...]] = []
     for name, parameter in skeleton.model.named_parameters():
-        if is_layer_of(name, skeleton) is None:
+        is_end = is_layer_of(name, skeleton) is None
+        (ends_shapes if is_end else layer_shapes).append(tuple(parameter.shape))
+        if is_end:
             ends_parameters += parameter.numel()
         else:
             layer_parameters += parameter.numel()
@@ -79,6 +86,8 @@ def model_cost(
         backward_to_forward=3.0 if mode == "full" else 2.0,
         weight_to_forward=2 * tokens * deferrable / (2 * active * tokens + attention_flop),
         weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),
+        layer_shapes=tuple(layer_shapes),
+        ends_shapes=tuple(ends_shapes),
     )
 
 

@@ -27,10 +27,15 @@ class DistributedContext:
 
     @classmethod
     def from_environment(
-        cls, timeout_s: float, environment: Mapping[str, str] | None = None, nodes: Sequence[str] = ()
+        cls,
+        timeout_s: float,
+        environment: Mapping[str, str] | None = None,
+        nodes: Sequence[str] = (),
+        patience_s: float = 0.0,
     ) -> Self:
         """Read torchrun's variables and meet the other processes; without them, one process runs alone.
 
+        The others may come `patience_s` later than the timeout, where they have work to do before.
         Where the launcher hands out ranks in any order, SKIPPIPE_NODE says which of `nodes` this process is; its rank
         is then the position of that name.
         Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
@@ -49,7 +54,8 @@ class DistributedContext:
         if world_size == 1:
             return cls(rank, world_size, local_rank, timeout_s)
         own_rank = _rank_of_node(values, nodes, rank)
-        return cls(own_rank, world_size, local_rank, timeout_s, _meet(rank, own_rank, world_size, timeout_s, values))
+        store = _meet(rank, own_rank, world_size, timeout_s + patience_s, values)
+        return cls(own_rank, world_size, local_rank, timeout_s, store)
 
     def close(self) -> None:
         """Leave the process group; safe to call twice."""

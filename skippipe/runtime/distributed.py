@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
+from skippipe.runtime.compression import make_bucket_sum
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.emulation import Emulation
@@ -20,7 +21,7 @@ from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.reduction import all_reduce_in, reduce_gradients, visit_factor
+from skippipe.runtime.reduction import fill_missing, scale, sum_over_replicas, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe.runtime.transport import guarded
 from skippipe.runtime.verifier import prove, prove_transfers
@@ -57,6 +58,8 @@ class DistributedRunner:
         self._compute = StageCompute(stage, options.device, plan.split_of[self.node])
         self._board = FailureBoard(context.store, self.rank, plan.nodes)
         self._groups = create_groups(plan, self.rank, context.timeout_s)
+        self._bucket_sum = None if self._groups.replicas is None else make_bucket_sum(self._groups.replicas, options)
+        self._reduction: Callable[[float], None] = self._sum_gradients
         self._executors = Executors(plan, programs, self.rank, options, self._groups, context.timeout_s)
         self._protected(lambda: self._connect(programs))
 
@@ -121,7 +124,7 @@ class DistributedRunner:
         self._groups.destroy()
 
     def _connect(self, programs: Sequence[Program]) -> None:
-        check_operators(self._groups, self._options.travel_dtype, self._gradient_dtype)
+        check_operators(self._groups, self._options.wire.dtype, self._gradient_dtype)
         self._executors.connect(programs)
 
     def _agree_on_zero(self) -> int:
@@ -153,21 +156,24 @@ class DistributedRunner:
             len(self.plan.microbatches),
             self.plan.visits[self.stage_index],
         )
-        reduce = None if self._groups.replicas is None else self._sum_gradients
-        reduce_gradients(self.parameters().values(), reduce, factor)
+        fill_missing(self.parameters().values())
+        self.with_replicas(lambda: self._reduction(factor))
         end_ns = time.monotonic_ns()
         if self._emulation is not None:
             end_ns = self._emulation.finish_reduction(start_ns)
-        if reduce is not None:
+        if self._groups.replicas is not None:
             executor.spans.append(Span(self.node, "REDUCE", -1, (start_ns - zero_ns) * 1e-9, (end_ns - zero_ns) * 1e-9))
 
-    def _sum_gradients(self, flat: Tensor) -> None:
-        """Sum gradients (n,) over the stage's replicas in place; sums are made in fp32, however they travel."""
-        travel = self._gradient_dtype
-        if travel == torch.float32:
-            self._over_replicas(flat)
-        else:
-            self.with_replicas(lambda: all_reduce_in(flat, travel, self._groups.replicas))
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Leave the reduction to the optimizer; see `Runner`."""
+        self._reduction = reduction or self._sum_gradients
+
+    def _sum_gradients(self, factor: float) -> None:
+        """Sum gradients over the stage's replicas in place and scale them; sums are made in fp32."""
+        gradients = fill_missing(self.parameters().values())
+        if self._bucket_sum is not None:
+            sum_over_replicas(gradients, self._bucket_sum)
+        scale(gradients, factor)
 
     @property
     def _gradient_dtype(self) -> torch.dtype:

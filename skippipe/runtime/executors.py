@@ -43,18 +43,17 @@ class Executors:
         self._links = Links.of(self._program)
         self._pace: deque[float] = deque(maxlen=PACE_TASKS)
         self._channels: Channels | None = None
-        shape, dtype = options.activation_shape, options.travel_dtype
         stamps = int(options.emulation.links or options.emulation.compute)
         max_unfinished = UNFINISHED_SENDS_PER_RECEIVE * options.receive_window
         self._transport: Transport
         if options.matching == "order":
             device = options.device if options.backend == "nccl" else CPU
             self._channels = Channels(rank, timeout_s, options.backend, device)
-            messages = MessageFormat(shape, dtype, stamps, device)
+            messages = MessageFormat(options.wire, stamps, device)
             self._transport = OrderedTransport(rank, self._channels, messages, max_unfinished)
         else:
-            self._transport = TaggedTransport(groups, MessageFormat(shape, dtype, stamps), max_unfinished)
-        numbered = MessageFormat(shape, dtype, NUM_NUMBERS)
+            self._transport = TaggedTransport(groups, MessageFormat(options.wire, stamps), max_unfinished)
+        numbered = MessageFormat(options.wire, NUM_NUMBERS)
         self._mailbox = Mailbox(groups, numbered, receives_ahead=RECEIVES_AHEAD, max_unfinished=max_unfinished)
 
     def connect(self, programs: Sequence[Program]) -> None:

@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
 from skippipe.runtime.compute import StageCompute
-from skippipe.runtime.reduction import reduce_gradients, visit_factor
+from skippipe.runtime.reduction import fill_missing, scale, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe_scheduler.plan import Plan
 
@@ -32,10 +32,15 @@ class LocalRunner:
         }
         self._spans: list[Span] = []
         self.replicas: ProcessGroup | None = None
+        self._reduction: Callable[[float], None] | None = None
 
     def with_replicas(self, call: Callable[[], object]) -> None:
         """Call: there is no other replica."""
         call()
+
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Hand the gradients to the optimizer; see `Runner`."""
+        self._reduction = reduction
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters under their Hugging Face names."""
@@ -62,7 +67,9 @@ class LocalRunner:
             self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
             factor = visit_factor(self._options.gradient_normalization, num_microbatches, self.plan.visits[index])
-            reduce_gradients(stage.global_parameters().values(), None, factor)
+            scale(fill_missing(stage.global_parameters().values()), factor)
+        if self._reduction is not None:
+            self._reduction(1.0)
         step()
         self._compute[0].finish()
         loss, busy_s = self.tally()
@@ -107,7 +114,7 @@ class LocalRunner:
 
     def _travelled(self, tensor: Tensor | None) -> Tensor | None:
         """Round (B, T, D) as the way to another rank would."""
-        return None if tensor is None else tensor.to(self._options.travel_dtype).to(tensor.dtype)
+        return None if tensor is None else self._options.wire.rounded(tensor)
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`."""

@@ -1,10 +1,11 @@
 """How an activation lies in a message: whole numbers first where there are any, then its bytes."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from skippipe.runtime.wire import Wire
 
 NUMBER_BYTES = 8
 CPU = torch.device("cpu")
@@ -12,17 +13,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class MessageFormat:
-    """Messages of activations of one shape, with `num_numbers` int64 before each; they lie on `device`."""
+    """Messages of activations in one form, with `num_numbers` int64 before each; they lie on `device`."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    wire: Wire
     num_numbers: int = 0
     device: torch.device = CPU
 
     @property
     def size_bytes(self) -> int:
         """Bytes of one message."""
-        return self._prefix_bytes + math.prod(self.shape) * self.dtype.itemsize
+        return self._prefix_bytes + self.wire.size_bytes
 
     @property
     def _prefix_bytes(self) -> int:
@@ -34,18 +34,15 @@ class MessageFormat:
 
     def pack(self, activation: Tensor, *numbers: int) -> Tensor:
         """Return the message, uint8 (size_bytes,). Without numbers it shares the memory of (B, T, D) where it can."""
-        activation = activation.detach()
+        payload = self.wire.encode(activation, self.device)
         if not self.num_numbers:
-            return activation.to(self.device, self.dtype).contiguous().flatten().view(torch.uint8)
+            return payload
         message = self.empty()
         message[: self._prefix_bytes].view(torch.int64).copy_(torch.tensor(numbers))
-        self._payload(message).copy_(activation)
+        message[self._prefix_bytes :] = payload
         return message
 
     def unpack(self, message: Tensor) -> tuple[Tensor, list[int]]:
-        """Return the activation (B, T, D), in the message's memory, and the numbers."""
+        """Return the activation (B, T, D), in the message's memory where it can be, and the numbers."""
         numbers = message[: self._prefix_bytes].view(torch.int64).tolist() if self.num_numbers else []
-        return self._payload(message), numbers
-
-    def _payload(self, message: Tensor) -> Tensor:
-        return message[self._prefix_bytes :].view(self.dtype).view(self.shape)
+        return self.wire.decode(message[self._prefix_bytes :]), numbers

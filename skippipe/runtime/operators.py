@@ -13,7 +13,7 @@ import torch.distributed as dist
 from skippipe.errors import ConfigError
 from skippipe.runtime.failure import TransferError
 from skippipe.runtime.groups import ProcessGroups
-from skippipe.runtime.reduction import all_reduce_in
+from skippipe.runtime.reduction import exact_sum, rounded_sum, sum_over_replicas
 
 MISSING = re.compile(
     r"could not run|not implemented|not support|unsupported|invalid scalar type|no backend", re.IGNORECASE
@@ -69,8 +69,6 @@ def _pass_on(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
             work.wait()
 
 
-def _sum_over_replicas(group: dist.ProcessGroup | None, dtype: torch.dtype) -> None:
-    if dtype == torch.float32:
-        dist.all_reduce(torch.ones(SIZE), group=group)
-    else:
-        all_reduce_in(torch.ones(SIZE), dtype, group)
+def _sum_over_replicas(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
+    total = exact_sum(group) if dtype == torch.float32 else rounded_sum(group, dtype)
+    sum_over_replicas([torch.ones(SIZE)], total)

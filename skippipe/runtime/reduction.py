@@ -1,53 +1,121 @@
-"""Gradient reduction over the replicas of a stage: one sum at its place in the program, also with no microbatch."""
+"""Gradient reduction over the replicas of a stage: one sum at its place in the program, also with no microbatch.
 
-from collections.abc import Callable, Iterable, Iterator
+Gradients are summed in buckets, of which several are on their way at a time: while one travels, the next is copied
+together and the one before is copied back.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-BUCKET_BYTES = 64 * 2**20
-"""Gradients travel in buckets of about this size, so that their flat copy stays small."""
+BUCKET_BYTES = 4 * 2**20
+"""Gradients travel in buckets of about this size, so that their flat copies stay small."""
+BUCKETS_IN_FLIGHT = 3
+"""Buckets of which a sum may have begun and not ended."""
 
 
-def reduce_gradients(
-    parameters: Iterable[nn.Parameter], all_reduce: Callable[[Tensor], None] | None, factor: float = 1.0
-) -> None:
-    """Sum `.grad` over the replicas (`all_reduce`, in place, on the CPU; None without replicas), then scale it.
+@dataclass(frozen=True)
+class Bucket:
+    """Gradients that travel together: flat (n,) on the CPU, and how they were shaped. `number` counts from 0."""
 
-    A parameter without gradient takes part with zeros, so that all replicas' messages have the same size.
-    """
-    held = list(parameters)
-    for parameter in held:
+    number: int
+    flat: Tensor
+    shapes: tuple[torch.Size, ...]
+    is_last: bool
+
+
+class Waitable(Protocol):
+    """A collective that has begun."""
+
+    def wait(self) -> object:
+        """Wait until it has ended."""
+
+
+BucketSum = Callable[[Bucket], Iterator[Waitable]]
+"""Sums `flat` of a bucket over the replicas, in place. Yields each collective once it has begun, to be continued when
+that has ended. All replicas begin their collectives in the same order."""
+
+
+def fill_missing(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return all gradients; a parameter without one gets zeros, so that all replicas' messages have the same size."""
+    gradients = []
+    for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-    if all_reduce is not None:
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.flatten() for gradient in bucket]).cpu()
-            all_reduce(flat)
-            pieces = torch.split(flat, [gradient.numel() for gradient in bucket])
-            for gradient, piece in zip(bucket, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+        gradients.append(parameter.grad)
+    return gradients
+
+
+def scale(gradients: Iterable[Tensor], factor: float) -> None:
+    """Multiply gradients in place."""
     if factor != 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
 
 
-def all_reduce_in(flat: Tensor, dtype: torch.dtype, group: dist.ProcessGroup | None) -> None:
-    """Sum `flat` (n,) over the R ranks of `group` in place: numbers travel in `dtype`, sums are made in fp32.
+def sum_over_replicas(
+    gradients: Sequence[Tensor],
+    bucket_sum: BucketSum,
+    bucket_bytes: int = BUCKET_BYTES,
+    in_flight: int = BUCKETS_IN_FLIGHT,
+) -> None:
+    """Sum gradients over the replicas in place, bucket after bucket, `in_flight` of them at a time."""
+    begun: deque[tuple[Iterator[Waitable], Waitable]] = deque()
 
-    Every rank adds up 1/R of the numbers and sends its sums to all, so each travels twice, as in a ring, and all ranks
-    end with the same sums.
+    def go_on(one: Iterator[Waitable]) -> None:
+        work = next(one, None)
+        if work is not None:
+            begun.append((one, work))
+
+    def finish_oldest() -> None:
+        one, work = begun.popleft()
+        work.wait()
+        go_on(one)
+
+    buckets = list(_buckets(gradients, bucket_bytes))
+    for number, bucket in enumerate(buckets):
+        while len(begun) >= in_flight:
+            finish_oldest()
+        go_on(_summed(bucket, number, number == len(buckets) - 1, bucket_sum))
+    while begun:
+        finish_oldest()
+
+
+def exact_sum(group: dist.ProcessGroup) -> BucketSum:
+    """Return the plain sum, in the gradients' own dtype."""
+
+    def total(bucket: Bucket) -> Iterator[Waitable]:
+        yield dist.all_reduce(bucket.flat, group=group, async_op=True)
+
+    return total
+
+
+def rounded_sum(group: dist.ProcessGroup, dtype: torch.dtype) -> BucketSum:
+    """Return the sum of numbers that travel in `dtype`; it is made in fp32.
+
+    Each of the R ranks adds up 1/R of the numbers and sends its sums to all, so each travels twice, as in a ring, and
+    all ranks end with the same sums.
     """
-    count = dist.get_world_size(group)
-    rows = torch.zeros(count, -(-flat.numel() // count), dtype=dtype)  # (R, n / R)
-    rows.view(-1)[: flat.numel()] = flat
-    received = torch.empty_like(rows)
-    dist.all_to_all_single(received.view(torch.uint8), rows.view(torch.uint8), group=group)
-    sums = received.float().sum(0).to(dtype)  # (R, n / R) -> (n / R,)
-    dist.all_gather_into_tensor(rows.view(-1).view(torch.uint8), sums.view(torch.uint8), group=group)
-    flat.copy_(rows.view(-1)[: flat.numel()])
+    count = group.size()
+
+    def total(bucket: Bucket) -> Iterator[Waitable]:
+        flat = bucket.flat
+        rows = torch.zeros(count, -(-flat.numel() // count), dtype=dtype)  # (R, n / R)
+        rows.view(-1)[: flat.numel()] = flat
+        received = torch.empty_like(rows)
+        yield dist.all_to_all_single(received.view(torch.uint8), rows.view(torch.uint8), group=group, async_op=True)
+        sums = received.float().sum(0).to(dtype)  # (R, n / R) -> (n / R,)
+        yield dist.all_gather_into_tensor(
+            rows.view(-1).view(torch.uint8), sums.view(torch.uint8), group=group, async_op=True
+        )
+        flat.copy_(rows.view(-1)[: flat.numel()])
+
+    return total
 
 
 def visit_factor(normalization: str, num_microbatches: int, visits: int) -> float:
@@ -55,13 +123,22 @@ def visit_factor(normalization: str, num_microbatches: int, visits: int) -> floa
     return num_microbatches / visits if normalization == "visits" and visits else 1.0
 
 
-def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+def _summed(gradients: Sequence[Tensor], number: int, is_last: bool, bucket_sum: BucketSum) -> Iterator[Waitable]:
+    """Copy a bucket together, sum it, copy it back."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients]).cpu()
+    yield from bucket_sum(Bucket(number, flat, tuple(gradient.shape for gradient in gradients), is_last))
+    pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, piece in zip(gradients, pieces, strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+def _buckets(gradients: Iterable[Tensor], bucket_bytes: int) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size_bytes = 0
     for gradient in gradients:
         bucket.append(gradient)
         size_bytes += gradient.nbytes
-        if size_bytes >= BUCKET_BYTES:
+        if size_bytes >= bucket_bytes:
             yield bucket
             bucket, size_bytes = [], 0
     if bucket:

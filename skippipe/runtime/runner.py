@@ -1,6 +1,5 @@
 """What a training loop needs of a runtime, whatever runs underneath."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
-from skippipe.config import EmulationOptions, Experiment
+from skippipe.config import EmulationOptions, Experiment, PowerSgdOptions
 from skippipe.errors import CommunicationError, ConfigError, PlanError
 from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
@@ -19,6 +18,7 @@ from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.program import Direction
+from skippipe.runtime.wire import ActivationCompression, Wire
 from skippipe_scheduler.plan import Plan
 
 COMPILATION_LIMIT = timedelta(minutes=30)
@@ -92,6 +92,10 @@ class RunnerOptions:
     """In what activations travel; `dtype` where None."""
     gradient_dtype: torch.dtype | None = None
     """In what gradients travel between replicas; `dtype` where None."""
+    activation_compression: ActivationCompression = "none"
+    gradient_compression: Literal["none", "int8", "powersgd"] = "none"
+    error_feedback: bool = True
+    powersgd: PowerSgdOptions = field(default_factory=PowerSgdOptions)
     receive_window: int = 16
     executor: Literal["static", "dynamic"] = "static"
     backend: Literal["gloo", "nccl"] = "gloo"
@@ -101,19 +105,15 @@ class RunnerOptions:
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
 
     @property
-    def activation_shape(self) -> tuple[int, int, int]:
-        """Shape (B, T, D) of what travels between stages."""
-        return self.micro_batch_size, self.sequence_length, self.hidden_size
-
-    @property
-    def travel_dtype(self) -> torch.dtype:
-        """The dtype of an activation on its way between stages."""
-        return self.activation_dtype or self.dtype
+    def wire(self) -> Wire:
+        """What travels between stages: activations (B, T, D) and their gradients."""
+        shape = self.micro_batch_size, self.sequence_length, self.hidden_size
+        return Wire(shape, self.activation_dtype or self.dtype, self.activation_compression)
 
     @property
     def activation_bytes(self) -> int:
         """Bytes of one activation on its way."""
-        return math.prod(self.activation_shape) * self.travel_dtype.itemsize
+        return self.wire.size_bytes
 
 
 class Runner(Protocol):
@@ -131,6 +131,12 @@ class Runner(Protocol):
 
     def with_replicas(self, call: Callable[[], object]) -> None:
         """Call something that waits for the other replicas; a failure is one of theirs."""
+
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Call `reduction` at REDUCE to sum this stage's gradients over its replicas and scale them.
+
+        With None the runner does it. Every parameter has a gradient by then.
+        """
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters for which this process answers: over all ranks, each of the model's exactly once."""
@@ -234,6 +240,10 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
         compile=training.compile,
         activation_dtype=_dtype(comm.activation_dtype),
         gradient_dtype=_dtype(comm.gradient_dtype),
+        activation_compression=comm.activation_compression,
+        gradient_compression=comm.gradient_compression,
+        error_feedback=comm.error_feedback,
+        powersgd=comm.powersgd,
         receive_window=comm.receive_window,
         executor=comm.executor,
         backend=backend,
@@ -266,5 +276,5 @@ def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, opti
     enable(built, options.activation_checkpointing)
     if options.compile:
         compile_stage(built)
-        warm_up(built, options.activation_shape, options.device)
+        warm_up(built, options.wire.shape, options.device)
     return built

@@ -28,9 +28,8 @@ from skippipe.runtime.runner import IterationResult, Runner, make_runner
 from skippipe.training.agreement import together
 from skippipe.training.checkpoint import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
 from skippipe.training.checkpoint_writer import CheckpointWriter
-from skippipe.training.clipping import clip, squared_norm
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
-from skippipe.training.optimizer import AdamW
+from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
@@ -130,15 +129,8 @@ class Trainer:
         self.config = experiment_model(experiment)
         training = experiment.training
         self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length
-        sharded = experiment.optimizer.backend == "zero_redundancy"
-        self.optimizer = AdamW(
-            runner.parameters(),
-            experiment.optimizer,
-            experiment.lr_scheduler,
-            experiment.training.max_steps,
-            runner.replicas if sharded else None,
-            runner.with_replicas,
-        )
+        self.optimizer = make_optimizer(experiment, runner)
+        runner.reduce_with(self.optimizer.reduce)
         checkpoint = choose_checkpoint(experiment, runner)
         metadata = together(runner, "loading the checkpoint", lambda: self._load(checkpoint) if checkpoint else None)
         self.first_step = self.step
@@ -184,9 +176,10 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """End the writing of checkpoints and close the records."""
+        """End the writing of checkpoints and close records and optimizer."""
         self.writer.close()
         self.reporter.close()
+        self.optimizer.close()
 
     def _one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
         """Run one iteration; return its metrics and whether any rank was asked to stop."""
@@ -214,8 +207,7 @@ class Trainer:
 
         The one sum over all ranks in a step is here: on slow links each costs a round trip or more.
         """
-        parameters = self.runner.parameters().values()
-        own = squared_norm(self.runner.owned_parameters().values())
+        own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
         squares, loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
             [own, tally.loss, tally.busy_s, float(stop.requested), *self.memory.own()]
@@ -223,7 +215,7 @@ class Trainer:
         totals = StepTotals(loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
         if totals.finite:
             if self.experiment.training.max_grad_norm is not None:
-                clip(parameters, totals.grad_norm, self.experiment.training.max_grad_norm)
+                self.optimizer.clip(totals.grad_norm, self.experiment.training.max_grad_norm)
             self.optimizer.step()
         return totals
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ class Rank:
 
 
 def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[Rank]:
-    """Start `main` once per rank; each reads plans and writes results in `folder`.
+    """Start `main` once per rank; each reads plans and writes results in `folder`. `mode` may be `module:function`.
 
     The processes are forked from one server that has imported everything, because that is what takes long.
     """
@@ -239,6 +240,9 @@ def main(folder: Path, mode: str, timeout_s: float) -> int:
             run_emulated(folder, context)
         elif mode == "nccl":
             runner_options(make_experiment(comm={"backend": "nccl"}), make_config(2), context)
+        elif ":" in mode:
+            module, function = mode.split(":")
+            getattr(import_module(module), function)(folder, context)
         else:
             run_until_stopped(folder, context, faulty_rank=2 if mode == "faulty" else -1)
     except SkipPipeError as error:

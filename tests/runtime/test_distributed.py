@@ -54,7 +54,7 @@ def options_of(index: int) -> Sections:
     training = {"gradient_normalization": "visits" if index % 2 == 0 else "global"}
     if index % 5 == 0:
         training["activation_checkpointing"] = "full"
-    comm = {"activation_dtype": "bfloat16"} if index % 4 == 0 else {}
+    comm = ({"activation_dtype": "bfloat16"}, {}, {"activation_compression": "int8"}, {})[index % 4]
     return way | {"training": training, "comm": way.get("comm", {}) | comm}
 
 

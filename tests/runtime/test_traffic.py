@@ -86,5 +86,18 @@ def test_the_plan_counts_the_bytes_that_travel(tmp_path: Path) -> None:
     assert lighter.activation_bytes == exact.activation_bytes // 2
     assert lighter.layer_gradient_bytes == exact.layer_gradient_bytes // 2
     assert lighter.ends_gradient_bytes == exact.ends_gradient_bytes // 2
+    small = experiment_workload(
+        make_experiment(model=model, comm={"activation_compression": "int8", "gradient_compression": "int8"})
+    )
+    assert small.activation_bytes == 2 * 8 * (32 + 4)  # a byte each, and a scale for each token
+    assert small.layer_gradient_bytes == pytest.approx(
+        exact.layer_gradient_bytes / 4 * (1 + 4 / 1024), rel=0.06
+    )  # the last block is whole
+    assert small.layer_state_bytes == exact.layer_state_bytes + exact.layer_gradient_bytes  # what sums left out
+    factors = make_experiment(
+        model=model, comm={"gradient_compression": "powersgd", "powersgd": {"rank": 1}, "error_feedback": False}
+    )
+    # Four 32x32 matrices of attention, three 32x48 of the FFN, two norms.
+    assert experiment_workload(factors).layer_gradient_bytes == 4 * (4 * 64 + 3 * 80 + 2 * 32)
     assert lighter.layer_resident_bytes == exact.layer_resident_bytes
     assert lighter.layer_state_bytes == exact.layer_state_bytes

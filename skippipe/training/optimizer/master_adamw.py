@@ -26,7 +26,7 @@ class MasterAdamW(torch.optim.Optimizer):
             for parameter in group["params"]
         }
         copied = [{**group, "params": [self.masters[one] for one in group["params"]]} for group in self.param_groups]
-        self._inner = torch.optim.AdamW(copied)
+        self._inner = torch.optim.AdamW(copied, fused=options.get("fused", False))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -59,6 +59,7 @@ class MasterAdamW(torch.optim.Optimizer):
         if master is not parameter:
             master.copy_(state.get(MASTER, parameter))
         if STEP in state:
-            # Copies, because AdamW updates in place; the step count stays on the CPU, where AdamW makes it.
+            # Copies, because AdamW updates in place; it keeps the step count on the CPU unless it is fused.
             moments = {key: state[key].to(master.device, torch.float32, copy=True) for key in MOMENTS}
-            self._inner.state[master] = {STEP: state[STEP].clone(), **moments}
+            place = master.device if self._inner.defaults["fused"] else torch.device("cpu")
+            self._inner.state[master] = {STEP: state[STEP].to(place, copy=True), **moments}

@@ -1,0 +1,47 @@
+"""The optimizer that an experiment asks for, on what a runner holds."""
+
+import logging
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed import ProcessGroup
+
+from skippipe.config import Experiment
+from skippipe.runtime.runner import Runner
+from skippipe.training.optimizer.adamw import AdamW
+from skippipe.training.optimizer.deepspeed_setup import prepare, uses_deepspeed
+from skippipe.training.optimizer.interface import OptimizerBackend
+
+logger = logging.getLogger(__name__)
+
+
+def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
+    """Return the optimizer of this rank's parameters; all ranks call this together.
+
+    Where a stage has one replica there is nothing to share out: plain AdamW does the same, unless DeepSpeed keeps the
+    state in host memory. Raises `ConfigError` where DeepSpeed cannot run here.
+    """
+    options, scheduler, max_steps = experiment.optimizer, experiment.lr_scheduler, experiment.training.max_steps
+    replicas = runner.replicas
+    if uses_deepspeed(options):
+        prepare(experiment)
+        if replicas is not None or options.offload:
+            from skippipe.training.optimizer.zero import DeepSpeedZero
+
+            group = replicas or _only_this_rank(experiment.comm.timeout_s)
+            return DeepSpeedZero(runner.parameters(), options, scheduler, max_steps, group, runner.with_replicas)
+        logger.info("optimizer.backend: %s has nothing to share out here: one replica; plain AdamW", options.backend)
+    sharded = replicas if options.backend == "zero_redundancy" else None
+    return AdamW(runner.parameters(), options, scheduler, max_steps, sharded, runner.with_replicas)
+
+
+def _only_this_rank(timeout_s: float) -> ProcessGroup:
+    """Return a group of this rank alone, which DeepSpeed needs to run at all."""
+    timeout = timedelta(seconds=timeout_s)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    group: ProcessGroup = dist.new_group(
+        [dist.get_rank()], timeout=timeout, backend="gloo", use_local_synchronization=True
+    )
+    return group
