@@ -2,8 +2,9 @@
 
 A rank may run any task whose input is there, but out of the plan's order only while the rest of the plan's order
 still fits in memory behind it: with the tasks that are left, run one after the other as planned, never more than
-`memory` microbatches are held between their forward and their backward. So a backward may always come early (it frees
-memory), and a forward exactly where no point of the order before its own place would hold too many with one more.
+`memory` microbatches are held between their forward and their last task here. So a backward may always come early (it
+holds nothing more), and a forward exactly where no point of the order before its own place would hold too many with
+one more.
 
 Memory is never exceeded: every task that runs has passed this test, which counts it.
 

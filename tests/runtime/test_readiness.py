@@ -23,6 +23,7 @@ def plans(draw: st.DrawFn) -> Plan:
         route_length=draw(st.integers(2, num_stages)),
         num_microbatches=draw(st.integers(1, 12)),
         memory=draw(st.integers(1, 4)),
+        split=draw(st.sampled_from([0.0, 0.5])),
     )
 
 
@@ -40,6 +41,7 @@ class Weather:
         ]
         self.ran: list[list[Instruction]] = [[] for _ in self.programs]
         self.held = [0] * len(self.programs)
+        self.split = [{one.microbatch for one in program.select(Opcode.WEIGHT)} for program in self.programs]
 
     def run(self) -> None:
         events = [(0.0, number, rank, None) for number, rank in enumerate(range(len(self.programs)))]
@@ -60,7 +62,8 @@ class Weather:
             if task is not None:
                 idle.remove(rank)
                 self.ran[rank].append(task)
-                self.held[rank] += (task.opcode is Opcode.FORWARD) - (task.opcode is Opcode.BACKWARD)
+                ends = Opcode.WEIGHT if task.microbatch in self.split[rank] else Opcode.BACKWARD
+                self.held[rank] += (task.opcode is Opcode.FORWARD) - (task.opcode is ends)
                 assert self.held[rank] <= self.plan.costs.memory[self.programs[rank].node]
                 number += 1
                 heapq.heappush(events, (now_s + self.generator.expovariate(1), number, rank, None))
@@ -78,7 +81,7 @@ def test_every_plan_ends_within_memory_in_any_weather(plan: Plan, seed: int) -> 
     weather = Weather(plan, seed)
     weather.run()
     for program, ran in zip(weather.programs, weather.ran, strict=True):
-        planned = program.select(Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD)
+        planned = program.select(Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD, Opcode.WEIGHT)
         assert sorted(map(str, ran)) == sorted(map(str, planned))
 
 
