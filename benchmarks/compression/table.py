@@ -14,7 +14,7 @@ COLUMNS = (
     "what travels",
     "validation loss",
     "over fp32's, mean",
-    "of each seed",
+    "by seed",
     "activations",
     "gradients",
     "bytes of a step",
@@ -44,7 +44,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cells(name: str, result: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     own, exact = _seeds(result), _seeds(reference)
-    ratios = [own[seed]["loss"] / exact[seed]["loss"] for seed in own if seed in exact]
+    ratios = {seed: own[seed]["loss"] / exact[seed]["loss"] for seed in sorted(own) if seed in exact}
     kinds = [(f"{kind}_bytes", reference.get(f"{kind}_bytes")) for kind in ("activation", "gradient")]
     shares = [f"{result[key] / whole:.3f}" if whole else "" for key, whole in kinds]
     total = sum(result[key] for key, _ in kinds)
@@ -52,8 +52,8 @@ def _cells(name: str, result: Mapping[str, Any], reference: Mapping[str, Any]) -
     return [
         name,
         f"{statistics.mean(one['loss'] for one in own.values()):.4f}",
-        f"{statistics.mean(ratios):.4f}" if ratios else "",
-        ", ".join(f"{ratio:.4f}" for ratio in ratios),
+        f"{statistics.mean(ratios.values()):.4f}" if ratios else "",
+        ", ".join(f"{ratio:.4f} ({seed})" for seed, ratio in ratios.items()),
         *shares,
         f"{total:,} ({total / whole_total:.3f})" if whole_total else f"{total:,}",
     ]
