@@ -97,7 +97,6 @@ def shaped_network(case: Case, layout: Layout) -> Measured:
         num_layers=2 * world_size,
         hidden_size=128,
         num_microbatches=2 * world_size,
-        sequence_length=128,
         regions=layout.regions,
     )
     rounds = 3
