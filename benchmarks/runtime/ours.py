@@ -24,7 +24,7 @@ class Ours:
 
     def step(self) -> float:
         """Run one step as `Trainer.run` does."""
-        metrics, _ = self._trainer._one_step(self._stop)
+        metrics, _ = self._trainer.one_step(self._stop)
         self._trainer.reporter.write(metrics)
         return metrics["train/loss"]
 

@@ -77,7 +77,11 @@ def make_optimizer(experiment: Experiment, parameters: Iterator[nn.Parameter]) -
         {"params": [one for one in held if one.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=options.lr, betas=options.betas, eps=options.eps
+        [group for group in groups if group["params"]],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        fused=options.fused is True,
     )
 
 

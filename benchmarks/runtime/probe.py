@@ -10,9 +10,10 @@ import torch.distributed as dist
 
 from skippipe.config import Experiment
 
-SMALL_BYTES = 64
 STREAM = 6
 REPEATS = 5
+IDLE_S = 0.15
+"""A link rests between the messages of a pipeline, too; TCP then sends more carefully."""
 
 
 class Probe:
@@ -29,40 +30,48 @@ class Probe:
         """Return the measurement."""
         return {"link": self.link}
 
-    def link(self, source: int, destination: int, size_bytes: int) -> dict[str, float] | None:
-        """Return, at `destination`, latency and rate from `source` to it, measured with messages of `size_bytes`.
+    def link(self, source: int, destination: int, size_bytes: int) -> dict[str, list[float]] | None:
+        """Send messages of `size_bytes` on one link; return, at both ends, when each left or arrived.
 
-        A small message takes the latency. In a stream of large ones, the time from the first one's arrival to the last
-        one's gives the rate.
+        `alone_s` are clock times of messages with a pause before each, `stream_s` of those that followed at once.
         """
         rank = dist.get_rank()
         if rank not in (source, destination):
             return None
-        small_s, seconds_each = [], []
-        for _ in range(REPEATS):
-            sent = torch.zeros(SMALL_BYTES // 8, dtype=torch.int64)
-            large = [torch.zeros(size_bytes, dtype=torch.uint8) for _ in range(STREAM)]
-            if rank == source:
-                sent[0] = time.monotonic_ns()
-                dist.send(sent, destination)
-                for work in [dist.isend(one, destination) for one in large]:
-                    work.wait()
-                dist.recv(sent, destination)  # the link is empty again
-            else:
-                dist.recv(sent, source)
-                small_s.append((time.monotonic_ns() - int(sent[0])) * 1e-9)
-                arrivals_s = []
-                for work in [dist.irecv(one, source) for one in large]:
-                    work.wait()
-                    arrivals_s.append(time.monotonic())
-                seconds_each.append((arrivals_s[-1] - arrivals_s[0]) / (STREAM - 1))
-                dist.send(sent, source)
-        if rank == source:
-            return None
-        return {
-            "latency_ms": 1000 * statistics.median(small_s),
-            "mbit_per_s": size_bytes * 8e-6 / statistics.median(seconds_each),
-        }
+        transfer = self._send if rank == source else self._receive
+        peer = destination if rank == source else source
+        for _ in range(2):  # the second time counts: connections are warm
+            alone_s = [transfer(peer, 1, size_bytes)[0] for _ in range(REPEATS)]
+            stream_s = transfer(peer, STREAM, size_bytes)
+        return {"alone_s": alone_s, "stream_s": stream_s}
+
+    def _send(self, destination: int, count: int, size_bytes: int) -> list[float]:
+        dist.recv(torch.empty(1), destination)  # its receives are posted
+        time.sleep(IDLE_S)
+        left_s = time.monotonic()
+        for work in [dist.isend(torch.zeros(size_bytes, dtype=torch.uint8), destination) for _ in range(count)]:
+            work.wait()
+        return [left_s] * count
+
+    def _receive(self, source: int, count: int, size_bytes: int) -> list[float]:
+        posted = [dist.irecv(torch.empty(size_bytes, dtype=torch.uint8), source) for _ in range(count)]
+        dist.send(torch.zeros(1), source)
+        arrived_s = []
+        for work in posted:
+            work.wait()
+            arrived_s.append(time.monotonic())
+        return arrived_s
+
+
+def link_costs(left: dict[str, list[float]], arrived: dict[str, list[float]], size_bytes: int) -> tuple[float, float]:
+    """Return Mbit/s and milliseconds of a link from both ends' answers.
+
+    The time between the arrivals of a stream gives the rate. What a message alone takes beyond its size at that rate is
+    the latency: it holds what TCP loses at the start, too.
+    """
+    each_s = (arrived["stream_s"][-1] - arrived["stream_s"][0]) / (len(arrived["stream_s"]) - 1)
+    alone_s = statistics.median(end - begin for begin, end in zip(left["alone_s"], arrived["alone_s"], strict=True))
+    return size_bytes * 8e-6 / each_s, 1000 * max(0.0, alone_s - each_s)
 
 
 def make(experiment: Experiment, options: dict[str, Any]) -> Probe:

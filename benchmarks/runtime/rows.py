@@ -14,6 +14,7 @@ from typing import Any
 from crew import Crew, Hosts
 from long_run import train_long
 from network import FOUR_NODES, SIX_NODES, Layout, Network, Wire, why_not
+from probe import link_costs
 from race import Race, check_equal_work, run_race
 from setting import Setting, best_plan, full_shapes, measure_tasks, skip_shapes
 
@@ -95,11 +96,10 @@ def shaped_network(case: Case, layout: Layout) -> Measured:
         world_size=world_size,
         num_layers=2 * world_size,
         hidden_size=128,
-        num_microbatches=12,
-        sequence_length=128,
+        num_microbatches=2 * world_size,
         regions=layout.regions,
     )
-    rounds = 4
+    rounds = 3
     if case.quick:
         setting, rounds = replace(setting, hidden_size=32, planner_s=0.5), 2
     with TemporaryDirectory() as name, ExitStack() as stack:
@@ -111,7 +111,7 @@ def shaped_network(case: Case, layout: Layout) -> Measured:
             OURS: best_plan(setting, folder, start.layer_s, full_shapes(setting)),
             SKIPPING: best_plan(setting, folder, start.layer_s, skip_shapes(setting)),
         }
-        return start.race(plans, rounds=rounds, steps=1, bars={OURS: 1.3, SKIPPING: 2.0})
+        return start.race(plans, rounds=rounds, steps=1, bars={OURS: 1.3, SKIPPING: 2.0}, warm_up=1)
 
 
 def on_network(stack: ExitStack, case: Case, layout: Layout, folder: Path) -> Hosts:
@@ -138,7 +138,7 @@ class Start:
         measured = {}
         for ends, (source, destination) in layout.examples().items():
             replies = crew.call("link", source=source, destination=destination, size_bytes=size_bytes)
-            measured[ends] = Wire(**next(reply for reply in replies if reply is not None))
+            measured[ends] = Wire(*link_costs(replies[source], replies[destination], size_bytes))
         crew.close()
         self.setting = replace(self.setting, links=layout.cluster_links(measured))
         return self.setting
@@ -150,13 +150,15 @@ class Start:
         files = {"plan": str(self.folder / f"{file_name}.plan.json"), "run_dir": str(self.folder / file_name)}
         return self.hosts.start(file_name, contender, self.experiment, {**files, **options}, title=name)
 
-    def race(self, plans: dict[str, Plan], *, rounds: int, steps: int, bars: dict[str, float]) -> Measured:
+    def race(
+        self, plans: dict[str, Plan], *, rounds: int, steps: int, bars: dict[str, float], warm_up: int = 2
+    ) -> Measured:
         """Run the race of `plans` against all rivals; check that all who skip nothing do equal work."""
         crews = [self.crew_of(name, "ours", plan) for name, plan in plans.items()]
         crews += [self.hosts.start(name, "torch", self.experiment, {"schedule": name}) for name in SCHEDULES]
         if DEEPSPEED in self.rivals:
             crews.append(self.hosts.start(DEEPSPEED, "deepspeed", self.experiment, {}))
-        race = run_race(crews, rounds=rounds, steps=steps)
+        race = run_race(crews, rounds=rounds, steps=steps, warm_up=warm_up)
         difference = check_equal_work([crew for crew in crews if crew.name != SKIPPING])
         return self._result(race, plans, bars, difference)
 

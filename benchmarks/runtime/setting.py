@@ -64,6 +64,7 @@ class Setting:
                 "device": "cpu",
                 "threads": 1,
             },
+            "optimizer": {"fused": True},
             "lr_scheduler": {"warmup_steps": 0, "min_lr_ratio": 1.0},
             "evaluation": {"interval": 0},
             "logging": {"wandb": {"mode": "disabled"}},

@@ -151,7 +151,7 @@ class Trainer:
         loss: float | None = None
         stopped = False
         while self.step < max_steps and not stopped:
-            metrics, stopped = self._one_step(stop)
+            metrics, stopped = self.one_step(stop)
             loss = metrics["train/loss"]
             if self.writer.stopped_s is not None:
                 metrics["checkpoint/stopped_s"], self.writer.stopped_s = self.writer.stopped_s, None
@@ -181,7 +181,7 @@ class Trainer:
         self.reporter.close()
         self.optimizer.close()
 
-    def _one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
+    def one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
         """Run one iteration; return its metrics and whether any rank was asked to stop."""
         start_s = time.perf_counter()
         lr = self.optimizer.lr

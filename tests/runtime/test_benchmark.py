@@ -24,6 +24,12 @@ def network(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("network")
 
 
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("probe")
+
+
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--out", str(out), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
@@ -71,6 +77,12 @@ def test_ratios_are_taken_within_a_round(race: ModuleType) -> None:
     measured = race.Race({"ours": [1.0, 2.0, 4.0], "a": [1.5, 2.0, 8.0], "b": [9.0, 9.0, 1.0]})
     assert measured.fastest(["a", "b"]) == "a"
     assert measured.ratios("ours", "a") == [1.0, 1.5, 2.0]
+
+
+def test_what_tcp_loses_at_the_start_counts_as_latency(probe: ModuleType) -> None:
+    left = {"alone_s": [1.0, 2.0, 3.0], "stream_s": [4.0, 4.0, 4.0]}
+    arrived = {"alone_s": [1.09, 2.07, 3.07], "stream_s": [4.08, 4.13, 4.18]}
+    assert probe.link_costs(left, arrived, size_bytes=125_000) == pytest.approx((20.0, 20.0))
 
 
 def test_layout_of_a_network(network: ModuleType) -> None:
