@@ -1,9 +1,47 @@
-"""Waiting for programs that tests start, and ending what they leave."""
+"""Starting programs quickly, waiting for them, and ending what they leave."""
 
+import multiprocessing
+import os
 import socket
 import subprocess
+import sys
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
 
 import psutil
+
+PRELOADED = [
+    "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "skippipe.planning",
+    "skippipe.runtime.distributed",
+    "skippipe.runtime.local",
+    "skippipe.training.loop",
+]
+
+
+def preloaded() -> ForkServerContext:
+    """Return how to fork processes from a server that has imported everything, because that is what takes long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def run_skippipe(arguments: list[str], output: Path, environment: dict[str, str], folder: Path | None = None) -> None:
+    """Run the command line in a new process, on one thread, with all that it prints in a file."""
+    import torch
+
+    from skippipe.cli.main import main
+
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    with output.open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if folder is not None:
+            os.chdir(folder)
+        main(arguments)
 
 
 def free_port() -> int:

@@ -1,7 +1,6 @@
 """Small experiments on real text, and the ranks that train them; also the program of a rank that dies while saving."""
 
 import logging
-import multiprocessing
 import os
 import resource
 import signal
@@ -11,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from processes import free_port
+from processes import free_port, preloaded
 from random_plans import random_plan
 
 from skippipe.config import Experiment
@@ -134,8 +133,7 @@ def train_on_ranks(experiment: Experiment, plan: Plan, blocked_rank: int = -1) -
     The processes are forked from one server that has imported everything. On `blocked_rank` the disk is full until its
     first checkpoint has failed.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["skippipe.training.loop", "transformers.models.llama.modeling_llama"])
+    context = preloaded()
     port, world_size = free_port(), len(plan.nodes)
     processes, logs = [], []
     for rank in range(world_size):

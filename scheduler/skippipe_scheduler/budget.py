@@ -34,8 +34,8 @@ class Budget:
 
     @property
     def left_s(self) -> float:
-        """Seconds left of the limit."""
-        return max(0.0, self.limit_s - self.elapsed_s)
+        """Seconds left of the limit; none once somebody asked to stop."""
+        return 0.0 if self.stop.is_set() else max(0.0, self.limit_s - self.elapsed_s)
 
     @property
     def fraction(self) -> float:

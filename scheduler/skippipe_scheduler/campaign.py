@@ -81,8 +81,9 @@ class Campaign:
 
     def run(self, warm: State | None = None) -> Incumbent:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
-        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s
-        self.bound_s = min(max(lower_bounds(layout.problem, limit_s).values()) for layout in self.layouts)
+        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s / len(self.layouts)
+        bounds = (lower_bounds(layout.problem, limit_s, self.budget.stop) for layout in self.layouts)
+        self.bound_s = min(max(each.values()) for each in bounds)
         with ThreadPoolExecutor(self.num_workers) as pool:
             if warm is not None:
                 self._resume(warm, pool)
@@ -100,13 +101,13 @@ class Campaign:
         """Begin at an older plan: in its own order and, where there is time, with lighter loads in a new one."""
         layout = self.layouts[0]
         anew = self.num_workers if self._steps_left(layout) > layout.num_tasks else 0
-        steps = self._light_steps(layout, max(1, anew))
+        steps, stop = self._light_steps(layout, max(1, anew)), self.budget.stop
 
         def begin(index: int) -> tuple[Search, State]:
             search = Search(layout, self.seed + index, self.robustness)
             if index == 0:
                 return search, search.mend(warm)
-            return search, search.start(*search.lighten(warm.placement, warm.routes, steps, exchange=False))
+            return search, search.start(*search.lighten(warm.placement, warm.routes, steps, exchange=False, stop=stop))
 
         for search, state in pool.map(begin, range(1 + anew)):
             self._add(search, state)
@@ -120,7 +121,8 @@ class Campaign:
 
         def begin(index: int) -> tuple[Search, State]:
             search = Search(layout, self.seed + index, self.robustness)
-            placement, routes = search.lighten(*_base(layout, self.seed, index, every), steps, exchange=not every)
+            base = _base(layout, self.seed, index, every)
+            placement, routes = search.lighten(*base, steps, exchange=not every, stop=self.budget.stop)
             return search, search.start(placement, routes)
 
         for search, state in pool.map(begin, range(count)):

@@ -1,5 +1,6 @@
 """Large neighbourhood search over routes, order and, where it is free, placement: the compiled kernel, fed and read."""
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -40,6 +41,9 @@ _EXCHANGE_SHARE = 0.3
 _LOAD_HEAT = 0.015
 _LOAD_HEAT_ROUTES = 60
 """With more routes one changes the loads less, so the search on them is cooler."""
+_LOAD_COOLING = 0.01
+_LOAD_STEPS_AT_A_TIME = 500_000
+"""About a second, after which it can be stopped."""
 
 
 class Search:
@@ -98,18 +102,30 @@ class Search:
                 self._keep_better()
 
     def lighten(
-        self, placement: Placement, routes: Sequence[SlotRoute], steps: int, *, exchange: bool = True
+        self,
+        placement: Placement,
+        routes: Sequence[SlotRoute],
+        steps: int,
+        *,
+        exchange: bool = True,
+        stop: threading.Event | None = None,
     ) -> tuple[Placement, list[SlotRoute]]:
         """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.kernel.loads`).
 
-        Where the placement is free, nodes are exchanged too if `exchange`.
+        Where the placement is free, nodes are exchanged too if `exchange`. `stop` ends it early.
         """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
         loads = np.zeros((4, max(4, len(placement))))
         share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free and exchange else 0.0
         heat = _LOAD_HEAT * min(1.0, _LOAD_HEAT_ROUTES / len(routes)) ** 2
-        anneal_loads(self.instance, changed, self.work, loads, steps, heat, share)
+        parts = max(1, steps // _LOAD_STEPS_AT_A_TIME)
+        cooling = _LOAD_COOLING ** (1 / parts)
+        for part in range(parts):
+            if stop is not None and stop.is_set():
+                break
+            cooled = heat * cooling**part
+            anneal_loads(self.instance, changed, self.work, loads, steps // parts, cooled, cooling, share)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 

@@ -68,7 +68,7 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     blind = _campaign([Layout(network_blind(fixed))], options, budget.share(searched)).run()
     search = Search(layout, options.seed)
     state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
-    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s)
+    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s, budget.stop)
     plan = finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
     return _split(plan, fixed, budget, options)
 

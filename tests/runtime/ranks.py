@@ -1,7 +1,6 @@
 """A tiny model, its batches, and processes that run plans together."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from processes import free_port
+from processes import free_port, preloaded
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -31,13 +30,6 @@ from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_opti
 from skippipe_scheduler.plan import Plan, parse_plan
 
 VOCABULARY = 64
-PRELOADED = [
-    "safetensors.torch",
-    "torch.distributed",
-    "transformers.models.llama.modeling_llama",
-    "skippipe.runtime.distributed",
-    "skippipe.runtime.local",
-]
 
 
 def make_config(num_layers: int, *, tied: bool = False) -> PretrainedConfig:
@@ -129,8 +121,7 @@ def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.
 
     The processes are forked from one server that has imported everything, because that is what takes long.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = preloaded()
     port = free_port()
     ranks = []
     for rank in range(world_size):

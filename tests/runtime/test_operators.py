@@ -1,6 +1,5 @@
 """Operators that a back-end lacks are named before the run; a peer that is gone is not one of them."""
 
-import multiprocessing
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import preloaded
 
 from skippipe.errors import ConfigError
 from skippipe.runtime.failure import TransferError
@@ -33,8 +33,7 @@ def run_rank(rank: int, folder: Path, gradient_dtype: torch.dtype, alone: bool) 
 
 
 def results(folder: Path, gradient_dtype: torch.dtype, *, alone: bool = False) -> list[str]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "skippipe.runtime.operators"])
+    context = preloaded()
     processes = [context.Process(target=run_rank, args=(rank, folder, gradient_dtype, alone)) for rank in range(2)]
     for process in processes:
         process.start()

@@ -54,7 +54,7 @@ def is_allowed(layout: Layout, placement: Placement) -> bool:
     return at_home and sorted(names) == sorted(layout.problem.nodes)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(pinned_problems())
 def test_plans_keep_the_pins(problem: Problem) -> None:
     plan = solve(problem, SHORT)
@@ -77,7 +77,7 @@ def test_placements_to_begin_from_keep_the_pins(problem: Problem, seed: int) -> 
         assert is_allowed(layout, lighter)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(pinned_problems(), st.data())
 def test_plans_from_older_plans_keep_the_pins(problem: Problem, data: st.DataObject) -> None:
     free = solve(problem.model_copy(update={"pinned": None}), SHORT)

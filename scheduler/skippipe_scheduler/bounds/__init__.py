@@ -3,7 +3,7 @@ placements. Links that are shared only delay, so the bounds hold with them too.
 """
 
 import math
-import time
+import threading
 from functools import partial
 
 from skippipe_scheduler.bounds.explain import explain_bound
@@ -11,6 +11,7 @@ from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import over_origins_s, trip_s, waves_s
 from skippipe_scheduler.bounds.walks import Idle, Trips, idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import node_work_s
+from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.problem import Problem
 
 __all__ = ["explain_bound", "lower_bounds"]
@@ -18,11 +19,11 @@ _SLACK = 1 - 1e-9
 """Bounds are lowered by this much, so that rounding never makes one exceed the true time."""
 
 
-def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
+def lower_bounds(problem: Problem, budget_s: float = 2.0, stop: threading.Event | None = None) -> dict[str, float]:
     """Return named lower bounds in seconds; the largest is the best known. Infinite where no route is legal.
 
-    The cheap ones always; the others within `budget_s` of wall-clock time (a bound that ends early is valid, only
-    weaker).
+    The cheap ones always; the others within `budget_s` of wall-clock time or until `stop` is set (a bound that ends
+    early is valid, only weaker).
     """
     network = Network(problem)
     trips, idle = shortest_trips(network), idle_ends(network)
@@ -32,26 +33,25 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0) -> dict[str, float]:
         "origin waves": over_origins_s(network, lambda origin, count: waves_s(network, trips, origin, count)),
     }
     if budget_s > 0 and math.isfinite(max(bounds.values())):
-        bounds |= _searched(network, trips, idle, max(bounds.values()), budget_s)
+        bounds |= _searched(network, trips, idle, max(bounds.values()), Budget(budget_s, stop=stop))
     return {name: float(bound_s) * _SLACK for name, bound_s in bounds.items()}
 
 
-def _searched(network: Network, trips: Trips, idle: Idle, known_s: float, budget_s: float) -> dict[str, float]:
+def _searched(network: Network, trips: Trips, idle: Idle, known_s: float, budget: Budget) -> dict[str, float]:
     """Return the bounds that take time: the origins' schedules get half of the budget, the route program the rest."""
     from skippipe_scheduler.bounds.listed_routes import listed_routes
     from skippipe_scheduler.bounds.origin_schedule import Schedules
     from skippipe_scheduler.bounds.route_program import route_program_s
 
-    start_s = time.perf_counter()
-    schedules = Schedules(network, trips, start_s + 0.5 * budget_s)
+    schedules = Schedules(network, trips, budget.share(0.5))
     for origin, count in _by_need(network, trips):
         schedules.least_s(origin, count)
     bounds = {"origin schedule": over_origins_s(network, schedules.least_s)}
-    schedules.deadline_s = start_s + budget_s
+    schedules.budget = budget
     known_s = max(known_s, bounds["origin schedule"])
     listed = listed_routes(network)
     least_beside_s = partial(schedules.least_beside_s, listed=listed)
-    bounds["route program"] = route_program_s(network, idle, known_s, least_beside_s, listed, start_s + budget_s)
+    bounds["route program"] = route_program_s(network, idle, known_s, least_beside_s, listed, budget)
     return bounds
 
 

@@ -1,6 +1,5 @@
 """The route program over the routes found so far (see `relaxation`), in OR-tools' simplex solver."""
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from ortools.linear_solver import pywraplp
 from skippipe_scheduler.bounds.network import Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoute, residences_s
 from skippipe_scheduler.bounds.relaxation import Capacity, Choice, Multipliers
+from skippipe_scheduler.budget import Budget
 
 Place = tuple[int, int]
 
@@ -100,17 +100,17 @@ class KnownRoutes:
                 row.SetCoefficient(column, 1.0)
         return len(self.known) - before
 
-    def solve(self, capacity: Capacity, choice: Choice, deadline_s: float) -> tuple[float, Multipliers, Vector] | None:
+    def solve(self, capacity: Capacity, choice: Choice, budget: Budget) -> tuple[float, Multipliers, Vector] | None:
         """Return the least t over the known routes, its multipliers made valid for the relaxed program, and with a
         free placement the share of each candidate that is an origin. None where the solver fails numerically, which may
-        be that it turns in circles until `deadline_s` (of `time.perf_counter`).
+        be that it turns in circles until the budget is spent.
         """
         for share, required, barred in zip(self.shares, choice.required, choice.barred, strict=bool(self.shares)):
             share.SetBounds(float(required), float(not barred))
         for place in self.places:
             self._set_room(self.holding[place], place, float(capacity.holding_s[place]))
             self._set_room(self.work[place], place, float(capacity.work_s[place]))
-        self.solver.SetTimeLimit(max(1, int(1000 * (deadline_s - time.perf_counter()))))
+        self.solver.SetTimeLimit(max(1, int(1000 * budget.left_s)))
         if self.solver.Solve() != pywraplp.Solver.OPTIMAL:
             return None
         shape = (len(self.network.nodes_of), len(self.network.problem.nodes))

@@ -1,7 +1,6 @@
 """The bound from one origin's own schedule: forwards, losses and backwards on one node, in CP-SAT."""
 
 import math
-import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ from skippipe_scheduler.bounds.listed_routes import ListedRoutes
 from skippipe_scheduler.bounds.network import Mask, Network, Vector
 from skippipe_scheduler.bounds.origins import waves_s
 from skippipe_scheduler.bounds.walks import Trips, shortest_trips
+from skippipe_scheduler.budget import Budget
 
 _FEW_DIGITS, _DIGITS = 4, 7
 """Digits of a time in whole units: few are quick; with more, times given in a few decimals are exact."""
@@ -37,12 +37,12 @@ class Origin:
 
 
 class Schedules:
-    """Least times of origins by their number of microbatches, each schedule solved once; those that are not begun at
-    the deadline (of `time.perf_counter`) stay waves.
+    """Least times of origins by their number of microbatches, each schedule solved once; those that are not begun
+    within the budget stay waves.
     """
 
-    def __init__(self, network: Network, trips: Trips, deadline_s: float) -> None:
-        self.network, self.trips, self.deadline_s = network, trips, deadline_s
+    def __init__(self, network: Network, trips: Trips, budget: Budget) -> None:
+        self.network, self.trips, self.budget = network, trips, budget
         self._solved: dict[Origin, float] = {}
         self._least_s: dict[tuple[int, int], float] = {}
 
@@ -66,13 +66,12 @@ class Schedules:
 
     def _solve(self, trips: Trips, origin: int, count: int) -> float:
         known_s = waves_s(self.network, trips, origin, count)
-        left_s = self.deadline_s - time.perf_counter()
-        if count < 2 or left_s <= 0 or not math.isfinite(known_s):
+        if count < 2 or self.budget.left_s <= 0 or not math.isfinite(known_s):
             return known_s
         reduce_s = self.network.reduce_s[0]
         problem = _origin(self.network, trips, origin, count)
         if problem not in self._solved:
-            self._solved[problem] = origin_schedule_s(problem, known_s - reduce_s, left_s)
+            self._solved[problem] = origin_schedule_s(problem, known_s - reduce_s, self.budget)
         return self._solved[problem] + reduce_s
 
 
@@ -91,16 +90,16 @@ def _origin(network: Network, trips: Trips, index: int, count: int) -> Origin:
     )
 
 
-def origin_schedule_s(origin: Origin, known_s: float, most_s: float) -> float:
+def origin_schedule_s(origin: Origin, known_s: float, budget: Budget) -> float:
     """Return the least time for the origin's microbatches, at least `known_s` (a bound proven otherwise).
 
     Whatever its routes, each loss comes at least `out_s` after its forward, each backward `home_s` after its loss and
     `trip_s` after the forward's start, and the node does one task at a time and holds at most `memory`. All
     microbatches are alike in this, so exchanging them makes the first forward, loss and backward those of the same
-    microbatch, and so on. Times are rounded down to whole units: a relaxation. The search stops
-    after `most_s` or a fixed effort; its bound is proven at any time.
+    microbatch, and so on. Times are rounded down to whole units: a relaxation. The search ends
+    with the budget or after a fixed effort; its bound is proven at any time.
     """
-    bound_s, deadline_s = known_s, time.perf_counter() + most_s
+    bound_s = known_s
     for digits in (_FEW_DIGITS, _DIGITS):
         unit_s = 10.0 ** (math.floor(math.log10(known_s)) - digits)
         solver = cp_model.CpSolver()
@@ -108,8 +107,8 @@ def origin_schedule_s(origin: Origin, known_s: float, most_s: float) -> float:
         solver.parameters.random_seed = 0
         solver.parameters.catch_sigint_signal = False  # else Ctrl-C would end the planner without a plan
         solver.parameters.max_deterministic_time = _EFFORT
-        solver.parameters.max_time_in_seconds = max(0.01, deadline_s - time.perf_counter())
-        status = solver.solve(_model(origin, unit_s))
+        solver.parameters.max_time_in_seconds = max(0.01, budget.left_s)
+        status = budget.run(solver, _model(origin, unit_s))
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             bound_s = max(bound_s, float(solver.best_objective_bound) * unit_s)
         if status != cp_model.OPTIMAL:

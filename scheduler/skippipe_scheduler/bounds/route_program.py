@@ -5,7 +5,6 @@ branching on which nodes are origins.
 import heapq
 import itertools
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +23,7 @@ from skippipe_scheduler.bounds.relaxation import (
     value,
 )
 from skippipe_scheduler.bounds.walks import Idle
+from skippipe_scheduler.budget import Budget
 
 MOST_STEPS = 1e6
 """Additions of a walk (see `Network.steps`) up to which the program is tried."""
@@ -63,10 +63,9 @@ def route_program_s(
     known_s: float,
     least_beside_s: Callable[[Mask], Vector],
     listed: ListedRoutes | None,
-    deadline_s: float,
+    budget: Budget,
 ) -> float:
-    """Return the bound of the route program, at least `known_s` (proven otherwise), found before `deadline_s` (of
-    `time.perf_counter`).
+    """Return the bound of the route program, at least `known_s` (proven otherwise), found within the budget.
 
     `least_beside_s` returns the least time of an iteration with each candidate as an origin beside those given: with a
     free placement, only those can be origins for which it is at most T. Branches are taken in order of their bounds,
@@ -75,13 +74,13 @@ def route_program_s(
     """
     if network.steps > MOST_STEPS or not np.isfinite(known_s):
         return known_s
-    rounds = _Rounds(network, idle, known_s, listed, deadline_s)
+    rounds = _Rounds(network, idle, known_s, listed, budget)
     nobody = np.zeros(len(network.origins), dtype=bool)
     least_s = np.zeros(len(nobody)) if network.fixed else least_beside_s(nobody)
     root = _Branch(known_s, 0, nobody, nobody, least_s, equal_prices(network), np.zeros(len(nobody)))
     queue, closed_s = [rounds.solve(root)], math.inf
     numbers = itertools.count(1)
-    while queue and queue[0].bound_s < closed_s and time.perf_counter() < deadline_s:
+    while queue and queue[0].bound_s < closed_s and budget.left_s > 0:
         branch = heapq.heappop(queue)
         candidate = None if network.fixed else branch.undecided
         if candidate is None:
@@ -103,9 +102,9 @@ class _Rounds:
     """Column generation; the routes found for one branch serve the others."""
 
     def __init__(
-        self, network: Network, idle: Idle, known_s: float, listed: ListedRoutes | None, deadline_s: float
+        self, network: Network, idle: Idle, known_s: float, listed: ListedRoutes | None, budget: Budget
     ) -> None:
-        self.network, self.idle, self.listed, self.deadline_s = network, idle, listed, deadline_s
+        self.network, self.idle, self.listed, self.budget = network, idle, listed, budget
         self.program = KnownRoutes(network, known_s)
 
     def _price(self, multipliers: Multipliers) -> PricedRoutes:
@@ -121,14 +120,14 @@ class _Rounds:
             pricing = self._price(multipliers)
             gain_s = max(0.0, self._gain_s(branch, bound_s, multipliers, pricing))
             bound_s = min(bound_s + gain_s, self._next_s(branch, bound_s))
-            if math.isinf(bound_s) or time.perf_counter() > self.deadline_s:
+            if math.isinf(bound_s) or self.budget.left_s <= 0:
                 break
             new: int = sum(
                 self.program.add(pricing.routes(int(origin), _ROUTES_AT_A_TIME))
                 for origin in np.flatnonzero(~self._choice(branch, bound_s).barred)
             )
             capacity = capacity_within(self.network, self.idle, bound_s)
-            solved = self.program.solve(capacity, self._choice(branch, bound_s), self.deadline_s)
+            solved = self.program.solve(capacity, self._choice(branch, bound_s), self.budget)
             if solved is None:
                 break
             more_s, multipliers, shares = solved

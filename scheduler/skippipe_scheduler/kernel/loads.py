@@ -27,7 +27,6 @@ from skippipe_scheduler.kernel.timing import reduction_s
 _POWER = 12
 _TRIP_WEIGHT = 0.2
 _REDUCTION_WEIGHT = 0.5
-_COOLING = 0.01
 _RESCALE_EVERY = 4096
 _HELD, _BUSY, _SHARE, _SUMS = 0, 1, 2, 3
 """Rows of `loads`: seconds held and busy, the share's power, and the sums below."""
@@ -36,11 +35,11 @@ _POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
 
 @compiled
 def anneal_loads(
-    p: Instance, s: Schedule, w: Work, loads: Floats, steps: int, heat: float, exchange_share: float
+    p: Instance, s: Schedule, w: Work, loads: Floats, steps: int, heat: float, cooling: float, exchange_share: float
 ) -> float:
     """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
 
-    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to a hundredth of it.
+    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to `cooling` of it.
     """
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
@@ -50,7 +49,7 @@ def anneal_loads(
     _rescale(p, s, loads)
     value = _value(p, s, loads)
     for step in range(steps):
-        heat_s = heat * value * _COOLING ** (step / steps)
+        heat_s = heat * value * cooling ** (step / steps)
         # Powers of what is refused can be so large that taking them away again would leave a rounding error.
         powers = loads[_SUMS, _POWERS]
         most = value - heat_s * math.log(uniform(w.random))
