@@ -1,5 +1,6 @@
 """Contenders side by side: a few steps each in turn, many times; ratios are taken within a turn."""
 
+import random
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,13 +31,14 @@ class Race:
 
 
 def run_race(crews: Sequence[Crew], *, rounds: int, steps: int, warm_up: int = 2) -> Race:
-    """Let every crew run `steps` in turn, `rounds` times."""
+    """Let every crew run `steps` in turn, `rounds` times, each time in another order: nobody is always the first."""
+    shuffler = random.Random(0)
     for crew in crews:
         crew.steps(warm_up)
     seconds: dict[str, list[float]] = {crew.name: [] for crew in crews}
     for turn in range(rounds):
         print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
-        for crew in crews:
+        for crew in shuffler.sample(crews, len(crews)):
             seconds[crew.name].append(crew.steps(steps))
     return Race(seconds)
 

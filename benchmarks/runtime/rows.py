@@ -78,7 +78,7 @@ class Row:
 def local_links(case: Case, world_size: int) -> Measured:
     """Race on this machine's own links, without skips."""
     setting = Setting(world_size=world_size)
-    rounds, steps = (2, 1) if case.quick else (10, 2)
+    rounds, steps = (2, 1) if case.quick else (30, 1)
     if case.quick:
         setting = replace(setting, hidden_size=64, num_microbatches=4, planner_s=0.5)
     with TemporaryDirectory() as name, ExitStack() as stack:
@@ -129,7 +129,7 @@ class Start:
         self.hosts, self.setting, self.folder = hosts, setting, folder
         self.experiment = setting.write(folder)
         self.rivals = (*SCHEDULES, DEEPSPEED) if find_spec("deepspeed") else SCHEDULES
-        self.layer_s = measure_tasks(hosts, setting, self.experiment, repeats=10)
+        self.layer_s = measure_tasks(hosts, setting, self.experiment, repeats=30)
 
     def on(self, layout: Layout) -> Setting:
         """Measure every kind of link of the layout; return the setting with these links."""
