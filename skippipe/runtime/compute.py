@@ -14,19 +14,22 @@ class StageCompute:
     """Runs FORWARD, LOSS, BACKWARD and WEIGHT on one stage. Tensors in and out are on the stage's device.
 
     Between its forward and its backward a microbatch holds its input and its output; with gradients off, nothing. The
-    backwards of the microbatches in `split` leave the gradients of the weights to WEIGHT, and hold what it needs.
+    backwards of the microbatches in `split` leave the gradients of the weights to WEIGHT, and hold what it needs; an
+    iteration may name others, or none, where some are named here.
     """
 
     def __init__(self, stage: Stage, device: torch.device, split: Set[int] = frozenset()) -> None:
         self.stage = stage
-        self._split = split
+        self.split = split
         self._weights = WeightGradients(stage.body) if split else None
         self.device = device
         self.dtype = next(stage.parameters()).dtype
         self.reset(num_microbatches=1)
 
-    def reset(self, num_microbatches: int) -> None:
+    def reset(self, num_microbatches: int, split: Set[int] | None = None) -> None:
         """Forget everything held and start to add up the loss of an iteration of `num_microbatches`."""
+        if split is not None:
+            self.split = split
         self.loss_sum = 0.0
         self._num_microbatches = num_microbatches
         self._samples: dict[int, tuple[Tensor, Tensor]] = {}
@@ -76,7 +79,7 @@ class StageCompute:
     def backward(self, microbatch: int, gradient: Tensor) -> Tensor | None:
         """Add to the parameters' gradients; return the gradient (B, T, D) by the stage's input, None at the origin."""
         hidden, output = self._held.pop(microbatch)
-        if self._weights is not None and microbatch in self._split:
+        if self._weights is not None and microbatch in self.split:
             with self._weights.deferred() as products:
                 torch.autograd.backward(output, gradient)
             self._products[microbatch] = products

@@ -17,6 +17,7 @@ from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Direction
 from skippipe.runtime.wire import ActivationCompression, Wire
 from skippipe_scheduler.plan import Plan
@@ -117,9 +118,9 @@ class RunnerOptions:
 
 
 class Runner(Protocol):
-    """Runs iterations of one plan on the stages that this process holds."""
+    """Runs iterations, each of any plan of one set, on the stages that this process holds."""
 
-    plan: Plan
+    plans: PlanSet
     rank: int
     iteration: int
     """Number of the last iteration, from 1; who continues a run sets it, so that messages name the step."""
@@ -144,8 +145,10 @@ class Runner(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters held here, under their Hugging Face names."""
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
-        """Run one iteration; `step` is called when all gradients are in `.grad`.
+    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+        """Run one iteration of a plan of the set; `step` is called when all gradients are in `.grad`.
+
+        All ranks name the same plan. Another one than the last costs nothing: all are compiled and connected.
 
         `batch(microbatch)` gives (input_ids, labels), int64 (B, T), on the CPU. Gradients are the sum over all
         microbatches of d(loss / num_microbatches), times num_microbatches / visits where the options say "visits".
@@ -169,30 +172,34 @@ class Runner(Protocol):
         """Release process groups."""
 
 
-def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, context: DistributedContext) -> Runner:
+def make_runner(
+    experiment: Experiment, plans: Plan | PlanSet, config: PretrainedConfig, context: DistributedContext
+) -> Runner:
     """Build this process's stages and the runner for them: one process runs all stages, several one node each.
 
-    Raises `PlanError` where the plan does not fit the model or the number of processes.
+    Raises `PlanError` where the plans do not fit the model or the number of processes.
     """
     from skippipe.runtime.distributed import DistributedRunner
     from skippipe.runtime.local import LocalRunner
 
+    plans = PlanSet.of(plans)
+    plan = plans.main
     check_plan(plan, config.num_hidden_layers, context.world_size)
     options = runner_options(experiment, config, context)
     if options.compile:
-        _check_compilable(plan, options)
+        _check_compilable(plans, options)
     if context.world_size == 1:
         stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
-        return LocalRunner(plan, stages, options)
+        return LocalRunner(plans, stages, options)
     stage = make_stage(plan, plan.stage_of[plan.nodes[context.rank]], config, experiment.seed, options)
     if options.compile:
         _wait_for_compilation(context)
-    return DistributedRunner(plan, stage, context, options)
+    return DistributedRunner(plans, stage, context, options)
 
 
-def _check_compilable(plan: Plan, options: RunnerOptions) -> None:
+def _check_compilable(plans: PlanSet, options: RunnerOptions) -> None:
     check_compilable(options.device, options.activation_checkpointing)
-    if any(plan.split_of.values()):
+    if any(any(plan.split_of.values()) for _, plan in plans.items()):
         raise ConfigError(
             "training.compile: the plan splits backwards, and a compiled backward is one piece; turn compile off, or "
             "make a plan with pipeline.split_backward=false"
