@@ -65,3 +65,13 @@ class RecipeOptions(Section):
     def needs_further_plans(self) -> bool:
         """Whether some step may run another plan than the main one."""
         return self.full_depth_interval is not None or self.redrawn_routes > 1 or bool(self.depth_curriculum)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether something is left out inside a stage."""
+        return self.layer_dropout.probability > 0 or self.ffn_dropout.probability > 0
+
+    @property
+    def num_losses(self) -> int:
+        """How many times the head and the loss run for each microbatch."""
+        return 2 if self.early_exit_loss > 0 else 1

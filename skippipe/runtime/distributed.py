@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
 from skippipe.runtime.compression import make_bucket_sum
-from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.compute import make_compute
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.executor import Executor, run_without_gradients
@@ -57,8 +57,7 @@ class DistributedRunner:
         programs = {name: self._compile(plan) for name, plan in self.plans.items()}
         self._courses = {name: Course.of(plan, programs[name][self.rank], options) for name, plan in self.plans.items()}
         self._evaluation_programs: dict[int, Program] = {}
-        split = frozenset().union(*(plan.split_of[self.node] for _, plan in self.plans.items()))
-        self._compute = StageCompute(stage, options.device, split)
+        self._compute = make_compute(stage, self.plans, options)
         self._board = FailureBoard(context.store, self.rank, self._nodes)
         self._groups = create_groups(self.plans.main, self.rank, context.timeout_s)
         self._bucket_sum = None if self._groups.replicas is None else make_bucket_sum(self._groups.replicas, options)
@@ -86,8 +85,8 @@ class DistributedRunner:
         stage = self.stages[self.stage_index]
         stage.train()
         stage.zero_grad(set_to_none=True)
-        self._compute.reset(len(walked.microbatches), walked.split_of[self.node])
         self.iteration += 1
+        self._compute.reset(len(walked.microbatches), walked.split_of[self.node], self.iteration - 1)
         return self._protected(lambda: self._train(course, batch, step))
 
     def _train(self, course: Course, batch: Batch, step: Callable[[], None]) -> IterationResult:
@@ -96,13 +95,14 @@ class DistributedRunner:
         executor.run(batch, lambda: self._reduce(course, executor, zero_ns), step)
         self._executors.learn(course, executor.spans)
         duration_s = (time.monotonic_ns() - zero_ns) * 1e-9
-        loss, busy_s = self.tally()
+        loss, busy_s, _ = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
 
     def tally(self) -> Tally:
         """Return loss and busy time of the iteration; see `Runner`."""
         spans = self._executor.spans if self._executor is not None else ()
-        return Tally(self._compute.loss_sum, sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0))
+        busy_s = sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0)
+        return Tally(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum)
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
-from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.compute import make_compute
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.reduction import fill_missing, scale, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
@@ -25,12 +25,7 @@ class LocalRunner:
         self.stages = dict(stages)
         self._options = options
         self._splits = {name: _split_at_stages(plan) for name, plan in self.plans.items()}
-        self._compute = {
-            index: StageCompute(
-                stage, options.device, frozenset().union(*(split[index] for split in self._splits.values()))
-            )
-            for index, stage in stages.items()
-        }
+        self._compute = {index: make_compute(stage, self.plans, options) for index, stage in stages.items()}
         self._spans: list[Span] = []
         self.replicas: ProcessGroup | None = None
         self._reduction: Callable[[float], None] | None = None
@@ -60,7 +55,7 @@ class LocalRunner:
         self.iteration += 1
         num_microbatches = len(walked.microbatches)
         for index, compute in self._compute.items():
-            compute.reset(num_microbatches, self._splits[plan][index])
+            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1)
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
         spans: list[Span] = []
@@ -74,13 +69,14 @@ class LocalRunner:
             self._reduction(1.0)
         step()
         self._compute[0].finish()
-        loss, busy_s = self.tally()
+        loss, busy_s, _ = self.tally()
         duration_s = time.perf_counter() - started_s
         return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
 
     def tally(self) -> Tally:
         """Return loss and busy time of the iteration; see `Runner`."""
-        return Tally(self._compute[0].loss_sum, sum(span.end_s - span.start_s for span in self._spans))
+        busy_s = sum(span.end_s - span.start_s for span in self._spans)
+        return Tally(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
 
     def _train_one(
         self, plan: Plan, one: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float

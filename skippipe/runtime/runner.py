@@ -16,6 +16,7 @@ from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
+from skippipe.recipes.options import RecipeOptions
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Direction
@@ -55,11 +56,13 @@ class Tally(NamedTuple):
     """What this process has added up in an iteration: known at STEP, where the ranks' one sum is made.
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
-    ranks is the mean loss; `busy_s` is the time spent in tasks.
+    ranks is the mean loss, and `exit_loss` the same right behind the origin's layers; `busy_s` is the time spent in
+    tasks.
     """
 
     loss: float
     busy_s: float
+    exit_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ class RunnerOptions:
     matching: Literal["tags", "order"] = "tags"
     """How the static executor's messages find their receive; NCCL knows order only."""
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    max_steps: int = 1
+    """Steps over which a recipe's probabilities grow."""
+    seed: int = 0
+    """Seed of a recipe's draws."""
 
     @property
     def wire(self) -> Wire:
@@ -256,6 +264,9 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
         backend=backend,
         matching="order" if backend == "nccl" else "tags",
         emulation=experiment.emulation,
+        recipe=experiment.recipe,
+        max_steps=training.max_steps,
+        seed=experiment.seed,
     )
 
 

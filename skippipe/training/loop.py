@@ -100,6 +100,7 @@ class StepTotals(NamedTuple):
     """What all ranks agree on in one sum at STEP."""
 
     loss: float
+    exit_loss: float
     grad_norm: float
     busy_s: float
     stop: bool
@@ -150,7 +151,7 @@ class Trainer:
         num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
         cost = self._cost()
         self.utilisation = {
-            name: Utilisation(iteration_flop(plan, cost), hardware.peak_tflop_per_s)
+            name: Utilisation(iteration_flop(plan, cost, experiment.recipe.num_losses), hardware.peak_tflop_per_s)
             for name, plan in self.plans.items()
         }
         total = round(runner.sum_over_ranks([num_parameters])[0])
@@ -221,10 +222,10 @@ class Trainer:
         """
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
-        squares, loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
-            [own, tally.loss, tally.busy_s, float(stop.requested), *self.memory.own()]
+        squares, loss, exit_loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
+            [own, tally.loss, tally.exit_loss, tally.busy_s, float(stop.requested), *self.memory.own()]
         )
-        totals = StepTotals(loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
+        totals = StepTotals(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
         if totals.finite:
             if self.experiment.training.max_grad_norm is not None:
                 self.optimizer.clip(totals.grad_norm, self.experiment.training.max_grad_norm)
@@ -236,19 +237,24 @@ class Trainer:
     ) -> dict[str, Any]:
         if plan == MAIN:  # what reads the trace compares it with the main plan
             self.trace.record(self.step, result.spans, result.transfers)
-        return {
-            "step": self.step,
-            "train/loss": totals.loss,
-            "train/grad_norm": totals.grad_norm,
-            "train/lr": lr,
-            "perf/iteration_s": duration_s,
-            "perf/tokens_per_s": self.tokens_per_step / duration_s,
-            "perf/elapsed_s": self.elapsed_s,
-            "pipeline/plan": plan,
-            "pipeline/predicted_s": self.plans[plan].predicted.iteration_s,
-            "pipeline/bubble_fraction": max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
-            "tokens": self.step * self.tokens_per_step,
-        } | self.utilisation[plan].metrics(duration_s)
+        exits = {"train/early_exit_loss": totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}
+        return (
+            {
+                "step": self.step,
+                "train/loss": totals.loss,
+                "train/grad_norm": totals.grad_norm,
+                "train/lr": lr,
+                "perf/iteration_s": duration_s,
+                "perf/tokens_per_s": self.tokens_per_step / duration_s,
+                "perf/elapsed_s": self.elapsed_s,
+                "pipeline/plan": plan,
+                "pipeline/predicted_s": self.plans[plan].predicted.iteration_s,
+                "pipeline/bubble_fraction": max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
+                "tokens": self.step * self.tokens_per_step,
+            }
+            | exits
+            | self.utilisation[plan].metrics(duration_s)
+        )
 
     def _cost(self) -> ModelCost:
         training = self.experiment.training

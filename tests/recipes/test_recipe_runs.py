@@ -21,6 +21,9 @@ RECIPE: dict[str, Any] = {
     "full_depth_interval": 4,
     "redrawn_routes": 2,
     "depth_curriculum": [{"share": 1, "route_lengths": {3: 1, 2: 1}}, {"share": 1, "skip_ratio": 0.33}],
+    "layer_dropout": {"probability": 0.5, "over_steps": "growing"},
+    "ffn_dropout": {"probability": 0.3, "unit": "microbatch"},
+    "early_exit_loss": 0.2,
 }
 
 
@@ -55,6 +58,8 @@ def test_ranks_have_the_losses_of_one_process(folder: Path) -> None:
     assert losses(folder / "ranks") == pytest.approx(losses(folder / "alone"), abs=1e-5)
     entries = [read_metrics(folder / name / "metrics.jsonl") for name in ("ranks", "alone")]
     for ranks, alone in zip(*entries, strict=True):
+        assert ranks["train/early_exit_loss"] == pytest.approx(alone["train/early_exit_loss"], abs=1e-5)
+        assert ranks["val/loss"] == pytest.approx(alone["val/loss"], abs=1e-5) if "val/loss" in alone else True
         assert ranks["pipeline/plan"] == alone["pipeline/plan"]
         assert ranks["pipeline/predicted_s"] == plans[ranks["pipeline/plan"]].predicted.iteration_s
     assert [entry["pipeline/plan"] for entry in entries[0]][3::4] == ["full-depth"] * 2

@@ -17,10 +17,18 @@ from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_opti
 WORLD_SIZE = 4
 COURSE = ("main", "full", "split", "full", "main", "short", "split", "main")
 """The plan of each iteration."""
+VISITS: dict[str, Any] = {
+    "training": {"gradient_normalization": "visits", "max_steps": len(COURSE), "activation_checkpointing": "selective"},
+    "recipe": {
+        "layer_dropout": {"probability": 0.6, "over_steps": "growing"},
+        "ffn_dropout": {"probability": 0.5, "over_depth": "uniform", "unit": "microbatch"},
+        "early_exit_loss": 0.3,
+    },
+}
 WAYS: dict[str, dict[str, Any]] = {
     "tags": {},
-    "order": {"training": {"gradient_normalization": "visits"}},
-    "dynamic": {"comm": {"executor": "dynamic"}, "training": {"gradient_normalization": "visits"}},
+    "order": VISITS,
+    "dynamic": VISITS | {"comm": {"executor": "dynamic"}},
     "emulated": {"emulation": {"compute": True, "links": True}},
 }
 LEARNING_RATE = 1.0
