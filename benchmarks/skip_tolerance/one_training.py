@@ -5,7 +5,6 @@
 Writes FOLDER/result.json at the end.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -15,7 +14,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from depths import perplexities
-from setups import LAYERS_PER_STAGE, NUM_STAGES, STEPS, experiment_of
+from setups import LAYERS_PER_STAGE, NUM_STAGES, RESULT, STEPS, experiment_of, settings_of
 
 from common.table import machine
 from skippipe.config import Experiment
@@ -27,26 +26,10 @@ from skippipe.training.loop import open_trainer
 from skippipe.training.plan_choice import choose_plans
 from skippipe.training.signals import StopSignal
 
-RESULT = "result.json"
 DEPTHS = 5
 FFN_SHARE = 3 * 344 / (3 * 344 + 4 * 128)
 """Part of a layer's matrices that is its feed-forward network."""
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
-
-
-def finished(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any] | None:
-    """Return the result of a training of the same settings that is done already."""
-    path = folder / RESULT
-    if not path.exists():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    return result if result["settings"] == settings_of(experiment_of(name, seed, folder, quick=quick)) else None
-
-
-def settings_of(experiment: Experiment) -> str:
-    """Return a hash of all that an experiment asks for, wherever it lies."""
-    content = experiment.model_dump_json(exclude={"name", "run_dir", "cluster"})
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from one_training import RESULT, finished
 from page import page
-from setups import SETUPS
+from setups import RESULT, SETUPS, finished
 
 from common.command import chosen, folder_of_results
 

@@ -1,5 +1,7 @@
 """The trainings that are compared: one small byte-level model on Python's own sources, one recipe each."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +11,12 @@ from skippipe.config import Experiment
 
 NUM_STAGES, LAYERS_PER_STAGE = 6, 2
 STEPS = 700
+RESULT = "result.json"
+"""What a training that is done leaves in its folder."""
 THIRD = 0.33
 """Skip ratio at which 4 of 6 stages are visited."""
-SKIP: dict[str, Any] = {"skip_ratio": THIRD, "max_swaps": 0}
-MIXED: dict[str, Any] = {"route_lengths": {6: 1, 4: 1, 3: 2}, "max_swaps": 0}
+SKIP: dict[str, Any] = {"skip_ratio": THIRD, "max_swaps": 0, "max_forward_jump": 5}
+MIXED = SKIP | {"route_lengths": {6: 1, 4: 1, 3: 2}}
 """As many stages on the mean as `SKIP`."""
 CLUSTER = """
 format: skippipe.cluster/1
@@ -47,13 +51,13 @@ SETUPS: dict[str, Setup] = {
     SAME_COMPUTE: Setup(steps=STEPS * 2 // 3),
     SHALLOWER: Setup(num_stages=4),
     "skip": Setup(SKIP),
-    "skip, swaps": Setup({"skip_ratio": THIRD, "max_swaps": 1}),
+    "skip, swaps": Setup(SKIP | {"max_swaps": 1}),
     "skip, visits": Setup(SKIP, training={"gradient_normalization": "visits"}),
     "skip, redrawn routes": Setup(SKIP, {"redrawn_routes": 8}),
     "skip, full depth every 10th": Setup(SKIP, {"full_depth_interval": 10}),
     "skip, early exit 0.1": Setup(SKIP, {"early_exit_loss": 0.1}),
     "mixed 6 4 3 3": Setup(MIXED),
-    "mixed 6 5 3 2": Setup({"route_lengths": {6: 1, 5: 1, 3: 1, 2: 1}, "max_swaps": 0}),
+    "mixed 6 5 3 2": Setup(SKIP | {"route_lengths": {6: 1, 5: 1, 3: 1, 2: 1}}),
     "mixed, redrawn routes": Setup(MIXED, {"redrawn_routes": 8}),
     "mixed, redrawn, full depth every 10th": Setup(MIXED, {"redrawn_routes": 8, "full_depth_interval": 10}),
     "curriculum, deep to shallow": Setup(
@@ -112,3 +116,18 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
         "logging": {"interval": 50, "wandb": {"mode": "disabled"}},
     }
     return Experiment.model_validate(content)
+
+
+def finished(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any] | None:
+    """Return the result of a training of the same settings that is done already."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result if result["settings"] == settings_of(experiment_of(name, seed, folder, quick=quick)) else None
+
+
+def settings_of(experiment: Experiment) -> str:
+    """Return a hash of all that an experiment asks for, wherever it lies."""
+    content = experiment.model_dump_json(exclude={"name", "run_dir", "cluster"})
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

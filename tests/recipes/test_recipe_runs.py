@@ -33,12 +33,6 @@ def by_recipe(folder: Path, name: str, **sections: Any) -> Experiment:
     return make_experiment(folder, name, **given)
 
 
-def continued(folder: Path, source: str, name: str) -> None:
-    """Make a run that ended after the first checkpoint of another one."""
-    shutil.copytree(folder / source, folder / name)
-    shutil.rmtree(folder / name / "checkpoints" / f"step-{STEPS:08d}")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run on several ranks, whose plans rank 0 has solved."""
@@ -47,20 +41,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_ranks_have_the_losses_of_one_process(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """The same run in one process, along the same plans."""
     experiment = by_recipe(folder, "alone")
     shutil.copytree(folder / "ranks" / "plans", folder / "alone" / "plans")
     shutil.copy(folder / "ranks" / "plan.json", folder / "alone")
-    plans = choose_plans(experiment, None)
-    train(experiment, plans, ALONE)
-    assert losses(folder / "ranks") == pytest.approx(losses(folder / "alone"), abs=1e-5)
+    train(experiment, choose_plans(experiment, None), ALONE)
+    return folder / "alone"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_ranks_have_the_losses_of_one_process(folder: Path, alone: Path) -> None:
+    plans = choose_plans(by_recipe(folder, "alone"), None)
+    assert losses(folder / "ranks") == pytest.approx(losses(alone), abs=1e-5)
     entries = [read_metrics(folder / name / "metrics.jsonl") for name in ("ranks", "alone")]
-    for ranks, alone in zip(*entries, strict=True):
-        assert ranks["train/early_exit_loss"] == pytest.approx(alone["train/early_exit_loss"], abs=1e-5)
-        assert ranks["val/loss"] == pytest.approx(alone["val/loss"], abs=1e-5) if "val/loss" in alone else True
-        assert ranks["pipeline/plan"] == alone["pipeline/plan"]
+    for ranks, one in zip(*entries, strict=True):
+        assert ranks["train/early_exit_loss"] == pytest.approx(one["train/early_exit_loss"], abs=1e-5)
+        assert ranks["val/loss"] == pytest.approx(one["val/loss"], abs=1e-5) if "val/loss" in one else True
+        assert ranks["pipeline/plan"] == one["pipeline/plan"]
         assert ranks["pipeline/predicted_s"] == plans[ranks["pipeline/plan"]].predicted.iteration_s
     assert [entry["pipeline/plan"] for entry in entries[0]][3::4] == ["full-depth"] * 2
     metadata = read_metadata(complete_checkpoints(folder / "ranks")[-1])
@@ -69,12 +69,15 @@ def test_ranks_have_the_losses_of_one_process(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_stopped_run_continues_bitwise_with_the_plans_that_it_has(folder: Path) -> None:
-    continued(folder, "ranks", "parts")
+def test_stopped_run_continues_bitwise_with_the_plans_that_it_has(folder: Path, alone: Path) -> None:
+    shutil.copytree(alone, folder / "parts")
+    shutil.rmtree(folder / "parts" / "checkpoints" / f"step-{STEPS:08d}")
     kept = {path.name: path.read_bytes() for path in (folder / "parts" / "plans").iterdir()}
     assert len(kept) == 4  # full depth, a phase, and a second draw of both phases
-    train_on_ranks(by_recipe(folder, "parts"), None, world_size=NUM_RANKS)
-    assert losses(folder / "parts") == losses(folder / "ranks")
+    experiment = by_recipe(folder, "parts")
+    summary = train(experiment, choose_plans(experiment, None), ALONE)
+    assert (summary.first_step, summary.step) == (4, STEPS)
+    assert losses(folder / "parts") == losses(alone)
     assert {path.name: path.read_bytes() for path in (folder / "parts" / "plans").iterdir()} == kept
 
 

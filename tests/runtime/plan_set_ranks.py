@@ -29,7 +29,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "tags": {},
     "order": VISITS,
     "dynamic": VISITS | {"comm": {"executor": "dynamic"}},
-    "emulated": {"emulation": {"compute": True, "links": True}},
 }
 LEARNING_RATE = 1.0
 
