@@ -209,7 +209,7 @@ class DistributedRunner:
         Every rank sends to every other at once. On slow links that takes two latencies of the longest one, to ask and
         to answer; a ring, which is what gloo's all-reduce is, takes one for each rank, twice.
         """
-        count = len(self.plan.nodes)
+        count = len(self._nodes)
         sent = tensor.expand(count, -1).contiguous()  # (n,) -> (R, n)
         received = torch.empty_like(sent)
         group = self._groups.control
