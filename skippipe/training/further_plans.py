@@ -12,7 +12,7 @@ from skippipe.runtime.plan_set import PlanSet, placement_difference
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.validate import load_plan
-from skippipe_scheduler.variant import plan_beside
+from skippipe_scheduler.variant import plan_beside, route_distance
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def complete_set(experiment: Experiment, main: Plan) -> PlanSet:
     plan_set = PlanSet(main, {name: plan or solved[name] for name, plan in kept.items()})
     for name, plan in solved.items():
         plan.save(_path(experiment, name))
-    _warn_of_slow_draws(experiment, plan_set)
+    if experiment.recipe.redrawn_routes > 1:
+        warn_of_draws(plan_set)
     return plan_set
 
 
@@ -92,17 +93,19 @@ def _solve(experiment: Experiment, main: Plan, name: str, wanted: Wanted, option
         raise type(reason)(f"the recipe's plan {name!r}: {reason}") from None
 
 
-def _warn_of_slow_draws(experiment: Experiment, plans: PlanSet) -> None:
-    """Say which plans are much slower than the fastest of their rules, for redrawn routes should cost nothing."""
-    if experiment.recipe.redrawn_routes == 1:
-        return
+def warn_of_draws(plans: PlanSet) -> None:
+    """Say which plans of the same rules are much slower than the fastest, or have the same routes as another."""
     for name, plan in plans.items():
-        alike = [other.predicted.iteration_s for _, other in plans.items() if other.rules == plan.rules]
-        if plan.predicted.iteration_s > MUCH_SLOWER * min(alike):
+        alike = {other: one for other, one in plans.items() if one.rules == plan.rules}
+        fastest_s = min(one.predicted.iteration_s for one in alike.values())
+        if plan.predicted.iteration_s > MUCH_SLOWER * fastest_s:
             logger.warning(
-                "plan %s takes %.3f s an iteration, the fastest of its kind %.3f s; give the planner more time "
+                "plan %s takes %.3g s an iteration, the fastest of its kind %.3g s; give the planner more time "
                 "(pipeline.planner.time_limit_s) or redraw fewer routes",
                 name,
                 plan.predicted.iteration_s,
-                min(alike),
+                fastest_s,
             )
+        same = next((other for other, one in alike.items() if other < name and not route_distance(one, plan)), None)
+        if same is not None:
+            logger.warning("plans %s and %s have the same routes; redraw fewer", same, name)

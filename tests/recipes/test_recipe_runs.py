@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_plans import random_plan
 from training_runs import ALONE, losses, make_experiment, small_plan, train_alone, train_on_ranks
 
 from skippipe.config import Experiment
-from skippipe.errors import InfeasibleError, PlanError
+from skippipe.errors import InfeasibleError, PlanError, ProblemError
 from skippipe.monitor.metrics import read_metrics
 from skippipe.runtime.plan_set import PlanSet
 from skippipe.training.checkpoint import complete_checkpoints, read_metadata
+from skippipe.training.further_plans import warn_of_draws
 from skippipe.training.loop import train
 from skippipe.training.plan_choice import choose_plans
+from skippipe_scheduler.variant import problem_beside, route_distance
 
 NUM_RANKS = 4
 STEPS = 8
@@ -123,5 +126,19 @@ def test_phase_without_a_plan_names_itself_and_the_rules(tmp_path: Path) -> None
         choose_plans(experiment, None)
 
 
-def test_set_of_one_has_the_plans_hash() -> None:
-    assert PlanSet(small_plan()).hash == small_plan().hash
+def test_draws_that_are_slow_or_the_same_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    main = small_plan()
+    other = random_plan(6, route_length=2, num_microbatches=4, beside=main).model_copy(update={"rules": main.rules})
+    assert route_distance(main, other) > 0
+    slow_s = 2 * max(main.predicted.iteration_s, other.predicted.iteration_s)
+    slow = other.model_copy(update={"predicted": other.predicted.model_copy(update={"iteration_s": slow_s})})
+    warn_of_draws(PlanSet(main, {"main-draw-2": slow, "main-draw-3": main}))
+    assert "plan main-draw-2 takes" in caplog.text
+    assert "plans main and main-draw-3 have the same routes; redraw fewer" in caplog.text
+    assert len(caplog.records) == 2
+
+
+def test_rules_for_other_stages_are_refused() -> None:
+    rules = small_plan().rules.model_copy(update={"num_stages": 4})
+    with pytest.raises(ProblemError, match="the plan has 3 stages, the rules are for 4"):
+        problem_beside(small_plan(), rules)
