@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from skippipe.data.options import DataOptions
+from skippipe.recipes.options import RecipeOptions
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -253,6 +254,7 @@ class Experiment(Section):
     model: ModelOptions = ModelOptions()
     data: DataOptions
     pipeline: PipelineOptions = PipelineOptions()
+    recipe: RecipeOptions = RecipeOptions()
     training: TrainingOptions = TrainingOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
     lr_scheduler: SchedulerOptions = SchedulerOptions()
@@ -268,6 +270,27 @@ class Experiment(Section):
             raise ValueError(
                 "training.compile and pipeline.split_backward exclude each other (a compiled backward is one piece); "
                 "turn one of them off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_fits(self) -> Self:
+        recipe, skips = self.recipe, self.pipeline.skip_ratio > 0 or self.pipeline.route_lengths is not None
+        if recipe.full_depth_interval is not None and not (skips or recipe.depth_curriculum):
+            raise ValueError(
+                f"recipe.full_depth_interval is {recipe.full_depth_interval} and pipeline.skip_ratio is 0: every step "
+                "has full depth already; leave one of the two out"
+            )
+        if self.training.compile and recipe.ffn_dropout.probability > 0:
+            raise ValueError(
+                "training.compile and recipe.ffn_dropout exclude each other (a compiled layer is one piece); turn one "
+                "of them off"
+            )
+        dropout = recipe.layer_dropout
+        if self.training.compile and dropout.probability > 0 and dropout.unit == "sample":
+            raise ValueError(
+                "training.compile is for one shape of activations, recipe.layer_dropout.unit: sample makes many; use "
+                "unit: microbatch, or turn compile off"
             )
         return self
 

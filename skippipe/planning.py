@@ -72,7 +72,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
     return Workload(
         num_layers=cost.num_layers,
         layer_forward_flop=cost.layer_forward_flop,
-        loss_flop=cost.loss_flop,
+        loss_flop=cost.loss_flop * experiment.recipe.num_losses,
         activation_bytes=activation_bytes,
         layer_gradient_bytes=_gradient_bytes(experiment, cost.layer_shapes) // cost.num_layers,
         ends_gradient_bytes=_gradient_bytes(experiment, cost.ends_shapes),
@@ -83,7 +83,8 @@ def experiment_workload(experiment: Experiment) -> Workload:
         # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
         layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
         stage_resident_bytes=cost.stage_resident_bytes,
-        ends_resident_bytes=cost.ends_resident_bytes,
+        # The gradient of an early exit waits for the origin's backward.
+        ends_resident_bytes=cost.ends_resident_bytes + (experiment.recipe.num_losses - 1) * cost.activation_bytes,
         working_bytes=cost.working_bytes,
         ends_working_bytes=cost.ends_working_bytes,
         message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes if on_host else 0,

@@ -22,15 +22,20 @@ def random_plan(
     swaps: int = 1,
     time_scale_s: float = 1.0,
     split: float = 0.0,
+    beside: Plan | None = None,
 ) -> Plan:
     """Return a valid plan drawn from `seed`; its order is a random legal one that never waits for memory.
 
-    `split` is the share of backwards whose weight gradient is a task of its own, anywhere behind.
+    `split` is the share of backwards whose weight gradient is a task of its own, anywhere behind. Nodes and their
+    stages are those of the plan `beside` where it is given.
     """
     generator = random.Random(seed)
+    if beside is not None:
+        num_nodes, num_stages = len(beside.nodes), len(beside.stages)
+        layers_per_stage = beside.layers_per_stage[0]
     rules = Rules(num_stages=num_stages, route_length=route_length, max_swaps=swaps, max_forward_jump=num_stages)
     nodes = tuple(f"node-{index}" for index in range(num_nodes))
-    stages = _random_placement(generator, nodes, num_stages)
+    stages = [stage.nodes for stage in beside.stages] if beside else _random_placement(generator, nodes, num_stages)
     routes = _random_routes(generator, stages, rules, num_microbatches)
     costs = _random_costs(generator, nodes, num_stages, memory, contention, time_scale_s)
     order = _random_order(generator, nodes, routes, memory)

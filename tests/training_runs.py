@@ -18,6 +18,7 @@ from skippipe.config_file import save_experiment
 from skippipe.monitor.metrics import read_metrics
 from skippipe.runtime.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train
+from skippipe.training.plan_choice import share_plans
 from skippipe_scheduler.plan import Plan
 
 WORLD_SIZE = 3
@@ -92,7 +93,7 @@ def make_experiment(folder: Path, name: str = "run", **sections: Any) -> Experim
         "comm": {"timeout_s": 60},
     }
     for section, given in sections.items():
-        content[section] = content[section] | given if isinstance(given, dict) else given
+        content[section] = content.get(section, {}) | given if isinstance(given, dict) else given
     return Experiment.model_validate(content)
 
 
@@ -127,14 +128,17 @@ def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def train_on_ranks(experiment: Experiment, plan: Plan, blocked_rank: int = -1) -> list[str]:
+def train_on_ranks(
+    experiment: Experiment, plan: Plan | None, blocked_rank: int = -1, world_size: int = WORLD_SIZE
+) -> list[str]:
     """Train on one process per node; return what each wrote to standard error, after checking that none failed.
 
-    The processes are forked from one server that has imported everything. On `blocked_rank` the disk is full until its
+    Without a plan rank 0 finds or solves it for `world_size` nodes, with those that the recipe needs. The processes
+    are forked from one server that has imported everything. On `blocked_rank` the disk is full until its
     first checkpoint has failed.
     """
     context = preloaded()
-    port, world_size = free_port(), len(plan.nodes)
+    port, world_size = free_port(), len(plan.nodes) if plan else world_size
     processes, logs = [], []
     for rank in range(world_size):
         place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -158,7 +162,7 @@ def train_on_ranks(experiment: Experiment, plan: Plan, blocked_rank: int = -1) -
     return texts
 
 
-def _train_rank(experiment: Experiment, plan: Plan, place: dict[str, str], log: Path, blocked: bool) -> None:
+def _train_rank(experiment: Experiment, plan: Plan | None, place: dict[str, str], log: Path, blocked: bool) -> None:
     os.environ.update(place)
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 2)
@@ -167,7 +171,7 @@ def _train_rank(experiment: Experiment, plan: Plan, place: dict[str, str], log: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, resource.RLIM_INFINITY))
         logging.getLogger("skippipe.training.checkpoint_writer").addFilter(_make_room)
     with closing(DistributedContext.from_environment(60.0)) as context:
-        train(experiment, plan, context)
+        train(experiment, plan or share_plans(experiment, None, context), context)
 
 
 def _make_room(record: logging.LogRecord) -> bool:

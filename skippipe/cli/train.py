@@ -27,14 +27,14 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
     from skippipe.runtime.context import DistributedContext
     from skippipe.training.loop import train
     from skippipe.training.optimizer.deepspeed_setup import prepare
-    from skippipe.training.plan_choice import share_plan
+    from skippipe.training.plan_choice import share_plans
     from skippipe_scheduler.cluster import load_cluster
 
     patience_s = prepare(experiment)
     nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]
     timeout_s = experiment.comm.timeout_s
     with closing(DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s)) as context:
-        summary = train(experiment, share_plan(experiment, plan_path, context), context)
+        summary = train(experiment, share_plans(experiment, plan_path, context), context)
         if context.rank == 0:
             click.echo(_last_line(summary.step, summary.first_step, summary.stopped, summary.checkpoint))
 

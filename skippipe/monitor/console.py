@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ class Console:
             file=sys.stderr,
         )
 
-    def write(self, metrics: Mapping[str, float]) -> None:
+    def write(self, metrics: Mapping[str, Any]) -> None:
         """Show one step."""
         step = int(metrics["step"])
         if step % self._interval == 0 or step == self._max_steps or "val/loss" in metrics:
@@ -36,12 +37,12 @@ class Console:
         self._bar.close()
 
 
-def step_line(metrics: Mapping[str, float], max_steps: int) -> str:
+def step_line(metrics: Mapping[str, Any], max_steps: int) -> str:
     """Return one step's metrics as a line."""
     line = (
         f"step {metrics['step']:.0f}/{max_steps}  loss {metrics['train/loss']:.4f}  "
         f"grad norm {metrics['train/grad_norm']:.3f}  lr {metrics['train/lr']:.2e}  "
-        f"{metrics['perf/iteration_s']:.3f} s (plan {metrics['pipeline/predicted_s']:.3f} s)  "
+        f"{metrics['perf/iteration_s']:.3f} s ({_plan(metrics)} {metrics['pipeline/predicted_s']:.3f} s)  "
         f"{metrics['perf/tokens_per_s']:,.0f} tokens/s"
     )
     if "perf/mfu" in metrics:
@@ -49,6 +50,20 @@ def step_line(metrics: Mapping[str, float], max_steps: int) -> str:
     if "val/loss" in metrics:
         line += f"  validation loss {metrics['val/loss']:.4f}"
     return line
+
+
+def _plan(metrics: Mapping[str, Any]) -> str:
+    """Return how a line calls the plan of its step: by name where it is not the main one."""
+    name = metrics.get("pipeline/plan", "main")
+    return "plan" if name == "main" else f"plan {name}"
+
+
+def further_line(name: str, plan: Plan) -> str:
+    """Return a line about a plan beside the main one."""
+    return (
+        f"plan {name}: {plan.rules.describe_lengths()} of {len(plan.stages)} stages, predicted iteration "
+        f"{plan.predicted.iteration_s:.3f} s, {plan.hash}"
+    )
 
 
 def start_table(plan: Plan, num_parameters: int, world_size: int) -> str:

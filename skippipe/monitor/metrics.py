@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from skippipe.errors import InputError, StorageError
 from skippipe_scheduler.files import write_atomically
@@ -18,7 +18,7 @@ class MetricsWriter:
         self._path = path
         self._stream: TextIO = path.open("a", encoding="utf-8")
 
-    def write(self, metrics: Mapping[str, float]) -> None:
+    def write(self, metrics: Mapping[str, Any]) -> None:
         """Append one step; raise `StorageError` where that is impossible."""
         try:
             self._stream.write(_line(metrics))
@@ -31,7 +31,7 @@ class MetricsWriter:
         self._stream.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a metrics file in order; lines that a crash cut short are left out.
 
     Raises `InputError` where there is no such file.
@@ -51,5 +51,5 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return entries
 
 
-def _line(metrics: Mapping[str, float]) -> str:
+def _line(metrics: Mapping[str, Any]) -> str:
     return json.dumps(dict(metrics)) + "\n"

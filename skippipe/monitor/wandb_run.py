@@ -24,7 +24,7 @@ class WandbRun:
         self._failed = experiment.logging.wandb.mode == "disabled"
         self._guard("start", lambda: self._open(experiment, run_dir, run_id))
 
-    def write(self, metrics: Mapping[str, float]) -> None:
+    def write(self, metrics: Mapping[str, Any]) -> None:
         """Log one step."""
         self._guard("log", lambda: self._run.log(dict(metrics), step=int(metrics["step"])))
 

@@ -1,4 +1,4 @@
-"""One rank's part of a plan over gloo."""
+"""One rank's part of a set of plans over gloo."""
 
 import logging
 import time
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
 from skippipe.runtime.compression import make_bucket_sum
-from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.compute import make_compute
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.executor import Executor, run_without_gradients
-from skippipe.runtime.executors import Executors
+from skippipe.runtime.executors import Course, Executors
 from skippipe.runtime.failure import FailureBoard, TransferError
 from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
+from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.reduction import fill_missing, scale, sum_over_replicas, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
@@ -32,36 +33,43 @@ Result = TypeVar("Result")
 
 
 class DistributedRunner:
-    """Runs the program of this rank's node. All ranks create and close their runners together.
+    """Runs the programs of this rank's node. All ranks create and close their runners together.
 
-    Raises `ProgramError` where the plan's programs cannot be proved; afterwards `PeerLostError` where another rank
+    Raises `ProgramError` where a plan's programs cannot be proved; afterwards `PeerLostError` where another rank
     stops, falls silent for longer than the timeout, or cannot be reached.
     """
 
-    def __init__(self, plan: Plan, stage: Stage, context: DistributedContext, options: RunnerOptions) -> None:
+    def __init__(
+        self, plans: Plan | PlanSet, stage: Stage, context: DistributedContext, options: RunnerOptions
+    ) -> None:
         if context.store is None:
             raise CommunicationError("a distributed run needs a context that has met the other ranks")
-        self.plan = plan
+        self.plans = PlanSet.of(plans)
+        self._stages = self.plans.main.stages
+        self._nodes = self.plans.main.nodes
         self.rank = context.rank
-        self.node = plan.nodes[self.rank]
-        self.stage_index = plan.stage_of[self.node]
+        self.node = self._nodes[self.rank]
+        self.stage_index = self.plans.main.stage_of[self.node]
         self.stages = {self.stage_index: stage}
         self.iteration = 0
         self._executor: Executor | None = None
         self._options = options
-        programs = compile_programs(plan, options.activation_bytes)
-        self.proof = prove(programs, plan)
-        self._program = programs[self.rank]
+        programs = {name: self._compile(plan) for name, plan in self.plans.items()}
+        self._courses = {name: Course.of(plan, programs[name][self.rank], options) for name, plan in self.plans.items()}
         self._evaluation_programs: dict[int, Program] = {}
-        emulated = options.emulation.links or options.emulation.compute
-        self._emulation = Emulation(plan, self.node, options.emulation) if emulated else None
-        self._compute = StageCompute(stage, options.device, plan.split_of[self.node])
-        self._board = FailureBoard(context.store, self.rank, plan.nodes)
-        self._groups = create_groups(plan, self.rank, context.timeout_s)
+        self._compute = make_compute(stage, self.plans, options)
+        self._board = FailureBoard(context.store, self.rank, self._nodes)
+        self._groups = create_groups(self.plans.main, self.rank, context.timeout_s)
         self._bucket_sum = None if self._groups.replicas is None else make_bucket_sum(self._groups.replicas, options)
         self._reduction: Callable[[float], None] = self._sum_gradients
-        self._executors = Executors(plan, programs, self.rank, options, self._groups, context.timeout_s)
-        self._protected(lambda: self._connect(programs))
+        self._executors = Executors(self.rank, self._nodes, options, self._groups, context.timeout_s)
+        self._protected(lambda: self._connect([program for ranks in programs.values() for program in ranks]))
+
+    def _compile(self, plan: Plan) -> tuple[Program, ...]:
+        """Return the proved programs of all ranks."""
+        programs = compile_programs(plan, self._options.activation_bytes)
+        prove(programs, plan)
+        return programs
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of this rank's stage under their Hugging Face names."""
@@ -69,35 +77,37 @@ class DistributedRunner:
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
         """Return the stage's parameters on its first replica, nothing on the others."""
-        return self.parameters() if self.plan.stages[self.stage_index].nodes[0] == self.node else {}
+        return self.parameters() if self._stages[self.stage_index].nodes[0] == self.node else {}
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
-        """Run one iteration; see `Runner`."""
+    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+        """Run one iteration of a plan; see `Runner`."""
+        walked, course = self.plans[plan], self._courses[plan]
         stage = self.stages[self.stage_index]
         stage.train()
         stage.zero_grad(set_to_none=True)
-        self._compute.reset(len(self.plan.microbatches))
         self.iteration += 1
-        return self._protected(lambda: self._train(batch, step))
+        self._compute.reset(len(walked.microbatches), walked.split_of[self.node], self.iteration - 1)
+        return self._protected(lambda: self._train(course, batch, step))
 
-    def _train(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
-        zero_ns = self._agree_on_zero()
-        self._executor = executor = self._executors.training(self._compute, self._emulation, zero_ns)
-        executor.run(batch, lambda: self._reduce(executor, zero_ns), step)
-        self._executors.learn(executor.spans)
+    def _train(self, course: Course, batch: Batch, step: Callable[[], None]) -> IterationResult:
+        zero_ns = self._agree_on_zero(course.emulation)
+        self._executor = executor = self._executors.training(course, self._compute, zero_ns)
+        executor.run(batch, lambda: self._reduce(course, executor, zero_ns), step)
+        self._executors.learn(course, executor.spans)
         duration_s = (time.monotonic_ns() - zero_ns) * 1e-9
-        loss, busy_s = self.tally()
+        loss, busy_s, _ = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
 
     def tally(self) -> Tally:
         """Return loss and busy time of the iteration; see `Runner`."""
         spans = self._executor.spans if self._executor is not None else ()
-        return Tally(self._compute.loss_sum, sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0))
+        busy_s = sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0)
+        return Tally(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum)
 
     def evaluate(self, batch: Batch, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""
         if num_microbatches not in self._evaluation_programs:
-            programs = compile_evaluation(self.plan, self._options.activation_bytes, num_microbatches)
+            programs = compile_evaluation(self.plans.main, self._options.activation_bytes, num_microbatches)
             prove_transfers(programs)
             self._protected(lambda: self._executors.connect(programs))
             self._evaluation_programs[num_microbatches] = programs[self.rank]
@@ -119,7 +129,7 @@ class DistributedRunner:
         self._protected(self._barrier)
 
     def close(self) -> None:
-        """Release the process groups of this plan; all ranks together. The context stays open."""
+        """Release the process groups of these plans; all ranks together. The context stays open."""
         self._executors.destroy()
         self._groups.destroy()
 
@@ -127,7 +137,7 @@ class DistributedRunner:
         check_operators(self._groups, self._options.wire.dtype, self._gradient_dtype)
         self._executors.connect(programs)
 
-    def _agree_on_zero(self) -> int:
+    def _agree_on_zero(self, emulation: Emulation | None) -> int:
         """Return the iteration's beginning on this rank's clock; with emulated links, the same number on all ranks.
 
         On real links each rank begins when it hears of it: nobody can have sent anything at an earlier time. Where
@@ -135,32 +145,32 @@ class DistributedRunner:
         equal tags of a pair in the order of their posts, which is the same on both sides, and tags change with the
         iteration; nobody gets further ahead than STEP, where all ranks meet.
         """
-        if self._emulation is None:
+        if emulation is None:
             return time.monotonic_ns()
         latest = torch.tensor([time.monotonic_ns()])
         self._control("waited for the start of the iteration", latest, dist.ReduceOp.MAX)
         zero_ns = int(latest) if self._options.emulation.links else time.monotonic_ns()
-        self._emulation.start_iteration(zero_ns, self.iteration)
+        emulation.start_iteration(zero_ns, self.iteration)
         return zero_ns
 
-    def _reduce(self, executor: Executor, zero_ns: int) -> None:
+    def _reduce(self, course: Course, executor: Executor, zero_ns: int) -> None:
         """Sum the stage's gradients over its replicas and scale them."""
         start_ns = time.monotonic_ns()
-        if self._emulation is not None:
-            entered = torch.tensor([self._emulation.end_ns])
+        if course.emulation is not None:
+            entered = torch.tensor([course.emulation.end_ns])
             if self._groups.replicas is not None:
                 self._over_replicas(entered, dist.ReduceOp.MAX)
             start_ns = int(entered)
         factor = visit_factor(
             self._options.gradient_normalization,
-            len(self.plan.microbatches),
-            self.plan.visits[self.stage_index],
+            len(course.plan.microbatches),
+            course.plan.visits[self.stage_index],
         )
         fill_missing(self.parameters().values())
         self.with_replicas(lambda: self._reduction(factor))
         end_ns = time.monotonic_ns()
-        if self._emulation is not None:
-            end_ns = self._emulation.finish_reduction(start_ns)
+        if course.emulation is not None:
+            end_ns = course.emulation.finish_reduction(start_ns)
         if self._groups.replicas is not None:
             executor.spans.append(Span(self.node, "REDUCE", -1, (start_ns - zero_ns) * 1e-9, (end_ns - zero_ns) * 1e-9))
 
@@ -199,7 +209,7 @@ class DistributedRunner:
         Every rank sends to every other at once. On slow links that takes two latencies of the longest one, to ask and
         to answer; a ring, which is what gloo's all-reduce is, takes one for each rank, twice.
         """
-        count = len(self.plan.nodes)
+        count = len(self._nodes)
         sent = tensor.expand(count, -1).contiguous()  # (n,) -> (R, n)
         received = torch.empty_like(sent)
         group = self._groups.control
@@ -212,7 +222,7 @@ class DistributedRunner:
 
     @property
     def _others(self) -> tuple[int, ...]:
-        return tuple(rank for rank in range(len(self.plan.nodes)) if rank != self.rank)
+        return tuple(rank for rank in range(len(self._nodes)) if rank != self.rank)
 
     def _protected(self, call: Callable[[], Result]) -> Result:
         """Call; where it fails, tell the other ranks why and wake those that wait for this one."""
@@ -250,7 +260,7 @@ class DistributedRunner:
         return f"step {self.iteration}{at}"
 
     def _message(self, lost: TransferError) -> str:
-        names = ", ".join(self.plan.nodes[rank] for rank in lost.peers[:3])
+        names = ", ".join(self._nodes[rank] for rank in lost.peers[:3])
         more = ", ..." if len(lost.peers) > 3 else ""
         cause = self._board.root_cause(lost.peers) or lost.cause
         return (

@@ -3,6 +3,7 @@
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from skippipe.runtime.compute import StageCompute
 from skippipe.runtime.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
@@ -23,24 +24,33 @@ RECEIVES_AHEAD = 4
 """Receives that the dynamic executor posts ahead for each peer and direction."""
 
 
+@dataclass(frozen=True)
+class Course:
+    """What one rank does under one plan of the run's set, and when."""
+
+    plan: Plan
+    program: Program
+    times: PlannedTimes
+    links: Links
+    emulation: Emulation | None
+
+    @classmethod
+    def of(cls, plan: Plan, program: Program, options: RunnerOptions) -> "Course":
+        """Prepare the course of a rank from its proved program."""
+        emulated = options.emulation.links or options.emulation.compute
+        emulation = Emulation(plan, program.node, options.emulation) if emulated else None
+        return cls(plan, program, PlannedTimes.of(plan, program.node), Links.of(program), emulation)
+
+
 class Executors:
     """The transports of one rank and the executors that use them; all ranks make and extend theirs together."""
 
     def __init__(
-        self,
-        plan: Plan,
-        programs: Sequence[Program],
-        rank: int,
-        options: RunnerOptions,
-        groups: ProcessGroups,
-        timeout_s: float,
+        self, rank: int, nodes: Sequence[str], options: RunnerOptions, groups: ProcessGroups, timeout_s: float
     ) -> None:
-        self._plan = plan
-        self._program = programs[rank]
+        self._nodes = nodes
         self._options = options
         self._timeout_s = timeout_s
-        self._times = PlannedTimes.of(plan, self._program.node)
-        self._links = Links.of(self._program)
         self._pace: deque[float] = deque(maxlen=PACE_TASKS)
         self._channels: Channels | None = None
         stamps = int(options.emulation.links or options.emulation.compute)
@@ -61,18 +71,18 @@ class Executors:
         if self._channels is not None:
             self._channels.extend(programs)
 
-    def training(self, compute: StageCompute, emulation: Emulation | None, zero_ns: int) -> Executor:
-        """Return the executor of one iteration of the plan's program."""
+    def training(self, course: Course, compute: StageCompute, zero_ns: int) -> Executor:
+        """Return the executor of one iteration of a plan's program."""
         if self._options.executor == "static":
-            return self.static(self._program, compute, emulation, zero_ns)
+            return self.static(course.program, compute, course.emulation, zero_ns)
         return DynamicExecutor(
-            Place(self._program, self._plan.nodes, zero_ns),
+            Place(course.program, self._nodes, zero_ns),
             compute,
             self._mailbox,
-            emulation,
-            self._times,
-            self._links,
-            memory=self._plan.costs.memory[self._program.node],
+            course.emulation,
+            course.times,
+            course.links,
+            memory=course.plan.costs.memory[course.program.node],
             stretch=statistics.median(self._pace) if self._pace else 1.0,
             timeout_s=self._timeout_s,
         )
@@ -83,12 +93,12 @@ class Executors:
         """Return an executor of any program, in the order of its list."""
         # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
         window = 0 if self._options.backend == "nccl" else self._options.receive_window
-        place = Place(program, self._plan.nodes, zero_ns)
+        place = Place(program, self._nodes, zero_ns)
         return StaticExecutor(place, compute, self._transport, emulation, receive_window=window)
 
-    def learn(self, spans: Sequence[Span]) -> None:
+    def learn(self, course: Course, spans: Sequence[Span]) -> None:
         """Take the pace of this rank from the tasks of an iteration."""
-        self._pace.extend(self._times.ratios(spans))
+        self._pace.extend(course.times.ratios(spans))
 
     def poison(self) -> None:
         """Make every wait on the channels fail at once."""

@@ -1,4 +1,4 @@
-"""One process that holds every stage once and walks the plan's routes, one microbatch after another."""
+"""One process that holds every stage once and walks a plan's routes, one microbatch after another."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,28 +8,24 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
-from skippipe.runtime.compute import StageCompute
+from skippipe.runtime.compute import make_compute
+from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.reduction import fill_missing, scale, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan import Plan, Route
 
 
 class LocalRunner:
     """The reference that distributed runs must equal; also training and evaluation without torchrun."""
 
-    def __init__(self, plan: Plan, stages: Mapping[int, Stage], options: RunnerOptions) -> None:
-        self.plan = plan
+    def __init__(self, plans: Plan | PlanSet, stages: Mapping[int, Stage], options: RunnerOptions) -> None:
+        self.plans = PlanSet.of(plans)
         self.rank = 0
         self.iteration = 0
         self.stages = dict(stages)
         self._options = options
-        self._split = {
-            index: frozenset().union(*(plan.split_of[node] for node in stage.nodes))
-            for index, stage in enumerate(plan.stages)
-        }
-        self._compute = {
-            index: StageCompute(stage, options.device, self._split[index]) for index, stage in stages.items()
-        }
+        self._splits = {name: _split_at_stages(plan) for name, plan in self.plans.items()}
+        self._compute = {index: make_compute(stage, self.plans, options) for index, stage in stages.items()}
         self._spans: list[Span] = []
         self.replicas: ProcessGroup | None = None
         self._reduction: Callable[[float], None] | None = None
@@ -52,44 +48,41 @@ class LocalRunner:
         """Return all parameters: there is no other process."""
         return self.parameters()
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
-        """Run one iteration; see `Runner`."""
+    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+        """Run one iteration of a plan; see `Runner`."""
         started_s = time.perf_counter()
+        walked = self.plans[plan]
         self.iteration += 1
-        num_microbatches = len(self.plan.microbatches)
+        num_microbatches = len(walked.microbatches)
         for index, compute in self._compute.items():
-            compute.reset(num_microbatches)
+            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1)
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
         spans: list[Span] = []
         self._spans = spans
-        for microbatch in self.plan.microbatches:
-            self._train_one(microbatch.id, microbatch.route, *batch(microbatch.id), spans, started_s)
+        for microbatch in walked.microbatches:
+            self._train_one(walked, microbatch, batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
-            factor = visit_factor(self._options.gradient_normalization, num_microbatches, self.plan.visits[index])
+            factor = visit_factor(self._options.gradient_normalization, num_microbatches, walked.visits[index])
             scale(fill_missing(stage.global_parameters().values()), factor)
         if self._reduction is not None:
             self._reduction(1.0)
         step()
         self._compute[0].finish()
-        loss, busy_s = self.tally()
+        loss, busy_s, _ = self.tally()
         duration_s = time.perf_counter() - started_s
         return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
 
     def tally(self) -> Tally:
         """Return loss and busy time of the iteration; see `Runner`."""
-        return Tally(self._compute[0].loss_sum, sum(span.end_s - span.start_s for span in self._spans))
+        busy_s = sum(span.end_s - span.start_s for span in self._spans)
+        return Tally(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
 
     def _train_one(
-        self,
-        microbatch: int,
-        route: tuple[str, ...],
-        input_ids: Tensor,
-        labels: Tensor,
-        spans: list[Span],
-        started_s: float,
+        self, plan: Plan, one: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float
     ) -> None:
         """Walk one microbatch forward, through the loss, and backward."""
+        microbatch, route = one.id, one.route
 
         def timed(node: str, operation: str, task: Callable[[], Tensor | None]) -> Tensor | None:
             start_s = time.perf_counter() - started_s
@@ -99,8 +92,8 @@ class LocalRunner:
             return result
 
         origin = self._compute[0]
-        origin.load(microbatch, input_ids, labels)
-        visited = [(node, self._compute[self.plan.stage_of[node]]) for node in route]
+        origin.load(microbatch, *samples)
+        visited = [(node, self._compute[plan.stage_of[node]]) for node in route]
         hidden: Tensor | None = None  # (B, T, D) from here on
         for node, compute in visited:
             output = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
@@ -109,7 +102,7 @@ class LocalRunner:
         for node, compute in reversed(visited):
             arrived = self._travelled(gradient)
             gradient = timed(node, "B", lambda c=compute, g=arrived: c.backward(microbatch, g))  # type: ignore[misc]
-            if microbatch in self._split[self.plan.stage_of[node]]:
+            if microbatch in compute.split:
                 timed(node, "W", lambda c=compute: c.weight(microbatch))  # type: ignore[misc]
 
     def _travelled(self, tensor: Tensor | None) -> Tensor | None:
@@ -126,7 +119,7 @@ class LocalRunner:
             for microbatch in range(num_microbatches):
                 origin.load(microbatch, *batch(microbatch))
                 hidden: Tensor | None = None
-                for index in range(len(self.plan.stages)):
+                for index in range(len(self.plans.main.stages)):
                     hidden = self._travelled(self._compute[index].forward(microbatch, hidden))
                 if hidden is not None:
                     origin.loss(microbatch, hidden)
@@ -141,3 +134,8 @@ class LocalRunner:
 
     def close(self) -> None:
         """Return at once: there is nothing to release."""
+
+
+def _split_at_stages(plan: Plan) -> tuple[frozenset[int], ...]:
+    """Return the microbatches whose backward is split at each stage, whatever replica they visit."""
+    return tuple(frozenset().union(*(plan.split_of[node] for node in stage.nodes)) for stage in plan.stages)

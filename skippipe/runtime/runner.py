@@ -16,7 +16,9 @@ from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
+from skippipe.recipes.options import RecipeOptions
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Direction
 from skippipe.runtime.wire import ActivationCompression, Wire
 from skippipe_scheduler.plan import Plan
@@ -54,11 +56,13 @@ class Tally(NamedTuple):
     """What this process has added up in an iteration: known at STEP, where the ranks' one sum is made.
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
-    ranks is the mean loss; `busy_s` is the time spent in tasks.
+    ranks is the mean loss, and `exit_loss` the same right behind the origin's layers; `busy_s` is the time spent in
+    tasks.
     """
 
     loss: float
     busy_s: float
+    exit_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,11 @@ class RunnerOptions:
     matching: Literal["tags", "order"] = "tags"
     """How the static executor's messages find their receive; NCCL knows order only."""
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    max_steps: int = 1
+    """Steps over which a recipe's probabilities grow."""
+    seed: int = 0
+    """Seed of a recipe's draws."""
 
     @property
     def wire(self) -> Wire:
@@ -117,9 +126,9 @@ class RunnerOptions:
 
 
 class Runner(Protocol):
-    """Runs iterations of one plan on the stages that this process holds."""
+    """Runs iterations, each of any plan of one set, on the stages that this process holds."""
 
-    plan: Plan
+    plans: PlanSet
     rank: int
     iteration: int
     """Number of the last iteration, from 1; who continues a run sets it, so that messages name the step."""
@@ -144,8 +153,10 @@ class Runner(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters held here, under their Hugging Face names."""
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None]) -> IterationResult:
-        """Run one iteration; `step` is called when all gradients are in `.grad`.
+    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+        """Run one iteration of a plan of the set; `step` is called when all gradients are in `.grad`.
+
+        All ranks name the same plan. Another one than the last costs nothing: all are compiled and connected.
 
         `batch(microbatch)` gives (input_ids, labels), int64 (B, T), on the CPU. Gradients are the sum over all
         microbatches of d(loss / num_microbatches), times num_microbatches / visits where the options say "visits".
@@ -169,30 +180,34 @@ class Runner(Protocol):
         """Release process groups."""
 
 
-def make_runner(experiment: Experiment, plan: Plan, config: PretrainedConfig, context: DistributedContext) -> Runner:
+def make_runner(
+    experiment: Experiment, plans: Plan | PlanSet, config: PretrainedConfig, context: DistributedContext
+) -> Runner:
     """Build this process's stages and the runner for them: one process runs all stages, several one node each.
 
-    Raises `PlanError` where the plan does not fit the model or the number of processes.
+    Raises `PlanError` where the plans do not fit the model or the number of processes.
     """
     from skippipe.runtime.distributed import DistributedRunner
     from skippipe.runtime.local import LocalRunner
 
+    plans = PlanSet.of(plans)
+    plan = plans.main
     check_plan(plan, config.num_hidden_layers, context.world_size)
     options = runner_options(experiment, config, context)
     if options.compile:
-        _check_compilable(plan, options)
+        _check_compilable(plans, options)
     if context.world_size == 1:
         stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
-        return LocalRunner(plan, stages, options)
+        return LocalRunner(plans, stages, options)
     stage = make_stage(plan, plan.stage_of[plan.nodes[context.rank]], config, experiment.seed, options)
     if options.compile:
         _wait_for_compilation(context)
-    return DistributedRunner(plan, stage, context, options)
+    return DistributedRunner(plans, stage, context, options)
 
 
-def _check_compilable(plan: Plan, options: RunnerOptions) -> None:
+def _check_compilable(plans: PlanSet, options: RunnerOptions) -> None:
     check_compilable(options.device, options.activation_checkpointing)
-    if any(plan.split_of.values()):
+    if any(any(plan.split_of.values()) for _, plan in plans.items()):
         raise ConfigError(
             "training.compile: the plan splits backwards, and a compiled backward is one piece; turn compile off, or "
             "make a plan with pipeline.split_backward=false"
@@ -249,6 +264,9 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
         backend=backend,
         matching="order" if backend == "nccl" else "tags",
         emulation=experiment.emulation,
+        recipe=experiment.recipe,
+        max_steps=training.max_steps,
+        seed=experiment.seed,
     )
 
 

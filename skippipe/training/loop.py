@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,17 @@ from skippipe.errors import PlanError, SkipPipeError, StorageError
 from skippipe.model.architecture import attention_in_use
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device
-from skippipe.monitor.console import start_table
+from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning import experiment_model
+from skippipe.recipes.schedule import PlanSchedule
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.runner import IterationResult, Runner, make_runner
 from skippipe.training.agreement import together
 from skippipe.training.checkpoint import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
 from skippipe.training.checkpoint_writer import CheckpointWriter
+from skippipe.training.further_plans import check_complete
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
@@ -57,35 +60,38 @@ class TrainingSummary:
     checkpoint: Path | None
 
 
-def train(experiment: Experiment, plan: Plan, context: DistributedContext) -> TrainingSummary:
-    """Train along `plan` until `training.max_steps` or a signal, from the newest checkpoint if there is one.
+def train(experiment: Experiment, plans: Plan | PlanSet, context: DistributedContext) -> TrainingSummary:
+    """Train along `plans` until `training.max_steps` or a signal, from the newest checkpoint if there is one.
 
     All ranks call this together. Raises `PlanError`, `DataError`, `CheckpointError` where inputs do not fit,
     `StorageError` where the last checkpoint cannot be saved, `SkipPipeError` where the loss is not finite.
     """
-    with StopSignal() as stop, open_trainer(experiment, plan, context) as trainer:
+    with StopSignal() as stop, open_trainer(experiment, plans, context) as trainer:
         return trainer.run(stop)
 
 
 @contextmanager
-def open_trainer(experiment: Experiment, plan: Plan, context: DistributedContext) -> Iterator["Trainer"]:
+def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: DistributedContext) -> Iterator["Trainer"]:
     """Check and build all that a run needs and give its trainer, at the newest checkpoint; close it at the end."""
     training = experiment.training
+    plans = PlanSet.of(plans)
+    plan = plans.main
     if len(plan.microbatches) != training.num_microbatches:
         raise PlanError(
             f"the plan has {len(plan.microbatches)} microbatches, training.num_microbatches is "
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
+    check_complete(experiment, plans)
     hardware = check_start(experiment, plan, context)
     cache = open_cache(experiment.data, experiment.seed)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
-    estimates = estimate_memory(experiment, plan, context.world_size)
+    estimates = estimate_memory(experiment, plans, context.world_size)
     check_room(experiment, estimates, context, device)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
-    runner = make_runner(experiment, plan, experiment_model(experiment), context)
+    runner = make_runner(experiment, plans, experiment_model(experiment), context)
     with closing(runner):
-        open_run_directory(experiment, plan, runner, context)
+        open_run_directory(experiment, runner, context)
         with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
             yield trainer
 
@@ -94,6 +100,7 @@ class StepTotals(NamedTuple):
     """What all ranks agree on in one sum at STEP."""
 
     loss: float
+    exit_loss: float
     grad_norm: float
     busy_s: float
     stop: bool
@@ -121,7 +128,8 @@ class Trainer:
     ) -> None:
         self.experiment, self.runner, self.order = experiment, runner, order
         self.memory = memory
-        self.plan, self.run_dir = runner.plan, experiment.run_path
+        self.plans, self.run_dir = runner.plans, experiment.run_path
+        self.schedule = PlanSchedule.of(experiment)
         self.world_size = context.world_size
         self.hardware = hardware
         self.step = 0
@@ -141,7 +149,11 @@ class Trainer:
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
-        self.utilisation = Utilisation(iteration_flop(self.plan, self._cost()), hardware.peak_tflop_per_s)
+        cost = self._cost()
+        self.utilisation = {
+            name: Utilisation(iteration_flop(plan, cost, experiment.recipe.num_losses), hardware.peak_tflop_per_s)
+            for name, plan in self.plans.items()
+        }
         total = round(runner.sum_over_ranks([num_parameters])[0])
         together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
 
@@ -181,14 +193,15 @@ class Trainer:
         self.reporter.close()
         self.optimizer.close()
 
-    def one_step(self, stop: StopSignal) -> tuple[dict[str, float], bool]:
+    def one_step(self, stop: StopSignal) -> tuple[dict[str, Any], bool]:
         """Run one iteration; return its metrics and whether any rank was asked to stop."""
         start_s = time.perf_counter()
         lr = self.optimizer.lr
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
         torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
         agreed: list[StepTotals] = []
-        result = self.runner.train_iteration(self._train_batch, lambda: agreed.append(self._update(stop)))
+        plan = self.schedule.plan_of(self.step + 1)
+        result = self.runner.train_iteration(self._train_batch, lambda: agreed.append(self._update(stop)), plan)
         totals = agreed[0]
         duration_s = time.perf_counter() - start_s
         self.step += 1
@@ -199,7 +212,7 @@ class Trainer:
                 "Lower optimizer.lr, lengthen lr_scheduler.warmup_steps or set training.max_grad_norm, then continue "
                 "from the newest checkpoint"
             )
-        metrics = self._metrics(totals, lr, duration_s, result) | self.memory.metrics(totals.peak_bytes)
+        metrics = self._metrics(plan, totals, lr, duration_s, result) | self.memory.metrics(totals.peak_bytes)
         return metrics, totals.stop
 
     def _update(self, stop: StopSignal) -> StepTotals:
@@ -209,30 +222,39 @@ class Trainer:
         """
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
-        squares, loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
-            [own, tally.loss, tally.busy_s, float(stop.requested), *self.memory.own()]
+        squares, loss, exit_loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
+            [own, tally.loss, tally.exit_loss, tally.busy_s, float(stop.requested), *self.memory.own()]
         )
-        totals = StepTotals(loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
+        totals = StepTotals(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
         if totals.finite:
             if self.experiment.training.max_grad_norm is not None:
                 self.optimizer.clip(totals.grad_norm, self.experiment.training.max_grad_norm)
             self.optimizer.step()
         return totals
 
-    def _metrics(self, totals: StepTotals, lr: float, duration_s: float, result: IterationResult) -> dict[str, float]:
-        self.trace.record(self.step, result.spans, result.transfers)
-        return {
-            "step": self.step,
-            "train/loss": totals.loss,
-            "train/grad_norm": totals.grad_norm,
-            "train/lr": lr,
-            "perf/iteration_s": duration_s,
-            "perf/tokens_per_s": self.tokens_per_step / duration_s,
-            "perf/elapsed_s": self.elapsed_s,
-            "pipeline/predicted_s": self.plan.predicted.iteration_s,
-            "pipeline/bubble_fraction": max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
-            "tokens": self.step * self.tokens_per_step,
-        } | self.utilisation.metrics(duration_s)
+    def _metrics(
+        self, plan: str, totals: StepTotals, lr: float, duration_s: float, result: IterationResult
+    ) -> dict[str, Any]:
+        if plan == MAIN:  # what reads the trace compares it with the main plan
+            self.trace.record(self.step, result.spans, result.transfers)
+        exits = {"train/early_exit_loss": totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}
+        return (
+            {
+                "step": self.step,
+                "train/loss": totals.loss,
+                "train/grad_norm": totals.grad_norm,
+                "train/lr": lr,
+                "perf/iteration_s": duration_s,
+                "perf/tokens_per_s": self.tokens_per_step / duration_s,
+                "perf/elapsed_s": self.elapsed_s,
+                "pipeline/plan": plan,
+                "pipeline/predicted_s": self.plans[plan].predicted.iteration_s,
+                "pipeline/bubble_fraction": max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
+                "tokens": self.step * self.tokens_per_step,
+            }
+            | exits
+            | self.utilisation[plan].metrics(duration_s)
+        )
 
     def _cost(self) -> ModelCost:
         training = self.experiment.training
@@ -268,7 +290,7 @@ class Trainer:
         self.runner.barrier()
         if self.runner.rank == 0:
             try:
-                write_measured(self.run_dir, self.plan, Path(self.experiment.cluster))
+                write_measured(self.run_dir, self.plans.main, Path(self.experiment.cluster))
             except SkipPipeError as reason:
                 logger.warning("measured.yaml is not written: %s", reason)
 
@@ -282,7 +304,7 @@ class Trainer:
             dtype=training.dtype,
             model=model_identity(self.config),
             data=self.order.cursor(self.step, training.num_microbatches, training.micro_batch_size),
-            plan_hash=self.plan.hash,
+            plan_hash=self.plans.hash,
             wandb_id=self.wandb_id,
             files={},
         )
@@ -302,7 +324,9 @@ class Trainer:
         """Print the start table and open metrics.jsonl and the monitors, on rank 0."""
         check_nothing_beyond(self.experiment, self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
-        print(start_table(self.plan, num_parameters, self.world_size))
+        print(start_table(self.plans.main, num_parameters, self.world_size))
+        for name, plan in self.plans.further.items():
+            print(further_line(name, plan))
         attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
         print(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
         print(self.memory.table())

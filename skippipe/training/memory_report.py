@@ -9,11 +9,11 @@ import torch
 from skippipe.config import Experiment
 from skippipe.planning import experiment_workload
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import PlanSet
 from skippipe.training.peak_memory import PeakMemory
 from skippipe_scheduler.cluster import load_cluster
 from skippipe_scheduler.files import write_atomically
 from skippipe_scheduler.memory import size_text
-from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.plan_memory import (
     MemoryEstimate,
     check_memory,
@@ -25,10 +25,14 @@ from skippipe_scheduler.plan_memory import (
 FILE_NAME = "memory.json"
 
 
-def estimate_memory(experiment: Experiment, plan: Plan, world_size: int) -> tuple[MemoryEstimate, ...]:
-    """Return the estimate for every process of the run, in rank order."""
+def estimate_memory(experiment: Experiment, plans: PlanSet, world_size: int) -> tuple[MemoryEstimate, ...]:
+    """Return the estimate for every process of the run, in rank order: of the plan that needs most there."""
     workload = experiment_workload(experiment)
-    return (memory_of_one_process(plan, workload),) if world_size == 1 else plan_memory(plan, workload)
+    by_plan = [
+        (memory_of_one_process(plan, workload),) if world_size == 1 else plan_memory(plan, workload)
+        for _, plan in plans.items()
+    ]
+    return tuple(max(estimates, key=lambda one: one.total_bytes) for estimates in zip(*by_plan, strict=True))
 
 
 def check_room(

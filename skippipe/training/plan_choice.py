@@ -1,4 +1,4 @@
-"""One plan for all ranks: rank 0 reads or solves it, the others receive its text through the store."""
+"""One set of plans for all ranks: rank 0 reads or solves it, the others receive its text through the store."""
 
 import json
 import logging
@@ -12,31 +12,39 @@ from skippipe.config import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, SkipPipeError
 from skippipe.planning import experiment_problem, plan_experiment
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import PlanSet
+from skippipe.training.further_plans import complete_set
 from skippipe_scheduler.build import OpenLayers
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.validate import load_plan
 
 logger = logging.getLogger(__name__)
 
-PLAN_KEY = "plan"
+PLAN_KEY = "plans"
 
 
-def share_plan(experiment: Experiment, path: Path | None, context: DistributedContext) -> Plan:
-    """Return the plan of `path`, else the fitting one of the run directory, else a new one, the same on every rank.
+def share_plans(experiment: Experiment, path: Path | None, context: DistributedContext) -> PlanSet:
+    """Return the main plan and those that the recipe needs beside it, the same on every rank.
 
-    Where rank 0 fails, every rank raises its error.
+    The main plan is that of `path`, else the fitting one of the run directory, else a new one. Where rank 0 fails,
+    every rank raises its error.
     """
     if context.store is None:
-        return choose_plan(experiment, path)
+        return choose_plans(experiment, path)
     if context.rank == 0:
         try:
-            plan = choose_plan(experiment, path)
+            plans = choose_plans(experiment, path)
         except SkipPipeError as error:
             context.store.set(PLAN_KEY, json.dumps({"error": type(error).__name__, "message": str(error)}))
             raise
-        context.store.set(PLAN_KEY, plan.to_json())
-        return plan
+        context.store.set(PLAN_KEY, plans.to_json())
+        return plans
     return _receive(experiment, context.store, context)
+
+
+def choose_plans(experiment: Experiment, path: Path | None) -> PlanSet:
+    """Return the main plan (see `choose_plan`) with those that the recipe needs on its placement."""
+    return complete_set(experiment, choose_plan(experiment, path))
 
 
 def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
@@ -84,8 +92,8 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
     return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
 
 
-def _receive(experiment: Experiment, store: Store, context: DistributedContext) -> Plan:
-    timeout_s = context.timeout_s + experiment.pipeline.planner.time_limit_s
+def _receive(experiment: Experiment, store: Store, context: DistributedContext) -> PlanSet:
+    timeout_s = context.timeout_s + 2 * experiment.pipeline.planner.time_limit_s  # main plan and recipe
     failure = ""
     try:
         store.wait([PLAN_KEY], timedelta(seconds=timeout_s))
@@ -98,4 +106,4 @@ def _receive(experiment: Experiment, store: Store, context: DistributedContext) 
     if "error" in content:
         kind = getattr(errors, content["error"], SkipPipeError)
         raise kind(f"rank 0: {content['message']}")
-    return Plan.model_validate_json(text)
+    return PlanSet.from_json(text)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from skippipe.config import Experiment
 from skippipe.errors import StorageError
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class Sink(Protocol):
     """Takes a step's metrics."""
 
-    def write(self, metrics: Mapping[str, float]) -> None:
+    def write(self, metrics: Mapping[str, Any]) -> None:
         """Take one step."""
 
     def close(self) -> None:
@@ -29,7 +29,7 @@ class Reporter:
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self._sinks = list(sinks)
 
-    def write(self, metrics: Mapping[str, float]) -> None:
+    def write(self, metrics: Mapping[str, Any]) -> None:
         """Report one step."""
         for sink in tuple(self._sinks):
             try:

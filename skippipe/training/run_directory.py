@@ -8,25 +8,30 @@ from skippipe.config import Experiment
 from skippipe.config_file import save_experiment
 from skippipe.errors import CheckpointError, ConfigError, StorageError
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import PlanSet
 from skippipe.runtime.runner import Runner
 from skippipe.training.agreement import together
 from skippipe.training.checkpoint import checkpoint_path, complete_checkpoints, latest_checkpoint
 from skippipe.training.checkpoint_writer import remove_unfinished
-from skippipe_scheduler.plan import Plan
+from skippipe.training.further_plans import save_further
 
 VISIBLE_WITHIN_S = 10.0
 """Network file systems show a new file to other machines only after a while."""
 NONCE_KEY = "run_directory_nonce"
 
 
-def open_run_directory(experiment: Experiment, plan: Plan, runner: Runner, context: DistributedContext) -> None:
-    """Make the run directory, write config.yaml and plan.json, and make sure that every rank sees it.
+def open_run_directory(experiment: Experiment, runner: Runner, context: DistributedContext) -> None:
+    """Make the run directory, write config.yaml and the plans, and make sure that every rank sees it.
 
     Raises `StorageError` where it cannot be written, or where a rank sees another directory under this path.
     """
     mark = experiment.run_path / ".visible"
     first = runner.rank == 0
-    together(runner, "opening the run directory", lambda: _prepare(experiment, plan, mark, context) if first else None)
+    together(
+        runner,
+        "opening the run directory",
+        lambda: _prepare(experiment, runner.plans, mark, context) if first else None,
+    )
     if context.store is not None:
         expected = context.store.get(NONCE_KEY).decode()
         together(runner, "looking for the run directory", lambda: _see(mark, expected, runner.rank))
@@ -34,7 +39,7 @@ def open_run_directory(experiment: Experiment, plan: Plan, runner: Runner, conte
         mark.unlink(missing_ok=True)
 
 
-def _prepare(experiment: Experiment, plan: Plan, mark: Path, context: DistributedContext) -> None:
+def _prepare(experiment: Experiment, plans: PlanSet, mark: Path, context: DistributedContext) -> None:
     run_dir = experiment.run_path
     nonce = uuid.uuid4().hex
     try:
@@ -48,7 +53,8 @@ def _prepare(experiment: Experiment, plan: Plan, mark: Path, context: Distribute
         ) from None
     remove_unfinished(run_dir)
     save_experiment(experiment, run_dir / "config.yaml")
-    plan.save(run_dir / "plan.json")
+    plans.main.save(run_dir / "plan.json")
+    save_further(plans, run_dir)
     if context.store is not None:
         context.store.set(NONCE_KEY, nonce)
 

@@ -22,7 +22,7 @@ from skippipe_scheduler.cluster import load_cluster
 from skippipe_scheduler.plan import Plan
 
 logger = logging.getLogger(__name__)
-AGREED = ("seed", "model", "pipeline", "training", "optimizer", "lr_scheduler", "comm", "emulation")
+AGREED = ("seed", "model", "pipeline", "recipe", "training", "optimizer", "lr_scheduler", "comm", "emulation")
 """Sections of an experiment that every rank must have alike."""
 OWN = ("device", "threads")
 """Keys among them that may differ from rank to rank."""

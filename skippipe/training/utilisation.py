@@ -25,8 +25,10 @@ class Utilisation:
         return metrics
 
 
-def iteration_flop(plan: Plan, cost: ModelCost) -> float:
-    """Return the FLOP of one iteration: the layers on every microbatch's route, and every microbatch's loss."""
+def iteration_flop(plan: Plan, cost: ModelCost, num_losses: int = 1) -> float:
+    """Return the FLOP of one iteration: the layers on every microbatch's route, and every microbatch's losses."""
     layers = plan.layers_per_stage
     visited = sum(layers[plan.stage_of[node]] for microbatch in plan.microbatches for node in microbatch.route)
-    return visited * cost.layer_forward_flop * BACKWARD_AND_FORWARD + len(plan.microbatches) * cost.loss_flop
+    return (
+        visited * cost.layer_forward_flop * BACKWARD_AND_FORWARD + len(plan.microbatches) * num_losses * cost.loss_flop
+    )

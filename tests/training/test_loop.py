@@ -19,7 +19,7 @@ from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report.run import read_run
 from skippipe.runtime.local import LocalRunner
 from skippipe.training.checkpoint import complete_checkpoints, read_metadata
-from skippipe.training.plan_choice import choose_plan, share_plan
+from skippipe.training.plan_choice import choose_plan, share_plans
 from skippipe.training.signals import StopSignal
 
 
@@ -217,7 +217,7 @@ def test_plan_is_solved_once_and_again_when_the_cluster_changes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     experiment = make_experiment(tmp_path)
-    plan = share_plan(experiment, None, ALONE)
+    plan = share_plans(experiment, None, ALONE).main
     kept = (tmp_path / "run" / "plan.json").read_bytes()
     assert choose_plan(experiment, None) == plan
     assert (tmp_path / "run" / "plan.json").read_bytes() == kept
@@ -229,7 +229,7 @@ def test_plan_is_solved_once_and_again_when_the_cluster_changes(
 
 
 def test_plan_is_solved_again_when_a_node_is_pinned_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plan = share_plan(make_experiment(tmp_path), None, ALONE)
+    plan = share_plans(make_experiment(tmp_path), None, ALONE).main
     node = plan.nodes[0]
     stay, leave = plan.stage_of[node], (plan.stage_of[node] + 1) % len(plan.stages)
     assert choose_plan(make_experiment(tmp_path, pipeline={"pinned": {node: stay}}), None) == plan
@@ -239,7 +239,7 @@ def test_plan_is_solved_again_when_a_node_is_pinned_elsewhere(tmp_path: Path, ca
 
 
 def test_plan_is_solved_again_when_backwards_may_be_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert share_plan(make_experiment(tmp_path), None, ALONE).costs.weight_s is None
+    assert share_plans(make_experiment(tmp_path), None, ALONE).main.costs.weight_s is None
     split = choose_plan(make_experiment(tmp_path, pipeline={"split_backward": True}), None)
     assert split.costs.weight_s is not None
     assert "made for other splits of backwards" in caplog.text
@@ -250,7 +250,7 @@ def test_plan_with_chosen_layers_is_kept_until_the_model_has_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_layers = {"layers_per_stage": "auto"}
-    plan = share_plan(make_experiment(tmp_path, pipeline=open_layers), None, ALONE)
+    plan = share_plans(make_experiment(tmp_path, pipeline=open_layers), None, ALONE).main
     assert choose_plan(make_experiment(tmp_path, pipeline=open_layers), None) == plan
     layers = sum(plan.layers_per_stage)
     options = make_experiment(tmp_path).model.options | {"num_hidden_layers": layers + 1}

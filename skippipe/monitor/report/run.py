@@ -86,8 +86,15 @@ class Run:
 
     @property
     def iterations_s(self) -> list[float]:
-        """Measured iteration times in seconds, the first steps (warm-up, at most half of all) left out."""
-        durations = [step["perf/iteration_s"] for step in self.steps if "perf/iteration_s" in step]
+        """Measured iteration times of the plan in seconds, the first ones (warm-up, at most half of all) left out.
+
+        Steps that a recipe ran under another plan, with another prediction, do not count.
+        """
+        durations = [
+            step["perf/iteration_s"]
+            for step in self.steps
+            if "perf/iteration_s" in step and step.get("pipeline/predicted_s", self.predicted_s) == self.predicted_s
+        ]
         return durations[min(WARM_UP_STEPS, len(durations) // 2) :]
 
     @property

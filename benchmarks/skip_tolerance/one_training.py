@@ -1,0 +1,93 @@
+"""One training in this process, continued where it stopped, and its perplexities at all depths.
+
+    python benchmarks/skip_tolerance/one_training.py ROW SEED FOLDER [--quick]
+
+Writes FOLDER/result.json at the end.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from depths import perplexities
+from setups import LAYERS_PER_STAGE, NUM_STAGES, RESULT, STEPS, experiment_of, settings_of
+
+from common.table import machine
+from skippipe.config import Experiment
+from skippipe.recipes.probability import probability
+from skippipe.recipes.schedule import PlanSchedule
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.plan_set import PlanSet
+from skippipe.training.loop import open_trainer
+from skippipe.training.plan_choice import choose_plans
+from skippipe.training.signals import StopSignal
+
+DEPTHS = 5
+FFN_SHARE = 3 * 344 / (3 * 344 + 4 * 128)
+"""Part of a layer's matrices that is its feed-forward network."""
+ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
+
+
+def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Train, evaluate, and keep the result."""
+    experiment = experiment_of(name, seed, folder, quick=quick)
+    plans = choose_plans(experiment, None)
+    start_s = time.perf_counter()
+    with StopSignal() as stop, open_trainer(experiment, plans, ALONE) as trainer:
+        if trainer.run(stop).stopped:
+            raise SystemExit(f"{folder}: stopped after step {trainer.step}; the same command continues there")
+        trained_s = time.perf_counter() - start_s
+        num_batches, size = (1, 2) if quick else (16, 8)
+        batches = [trainer.order.validation_batch(index, size) for index in range(num_batches)]
+        num_stages = len(trainer.runner.stages)
+        depths = [kept for kept in range(NUM_STAGES, NUM_STAGES - DEPTHS, -1) if kept <= num_stages]
+        found = perplexities(trainer.runner.stages, batches, depths)
+        elapsed_s = trainer.elapsed_s
+    result = {
+        "recipe": name,
+        "seed": seed,
+        "settings": settings_of(experiment),
+        "steps": experiment.training.max_steps,
+        "compute": compute_share(experiment, plans, quick=quick),
+        "parameters": sum(
+            one.numel() for stage in trainer.runner.stages.values() for one in stage.global_parameters().values()
+        ),
+        "perplexity": {str(layers): one for layers, one in found.items()},
+        "training_s": round(elapsed_s, 1),
+        "evaluation_s": round(time.perf_counter() - start_s - trained_s, 1),
+        **machine(Path(__file__).parent),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "quick": quick,
+    }
+    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def compute_share(experiment: Experiment, plans: PlanSet, *, quick: bool = False) -> float:
+    """Return the layer computation of the whole training relative to normal training, by expectation.
+
+    Embedding, head and losses are not counted.
+    """
+    schedule, recipe = PlanSchedule.of(experiment), experiment.recipe
+    max_steps, num_layers = experiment.training.max_steps, plans.main.num_layers
+    done = 0.0
+    for step in range(max_steps):
+        plan = plans[schedule.plan_of(step + 1)]
+        for stage, visits in zip(plan.stages, plan.visits, strict=True):
+            for layer in range(*stage.layers):
+                left_out, without_ffn = (
+                    probability(options, layer=layer, num_layers=num_layers, step=step, max_steps=max_steps)
+                    for options in (recipe.layer_dropout, recipe.ffn_dropout)
+                )
+                done += visits * (1 - left_out) * (1 - FFN_SHARE * without_ffn)
+    steps = max_steps if quick else STEPS
+    return done / (steps * len(plans.main.microbatches) * NUM_STAGES * LAYERS_PER_STAGE)
+
+
+if __name__ == "__main__":
+    name, seed, folder = sys.argv[1:4]
+    measure(name, int(seed), Path(folder), quick="--quick" in sys.argv)

@@ -1,0 +1,96 @@
+"""The results of all recipes as a page: means and spreads over the seeds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from setups import NORMAL, SAME_COMPUTE
+
+from common.table import QUICK
+
+Result = Mapping[str, Any]
+ALIKE = 0.06
+"""Compute is called equal where it differs by no more than this share."""
+
+
+def page(results: Sequence[Result], order: Sequence[str]) -> str:
+    """Return the page in Markdown: one row a recipe, in `order`."""
+    rows = {name: [one for one in results if one["recipe"] == name] for name in order}
+    rows = {name: found for name, found in rows.items() if found}
+    layers = sorted({int(depth) for one in results for depth in one["perplexity"]}, reverse=True)
+    titles = ["recipe", "steps", "compute", *(f"{depth} layers" for depth in layers)]
+    titles += ["full depth, to normal at equal tokens", "to normal at equal compute", "half to own full depth", "seeds"]
+    lines = [
+        "# Models trained to work with stages left out",
+        "",
+        "Made by `run.py`; see [the guide](../README.md).",
+        "",
+    ]
+    if any(one["quick"] for one in results):
+        lines += [QUICK, ""]
+    lines += [
+        "Perplexity of held-out bytes, over every choice of as many stages: mean over the seeds, and their standard",
+        "deviation. Compute is that of the layers, relative to normal training. The last columns are ratios of",
+        "perplexities, under the same seed, then averaged.",
+        "",
+        _line(titles),
+        _line(["---"] * len(titles)),
+        *(_line(_cells(name, found, rows, layers)) for name, found in rows.items()),
+        "",
+        *_places(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(
+    name: str, found: Sequence[Result], rows: Mapping[str, Sequence[Result]], layers: Sequence[int]
+) -> list[str]:
+    compute, deepest = found[0]["compute"], str(layers[0])
+    alike = [
+        one for one in (NORMAL, SAME_COMPUTE) if one in rows and abs(compute / rows[one][0]["compute"] - 1) <= ALIKE
+    ]
+    equal_tokens = [NORMAL] if NORMAL in rows and found[0]["steps"] == rows[NORMAL][0]["steps"] else []
+    half = str(layers[0] // 2)
+    return [
+        name,
+        str(found[0]["steps"]),
+        f"{compute:.2f}",
+        *(_spread([_at(one, str(depth)) for one in found if str(depth) in one["perplexity"]]) for depth in layers),
+        *(_ratio(found, rows, reference, deepest) for reference in (equal_tokens, alike)),
+        _spread([_at(one, half) / _at(one, deepest) for one in found if {half, deepest} <= one["perplexity"].keys()]),
+        str(len(found)),
+    ]
+
+
+def _ratio(found: Sequence[Result], rows: Mapping[str, Sequence[Result]], reference: Sequence[str], depth: str) -> str:
+    """Return the ratio to the reference under the same seed; a shallower model's is that of its own whole depth."""
+    if not reference:
+        return ""
+    by_seed = {one["seed"]: _at(one, depth) for one in rows[reference[0]]}
+    return _spread([_deepest(one) / by_seed[one["seed"]] for one in found if one["seed"] in by_seed])
+
+
+def _at(result: Result, depth: str) -> float:
+    return float(result["perplexity"][depth]["mean"])
+
+
+def _deepest(result: Result) -> float:
+    return _at(result, max(result["perplexity"], key=int))
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def _places(results: Sequence[Result]) -> list[str]:
+    """Return where and when each training was measured."""
+    places = sorted({f"{one['cpu']}, {one['cores']} cores, commit {one['commit']}, {one['date']}" for one in results})
+    total_h = sum(one["training_s"] + one["evaluation_s"] for one in results) / 3600
+    return [*(f"- {place}" for place in places), f"- {len(results)} trainings, {total_h:.1f} hours of one core"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

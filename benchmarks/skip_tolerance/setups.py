@@ -1,0 +1,133 @@
+"""The trainings that are compared: one small byte-level model on Python's own sources, one recipe each."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skippipe.config import Experiment
+
+NUM_STAGES, LAYERS_PER_STAGE = 6, 2
+STEPS = 700
+RESULT = "result.json"
+"""What a training that is done leaves in its folder."""
+THIRD = 0.33
+"""Skip ratio at which 4 of 6 stages are visited."""
+SKIP: dict[str, Any] = {"skip_ratio": THIRD, "max_swaps": 0, "max_forward_jump": 5}
+MIXED = SKIP | {"route_lengths": {6: 1, 4: 1, 3: 2}}
+"""As many stages on the mean as `SKIP`."""
+CLUSTER = """
+format: skippipe.cluster/1
+name: one process
+nodes:
+  - {name: node, count: 6, region: here, compute_tflop_per_s: 0.02, memory_gib: 4}
+links:
+  contention: none
+  within_region: {latency_ms: 0.1, gbit_per_s: 10}
+"""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One row: what differs from normal training."""
+
+    pipeline: Mapping[str, Any] = field(default_factory=lambda: {"skip_ratio": 0})
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = STEPS
+    num_stages: int = NUM_STAGES
+
+
+def dropout(probability: float, **others: str) -> dict[str, Any]:
+    """Return options of a dropout; a microbatch has one sample here."""
+    return {"probability": probability, **others}
+
+
+NORMAL, SAME_COMPUTE, SHALLOWER = "normal", "normal, two thirds of the steps", "8 layers, normal"
+SETUPS: dict[str, Setup] = {
+    NORMAL: Setup(),
+    SAME_COMPUTE: Setup(steps=STEPS * 2 // 3),
+    SHALLOWER: Setup(num_stages=4),
+    "skip": Setup(SKIP),
+    "skip, swaps": Setup(SKIP | {"max_swaps": 1}),
+    "skip, visits": Setup(SKIP, training={"gradient_normalization": "visits"}),
+    "skip, redrawn routes": Setup(SKIP, {"redrawn_routes": 8}),
+    "skip, full depth every 10th": Setup(SKIP, {"full_depth_interval": 10}),
+    "skip, early exit 0.1": Setup(SKIP, {"early_exit_loss": 0.1}),
+    "mixed 6 4 3 3": Setup(MIXED),
+    "mixed 6 5 3 2": Setup(SKIP | {"route_lengths": {6: 1, 5: 1, 3: 1, 2: 1}}),
+    "mixed, redrawn routes": Setup(MIXED, {"redrawn_routes": 8}),
+    "mixed, redrawn, full depth every 10th": Setup(MIXED, {"redrawn_routes": 8, "full_depth_interval": 10}),
+    "curriculum, deep to shallow": Setup(
+        SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0, THIRD, 0.66)]}
+    ),
+    "curriculum, shallow to deep": Setup(
+        SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0.66, THIRD, 0)]}
+    ),
+    "layer dropout, LayerSkip": Setup(recipe={"layer_dropout": dropout(0.75)}),
+    "layer dropout, uniform": Setup(recipe={"layer_dropout": dropout(1 / 3, over_depth="uniform")}),
+    "ffn dropout, uniform": Setup(recipe={"ffn_dropout": dropout(0.5, over_depth="uniform")}),
+    "mixed, ffn dropout": Setup(MIXED, {"ffn_dropout": dropout(0.2, over_depth="uniform")}),
+    "skip, as much compute as normal": Setup(SKIP, steps=STEPS * 3 // 2),
+    "mixed, as much compute as normal": Setup(MIXED, steps=STEPS * 3 // 2),
+}
+
+
+def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experiment:
+    """Return the experiment of one row, which writes into `folder`; a quick one is tiny and means nothing."""
+    setup = SETUPS[name]
+    steps = 4 if quick else setup.steps
+    width, feed_forward = (32, 48) if quick else (128, 344)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cluster.yaml").write_text(CLUSTER)
+    content = {
+        "name": folder.name,
+        "run_dir": str(folder),
+        "seed": seed,
+        "cluster": str(folder / "cluster.yaml"),
+        "model": {
+            "options": {
+                "hidden_size": width,
+                "intermediate_size": feed_forward,
+                "num_hidden_layers": setup.num_stages * LAYERS_PER_STAGE,
+                "num_attention_heads": 4,
+                "tie_word_embeddings": True,
+            }
+        },
+        "data": {"source": "python_stdlib", "max_bytes": 500_000 if quick else 10_000_000},
+        "pipeline": {"num_stages": setup.num_stages, "planner": {"max_evaluations": 2000 if not quick else 20}}
+        | setup.pipeline,
+        "recipe": setup.recipe,
+        "training": {
+            "max_steps": steps,
+            "num_microbatches": 20,  # every stage is visited equally often at every mean length used here
+            "micro_batch_size": 1,
+            "sequence_length": 32 if quick else 128,
+            "device": "cpu",
+            "threads": 1,
+        }
+        | setup.training,
+        "optimizer": {"lr": 2e-3},
+        "lr_scheduler": {"warmup_steps": min(50, steps)},
+        "checkpoint": {"interval": 100, "keep_last": 1},
+        "evaluation": {"interval": 0},
+        "logging": {"interval": 50, "wandb": {"mode": "disabled"}},
+    }
+    return Experiment.model_validate(content)
+
+
+def finished(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any] | None:
+    """Return the result of a training of the same settings that is done already."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result if result["settings"] == settings_of(experiment_of(name, seed, folder, quick=quick)) else None
+
+
+def settings_of(experiment: Experiment) -> str:
+    """Return a hash of all that an experiment asks for, wherever it lies."""
+    content = experiment.model_dump_json(exclude={"name", "run_dir", "cluster"})
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

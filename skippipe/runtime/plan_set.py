@@ -1,0 +1,84 @@
+"""The plans that one run alternates between, iteration by iteration.
+
+All of them share what a rank cannot change between two steps: its node, its stage with its layers, and the number of
+microbatches. Routes, order and predicted times are each plan's own, so that nothing moves when the plan changes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from skippipe.errors import PlanError
+from skippipe_scheduler.plan import Plan
+
+MAIN = "main"
+"""Name of the main plan in its set."""
+
+
+@dataclass(frozen=True)
+class PlanSet:
+    """The main plan and further ones by name; raises `PlanError` where one does not fit the main plan."""
+
+    main: Plan
+    further: Mapping[str, Plan] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, plan in self.further.items():
+            difference = placement_difference(self.main, plan)
+            if difference is not None:
+                raise PlanError(
+                    f"plan {name!r} has other {difference} than the main plan; the plans of a run share these"
+                )
+
+    @classmethod
+    def of(cls, plans: "Plan | PlanSet") -> "PlanSet":
+        """Return a set as it is, and a plan as a set of one."""
+        return plans if isinstance(plans, PlanSet) else cls(plans)
+
+    def __getitem__(self, name: str) -> Plan:
+        if name == MAIN:
+            return self.main
+        if name not in self.further:
+            raise PlanError(f"there is no plan {name!r} in this run; it has {', '.join(map(repr, self))}")
+        return self.further[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the names, the main plan's first."""
+        yield MAIN
+        yield from self.further
+
+    def __len__(self) -> int:
+        return 1 + len(self.further)
+
+    def items(self) -> Iterator[tuple[str, Plan]]:
+        """Give names and plans, the main plan first."""
+        return ((name, self[name]) for name in self)
+
+    @property
+    def hash(self) -> str:
+        """The main plan's hash where it is alone, else one over all names and hashes."""
+        if not self.further:
+            return self.main.hash
+        text = json.dumps([(name, plan.hash) for name, plan in self.items()])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """Return the set as text, for the other ranks."""
+        return json.dumps({name: plan.to_json() for name, plan in self.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "PlanSet":
+        """Return the set that `to_json` has written."""
+        plans = {name: Plan.model_validate_json(content) for name, content in json.loads(text).items()}
+        return cls(plans.pop(MAIN), plans)
+
+
+def placement_difference(main: Plan, plan: Plan) -> str | None:
+    """Return in what `plan` differs from `main` that plans of a run must share, or None."""
+    comparisons = {
+        "nodes": (main.nodes, plan.nodes),
+        "stages": (main.stages, plan.stages),
+        "microbatches": (len(main.microbatches), len(plan.microbatches)),
+    }
+    return next((name for name, (wanted, found) in comparisons.items() if wanted != found), None)

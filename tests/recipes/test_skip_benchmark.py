@@ -1,0 +1,59 @@
+"""The benchmark of skip tolerance: a quick run is complete, found again, and says what each recipe costs."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from skippipe.runtime.plan_set import PlanSet
+from skippipe.training.plan_choice import choose_plans
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "skip_tolerance"
+
+
+@pytest.fixture
+def one_training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("one_training")
+
+
+@pytest.mark.slow
+def test_quick_run_is_evaluated_at_every_depth_and_kept(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--only", "skip, full depth", "--seed", "0"]
+    command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(result["perplexity"]) == ["12", "10", "8", "6", "4"]
+    for found in result["perplexity"].values():
+        assert 200 < found["best"] <= found["mean"] < 300  # of 257 tokens, after 4 steps
+    (folder,) = (tmp_path / "work").iterdir()
+    assert (folder / "plans" / "full-depth.json").exists()
+    written = (folder / "result.json").stat().st_mtime_ns
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+    assert again.stdout == done.stdout
+    assert "skip, full depth every 10th | 4 | 0.67 |" in done.stdout
+    assert (folder / "result.json").stat().st_mtime_ns == written
+
+
+def test_compute_of_a_recipe_is_relative_to_normal_training(one_training: ModuleType, tmp_path: Path) -> None:
+    setups = importlib.import_module("setups")
+    plans: dict[str, PlanSet] = {}
+
+    def share(name: str) -> float:
+        experiment = setups.experiment_of(name, 0, tmp_path / name, quick=True)
+        plans[name] = choose_plans(experiment, None)
+        steps = experiment.training.model_copy(update={"max_steps": setups.SETUPS[name].steps})
+        whole = experiment.model_copy(update={"training": steps})
+        return float(one_training.compute_share(whole, plans[name]))
+
+    assert share("skip, full depth every 10th") == pytest.approx(0.7)
+    assert share("curriculum, deep to shallow") == pytest.approx(2 / 3, abs=1e-3)
+    assert share("layer dropout, LayerSkip") == pytest.approx(2 / 3, abs=0.02)
+    assert share("mixed, as much compute as normal") == 1
+    assert plans["mixed, as much compute as normal"].main.visits == (20, 12, 12, 12, 12, 12)
