@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skippipe.config import PowerSgdOptions
 from skippipe.runtime.int8 import decode, encode, int8_bytes
-from skippipe.runtime.reduction import Bucket, BucketSum, Waitable, exact_sum, rounded_sum
+from skippipe.runtime.reduction import Bucket, BucketSum, Waitable, direct_sum
 from skippipe.runtime.runner import RunnerOptions
 
 BLOCK = 1024
@@ -29,8 +29,7 @@ def make_bucket_sum(group: dist.ProcessGroup, options: RunnerOptions) -> BucketS
         return int8_sum(group, error_feedback=options.error_feedback)
     if options.gradient_compression == "powersgd":
         return powersgd_sum(group, options.powersgd, error_feedback=options.error_feedback)
-    travel = options.gradient_dtype or options.dtype
-    return exact_sum(group) if travel == torch.float32 else rounded_sum(group, travel)
+    return direct_sum(group, options.gradient_dtype or options.dtype)
 
 
 def int8_sum(group: dist.ProcessGroup, *, error_feedback: bool) -> BucketSum:

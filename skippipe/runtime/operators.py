@@ -13,7 +13,7 @@ import torch.distributed as dist
 from skippipe.errors import ConfigError
 from skippipe.runtime.failure import TransferError
 from skippipe.runtime.groups import ProcessGroups
-from skippipe.runtime.reduction import exact_sum, rounded_sum, sum_over_replicas
+from skippipe.runtime.reduction import direct_sum, sum_over_replicas
 
 MISSING = re.compile(
     r"could not run|not implemented|not support|unsupported|invalid scalar type|no backend", re.IGNORECASE
@@ -50,8 +50,8 @@ def _operators(
         remedy = f"set comm.activation_dtype to float32, or {install}"
         yield task, remedy, partial(_pass_on, group, activation_dtype)
     for dtype in (torch.float64, torch.int64):
-        call = partial(dist.all_reduce, torch.ones(SIZE, dtype=dtype), group=groups.control)
-        yield f"sum {dtype} over all ranks", install, call
+        call = partial(_exchange, groups.control, dtype)
+        yield f"exchange {dtype} between all ranks", install, call
     if groups.replicas is not None:
         task = f"sum {gradient_dtype} gradients over the replicas of a stage"
         remedy = f"set comm.gradient_dtype to float32, or {install}"
@@ -69,6 +69,10 @@ def _pass_on(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
             work.wait()
 
 
+def _exchange(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
+    sent = torch.ones(group.size(), dtype=dtype)
+    dist.all_to_all_single(torch.empty_like(sent), sent, group=group)
+
+
 def _sum_over_replicas(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
-    total = exact_sum(group) if dtype == torch.float32 else rounded_sum(group, dtype)
-    sum_over_replicas([torch.ones(SIZE)], total)
+    sum_over_replicas([torch.ones(SIZE)], direct_sum(group, dtype))

@@ -13,7 +13,7 @@ from torch import Tensor
 from skippipe.config import PowerSgdOptions
 from skippipe.runtime.compression import int8_sum, powersgd_sum
 from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.reduction import BucketSum, exact_sum, rounded_sum, sum_over_replicas
+from skippipe.runtime.reduction import BucketSum, direct_sum, sum_over_replicas
 
 WORLD_SIZE = 3
 STEPS = 12
@@ -23,8 +23,8 @@ START = 3
 """PowerSGD's exact iterations at the beginning."""
 
 MAKERS: dict[str, Callable[[dist.ProcessGroup], BucketSum]] = {
-    "exact": exact_sum,
-    "bfloat16": lambda group: rounded_sum(group, torch.bfloat16),
+    "exact": direct_sum,
+    "bfloat16": lambda group: direct_sum(group, torch.bfloat16),
     "int8": lambda group: int8_sum(group, error_feedback=True),
     "int8-forgetful": lambda group: int8_sum(group, error_feedback=False),
     "powersgd": lambda group: powersgd_sum(group, PowerSgdOptions(rank=2, start_iteration=START), error_feedback=True),
