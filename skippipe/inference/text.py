@@ -1,6 +1,7 @@
 """Text for a loaded model: samples to measure on, prompts, and what comes out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import TextStreamer
 
 from skippipe.data.cache import open_cache
 from skippipe.data.options import DataOptions
@@ -98,3 +100,15 @@ class PromptTokenizer:
             text: str = self._library.decode(ids, skip_special_tokens=True)
             return text
         return self._own.decode(ids)
+
+
+@contextmanager
+def streaming(tokenizer: PromptTokenizer, prompt: Sequence[int] | None) -> Iterator[Callable[[Tensor], None] | None]:
+    """Print a prompt and what follows it to standard output, as it comes; nothing where `prompt` is None."""
+    if prompt is None:
+        yield None
+        return
+    streamer = TextStreamer(tokenizer)
+    streamer.put(torch.tensor(prompt))
+    yield lambda tokens: streamer.put(tokens.cpu())
+    streamer.end()
