@@ -31,6 +31,7 @@ KINDS = {
     "unified": Kind("unified", "layers spread evenly, after a full prompt"),
     "skipdecode": Kind("skipdecode", "fewer layers for later tokens", has_argument=True),
     "exit": Kind("early_exit", "the first layers"),
+    "ffn-skip": Kind("ffn_skip", "all attention, feed-forward blocks skipped token by token", has_argument=True),
 }
 
 
