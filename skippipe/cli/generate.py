@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from skippipe.cli.greedy import POLICIES
 
 if TYPE_CHECKING:
     from skippipe.inference.generation import Generated
+    from skippipe.inference.speculative import Speculated
 
 FILE = click.Path(path_type=Path)
 
@@ -27,6 +28,12 @@ FILE = click.Path(path_type=Path)
 @click.option("--top-k", type=click.IntRange(min=0), default=50, show_default=True, help="With --do-sample; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="With --do-sample.")
 @click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option(
+    "--speculative",
+    "num_drafted",
+    type=click.IntRange(min=1),
+    help="Draft so many tokens with the policy, check them at full depth; the text is that of full depth.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of tokens and random stages.")
 @click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
@@ -43,6 +50,7 @@ def command(
     top_k: int,
     top_p: float,
     repetition_penalty: float,
+    num_drafted: int | None,
     seed: int,
     num_stages: int | None,
     calibration: tuple[Path, ...],
@@ -58,48 +66,43 @@ def command(
     from skippipe.inference.load import load
     from skippipe.inference.policies.base import Request
     from skippipe.inference.policies.registry import build_policy
+    from skippipe.inference.speculative import draft_layers, speculate_all
     from skippipe.inference.text import PromptTokenizer, TextSource, streaming
 
     sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty, seed)
     sampling.processors()
+    if num_drafted is not None and sampling.changes_scores:
+        raise click.UsageError("--speculative gives the likeliest tokens: leave out --do-sample and the penalty")
     model = load(path, device=device, num_stages=num_stages)
-    tokenizer = PromptTokenizer(model)
+    tokenizer, decoder = PromptTokenizer(model), model.decoder
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     text = TextSource(model)
     request = Request(
-        model.decoder,
+        decoder,
         keep,
         seed=seed,
         num_generated=max_new_tokens,
-        calibration=lambda: text.calibration_tokens(calibration).to(model.decoder.device),
+        calibration=lambda: text.calibration_tokens(calibration).to(decoder.device),
     )
     chosen = build_policy(policy, request).draw(0)
+    draft = draft_layers(chosen, decoder) if num_drafted is not None else ()
+    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": tokenizer.eos_id}
     start_s = time.perf_counter()
+    result: Generated | Speculated
     with streaming(tokenizer, ids[0] if len(ids) == 1 and not as_json else None) as on_tokens:
-        generated = generate(
-            model.decoder,
-            chosen,
-            ids,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            eos_id=tokenizer.eos_id,
-            on_tokens=on_tokens,
-        )
-    seconds = time.perf_counter() - start_s
-    texts = [tokenizer.decode(tokens) for tokens in generated.tokens]
+        if num_drafted is not None:
+            result = speculate_all(decoder, draft, ids, num_drafted=num_drafted, on_tokens=on_tokens, **limits)
+        else:
+            result = generate(decoder, chosen, ids, sampling=sampling, on_tokens=on_tokens, **limits)
+    duration_s = time.perf_counter() - start_s
+    texts = [tokenizer.decode(tokens) for tokens in result.tokens]
+    described = {"model": model.name, "checkpoint": model.checkpoint, "policy": policy, "keep": keep}
     if as_json:
-        results = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-        described = {"model": model.name, "checkpoint": model.checkpoint, "policy": policy, "keep": keep}
-        click.echo(json.dumps(described | {"texts": results, "duration_s": seconds} | asdict(generated)))
+        pairs = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+        click.echo(json.dumps(described | {"texts": pairs, "duration_s": duration_s} | asdict(result)))
         return
     if len(prompts) > 1:
         click.echo("\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))
-    click.echo(f"{model.name}, {model.checkpoint}, policy {policy}: {_summary(generated, seconds)}", err=True)
-
-
-def _summary(generated: "Generated", seconds: float) -> str:
-    count = sum(map(len, generated.tokens))
-    return (
-        f"{count} tokens, {count / seconds:.1f} tokens/s; share of the layers' compute: "
-        f"{generated.share_of_prompt:.1%} for the prompt, {generated.share_of_generated:.1%} after it"
-    )
+    count = sum(map(len, result.tokens))
+    speed = f"{count} tokens, {count / duration_s:.1f} tokens/s"
+    click.echo(f"{model.name}, {model.checkpoint}, policy {policy}: {speed}; {result.summary}", err=True)

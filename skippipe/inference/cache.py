@@ -1,5 +1,6 @@
 """Keys and values of the layers that ran: any subset of them, in any order."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -39,9 +40,9 @@ class RouteCache(Cache):  # type: ignore[misc]  # transformers has no types
         keys_and_values: tuple[Tensor, Tensor] = layer.update(key_states, value_states)
         return keys_and_values
 
-    def forget(self, length: int, layers: range | None = None) -> None:
-        """Go back to the first `length` positions, in all layers or in these."""
-        for index in layers if layers is not None else range(len(self.layers)):
+    def forget(self, length: int, layers: Iterable[int]) -> None:
+        """Go back to the first `length` positions in these layers."""
+        for index in layers:
             self.layers[index].length = min(self.layers[index].length, length)
 
 

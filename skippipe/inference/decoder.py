@@ -98,10 +98,17 @@ class Decoder:
             cache.seen += input_ids.shape[1]
         return logits
 
-    def embed(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
-        """Return the hidden states before the first layer: (B, T) -> (B, T, D)."""
-        part = self._part("embedding", (), lambda: partial_decoder(self.skeleton, (), embedding=True))
-        arguments = self._arguments(input_ids, position_ids, None, None)
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        *,
+        layers: Layers = (),
+        cache: RouteCache | None = None,
+    ) -> Tensor:
+        """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
+        part = self._part("embedding", layers, lambda: partial_decoder(self.skeleton, layers, embedding=True))
+        arguments = self._arguments(input_ids, position_ids, None, cache)
         hidden: Tensor = part(input_ids=input_ids, **arguments).last_hidden_state
         return hidden
 

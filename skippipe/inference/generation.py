@@ -35,6 +35,11 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
 
+    @property
+    def changes_scores(self) -> bool:
+        """Whether anything but the likeliest token of the model itself can be chosen."""
+        return self.do_sample or self.repetition_penalty != 1.0
+
     def processors(self) -> LogitsProcessorList:
         """Return what turns logits into scores; raise `InputError` for values that the library refuses."""
         chosen = LogitsProcessorList()
@@ -86,6 +91,14 @@ class Generated:
     """Share of the layers' FLOP that was computed for the prompts."""
     share_of_generated: float
     """The same for the tokens after them; that of the prompts where no token passed the model again."""
+
+    @property
+    def summary(self) -> str:
+        """The shares in words."""
+        return (
+            f"share of the layers' compute: {self.share_of_prompt:.1%} for the prompt, "
+            f"{self.share_of_generated:.1%} after it"
+        )
 
 
 def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -164,9 +164,20 @@ def test_command_streams_one_prompt_and_prints_several(run_dir: Path, capsys: py
     assert "line 1 of" + json.loads(printed)["texts"][0]["text"] == streamed.removesuffix("\n")
 
 
+def test_speculation_prints_what_full_depth_does(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [str(run_dir), "--max-new-tokens", "9", "--prompt", "line 1 of", "--prompt", "text 5 has"]
+    _, full, _ = run(capsys, *options)
+    code, speculated, summary = run(capsys, *options, "--speculative", "3", "--policy", "exit", "--keep", "0.5")
+    assert code == 0
+    assert speculated == full
+    assert "drafted tokens were right" in summary
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["--prompt", "x", "--speculative", "3", "--do-sample"], "leave out --do-sample"),
+        (["--prompt", "x", "--speculative", "3", "--policy", "skipdecode", "--keep", "0.5"], "same whole layers"),
         (["--prompt", "x" * 2048], "prompt 0: 2048 tokens, the model's context is 2048"),
         (["--prompt", "x", "--max-new-tokens", "5000"], "has room for 2047"),
         (["--prompt", "x", "--policy", "exit", "--keep", "0.01"], "the smallest share is 0.17"),

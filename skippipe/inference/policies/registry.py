@@ -28,6 +28,7 @@ KINDS = {
     "random": Kind("random_stages", "random stages, drawn anew for each batch"),
     "stages": Kind("given_stages", "these stages, in this order: stages:0,2,3", "build_given", True, True),
     "without": Kind("given_stages", "stages left when nodes are gone: without:NODE,...", "build_without", True, True),
+    "best": Kind("best_stages", "stages that matter most on a calibration text", has_argument=True),
     "unified": Kind("unified", "layers spread evenly, after a full prompt"),
     "skipdecode": Kind("skipdecode", "fewer layers for later tokens", has_argument=True),
     "exit": Kind("early_exit", "the first layers"),
