@@ -34,7 +34,7 @@ def test_whole_sequences_equal_one_position_at_a_time(architecture: str, name: s
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["full", "random", "unified", "skipdecode", "exit"])
+@pytest.mark.parametrize("name", ["full", "random", "best", "best:gradient", "unified", "skipdecode", "exit"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_kept_is_the_whole_model_to_the_bit(architecture: str, name: str) -> None:
     model = model_of(architecture)
