@@ -89,14 +89,19 @@ def command(
 def evaluation_table(evaluation: "Evaluation") -> Iterator[str]:
     """Yield perplexity by depth as a table; the last column is relative to the first row of each policy."""
     yield f"{evaluation.model}, {evaluation.checkpoint}, {evaluation.tokens:,} tokens"
-    numbers = f"{'keep':>6}{'stages':>8}{'layers':>8}{'computed':>10}{'perplexity':>12}{'std':>8}{'change':>9}"
+    numbers = f"{'keep':>6}{'stages':>8}{'layers':>8}{'computed':>10}{'perplexity':>12}{'std':>9}{'change':>9}"
     yield f"{'policy':<14}{numbers}"
     for policy, rows in groupby(evaluation.results, key=lambda row: row.policy):
         reference = None
         for row in rows:
             reference = reference or row.perplexity
+            change = row.perplexity / reference
             yield (
                 f"{policy:<14}{row.keep:>6.2f}{row.kept_stages or '-':>8}{row.kept_layers:>8.4g}"
-                f"{row.share_computed:>10.1%}{row.perplexity:>12.3f}{row.perplexity_std:>8.3f}"
-                f"{row.perplexity / reference - 1:>+9.1%}"
+                f"{row.share_computed:>10.1%}{_short(row.perplexity):>12}{_short(row.perplexity_std):>9}"
+                + (f"{change - 1:>+9.1%}" if change < 10 else f"{f'x {change:.3g}':>12}")
             )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if value < 1e5 else f"{value:.2e}"

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from skippipe.config import Experiment
 from skippipe.data.cache import open_cache
 from skippipe.data.options import DataOptions
 from skippipe.data.samples import Batch, SampleOrder
 from skippipe.data.sources import documents
-from skippipe.data.tokenizer import Tokenizer, is_trained
+from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained
 from skippipe.errors import DataError
 from skippipe.huggingface.source import Source, load_tokenizer
 from skippipe.inference.load import LoadedModel
@@ -37,10 +38,10 @@ class TextSource:
         cache = open_cache(self._experiment.data, self._experiment.seed)
         return SampleOrder(cache, seed=self._experiment.seed, sequence_length=self.sequence_length)
 
-    @property
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the samples are made with."""
-        return self.order.cache.tokenizer
+        return _tokenizer_of(self._experiment)
 
     def validation_batches(self, count: int, files: Sequence[Path] = ()) -> list[Batch]:
         """Return at most `count` batches, (B, T) inputs and labels: of held-out text, or of `files`."""
@@ -81,7 +82,7 @@ class PromptTokenizer:
         options = model.experiment.data
         self._library: Any = None
         if options.tokenizer == "bytes" or is_trained(options):
-            self._own: Tokenizer = open_cache(options, model.experiment.seed).tokenizer
+            self._own: Tokenizer = _tokenizer_of(model.experiment)
         else:
             self._library = load_tokenizer(Source(Path(options.tokenizer)))
         self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
@@ -100,6 +101,13 @@ class PromptTokenizer:
             text: str = self._library.decode(ids, skip_special_tokens=True)
             return text
         return self._own.decode(ids)
+
+
+def _tokenizer_of(experiment: Experiment) -> Tokenizer:
+    """Return the tokenizer of an experiment; only one that is trained on the corpus needs it at hand."""
+    if is_trained(experiment.data):
+        return open_cache(experiment.data, experiment.seed).tokenizer
+    return build_tokenizer(experiment.data, iter(()))
 
 
 @contextmanager

@@ -18,7 +18,10 @@ from skippipe.cli.main import main
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import SkipPipeError
+from skippipe.huggingface.export import export_run
 from skippipe.inference.evaluation import DepthResult, Evaluation, Options, evaluate_model
+from skippipe.monitor.report import run as shown
+from skippipe.monitor.report.curves import depth_figure
 from skippipe.planning import experiment_model
 from skippipe.training.checkpoint import latest_checkpoint
 
@@ -159,3 +162,44 @@ def test_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 def test_run_without_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SkipPipeError, match="not a run directory"):
         evaluate_model(tmp_path, policies=["full"], keeps=[1.0])
+
+
+def test_exported_directory_gives_the_same_numbers_and_text(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = tmp_path / "exported", tmp_path / "words.txt"
+    export_run(run_dir, folder)
+    text.write_text("some words that were not trained on, again and again\n" * 8)
+    of_run = evaluate_model(run_dir, policies=["exit"], keeps=[0.5], options=Options(num_batches=3, text=(text,)))
+    options = Options(num_batches=6, text=(text,), sequence_length=16)
+    of_folder = evaluate_model(folder, policies=["exit"], keeps=[0.5], options=options)
+    assert of_folder.results[0].perplexity == pytest.approx(of_run.results[0].perplexity, rel=1e-6)
+    assert not (folder / "evaluation.json").exists()
+    printed = []
+    for place in (run_dir, folder):
+        with pytest.raises(SystemExit) as stop:
+            main(["generate", str(place), "--prompt", "line 3", "--max-new-tokens", "6"])
+        assert not stop.value.code
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_several_policies_make_one_table_and_one_picture(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = ["full", "best", "skipdecode", "ffn-skip"]
+    page, result = tmp_path / "depth.html", tmp_path / "result.json"
+    arguments = [str(run_dir), "--batches", "1", "--policy", *policies, "--keep", "1.0", "0.8"]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *arguments, "--plot", str(page), "--out", str(result)])
+    assert not stop.value.code
+    table = capsys.readouterr().out
+    assert all(f"\n{policy} " in table for policy in policies)
+    evaluation = shown.Evaluation.model_validate_json(result.read_text())
+    assert evaluation == shown.Evaluation.model_validate_json((run_dir / "evaluation.json").read_text())
+    whole = {rows[0].perplexity for rows in evaluation.by_policy().values()}
+    assert len(whole) == 1, "all policies are the same model at full depth"
+    lines = depth_figure({"run": evaluation}).data
+    assert [line.name for line in lines] == policies
+    assert all(len(line.x) == 2 for line in lines)
+    assert all(policy in page.read_text() for policy in policies)

@@ -20,6 +20,8 @@ from skippipe.inference.policies.base import Policy, Request, check_keep
 from skippipe.inference.schedule import Layers, Segment
 from skippipe.model.feed_forward import feed_forward_name
 
+MOST_WARM_UP = 8
+"""Tokens that skip nothing at the start of a long text; a sixteenth of a short one."""
 TRIES = 12
 """Runs of the model that look for the threshold."""
 TOLERANCE = 0.002
@@ -49,7 +51,10 @@ def build(request: Request) -> Policy:
     for layer in decoder.layers:
         feed_forward_name(layer)
     unset = -2.0
-    chosen = request.options({"warm_up": 8, "first": 1, "last": decoder.num_layers - 1, "span": 1, "threshold": unset})
+    warm_up = max(1, min(MOST_WARM_UP, request.num_generated // 16))
+    chosen = request.options(
+        {"warm_up": warm_up, "first": 1, "last": decoder.num_layers - 1, "span": 1, "threshold": unset}
+    )
     rule = FfnRule(
         int(chosen["first"]), int(chosen["last"]), int(chosen["warm_up"]), chosen["threshold"], int(chosen["span"])
     )
