@@ -21,7 +21,7 @@ from skippipe.errors import DataError
 from skippipe.huggingface.source import Source, load_tokenizer
 from skippipe.inference.load import LoadedModel
 
-CALIBRATION_SAMPLES = 8
+CALIBRATION_SAMPLES = 4
 
 
 class TextSource:

@@ -22,9 +22,11 @@ from skippipe.model.feed_forward import feed_forward_name
 
 MOST_WARM_UP = 8
 """Tokens that skip nothing at the start of a long text; a sixteenth of a short one."""
-TRIES = 12
+TRIES = 6
 """Runs of the model that look for the threshold."""
-TOLERANCE = 0.002
+HALVINGS = 24
+"""Steps of the search for a threshold that needs no run."""
+TOLERANCE = 0.005
 """A share this near to what was asked for ends the search."""
 
 
@@ -105,14 +107,19 @@ class _Calibration:
         return found or [(1, count - 1, count)]
 
     def _candidate(self, first: int, last: int, span: int, to_skip: float) -> tuple[float, FfnRule]:
-        """Return what the skipped blocks turn at full depth in all, and the rule that skips as many as it takes."""
+        """Return what the skipped blocks turn at full depth on average, and the rule that skips as many as it takes."""
+        threshold = self._threshold(first, last, span, to_skip)
+        skipped, turned = self._imagine(first, last, span, threshold)
+        return turned / max(skipped, 1), FfnRule(first, last, self._warm_up, threshold, span)
+
+    def _threshold(self, first: int, last: int, span: int, to_skip: float) -> float:
+        """Return the highest threshold that skips so many blocks, -1 where none does."""
         low, high = -1.0, 1.0
-        for _ in range(TRIES):
+        for _ in range(HALVINGS):
             middle = (low + high) / 2
             skipped, _ = self._imagine(first, last, span, middle)
             low, high = (middle, high) if skipped >= to_skip else (low, middle)
-        skipped, turned = self._imagine(first, last, span, low)
-        return turned / max(skipped, 1), FfnRule(first, last, self._warm_up, low, span)
+        return low
 
     def _imagine(self, first: int, last: int, span: int, threshold: float) -> tuple[int, float]:
         """Return how many blocks would be skipped if skipping changed no cosine, and the sum of 1 - cosine of these."""
@@ -127,16 +134,20 @@ class _Calibration:
         return skipped, turned
 
     def _refined(self, rule: FfnRule, keep: float) -> FfnRule:
-        """Return the rule with the threshold whose share, really computed, comes nearest to what is asked for."""
-        low, high = -1.0, 1.0
+        """Return the rule with the threshold whose share, really computed, comes nearest to what is asked for.
+
+        Skipping changes the cosines above, so what is imagined misses; the next try aims as much further as it missed.
+        """
+        to_skip = aim = (1 - keep) * self._whole_flop / self._decoder.cost.ffn_flop
         found: list[tuple[float, FfnRule]] = []
         for _ in range(TRIES):
             share = self._reached(rule)
             found.append((abs(share - keep), rule))
             if found[-1][0] <= TOLERANCE:
                 break
-            low, high = (rule.threshold, high) if share <= keep else (low, rule.threshold)
-            rule = replace(rule, threshold=(low + high) / 2)
+            aim *= (1 - keep) / max(1 - share, 0.1 * (1 - keep))
+            aim = min(max(aim, 0.2 * to_skip), 5 * to_skip)
+            rule = replace(rule, threshold=self._threshold(rule.first, rule.last, rule.span, aim))
         return min(found, key=lambda one: one[0])[1]
 
     def _reached(self, rule: FfnRule) -> float:
