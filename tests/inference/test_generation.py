@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from slow_model import SlowModel
-from tiny_decoders import ARCHITECTURES, model_of
+from tiny_decoders import ARCHITECTURES, hugging_face, model_of, tiny
 from training_runs import make_experiment, small_plan, train_alone
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -19,6 +19,7 @@ from skippipe.inference.generation import Sampling, generate
 from skippipe.inference.policies.base import FixedLayers, Policy, Request
 from skippipe.inference.policies.registry import build_policy
 from skippipe.inference.schedule import Segment
+from skippipe.model.architecture import ARCHITECTURES as EVERY
 from skippipe.model.skeleton import find_parts
 
 NEW = 8
@@ -47,6 +48,17 @@ def test_full_depth_is_what_transformers_generates(architecture: str, prompts: l
     generated = generate(decoder, policy, prompts, max_new_tokens=NEW)
     assert generated.tokens == library(model_of(architecture), prompts)
     assert (generated.share_of_prompt, generated.share_of_generated) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("architecture", sorted(set(EVERY) - set(ARCHITECTURES)))
+def test_every_architecture_generates_what_transformers_does(architecture: str) -> None:
+    model = hugging_face(tiny(architecture, initializer_range=0.2))
+    decoder = Decoder(find_parts(model))
+    generated = generate(decoder, FixedLayers(decoder.all_layers), PROMPTS, max_new_tokens=NEW)
+    assert generated.tokens == library(model, PROMPTS)
+    part = FixedLayers((0, 2, 1))
+    alone = [generate(decoder, part, [prompt], max_new_tokens=NEW).tokens[0] for prompt in PROMPTS]
+    assert generate(decoder, part, PROMPTS, max_new_tokens=NEW).tokens == alone
 
 
 def test_sampling_is_that_of_transformers() -> None:
