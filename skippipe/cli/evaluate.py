@@ -1,101 +1,107 @@
 """`skippipe evaluate`: perplexity against the share of depth kept."""
 
 import json
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from skippipe.cli.greedy import POLICIES, FloatList, GreedyCommand, WordList
+
 if TYPE_CHECKING:
     from skippipe.inference.evaluation import Evaluation
 
-
-class FloatList(click.ParamType[tuple[float, ...]]):
-    """Numbers after one option: `--keep 1.0 0.67 0.5` (also with commas)."""
-
-    name = "share ..."
-
-    def convert(
-        self, value: str | tuple[float, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Turn the text into numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in value.replace(",", " ").split())
-        except ValueError:
-            self.fail(f"{value!r}: expected numbers such as 1.0 0.67 0.5", param, ctx)
+FILE = click.Path(path_type=Path)
 
 
-class GreedyKeep(click.Command):
-    """A command whose `--keep` takes all the numbers that follow it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Join the numbers after `--keep` into one argument before click reads them."""
-        joined: list[str] = []
-        position = 0
-        while position < len(args):
-            joined.append(args[position])
-            position += 1
-            if joined[-1] != "--keep":
-                continue
-            values = []
-            while position < len(args) and not args[position].startswith("-"):
-                values.append(args[position])
-                position += 1
-            joined.append(" ".join(values))
-        return super().parse_args(ctx, joined)
-
-
-@click.command("evaluate", cls=GreedyKeep)
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--policy", "policy_name", default="random", show_default=True, help="random or full.")
-@click.option("--keep", "keeps", type=FloatList(), default="1.0 0.67 0.5", show_default=True, help="Shares of stages.")
+@click.command("evaluate", cls=GreedyCommand)
+@click.argument("path", metavar="RUN_OR_DIR", type=FILE)
+@click.option("--policy", "policies", type=WordList(), default="random", show_default=True, help=f"{POLICIES}")
+@click.option("--keep", "keeps", type=FloatList(), default="1.0 0.67 0.5", show_default=True, help="Shares of compute.")
 @click.option("--batches", "num_batches", type=click.IntRange(min=1), default=24, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random choices.")
+@click.option(
+    "--prompt-length",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Positions of each sample that are a prompt: not measured, and in full for unified and skipdecode.",
+)
+@click.option("--sequence-length", type=click.IntRange(min=2), help="Tokens in a sample; the run's where not given.")
+@click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
+@click.option("--text", multiple=True, type=FILE, help="Text to measure on, instead of the run's held-out text.")
+@click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
+@click.option("--out", type=FILE, help="Write the result to this file too.")
+@click.option("--plot", type=FILE, help="Draw perplexity against compute, all policies in one picture (HTML).")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def command(
-    run_dir: Path,
-    policy_name: str,
+    path: Path,
+    policies: tuple[str, ...],
     keeps: tuple[float, ...],
     num_batches: int,
     repeats: int,
     seed: int,
+    prompt_length: int,
+    sequence_length: int | None,
+    num_stages: int | None,
+    text: tuple[Path, ...],
+    calibration: tuple[Path, ...],
+    out: Path | None,
+    plot: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
-    """Show the perplexity of RUN's newest checkpoint with only a share of its stages, and write evaluation.json.
+    """Show the perplexity of a model when only a share of its layers' compute runs.
 
-    Give RUN before --keep, or after `--`: --keep takes all the numbers that follow it.
+    RUN_OR_DIR is a run (its newest checkpoint; writes evaluation.json there) or a Hugging Face directory. Give it
+    before --keep and --policy, or after `--`: those take all the words that follow them.
     """
     from dataclasses import asdict
 
-    from skippipe.inference.evaluation import evaluate_run
+    from skippipe.inference.evaluation import Options, evaluate_model, write_evaluation
 
-    evaluation = evaluate_run(
-        run_dir,
-        policy_name=policy_name,
-        keeps=keeps,
+    options = Options(
         num_batches=num_batches,
         repeats=repeats,
         seed=seed,
+        prompt_length=prompt_length,
+        sequence_length=sequence_length,
+        num_stages=num_stages,
+        text=text,
+        calibration=calibration,
         device=device,
     )
-    click.echo(json.dumps(asdict(evaluation)) if as_json else evaluation_table(evaluation))
+    evaluation = evaluate_model(path, policies=policies, keeps=keeps, options=options)
+    if out is not None:
+        write_evaluation(evaluation, out)
+    if plot is not None:
+        from skippipe.monitor.report.reports import write_depth_report
+        from skippipe.monitor.report.run import Evaluation as Shown
+
+        write_depth_report(plot, {evaluation.model: Shown.model_validate(asdict(evaluation))})
+    click.echo(json.dumps(asdict(evaluation)) if as_json else "\n".join(evaluation_table(evaluation)))
 
 
-def evaluation_table(evaluation: "Evaluation") -> str:
-    """Return perplexity by depth as a table; the last column is relative to the first row."""
-    lines = [
-        f"{evaluation.model}, {evaluation.checkpoint}, policy {evaluation.policy}, {evaluation.tokens:,} tokens",
-        f"{'keep':>6}{'stages':>8}{'computed':>10}{'perplexity':>12}{'std':>8}{'change':>9}",
-    ]
-    reference = evaluation.results[0].perplexity
-    for row in evaluation.results:
-        lines.append(
-            f"{row.keep:>6.2f}{row.kept_stages:>8}{row.share_computed:>10.1%}{row.perplexity:>12.3f}"
-            f"{row.perplexity_std:>8.3f}{row.perplexity / reference - 1:>+9.1%}"
-        )
-    return "\n".join(lines)
+def evaluation_table(evaluation: "Evaluation") -> Iterator[str]:
+    """Yield perplexity by depth as a table; the last column is relative to the first row of each policy."""
+    yield f"{evaluation.model}, {evaluation.checkpoint}, {evaluation.tokens:,} tokens"
+    numbers = f"{'keep':>6}{'stages':>8}{'layers':>8}{'computed':>10}{'perplexity':>12}{'std':>9}{'change':>9}"
+    yield f"{'policy':<14}{numbers}"
+    for policy, rows in groupby(evaluation.results, key=lambda row: row.policy):
+        reference = None
+        for row in rows:
+            reference = reference or row.perplexity
+            change = row.perplexity / reference
+            yield (
+                f"{policy:<14}{row.keep:>6.2f}{row.kept_stages or '-':>8}{row.kept_layers:>8.4g}"
+                f"{row.share_computed:>10.1%}{_short(row.perplexity):>12}{_short(row.perplexity_std):>9}"
+                + (f"{change - 1:>+9.1%}" if change < 10 else f"{f'x {change:.3g}':>12}")
+            )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if value < 1e5 else f"{value:.2e}"

@@ -19,6 +19,7 @@ COMMANDS = {
     "profile": "Measure nodes and links (under torchrun); write a cluster file.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
     "evaluate": "Perplexity against the share of depth kept.",
+    "generate": "Text from a model of which a part runs.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
     "export": "Write a checkpoint in the Hugging Face format.",
     "report": "Write one self-contained HTML page about a run.",

@@ -12,7 +12,7 @@ from pathlib import Path
 from skippipe.config import Experiment
 from skippipe.config_file import load_experiment, save_experiment
 from skippipe.errors import SkipPipeError
-from skippipe.inference.evaluation import DepthResult, evaluate_run
+from skippipe.inference.evaluation import DepthResult, evaluate_model
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_comparison_report
 from skippipe.planning import plan_experiment
@@ -75,7 +75,7 @@ def run_demo(out: Path, overrides: Sequence[str], announce: Announce) -> DemoRes
         folders[name] = experiment.run_path
     for name, folder in folders.items():
         announce(f"evaluating: {name}")
-        depths = tuple(evaluate_run(folder, policy_name="random", keeps=KEEPS).results)
+        depths = tuple(evaluate_model(folder, policies=["random"], keeps=KEEPS).results)
         runs[name] = DemoRun(plans[name], measured_iteration_s(folder), depths)
     report = out / "report.html"
     result = DemoResult(runs, report, time.perf_counter() - start_s)

@@ -1,36 +1,41 @@
-"""Perplexity of a trained run against the share of its depth that is kept."""
+"""Perplexity of a model against the share of its layers' compute that is kept."""
 
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from skippipe.config import Experiment
-from skippipe.config_file import load_run
-from skippipe.data.cache import open_cache
-from skippipe.data.samples import SampleOrder
-from skippipe.inference.policies import StagePolicy, build_policy, kept_stages
-from skippipe.model.device import choose_device
-from skippipe.model.stage import Stage, build_stage
-from skippipe.planning import experiment_model
-from skippipe.training.checkpoint import load_parameters, require_checkpoint
+from skippipe.data.samples import Batch
+from skippipe.errors import InputError, StorageError
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.load import load
+from skippipe.inference.policies.base import Policy, Request
+from skippipe.inference.policies.registry import build_policy, find_kind
+from skippipe.inference.schedule import segments, share_computed
+from skippipe.inference.text import TextSource
 from skippipe_scheduler.files import write_atomically
-from skippipe_scheduler.validate import load_plan
 
 
 @dataclass(frozen=True)
 class DepthResult:
-    """Perplexity at one share of the depth."""
+    """Perplexity under one policy at one share."""
 
+    policy: str
     keep: float
-    kept_stages: int
+    """The share that was asked for; what the policy came to, where it decides that itself."""
+    kept_stages: int | None
+    """None where the policy does not choose stages."""
+    kept_layers: float
+    """Layers that ran, mean over the positions."""
     share_computed: float
-    """Share of the layers that really ran."""
+    """Share of the layers' FLOP that was really computed."""
     perplexity: float
     perplexity_std: float
     """Standard deviation over the repeats, which differ in the random choices of stages alone."""
@@ -42,100 +47,136 @@ class DepthResult:
 class Evaluation:
     """What `skippipe evaluate` writes to evaluation.json."""
 
-    policy: str
     model: str
     checkpoint: str
     tokens: int
+    policies: list[str]
     results: list[DepthResult]
 
 
-def evaluate_run(
-    run_dir: Path,
-    *,
-    policy_name: str,
-    keeps: Sequence[float],
-    num_batches: int = 24,
-    repeats: int = 4,
-    seed: int = 0,
-    device: str = "auto",
-) -> Evaluation:
-    """Evaluate the newest checkpoint of a run on its validation text, in one process; write RUN/evaluation.json.
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate: which text, how much of it, and what of each sample is a prompt."""
 
-    Every depth sees the same batches, `repeats` times. Each batch draws its own stages, as in the paper's evaluation
-    (SkipPipe, inference with stages removed); perplexity is the exponential of the mean loss over all of them.
-    Raises `InputError` where the run has no configuration, plan or checkpoint.
+    num_batches: int = 24
+    repeats: int = 4
+    seed: int = 0
+    prompt_length: int = 0
+    """Positions at the start of each sample that count as prompt: decode-only policies run them in full, and their
+    predictions are not measured."""
+    sequence_length: int | None = None
+    num_stages: int | None = None
+    text: tuple[Path, ...] = ()
+    calibration: tuple[Path, ...] = ()
+    device: str = "auto"
+
+
+def evaluate_model(
+    path: Path,
+    *,
+    policies: Sequence[str],
+    keeps: Sequence[float],
+    options: Options | None = None,
+    announce: Callable[[DepthResult], None] = lambda result: None,
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; a run gets evaluation.json.
+
+    All policies and shares see the same batches of held-out text, or of `options.text`. A policy that draws at random
+    draws anew for each batch, `repeats` times over; perplexity is the exponential of the mean loss over all of them.
+    Raises `InputError` for what is wrong with model, text, policy or share, before anything is measured.
     """
-    experiment = load_run(run_dir)
-    checkpoint = require_checkpoint(run_dir)
-    policy = build_policy(policy_name, seed)
-    stages = _load_stages(experiment, run_dir, checkpoint, choose_device(device))
-    counts = [kept_stages(keep, len(stages)) for keep in keeps]
-    batches = _validation_batches(experiment, num_batches)
-    results = [
-        _evaluate_depth(stages, batches, policy, keep, count, repeats)
-        for keep, count in zip(keeps, counts, strict=True)
-    ]
-    tokens = sum(labels.numel() for _, labels in batches)
-    evaluation = Evaluation(policy.name, experiment.name, checkpoint.name, tokens, results)
-    write_atomically(run_dir / "evaluation.json", json.dumps(asdict(evaluation), indent=1) + "\n")
+    options = options or Options()
+    model = load(path, device=options.device, num_stages=options.num_stages)
+    text = TextSource(model, sequence_length=options.sequence_length)
+    _check_lengths(text.sequence_length, options.prompt_length, model.decoder)
+    calibration = cache(lambda: text.calibration_tokens(options.calibration).to(model.decoder.device))
+    request = Request(
+        decoder=model.decoder,
+        keep=1.0,
+        seed=options.seed,
+        num_generated=text.sequence_length - options.prompt_length,
+        calibration=calibration,
+    )
+    wanted = [(name, keep) for name in policies for keep in _keeps_of(name, keeps)]
+    built = [(name, keep, build_policy(name, request.at(keep if keep is not None else 1.0))) for name, keep in wanted]
+    batches = text.validation_batches(options.num_batches, options.text)
+    results = []
+    for name, keep, policy in built:
+        measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
+        results.append(measurement.run(batches, policy, name, keep, options.repeats))
+        announce(results[-1])
+    tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
+    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results)
+    if model.run_dir is not None:
+        write_evaluation(evaluation, model.run_dir / "evaluation.json")
     return evaluation
 
 
-def _load_stages(experiment: Experiment, run_dir: Path, checkpoint: Path, device: torch.device) -> list[Stage]:
-    plan = load_plan(run_dir / "plan.json")
-    config = experiment_model(experiment)
-    dtype = getattr(torch, experiment.training.dtype)
-    stages = []
-    for index, stage in enumerate(plan.stages):
-        first, last = stage.layers
-        stages.append(
-            build_stage(config, first, last, ends=index == 0, seed=experiment.seed, device=device, dtype=dtype)
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write `evaluation` as JSON; raise `StorageError` where that fails."""
+    try:
+        write_atomically(path, json.dumps(asdict(evaluation), indent=1) + "\n")
+    except OSError as reason:
+        raise StorageError(f"{path}: cannot be written ({reason.strerror or reason})") from None
+
+
+class _Measurement:
+    """Losses and compute of one policy over the batches."""
+
+    def __init__(self, decoder: Decoder, prompt_length: int, sequence_length: int) -> None:
+        self._decoder, self._prompt_length = decoder, prompt_length
+        self._positions = range(sequence_length)
+        self._losses: list[list[float]] = []
+        self._shares: list[float] = []
+        self._layers: list[float] = []
+
+    def run(self, batches: Sequence[Batch], policy: Policy, name: str, keep: float | None, repeats: int) -> DepthResult:
+        draws = policy.draw(0) is not policy and policy.num_stages != len(self._decoder.stages)
+        for repeat in range(repeats if draws else 1):
+            self._losses.append([])
+            for index, batch in enumerate(batches):
+                self._measure(policy.draw(repeat * len(batches) + index), batch)
+        perplexities = [math.exp(statistics.fmean(repeat)) for repeat in self._losses]
+        share = statistics.fmean(self._shares)
+        return DepthResult(
+            policy=name,
+            keep=share if keep is None else keep,
+            kept_stages=policy.num_stages,
+            kept_layers=statistics.fmean(self._layers),
+            share_computed=share,
+            perplexity=math.exp(statistics.fmean(loss for repeat in self._losses for loss in repeat)),
+            perplexity_std=statistics.pstdev(perplexities),
+            samples=len(self._shares),
         )
-    load_parameters(checkpoint, config, stages)
-    return stages
+
+    def _measure(self, policy: Policy, batch: Batch) -> None:
+        input_ids, labels = (tensor.to(self._decoder.device) for tensor in batch)  # (B, T) each
+        layers_of = [policy.layers_at(position, self._prompt_length) for position in self._positions]
+        with policy.installed(self._decoder) as meter, torch.inference_mode():
+            if meter is not None:
+                meter.begin(torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids))
+            logits = self._decoder.logits(input_ids, segments(layers_of))  # (B, T, V)
+        self._losses[-1].append(_loss(logits, labels, self._prompt_length))
+        skipped_flop = meter.skipped_flop / len(input_ids) if meter is not None else 0.0
+        count, cost = self._decoder.num_layers, self._decoder.cost
+        self._shares.append(share_computed(layers_of, count, cost, skipped_flop=skipped_flop))
+        self._layers.append(statistics.fmean(map(len, layers_of)))
 
 
-def _validation_batches(experiment: Experiment, num_batches: int) -> list[tuple[Tensor, Tensor]]:
-    training = experiment.training
-    cache = open_cache(experiment.data, experiment.seed)
-    order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
-    return [order.validation_batch(index, training.micro_batch_size) for index in range(num_batches)]
+def _loss(logits: Tensor, labels: Tensor, prompt_length: int) -> float:
+    """Return the mean cross entropy after the prompt, in fp32."""
+    predictions, expected = logits[:, prompt_length:].float(), labels[:, prompt_length:]
+    return float(functional.cross_entropy(predictions.flatten(0, 1), expected.flatten()))
 
 
-def _evaluate_depth(
-    stages: Sequence[Stage],
-    batches: Sequence[tuple[Tensor, Tensor]],
-    policy: StagePolicy,
-    keep: float,
-    count: int,
-    repeats: int,
-) -> DepthResult:
-    layers = [stage.last - stage.first for stage in stages]
-    losses: list[list[float]] = []
-    computed = []
-    for repeat in range(1 if count == len(stages) else repeats):
-        losses.append([])
-        for index, batch in enumerate(batches):
-            chosen = policy.stages(len(stages), count, repeat * len(batches) + index)
-            losses[-1].append(_loss_of(stages, chosen, batch))
-            computed.append(sum(layers[stage] for stage in chosen) / sum(layers))
-    perplexities = [math.exp(statistics.fmean(repeat)) for repeat in losses]
-    return DepthResult(
-        keep=keep,
-        kept_stages=count,
-        share_computed=statistics.fmean(computed),
-        perplexity=math.exp(statistics.fmean(loss for repeat in losses for loss in repeat)),
-        perplexity_std=statistics.pstdev(perplexities),
-        samples=len(computed),
-    )
+def _keeps_of(policy: str, keeps: Sequence[float]) -> Sequence[float | None]:
+    return [None] if find_kind(policy)[0].decides_keep else keeps
 
 
-@torch.no_grad()
-def _loss_of(stages: Sequence[Stage], chosen: Sequence[int], batch: tuple[Tensor, Tensor]) -> float:
-    """Return the mean loss of one batch through the chosen stages."""
-    device = next(stages[0].parameters()).device
-    input_ids, labels = (tensor.to(device) for tensor in batch)
-    hidden = stages[0].embed(input_ids)  # (B, T) -> (B, T, D)
-    for index in chosen:
-        hidden = stages[index](hidden)  # (B, T, D)
-    return float(stages[0].loss(hidden, labels))
+def _check_lengths(sequence_length: int, prompt_length: int, decoder: Decoder) -> None:
+    if sequence_length > decoder.context:
+        raise InputError(f"--sequence-length {sequence_length}: the model's context is {decoder.context} positions")
+    if not 0 <= prompt_length < sequence_length:
+        raise InputError(
+            f"--prompt-length {prompt_length}: samples have {sequence_length} positions, and one has to be left"
+        )

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from skippipe.model.activation_checkpointing import Mode
 from skippipe.model.activation_memory import activation_memory
 from skippipe.model.architecture import num_layers
+from skippipe.model.feed_forward import NAMES as FFN_NAMES
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
 from skippipe.model.weight_gradients import is_deferrable, output_size, weight_of
 
@@ -89,6 +90,35 @@ def model_cost(
         layer_shapes=tuple(layer_shapes),
         ends_shapes=tuple(ends_shapes),
     )
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """FLOP of one token's forward on one layer, layers averaged; attention grows with the positions before it."""
+
+    linear_flop: float
+    """All matrix products: 2 FLOP per parameter that the token meets."""
+    ffn_flop: float
+    """The part of the matrix products that belongs to the feed-forward block."""
+    attention_flop: float
+    """Scores and values with one position."""
+
+    def layer_flop(self, positions: int) -> float:
+        """Return the FLOP of a token that attends to so many positions, its own included."""
+        return self.linear_flop + positions * self.attention_flop
+
+
+def token_cost(skeleton: Skeleton) -> TokenCost:
+    """Return what one token costs on a layer of the model, with the active share of a mixture's experts."""
+    config = skeleton.model.config
+    active = _active_share(config)
+    layers = num_layers(config)
+    linear = ffn = 0.0
+    for name, parameter in skeleton.layers.named_parameters():
+        flop = 2 * parameter.numel() * (active if ".experts." in name else 1.0) / layers
+        linear += flop
+        ffn += flop if name.split(".")[1] in FFN_NAMES else 0.0
+    return TokenCost(linear, ffn, 4 * _attention_width(config))
 
 
 def _deferrable(skeleton: Skeleton) -> list[nn.Module]:

@@ -42,7 +42,12 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Skeleton:
     """Return the model of `config` on the meta device; raise `ConfigError` where its parts cannot be found."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    base = model.base_model
+    return find_parts(model)
+
+
+def find_parts(model: PreTrainedModel) -> Skeleton:
+    """Return where the parts of `model` are; raise `ConfigError` where they are not found."""
+    base, config = model.base_model, model.config
     lists = [
         name
         for name, child in base.named_children()

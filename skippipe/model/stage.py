@@ -6,7 +6,7 @@ The auxiliary load-balancing loss of a mixture of experts is left out: the head 
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,11 @@ class Stage(nn.Module):
     def __init__(self, skeleton: Skeleton, first: int, last: int, *, ends: bool) -> None:
         super().__init__()
         self.first, self.last, self.ends = first, last, ends
-        self.body = _decoder(skeleton, range(first, last))
+        self.body = partial_decoder(skeleton, range(first, last))
         self._layers_name = skeleton.layers_name
         if ends:
-            self.embedding = _decoder(skeleton, (), embedding=True)
-            self.head = _causal_model(skeleton)
+            self.embedding = partial_decoder(skeleton, (), embedding=True)
+            self.head = partial_model(skeleton, ())
         self._parameters_by_name = {
             name: parameter
             for name, parameter in skeleton.model.named_parameters()
@@ -115,21 +115,26 @@ def _positions(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)  # (1, T)
 
 
-def _decoder(skeleton: Skeleton, layers: range | tuple[int, ...], *, embedding: bool = False) -> PreTrainedModel:
-    """Return the base model with only `layers`, without norm, and without embedding unless asked for."""
+def partial_decoder(
+    skeleton: Skeleton, layers: Sequence[int], *, embedding: bool = False, norm: bool = False
+) -> PreTrainedModel:
+    """Return the base model with only `layers`, in this order, sharing the skeleton's modules.
+
+    Without embedding and final norm unless asked for; then it takes and returns hidden states.
+    """
     decoder = _shallow_copy(skeleton.base)
     setattr(decoder, skeleton.layers_name, nn.ModuleList(skeleton.layers[index] for index in layers))
-    setattr(decoder, skeleton.norm_name, nn.Identity())
+    if not norm:
+        setattr(decoder, skeleton.norm_name, nn.Identity())
     decoder.config = shortened(skeleton.base.config, layers)
     if not embedding:
         _remove_embedding(decoder)
     return decoder
 
 
-def _causal_model(skeleton: Skeleton) -> PreTrainedModel:
-    """Return the whole model without layers: final norm and head on a hidden state."""
-    decoder = _decoder(skeleton, ())
-    setattr(decoder, skeleton.norm_name, getattr(skeleton.base, skeleton.norm_name))
+def partial_model(skeleton: Skeleton, layers: Sequence[int], *, embedding: bool = False) -> PreTrainedModel:
+    """Return the whole model with only `layers`, in this order; without embedding it takes hidden states."""
+    decoder = partial_decoder(skeleton, layers, embedding=embedding, norm=True)
     model = _shallow_copy(skeleton.model)
     model.config = decoder.config
     setattr(model, skeleton.model.base_model_prefix, decoder)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from skippipe.cli.main import main
 from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import SkipPipeError
-from skippipe.inference.evaluation import evaluate_run
+from skippipe.huggingface.export import export_run
+from skippipe.inference.evaluation import DepthResult, Evaluation, Options, evaluate_model
+from skippipe.monitor.report import run as shown
+from skippipe.monitor.report.curves import depth_figure
 from skippipe.planning import experiment_model
 from skippipe.training.checkpoint import latest_checkpoint
 
@@ -29,6 +33,15 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
     train_alone(make_experiment(folder), small_plan())
     return folder / "run"
+
+
+def evaluate(run_dir: Path, *policies: str, keep: float, **options: Any) -> Evaluation:
+    chosen = Options(num_batches=BATCHES, **options)
+    return evaluate_model(run_dir, policies=policies, keeps=[keep], options=chosen)
+
+
+def result_of(run_dir: Path, policy: str, keep: float, **options: Any) -> DepthResult:
+    return evaluate(run_dir, policy, keep=keep, **options).results[0]
 
 
 def plain_losses(run_dir: Path, stages: Sequence[int]) -> list[float]:
@@ -54,15 +67,14 @@ def plain_losses(run_dir: Path, stages: Sequence[int]) -> list[float]:
 
 
 def test_full_depth_is_the_plain_model(run_dir: Path) -> None:
-    result = evaluate_run(run_dir, policy_name="full", keeps=[1.0], num_batches=BATCHES).results[0]
+    result = result_of(run_dir, "full", 1.0)
     expected = math.exp(sum(plain_losses(run_dir, [0, 1, 2])) / BATCHES)
     assert result.perplexity == pytest.approx(expected, rel=1e-5)
     assert (result.kept_stages, result.share_computed, result.perplexity_std) == (3, 1.0, 0.0)
 
 
 def test_random_stages_average_over_what_each_batch_drew(run_dir: Path) -> None:
-    evaluation = evaluate_run(run_dir, policy_name="random", keeps=[0.67], num_batches=BATCHES, repeats=40)
-    result = evaluation.results[0]
+    result = result_of(run_dir, "random", 0.67, repeats=40)
     possible = [plain_losses(run_dir, (0, *others)) for others in combinations((1, 2), 1)]
     lowest, highest = (sum(best(column) for column in zip(*possible, strict=True)) / BATCHES for best in (min, max))
     assert lowest < math.log(result.perplexity) < highest
@@ -74,12 +86,33 @@ def test_random_stages_average_over_what_each_batch_drew(run_dir: Path) -> None:
 
 
 def test_same_seed_same_numbers(run_dir: Path) -> None:
-    first, again, other = (
-        evaluate_run(run_dir, policy_name="random", keeps=[0.67], num_batches=BATCHES, repeats=2, seed=seed).results
-        for seed in (1, 1, 2)
-    )
+    first, again, other = (result_of(run_dir, "random", 0.67, repeats=2, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_named_stages_and_lost_nodes_need_no_share(run_dir: Path) -> None:
+    lost = ",".join(small_plan().stages[1].nodes)
+    named, left = evaluate(run_dir, "stages:0,2", f"without:{lost}", keep=1.0).results
+    assert math.log(named.perplexity) == pytest.approx(sum(plain_losses(run_dir, [0, 2])) / BATCHES, rel=1e-5)
+    assert (named.keep, named.share_computed, named.kept_stages) == pytest.approx((2 / 3, 2 / 3, 2))
+    assert left.perplexity == named.perplexity
+
+
+def test_share_counts_attention_over_earlier_positions(run_dir: Path) -> None:
+    result = result_of(run_dir, "unified", 0.5, prompt_length=8)
+    parameters = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
+    flop = [2 * parameters + 4 * 32 * (position + 1) for position in range(16)]
+    assert result.share_computed == pytest.approx((sum(flop[:8]) + 0.5 * sum(flop[8:])) / sum(flop), rel=1e-6)
+    assert result.kept_layers == pytest.approx(4.5)
+    assert evaluate(run_dir, "full", keep=1.0, prompt_length=8).tokens == BATCHES * 2 * 8
+
+
+def test_other_text_and_other_stages(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("some words that were not trained on, again and again\n" * 4)
+    result = result_of(run_dir, "exit", 0.5, text=(tmp_path / "words.txt",), num_stages=6)
+    assert (result.kept_layers, result.samples) == (3, BATCHES)
+    assert result_of(run_dir, "random", 0.5, num_stages=6).kept_stages == 3
 
 
 def test_command_prints_one_json_object(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +128,11 @@ def test_command_prints_one_json_object(run_dir: Path, capsys: pytest.CaptureFix
     [
         (["--keep", "0.1"], "the smallest share is 0.33"),
         (["--keep", "1.5"], "expected a share above 0"),
-        (["--policy", "best"], "'best'"),
+        (["--policy", "unifed"], "did you mean 'unified'"),
+        (["--prompt-length", "16"], "one has to be left"),
+        (["--sequence-length", "9999"], "context is 2048"),
+        (["--stages", "7"], "the model has 6 layers"),
+        (["--policy", "without:nobody"], "no node 'nobody'"),
         (["--device", "toaster"], "'toaster' is not one of"),
     ],
 )
@@ -124,4 +161,45 @@ def test_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_run_without_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SkipPipeError, match="not a run directory"):
-        evaluate_run(tmp_path, policy_name="full", keeps=[1.0])
+        evaluate_model(tmp_path, policies=["full"], keeps=[1.0])
+
+
+def test_exported_directory_gives_the_same_numbers_and_text(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = tmp_path / "exported", tmp_path / "words.txt"
+    export_run(run_dir, folder)
+    text.write_text("some words that were not trained on, again and again\n" * 8)
+    of_run = evaluate_model(run_dir, policies=["exit"], keeps=[0.5], options=Options(num_batches=3, text=(text,)))
+    options = Options(num_batches=6, text=(text,), sequence_length=16)
+    of_folder = evaluate_model(folder, policies=["exit"], keeps=[0.5], options=options)
+    assert of_folder.results[0].perplexity == pytest.approx(of_run.results[0].perplexity, rel=1e-6)
+    assert not (folder / "evaluation.json").exists()
+    printed = []
+    for place in (run_dir, folder):
+        with pytest.raises(SystemExit) as stop:
+            main(["generate", str(place), "--prompt", "line 3", "--max-new-tokens", "6"])
+        assert not stop.value.code
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+def test_several_policies_make_one_table_and_one_picture(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policies = ["full", "best", "skipdecode", "ffn-skip"]
+    page, result = tmp_path / "depth.html", tmp_path / "result.json"
+    arguments = [str(run_dir), "--batches", "1", "--policy", *policies, "--keep", "1.0", "0.8"]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *arguments, "--plot", str(page), "--out", str(result)])
+    assert not stop.value.code
+    table = capsys.readouterr().out
+    assert all(f"\n{policy} " in table for policy in policies)
+    evaluation = shown.Evaluation.model_validate_json(result.read_text())
+    assert evaluation == shown.Evaluation.model_validate_json((run_dir / "evaluation.json").read_text())
+    whole = {rows[0].perplexity for rows in evaluation.by_policy().values()}
+    assert len(whole) == 1, "all policies are the same model at full depth"
+    lines = depth_figure({"run": evaluation}).data
+    assert [line.name for line in lines] == policies
+    assert all(len(line.x) == 2 for line in lines)
+    assert all(policy in page.read_text() for policy in policies)

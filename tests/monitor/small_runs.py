@@ -80,6 +80,7 @@ def write_run(folder: Path, plan: Plan, name: str) -> Path:
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 25, "train/lo')
     results = [
         {
+            "policy": "random",
             "keep": keep,
             "kept_stages": round(4 * keep),
             "share_computed": keep,
@@ -89,7 +90,7 @@ def write_run(folder: Path, plan: Plan, name: str) -> Path:
         }
         for keep in (1.0, 0.75, 0.5)
     ]
-    (folder / "evaluation.json").write_text(json.dumps({"policy": "random", "model": name, "results": results}))
+    (folder / "evaluation.json").write_text(json.dumps({"policies": ["random"], "model": name, "results": results}))
     write_trace(folder / "trace", plan)
     return folder
 

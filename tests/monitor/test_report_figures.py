@@ -250,10 +250,10 @@ def test_iteration_bars_show_prediction_median_and_spread() -> None:
 @pytest.mark.parametrize(("worst", "axis"), [(6.0, None), (600.0, "log")])
 def test_depth_curve_is_sorted_and_logarithmic_where_it_must_be(worst: float, axis: str | None) -> None:
     results = [
-        DepthResult(kept_stages=4, share_computed=1.0, perplexity=3.0),
-        DepthResult(kept_stages=2, share_computed=0.5, perplexity=worst),
+        DepthResult(policy="random", kept_stages=4, share_computed=1.0, perplexity=3.0),
+        DepthResult(policy="random", kept_stages=2, share_computed=0.5, perplexity=worst),
     ]
-    figure = depth_figure({"one": Evaluation(policy="random", results=results)})
+    figure = depth_figure({"one": Evaluation(policies=["random"], results=results)})
     assert list(figure.data[0].x) == [50.0, 100.0]
     assert list(figure.data[0].y) == [worst, 3.0]
     assert figure.layout.yaxis.type == axis

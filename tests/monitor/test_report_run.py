@@ -56,7 +56,9 @@ def test_missing_file_is_named_with_the_remedy(run_dir: Path, name: str) -> None
 
 
 def test_wrong_evaluation_is_named(run_dir: Path) -> None:
-    (run_dir / "evaluation.json").write_text('{"policy": "random", "results": [{"kept_stages": 4}]}')
+    (run_dir / "evaluation.json").write_text(
+        '{"policies": ["random"], "results": [{"policy": "random", "kept_stages": 4}]}'
+    )
     with pytest.raises(InputError, match=r"evaluation\.json: results\.0\.share_computed"):
         read_run(run_dir)
 

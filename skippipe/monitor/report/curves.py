@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from skippipe.monitor.report.run import Evaluation, Step
+from skippipe.monitor.report.run import DepthResult, Evaluation, Step
 from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, label
 from skippipe.monitor.report.units import seconds
 
@@ -89,35 +89,42 @@ def _time_bars(name: str, names: list[str], values_s: list[float], fill: str, **
 
 
 def depth_figure(evaluations: Mapping[str, Evaluation]) -> go.Figure:
-    """Draw perplexity (mean and standard deviation over draws) against the share of depth computed."""
+    """Draw perplexity against the share of depth computed, a line for each model and policy.
+
+    Error bars are the standard deviation over draws. One model has a colour for each policy, several have one each.
+    """
     figure = go.Figure(layout=_layout("share of the depth computed (%)", "perplexity", height=400))
+    lines = [
+        (name, policy, results)
+        for name, evaluation in evaluations.items()
+        for policy, results in evaluation.by_policy().items()
+    ]
     values = []
-    for index, (name, evaluation) in enumerate(evaluations.items()):
-        results = sorted(evaluation.results, key=lambda result: result.share_computed)
+    for index, (name, policy, results) in enumerate(lines):
         values += [result.perplexity for result in results if math.isfinite(result.perplexity)]
-        figure.add_trace(
-            go.Scatter(
-                name=label(name),
-                x=[result.share_computed * 100 for result in results],
-                y=[result.perplexity for result in results],
-                error_y={
-                    "type": "data",
-                    "array": [r.perplexity_std for r in results],
-                    "thickness": 1.2,
-                    "width": 4,
-                },
-                mode="lines+markers",
-                line={"color": colour(index), "width": 2},
-                marker={"size": 8},
-                customdata=[(result.kept_stages, result.samples) for result in results],
-                hovertemplate="%{x:.3~g} % of the depth (%{customdata[0]} stages)<br>perplexity %{y:.4~g}"
-                "<br>%{customdata[1]} batches<extra>%{fullData.name}</extra>",
-            )
-        )
+        title = name if len(lines) == len(evaluations) else policy if len(evaluations) == 1 else f"{name}, {policy}"
+        figure.add_trace(_depth_line(label(title), results, colour(index)))
     if values and max(values) > LOG_RANGE * min(values) > 0:
         figure.update_yaxes(type="log")
     figure.update_xaxes(ticksuffix=" %", title={"text": "share of the depth computed"})
     return figure
+
+
+def _depth_line(title: str, results: Sequence[DepthResult], line_colour: str) -> go.Scatter:
+    results = results[::-1]
+    stages = [f"{one.kept_stages} stages" if one.kept_stages is not None else "by layers" for one in results]
+    return go.Scatter(
+        name=title,
+        x=[result.share_computed * 100 for result in results],
+        y=[result.perplexity for result in results],
+        error_y={"type": "data", "array": [r.perplexity_std for r in results], "thickness": 1.2, "width": 4},
+        mode="lines+markers",
+        line={"color": line_colour, "width": 2},
+        marker={"size": 8},
+        customdata=list(zip(stages, (result.samples for result in results), strict=True)),
+        hovertemplate="%{x:.3~g} % of the depth (%{customdata[0]})<br>perplexity %{y:.4~g}"
+        "<br>%{customdata[1]} batches<extra>%{fullData.name}</extra>",
+    )
 
 
 def _curve(name: str, points: Sequence[tuple[float, float]], **style: Any) -> go.Scatter:

@@ -9,7 +9,7 @@ from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
 from skippipe.monitor.report.load import load_figure, memory_figure
 from skippipe.monitor.report.page import Page, Picture, Section, write_report
 from skippipe.monitor.report.routes import routes_figure
-from skippipe.monitor.report.run import Run, read_run
+from skippipe.monitor.report.run import Evaluation, Run, read_run
 from skippipe.monitor.report.spans import Span, end_s, timeline_spans
 from skippipe.monitor.report.summary import (
     depth_table,
@@ -209,16 +209,26 @@ def _training(runs: Mapping[str, Run]) -> list[Section]:
     return [Section("Loss", text, [over_tokens, over_time])]
 
 
+def write_depth_report(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write the page about models with part of their depth; raises `SkipPipeError` where it cannot be written."""
+    write_report(path, Page("Perplexity against the depth computed", sections=[depth_section(evaluations)]))
+
+
 def _depth(runs: Mapping[str, Run]) -> list[Section]:
-    evaluated = {name: run for name, run in runs.items() if run.evaluation}
+    evaluated = {name: run.evaluation for name, run in runs.items() if run.evaluation}
     if not evaluated:
         text = "Not measured yet: run `skippipe evaluate RUN`, then write this page again."
         return [Section("Perplexity with part of the depth", text)]
-    figure = depth_figure({name: run.evaluation for name, run in evaluated.items() if run.evaluation})
-    policies = ", ".join(sorted({run.evaluation.policy for run in evaluated.values() if run.evaluation}))
-    caption = f"Stages left out by the policy {policies}. Error bars: standard deviation over repeated choices."
-    text = "How well the trained model does when only some of its stages run. Lower and flatter is better."
-    return [Section("Perplexity with part of the depth", text, [Picture(figure, caption)], [depth_table(evaluated)])]
+    return [depth_section(evaluated)]
+
+
+def depth_section(evaluated: Mapping[str, Evaluation]) -> Section:
+    """Return perplexity against the depth computed, as a picture and a table."""
+    policies = ", ".join(sorted({policy for evaluation in evaluated.values() for policy in evaluation.policies}))
+    caption = f"What runs is chosen by: {policies}. Error bars: standard deviation over repeated choices."
+    text = "How well the trained model does when only a part of it runs. Lower and flatter is better."
+    picture = Picture(depth_figure(evaluated), caption)
+    return Section("Perplexity with part of the depth", text, [picture], [depth_table(evaluated)])
 
 
 def _routes(plans: Mapping[str, Plan]) -> Section:

@@ -28,7 +28,8 @@ _SPAN = TypeAdapter(Span)
 class DepthResult(BaseModel):
     """Perplexity at one share of the depth."""
 
-    kept_stages: int
+    policy: str
+    kept_stages: int | None
     share_computed: float
     perplexity: float
     perplexity_std: float = 0.0
@@ -38,8 +39,15 @@ class DepthResult(BaseModel):
 class Evaluation(BaseModel):
     """The part of evaluation.json that a report shows."""
 
-    policy: str
+    policies: list[str]
     results: list[DepthResult]
+
+    def by_policy(self) -> dict[str, list[DepthResult]]:
+        """Return the results of each policy, the deepest first."""
+        found: dict[str, list[DepthResult]] = {policy: [] for policy in self.policies}
+        for result in sorted(self.results, key=lambda one: -one.share_computed):
+            found[result.policy].append(result)
+        return found
 
 
 class RankMemory(BaseModel):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from skippipe.config import Experiment
 from skippipe.monitor.report.page import Bar, Table
-from skippipe.monitor.report.run import Run
+from skippipe.monitor.report.run import Evaluation, Run
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
 from skippipe_scheduler.memory import size_text
 from skippipe_scheduler.plan import Plan
@@ -110,26 +110,27 @@ def memory_table(name: str, run: Run) -> Table:
     )
 
 
-def depth_table(runs: Mapping[str, Run]) -> Table:
-    """Perplexity of each run at each share of depth, and its change against the deepest one."""
+def depth_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """Perplexity of each model under each policy at each share of depth, and its change against the deepest one."""
     rows = []
-    for name, run in runs.items():
-        results = sorted(run.evaluation.results if run.evaluation else [], key=lambda one: -one.share_computed)
-        for result in results:
-            spread = f" ± {significant(result.perplexity_std)}" if result.perplexity_std else ""
-            change = result.perplexity / results[0].perplexity - 1
-            rows.append(
-                (
-                    name,
-                    str(result.kept_stages),
-                    percent(result.share_computed),
-                    significant(result.perplexity, 4) + spread,
-                    f"{change * 100:+.1f} %",
+    for name, evaluation in evaluations.items():
+        for policy, results in evaluation.by_policy().items():
+            for result in results:
+                spread = f" ± {significant(result.perplexity_std)}" if result.perplexity_std else ""
+                change = result.perplexity / results[0].perplexity - 1
+                rows.append(
+                    (
+                        name,
+                        policy,
+                        str(result.kept_stages) if result.kept_stages is not None else NONE,
+                        percent(result.share_computed),
+                        significant(result.perplexity, 4) + spread,
+                        f"{change * 100:+.1f} %",
+                    )
                 )
-            )
     return Table(
         "Perplexity on held-out text; ±: standard deviation over repeated random choices of stages.",
-        ("Model", "Stages kept", "Depth computed", "Perplexity", "Change"),
+        ("Model", "Policy", "Stages kept", "Depth computed", "Perplexity", "Change"),
         rows,
     )
 

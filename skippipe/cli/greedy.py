@@ -1,0 +1,59 @@
+"""Options that take all the words after them: `--keep 1.0 0.67 0.5`."""
+
+from typing import ClassVar
+
+import click
+
+POLICIES = "full, random, stages:0,2,.., without:NODE,.., best, unified, skipdecode, exit, ffn-skip."
+"""For help texts, which must not load what the policies need; a test holds it to the registry."""
+
+
+class WordList(click.ParamType[tuple[str, ...]]):
+    """Words after one option, separated by spaces."""
+
+    name = "name ..."
+
+    def convert(
+        self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split the text into words."""
+        return value if isinstance(value, tuple) else tuple(value.split())
+
+
+class FloatList(click.ParamType[tuple[float, ...]]):
+    """Numbers after one option: `--keep 1.0 0.67 0.5` (also with commas)."""
+
+    name = "share ..."
+
+    def convert(
+        self, value: str | tuple[float, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Turn the text into numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers such as 1.0 0.67 0.5", param, ctx)
+
+
+class GreedyCommand(click.Command):
+    """A command whose options `--keep` and `--policy` take all the words that follow them."""
+
+    greedy: ClassVar[tuple[str, ...]] = ("--keep", "--policy")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the words after such an option into one argument before click reads them."""
+        joined: list[str] = []
+        position = 0
+        while position < len(args):
+            joined.append(args[position])
+            position += 1
+            if joined[-1] not in self.greedy:
+                continue
+            values = []
+            while position < len(args) and not args[position].startswith("-"):
+                values.append(args[position])
+                position += 1
+            joined.append(" ".join(values))
+        return super().parse_args(ctx, joined)

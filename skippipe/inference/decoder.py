@@ -1,0 +1,156 @@
+"""A whole model of which any layers can run, in any order.
+
+Everything is computed by the model's own forward over a shortened list of layers, as in `skippipe.model.stage`, so
+masks, rotary embeddings, scalings and soft caps are the model's own.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from skippipe.inference.cache import RouteCache
+from skippipe.inference.schedule import Layers, Segment
+from skippipe.model.cost import TokenCost, token_cost
+from skippipe.model.skeleton import Skeleton
+from skippipe.model.stage import partial_decoder, partial_model
+
+Bounds = tuple[int, int]
+
+
+class Decoder:
+    """The layers of a model and what comes before and after them. B rows, T positions, D hidden size, V vocabulary."""
+
+    def __init__(
+        self, skeleton: Skeleton, stages: Sequence[Bounds] = (), stage_nodes: Sequence[Sequence[str]] = ()
+    ) -> None:
+        """`stages` are the [first, last) layers of each (default: a stage a layer), `stage_nodes` who holds them."""
+        skeleton.model.eval()
+        self.skeleton = skeleton
+        self.num_layers = len(skeleton.layers)
+        bounds = stages or [(layer, layer + 1) for layer in range(self.num_layers)]
+        self.stages: tuple[Layers, ...] = tuple(tuple(range(first, last)) for first, last in bounds)
+        self.stage_nodes = tuple(tuple(nodes) for nodes in stage_nodes)
+        self.cost: TokenCost = token_cost(skeleton)
+        self._parts: dict[tuple[str, Layers], PreTrainedModel] = {}
+        parameters = inspect.signature(skeleton.base.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration."""
+        return self.skeleton.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = next(self.skeleton.model.parameters()).device
+        return device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """All layers."""
+        return self.skeleton.layers
+
+    @property
+    def all_layers(self) -> Layers:
+        """The indices of all layers, in order."""
+        return tuple(range(self.num_layers))
+
+    @property
+    def context(self) -> int:
+        """The most positions that the model can take."""
+        return int(self.config.max_position_embeddings)
+
+    def layers_of_stages(self, stages: Sequence[int]) -> Layers:
+        """Return the layers of these stages, in the order in which the stages are given."""
+        return tuple(layer for stage in stages for layer in self.stages[stage])
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        route: Sequence[Segment],
+        *,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: RouteCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Return logits of new positions along a route: (B, T) -> (B, T, V), or (B, 1, V) of the last one.
+
+        `position_ids` (B, T) are 0, 1, ... where not given; `attention_mask` (B, seen + T) is 0 for padding.
+        """
+        if len(route) == 1 and route[0].served == input_ids.shape[1]:
+            model = self._part("model", route[0].layers, lambda: self._whole(route[0].layers))
+            arguments = self._arguments(input_ids, position_ids, attention_mask, cache)
+            logits: Tensor = model(input_ids=input_ids, logits_to_keep=int(last_only), **arguments).logits
+        else:
+            hidden = self.embed(input_ids, position_ids)
+            for segment in route:
+                part = hidden[:, : segment.served]  # (B, served, D)
+                done = self.run_layers(part, segment.layers, position_ids, attention_mask, cache)
+                hidden = torch.cat([done, hidden[:, segment.served :]], dim=1)  # (B, T, D)
+            logits = self.head(hidden[:, -1:] if last_only else hidden)
+        if cache is not None:
+            cache.seen += input_ids.shape[1]
+        return logits
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        *,
+        layers: Layers = (),
+        cache: RouteCache | None = None,
+    ) -> Tensor:
+        """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
+        part = self._part("embedding", layers, lambda: partial_decoder(self.skeleton, layers, embedding=True))
+        arguments = self._arguments(input_ids, position_ids, None, cache)
+        hidden: Tensor = part(input_ids=input_ids, **arguments).last_hidden_state
+        return hidden
+
+    def run_layers(
+        self,
+        hidden: Tensor,
+        layers: Layers,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: RouteCache | None = None,
+    ) -> Tensor:
+        """Run layers on a prefix of the new positions, (B, t, D) -> (B, t, D); `cache.seen` stays."""
+        part = self._part("layers", layers, lambda: partial_decoder(self.skeleton, layers))
+        arguments = self._arguments(hidden, position_ids, attention_mask, cache)
+        output: Tensor = part(inputs_embeds=hidden, **arguments).last_hidden_state
+        return output
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Apply final norm and head: (B, T, D) -> (B, T, V)."""
+        part = self._part("head", (), lambda: partial_model(self.skeleton, ()))
+        logits: Tensor = part(inputs_embeds=hidden, **self._arguments(hidden, None, None, None)).logits
+        return logits
+
+    def _whole(self, layers: Layers) -> PreTrainedModel:
+        return partial_model(self.skeleton, layers, embedding=True)
+
+    def _part(self, kind: str, layers: Layers, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """Return a part of the model, built at its first use; parts share all weights."""
+        part = self._parts.get((kind, layers))
+        if part is None:
+            part = self._parts[kind, layers] = build()
+        return part
+
+    def _arguments(
+        self, tokens: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None, cache: RouteCache | None
+    ) -> dict[str, Any]:
+        seen, count = cache.seen if cache is not None else 0, tokens.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + count, device=tokens.device).unsqueeze(0)  # (1, T)
+        arguments: dict[str, Any] = {"position_ids": position_ids[:, :count]}
+        if attention_mask is not None:
+            arguments["attention_mask"] = attention_mask[:, : seen + count]
+        if cache is not None:
+            arguments |= {self._cache_name: cache, "use_cache": True}
+        return arguments

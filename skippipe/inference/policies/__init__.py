@@ -1,0 +1,1 @@
+"""Policies: which part of a model runs at inference. One file each; `registry` knows them by name."""

@@ -1,0 +1,135 @@
+"""What a policy is: which layers run at which position, or which feed-forward blocks are skipped for which token."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from skippipe.errors import InputError
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.schedule import Layers
+
+
+class Meter(Protocol):
+    """Counts what a policy left out inside layers that ran."""
+
+    @property
+    def skipped_flop(self) -> float:
+        """FLOP that were not computed since the policy was installed."""
+        ...
+
+    def begin(self, position_ids: Tensor, is_token: Tensor | None = None) -> None:
+        """Announce the positions (B, T) of the next pass; `is_token` is 0 for padding, which is not counted."""
+        ...
+
+
+class Policy(ABC):
+    """Which part of a model runs."""
+
+    @property
+    def num_stages(self) -> int | None:
+        """Stages that run, for policies that choose stages."""
+        return None
+
+    @abstractmethod
+    def layers_at(self, position: int, prompt_length: int) -> Layers:
+        """Return the layers for a position, in the order in which they run; the prompt has the first positions.
+
+        From one position to the next, layers may only go, and the others keep their order.
+        """
+
+    def draw(self, index: int) -> "Policy":
+        """Return the choice with this number, where the policy draws at random; else the policy itself."""
+        return self
+
+    def installed(self, decoder: Decoder) -> AbstractContextManager[Meter | None]:
+        """Return a context in which the decoder's layers follow the policy inside."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class FixedLayers(Policy):
+    """The same layers at every position."""
+
+    layers: Layers
+    stages_run: int | None = None
+
+    @property
+    def num_stages(self) -> int | None:
+        """Stages that run, where stages were chosen."""
+        return self.stages_run
+
+    def layers_at(self, position: int, prompt_length: int) -> Layers:
+        """Return the layers."""
+        return self.layers
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a policy is built from."""
+
+    decoder: Decoder
+    keep: float
+    """Share of the layers' compute to keep."""
+    argument: str = ""
+    """What follows the policy's name and a colon."""
+    seed: int = 0
+    num_generated: int = 1
+    """Positions after the prompt, over which a depth that shrinks is spread."""
+    calibration: Callable[[], Tensor] | None = None
+    """Returns text to measure on, (B, T + 1) tokens."""
+
+    def at(self, keep: float) -> "Request":
+        """Return the same request for another share."""
+        return replace(self, keep=keep)
+
+    def options(self, defaults: Mapping[str, float]) -> dict[str, float]:
+        """Return the argument, `key=value,...`, over the defaults; raise `InputError` for an unknown key."""
+        values = dict(defaults)
+        for part in filter(None, self.argument.split(",")):
+            key, _, value = part.partition("=")
+            if key not in values:
+                raise InputError(f"--policy: unknown option {part!r}; there are {', '.join(f'{k}=' for k in defaults)}")
+            try:
+                values[key] = float(value)
+            except ValueError:
+                raise InputError(f"--policy: {part!r}: expected a number after {key}=") from None
+        return values
+
+    def calibration_tokens(self) -> Tensor:
+        """Return the text to measure on; raise `InputError` where there is none."""
+        if self.calibration is None:
+            raise InputError("--policy: this policy is calibrated on text, and there is none; give --calibration FILE")
+        return self.calibration()
+
+
+def check_keep(keep: float) -> None:
+    """Raise `InputError` for a share that is none."""
+    if not 0 < keep <= 1:
+        raise InputError(f"--keep {keep}: expected a share above 0 and up to 1")
+
+
+def kept_stages(keep: float, num_stages: int) -> int:
+    """Return how many stages a share of the depth means; raise `InputError` where no subset reaches it."""
+    check_keep(keep)
+    kept = round(keep * num_stages)
+    if kept < 1:
+        raise InputError(
+            f"--keep {keep}: leaves less than one of {num_stages} stages; the smallest share is {1 / num_stages:.2f}"
+        )
+    return kept
+
+
+def kept_layers(keep: float, num_layers: int, *, at_least: int, policy: str) -> int:
+    """Return the nearest number of layers; raise `InputError` where it is below what the policy needs."""
+    check_keep(keep)
+    kept = round(keep * num_layers)
+    if kept < at_least:
+        raise InputError(
+            f"--keep {keep}: policy {policy} runs at least {at_least} of {num_layers} layers; "
+            f"the smallest share is {at_least / num_layers:.2f}"
+        )
+    return kept

@@ -1,0 +1,42 @@
+"""Unified Layer Skipping (Liu et al. 2024, arXiv 2404.06954, section 3).
+
+The prompt runs at full depth; every generated token runs the same layers, spread evenly, first and last included.
+"""
+
+from dataclasses import dataclass
+
+from skippipe.errors import InputError
+from skippipe.inference.policies.base import Policy, Request, check_keep
+from skippipe.inference.schedule import Layers
+
+
+@dataclass(frozen=True)
+class UnifiedLayerSkipping(Policy):
+    """All layers for the prompt, `layers` for what follows."""
+
+    all_layers: Layers
+    layers: Layers
+
+    def layers_at(self, position: int, prompt_length: int) -> Layers:
+        """Return the layers for a position."""
+        return self.all_layers if position < prompt_length else self.layers
+
+
+def unified_layers(num_layers: int, kept: int) -> Layers:
+    """Return layer 0, multiples of the interval from 1 to L - 2 while there is room, and layer L - 1; 1 < kept <= L."""
+    interval = num_layers // (kept - 1)
+    between = range(interval, num_layers - 1, interval)[: kept - 2]
+    return (0, *between, num_layers - 1)
+
+
+def build(request: Request) -> Policy:
+    """Return the policy for a speed-up of 1 / keep: floor(L keep) layers."""
+    check_keep(request.keep)
+    count = request.decoder.num_layers
+    kept = int(count * request.keep + 1e-9)
+    if kept < 2 or count < 2:
+        raise InputError(
+            f"--keep {request.keep}: policy unified runs the first and the last of {count} layers at least; "
+            f"the smallest share is {2 / count:.2f}"
+        )
+    return UnifiedLayerSkipping(request.decoder.all_layers, unified_layers(count, kept))

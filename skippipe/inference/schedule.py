@@ -1,0 +1,62 @@
+"""Which layers run for which positions of a sequence, when the depth may shrink from position to position.
+
+The layers that run at a position are always among those of the position before, in the same order. So every layer
+serves a prefix of the positions: whoever attends finds the keys and values of all earlier positions, and a whole
+sequence is computed at once by running each layer on the prefix that it serves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skippipe.model.cost import TokenCost
+
+Layers = tuple[int, ...]
+"""Indices of layers in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Layers that run one after the other for the same positions: the first `served` of a sequence."""
+
+    layers: Layers
+    served: int
+
+
+def segments(layers_of: Sequence[Layers]) -> tuple[Segment, ...]:
+    """Return the segments of a sequence, in order; `layers_of` has the layers of each position.
+
+    Raises `ValueError` where layers come back, or run in another order, after a position that left them out.
+    """
+    served = dict.fromkeys(layers_of[0], 0)
+    before = layers_of[0]
+    for layers in layers_of:
+        if layers != before:
+            _check_shrinks(before, layers)
+        before = layers
+        for layer in layers:
+            served[layer] += 1
+    found: list[Segment] = []
+    for layer, count in served.items():
+        if found and found[-1].served == count:
+            found[-1] = Segment((*found[-1].layers, layer), count)
+        else:
+            found.append(Segment((layer,), count))
+    return tuple(found)
+
+
+def share_computed(
+    layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, *, start: int = 0, skipped_flop: float = 0.0
+) -> float:
+    """Return the share of all layers' FLOP that a sequence computes from position `start` on, head and embedding apart.
+
+    `skipped_flop` was left out inside layers that ran.
+    """
+    flop = [cost.layer_flop(position + 1) for position in range(len(layers_of))]
+    left_out = sum((num_layers - len(layers_of[position])) * flop[position] for position in range(start, len(flop)))
+    return 1 - (left_out + skipped_flop) / (num_layers * sum(flop[start:]))
+
+
+def _check_shrinks(before: Layers, layers: Layers) -> None:
+    rest = iter(before)
+    if not all(layer in rest for layer in layers):
+        raise ValueError(f"layers {layers} follow {before}: depth may only shrink, in the same order")

@@ -1,0 +1,54 @@
+"""How much of a model's layers generation computed, prompt and answer apart."""
+
+from collections.abc import Sequence
+
+from skippipe.inference.policies.base import Meter
+from skippipe.inference.schedule import Layers
+from skippipe.model.cost import TokenCost
+
+
+class Tally:
+    """FLOP of the layers that ran and of all layers, for rows whose prompts have these lengths."""
+
+    def __init__(self, num_layers: int, cost: TokenCost, lengths: Sequence[int], meter: Meter | None) -> None:
+        self._num_layers, self._cost, self._meter = num_layers, cost, meter
+        self._lengths = list(lengths)
+        self._steps: list[int] = []
+        self._prompt_skipped_flop = 0.0
+        self._prompt = (1.0, 0.0)
+        """All FLOP, and those left out with whole layers."""
+
+    def count_prompt(self, layers_of: Sequence[Layers]) -> None:
+        """Count the prompts; `layers_of` has the layers of each column, padding on the left."""
+        whole = left_out = 0.0
+        for length in self._lengths:
+            for position, layers in enumerate(layers_of[len(layers_of) - length :]):
+                flop = self._cost.layer_flop(position + 1)
+                whole += self._num_layers * flop
+                left_out += (self._num_layers - len(layers)) * flop
+        self._prompt = whole, left_out
+        self._prompt_skipped_flop = self._meter.skipped_flop if self._meter is not None else 0.0
+
+    def count_step(self, layers: Layers) -> None:
+        """Count one more token in each row."""
+        self._steps.append(len(layers))
+
+    @property
+    def share_of_prompt(self) -> float:
+        """Share of the layers' FLOP that the prompts took."""
+        whole, left_out = self._prompt
+        return 1 - (left_out + self._prompt_skipped_flop) / whole
+
+    @property
+    def share(self) -> float:
+        """Share of the layers' FLOP that the tokens after the prompts took."""
+        whole = left_out = 0.0
+        for length in self._lengths:
+            for step, count in enumerate(self._steps):
+                flop = self._cost.layer_flop(length + step + 1)
+                whole += self._num_layers * flop
+                left_out += (self._num_layers - count) * flop
+        if not whole:
+            return self.share_of_prompt
+        skipped = self._meter.skipped_flop - self._prompt_skipped_flop if self._meter is not None else 0.0
+        return 1 - (left_out + skipped) / whole
