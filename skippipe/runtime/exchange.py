@@ -16,8 +16,12 @@ ANSWER_S = 2.0
 POLL_S = 0.02
 
 
-def gather(context: DistributedContext, topic: str, action: Callable[[], Any]) -> list[Any]:
+def gather(
+    context: DistributedContext, topic: str, action: Callable[[], Any], limit_s: float | None = None
+) -> list[Any]:
     """Return what `action` returns (JSON) on every rank, in rank order. All ranks call this together, once a topic.
+
+    A rank that says nothing within `limit_s` (default: the context's timeout) is given up.
 
     Where it raises a `SkipPipeError` on any rank, it raises on every rank, with the exit code of the first that failed.
     """
@@ -27,7 +31,9 @@ def gather(context: DistributedContext, topic: str, action: Callable[[], Any]) -
     except SkipPipeError as reason:
         failure = reason
         own = {"error": str(reason), "exit_code": reason.exit_code}
-    answers = [own] if context.store is None else _exchange(context, context.store, topic, own)
+    answers = (
+        [own] if context.store is None else _exchange(context, context.store, topic, own, limit_s or context.timeout_s)
+    )
     if failure is not None:
         _wait_for_readers(context, topic)
         raise failure
@@ -39,19 +45,21 @@ def gather(context: DistributedContext, topic: str, action: Callable[[], Any]) -
     return [answer["value"] for answer in answers]
 
 
-def _exchange(context: DistributedContext, store: Store, topic: str, own: dict[str, Any]) -> list[dict[str, Any]]:
+def _exchange(
+    context: DistributedContext, store: Store, topic: str, own: dict[str, Any], limit_s: float
+) -> list[dict[str, Any]]:
     keys = [f"{topic}/{rank}" for rank in range(context.world_size)]
     failure = ""
     try:
         store.set(keys[context.rank], json.dumps(own))
-        store.wait(keys, timedelta(seconds=context.timeout_s))
+        store.wait(keys, timedelta(seconds=limit_s))
         texts = [store.get(key) for key in keys]
         store.add(f"{topic}/read", 1)
     except RuntimeError as reason:
         failure = str(reason).splitlines()[0]
     if failure:
         raise CommunicationError(
-            f"rank {context.rank} did not hear from all {context.world_size} ranks within {context.timeout_s:g} s "
+            f"rank {context.rank} did not hear from all {context.world_size} ranks within {limit_s:g} s "
             f"({topic}): {failure}"
         )
     return [json.loads(text) for text in texts]

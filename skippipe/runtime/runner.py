@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -11,19 +11,20 @@ from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
 from skippipe.config import EmulationOptions, Experiment, PowerSgdOptions
-from skippipe.errors import CommunicationError, ConfigError, PlanError
+from skippipe.errors import ConfigError, PlanError
 from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
 from skippipe.recipes.options import RecipeOptions
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.exchange import gather
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Direction
 from skippipe.runtime.wire import ActivationCompression, Wire
 from skippipe_scheduler.plan import Plan
 
-COMPILATION_LIMIT = timedelta(minutes=30)
+COMPILATION_LIMIT_S = 1800.0
 """A rank that has not compiled its stage by then is given up."""
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -199,9 +200,9 @@ def make_runner(
     if context.world_size == 1:
         stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
         return LocalRunner(plans, stages, options)
-    stage = make_stage(plan, plan.stage_of[plan.nodes[context.rank]], config, experiment.seed, options)
-    if options.compile:
-        _wait_for_compilation(context)
+    index = plan.stage_of[plan.nodes[context.rank]]
+    build = partial(make_stage, plan, index, config, experiment.seed, options)
+    stage = compiled_together(build, context) if options.compile else build()
     return DistributedRunner(plans, stage, context, options)
 
 
@@ -214,22 +215,24 @@ def _check_compilable(plans: PlanSet, options: RunnerOptions) -> None:
         )
 
 
-def _wait_for_compilation(context: DistributedContext) -> None:
-    """Wait for all ranks outside of any process group: compiling may take longer than `comm.timeout_s`."""
-    if context.store is None:
-        return
-    keys = [f"compiled/{rank}" for rank in range(context.world_size)]
-    context.store.set(keys[context.rank], "1")
-    late = False
-    try:
-        context.store.wait(keys, COMPILATION_LIMIT)
-    except RuntimeError:
-        late = True
-    if late:
-        raise CommunicationError(
-            f"rank {context.rank} waited {COMPILATION_LIMIT} for the other ranks to compile their stages; see what "
-            "they report, or set training.compile to false"
-        )
+def compiled_together(build: Callable[[], Stage], context: DistributedContext) -> Stage:
+    """Return the compiled stage of `build` once every rank has its own; where one fails, all raise its `ConfigError`.
+
+    Ranks meet outside of any process group: compiling may take longer than `comm.timeout_s`.
+    """
+    built: list[Stage] = []
+
+    def build_own() -> None:
+        try:
+            built.append(build())
+        except RuntimeError as reason:  # whatever torch.compile and its compilers raise
+            first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
+            raise ConfigError(
+                f"training.compile: the stage cannot be compiled: {first_line}; set training.compile to false"
+            ) from reason
+
+    gather(context, "compiled", build_own, limit_s=COMPILATION_LIMIT_S)
+    return built[0]
 
 
 def runner_options(experiment: Experiment, config: PretrainedConfig, context: DistributedContext) -> RunnerOptions:

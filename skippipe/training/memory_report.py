@@ -9,6 +9,7 @@ import torch
 from skippipe.config import Experiment
 from skippipe.planning import experiment_workload
 from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.exchange import gather
 from skippipe.runtime.plan_set import PlanSet
 from skippipe.training.peak_memory import PeakMemory
 from skippipe_scheduler.cluster import load_cluster
@@ -38,12 +39,19 @@ def estimate_memory(experiment: Experiment, plans: PlanSet, world_size: int) -> 
 def check_room(
     experiment: Experiment, estimates: Sequence[MemoryEstimate], context: DistributedContext, device: torch.device
 ) -> None:
-    """Raise `InfeasibleError` where a node's given memory, or this process's own GPU, has too little room."""
+    """Raise an error on every rank where a node's given memory or a rank's own GPU has too little room.
+
+    It is an `InfeasibleError` on the rank that has too little.
+    """
     check_memory(estimates, given_limits(load_cluster(Path(experiment.cluster)).members()))
-    if device.type == "cuda":
-        own = estimates[context.rank]
-        total_bytes = torch.cuda.get_device_properties(device).total_memory
-        check_memory([own], {own.node: total_bytes}, named="the GPU's memory")
+
+    def check_own() -> None:
+        if device.type == "cuda":
+            own = estimates[context.rank]
+            total_bytes = torch.cuda.get_device_properties(device).total_memory
+            check_memory([own], {own.node: total_bytes}, named="the GPU's memory")
+
+    gather(context, "room", check_own)
 
 
 class MemoryReport:

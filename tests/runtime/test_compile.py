@@ -1,5 +1,6 @@
 """Compiled stages give the gradients of uncompiled ones; what cannot be compiled is refused before anything runs."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -7,14 +8,16 @@ import torch
 from random_plans import random_plan
 from ranks import make_config, make_experiment
 from test_local import ALONE, gradients_and_loss, make_local
+from torch.distributed import HashStore
 
-from skippipe.errors import ConfigError
+from skippipe.errors import ConfigError, SkipPipeError
 from skippipe.model import compilation
 from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime import runner
-from skippipe.runtime.runner import make_runner
+from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.runner import compiled_together, make_runner
 
 CPU = torch.device("cpu")
 
@@ -75,6 +78,27 @@ def test_compiled_run_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert compiled_loss == pytest.approx(loss, rel=1e-5)
     for name, gradient in compiled.items():
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_compilation_that_fails_ends_all_ranks() -> None:
+    store = HashStore()
+
+    def compile_on(rank: int) -> str:
+        context = DistributedContext(rank=rank, world_size=2, local_rank=rank, timeout_s=20.0, store=store)
+
+        def build() -> Stage:
+            if rank == 1:
+                raise RuntimeError("the linker is gone\nand more lines")
+            return make_stage("none", num_layers=1, ends=False)
+
+        with pytest.raises(SkipPipeError) as caught:
+            compiled_together(build, context)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        told, failed = pool.map(compile_on, range(2))
+    assert failed == "training.compile: the stage cannot be compiled: the linker is gone; set training.compile to false"
+    assert told == f"rank 1: {failed}"
 
 
 def test_selective_checkpointing_is_refused() -> None:
