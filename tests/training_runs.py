@@ -1,5 +1,6 @@
 """Small experiments on real text, and the ranks that train them; also the program of a rank that dies while saving."""
 
+import ctypes
 import logging
 import os
 import resource
@@ -21,6 +22,8 @@ from skippipe.training.loop import TrainingSummary, train
 from skippipe.training.plan_choice import share_plans
 from skippipe_scheduler.plan import Plan
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt: from which size on a block is mapped by itself."""
 WORLD_SIZE = 3
 """Ranks of the runs with several processes."""
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
@@ -129,13 +132,19 @@ def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def train_on_ranks(
-    experiment: Experiment, plan: Plan | None, blocked_rank: int = -1, world_size: int = WORLD_SIZE
+    experiment: Experiment,
+    plan: Plan | None,
+    blocked_rank: int = -1,
+    world_size: int = WORLD_SIZE,
+    *,
+    return_memory: bool = False,
 ) -> list[str]:
     """Train on one process per node; return what each wrote to standard error, after checking that none failed.
 
     Without a plan rank 0 finds or solves it for `world_size` nodes, with those that the recipe needs. The processes
     are forked from one server that has imported everything. On `blocked_rank` the disk is full until its
-    first checkpoint has failed.
+    first checkpoint has failed. With `return_memory`, blocks that are given back leave the process at once, so that
+    resident memory is what is in use.
     """
     context = preloaded()
     port, world_size = free_port(), len(plan.nodes) if plan else world_size
@@ -149,6 +158,7 @@ def train_on_ranks(
             {key: str(value) for key, value in place.items()},
             logs[-1],
             rank == blocked_rank,
+            return_memory,
         )
         processes.append(context.Process(target=_train_rank, args=arguments))
         processes[-1].start()
@@ -162,7 +172,11 @@ def train_on_ranks(
     return texts
 
 
-def _train_rank(experiment: Experiment, plan: Plan | None, place: dict[str, str], log: Path, blocked: bool) -> None:
+def _train_rank(
+    experiment: Experiment, plan: Plan | None, place: dict[str, str], log: Path, blocked: bool, return_memory: bool
+) -> None:
+    if return_memory:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
     os.environ.update(place)
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 2)

@@ -20,7 +20,7 @@ def assert_no_bound_exceeds(bounds, iteration_s):
         assert bound_s <= iteration_s + 1e-9, name
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_no_bound_exceeds_the_time_of_a_plan(problem, seed):
     plan = solve(problem, SolveOptions(seed=seed, max_evaluations=200))
@@ -46,7 +46,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(problem=problems())
 def test_no_bound_exceeds_the_time_of_a_plan_of_a_variant(variant, problem):
     changed = VARIANTS[variant](problem)
@@ -66,7 +66,7 @@ def problem_of_plan(plan, *, fixed):
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node"]), st.booleans(), st.integers(1, 3))
 def test_no_bound_exceeds_the_time_of_a_random_plan(seed, contention, fixed, memory):
     plan = random_plan(seed, num_microbatches=3, contention=contention, memory=memory)

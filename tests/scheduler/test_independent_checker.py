@@ -59,7 +59,7 @@ def varied_problems(draw: st.DrawFn) -> Problem:
     return problem
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(varied_problems(), st.integers(0, 3), st.sampled_from([1, 60]))
 def test_plans_of_the_planner_pass(problem: Problem, seed: int, evaluations: int) -> None:
     content = content_of(solve(problem, SolveOptions(seed=seed, max_evaluations=evaluations)))

@@ -14,7 +14,7 @@ from skippipe_scheduler.solve import SolveOptions, solve
 from skippipe_scheduler.validate import validate
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_plans_of_random_problems_are_valid(problem, seed):
     plan = solve(problem, SolveOptions(seed=seed, max_evaluations=60))

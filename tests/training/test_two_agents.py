@@ -11,6 +11,8 @@ from processes import finish, free_port
 from random_plans import random_plan
 from training_runs import losses, make_experiment, train_alone, write_inputs
 
+from skippipe.errors import ConfigError
+from skippipe.runtime.context import DistributedContext
 from skippipe_scheduler.plan import Plan
 
 TEMPLATE = Path(__file__).parents[2] / "launch" / "torchrun.sh"
@@ -72,11 +74,7 @@ def test_c10d_agents_take_the_node_they_are_named_after(tmp_path: Path) -> None:
     assert losses(tmp_path / "named") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
 
 
-def test_a_name_that_is_not_in_the_plan_is_refused(tmp_path: Path) -> None:
-    plan = two_node_plan()
-    arguments = write_inputs(make_experiment(tmp_path, comm={"timeout_s": 8}), plan, tmp_path)
-    endpoint = f"127.0.0.1:{free_port()}"
-    agents = [c10d_agent(arguments, endpoint, {"SKIPPIPE_NODE": name}) for name in (plan.nodes[0], "tokyo")]
-    results = [finish(agent) for agent in agents]
-    assert all(code != 0 for code, _ in results)
-    assert "the cluster has no node 'tokyo'; it has node-0, node-1" in "".join(output for _, output in results)
+def test_a_name_that_is_not_in_the_plan_is_refused() -> None:
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "SKIPPIPE_NODE": "tokyo"}
+    with pytest.raises(ConfigError, match="the cluster has no node 'tokyo'; it has node-0, node-1"):
+        DistributedContext.from_environment(1.0, place, two_node_plan().nodes)
