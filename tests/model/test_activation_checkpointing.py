@@ -45,14 +45,11 @@ def test_gradients_are_the_same_to_the_bit(architecture: str, mode: Mode) -> Non
         assert torch.equal(one, other)
 
 
-def live_bytes() -> int:
-    """Return the bytes of all tensors that are alive, each storage once."""
+def live_storages() -> dict[int, torch.UntypedStorage]:
+    """Return the storages of all tensors that are alive, by address; they live as long as what is returned."""
     gc.collect()
-    storages = {}
-    for thing in gc.get_objects():
-        if type(thing) in (Tensor, nn.Parameter):
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-    return sum(storages.values())
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
+    return {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
 
 
 def saved_bytes(stage: Stage, hidden: Tensor) -> int:
@@ -63,12 +60,12 @@ def saved_bytes(stage: Stage, hidden: Tensor) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    before = live_bytes()
+    before = live_storages()  # held, so that nothing of it goes in between
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = stage(hidden)
-    after = live_bytes()
+    after = live_storages()
     assert output.requires_grad
-    return after - before
+    return sum(storage.nbytes() for address, storage in after.items() if address not in before)
 
 
 def test_each_mode_keeps_less_and_the_cost_says_how_much() -> None:
