@@ -6,22 +6,16 @@ Precedence: `key.sub=value` on the command line, then the YAML file, then its `b
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from skippipe.data.options import DataOptions
 from skippipe.recipes.options import RecipeOptions
+from skippipe.section import Section, Share
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, unknown keys refused, every field described."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ModelOptions(Section):
@@ -29,7 +23,7 @@ class ModelOptions(Section):
 
     architecture: str = "llama"
     """Hugging Face model_type, see docs/models.md."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Keys of that architecture's configuration class, such as hidden_size."""
     directory: str | None = None
     """A Hugging Face directory to read config.json from, instead of architecture and options."""

@@ -18,7 +18,7 @@ FILE = click.Path(path_type=Path)
 
 @click.command("evaluate", cls=GreedyCommand)
 @click.argument("path", metavar="RUN_OR_DIR", type=FILE)
-@click.option("--policy", "policies", type=WordList(), default="random", show_default=True, help=f"{POLICIES}")
+@click.option("--policy", "policies", type=WordList(), default="random", show_default=True, help=POLICIES)
 @click.option("--keep", "keeps", type=FloatList(), default="1.0 0.67 0.5", show_default=True, help="Shares of compute.")
 @click.option("--batches", "num_batches", type=click.IntRange(min=1), default=24, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")

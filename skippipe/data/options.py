@@ -2,15 +2,15 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from skippipe.section import Section
 
 Source = Literal["text", "jsonl", "parquet", "huggingface", "python_stdlib"]
 
 
-class DataOptions(BaseModel):
+class DataOptions(Section):
     """Where text comes from and how it becomes tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     source: Source
     """text, jsonl and parquet read local files; huggingface a dataset of the hub or a local directory of one."""

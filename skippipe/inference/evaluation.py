@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,6 @@ def evaluate_model(
     policies: Sequence[str],
     keeps: Sequence[float],
     options: Options | None = None,
-    announce: Callable[[DepthResult], None] = lambda result: None,
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; a run gets evaluation.json.
 
@@ -104,7 +103,6 @@ def evaluate_model(
     for name, keep, policy in built:
         measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))
-        announce(results[-1])
     tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
     evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results)
     if model.run_dir is not None:

@@ -137,7 +137,7 @@ def generate(
         loop.run(eos_id, on_tokens)
     prompt_length = batch.ids.shape[1]
     rows = loop.ids[:, prompt_length : loop.length].tolist()
-    return Generated([_up_to_end(row, eos_id) for row in rows], loop.tally.share_of_prompt, loop.tally.share)
+    return Generated([up_to_end(row, eos_id) for row in rows], loop.tally.share_of_prompt, loop.tally.share)
 
 
 class _Loop:
@@ -222,5 +222,6 @@ class _Loop:
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator).squeeze(1)
 
 
-def _up_to_end(row: list[int], eos_id: int | None) -> list[int]:
+def up_to_end(row: list[int], eos_id: int | None) -> list[int]:
+    """Return tokens up to and with the end of text."""
     return row[: row.index(eos_id) + 1] if eos_id in row else row

@@ -45,15 +45,15 @@ def segments(layers_of: Sequence[Layers]) -> tuple[Segment, ...]:
 
 
 def share_computed(
-    layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, *, start: int = 0, skipped_flop: float = 0.0
+    layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, *, skipped_flop: float = 0.0
 ) -> float:
-    """Return the share of all layers' FLOP that a sequence computes from position `start` on, head and embedding apart.
+    """Return the share of all layers' FLOP that a sequence computes, head and embedding apart.
 
     `skipped_flop` was left out inside layers that ran.
     """
     flop = [cost.layer_flop(position + 1) for position in range(len(layers_of))]
-    left_out = sum((num_layers - len(layers_of[position])) * flop[position] for position in range(start, len(flop)))
-    return 1 - (left_out + skipped_flop) / (num_layers * sum(flop[start:]))
+    left_out = sum((num_layers - len(layers)) * one for layers, one in zip(layers_of, flop, strict=True))
+    return 1 - (left_out + skipped_flop) / (num_layers * sum(flop))
 
 
 def _check_shrinks(before: Layers, layers: Layers) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from skippipe.errors import InputError
 from skippipe.inference.cache import RouteCache
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.generation import check_prompts
+from skippipe.inference.generation import check_prompts, up_to_end
 from skippipe.inference.policies.base import Policy
 from skippipe.inference.schedule import Layers, Segment
 
@@ -84,7 +84,7 @@ def speculate(
         proposal = speculation.draft_after(tokens[-1], min(num_drafted, room))
         chosen = speculation.check()
         agreed = next((index for index, token in enumerate(proposal) if token != chosen[index]), len(proposal))
-        new = _up_to_end(chosen[: agreed + 1], eos_id)
+        new = up_to_end(chosen[: agreed + 1], eos_id)
         speculation.keep(agreed + 1)
         drafted, accepted, checks = drafted + len(proposal), accepted + agreed, checks + 1
         tokens += new
@@ -171,7 +171,3 @@ def _tell(on_tokens: Callable[[Tensor], None] | None, tokens: Sequence[int]) -> 
     if on_tokens is not None:
         for token in tokens:
             on_tokens(torch.tensor([token]))
-
-
-def _up_to_end(tokens: list[int], eos_id: int | None) -> list[int]:
-    return tokens[: tokens.index(eos_id) + 1] if eos_id in tokens else tokens

@@ -7,15 +7,20 @@ from skippipe.errors import InputError
 NAMES = ("mlp", "block_sparse_moe", "feed_forward")
 
 
+def find_feed_forward(layer: nn.Module) -> str | None:
+    """Return the name of the layer's feed-forward block; None where it has none apart from the rest."""
+    return next((name for name in NAMES if isinstance(getattr(layer, name, None), nn.Module)), None)
+
+
 def feed_forward_name(layer: nn.Module) -> str:
     """Return the name of the layer's feed-forward block; raise `InputError` where it has none to skip."""
-    for name in NAMES:
-        if isinstance(getattr(layer, name, None), nn.Module):
-            return name
-    raise InputError(
-        f"layers of type {type(layer).__name__} have no feed-forward block apart from the rest; "
-        "choose a policy that leaves out whole layers"
-    )
+    name = find_feed_forward(layer)
+    if name is None:
+        raise InputError(
+            f"layers of type {type(layer).__name__} have no feed-forward block apart from the rest; "
+            "choose a policy that leaves out whole layers"
+        )
+    return name
 
 
 def residual_reader(layer: nn.Module) -> nn.Module | None:

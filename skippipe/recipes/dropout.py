@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from skippipe.errors import ConfigError
+from skippipe.model.feed_forward import find_feed_forward
 from skippipe.model.stage import Stage
 from skippipe.recipes.options import DropoutOptions, RecipeOptions
 from skippipe.recipes.probability import kept_samples, probability
-
-FFN = "mlp"
-"""What the supported architectures call the feed-forward part of a layer."""
 
 
 class StageDropout:
@@ -42,7 +40,8 @@ class StageDropout:
         for place, layer in enumerate(layers):
             index = stage.first + place
             if recipe.ffn_dropout.probability > 0:
-                setattr(layer, FFN, LeftOut(_ffn_of(layer, stage), partial(self._run_ffn, index), torch.zeros_like))
+                name = _ffn_name(layer, stage)
+                setattr(layer, name, LeftOut(getattr(layer, name), partial(self._run_ffn, index), torch.zeros_like))
             if recipe.layer_dropout.probability > 0:
                 layers[place] = LeftOut(layer, partial(self._run_layer, index), _unchanged)
 
@@ -115,11 +114,11 @@ def _unchanged(hidden: Tensor) -> Tensor:
     return hidden
 
 
-def _ffn_of(layer: nn.Module, stage: Stage) -> nn.Module:
-    ffn = getattr(layer, FFN, None)
-    if not isinstance(ffn, nn.Module):
+def _ffn_name(layer: nn.Module, stage: Stage) -> str:
+    name = find_feed_forward(layer)
+    if name is None:
         raise ConfigError(
-            f"recipe.ffn_dropout: the layers of {stage.body.config.model_type!r} have no feed-forward part called "
-            f"{FFN!r}; use recipe.layer_dropout"
+            f"recipe.ffn_dropout: the layers of {stage.body.config.model_type!r} have no feed-forward part of their "
+            "own; use recipe.layer_dropout"
         )
-    return ffn
+    return name

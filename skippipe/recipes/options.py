@@ -2,16 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+from skippipe.section import Section, Share
+
 RouteLengths = dict[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=1)]]
-
-
-class Section(BaseModel):
-    """Base of the sections here: immutable, unknown keys refused, every field described."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DepthPhase(Section):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skippipe.config import PowerSgdOptions
 from skippipe.runtime.int8 import decode, encode, int8_bytes
-from skippipe.runtime.reduction import Bucket, BucketSum, Waitable, direct_sum
+from skippipe.runtime.reduction import Bucket, BucketSum, Waitable, direct_sum, send_to_all
 from skippipe.runtime.runner import RunnerOptions
 
 BLOCK = 1024
@@ -59,7 +59,7 @@ def int8_sum(group: dist.ProcessGroup, *, error_feedback: bool) -> BucketSum:
         received = torch.empty_like(messages)
         yield dist.all_to_all_single(received, messages, group=group, async_op=True)
         sums = rounded(decode(received, BLOCK).sum(0, keepdim=True), bucket.number, sum_errors)  # (1, n / R)
-        yield dist.all_gather_into_tensor(messages.view(-1), sums.view(-1), group=group, async_op=True)
+        yield send_to_all(messages, sums, group)
         flat.copy_(decode(messages, BLOCK).view(-1)[: flat.numel()])
 
     return total

@@ -90,7 +90,7 @@ class StageCompute:
         _, labels = self._samples.pop(microbatch)
         loss = self.stage.loss(hidden, labels) / self._num_microbatches
         if torch.is_grad_enabled():
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             if self._exit_weight > 0:
                 self._exit(microbatch, labels)
         self.loss_sum += float(loss.detach())
@@ -101,7 +101,7 @@ class StageCompute:
         _, output = self._held[microbatch]
         early = output.detach().requires_grad_()  # (B, T, D)
         loss = self.stage.loss(early, labels) / self._num_microbatches
-        (self._exit_weight * loss).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self._exit_weight * loss)
         self.exit_loss_sum += float(loss.detach())
         if early.grad is not None:
             self._exit_gradients[microbatch] = early.grad

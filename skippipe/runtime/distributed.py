@@ -22,7 +22,7 @@ from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.reduction import fill_missing, scale, sum_over_replicas, visit_factor
+from skippipe.runtime.reduction import fill_missing, scale, send_to_all, sum_over_replicas, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe.runtime.transport import guarded
 from skippipe.runtime.verifier import prove, prove_transfers
@@ -209,11 +209,8 @@ class DistributedRunner:
         Every rank sends to every other at once. On slow links that takes two latencies of the longest one, to ask and
         to answer; a ring, which is what gloo's all-reduce is, takes one for each rank, twice.
         """
-        count = len(self._nodes)
-        sent = tensor.expand(count, -1).contiguous()  # (n,) -> (R, n)
-        received = torch.empty_like(sent)
-        group = self._groups.control
-        guarded(action, self._others, lambda: dist.all_to_all_single(received, sent, group=group))
+        received = tensor.new_empty(len(self._nodes), len(tensor))  # (R, n)
+        guarded(action, self._others, lambda: send_to_all(received, tensor, self._groups.control).wait())
         tensor.copy_(received.sum(0) if operation == dist.ReduceOp.SUM else received.amax(0))
 
     def _barrier(self) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from skippipe.errors import ConfigError
 from skippipe.runtime.failure import TransferError
 from skippipe.runtime.groups import ProcessGroups
-from skippipe.runtime.reduction import direct_sum, sum_over_replicas
+from skippipe.runtime.reduction import direct_sum, send_to_all, sum_over_replicas
 
 MISSING = re.compile(
     r"could not run|not implemented|not support|unsupported|invalid scalar type|no backend", re.IGNORECASE
@@ -70,8 +70,7 @@ def _pass_on(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
 
 
 def _exchange(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
-    sent = torch.ones(group.size(), dtype=dtype)
-    dist.all_to_all_single(torch.empty_like(sent), sent, group=group)
+    send_to_all(torch.empty(group.size(), SIZE, dtype=dtype), torch.ones(SIZE, dtype=dtype), group).wait()
 
 
 def _sum_over_replicas(group: dist.ProcessGroup, dtype: torch.dtype) -> None:

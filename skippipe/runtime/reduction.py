@@ -86,6 +86,15 @@ def sum_over_replicas(
         finish_oldest()
 
 
+def send_to_all(received: Tensor, own: Tensor, group: dist.ProcessGroup) -> Waitable:
+    """Begin to send `own` (n,) or (1, n) to all ranks; `received` (R, n) gets what each of them sends, in rank order.
+
+    All messages leave at once, which takes one latency; gathering around a ring takes R - 1.
+    """
+    work: Waitable = dist.all_to_all_single(received, own.expand_as(received).contiguous(), group=group, async_op=True)
+    return work
+
+
 def direct_sum(group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> BucketSum:
     """Return the sum of numbers that travel in `dtype`; it is made in fp32.
 
@@ -101,8 +110,8 @@ def direct_sum(group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> 
         rows.view(-1)[: flat.numel()] = flat
         received = torch.empty_like(rows)
         yield dist.all_to_all_single(received.view(torch.uint8), rows.view(torch.uint8), group=group, async_op=True)
-        sums = received.float().sum(0).to(dtype).expand(count, -1).contiguous()  # (R, n / R)
-        yield dist.all_to_all_single(rows.view(torch.uint8), sums.view(torch.uint8), group=group, async_op=True)
+        sums = received.float().sum(0).to(dtype)  # (R, n / R) -> (n / R,)
+        yield send_to_all(rows.view(torch.uint8), sums.view(torch.uint8), group)
         flat.copy_(rows.view(-1)[: flat.numel()])
 
     return total

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.ffn_skipping import FfnSkipping
 from skippipe.inference.generation import generate
 from skippipe.inference.policies.base import Policy, Request
 from skippipe.inference.policies.registry import build_policy
@@ -31,7 +32,7 @@ def policy_of(decoder: Decoder, threshold: float) -> Policy:
 def run(decoder: Decoder, policy: Policy, rows: Tensor) -> tuple[Tensor, float]:
     """Return the logits and the share that was skipped."""
     with policy.installed(decoder) as meter, torch.inference_mode():
-        assert meter is not None
+        assert isinstance(meter, FfnSkipping)
         meter.begin(torch.arange(rows.shape[1]).expand_as(rows))
         logits = decoder.logits(rows, [Segment(decoder.all_layers, rows.shape[1])])
     layers_of = [decoder.all_layers] * rows.shape[1]
@@ -101,18 +102,18 @@ def test_the_residual_stream_is_seen_in_every_kind_of_layer(architecture: str) -
         with build_policy("ffn-skip:first=1,last=3,warm_up=0,span=1,threshold=-1", Request(decoder, 0.5)).installed(
             decoder
         ) as meter:
-            assert meter is not None
+            assert isinstance(meter, FfnSkipping)
             meter.begin(torch.arange(14).expand_as(ROWS))
-            meter._left = torch.ones_like(ROWS)  # type: ignore[attr-defined]  # as if layer 1 had said so
-            meter._none_left = False  # type: ignore[attr-defined]
+            meter._left = torch.ones_like(ROWS)  # as if layer 1 had said so
+            meter._none_left = False
             before = decoder.run_layers(hidden, (2,))
         with policy.installed(decoder) as meter:
-            assert meter is not None
-            meter.cosines = {}  # type: ignore[attr-defined]
+            assert isinstance(meter, FfnSkipping)
+            meter.cosines = {}
             meter.begin(torch.arange(14).expand_as(ROWS))
             decoder.run_layers(hidden, (2,))
     expected = torch.nn.functional.cosine_similarity(before, after, dim=-1)
-    torch.testing.assert_close(meter.cosines[2], expected, rtol=1e-5, atol=1e-5)  # type: ignore[attr-defined]
+    torch.testing.assert_close(meter.cosines[2], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.75, 0.6])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,8 +64,14 @@ def test_every_architecture_generates_what_transformers_does(architecture: str) 
 
 def test_sampling_is_that_of_transformers() -> None:
     decoder, policy = decoder_and("llama", "full", 1.0)
-    chosen = {"do_sample": True, "temperature": 1.7, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.3}
-    ours = generate(decoder, policy, PROMPTS, max_new_tokens=NEW, sampling=Sampling(seed=11, **chosen)).tokens  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 1.7,
+        "top_k": 30,
+        "top_p": 0.9,
+        "repetition_penalty": 1.3,
+    }
+    ours = generate(decoder, policy, PROMPTS, max_new_tokens=NEW, sampling=Sampling(seed=11, **chosen)).tokens
     torch.manual_seed(11)
     assert ours == library(model_of("llama"), PROMPTS, **chosen)
     assert ours != generate(decoder, policy, PROMPTS, max_new_tokens=NEW).tokens

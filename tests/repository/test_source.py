@@ -14,6 +14,7 @@ SOURCES = sorted([*(ROOT / "skippipe").rglob("*.py"), *(ROOT / "scheduler").rglo
 LAYERS = {
     "skippipe_scheduler": 0,
     "errors": 1,
+    "section": 1,
     "config": 1,
     "config_file": 1,
     "model": 2,
