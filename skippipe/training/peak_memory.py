@@ -2,7 +2,8 @@
 
 On a GPU it is what torch's allocator had handed out at most. On a CPU it is the growth of resident memory, which also
 sees what libraries and the system's allocator take: the kernel's high-water mark where it can be reset (Linux), else
-the greatest of the values at the end of the steps.
+the greatest of the values at the end of the steps. On Linux the pages of files do not count (code of libraries, mapped
+texts): how many of them lie in memory depends on what other processes read, and the kernel drops them when it needs room.
 """
 
 import sys
@@ -30,14 +31,14 @@ class PeakMemory:
             self._has_mark = STATUS.exists()
         except OSError:
             self._has_mark = False
-        self._before_bytes = resident_bytes()
+        self._before_bytes = resident_bytes() - _file_bytes()
 
     def read(self) -> int:
         """Return the peak so far in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         now_bytes = _status_bytes("VmHWM") if self._has_mark else resident_bytes()
-        self._greatest_bytes = max(self._greatest_bytes, now_bytes - self._before_bytes)
+        self._greatest_bytes = max(self._greatest_bytes, now_bytes - _file_bytes() - self._before_bytes)
         return self._greatest_bytes
 
 
@@ -49,6 +50,10 @@ def resident_bytes() -> int:
 
     greatest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return greatest if sys.platform == "darwin" else greatest * 1024
+
+
+def _file_bytes() -> int:
+    return _status_bytes("RssFile") if STATUS.exists() else 0
 
 
 def _status_bytes(key: str) -> int:
