@@ -3,7 +3,7 @@
 On a GPU it is what torch's allocator had handed out at most. On a CPU it is the growth of resident memory, which also
 sees what libraries and the system's allocator take: the kernel's high-water mark where it can be reset (Linux), else
 the greatest of the values at the end of the steps. On Linux the pages of files do not count (code of libraries, mapped
-texts): how many of them lie in memory depends on what other processes read, and the kernel drops them when it needs room.
+texts): how many lie in memory depends on what other processes read, and the kernel drops them when it needs room.
 """
 
 import sys
