@@ -71,7 +71,7 @@ class PipelineOptions(Section):
     uniform_coverage: bool = True
     split_backward: bool = False
     """Whether weight gradients may run apart from their backward, where a node would be idle (docs/planning.md)."""
-    reduction: Literal["ring", "tree"] = "ring"
+    reduction: Literal["ring", "tree", "direct"] = "direct"
     """How the planner times the gradient reduction of a stage (docs/plan-file.md)."""
     planner: PlannerOptions = PlannerOptions()
 

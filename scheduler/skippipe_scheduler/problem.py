@@ -21,11 +21,12 @@ from skippipe_scheduler.files import (
     parse,
     read_json,
 )
+from skippipe_scheduler.gradient_reduction import SECONDS, Links
 from skippipe_scheduler.pins import check_pins
 
 FORMAT: Final = "skippipe.problem/1"
 Contention = Literal["none", "link", "node"]
-Reduction = Literal["ring", "tree"]
+Reduction = Literal["ring", "tree", "direct"]
 RouteLength = Annotated[int, Field(ge=2)]
 
 
@@ -258,42 +259,17 @@ class Problem(StrictModel):
     def reduce_s(self, stages: tuple[tuple[str, ...], ...]) -> tuple[float, ...]:
         """Return the gradient reduction time of every stage when `stages` hold these nodes.
 
-        A ring over R replicas takes 2(R-1) steps, each of the slowest neighbour's latency and 1/R of the bytes.
-
-        A tree is binomial over the stage's nodes in their order, the first its root, and takes 2 ceil(log2 R) rounds.
-        In round k = 0, 1, ... of the first half, node i + 2^k sends its sum to node i for every i that 2^(k+1) divides;
-        the second half goes the same edges back, last round first, with the result. A round takes the slowest of its
-        edges: its latency and all bytes. (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication
-        Operations in MPICH", 2005.)
+        How they follow from bytes and links: `skippipe_scheduler.gradient_reduction`.
         """
         if self.costs.reduce_s is not None:
             return self.costs.reduce_s
         if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
             return (0.0,) * self.num_stages
-        seconds = self._ring_s if self.reduction == "ring" else self._tree_s
+        links = Links(self.costs.latency_s, self.costs.gbit_per_s, cards_shared=self.costs.contention == "node")
         return tuple(
-            0.0 if len(nodes) == 1 else seconds(nodes, size_bytes * 8e-9)
+            0.0 if len(nodes) == 1 else SECONDS[self.reduction](links, nodes, size_bytes * 8e-9)
             for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)
         )
-
-    def _ring_s(self, nodes: tuple[str, ...], gbit: float) -> float:
-        chunk_gbit = gbit / len(nodes)
-        slowest_s = max(self._message_s(*ends, chunk_gbit) for ends in zip(nodes, nodes[1:] + nodes[:1], strict=True))
-        return 2 * (len(nodes) - 1) * slowest_s
-
-    def _tree_s(self, nodes: tuple[str, ...], gbit: float) -> float:
-        total_s = 0.0
-        stride = 1
-        while stride < len(nodes):
-            edges = list(zip(nodes[stride :: 2 * stride], nodes[:: 2 * stride], strict=False))
-            total_s += max(self._message_s(sender, receiver, gbit) for sender, receiver in edges)
-            total_s += max(self._message_s(receiver, sender, gbit) for sender, receiver in edges)
-            stride *= 2
-        return total_s
-
-    def _message_s(self, source: str, destination: str, gbit: float) -> float:
-        latency_s, gbit_per_s = self.costs.latency_s or {}, self.costs.gbit_per_s or {}
-        return latency_s[source][destination] + gbit / gbit_per_s[source][destination]
 
 
 def load_problem(path: Path) -> Problem:

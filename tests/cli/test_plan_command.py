@@ -91,7 +91,7 @@ def test_layers_are_chosen_for_a_slow_stage(capsys: pytest.CaptureFixture[str], 
 
 def test_reduction_is_timed_as_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     times_s = {}
-    for reduction in ("ring", "tree"):
+    for reduction in ("ring", "tree", "direct"):
         sizes = "pipeline.stage_sizes=[2,1,1]"
         plan(capsys, "--out", str(tmp_path / "plan.json"), sizes, f"pipeline.reduction={reduction}")
         times_s[reduction] = parse_plan(tmp_path / "plan.json").costs.reduce_s
@@ -101,6 +101,7 @@ def test_reduction_is_timed_as_asked(capsys: pytest.CaptureFixture[str], tmp_pat
     # Two replicas exchange halves in a ring, the whole in a tree, over links of 0.05 ms.
     assert tree_s[0] - 1e-4 == pytest.approx(2 * (ring_s[0] - 1e-4))
     assert tree_s[1:] == ring_s[1:] == (0, 0)
+    assert times_s["direct"] == pytest.approx(ring_s)
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Gradient reduction over a ring or a tree: by hand, and the same in the compiled search and the simulator."""
+"""Gradient reduction by ring, tree and direct messages: by hand, and the same in compiled search and simulator."""
 
 import math
 import random
@@ -16,16 +16,21 @@ from skippipe_scheduler.solve import SolveOptions, solve
 from skippipe_scheduler.validate import validate
 
 
-def reducing(seed: int, sizes: tuple[int, ...], reduction: str, *, even: bool = False) -> Problem:
+def reducing(
+    seed: int, sizes: tuple[int, ...], reduction: str, *, even: bool = False, contention: str = "none"
+) -> Problem:
     """Return a problem whose gradients cross links of very different latency and bandwidth."""
     problem = share_links(make_problem(seed, sizes, 2, max(4, sizes[0]), fixed=False), "link")
     generator = random.Random(seed)
     content = problem.model_dump()
-    content["costs"]["contention"] = "none"
+    costs = content["costs"]
+    costs["contention"] = contention
     for source in problem.nodes:
-        for sink in content["costs"]["latency_s"][source]:
-            content["costs"]["latency_s"][source][sink] = 0.5 if even else generator.uniform(0.1, 3.0)
-            content["costs"]["gbit_per_s"][source][sink] = 2.0 if even else generator.uniform(0.5, 8.0)
+        for sink in costs["latency_s"][source]:
+            latency_s = 0.5 if even else generator.uniform(0.1, 3.0)
+            gbit_per_s = 2.0 if even else generator.uniform(0.5, 8.0)
+            costs["latency_s"][source][sink], costs["gbit_per_s"][source][sink] = latency_s, gbit_per_s
+            costs["transfer_s"][source][sink] = latency_s + costs["activation_bytes"] * 8e-9 / gbit_per_s
     stage_bytes = tuple(1_000_000_000 * (stage + 1) for stage in range(len(sizes)))
     return Problem.model_validate(content | {"stage_bytes": stage_bytes, "reduction": reduction})
 
@@ -34,10 +39,11 @@ def reducing(seed: int, sizes: tuple[int, ...], reduction: str, *, even: bool = 
 @given(
     st.integers(0, 1000),
     st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(1, 3)),
-    st.sampled_from(["ring", "tree"]),
+    st.sampled_from(["ring", "tree", "direct"]),
+    st.sampled_from(["none", "link", "node"]),
 )
-def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], reduction: str) -> None:
-    search, state = begin(reducing(seed, sizes, reduction))
+def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], reduction: str, contention: str) -> None:
+    search, state = begin(reducing(seed, sizes, reduction, contention=contention))
     plan = plan_of(search, state)
     validate(plan)
     assert plan.costs.reduce_s == pytest.approx(search.layout.problem.reduce_s(tuple(s.nodes for s in plan.stages)))
@@ -49,9 +55,14 @@ def test_times_of_equal_links(replicas: int) -> None:
     nodes = (tuple(f"node-{index}" for index in range(replicas)), (f"node-{replicas}",), (f"node-{replicas + 1}",))
     sizes = (replicas, 1, 1)
     # 8 Gbit at 2 Gbit/s and half a second of latency.
-    ring_s, tree_s = (reducing(0, sizes, one, even=True).reduce_s(nodes) for one in ("ring", "tree"))
+    reductions = ("ring", "tree", "direct")
+    ring_s, tree_s, direct_s = (reducing(0, sizes, one, even=True).reduce_s(nodes) for one in reductions)
     assert ring_s == pytest.approx((2 * (replicas - 1) * (0.5 + 4.0 / replicas), 0, 0))
     assert tree_s == pytest.approx((2 * math.ceil(math.log2(replicas)) * 4.5, 0, 0))
+    one_s = 0.5 + 4.0 / replicas
+    assert direct_s == pytest.approx((2 * one_s if replicas > 1 else 0, 0, 0))
+    shared_s = reducing(0, sizes, "direct", even=True, contention="node").reduce_s(nodes)
+    assert shared_s[0] == pytest.approx(2 * (0.5 + 4.0 * (replicas - 1) / replicas) if replicas > 1 else 0)
 
 
 def test_edges_of_a_tree_by_hand() -> None:
@@ -66,6 +77,14 @@ def test_edges_of_a_tree_by_hand() -> None:
     up_s = [max(message_s(1, 0), message_s(3, 2)), message_s(2, 0), message_s(4, 0)]
     down_s = [message_s(0, 4), message_s(0, 2), max(message_s(0, 1), message_s(2, 3))]
     assert problem.reduce_s((order, ("node-5",), ("node-6",)))[0] == pytest.approx(sum(up_s) + sum(down_s))
+
+
+def test_direct_messages_by_hand() -> None:
+    problem = reducing(3, (3, 1, 1), "direct")
+    latency_s, gbit_per_s = problem.costs.latency_s or {}, problem.costs.gbit_per_s or {}
+    order = ("node-2", "node-0", "node-1")
+    longest_s = max(latency_s[a][b] + 8.0 / 3 / gbit_per_s[a][b] for a, b in permutations(order, 2))
+    assert problem.reduce_s((order, ("node-3",), ("node-4",)))[0] == pytest.approx(2 * longest_s)
 
 
 def test_given_reduction_times_win() -> None:

@@ -12,6 +12,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 CONTENTION: Final = {"none": 0, "link": 1, "node": 2}
+SHARED_CARDS: Final = CONTENTION["node"]
+REDUCTION: Final = {"ring": 0, "tree": 1, "direct": 2}
 MOST_CHOSEN: Final = 16
 """Microbatches that one step takes out at most."""
 
@@ -40,7 +42,7 @@ class Instance(NamedTuple):
     factors: Floats  # (samples, table) of task and transfer times, (0, 1) where the nominal time counts
     overhead_s: float
     contention: int
-    tree: bool  # gradients are reduced over a tree, else over a ring
+    reduction: int  # how gradients are reduced, one of REDUCTION
     max_swaps: int
     max_swap_distance: int
     max_forward_jump: int

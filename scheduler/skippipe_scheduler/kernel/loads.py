@@ -21,8 +21,8 @@ from skippipe_scheduler.kernel.arrays import (
 )
 from skippipe_scheduler.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.kernel.moves import forget, may_exchange, move, obeys_rules, save
+from skippipe_scheduler.kernel.reduction import reduction_s
 from skippipe_scheduler.kernel.tasks import below, uniform
-from skippipe_scheduler.kernel.timing import reduction_s
 
 _POWER = 12
 _TRIP_WEIGHT = 0.2

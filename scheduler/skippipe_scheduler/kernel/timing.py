@@ -9,18 +9,14 @@ from skippipe_scheduler.kernel.arrays import (
     CARD_OUT,
     FORWARD,
     FREE,
-    GBIT_PER_S,
     HELD,
     HELD_FROM,
     HELD_TO,
     INDEX_BITS,
     INDEX_MASK,
     LAST_END,
-    LATENCY_S,
     LOSS,
     OCCUPANCY_S,
-    REDUCE_GBIT,
-    REDUCE_S,
     TRANSFER_S,
     WEIGHT,
     Floats,
@@ -30,6 +26,7 @@ from skippipe_scheduler.kernel.arrays import (
     Schedule,
 )
 from skippipe_scheduler.kernel.jit import called, compiled, inlined
+from skippipe_scheduler.kernel.reduction import reduction_s
 from skippipe_scheduler.kernel.tasks import duration_s, hop_of
 
 _ORIGIN_WEIGHT = 0.1
@@ -210,39 +207,6 @@ def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
             for slot in range(p.first_slot[stage], p.first_slot[stage + 1]):
                 longest_s = max(longest_s, q.slot_s[LAST_END, slot] + reduced_s)
     return longest_s
-
-
-@called
-def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
-    """Return the all-reduce time of a stage under the schedule's placement (`Problem.reduce_s`)."""
-    first = p.first_slot[stage]
-    count = p.first_slot[stage + 1] - first
-    gbit = p.stages[REDUCE_GBIT, stage]
-    if gbit == 0 or count == 1:
-        return p.stages[REDUCE_S, stage]
-    if not p.tree:
-        slowest_s = 0.0
-        for place in range(count):
-            slowest_s = max(slowest_s, _message_s(p, s, first + place, first + (place + 1) % count, gbit / count))
-        return 2 * (count - 1) * slowest_s
-    total_s = 0.0
-    stride = 1
-    while stride < count:
-        up_s = 0.0
-        down_s = 0.0
-        for place in range(first, first + count - stride, 2 * stride):
-            up_s = max(up_s, _message_s(p, s, place + stride, place, gbit))
-            down_s = max(down_s, _message_s(p, s, place, place + stride, gbit))
-        total_s += up_s + down_s
-        stride *= 2
-    return total_s
-
-
-@inlined
-def _message_s(p: Instance, s: Schedule, source: int, sink: int, gbit: float) -> float:
-    here = s.placement[source]
-    there = s.placement[sink]
-    return p.links[LATENCY_S, here, there] + gbit / p.links[GBIT_PER_S, here, there]
 
 
 @called

@@ -1,0 +1,71 @@
+"""How long the gradients of a stage take to be summed over its replicas, by the way they are exchanged."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Links:
+    """Seconds and Gbit/s from node to node. Where `cards_shared`, the messages of a node leave one behind the other."""
+
+    latency_s: Mapping[str, Mapping[str, float]]
+    gbit_per_s: Mapping[str, Mapping[str, float]]
+    cards_shared: bool = False
+
+    def message_s(self, source: str, sink: str, gbit: float) -> float:
+        """Return how long one message takes that is alone."""
+        return self.latency_s[source][sink] + self.wire_s(source, sink, gbit)
+
+    def wire_s(self, source: str, sink: str, gbit: float) -> float:
+        """Return how long a message occupies the link."""
+        return gbit / self.gbit_per_s[source][sink]
+
+
+def ring_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
+    """Return 2 (R - 1) steps, each of the slowest neighbour's latency and 1/R of the bytes."""
+    following = [*nodes[1:], nodes[0]]
+    slowest_s = max(links.message_s(*ends, gbit / len(nodes)) for ends in zip(nodes, following, strict=True))
+    return 2 * (len(nodes) - 1) * slowest_s
+
+
+def tree_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
+    """Return 2 ceil(log2 R) rounds of a binomial tree over the nodes in their order, the first its root.
+
+    In round k = 0, 1, ... of the first half, node i + 2^k sends its sum to node i for every i that 2^(k+1) divides; the
+    second half goes the same edges back, last round first, with the result. A round takes the slowest of its edges: its
+    latency and all bytes. (Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
+    MPICH", 2005.)
+    """
+    total_s = 0.0
+    stride = 1
+    while stride < len(nodes):
+        edges = list(zip(nodes[stride :: 2 * stride], nodes[:: 2 * stride], strict=False))
+        total_s += max(links.message_s(sender, receiver, gbit) for sender, receiver in edges)
+        total_s += max(links.message_s(receiver, sender, gbit) for sender, receiver in edges)
+        stride *= 2
+    return total_s
+
+
+def direct_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
+    """Return two halves, in each of which every node sends 1/R of the bytes to every other, all at once.
+
+    In the first half a node gets what it has to add up, in the second it sends its sums. A half takes its longest
+    message; where a node's card is shared, its greatest latency and all its bytes.
+    """
+    chunk_gbit = gbit / len(nodes)
+
+    def leaving_s(source: str) -> float:
+        sinks = [node for node in nodes if node != source]
+        if links.cards_shared:
+            on_card_s = sum(links.wire_s(source, sink, chunk_gbit) for sink in sinks)
+            return max(links.latency_s[source][sink] for sink in sinks) + on_card_s
+        return max(links.message_s(source, sink, chunk_gbit) for sink in sinks)
+
+    return 2 * max(map(leaving_s, nodes))
+
+
+SECONDS: dict[str, Callable[[Links, Sequence[str], float], float]] = {
+    "ring": ring_s,
+    "tree": tree_s,
+    "direct": direct_s,
+}
