@@ -10,8 +10,8 @@ from skippipe_scheduler.workload import Workload
 
 GIB = 2**30
 MIB = 2**20
-REDUCTION_COPIES = 3
-"""A gradient on its way to the replicas lies flat, in the rows that are sent, and in those that are received."""
+WAITING_COPIES = 2
+"""Rows that are sent to the replicas and received from them, of gradients on their way; there from the start."""
 
 
 def per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]:
@@ -56,16 +56,18 @@ def stage_needs(workload: Workload, layers: tuple[int, ...], sizes: Sequence[int
     resident_bytes = per_stage(layers, max(1, workload.layer_resident_bytes), workload.ends_resident_bytes)
     update_bytes = per_stage(layers, workload.layer_update_bytes, workload.ends_update_bytes)
     gradient_bytes = per_stage(layers, workload.layer_gradient_bytes, workload.ends_gradient_bytes)
-    reduction_bytes = [REDUCTION_COPIES * min(workload.bucket_bytes, own) for own in gradient_bytes]
+    bucket_bytes = [min(workload.bucket_bytes, own) for own in gradient_bytes]
     shared_bytes = [ceil(count * workload.layer_shared_bytes / size) for count, size in zip(layers, sizes, strict=True)]
     return tuple(
         StageNeed(
-            state_bytes=state_bytes[stage] + shared_bytes[stage],
+            state_bytes=state_bytes[stage]
+            + shared_bytes[stage]
+            + (WAITING_COPIES * bucket_bytes[stage] if size > 1 else 0),
             copy_bytes=copy_bytes[stage] + (shared_bytes[stage] if copy_bytes[stage] else 0),
             resident_bytes=resident_bytes[stage] + workload.stage_resident_bytes,
             working_bytes=max(workload.working_bytes, workload.ends_working_bytes if stage == 0 else 0),
             message_bytes=workload.message_bytes,
-            update_bytes=max(update_bytes[stage], reduction_bytes[stage] if size > 1 else 0),
+            update_bytes=max(update_bytes[stage], bucket_bytes[stage] if size > 1 else 0),
         )
         for stage, size in enumerate(sizes)
     )

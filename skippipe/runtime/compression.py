@@ -5,7 +5,7 @@ loses the rounding errors of one step.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from skippipe.config import PowerSgdOptions
 from skippipe.runtime.int8 import decode, encode, int8_bytes
-from skippipe.runtime.reduction import Bucket, BucketSum, Waitable, direct_sum, send_to_all
+from skippipe.runtime.reduction import Bucket, BucketSum, DirectSum
+from skippipe.runtime.row_exchange import RowExchanges, Waitable
 from skippipe.runtime.runner import RunnerOptions
 
 BLOCK = 1024
@@ -26,43 +27,53 @@ MIN_COMPRESSION_RATE = 2
 def make_bucket_sum(group: dist.ProcessGroup, options: RunnerOptions) -> BucketSum:
     """Return the sum of buckets that the options ask for."""
     if options.gradient_compression == "int8":
-        return int8_sum(group, error_feedback=options.error_feedback)
+        return Int8Sum(group, error_feedback=options.error_feedback)
     if options.gradient_compression == "powersgd":
-        return powersgd_sum(group, options.powersgd, error_feedback=options.error_feedback)
-    return direct_sum(group, options.gradient_dtype or options.dtype)
+        return PowerSgdSum(group, options.powersgd, error_feedback=options.error_feedback)
+    return DirectSum(group, options.gradient_dtype or options.dtype)
 
 
-def int8_sum(group: dist.ProcessGroup, *, error_feedback: bool) -> BucketSum:
-    """Return the sum of gradients that travel as int8 with a scale for each block; it is made in fp32.
+class Int8Sum:
+    """The sum of gradients that travel as int8 with a scale for each block; it is made in fp32.
 
     Each of the R ranks adds up 1/R of the numbers and sends its sums to all, so each number travels twice. Both
     roundings are remembered where they happen: that of its own gradients by every rank, that of sums by their rank.
     """
-    count = group.size()
-    own_errors: dict[int, Tensor] = {}
-    sum_errors: dict[int, Tensor] = {}
 
-    def rounded(rows: Tensor, number: int, errors: dict[int, Tensor]) -> Tensor:
+    def __init__(self, group: dist.ProcessGroup, *, error_feedback: bool) -> None:
+        self._count = group.size()
+        self._error_feedback = error_feedback
+        self._exchanges = RowExchanges(group, torch.uint8, lambda size: int8_bytes(self._width(size), BLOCK))
+        self._own_errors: dict[int, Tensor] = {}
+        self._sum_errors: dict[int, Tensor] = {}
+
+    def expect(self, sizes: Sequence[int]) -> None:
+        """Post the receives."""
+        self._exchanges.post(sizes)
+
+    def __call__(self, bucket: Bucket) -> Iterator[Waitable]:
+        """See `BucketSum`."""
+        flat = bucket.flat
+        rows = torch.zeros(self._count, self._width(flat.numel()))  # (R, n / R)
+        rows.view(-1)[: flat.numel()] = flat
+        exchange = self._exchanges.take(bucket.number, flat.numel())
+        exchange.rows.copy_(self._rounded(rows, bucket.number, self._own_errors))
+        yield exchange.send_rows()
+        sums = decode(exchange.received, BLOCK).sum(0, keepdim=True)  # (1, n / R)
+        yield exchange.answer(self._rounded(sums, bucket.number, self._sum_errors)[0])
+        flat.copy_(decode(exchange.rows, BLOCK).view(-1)[: flat.numel()])
+
+    def _width(self, size: int) -> int:
+        return math.ceil(size / self._count / BLOCK) * BLOCK
+
+    def _rounded(self, rows: Tensor, number: int, errors: dict[int, Tensor]) -> Tensor:
         """Return the messages of rows (R, n) after adding what the last ones left out."""
         if number in errors:
             rows += errors[number]
         messages = encode(rows, BLOCK)
-        if error_feedback:
+        if self._error_feedback:
             errors[number] = (rows - decode(messages, BLOCK)).nan_to_num_(0.0, 0.0, 0.0)
         return messages
-
-    def total(bucket: Bucket) -> Iterator[Waitable]:
-        flat = bucket.flat
-        rows = torch.zeros(count, math.ceil(flat.numel() / count / BLOCK) * BLOCK)  # (R, n / R)
-        rows.view(-1)[: flat.numel()] = flat
-        messages = rounded(rows, bucket.number, own_errors)
-        received = torch.empty_like(messages)
-        yield dist.all_to_all_single(received, messages, group=group, async_op=True)
-        sums = rounded(decode(received, BLOCK).sum(0, keepdim=True), bucket.number, sum_errors)  # (1, n / R)
-        yield send_to_all(messages, sums, group)
-        flat.copy_(decode(messages, BLOCK).view(-1)[: flat.numel()])
-
-    return total
 
 
 @dataclass(frozen=True)
@@ -86,33 +97,40 @@ class _GradBucket:
         return [piece.view(shape) for piece, shape in zip(pieces, self.bucket.shapes, strict=True)]
 
 
-def powersgd_sum(group: dist.ProcessGroup, options: PowerSgdOptions, *, error_feedback: bool) -> BucketSum:
-    """Return torch's PowerSGD (Vogels et al. 2019): matrices travel as two factors of a few columns, in fp32.
+class PowerSgdSum:
+    """Torch's PowerSGD (Vogels et al. 2019): matrices travel as two factors of a few columns, in fp32.
 
     The first sums are exact. Torch continues a sum in gloo's threads, so one bucket follows another.
     """
-    from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
-    state = PowerSGDState(
-        group,
-        matrix_approximation_rank=options.rank,
-        start_powerSGD_iter=options.start_iteration,
-        min_compression_rate=MIN_COMPRESSION_RATE,
-        use_error_feedback=error_feedback,
-        orthogonalization_epsilon=1e-8,
-    )
+    def __init__(self, group: dist.ProcessGroup, options: PowerSgdOptions, *, error_feedback: bool) -> None:
+        from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-    def total(bucket: Bucket) -> Iterator[Waitable]:
+        self._count = group.size()
+        self._state = PowerSGDState(
+            group,
+            matrix_approximation_rank=options.rank,
+            start_powerSGD_iter=options.start_iteration,
+            min_compression_rate=MIN_COMPRESSION_RATE,
+            use_error_feedback=error_feedback,
+            orthogonalization_epsilon=1e-8,
+        )
+
+    def expect(self, sizes: Sequence[int]) -> None:
+        """Do nothing: torch posts its own receives."""
+
+    def __call__(self, bucket: Bucket) -> Iterator[Waitable]:
+        """See `BucketSum`."""
+        from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import powerSGD_hook
+
         flat = bucket.flat.float()
         grad_bucket = _GradBucket(flat, bucket)
-        powerSGD_hook(state, grad_bucket).wait()
+        powerSGD_hook(self._state, grad_bucket).wait()
         if not all(gradient.any() for gradient in grad_bucket.gradients()):
             # A matrix without gradient leaves factors of zeros, from which the next iteration could not start.
-            state.p_memory_dict.pop(bucket.number, None)
-        bucket.flat.copy_(flat.mul_(group.size()))  # torch makes means
+            self._state.p_memory_dict.pop(bucket.number, None)
+        bucket.flat.copy_(flat.mul_(self._count))  # torch makes means
         yield from ()
-
-    return total
 
 
 def int8_gradient_bytes(parameters: int) -> int:

@@ -22,7 +22,8 @@ from skippipe.runtime.groups import create_groups
 from skippipe.runtime.operators import check_operators
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Program, compile_evaluation, compile_programs
-from skippipe.runtime.reduction import fill_missing, scale, send_to_all, sum_over_replicas, visit_factor
+from skippipe.runtime.reduction import expect_sums, fill_missing, scale, sum_over_replicas, visit_factor
+from skippipe.runtime.row_exchange import Meeting
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe.runtime.transport import guarded
 from skippipe.runtime.verifier import prove, prove_transfers
@@ -60,8 +61,9 @@ class DistributedRunner:
         self._compute = make_compute(stage, self.plans, options)
         self._board = FailureBoard(context.store, self.rank, self._nodes)
         self._groups = create_groups(self.plans.main, self.rank, context.timeout_s)
+        self._meeting = Meeting(self._groups.control)
         self._bucket_sum = None if self._groups.replicas is None else make_bucket_sum(self._groups.replicas, options)
-        self._reduction: Callable[[float], None] = self._sum_gradients
+        self._reduction: Callable[[float], None] | None = None
         self._executors = Executors(self.rank, self._nodes, options, self._groups, context.timeout_s)
         self._protected(lambda: self._connect([program for ranks in programs.values() for program in ranks]))
 
@@ -91,6 +93,8 @@ class DistributedRunner:
 
     def _train(self, course: Course, batch: Batch, step: Callable[[], None]) -> IterationResult:
         zero_ns = self._agree_on_zero(course.emulation)
+        if self._bucket_sum is not None and self._reduction is None:
+            expect_sums(self.parameters().values(), self._bucket_sum)
         self._executor = executor = self._executors.training(course, self._compute, zero_ns)
         executor.run(batch, lambda: self._reduce(course, executor, zero_ns), step)
         self._executors.learn(course, executor.spans)
@@ -156,7 +160,7 @@ class DistributedRunner:
     def _reduce(self, course: Course, executor: Executor, zero_ns: int) -> None:
         """Sum the stage's gradients over its replicas and scale them."""
         start_ns = time.monotonic_ns()
-        if course.emulation is not None:
+        if course.emulation is not None and self._options.emulation.links:
             entered = torch.tensor([course.emulation.end_ns])
             if self._groups.replicas is not None:
                 self._over_replicas(entered, dist.ReduceOp.MAX)
@@ -167,7 +171,7 @@ class DistributedRunner:
             course.plan.visits[self.stage_index],
         )
         fill_missing(self.parameters().values())
-        self.with_replicas(lambda: self._reduction(factor))
+        self.with_replicas(lambda: (self._reduction or self._sum_gradients)(factor))
         end_ns = time.monotonic_ns()
         if course.emulation is not None:
             end_ns = course.emulation.finish_reduction(start_ns)
@@ -176,7 +180,7 @@ class DistributedRunner:
 
     def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
         """Leave the reduction to the optimizer; see `Runner`."""
-        self._reduction = reduction or self._sum_gradients
+        self._reduction = reduction
 
     def _sum_gradients(self, factor: float) -> None:
         """Sum gradients over the stage's replicas in place and scale them; sums are made in fp32."""
@@ -206,12 +210,11 @@ class DistributedRunner:
     def _control(self, action: str, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
         """Reduce `tensor` (n,) over all ranks in place, in the order of ranks: the result is the same on each.
 
-        Every rank sends to every other at once. On slow links that takes two latencies of the longest one, to ask and
-        to answer; a ring, which is what gloo's all-reduce is, takes one for each rank, twice.
+        Every rank sends to every other at once, which on slow links takes the longest latency once; a ring, which is
+        what gloo's all-reduce is, takes one for each rank, twice.
         """
-        received = tensor.new_empty(len(self._nodes), len(tensor))  # (R, n)
-        guarded(action, self._others, lambda: send_to_all(received, tensor, self._groups.control).wait())
-        tensor.copy_(received.sum(0) if operation == dist.ReduceOp.SUM else received.amax(0))
+        said: Tensor = guarded(action, self._others, lambda: self._meeting.hear(tensor))  # (R, n)
+        tensor.copy_(said.sum(0) if operation == dist.ReduceOp.SUM else said.amax(0))
 
     def _barrier(self) -> None:
         group = self._groups.control

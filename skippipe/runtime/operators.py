@@ -13,13 +13,15 @@ import torch.distributed as dist
 from skippipe.errors import ConfigError
 from skippipe.runtime.failure import TransferError
 from skippipe.runtime.groups import ProcessGroups
-from skippipe.runtime.reduction import direct_sum, send_to_all, sum_over_replicas
+from skippipe.runtime.reduction import DirectSum, sum_over_replicas
+from skippipe.runtime.row_exchange import Meeting
 
 MISSING = re.compile(
     r"could not run|not implemented|not support|unsupported|invalid scalar type|no backend", re.IGNORECASE
 )
 """How back-ends say that they lack something; other failures are a peer's."""
 TAG = 2**31 - 2
+MEETING_TAG = 2**30
 SIZE = 8
 
 
@@ -49,8 +51,9 @@ def _operators(
         task = f"send {activation_dtype} activations {name}"
         remedy = f"set comm.activation_dtype to float32, or {install}"
         yield task, remedy, partial(_pass_on, group, activation_dtype)
+    meeting = Meeting(groups.control, MEETING_TAG)
     for dtype in (torch.float64, torch.int64):
-        call = partial(_exchange, groups.control, dtype)
+        call = partial(meeting.hear, torch.ones(SIZE, dtype=dtype))
         yield f"exchange {dtype} between all ranks", install, call
     if groups.replicas is not None:
         task = f"sum {gradient_dtype} gradients over the replicas of a stage"
@@ -69,9 +72,5 @@ def _pass_on(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
             work.wait()
 
 
-def _exchange(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
-    send_to_all(torch.empty(group.size(), SIZE, dtype=dtype), torch.ones(SIZE, dtype=dtype), group).wait()
-
-
 def _sum_over_replicas(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
-    sum_over_replicas([torch.ones(SIZE)], direct_sum(group, dtype))
+    sum_over_replicas([torch.ones(SIZE)], DirectSum(group, dtype))

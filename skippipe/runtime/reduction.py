@@ -5,13 +5,16 @@ together and the one before is copied back.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from skippipe.runtime.row_exchange import RowExchanges, Waitable
 
 BUCKET_BYTES = 4 * 2**20
 """Gradients travel in buckets of about this size, so that their flat copies stay small."""
@@ -29,16 +32,17 @@ class Bucket:
     is_last: bool
 
 
-class Waitable(Protocol):
-    """A collective that has begun."""
+class BucketSum(Protocol):
+    """Sums buckets over the replicas."""
 
-    def wait(self) -> object:
-        """Wait until it has ended."""
+    def expect(self, sizes: Sequence[int]) -> None:
+        """Get ready for buckets 0, 1, ... of so many numbers; all replicas do so before the first of them is summed."""
 
+    def __call__(self, bucket: Bucket) -> Iterator[Waitable]:
+        """Sum `bucket.flat` in place. Yields what has begun, to be continued when that has ended.
 
-BucketSum = Callable[[Bucket], Iterator[Waitable]]
-"""Sums `flat` of a bucket over the replicas, in place. Yields each collective once it has begun, to be continued when
-that has ended. All replicas begin their collectives in the same order."""
+        All replicas begin their collectives in the same order.
+        """
 
 
 def fill_missing(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
@@ -56,6 +60,12 @@ def scale(gradients: Iterable[Tensor], factor: float) -> None:
     if factor != 1.0:
         for gradient in gradients:
             gradient.mul_(factor)
+
+
+def expect_sums(parameters: Iterable[Tensor], bucket_sum: BucketSum, bucket_bytes: int = BUCKET_BYTES) -> None:
+    """Get ready for the first buckets of an iteration, as many as will be on their way at a time."""
+    buckets = islice(_buckets(parameters, bucket_bytes), BUCKETS_IN_FLIGHT)
+    bucket_sum.expect([sum(one.numel() for one in bucket) for bucket in buckets])
 
 
 def sum_over_replicas(
@@ -86,35 +96,32 @@ def sum_over_replicas(
         finish_oldest()
 
 
-def send_to_all(received: Tensor, own: Tensor, group: dist.ProcessGroup) -> Waitable:
-    """Begin to send `own` (n,) or (1, n) to all ranks; `received` (R, n) gets what each of them sends, in rank order.
-
-    All messages leave at once, which takes one latency; gathering around a ring takes R - 1.
-    """
-    work: Waitable = dist.all_to_all_single(received, own.expand_as(received).contiguous(), group=group, async_op=True)
-    return work
-
-
-def direct_sum(group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> BucketSum:
-    """Return the sum of numbers that travel in `dtype`; it is made in fp32.
+class DirectSum:
+    """The sum of numbers that travel in `dtype`; it is made in fp32.
 
     Each of the R ranks adds up 1/R of the numbers, in the order of ranks, and sends its sums to all: each number
     travels twice, as in a ring, and all ranks end with the same sums. But the messages of either half leave at once, so
     that slow links cost two latencies instead of 2 (R - 1).
     """
-    count = group.size()
 
-    def total(bucket: Bucket) -> Iterator[Waitable]:
+    def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> None:
+        count = group.size()
+        self._dtype = dtype
+        self._exchanges = RowExchanges(group, dtype, lambda size: -(-size // count))
+
+    def expect(self, sizes: Sequence[int]) -> None:
+        """Post the receives."""
+        self._exchanges.post(sizes)
+
+    def __call__(self, bucket: Bucket) -> Iterator[Waitable]:
+        """See `BucketSum`."""
         flat = bucket.flat
-        rows = torch.zeros(count, -(-flat.numel() // count), dtype=dtype)  # (R, n / R)
-        rows.view(-1)[: flat.numel()] = flat
-        received = torch.empty_like(rows)
-        yield dist.all_to_all_single(received.view(torch.uint8), rows.view(torch.uint8), group=group, async_op=True)
-        sums = received.float().sum(0).to(dtype)  # (R, n / R) -> (n / R,)
-        yield send_to_all(rows.view(torch.uint8), sums.view(torch.uint8), group)
-        flat.copy_(rows.view(-1)[: flat.numel()])
-
-    return total
+        exchange = self._exchanges.take(bucket.number, flat.numel())
+        numbers = exchange.rows.view(-1)[: flat.numel()]
+        numbers.copy_(flat)
+        yield exchange.send_rows()
+        yield exchange.answer(exchange.received.float().sum(0).to(self._dtype))  # (R, n / R) -> (n / R,)
+        flat.copy_(numbers)
 
 
 def visit_factor(normalization: str, num_microbatches: int, visits: int) -> float:
@@ -132,6 +139,7 @@ def _summed(gradients: Sequence[Tensor], number: int, is_last: bool, bucket_sum:
 
 
 def _buckets(gradients: Iterable[Tensor], bucket_bytes: int) -> Iterator[list[Tensor]]:
+    """Put gradients together, or parameters, which have the same sizes."""
     bucket: list[Tensor] = []
     size_bytes = 0
     for gradient in gradients:
