@@ -66,10 +66,6 @@ class PeerLostError(CommunicationError):
 class NodeLostError(PeerLostError):
     """A node that served layers at inference is gone, and what it kept of the text with it."""
 
-    def __init__(self, loss: str, remedy: str) -> None:
-        super().__init__(f"{loss}; {remedy}")
-        self.loss = loss
-
 
 class StorageError(SkipPipeError):
     """A file could not be written; what was complete before is still there."""

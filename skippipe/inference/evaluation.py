@@ -115,7 +115,7 @@ def evaluate(
         measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))
         if model.decoder.absent_stages != absent:
-            raise NodeLostError("a stage was lost while measuring", "start again with --absent NODE for the node of it")
+            raise NodeLostError("a stage was lost while measuring; start again with --absent NODE for its node")
     tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
     evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results, sorted(absent))
     if model.run_dir is not None and not absent:

@@ -186,8 +186,8 @@ class _Loop:
         while True:
             try:
                 return self._step() if self._cache.seen else self._read()
-            except NodeLostError as lost:
-                logger.warning("%s; the text so far is read again", lost.loss)
+            except NodeLostError:
+                logger.warning("the text so far is read again, by those that are left")
             self._cache = RouteCache(self._decoder.num_layers, self._end)
 
     def _read(self) -> Tensor:

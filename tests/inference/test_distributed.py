@@ -9,6 +9,7 @@ import pytest
 import serving_ranks
 from serving_ranks import DRIVER, EVERYTHING, PROMPTS, answer, command_on_ranks, continued, on_ranks
 
+from skippipe.cli.main import main
 from skippipe.inference.distributed.cast import make_cast
 from skippipe.inference.load import load
 from skippipe.inference.run import read_run
@@ -56,8 +57,10 @@ def test_a_lost_node_is_replaced_by_its_replica_and_the_next_one_missed(run_dir:
     assert reply["tokens"] != whole["tokens"]
     assert reply["share"] == pytest.approx((5 + 6 * 2 / 3) / 11, abs=0.01)
     assert reply["absence"] == rest["absence"]
-    assert f"node-{serving} was lost (its connection ended); a replica takes its stage over" in logs[DRIVER]
-    assert "node-1 was lost (its connection ended) and stage 2 with it; the text so far is read again" in logs[DRIVER]
+    told = logs[DRIVER].splitlines()
+    assert told[0].endswith(f"node-{serving} was lost (its connection ended); a replica takes its place")
+    assert told[2].endswith("node-1 was lost (its connection ended) and stage 2 with it")
+    assert [line for line in told if "the text so far is read again" in line] == [told[1], told[3]]
 
 
 def test_a_node_that_falls_silent_is_given_up(run_dir: Path, tmp_path: Path) -> None:
@@ -89,6 +92,17 @@ def test_command_says_at_what_depth_it_answered(run_dir: Path, tmp_path: Path) -
         "stage 2 has no node left: answered at 2 of 3 stages (67% of the layers' compute)\n"
     )
     assert "".join(printed[rank] for rank in (0, 1, 3)) == ""
+
+
+def test_evaluation_prints_the_table_of_one_process(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(run_dir), "--batches", "1", "--policy", "full", "exit", "--keep", "1.0", "0.5"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    codes, printed = command_on_ranks(tmp_path, arguments, 2)
+    assert codes == [0, 0], printed
+    assert printed == [capsys.readouterr().out, ""]
 
 
 @pytest.mark.parametrize(

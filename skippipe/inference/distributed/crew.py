@@ -99,7 +99,7 @@ class Crew:
         """Return the error that tells of the last loss."""
         names = [self._cast.names[rank] for rank in sorted(self._lost)]
         gone = " ".join(f"--absent {name}" for name in names) if self._cast.named else "fewer ranks"
-        return NodeLostError(self._last_loss, f"start again with {gone}")
+        return NodeLostError(f"{self._last_loss}; start again with {gone}")
 
     def _note(self, limit_s: float | None) -> bool:
         """Take in one message of the start; return whether one came in time."""
@@ -134,6 +134,7 @@ class Crew:
         self._last_loss = f"{self._cast.names[rank]} was lost ({why})"
         if self.holders != before:
             self.changes += 1
-            gone = before.keys() - self.holders.keys()
-            self._last_loss += f" and stage {min(gone)} with it" if gone else "; a replica takes its stage over"
+            gone = sorted(before.keys() - self.holders.keys())
+            stages = f"stage{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}"
+            self._last_loss += f" and {stages} with it" if gone else "; a replica takes its place"
         logger.warning("%s", self._last_loss)

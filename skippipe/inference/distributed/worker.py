@@ -1,5 +1,6 @@
 """A process that runs its layers on what it is sent, and passes the result on."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,10 @@ class Worker:
 
         Raises `PeerLostError` where the driver is gone.
         """
-        self._tell_driver({"here": True})
+        try:
+            self._links.send(self._driver, {"here": True})
+        except OSError as reason:
+            raise self._driver_is_gone() from reason
         try:
             self._decoder = load()
         except SkipPipeError as error:
@@ -65,10 +69,9 @@ class Worker:
         self._tell_driver(report)
 
     def _tell_driver(self, header: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
-        try:
+        """Send to the driver; where it has hung up, `serve` meets its last word or the end of the connection next."""
+        with contextlib.suppress(OSError):
             self._links.send(self._driver, header, tensors)
-        except OSError as reason:
-            raise self._driver_is_gone() from reason
 
     def _driver_is_gone(self) -> PeerLostError:
         return PeerLostError(f"rank {self._driver}, which drives the others, is gone; start all again")
