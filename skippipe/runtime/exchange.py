@@ -41,7 +41,6 @@ def gather(
         if "error" in answer:
             elsewhere = SkipPipeError(f"rank {rank}: {answer['error']}")
             elsewhere.exit_code = int(answer["exit_code"])
-            wait_for_readers(context, topic)
             raise elsewhere
     return [answer["value"] for answer in answers]
 

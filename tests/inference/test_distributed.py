@@ -120,6 +120,14 @@ def test_refusals_are_said_once(run_dir: Path, tmp_path: Path, arguments: list[s
     assert printed[1] == ""
 
 
+def test_a_directory_without_stages_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    codes, printed = command_on_ranks(tmp_path, ["evaluate", str(tmp_path)], 2)
+    assert codes == [2, 2], printed
+    assert "several processes serve runs alone" in printed[0]
+    assert printed[1] == ""
+
+
 def test_a_damaged_part_is_said_by_the_one_that_drives(run_dir: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "run"
     shutil.copytree(run_dir, damaged)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from skippipe.inference.distributed.links import Door, Links
+from skippipe.inference.distributed.links import Door, Links, own_address
 
 
 @pytest.fixture
@@ -75,3 +75,11 @@ def test_what_is_no_frame_ends_the_connection(pair: tuple[Links, Links]) -> None
     assert second.receive(5.0) is not None
     first._peers[1].connection.send_bytes(b"\x80\x04cos\nsystem\n")
     assert second.receive(5.0) == (0, None)
+
+
+def test_address_is_that_on_the_way_to_the_master_or_of_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert own_address("127.0.0.1", 29500) == "127.0.0.1"
+    assert own_address("::1", 29500) == "::1"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert own_address("192.0.2.1", 29500) == "127.0.0.1"

@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from skippipe.errors import CommunicationError
+
 HELLO_S = 10.0
 """How long one that connects has to say who it is."""
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
@@ -165,7 +167,9 @@ def own_address(master: str, port: int) -> str:
     for address in psutil.net_if_addrs().get(interface, []):
         if address.family == socket.AF_INET:
             return str(address.address)
-    family, kind, _, _, target = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(target)  # sends nothing, only looks up the way
-        return str(probe.getsockname()[0])
+    found = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)
+    for family, kind, _, _, target in sorted(found, key=lambda one: one[0] != socket.AF_INET):
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.connect(target)  # sends nothing, only looks up the way
+            return str(probe.getsockname()[0])
+    raise CommunicationError(f"there is no way from here to {master}; set GLOO_SOCKET_IFNAME to an interface")

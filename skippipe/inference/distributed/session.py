@@ -1,7 +1,8 @@
 """A model for a command, in one process or over those that torchrun started."""
 
 import os
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from skippipe.runtime.exchange import gather, wait_for_readers
 
 MEETING_S = 120.0
 """How long processes wait for each other; after that the run says how long."""
+HEAD_START_S = 0.3
+"""How much sooner rank 0 says what is wrong than another rank ends, upon which torchrun ends them all."""
 TOPIC = "inference"
 
 
@@ -62,31 +65,49 @@ def _meet(
     met: list[tuple[Run, Links]] = []
 
     def introduce() -> dict[str, Any]:
-        if is_directory(path):
-            raise InputError(f"{path}: several processes serve runs alone; skippipe import {path} RUN makes one")
-        run = read_run(path, num_stages)
-        address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        links = Links(context.rank, address, run.experiment.comm.timeout_s)
+        try:
+            run = _read(path, num_stages)
+            address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+            links = Links(context.rank, address, run.experiment.comm.timeout_s)
+        except SkipPipeError as error:
+            return {"failed": str(error), "exit_code": error.exit_code}
         met.append((run, links))
         plan = run.plan.hash if run.plan is not None else ""
         node = os.environ.get("SKIPPIPE_NODE") or None
         return {"door": links.door, "node": node, "checkpoint": run.checkpoint.name, "plan": plan}
 
+    answers = gather(context, TOPIC, introduce)
     try:
-        answers = gather(context, TOPIC, introduce)
+        _check(answers)
         run, links = met[0]
-        for rank, answer in enumerate(answers):
-            if answer["plan"] != answers[0]["plan"]:
-                raise InputError(f"{path}: rank {rank} sees another plan.json than rank 0; give all the same run")
         cast = make_cast(run, [answer["node"] for answer in answers], absent)
     except SkipPipeError as error:
         if context.rank:
+            time.sleep(HEAD_START_S)
             raise SystemExit(error.exit_code) from None
         wait_for_readers(context, TOPIC)
         raise
     links.know([Door(*answer["door"]) for answer in answers])
-    oldest = min(answer["checkpoint"] for answer in answers)
+    oldest = min(answer["checkpoint"] for answer in answers)  # training may go on meanwhile
     return replace(run, checkpoint=run.checkpoint.with_name(oldest)), cast, links
+
+
+def _read(path: Path, num_stages: int | None) -> Run:
+    if is_directory(path):
+        raise InputError(f"{path}: several processes serve runs alone; skippipe import {path} RUN makes one")
+    return read_run(path, num_stages)
+
+
+def _check(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Raise what the first rank met that failed, and `InputError` where ranks see different plans."""
+    for rank, answer in enumerate(answers):
+        if "failed" in answer:
+            failure = SkipPipeError(f"rank {rank}: {answer['failed']}" if rank else answer["failed"])
+            failure.exit_code = int(answer["exit_code"])
+            raise failure
+    for rank, answer in enumerate(answers):
+        if answer["plan"] != answers[0]["plan"]:
+            raise InputError(f"rank {rank} sees another plan.json than rank 0; give all of them the same run")
 
 
 @contextmanager
