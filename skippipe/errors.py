@@ -8,6 +8,7 @@ SkipPipeError
 ├── ProgramError            a plan whose program could not be proved
 ├── CommunicationError      a transfer failed or timed out
 │   └── PeerLostError       another rank died or fell silent
+│       └── NodeLostError   one that served layers at inference
 └── StorageError            writing a file failed (full disk, permissions)
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "DeadlockError",
     "InfeasibleError",
     "InputError",
+    "NodeLostError",
     "PeerLostError",
     "PlanError",
     "ProblemError",
@@ -59,6 +61,10 @@ class CommunicationError(SkipPipeError):
 
 class PeerLostError(CommunicationError):
     """Another rank died or fell silent; the message names it and what this rank was waiting for."""
+
+
+class NodeLostError(PeerLostError):
+    """A node that served layers at inference is gone, and what it kept of the text with it."""
 
 
 class StorageError(SkipPipeError):

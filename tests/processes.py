@@ -17,6 +17,9 @@ PRELOADED = [
     "skippipe.runtime.distributed",
     "skippipe.runtime.local",
     "skippipe.training.loop",
+    "skippipe.inference.distributed.session",
+    "skippipe.inference.evaluation",
+    "skippipe.inference.speculative",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skippipe.cli.greedy import POLICIES, FloatList, GreedyCommand, WordList
+from skippipe.cli.greedy import ABSENT, POLICIES, FloatList, GreedyCommand, WordList, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation import Evaluation
@@ -32,6 +32,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.option("--sequence-length", type=click.IntRange(min=2), help="Tokens in a sample; the run's where not given.")
 @click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
+@click.option("--absent", multiple=True, metavar="NODE", help=ABSENT)
 @click.option("--text", multiple=True, type=FILE, help="Text to measure on, instead of the run's held-out text.")
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
 @click.option("--out", type=FILE, help="Write the result to this file too.")
@@ -48,6 +49,7 @@ def command(
     prompt_length: int,
     sequence_length: int | None,
     num_stages: int | None,
+    absent: tuple[str, ...],
     text: tuple[Path, ...],
     calibration: tuple[Path, ...],
     out: Path | None,
@@ -58,11 +60,13 @@ def command(
     """Show the perplexity of a model when only a share of its layers' compute runs.
 
     RUN_OR_DIR is a run (its newest checkpoint; writes evaluation.json there) or a Hugging Face directory. Give it
-    before --keep and --policy, or after `--`: those take all the words that follow them.
+    before --keep and --policy, or after `--`: those take all the words that follow them. Start it with torchrun to
+    spread a run's stages over several processes.
     """
     from dataclasses import asdict
 
-    from skippipe.inference.evaluation import Options, evaluate_model, write_evaluation
+    from skippipe.inference.distributed.session import opened
+    from skippipe.inference.evaluation import Options, evaluate, write_evaluation
 
     options = Options(
         num_batches=num_batches,
@@ -70,12 +74,14 @@ def command(
         seed=seed,
         prompt_length=prompt_length,
         sequence_length=sequence_length,
-        num_stages=num_stages,
         text=text,
         calibration=calibration,
-        device=device,
     )
-    evaluation = evaluate_model(path, policies=policies, keeps=keeps, options=options)
+    with opened(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
+        if model is None:
+            return
+        evaluation = evaluate(model, policies=policies, keeps=keeps, options=options)
+        absence = model.decoder.absence
     if out is not None:
         write_evaluation(evaluation, out)
     if plot is not None:
@@ -84,6 +90,8 @@ def command(
 
         write_depth_report(plot, {evaluation.model: Shown.model_validate(asdict(evaluation))})
     click.echo(json.dumps(asdict(evaluation)) if as_json else "\n".join(evaluation_table(evaluation)))
+    if absence:
+        click.echo(absence, err=True)
 
 
 def evaluation_table(evaluation: "Evaluation") -> Iterator[str]:

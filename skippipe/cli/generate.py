@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.greedy import POLICIES
+from skippipe.cli.greedy import ABSENT, POLICIES, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.generation import Generated
@@ -36,6 +36,7 @@ FILE = click.Path(path_type=Path)
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of tokens and random stages.")
 @click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
+@click.option("--absent", multiple=True, metavar="NODE", help=ABSENT)
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -53,6 +54,7 @@ def command(
     num_drafted: int | None,
     seed: int,
     num_stages: int | None,
+    absent: tuple[str, ...],
     calibration: tuple[Path, ...],
     device: str,
     as_json: bool,
@@ -60,10 +62,11 @@ def command(
     """Continue a text with a model of which only a share of the layers' compute runs.
 
     RUN_OR_DIR is a run (its newest checkpoint) or a Hugging Face directory. One prompt streams to the terminal, several
-    are computed together and printed at the end. Options of sampling are those of transformers.
+    are computed together and printed at the end. Options of sampling are those of transformers. Start it with torchrun
+    to spread a run's stages over several processes.
     """
+    from skippipe.inference.distributed.session import opened
     from skippipe.inference.generation import Sampling, generate
-    from skippipe.inference.load import load
     from skippipe.inference.policies.base import Request
     from skippipe.inference.policies.registry import build_policy
     from skippipe.inference.speculative import draft_layers, speculate_all
@@ -73,30 +76,33 @@ def command(
     sampling.processors()
     if num_drafted is not None and sampling.changes_scores:
         raise click.UsageError("--speculative gives the likeliest tokens: leave out --do-sample and the penalty")
-    model = load(path, device=device, num_stages=num_stages)
-    tokenizer, decoder = PromptTokenizer(model), model.decoder
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
-    text = TextSource(model)
-    request = Request(
-        decoder,
-        keep,
-        seed=seed,
-        num_generated=max_new_tokens,
-        calibration=lambda: text.calibration_tokens(calibration).to(decoder.device),
-    )
-    chosen = build_policy(policy, request).draw(0)
-    draft = draft_layers(chosen, decoder) if num_drafted is not None else ()
-    limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": tokenizer.eos_id}
-    start_s = time.perf_counter()
-    result: Generated | Speculated
-    with streaming(tokenizer, ids[0] if len(ids) == 1 and not as_json else None) as on_tokens:
-        if num_drafted is not None:
-            result = speculate_all(decoder, draft, ids, num_drafted=num_drafted, on_tokens=on_tokens, **limits)
-        else:
-            result = generate(decoder, chosen, ids, sampling=sampling, on_tokens=on_tokens, **limits)
-    duration_s = time.perf_counter() - start_s
+    with opened(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
+        if model is None:
+            return
+        tokenizer, decoder = PromptTokenizer(model), model.decoder
+        ids = [tokenizer.encode(prompt) for prompt in prompts]
+        text = TextSource(model)
+        request = Request(
+            decoder,
+            keep,
+            seed=seed,
+            num_generated=max_new_tokens,
+            calibration=lambda: text.calibration_tokens(calibration).to(decoder.device),
+        )
+        chosen = build_policy(policy, request).draw(0)
+        draft = draft_layers(chosen, decoder) if num_drafted is not None else ()
+        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": tokenizer.eos_id}
+        start_s = time.perf_counter()
+        result: Generated | Speculated
+        with streaming(tokenizer, ids[0] if len(ids) == 1 and not as_json else None) as on_tokens:
+            if num_drafted is not None:
+                result = speculate_all(decoder, draft, ids, num_drafted=num_drafted, on_tokens=on_tokens, **limits)
+            else:
+                result = generate(decoder, chosen, ids, sampling=sampling, on_tokens=on_tokens, **limits)
+        duration_s = time.perf_counter() - start_s
     texts = [tokenizer.decode(tokens) for tokens in result.tokens]
     described = {"model": model.name, "checkpoint": model.checkpoint, "policy": policy, "keep": keep}
+    described["absent_stages"] = sorted(decoder.absent_stages)
     if as_json:
         pairs = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
         click.echo(json.dumps(described | {"texts": pairs, "duration_s": duration_s} | asdict(result)))
@@ -106,3 +112,5 @@ def command(
     count = sum(map(len, result.tokens))
     speed = f"{count} tokens, {count / duration_s:.1f} tokens/s"
     click.echo(f"{model.name}, {model.checkpoint}, policy {policy}: {speed}; {result.summary}", err=True)
+    if decoder.absence:
+        click.echo(decoder.absence, err=True)

@@ -1,11 +1,20 @@
-"""Options that take all the words after them: `--keep 1.0 0.67 0.5`."""
+"""What the commands of inference share; options that take all the words after them: `--keep 1.0 0.67 0.5`."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import click
 
 POLICIES = "full, random, stages:0,2,.., without:NODE,.., best, unified, skipdecode, exit, ffn-skip."
 """For help texts, which must not load what the policies need; a test holds it to the registry."""
+
+
+ABSENT = "A node of the plan that is gone; stages that it alone holds are left out. May be repeated."
+
+
+def node_names(values: Sequence[str]) -> list[str]:
+    """Return the names in `--absent NODE,NODE --absent NODE`."""
+    return [name for value in values for name in value.split(",") if name]
 
 
 class WordList(click.ParamType[tuple[str, ...]]):

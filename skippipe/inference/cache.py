@@ -16,6 +16,7 @@ class RouteCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         super().__init__(layers=[_RoomyLayer(capacity) for _ in range(num_layers)])
+        self.capacity = capacity
         self.seen = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

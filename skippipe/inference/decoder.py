@@ -5,7 +5,7 @@ masks, rotary embeddings, scalings and soft caps are the model's own.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -25,15 +25,23 @@ class Decoder:
     """The layers of a model and what comes before and after them. B rows, T positions, D hidden size, V vocabulary."""
 
     def __init__(
-        self, skeleton: Skeleton, stages: Sequence[Bounds] = (), stage_nodes: Sequence[Sequence[str]] = ()
+        self,
+        skeleton: Skeleton,
+        stages: Sequence[Bounds] = (),
+        stage_nodes: Sequence[Sequence[str]] = (),
+        absent_stages: Collection[int] = (),
     ) -> None:
-        """`stages` are the [first, last) layers of each (default: a stage a layer), `stage_nodes` who holds them."""
+        """`stages` are the [first, last) layers of each (default: a stage a layer), `stage_nodes` who holds them.
+
+        The layers of `absent_stages` are never run.
+        """
         skeleton.model.eval()
         self.skeleton = skeleton
         self.num_layers = len(skeleton.layers)
         bounds = stages or [(layer, layer + 1) for layer in range(self.num_layers)]
         self.stages: tuple[Layers, ...] = tuple(tuple(range(first, last)) for first, last in bounds)
         self.stage_nodes = tuple(tuple(nodes) for nodes in stage_nodes)
+        self._absent_stages = frozenset(absent_stages)
         self.cost: TokenCost = token_cost(skeleton)
         self._parts: dict[tuple[str, Layers], PreTrainedModel] = {}
         parameters = inspect.signature(skeleton.base.forward).parameters
@@ -56,9 +64,36 @@ class Decoder:
         return self.skeleton.layers
 
     @property
+    def absent_stages(self) -> frozenset[int]:
+        """Stages that nobody can run."""
+        return self._absent_stages
+
+    @property
+    def present_stages(self) -> tuple[int, ...]:
+        """The other stages, in order."""
+        return tuple(stage for stage in range(len(self.stages)) if stage not in self.absent_stages)
+
+    @property
     def all_layers(self) -> Layers:
-        """The indices of all layers, in order."""
-        return tuple(range(self.num_layers))
+        """The indices of all layers that can be run, in order."""
+        return self.layers_of_stages(self.present_stages)
+
+    @property
+    def absence(self) -> str:
+        """What is missing, in words; nothing where all stages are there."""
+        gone = [str(stage) for stage in sorted(self.absent_stages)]
+        if not gone:
+            return ""
+        who = f"stage {gone[0]} has" if len(gone) == 1 else f"stages {', '.join(gone[:-1])} and {gone[-1]} have"
+        share = len(self.all_layers) / self.num_layers
+        return (
+            f"{who} no node left: answered at {len(self.present_stages)} of {len(self.stages)} stages "
+            f"({share:.0%} of the layers' compute)"
+        )
+
+    def is_here(self, layers: Sequence[int]) -> bool:
+        """Whether this process holds these layers."""
+        return True
 
     @property
     def context(self) -> int:
@@ -83,7 +118,7 @@ class Decoder:
 
         `position_ids` (B, T) are 0, 1, ... where not given; `attention_mask` (B, seen + T) is 0 for padding.
         """
-        if len(route) == 1 and route[0].served == input_ids.shape[1]:
+        if len(route) == 1 and route[0].served == input_ids.shape[1] and self.is_here(route[0].layers):
             model = self._part("model", route[0].layers, lambda: self._whole(route[0].layers))
             arguments = self._arguments(input_ids, position_ids, attention_mask, cache)
             logits: Tensor = model(input_ids=input_ids, logits_to_keep=int(last_only), **arguments).logits

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from skippipe.data.samples import Batch
-from skippipe.errors import InputError, StorageError
+from skippipe.errors import InputError, NodeLostError, StorageError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.load import load
+from skippipe.inference.load import LoadedModel, load
 from skippipe.inference.policies.base import Policy, Request
 from skippipe.inference.policies.registry import build_policy, find_kind
 from skippipe.inference.schedule import segments, share_computed
@@ -52,6 +52,8 @@ class Evaluation:
     tokens: int
     policies: list[str]
     results: list[DepthResult]
+    absent_stages: list[int] = field(default_factory=list)
+    """Stages that no node held."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,28 @@ class Options:
 
 
 def evaluate_model(
-    path: Path,
+    path: Path, *, policies: Sequence[str], keeps: Sequence[float], options: Options | None = None
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; see `evaluate`."""
+    options = options or Options()
+    model = load(path, device=options.device, num_stages=options.num_stages)
+    return evaluate(model, policies=policies, keeps=keeps, options=options)
+
+
+def evaluate(
+    model: LoadedModel,
     *,
     policies: Sequence[str],
     keeps: Sequence[float],
     options: Options | None = None,
 ) -> Evaluation:
-    """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; a run gets evaluation.json.
+    """Evaluate a model under policies; a run gets evaluation.json, unless stages of it are absent.
 
     All policies and shares see the same batches of held-out text, or of `options.text`. A policy that draws at random
     draws anew for each batch, `repeats` times over; perplexity is the exponential of the mean loss over all of them.
-    Raises `InputError` for what is wrong with model, text, policy or share, before anything is measured.
+    Raises `InputError` for what is wrong with text, policy or share, before anything is measured.
     """
     options = options or Options()
-    model = load(path, device=options.device, num_stages=options.num_stages)
     text = TextSource(model, sequence_length=options.sequence_length)
     _check_lengths(text.sequence_length, options.prompt_length, model.decoder)
     calibration = cache(lambda: text.calibration_tokens(options.calibration).to(model.decoder.device))
@@ -99,13 +109,16 @@ def evaluate_model(
     wanted = [(name, keep) for name in policies for keep in _keeps_of(name, keeps)]
     built = [(name, keep, build_policy(name, request.at(keep if keep is not None else 1.0))) for name, keep in wanted]
     batches = text.validation_batches(options.num_batches, options.text)
+    absent = model.decoder.absent_stages
     results = []
     for name, keep, policy in built:
         measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))
+        if model.decoder.absent_stages != absent:
+            raise NodeLostError("a stage was lost while measuring; start again with --absent NODE for its node")
     tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
-    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results)
-    if model.run_dir is not None:
+    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results, sorted(absent))
+    if model.run_dir is not None and not absent:
         write_evaluation(evaluation, model.run_dir / "evaluation.json")
     return evaluation
 
@@ -129,7 +142,7 @@ class _Measurement:
         self._layers: list[float] = []
 
     def run(self, batches: Sequence[Batch], policy: Policy, name: str, keep: float | None, repeats: int) -> DepthResult:
-        draws = policy.draw(0) is not policy and policy.num_stages != len(self._decoder.stages)
+        draws = policy.draw(0) is not policy and policy.num_stages != len(self._decoder.present_stages)
         for repeat in range(repeats if draws else 1):
             self._losses.append([])
             for index, batch in enumerate(batches):

@@ -1,5 +1,6 @@
 """Text from a model of which a part runs: a KV cache, batches of prompts of any lengths, Hugging Face's sampling."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,12 +14,14 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from skippipe.errors import InputError
+from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.cache import RouteCache
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import Meter, Policy
 from skippipe.inference.schedule import Segment, segments
 from skippipe.inference.tally import Tally
+
+logger = logging.getLogger(__name__)
 
 OnTokens = Callable[[Tensor], None]
 """Called with the newest token of each row, (B,)."""
@@ -64,7 +67,7 @@ class Prompts:
     ids: Tensor
     """(B, P), 0 where padded."""
     position_ids: Tensor
-    """(B, P): positions in each row's own text; 0 where padded."""
+    """(B, P + what comes): positions in each row's own text; 0 where padded."""
     mask: Tensor | None
     """(B, P + what comes): 0 for padding; None where all have one length."""
     lengths: list[int] = field(default_factory=list)
@@ -77,7 +80,7 @@ class Prompts:
         ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         padding = longest - torch.tensor(lengths, device=device).unsqueeze(1)  # (B, 1)
         columns = torch.arange(longest + max_new_tokens, device=device)
-        position_ids = (columns[:longest] - padding).clamp(min=0)
+        position_ids = (columns - padding).clamp(min=0)
         mask = (columns >= padding).long() if min(lengths) < longest else None
         return cls(ids, position_ids, mask, lengths)
 
@@ -164,11 +167,9 @@ class _Loop:
 
     def run(self, eos_id: int | None, on_tokens: OnTokens | None) -> None:
         """Generate until all rows have ended or there is no room left."""
-        logits = self._read_prompt()
-        position_ids = self._batch.position_ids[:, -1:]  # (B, 1)
         ended = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         while True:
-            tokens = self._choose(logits[:, -1])  # (B,)
+            tokens = self._choose(self._logits()[:, -1])  # (B,)
             self.ids[:, self.length] = tokens
             self.length += 1
             if on_tokens is not None:
@@ -179,38 +180,52 @@ class _Loop:
                     return
             if self.length == self._end:
                 return
-            position_ids = position_ids + 1
-            logits = self._step(tokens, position_ids)
 
-    def _read_prompt(self) -> Tensor:
-        layers_of = [self._policy.layers_at(column, self._prompt_length) for column in range(self._prompt_length)]
-        batch = self._batch
+    def _logits(self) -> Tensor:
+        """Return the logits after the newest token, (B, 1, V); where a node is lost, the others read the text again."""
+        while True:
+            try:
+                return self._step() if self._cache.seen else self._read()
+            except NodeLostError:
+                logger.warning("the text so far is read again, by those that are left")
+            self._cache = RouteCache(self._decoder.num_layers, self._end)
+
+    def _read(self) -> Tensor:
+        """Run everything that is there: the prompts, before any answer."""
+        layers_of = [self._policy.layers_at(column, self._prompt_length) for column in range(self.length)]
+        position_ids, mask = self._batch.position_ids[:, : self.length], self._batch.mask
         if self._meter is not None:
-            self._meter.begin(batch.position_ids, batch.mask)
+            self._meter.begin(position_ids, mask)
         logits = self._decoder.logits(
-            batch.ids,
+            self.ids[:, : self.length],
             segments(layers_of),
-            position_ids=batch.position_ids,
-            attention_mask=batch.mask,
+            position_ids=position_ids,
+            attention_mask=mask,
             cache=self._cache,
             last_only=True,
         )
-        self.tally.count_prompt(layers_of)
+        if self.length == self._prompt_length:
+            self.tally.count_prompt(layers_of)
+        else:
+            self.tally.count_step(layers_of[-1])
         return logits
 
-    def _step(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
-        """Return the logits after one more token in each row: (B,) -> (B, 1, V)."""
+    def _step(self) -> Tensor:
+        """Run the newest token of each row."""
         layers = self._policy.layers_at(self.length - 1, self._prompt_length)
+        newest = slice(self.length - 1, self.length)
+        position_ids = self._batch.position_ids[:, newest]  # (B, 1)
         if self._meter is not None:
             self._meter.begin(position_ids)
-        self.tally.count_step(layers)
-        return self._decoder.logits(
-            tokens.unsqueeze(1),
+        logits = self._decoder.logits(
+            self.ids[:, newest],
             (Segment(layers, 1),),
             position_ids=position_ids,
             attention_mask=self._batch.mask,
             cache=self._cache,
         )
+        self.tally.count_step(layers)
+        return logits
 
     def _choose(self, logits: Tensor) -> Tensor:
         """Return the next token of each row: (B, V) -> (B,)."""

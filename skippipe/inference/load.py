@@ -1,25 +1,21 @@
 """The model of a run directory or of a Hugging Face directory, whole and in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
 from skippipe.config import Experiment, ModelOptions
-from skippipe.config_file import load_experiment, load_run
+from skippipe.config_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.huggingface.source import find_source, load_model
-from skippipe.inference.decoder import Bounds, Decoder
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.run import Run, even_bounds, read_run, stages_without
 from skippipe.model.device import choose_device
-from skippipe.model.skeleton import build_skeleton, find_parts, materialise
-from skippipe.model.stage import Stage
-from skippipe.planning import experiment_model
-from skippipe.training.checkpoint import load_parameters, require_checkpoint
-from skippipe_scheduler.validate import load_plan
+from skippipe.model.skeleton import find_parts
 
 
 @dataclass(frozen=True)
@@ -34,41 +30,33 @@ class LoadedModel:
     """None where it is a Hugging Face directory."""
 
 
-def load(path: Path, *, device: str = "auto", num_stages: int | None = None) -> LoadedModel:
+def load(
+    path: Path, *, device: str = "auto", num_stages: int | None = None, absent: Collection[str] = ()
+) -> LoadedModel:
     """Load the newest checkpoint of a run, or a Hugging Face directory with safetensors.
 
     Stages are those of the run's plan; without a plan every layer is one, and `num_stages` asks for another split, as
-    even as possible. Raises `InputError` where `path` is neither or is damaged.
+    even as possible. Stages that the nodes `absent` alone hold are left out. Raises `InputError` where `path` is
+    neither or is damaged.
     """
     chosen = choose_device(device)
-    if not (path / "config.yaml").is_file() and (path.suffix == ".gguf" or (path / "config.json").is_file()):
+    if is_directory(path):
+        stages_without((), absent)
         return _load_directory(path, chosen, num_stages)
-    return _load_run(path, chosen, num_stages)
+    run = read_run(path, num_stages)
+    gone = stages_without(run.stage_nodes, absent)
+    skeleton = run.load_stages(set(range(len(run.bounds))) - gone, chosen)
+    return loaded(run, Decoder(skeleton, run.bounds, run.stage_nodes, gone))
 
 
-def even_bounds(num_layers: int, num_stages: int) -> list[Bounds]:
-    """Return [first, last) layers of each stage; raise `InputError` where there are fewer layers than stages."""
-    if not 1 <= num_stages <= num_layers:
-        raise InputError(f"--stages {num_stages}: the model has {num_layers} layers, and a stage needs at least one")
-    edges = [index * num_layers // num_stages for index in range(num_stages + 1)]
-    return list(pairwise(edges))
+def is_directory(path: Path) -> bool:
+    """Whether `path` is a model in the Hugging Face format rather than a run."""
+    return not (path / "config.yaml").is_file() and (path.suffix == ".gguf" or (path / "config.json").is_file())
 
 
-def _load_run(run_dir: Path, device: torch.device, num_stages: int | None) -> LoadedModel:
-    experiment = load_run(run_dir)
-    checkpoint = require_checkpoint(run_dir)
-    config = experiment_model(experiment)
-    skeleton = build_skeleton(config, getattr(torch, experiment.training.dtype))
-    materialise(skeleton, range(len(skeleton.layers)), ends=True, seed=experiment.seed, device=device)
-    load_parameters(checkpoint, config, [Stage(skeleton, 0, len(skeleton.layers), ends=True)])
-    bounds: Sequence[Bounds]
-    nodes: list[tuple[str, ...]] = []
-    if num_stages is None:
-        plan = load_plan(run_dir / "plan.json")
-        bounds, nodes = [stage.layers for stage in plan.stages], [tuple(stage.nodes) for stage in plan.stages]
-    else:
-        bounds = even_bounds(len(skeleton.layers), num_stages)
-    return LoadedModel(Decoder(skeleton, bounds, nodes), experiment.name, checkpoint.name, experiment, run_dir)
+def loaded(run: Run, decoder: Decoder) -> LoadedModel:
+    """Return a run with its decoder."""
+    return LoadedModel(decoder, run.experiment.name, run.checkpoint.name, run.experiment, run.folder)
 
 
 def _load_directory(path: Path, device: torch.device, num_stages: int | None) -> LoadedModel:

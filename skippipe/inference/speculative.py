@@ -110,7 +110,7 @@ class _Speculation:
     def __init__(self, decoder: Decoder, draft: Layers, capacity: int) -> None:
         self._decoder = decoder
         layers = decoder.all_layers
-        common = next((at for at, layer in enumerate(draft) if layer != at), len(draft))
+        common = next((at for at, layer in enumerate(draft) if layer != layers[at]), len(draft))
         self._shared, self._draft_only, self._rest = layers[:common], draft[common:], layers[common:]
         self._cache = RouteCache(decoder.num_layers, capacity)
         self._checked = 0

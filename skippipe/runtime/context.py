@@ -32,12 +32,14 @@ class DistributedContext:
         environment: Mapping[str, str] | None = None,
         nodes: Sequence[str] = (),
         patience_s: float = 0.0,
+        process_groups: bool = True,
     ) -> Self:
         """Read torchrun's variables and meet the other processes; without them, one process runs alone.
 
         The others may come `patience_s` later than the timeout, where they have work to do before.
         Where the launcher hands out ranks in any order, SKIPPIPE_NODE says which of `nodes` this process is; its rank
         is then the position of that name.
+        Without `process_groups` they only share a store.
         Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
         """
         values = os.environ if environment is None else environment
@@ -54,7 +56,7 @@ class DistributedContext:
         if world_size == 1:
             return cls(rank, world_size, local_rank, timeout_s)
         own_rank = _rank_of_node(values, nodes, rank)
-        store = _meet(rank, own_rank, world_size, timeout_s + patience_s, values)
+        store = _meet(rank, own_rank, world_size, timeout_s + patience_s, values, process_groups)
         return cls(own_rank, world_size, local_rank, timeout_s, store)
 
     def close(self) -> None:
@@ -73,8 +75,15 @@ def _rank_of_node(values: Mapping[str, str], nodes: Sequence[str], rank: int) ->
     return nodes.index(name)
 
 
-def _meet(launched_rank: int, rank: int, world_size: int, timeout_s: float, values: Mapping[str, str]) -> Store:
-    """Initialise torch.distributed on gloo.
+def _meet(
+    launched_rank: int,
+    rank: int,
+    world_size: int,
+    timeout_s: float,
+    values: Mapping[str, str],
+    process_groups: bool,
+) -> Store:
+    """Return the store of all ranks; initialise torch.distributed on gloo where `process_groups` are wanted.
 
     `launched_rank` decides who holds the store, because that process was started on the master's host.
     All pairs of ranks connect at once: with lazy connections the first irecv of a pair blocks until its peer posts
@@ -86,7 +95,8 @@ def _meet(launched_rank: int, rank: int, world_size: int, timeout_s: float, valu
     try:
         store, _, _ = next(iter(rendezvous("env://", launched_rank, world_size, timeout=timeout)))
         prefixed = PrefixStore("skippipe", store)
-        dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world_size, timeout=timeout)
+        if process_groups:
+            dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world_size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         failure = str(error).splitlines()[0]
     if failure is not None:

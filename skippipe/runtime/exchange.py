@@ -35,7 +35,7 @@ def gather(
         [own] if context.store is None else _exchange(context, context.store, topic, own, limit_s or context.timeout_s)
     )
     if failure is not None:
-        _wait_for_readers(context, topic)
+        wait_for_readers(context, topic)
         raise failure
     for rank, answer in enumerate(answers):
         if "error" in answer:
@@ -65,8 +65,8 @@ def _exchange(
     return [json.loads(text) for text in texts]
 
 
-def _wait_for_readers(context: DistributedContext, topic: str) -> None:
-    """Stay until the others have read: the store may end with this process."""
+def wait_for_readers(context: DistributedContext, topic: str) -> None:
+    """Stay until the others have read what was gathered: the store may end with this process."""
     if context.store is None:
         return
     deadline_s = time.monotonic() + ANSWER_S

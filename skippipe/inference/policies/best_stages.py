@@ -10,7 +10,7 @@ few; else every stage is judged by leaving it out alone.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,14 +30,16 @@ Stages = tuple[int, ...]
 def build(request: Request) -> Policy:
     """Return the stages with the best score, as many as come nearest to the share."""
     decoder = request.decoder
-    count, kept = len(decoder.stages), kept_stages(request.keep, len(decoder.stages))
+    present = decoder.present_stages
+    kept = min(kept_stages(request.keep, len(decoder.stages)), len(present))
     method = request.argument or "influence"
     if method not in ("influence", "gradient"):
         raise InputError(f"--policy best:{method}: there are best:influence and best:gradient")
-    if kept == count:
-        stages = tuple(range(count))
+    if kept == len(present):
+        stages = present
     elif method == "influence":
-        stages = _highest(block_influence(decoder, request.calibration_tokens()[:, :-1]), kept)
+        influence = block_influence(decoder, request.calibration_tokens()[:, :-1])
+        stages = _highest({stage: influence[stage] for stage in present}, kept)
     else:
         stages = _most_alike(decoder, request.calibration_tokens()[:GRADIENT_SAMPLES], kept)
     return FixedLayers(decoder.layers_of_stages(stages), kept)
@@ -45,11 +47,11 @@ def build(request: Request) -> Policy:
 
 @torch.inference_mode()
 def block_influence(decoder: Decoder, input_ids: Tensor) -> list[float]:
-    """Return the influence of each stage at full depth; `input_ids` (B, T)."""
+    """Return the influence of each stage at full depth, 0 where it is absent; `input_ids` (B, T)."""
     hidden = decoder.embed(input_ids)  # (B, T, D)
     influence = []
-    for layers in decoder.stages:
-        after = decoder.run_layers(hidden, layers)
+    for stage, layers in enumerate(decoder.stages):
+        after = hidden if stage in decoder.absent_stages else decoder.run_layers(hidden, layers)
         cosine = functional.cosine_similarity(hidden.float(), after.float(), dim=-1)  # (B, T)
         influence.append(1 - float(cosine.mean()))
         hidden = after
@@ -61,7 +63,7 @@ def gradient_similarity(decoder: Decoder, tokens: Tensor, subsets: Sequence[Stag
 
     `tokens` (B, T + 1). Only layers count, not embedding and head.
     """
-    whole = _gradients(decoder, tokens, tuple(range(len(decoder.stages))))
+    whole = _gradients(decoder, tokens, decoder.present_stages)
     similarity = []
     for stages in subsets:
         own = _gradients(decoder, tokens, stages)
@@ -70,19 +72,19 @@ def gradient_similarity(decoder: Decoder, tokens: Tensor, subsets: Sequence[Stag
 
 
 def _most_alike(decoder: Decoder, tokens: Tensor, kept: int) -> Stages:
-    others = range(1, len(decoder.stages))
+    others = decoder.present_stages[1:]
     if math.comb(len(others), kept - 1) <= MOST_SUBSETS:
         subsets = [(0, *chosen) for chosen in itertools.combinations(others, kept - 1)]
         similarity = gradient_similarity(decoder, tokens, subsets)
         return subsets[similarity.index(max(similarity))]
     without = [(0, *(stage for stage in others if stage != gone)) for gone in others]
     loss = [-one for one in gradient_similarity(decoder, tokens, without)]
-    return _highest([math.inf, *loss], kept)
+    return _highest(dict(zip(others, loss, strict=True)), kept)
 
 
-def _highest(scores: Sequence[float], kept: int) -> Stages:
+def _highest(scores: Mapping[int, float], kept: int) -> Stages:
     """Return stage 0 and the stages with the highest scores, in order."""
-    others = sorted(range(1, len(scores)), key=lambda stage: scores[stage], reverse=True)
+    others = sorted(scores.keys() - {0}, key=lambda stage: (-scores[stage], stage))
     return (0, *sorted(others[: kept - 1]))
 
 

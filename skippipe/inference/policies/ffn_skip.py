@@ -64,6 +64,8 @@ def build(request: Request) -> Policy:
         raise InputError(f"--policy ffn-skip: {request.argument}: no region or span within {decoder.num_layers} layers")
     if request.keep == 1.0:
         rule = replace(rule, threshold=NEVER)
+    elif chosen["threshold"] == unset and decoder.absent_stages:
+        raise InputError("--policy ffn-skip: it is calibrated with all stages there; give a whole rule, threshold= too")
     elif chosen["threshold"] == unset:
         rule = _Calibration(decoder, request.calibration_tokens()[:, :-1], rule.warm_up).rule(request.keep)
     return FfnSkip(decoder.all_layers, rule)

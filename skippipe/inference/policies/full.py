@@ -6,4 +6,4 @@ from skippipe.inference.policies.base import FixedLayers, Policy, Request, check
 def build(request: Request) -> Policy:
     """Return the whole model, whatever share is asked for."""
     check_keep(request.keep)
-    return FixedLayers(request.decoder.all_layers, len(request.decoder.stages))
+    return FixedLayers(request.decoder.all_layers, len(request.decoder.present_stages))

@@ -10,7 +10,7 @@ from skippipe.inference.schedule import Layers
 
 @dataclass(frozen=True)
 class RandomStages(Policy):
-    """A uniform random subset of the stages other than 0, in order; stage 0 always runs."""
+    """A uniform random subset of the stages that are there, in order; stage 0 always runs."""
 
     decoder: Decoder
     count: int
@@ -29,9 +29,9 @@ class RandomStages(Policy):
     @property
     def stages(self) -> tuple[int, ...]:
         """The stages drawn; the same seed and number always give the same."""
-        among, kept = len(self.decoder.stages), self.count
-        generator = random.Random(f"{self.seed}/{among}/{kept}/{self.index}")
-        return (0, *sorted(generator.sample(range(1, among), kept - 1)))
+        among = self.decoder.present_stages
+        generator = random.Random(f"{self.seed}/{len(among)}/{self.count}/{self.index}")
+        return (0, *sorted(generator.sample(among[1:], self.count - 1)))
 
     def draw(self, index: int) -> Policy:
         """Return the choice with this number."""
@@ -41,5 +41,6 @@ class RandomStages(Policy):
 
 def build(request: Request) -> Policy:
     """Return random stages, as many as come nearest to the share."""
-    count = kept_stages(request.keep, len(request.decoder.stages))
-    return RandomStages(request.decoder, count, request.seed)
+    decoder = request.decoder
+    count = min(kept_stages(request.keep, len(decoder.stages)), len(decoder.present_stages))
+    return RandomStages(decoder, count, request.seed)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from skippipe.errors import InputError
+from skippipe.inference.policies.absence import WithoutAbsent
 from skippipe.inference.policies.base import Policy, Request
 
 PACKAGE = "skippipe.inference.policies"
@@ -55,4 +56,7 @@ def build_policy(specification: str, request: Request) -> Policy:
     """Return the policy that `NAME` or `NAME:ARGUMENT` names; raise `InputError` where it cannot be had."""
     kind, argument = find_kind(specification)
     build: Callable[[Request], Policy] = getattr(importlib.import_module(f"{PACKAGE}.{kind.module}"), kind.build)
-    return build(replace(request, argument=argument))
+    policy = build(replace(request, argument=argument))
+    decoder = request.decoder
+    whole = not decoder.absent_stages and decoder.is_here(decoder.all_layers)
+    return policy if whole else WithoutAbsent(policy, decoder)

@@ -1,0 +1,80 @@
+"""What the process that drives makes of others that are late, fail or answer what nobody waits for any more."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from skippipe.errors import NodeLostError, SkipPipeError
+from skippipe.inference.distributed.cast import Cast
+from skippipe.inference.distributed.crew import Crew
+from skippipe.inference.distributed.links import Links
+
+CAST = Cast(("a", "b", "c"), ((0,), (1,), (1,)))
+
+
+@pytest.fixture
+def links() -> Iterator[tuple[Links, ...]]:
+    """Connections of the driver and two others, which are all in this process."""
+    made = tuple(Links(rank, "127.0.0.1", 5.0) for rank in range(3))
+    for one in made:
+        one.know([other.door for other in made])
+    yield made
+    for one in made:
+        one.close()
+
+
+def test_who_does_not_come_is_lost(links: tuple[Links, ...]) -> None:
+    crew = Crew(links[0], CAST, limit_s=0.2)
+    links[2].send(0, {"here": True})
+    crew.assemble()
+    assert (crew.holders, crew.changes) == ({0: 0, 1: 2}, 1)
+    assert str(crew.loss()).startswith("b was lost (did not come within 0.2 s); a replica takes its place")
+    links[2].close()
+    crew.wait_until_ready()
+    assert crew.holders == {0: 0}
+    assert str(crew.loss()).endswith("stage 1 with it; start again with --absent b --absent c")
+
+
+def test_a_failure_elsewhere_ends_all_when_all_are_here(links: tuple[Links, ...]) -> None:
+    crew = Crew(links[0], CAST, limit_s=5.0)
+    links[1].send(0, {"here": True})
+    links[1].send(0, {"failed": "its disk is damaged", "exit_code": 2})
+    links[2].send(0, {"here": True})
+    with pytest.raises(SkipPipeError, match="b: its disk is damaged") as failure:
+        crew.assemble()
+    assert failure.value.exit_code == 2
+    crew.end(2)
+    for other in links[1:]:
+        assert other.receive(5.0) == (0, ({"end": 2}, {}))
+
+
+def test_an_answer_to_an_older_pass_is_not_taken(links: tuple[Links, ...]) -> None:
+    crew = Crew(links[0], CAST, limit_s=5.0)
+    hidden = torch.ones(1, 2, 3)
+
+    def serve() -> None:
+        received = links[1].receive(5.0)
+        assert received is not None
+        assert received[1] is not None
+        number = received[1].header["pass"]
+        links[1].send(0, {"pass": number - 1}, {"hidden": hidden})
+        links[1].send(0, {"pass": number}, {"hidden": received[1].tensors["hidden"] + 1})
+
+    server = threading.Thread(target=serve)
+    server.start()
+    answer = crew.run([(1, (2, 3))], {"cache": None}, {"hidden": hidden})
+    server.join()
+    assert torch.equal(answer, hidden + 1)
+
+
+def test_one_that_another_cannot_reach_is_given_up(links: tuple[Links, ...]) -> None:
+    crew = Crew(links[0], Cast(("a", "b", "c"), ((0,), (1,), (2,))), limit_s=5.0)
+    links[1].send(0, {"here": True})
+    links[2].send(0, {"here": True})
+    crew.assemble()
+    links[1].send(0, {"pass": 1, "done": 0, "unreachable": 2})
+    with pytest.raises(NodeLostError, match=r"c was lost \(cannot be reached from b\) and stage 2 with it"):
+        crew.run([(1, (2,)), (2, (3,))], {"cache": None}, {"hidden": torch.ones(1, 1, 1)})
+    assert links[2].receive(5.0) == (0, None)
