@@ -115,11 +115,12 @@ def _node(node: Node, plan: Plan, trace: Trace) -> Node:
     """Return the node with its median times, those of its stage scaled to a stage of mean size."""
     costs = plan.costs
     planned = {"F": costs.forward_s[node.name], "B": costs.backward_s[node.name], "L": costs.loss_s[node.name]}
-    seen: defaultdict[str, list[float]] = defaultdict(list)
+    seen: dict[str, defaultdict[tuple[int, int], float]] = {operation: defaultdict(float) for operation in planned}
     for task in trace.tasks:
-        if task.node == node.name:
-            seen[task.operation].append(task.end_s - task.start_s)
-    times = {operation: statistics.median(seen[operation]) for operation in planned if seen[operation]}
+        whole = "B" if task.operation == "W" else task.operation  # a split backward is timed as one
+        if task.node == node.name and whole in seen:
+            seen[whole][task.step, task.microbatch] += task.end_s - task.start_s
+    times = {operation: statistics.median(one.values()) for operation, one in seen.items() if one}
     layers = plan.layers_per_stage
     scale = sum(layers) / len(layers) / layers[plan.stage_of[node.name]]
     # What a node was not seen to do, it does as much slower than planned as the rest.

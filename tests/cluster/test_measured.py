@@ -81,6 +81,7 @@ def trace_of(plan: Plan) -> Trace:
             started_s[task.node, *key] = task.start_s
             ready_s[task.node, *key] = free_s[task.node]
             free_s[task.node] = task.end_s + plan.costs.task_overhead_s
+        trace.tasks += [Task(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
         for one in timeline.transfers:
             loss = one.direction == "forward" and one.destination == plan.microbatches[one.microbatch].route[0]
             operation = "L" if loss else "F" if one.direction == "forward" else "B"
@@ -118,6 +119,19 @@ def test_true_costs_come_back(plan: Plan) -> None:
         seen += transfer_s > 1.2 * plan.costs.transfer_s[source][destination]
     assert seen >= 2
     assert simulate(again).iteration_s == pytest.approx(simulate(true_plan).iteration_s, rel=0.02)
+
+
+def test_a_split_backward_is_timed_as_one(plan: Plan) -> None:
+    whole = trace_of(recost(plan, TRUE))
+    split = Trace(waits=whole.waits)
+    for task in whole.tasks:
+        if task.operation == "B":
+            middle_s = task.start_s + 0.6 * (task.end_s - task.start_s)
+            split.tasks += [task._replace(end_s=middle_s), task._replace(operation="W", start_s=middle_s)]
+        else:
+            split.tasks.append(task)
+    found, expected = (measured_cluster(plan, ASSUMED, trace).members() for trace in (split, whole))
+    assert [node.backward_s for node in found] == [node.backward_s for node in expected]
 
 
 def test_without_a_trace_costs_stay(plan: Plan) -> None:
