@@ -2,6 +2,7 @@
 
 import logging
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn
@@ -31,6 +32,9 @@ from skippipe_scheduler.cluster import Node, NodeLink
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
+SPEEDS = ("compute_tflop_per_s", "forward_s", "backward_s", "loss_s", "peak_tflop_per_s")
+Report = dict[str, float | str]
+"""What one rank says of its device."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     links = _measure_links(context, places, options)
     calls_s = [link.call_s for link in links.values()]
     copies_s = [float(report["copy_s"]) for report in reports]
-    nodes = _nodes(names, _regions(places, links, options), reports)
+    nodes = _nodes(names, _regions(places, links, options), levelled(places, reports))
     return Profile(
         nodes=nodes,
         links=_node_links(names, links),
@@ -85,9 +89,7 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     )
 
 
-def _compute(
-    context: DistributedContext, device: torch.device, options: ProfileOptions, sharers: int
-) -> list[dict[str, float | str]]:
+def _compute(context: DistributedContext, device: torch.device, options: ProfileOptions, sharers: int) -> list[Report]:
     """Return what every rank says of its device; all of them compute from one moment on."""
 
     def measure() -> dict[str, float | str | None]:
@@ -99,6 +101,7 @@ def _compute(
         peak = known / sharers if known else measured_peak_tflop_per_s(device, options.workload.dtype)
         report: dict[str, float | str | None] = {
             "device": device_name(device),
+            "threads": torch.get_num_threads(),
             "memory_gib": memory / GIB,
             "copy_s": copy_s(options.workload, device),
             "peak_tflop_per_s": peak,
@@ -169,13 +172,27 @@ def _regions(places: Sequence[Place], links: dict[tuple[int, int], MeasuredLink]
     return regions([place.given_region for place in places], latency_s, options.near_s)
 
 
-def _nodes(
-    names: Sequence[str], in_regions: Sequence[str], reports: Sequence[dict[str, float | str]]
-) -> tuple[Node, ...]:
-    keys = ("compute_tflop_per_s", "forward_s", "backward_s", "loss_s", "memory_gib", "peak_tflop_per_s")
+def levelled(places: Sequence[Place], reports: Sequence[Report]) -> list[Report]:
+    """Return the reports, in which equal ranks of one machine have equal speeds: the medians of their own.
+
+    What such ranks differ by is noise, which would give one of them more layers than the other.
+    """
+    alike: defaultdict[tuple[str, str, float], list[Report]] = defaultdict(list)
+    groups = []
+    for place, report in zip(places, reports, strict=True):
+        groups.append(alike[place.machine, str(report["device"]), float(report["threads"])])
+        groups[-1].append(report)
+    return [
+        report | {key: statistics.median(float(one[key]) for one in group) for key in SPEEDS if key in report}
+        for report, group in zip(reports, groups, strict=True)
+    ]
+
+
+def _nodes(names: Sequence[str], in_regions: Sequence[str], reports: Sequence[Report]) -> tuple[Node, ...]:
     return tuple(
         Node.model_validate(
-            {"name": name, "region": region} | {key: rounded(float(report[key])) for key in keys if key in report}
+            {"name": name, "region": region}
+            | {key: rounded(float(report[key])) for key in (*SPEEDS, "memory_gib") if key in report}
         )
         for name, region, report in zip(names, in_regions, reports, strict=True)
     )

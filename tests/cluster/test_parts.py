@@ -1,5 +1,6 @@
 """The parts of a profile that need no other process: rounds, names, regions, memory, the file."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from skippipe.cluster.description import as_cluster, profile_table, write_cluste
 from skippipe.cluster.links import representatives, rounds
 from skippipe.cluster.memory import container_limit_bytes
 from skippipe.cluster.place import Place, node_names, sharing
-from skippipe.cluster.profile import Profile
+from skippipe.cluster.profile import Profile, Report, levelled
 from skippipe.cluster.regions import regions
 from skippipe.errors import ConfigError
 from skippipe_scheduler.cluster import Node, NodeLink, load_cluster
@@ -45,6 +46,18 @@ def test_names() -> None:
     assert node_names([place("a"), place("b"), place("b"), place("b", name="x")]) == ["a", "b-0", "b-1", "x"]
     with pytest.raises(ConfigError, match="ranks 0 and 2 are both called 'a'"):
         node_names([place("a"), place("b"), place("c", name="a")])
+
+
+def test_equal_ranks_of_a_machine_are_equally_fast() -> None:
+    places = [replace(place("lab"), machine=machine) for machine in "aaaabb"]
+    reports: list[Report] = [
+        {"device": device, "threads": threads, "forward_s": seconds, "memory_gib": seconds}
+        for device, threads, seconds in [("x", 1, 3.0), ("x", 1, 1.0), ("x", 1, 5.0), ("x", 2, 7.0), ("x", 1, 9.0)]
+    ]
+    reports.append({"device": "y", "threads": 1, "forward_s": 2.0, "memory_gib": 2.0})
+    level = levelled(places, reports)
+    assert [one["forward_s"] for one in level] == [3.0, 3.0, 3.0, 7.0, 9.0, 2.0]
+    assert [one["memory_gib"] for one in level] == [3.0, 1.0, 5.0, 7.0, 9.0, 2.0]
 
 
 def test_regions_are_chains_of_near_ranks() -> None:
