@@ -138,13 +138,17 @@ def _columns() -> Columns:
         columns[f"keep {keep}"] = lambda row, keep=keep: f"{_short(row['before'][keep])} → {_short(row['after'][keep])}"
     return columns | {
         "computed at 0.75": lambda row: f"{row['computed_after'][str(BAR_KEEP)]:.0%}",
-        "cost of 0.75": lambda row: f"{row['cost_before']:+.0%} → {row['cost_after']:+.1%}",
+        "cost of 0.75": lambda row: f"{_cost(row['cost_before'])} → {_cost(row['cost_after'])}",
         "at most a third": lambda row: MARKS[row["met"]],
     }
 
 
 def _short(perplexity: float) -> str:
     return f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:.1e}"
+
+
+def _cost(more: float) -> str:
+    return f"{more:+.1%}" if more < 10 else f"× {more + 1:.3g}"
 
 
 def _fetched(work: Path) -> Path:

@@ -66,7 +66,7 @@ def test_the_bar_is_a_third_of_the_cost(pretrained: ModuleType, tmp_path: Path, 
     facts = {"steps": 120, "trained": 491520, "minutes": 17.4, "quick": False}
     pretrained.record(tmp_path, evaluation(19.0), evaluation(after), facts)
     page = (tmp_path / "pretrained.md").read_text()
-    costs = {True: "+90% → +20.0% | yes", False: "+90% → +40.0% | **no**"}
+    costs = {True: "+90.0% → +20.0% | yes", False: "+90.0% → +40.0% | **no**"}
     assert f"| random | 10.00 → 10.00 | 11.00 → 11.00 | 19.00 → {after:.2f} | 5.0e+03 → 5.0e+03 |" in page
     assert f"| 75% | {costs[met]} |" in page
     assert f"Met under {2 * met} of 2\npolicies." in page
