@@ -115,7 +115,8 @@ def evaluate(
     built = [(name, keep, build_policy(name, request.at(keep if keep is not None else 1.0))) for name, keep in wanted]
     batches = text.validation_batches(options.num_batches, options.text)
     absent = model.decoder.absent_stages
-    results, of_tasks = [], []
+    results: list[DepthResult] = []
+    of_tasks: list[TaskResult] = []
     for name, keep, policy in built:
         measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))

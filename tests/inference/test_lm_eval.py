@@ -205,6 +205,23 @@ def test_every_policy_runs_every_kind_of_task(capsys: pytest.CaptureFixture[str]
     assert rows["rolling", "skipdecode", "byte_perplexity"]["share_computed"] == pytest.approx(0.8, abs=0.05)
 
 
+def test_tasks_run_with_what_absent_nodes_leave(
+    capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path, tmp_path: Path
+) -> None:
+    words = [part for node in small_plan().stages[1].nodes for part in ("--absent", node)]
+    words += ["--policy", "full", "--keep", "1.0", "--batches", "1", "--json", "--out", str(tmp_path / "found.json")]
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run_dir), *words, "--lm-eval-tasks", str(tasks / "rolling.yaml")])
+    assert not stop.value.code
+    absent = json.loads((tmp_path / "found.json").read_text())["tasks"][0]
+    capsys.readouterr()
+    rows = evaluate(capsys, run_dir, tasks / "rolling.yaml", policy="stages:0,2")
+    left = rows["rolling", "stages:0,2", "byte_perplexity"]
+    assert (absent["metric"], absent["policy"]) == ("byte_perplexity", "full")
+    assert absent["value"] == pytest.approx(left["value"])
+    assert absent["share_computed"] == left["share_computed"] == pytest.approx(2 / 3)
+
+
 def test_draws_go_by_document_whatever_the_batch(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path
 ) -> None:
