@@ -23,9 +23,9 @@ def merged(path: Path, result: Result, names: Sequence[str]) -> list[Result]:
     return [known[name] for name in names if name in known]
 
 
-def markdown(title: str, columns: Columns, results: Sequence[Result]) -> str:
-    """Return the page with the table; where and when each row was measured stands below it."""
-    lines = [f"# {title}", "", "Made by `run.py`; see [the guide](../README.md).", ""]
+def markdown(title: str, columns: Columns, results: Sequence[Result], *, script: str = "run.py", text: str = "") -> str:
+    """Return the page with the table; where and when each row was measured stands below it, `text` above it."""
+    lines = [f"# {title}", "", f"Made by `{script}`; see [the guide](../README.md).", "", *([text, ""] if text else [])]
     if any(result["quick"] for result in results):
         lines += [QUICK, ""]
     lines += [_line([*columns]), _line(["---"] * len(columns))]

@@ -47,9 +47,9 @@ class FloatList(click.ParamType[tuple[float, ...]]):
 
 
 class GreedyCommand(click.Command):
-    """A command whose options `--keep` and `--policy` take all the words that follow them."""
+    """A command some of whose options, such as `--keep` and `--policy`, take all the words that follow them."""
 
-    greedy: ClassVar[tuple[str, ...]] = ("--keep", "--policy")
+    greedy: ClassVar[tuple[str, ...]] = ("--keep", "--policy", "--lm-eval-tasks")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the words after such an option into one argument before click reads them."""

@@ -22,7 +22,7 @@ COMMANDS = {
     "generate": "Text from a model of which a part runs.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
     "export": "Write a checkpoint in the Hugging Face format.",
-    "report": "Write one self-contained HTML page about a run.",
+    "report": "Write one self-contained HTML page about a run, or several.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
 MODULES = {"import": "import_model"}

@@ -112,23 +112,23 @@ class Decoder:
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: RouteCache | None = None,
-        last_only: bool = False,
+        num_last: int = 0,
     ) -> Tensor:
-        """Return logits of new positions along a route: (B, T) -> (B, T, V), or (B, 1, V) of the last one.
+        """Return logits of new positions along a route: (B, T) -> (B, T, V), or of the `num_last` last ones alone.
 
         `position_ids` (B, T) are 0, 1, ... where not given; `attention_mask` (B, seen + T) is 0 for padding.
         """
         if len(route) == 1 and route[0].served == input_ids.shape[1] and self.is_here(route[0].layers):
             model = self._part("model", route[0].layers, lambda: self._whole(route[0].layers))
             arguments = self._arguments(input_ids, position_ids, attention_mask, cache)
-            logits: Tensor = model(input_ids=input_ids, logits_to_keep=int(last_only), **arguments).logits
+            logits: Tensor = model(input_ids=input_ids, logits_to_keep=num_last, **arguments).logits
         else:
             hidden = self.embed(input_ids, position_ids)
             for segment in route:
                 part = hidden[:, : segment.served]  # (B, served, D)
                 done = self.run_layers(part, segment.layers, position_ids, attention_mask, cache)
                 hidden = torch.cat([done, hidden[:, segment.served :]], dim=1)  # (B, T, D)
-            logits = self.head(hidden[:, -1:] if last_only else hidden)
+            logits = self.head(hidden[:, -num_last:])  # all where it is 0
         if cache is not None:
             cache.seen += input_ids.shape[1]
         return logits

@@ -19,6 +19,7 @@ from skippipe.inference.load import LoadedModel, load
 from skippipe.inference.policies.base import Policy, Request
 from skippipe.inference.policies.registry import build_policy, find_kind
 from skippipe.inference.schedule import segments, share_computed
+from skippipe.inference.tasks import TaskOptions, TaskResult, Tasks
 from skippipe.inference.text import TextSource
 from skippipe_scheduler.files import write_atomically
 
@@ -54,6 +55,7 @@ class Evaluation:
     results: list[DepthResult]
     absent_stages: list[int] = field(default_factory=list)
     """Stages that no node held."""
+    tasks: list[TaskResult] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Options:
     text: tuple[Path, ...] = ()
     calibration: tuple[Path, ...] = ()
     device: str = "auto"
+    tasks: TaskOptions | None = None
+    """Tasks of lm-eval to run after each perplexity."""
 
 
 def evaluate_model(
@@ -93,9 +97,10 @@ def evaluate(
 
     All policies and shares see the same batches of held-out text, or of `options.text`. A policy that draws at random
     draws anew for each batch, `repeats` times over; perplexity is the exponential of the mean loss over all of them.
-    Raises `InputError` for what is wrong with text, policy or share, before anything is measured.
+    Raises `InputError` for what is wrong with text, policy, share or tasks, before anything is measured.
     """
     options = options or Options()
+    tasks = Tasks(options.tasks) if options.tasks is not None else None
     text = TextSource(model, sequence_length=options.sequence_length)
     _check_lengths(text.sequence_length, options.prompt_length, model.decoder)
     calibration = cache(lambda: text.calibration_tokens(options.calibration).to(model.decoder.device))
@@ -110,14 +115,17 @@ def evaluate(
     built = [(name, keep, build_policy(name, request.at(keep if keep is not None else 1.0))) for name, keep in wanted]
     batches = text.validation_batches(options.num_batches, options.text)
     absent = model.decoder.absent_stages
-    results = []
+    results: list[DepthResult] = []
+    of_tasks: list[TaskResult] = []
     for name, keep, policy in built:
         measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))
+        if tasks is not None:
+            of_tasks += tasks.run(model, policy, name, keep)
         if model.decoder.absent_stages != absent:
             raise NodeLostError("a stage was lost while measuring; start again with --absent NODE for its node")
     tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
-    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results, sorted(absent))
+    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results, sorted(absent), of_tasks)
     if model.run_dir is not None and not absent:
         write_evaluation(evaluation, model.run_dir / "evaluation.json")
     return evaluation

@@ -18,13 +18,15 @@ from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.cache import RouteCache
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import Meter, Policy
-from skippipe.inference.schedule import Segment, segments
+from skippipe.inference.schedule import Flop, Segment, segments
 from skippipe.inference.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 OnTokens = Callable[[Tensor], None]
 """Called with the newest token of each row, (B,)."""
+IsEnd = Callable[[Sequence[int]], bool]
+"""Whether the new tokens of a row are a whole answer."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Generated:
     """Share of the layers' FLOP that was computed for the prompts."""
     share_of_generated: float
     """The same for the tokens after them; that of the prompts where no token passed the model again."""
+    flop: Flop = field(default_factory=Flop)
+    """Of both together."""
 
     @property
     def summary(self) -> str:
@@ -131,16 +135,21 @@ def generate(
     sampling: Sampling | None = None,
     eos_id: int | None = None,
     on_tokens: OnTokens | None = None,
+    is_end: IsEnd | None = None,
 ) -> Generated:
-    """Continue the prompts, token ids, as one batch. Raises `InputError` where they do not fit into the context."""
+    """Continue the prompts, token ids, as one batch. Raises `InputError` where they do not fit into the context.
+
+    It ends when all rows have met the end of text or `is_end`; what a row says after that is left in for the latter.
+    """
     check_prompts(decoder, prompts, max_new_tokens)
     batch = Prompts.of(prompts, max_new_tokens, decoder.device)
     with policy.installed(decoder) as meter:
         loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter)
-        loop.run(eos_id, on_tokens)
-    prompt_length = batch.ids.shape[1]
-    rows = loop.ids[:, prompt_length : loop.length].tolist()
-    return Generated([up_to_end(row, eos_id) for row in rows], loop.tally.share_of_prompt, loop.tally.share)
+        loop.run(eos_id, on_tokens, is_end)
+        prompt, answer = loop.tally.prompt, loop.tally.answer
+    share_of_answer = answer.share if answer.whole else prompt.share
+    tokens = [up_to_end(row, eos_id) for row in loop.answers()]
+    return Generated(tokens, prompt.share, share_of_answer, prompt + answer)
 
 
 class _Loop:
@@ -165,7 +174,12 @@ class _Loop:
         self._generator = torch.Generator(decoder.device).manual_seed(sampling.seed) if sampling.do_sample else None
         self.tally = Tally(decoder.num_layers, decoder.cost, batch.lengths, meter)
 
-    def run(self, eos_id: int | None, on_tokens: OnTokens | None) -> None:
+    def answers(self) -> list[list[int]]:
+        """Return the new tokens of each row so far."""
+        rows: list[list[int]] = self.ids[:, self._prompt_length : self.length].tolist()
+        return rows
+
+    def run(self, eos_id: int | None, on_tokens: OnTokens | None, is_end: IsEnd | None) -> None:
         """Generate until all rows have ended or there is no room left."""
         ended = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         while True:
@@ -176,9 +190,10 @@ class _Loop:
                 on_tokens(tokens)
             if eos_id is not None:
                 ended |= tokens == eos_id
-                if bool(ended.all()):
-                    return
-            if self.length == self._end:
+            if is_end is not None:
+                ended |= torch.tensor([is_end(row) for row in self.answers()], device=ended.device)
+            may_end = eos_id is not None or is_end is not None
+            if self.length == self._end or (may_end and bool(ended.all())):
                 return
 
     def _logits(self) -> Tensor:
@@ -202,7 +217,7 @@ class _Loop:
             position_ids=position_ids,
             attention_mask=mask,
             cache=self._cache,
-            last_only=True,
+            num_last=1,
         )
         if self.length == self._prompt_length:
             self.tally.count_prompt(layers_of)

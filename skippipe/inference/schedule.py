@@ -15,6 +15,22 @@ Layers = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Flop:
+    """FLOP of all layers for some positions, and of those layers that ran; head and embedding apart."""
+
+    whole: float = 0.0
+    computed: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """Share that was computed; 1 where there was nothing to compute."""
+        return self.computed / self.whole if self.whole else 1.0
+
+    def __add__(self, other: "Flop") -> "Flop":
+        return Flop(self.whole + other.whole, self.computed + other.computed)
+
+
+@dataclass(frozen=True)
 class Segment:
     """Layers that run one after the other for the same positions: the first `served` of a sequence."""
 
@@ -51,9 +67,16 @@ def share_computed(
 
     `skipped_flop` was left out inside layers that ran.
     """
+    flop = flop_of(layers_of, num_layers, cost)
+    return 1 - (flop.whole - flop.computed + skipped_flop) / flop.whole
+
+
+def flop_of(layers_of: Sequence[Layers], num_layers: int, cost: TokenCost) -> Flop:
+    """Return the FLOP of a sequence from its first position on; `layers_of` has the layers of each position."""
     flop = [cost.layer_flop(position + 1) for position in range(len(layers_of))]
     left_out = sum((num_layers - len(layers)) * one for layers, one in zip(layers_of, flop, strict=True))
-    return 1 - (left_out + skipped_flop) / (num_layers * sum(flop))
+    whole = num_layers * sum(flop)
+    return Flop(whole, whole - left_out)
 
 
 def _check_shrinks(before: Layers, layers: Layers) -> None:

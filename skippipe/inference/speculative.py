@@ -121,7 +121,7 @@ class _Speculation:
         """Run the prompt at full depth; return the first new token."""
         ids = torch.tensor([list(prompt)], device=self._decoder.device)  # (1, P)
         route = [Segment(self._decoder.all_layers, len(prompt))]
-        logits = self._decoder.logits(ids, route, cache=self._cache, last_only=True)
+        logits = self._decoder.logits(ids, route, cache=self._cache, num_last=1)
         self._checked = len(prompt)
         return int(logits[0, -1].argmax())
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skippipe.inference.policies.base import Meter
-from skippipe.inference.schedule import Layers
+from skippipe.inference.schedule import Flop, Layers, flop_of
 from skippipe.model.cost import TokenCost
 
 
@@ -15,40 +15,28 @@ class Tally:
         self._lengths = list(lengths)
         self._steps: list[int] = []
         self._prompt_skipped_flop = 0.0
-        self._prompt = (1.0, 0.0)
-        """All FLOP, and those left out with whole layers."""
+        self.prompt = Flop()
+        """FLOP of the prompts."""
 
     def count_prompt(self, layers_of: Sequence[Layers]) -> None:
         """Count the prompts; `layers_of` has the layers of each column, padding on the left."""
-        whole = left_out = 0.0
-        for length in self._lengths:
-            for position, layers in enumerate(layers_of[len(layers_of) - length :]):
-                flop = self._cost.layer_flop(position + 1)
-                whole += self._num_layers * flop
-                left_out += (self._num_layers - len(layers)) * flop
-        self._prompt = whole, left_out
         self._prompt_skipped_flop = self._meter.skipped_flop if self._meter is not None else 0.0
+        self.prompt = Flop(0.0, -self._prompt_skipped_flop)
+        for length in self._lengths:
+            self.prompt += flop_of(layers_of[len(layers_of) - length :], self._num_layers, self._cost)
 
     def count_step(self, layers: Layers) -> None:
         """Count one more token in each row."""
         self._steps.append(len(layers))
 
     @property
-    def share_of_prompt(self) -> float:
-        """Share of the layers' FLOP that the prompts took."""
-        whole, left_out = self._prompt
-        return 1 - (left_out + self._prompt_skipped_flop) / whole
-
-    @property
-    def share(self) -> float:
-        """Share of the layers' FLOP that the tokens after the prompts took."""
+    def answer(self) -> Flop:
+        """FLOP of the tokens after the prompts that passed the model again."""
         whole = left_out = 0.0
         for length in self._lengths:
             for step, count in enumerate(self._steps):
                 flop = self._cost.layer_flop(length + step + 1)
                 whole += self._num_layers * flop
                 left_out += (self._num_layers - count) * flop
-        if not whole:
-            return self.share_of_prompt
         skipped = self._meter.skipped_flop - self._prompt_skipped_flop if self._meter is not None else 0.0
-        return 1 - (left_out + skipped) / whole
+        return Flop(whole, whole - left_out - skipped)

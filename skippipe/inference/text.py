@@ -86,11 +86,12 @@ class PromptTokenizer:
         else:
             self._library = load_tokenizer(Source(Path(options.tokenizer)))
         self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
+        self.bos_id: int | None = self._library.bos_token_id if self._library else None
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a prompt."""
         if self._library is not None:
-            ids: list[int] = self._library(text)["input_ids"]
+            ids: list[int] = self._library(text, add_special_tokens=add_special_tokens)["input_ids"]
             return ids
         return [int(token) for token in self._own.encode(text)]
 

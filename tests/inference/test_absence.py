@@ -54,6 +54,13 @@ def test_policies_leave_out_what_is_absent(
     assert policy.num_stages == num_stages
 
 
+def test_shrinking_depth_is_spread_over_other_lengths_too(without_second: Decoder) -> None:
+    policy = build_policy("skipdecode", Request(without_second, 0.75, num_generated=5))
+    assert [policy.layers_at(position, 4) for position in (4, 5)] == [(0, 3, 4, 5)] * 2
+    assert [policy.over(2).layers_at(position, 4) for position in (4, 5)] == [(0, 3, 4, 5), (0, 4, 5)]
+    assert policy.over(2) == policy.over(2) != policy.over(3)
+
+
 def test_random_stages_are_drawn_from_those_that_are_there(without_second: Decoder) -> None:
     policy = build_policy("random", Request(without_second, 0.5))
     drawn = {policy.draw(index).layers_at(0, 0) for index in range(40)}

@@ -19,6 +19,7 @@ from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import SkipPipeError
 from skippipe.huggingface.export import export_run
+from skippipe.inference import tasks
 from skippipe.inference.evaluation import DepthResult, Evaluation, Options, evaluate_model
 from skippipe.monitor.report import run as shown
 from skippipe.monitor.report.curves import depth_figure
@@ -134,6 +135,7 @@ def test_command_prints_one_json_object(run_dir: Path, capsys: pytest.CaptureFix
         (["--stages", "7"], "the model has 6 layers"),
         (["--policy", "without:nobody"], "no node 'nobody'"),
         (["--device", "toaster"], "'toaster' is not one of"),
+        (["--limit", "3"], "--limit is for tasks: give --lm-eval-tasks NAME"),
     ],
 )
 def test_mistakes(run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
@@ -143,6 +145,16 @@ def test_mistakes(run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: 
     assert stop.value.code == 2
     assert expected in message
     assert "Traceback" not in message
+
+
+def test_missing_library_of_tasks_is_named_with_the_remedy(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(run_dir), "--lm-eval-tasks", "arc_easy"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("missing; pip install 'skippipe[lm-eval]'")
 
 
 def test_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

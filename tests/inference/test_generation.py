@@ -137,10 +137,27 @@ def test_rows_end_at_the_end_of_text_and_tokens_are_told_as_they_come() -> None:
     assert alone == ended[:1]
 
 
+def test_a_batch_ends_when_every_row_says_that_it_is_whole() -> None:
+    decoder, policy = decoder_and("llama", "full", 1.0)
+    whole = generate(decoder, policy, PROMPTS, max_new_tokens=NEW).tokens
+    ends = [*(row[:2] for row in whole[:2]), whole[2][:4]]
+
+    def is_end(row: Sequence[int]) -> bool:
+        return any(list(row[: len(end)]) == end for end in ends)
+
+    result = generate(decoder, policy, PROMPTS, max_new_tokens=NEW, is_end=is_end)
+    assert result.tokens == [row[:4] for row in whole]
+
+
 def test_share_counts_prompt_and_answer_apart() -> None:
     decoder, policy = decoder_and("llama", "unified", 0.5)
     generated = generate(decoder, policy, PROMPTS, max_new_tokens=NEW)
     assert (generated.share_of_prompt, generated.share_of_generated) == pytest.approx((1.0, 0.5))
+    flop = decoder.cost.layer_flop
+    of_prompts = 6 * sum(flop(position + 1) for prompt in PROMPTS for position in range(len(prompt)))
+    of_answers = 6 * sum(flop(len(prompt) + step + 1) for prompt in PROMPTS for step in range(NEW - 1))
+    assert generated.flop.whole == pytest.approx(of_prompts + of_answers)
+    assert generated.flop.computed == pytest.approx(of_prompts + 0.5 * of_answers)
 
 
 def test_what_does_not_fit_is_refused() -> None:

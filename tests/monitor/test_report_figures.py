@@ -257,3 +257,34 @@ def test_depth_curve_is_sorted_and_logarithmic_where_it_must_be(worst: float, ax
     assert list(figure.data[0].x) == [50.0, 100.0]
     assert list(figure.data[0].y) == [worst, 3.0]
     assert figure.layout.yaxis.type == axis
+
+
+def evaluation(*policies: str) -> Evaluation:
+    results = [
+        DepthResult(policy=policy, kept_stages=None, share_computed=share, perplexity=4 / share)
+        for policy in policies
+        for share in (1.0, 0.5)
+    ]
+    return Evaluation(policies=list(policies), results=results)
+
+
+def test_policies_have_colours_and_markers_models_have_line_styles() -> None:
+    models = {"normal": evaluation("full", "random", "exit"), "skip": evaluation("exit", "random", "best")}
+    figure = depth_figure(models)
+    lines = {(line.legendgroup, line.name): line for line in figure.data}
+    assert set(lines) == {(name, policy) for name, one in models.items() for policy in one.policies}
+    looks = {key: (line.line.color, line.marker.symbol) for key, line in lines.items()}
+    for policy in ("random", "exit"):
+        assert looks["normal", policy] == looks["skip", policy]
+    for part in (0, 1):
+        assert len({look[part] for look in looks.values()}) == 4
+    styles = {name: {line.line.dash for key, line in lines.items() if key[0] == name} for name in models}
+    assert styles == {"normal": {"solid"}, "skip": {"dash"}}
+    assert {line.legendgrouptitle.text for line in figure.data} == {"normal", "skip"}
+
+
+def test_models_under_one_policy_have_a_colour_each() -> None:
+    figure = depth_figure({"one": evaluation("random"), "two": evaluation("random")})
+    assert [line.name for line in figure.data] == ["one", "two"]
+    assert len({line.line.color for line in figure.data}) == 2
+    assert len({line.line.dash for line in figure.data}) == 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from small_runs import write_run
 
 from skippipe.cli.main import main
 from skippipe.cli.report import command
@@ -88,6 +89,44 @@ def test_command_without_a_run_ends_with_exit_code_2(tmp_path: Path, capsys: pyt
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "no such directory; give the run directory" in lines[0]
+
+
+def test_command_shows_several_runs_or_evaluations_in_one_page(run_dir: Path, full_plan: Plan, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", full_plan, "full depth")
+    files = [run_dir / "evaluation.json", other / "evaluation.json", tmp_path / "copy.json"]
+    tasks = [{"task": "riddles", "policy": "random", "share_computed": 0.5, "metric": "acc", "value": 0.25}]
+    content = json.loads(files[0].read_text()) | {"tasks": [one | {"standard_error": None} for one in tasks]}
+    files[2].write_text(json.dumps(content))
+    out = tmp_path / "page.html"
+    result = CliRunner().invoke(command, [str(run_dir), str(other), "--out", str(out)])
+    assert result.output == f"{out}\n"
+    assert all(text in out.read_text() for text in ("2 runs", "full depth", "One iteration", "Perplexity with part"))
+    result = CliRunner().invoke(command, [*map(str, files), "--out", str(out)])
+    assert result.output == f"{out}\n"
+    page = out.read_text()
+    assert "One iteration" not in page
+    assert all(text in page for text in (f"skip ({run_dir})", f"skip ({files[2]})", "full depth", "riddles"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["{run}", "{run}/evaluation.json", "--out", "page.html"], "give run directories, or files"),
+        (["{run}", "{run}"], "--out PAGE.html"),
+        (["{run}/evaluation.json"], "--out PAGE.html"),
+        (["{run}/nothing.json", "--out", "page.html"], "nothing.json: no such file"),
+        ([], "Missing argument"),
+    ],
+)
+def test_command_says_what_is_wrong(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["report", *(argument.format(run=run_dir) for argument in arguments)])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
 
 
 def test_names_are_escaped_and_figures_cannot_end_their_script(plan: Plan, tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ class Policy(ABC):
         """Return the choice with this number, where the policy draws at random; else the policy itself."""
         return self
 
+    def over(self, num_generated: int) -> "Policy":
+        """Return the policy for so many positions after the prompt, where its depth is spread over them."""
+        return self
+
     def installed(self, decoder: Decoder) -> AbstractContextManager[Meter | None]:
         """Return a context in which the decoder's layers follow the policy inside."""
         return nullcontext()

@@ -161,5 +161,5 @@ class _Calibration:
         with skipping(self._decoder, rule) as state:
             state.cosines = {}
             state.begin(torch.arange(self._tokens.shape[1], device=self._tokens.device).expand_as(self._tokens))
-            self._decoder.logits(self._tokens, route, last_only=True)
+            self._decoder.logits(self._tokens, route, num_last=1)
         return state

@@ -5,7 +5,7 @@ earlier positions are there. The first `warm_up` layers always run; of the other
 out. The prompt runs at the largest depth.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skippipe.errors import InputError
 from skippipe.inference.policies.base import Policy, Request, check_keep
@@ -27,6 +27,10 @@ class SkipDecode(Policy):
         depth = self.depth_at(position - prompt_length)
         warm_up = min(self.warm_up, depth)
         return (*range(warm_up), *range(self.num_layers - (depth - warm_up), self.num_layers))
+
+    def over(self, num_generated: int) -> Policy:
+        """Return the same line, drawn over so many positions."""
+        return replace(self, num_generated=num_generated)
 
     def depth_at(self, generated: int) -> int:
         """Return the number of layers for the generated position with this number; below 0 it is the prompt's."""

@@ -1,5 +1,17 @@
-"""Reports: one self-contained HTML page about a plan, a run, or several runs beside each other."""
+"""Reports: one self-contained HTML page about a plan, a run, several runs, or models with part of their depth."""
 
-from skippipe.monitor.report.reports import write_comparison_report, write_plan_report, write_run_report
+from skippipe.monitor.report.reports import (
+    write_comparison_report,
+    write_depth_comparison,
+    write_plan_report,
+    write_run_report,
+    write_runs_report,
+)
 
-__all__ = ["write_comparison_report", "write_plan_report", "write_run_report"]
+__all__ = [
+    "write_comparison_report",
+    "write_depth_comparison",
+    "write_plan_report",
+    "write_run_report",
+    "write_runs_report",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from skippipe.monitor.report.run import DepthResult, Evaluation, Step
-from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, label
+from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, dash, label, symbol
 from skippipe.monitor.report.units import seconds
 
 MOST_POINTS = 1500
@@ -91,39 +91,48 @@ def _time_bars(name: str, names: list[str], values_s: list[float], fill: str, **
 def depth_figure(evaluations: Mapping[str, Evaluation]) -> go.Figure:
     """Draw perplexity against the share of depth computed, a line for each model and policy.
 
-    Error bars are the standard deviation over draws. One model has a colour for each policy, several have one each.
+    Error bars are the standard deviation over draws. A policy has one colour and one marker, a model one line style;
+    where there is one policy alone, each model has a colour too.
     """
     figure = go.Figure(layout=_layout("share of the depth computed (%)", "perplexity", height=400))
-    lines = [
-        (name, policy, results)
-        for name, evaluation in evaluations.items()
-        for policy, results in evaluation.by_policy().items()
-    ]
+    policies = list(dict.fromkeys(policy for one in evaluations.values() for policy in one.policies))
     values = []
-    for index, (name, policy, results) in enumerate(lines):
-        values += [result.perplexity for result in results if math.isfinite(result.perplexity)]
-        title = name if len(lines) == len(evaluations) else policy if len(evaluations) == 1 else f"{name}, {policy}"
-        figure.add_trace(_depth_line(label(title), results, colour(index)))
+    for number, (name, evaluation) in enumerate(evaluations.items()):
+        for policy, results in evaluation.by_policy().items():
+            values += [result.perplexity for result in results if math.isfinite(result.perplexity)]
+            index = policies.index(policy)
+            look = colour(number if len(policies) == 1 else index), symbol(index), dash(number)
+            line = _depth_line(name, policy, results, look)
+            if len(policies) == 1:
+                line.name = label(name)
+            elif len(evaluations) > 1:
+                line.update(legendgroup=name, legendgrouptitle={"text": label(name)})
+            figure.add_trace(line)
     if values and max(values) > LOG_RANGE * min(values) > 0:
         figure.update_yaxes(type="log")
     figure.update_xaxes(ticksuffix=" %", title={"text": "share of the depth computed"})
+    if len(policies) > 1 and len(evaluations) > 1:
+        beside = {"orientation": "v", "x": 1.02, "y": 1.0, "yanchor": "top", "groupclick": "toggleitem"}
+        figure.update_layout(legend=beside, height=480)
     return figure
 
 
-def _depth_line(title: str, results: Sequence[DepthResult], line_colour: str) -> go.Scatter:
+def _depth_line(name: str, policy: str, results: Sequence[DepthResult], look: tuple[str, str, str]) -> go.Scatter:
+    """Return a model's line under a policy; `look` is its colour, marker and line style."""
     results = results[::-1]
+    line_colour, marker, style = look
     stages = [f"{one.kept_stages} stages" if one.kept_stages is not None else "by layers" for one in results]
     return go.Scatter(
-        name=title,
+        name=label(policy),
         x=[result.share_computed * 100 for result in results],
         y=[result.perplexity for result in results],
         error_y={"type": "data", "array": [r.perplexity_std for r in results], "thickness": 1.2, "width": 4},
         mode="lines+markers",
-        line={"color": line_colour, "width": 2},
-        marker={"size": 8},
-        customdata=list(zip(stages, (result.samples for result in results), strict=True)),
+        line={"color": line_colour, "width": 2, "dash": style},
+        marker={"size": 8, "symbol": marker},
+        customdata=[(text, one.samples, label(name)) for text, one in zip(stages, results, strict=True)],
         hovertemplate="%{x:.3~g} % of the depth (%{customdata[0]})<br>perplexity %{y:.4~g}"
-        "<br>%{customdata[1]} batches<extra>%{fullData.name}</extra>",
+        "<br>%{customdata[1]} batches<br>%{customdata[2]}<extra>%{fullData.name}</extra>",
     )
 
 

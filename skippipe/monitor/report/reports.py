@@ -9,7 +9,7 @@ from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
 from skippipe.monitor.report.load import load_figure, memory_figure
 from skippipe.monitor.report.page import Page, Picture, Section, write_report
 from skippipe.monitor.report.routes import routes_figure
-from skippipe.monitor.report.run import Evaluation, Run, read_run
+from skippipe.monitor.report.run import Evaluation, Run, read_evaluation, read_run
 from skippipe.monitor.report.spans import Span, end_s, timeline_spans
 from skippipe.monitor.report.summary import (
     depth_table,
@@ -20,6 +20,7 @@ from skippipe.monitor.report.summary import (
     plans_table,
     runs_table,
     settings_table,
+    tasks_table,
 )
 from skippipe.monitor.report.units import count, percent, seconds, times
 from skippipe.monitor.report.waits import path_tables
@@ -71,6 +72,12 @@ def write_run_report(run_dir: Path, path: Path | None = None) -> Path:
     target = path or run_dir / "report.html"
     write_report(target, Page(f"Run {name}", _size(run.plan), _run_facts(run), sections))
     return target
+
+
+def write_runs_report(path: Path, run_dirs: Sequence[Path]) -> None:
+    """Write the page that shows several runs by their experiments' names; see `write_comparison_report`."""
+    names = distinct([read_run(folder).experiment.name for folder in run_dirs], run_dirs)
+    write_comparison_report(path, dict(zip(names, run_dirs, strict=True)), f"{len(run_dirs)} runs", {})
 
 
 def write_comparison_report(path: Path, runs: Mapping[str, Path], title: str, facts: Mapping[str, str]) -> None:
@@ -209,6 +216,22 @@ def _training(runs: Mapping[str, Run]) -> list[Section]:
     return [Section("Loss", text, [over_tokens, over_time])]
 
 
+def write_depth_comparison(path: Path, files: Sequence[Path]) -> None:
+    """Write the page with what several files of `skippipe evaluate` say, in one picture.
+
+    Raises `InputError` where a file is missing or wrong.
+    """
+    evaluations = [read_evaluation(file) for file in files]
+    places = [file.parent if file.name == "evaluation.json" else file for file in files]
+    names = distinct([one.model for one in evaluations], places)
+    write_depth_report(path, dict(zip(names, evaluations, strict=True)))
+
+
+def distinct(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return the names, with the path behind those that are there twice."""
+    return [name if names.count(name) == 1 else f"{name} ({path})" for name, path in zip(names, paths, strict=True)]
+
+
 def write_depth_report(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
     """Write the page about models with part of their depth; raises `SkipPipeError` where it cannot be written."""
     write_report(path, Page("Perplexity against the depth computed", sections=[depth_section(evaluations)]))
@@ -226,9 +249,14 @@ def depth_section(evaluated: Mapping[str, Evaluation]) -> Section:
     """Return perplexity against the depth computed, as a picture and a table."""
     policies = ", ".join(sorted({policy for evaluation in evaluated.values() for policy in evaluation.policies}))
     caption = f"What runs is chosen by: {policies}. Error bars: standard deviation over repeated choices."
+    if len(evaluated) > 1:
+        caption += " A policy has one colour and marker, a model one line style."
     text = "How well the trained model does when only a part of it runs. Lower and flatter is better."
     picture = Picture(depth_figure(evaluated), caption)
-    return Section("Perplexity with part of the depth", text, [picture], [depth_table(evaluated)])
+    tables = [depth_table(evaluated)]
+    if any(evaluation.tasks for evaluation in evaluated.values()):
+        tables.append(tasks_table(evaluated))
+    return Section("Perplexity with part of the depth", text, [picture], tables)
 
 
 def _routes(plans: Mapping[str, Plan]) -> Section:

@@ -36,11 +36,24 @@ class DepthResult(BaseModel):
     samples: int = 1
 
 
+class TaskResult(BaseModel):
+    """One metric of one task at one share of the depth."""
+
+    task: str
+    policy: str
+    share_computed: float
+    metric: str
+    value: float
+    standard_error: float | None
+
+
 class Evaluation(BaseModel):
     """The part of evaluation.json that a report shows."""
 
+    model: str = ""
     policies: list[str]
     results: list[DepthResult]
+    tasks: list[TaskResult] = []
 
     def by_policy(self) -> dict[str, list[DepthResult]]:
         """Return the results of each policy, the deepest first."""
@@ -144,7 +157,7 @@ def read_run(folder: Path) -> Run:
         plan=load_plan(folder / "plan.json"),
         steps=steps,
         damaged_lines=damaged,
-        evaluation=_read_evaluation(folder / "evaluation.json"),
+        evaluation=read_evaluation(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None,
         measured=_read_trace(folder / "trace"),
         memory=_read_memory(folder / "memory.json"),
     )
@@ -163,9 +176,8 @@ def _read_steps(path: Path) -> tuple[list[Step], int]:
     return [steps[step] for step in sorted(steps)], damaged
 
 
-def _read_evaluation(path: Path) -> Evaluation | None:
-    if not path.exists():
-        return None
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `skippipe evaluate` wrote; raise `InputError` where it is missing or wrong."""
     return parse(Evaluation, read_json(path, InputError), str(path), InputError)
 
 

@@ -135,6 +135,24 @@ def depth_table(evaluations: Mapping[str, Evaluation]) -> Table:
     )
 
 
+def tasks_table(evaluations: Mapping[str, Evaluation]) -> Table:
+    """Metrics of tasks, of each model under each policy at each share of depth."""
+    rows = [
+        (
+            name,
+            row.policy,
+            percent(row.share_computed),
+            row.task,
+            row.metric,
+            significant(row.value, 4) + (f" ± {significant(row.standard_error)}" if row.standard_error else ""),
+        )
+        for name, evaluation in evaluations.items()
+        for row in evaluation.tasks
+    ]
+    caption = "Tasks of lm-eval; ±: standard error. Depth computed is that of the task's requests."
+    return Table(caption, ("Model", "Policy", "Depth computed", "Task", "Metric", "Value"), rows)
+
+
 def nodes_table(plan: Plan, timeline: Timeline, name: str = "") -> Table:
     """Utilisation, memory and traffic of each node in the simulated iteration."""
     regions = plan.regions or (NONE,) * len(plan.nodes)

@@ -28,10 +28,23 @@ PALETTE = (
     "#5d9c97",
 )
 
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagram")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
 
 def colour(index: int) -> str:
     """Return the colour of the group with this number; colours repeat after twelve groups."""
     return PALETTE[index % len(PALETTE)]
+
+
+def symbol(index: int) -> str:
+    """Return the marker of the group with this number; markers repeat after ten groups."""
+    return SYMBOLS[index % len(SYMBOLS)]
+
+
+def dash(index: int) -> str:
+    """Return the line style of the group with this number; styles repeat after six groups."""
+    return DASHES[index % len(DASHES)]
 
 
 def fade(hexadecimal: str, opacity: float) -> str:
