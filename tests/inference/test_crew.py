@@ -42,8 +42,13 @@ def test_a_failure_elsewhere_ends_all_when_all_are_here(links: tuple[Links, ...]
     links[1].send(0, {"here": True})
     links[1].send(0, {"failed": "its disk is damaged", "exit_code": 2})
     links[2].send(0, {"here": True})
+
+    def start() -> None:
+        crew.assemble()  # may see all before it hears of the failure
+        crew.wait_until_ready()
+
     with pytest.raises(SkipPipeError, match="b: its disk is damaged") as failure:
-        crew.assemble()
+        start()
     assert failure.value.exit_code == 2
     crew.end(2)
     for other in links[1:]:
