@@ -60,9 +60,10 @@ def _cpu_model() -> str:
 
 
 def _commit(repository: Path) -> str:
-    """Return the short hash of the commit, with a plus sign where tracked files differ from it."""
+    """Return the short hash of the commit, with a plus sign where tracked files other than results differ from it."""
     hashed = _git(repository, "rev-parse", "--short", "HEAD") or "unknown"
-    return hashed + "+" if _git(repository, "status", "--porcelain", "--untracked-files=no") else hashed
+    files = (":/", ":(top,exclude,glob)benchmarks/**/results.*")
+    return hashed + "+" if _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *files) else hashed
 
 
 def _git(repository: Path, *arguments: str) -> str:
