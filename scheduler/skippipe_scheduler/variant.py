@@ -6,7 +6,6 @@ from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan import Plan
 from skippipe_scheduler.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules, StageNodes
-from skippipe_scheduler.solve import solve
 
 
 def problem_beside(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:
@@ -33,6 +32,8 @@ def plan_beside(plan: Plan, rules: Rules, options: SolveOptions, *, free_origins
 
     Raises `InfeasibleError` naming the rules that conflict, `ProblemError` as `problem_beside` does.
     """
+    from skippipe_scheduler.solve import solve
+
     problem = problem_beside(plan, rules, free_origins=free_origins)
     return solve(problem, options, layers=plan.layers_per_stage)
 

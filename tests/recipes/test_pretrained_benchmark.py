@@ -26,7 +26,7 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_quick_run_is_imported_trained_and_evaluated_once(pretrained: ModuleType, tmp_path: Path) -> None:
     arguments = ["--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(pretrained.main, arguments, catch_exceptions=False)

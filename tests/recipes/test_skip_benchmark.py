@@ -22,7 +22,7 @@ def one_training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("one_training")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_quick_run_is_evaluated_at_every_depth_and_kept(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--only", "skip, full depth", "--seed", "0"]
     command += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]

@@ -35,7 +35,7 @@ def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_all_contenders_race_on_two_processes(tmp_path: Path) -> None:
     done = run(tmp_path, "--only", "local links, 2")
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in json.loads((folder / "results.json").read_text())}
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_rows_are_measured_and_the_others_kept(tmp_path: Path) -> None:
     for name in INSTANCES:
         write_problem(make_problem(1, (2, 2, 1, 2), 3, 8), tmp_path / f"{name}.json")

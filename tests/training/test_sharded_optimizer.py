@@ -81,6 +81,7 @@ def test_ranks_continue_the_run_of_one_process_with_shards(folder: Path) -> None
     assert continued(folder, chosen) == pytest.approx(losses(folder / "alone")[HALF:], abs=1e-5)
 
 
+@pytest.mark.extended
 def test_master_copies_are_sharded_too(tmp_path: Path) -> None:
     for name, backend in (("replicated", {}), ("sharded", SHARDED)):
         train_on_ranks(tmp_path, experiment(tmp_path, name, "bfloat16", optimizer=backend))
