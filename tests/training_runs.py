@@ -50,6 +50,15 @@ def ranks_plan() -> Plan:
     return random_plan(5, num_nodes=WORLD_SIZE, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
 
 
+MODEL_OPTIONS = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
 def make_experiment(folder: Path, name: str = "run", **sections: Any) -> Experiment:
     """Return an experiment in `folder`; `sections` are laid over it, key by key."""
     text = folder / "text"
@@ -64,15 +73,7 @@ def make_experiment(folder: Path, name: str = "run", **sections: Any) -> Experim
         "run_dir": str(folder / name),
         "seed": 3,
         "cluster": str(folder / "cluster.yaml"),
-        "model": {
-            "options": {
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-            }
-        },
+        "model": {"options": MODEL_OPTIONS},
         "data": {
             "source": "text",
             "paths": [str(text)],

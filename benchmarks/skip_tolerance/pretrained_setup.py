@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from setups import CLUSTER
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from skippipe.config import Experiment
@@ -14,20 +15,11 @@ POLICIES = ("random", "best", "best:gradient", "exit", "unified", "skipdecode", 
 """All that take a share; the whole model is the first of `KEEPS`."""
 NUM_STAGES = 8
 """Of 4 or 3 of the 30 layers; three quarters and one half of the depth are whole numbers of them."""
-CLUSTER = """
-format: skippipe.cluster/1
-name: one process
-nodes:
-  - {name: node, count: 8, region: here, compute_tflop_per_s: 0.3, memory_gib: 8}
-links:
-  contention: none
-  within_region: {latency_ms: 0.1, gbit_per_s: 10}
-"""
 
 
 def experiment_of(work: Path, *, steps: int, quick: bool) -> Experiment:
     """Return the experiment that trains in `work`: mixed route lengths, redrawn, every 10th step at full depth."""
-    (work / "cluster.yaml").write_text(CLUSTER)
+    (work / "cluster.yaml").write_text(CLUSTER.format(count=8, tflop_per_s=0.3, memory_gib=8))
     content: dict[str, Any] = {
         "name": "pretrained",
         "run_dir": str(work / "run"),

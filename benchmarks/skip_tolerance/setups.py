@@ -22,11 +22,12 @@ CLUSTER = """
 format: skippipe.cluster/1
 name: one process
 nodes:
-  - {name: node, count: 6, region: here, compute_tflop_per_s: 0.02, memory_gib: 4}
+  - {{name: node, count: {count}, region: here, compute_tflop_per_s: {tflop_per_s}, memory_gib: {memory_gib}}}
 links:
   contention: none
-  within_region: {latency_ms: 0.1, gbit_per_s: 10}
+  within_region: {{latency_ms: 0.1, gbit_per_s: 10}}
 """
+"""Nodes to plan for; one process runs them all."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
     steps = 4 if quick else setup.steps
     width, feed_forward = (32, 48) if quick else (128, 344)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cluster.yaml").write_text(CLUSTER)
+    (folder / "cluster.yaml").write_text(CLUSTER.format(count=6, tflop_per_s=0.02, memory_gib=4))
     content = {
         "name": folder.name,
         "run_dir": str(folder),

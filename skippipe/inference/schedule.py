@@ -71,9 +71,9 @@ def share_computed(
     return 1 - (flop.whole - flop.computed + skipped_flop) / flop.whole
 
 
-def flop_of(layers_of: Sequence[Layers], num_layers: int, cost: TokenCost) -> Flop:
-    """Return the FLOP of a sequence from its first position on; `layers_of` has the layers of each position."""
-    flop = [cost.layer_flop(position + 1) for position in range(len(layers_of))]
+def flop_of(layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, first: int = 0) -> Flop:
+    """Return the FLOP of a sequence from position `first` on, of which `layers_of` has the layers of each."""
+    flop = [cost.layer_flop(position + 1) for position in range(first, first + len(layers_of))]
     left_out = sum((num_layers - len(layers)) * one for layers, one in zip(layers_of, flop, strict=True))
     whole = num_layers * sum(flop)
     return Flop(whole, whole - left_out)

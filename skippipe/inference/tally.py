@@ -13,7 +13,7 @@ class Tally:
     def __init__(self, num_layers: int, cost: TokenCost, lengths: Sequence[int], meter: Meter | None) -> None:
         self._num_layers, self._cost, self._meter = num_layers, cost, meter
         self._lengths = list(lengths)
-        self._steps: list[int] = []
+        self._steps: list[Layers] = []
         self._prompt_skipped_flop = 0.0
         self.prompt = Flop()
         """FLOP of the prompts."""
@@ -27,16 +27,11 @@ class Tally:
 
     def count_step(self, layers: Layers) -> None:
         """Count one more token in each row."""
-        self._steps.append(len(layers))
+        self._steps.append(layers)
 
     @property
     def answer(self) -> Flop:
         """FLOP of the tokens after the prompts that passed the model again."""
-        whole = left_out = 0.0
-        for length in self._lengths:
-            for step, count in enumerate(self._steps):
-                flop = self._cost.layer_flop(length + step + 1)
-                whole += self._num_layers * flop
-                left_out += (self._num_layers - count) * flop
         skipped = self._meter.skipped_flop - self._prompt_skipped_flop if self._meter is not None else 0.0
-        return Flop(whole, whole - left_out - skipped)
+        rows = (flop_of(self._steps, self._num_layers, self._cost, first=length) for length in self._lengths)
+        return sum(rows, Flop(0.0, -skipped))

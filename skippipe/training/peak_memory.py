@@ -31,31 +31,27 @@ class PeakMemory:
             self._has_mark = STATUS.exists()
         except OSError:
             self._has_mark = False
-        self._before_bytes = resident_bytes() - _file_bytes()
+        self._before_bytes = _own_bytes("VmRSS")
 
     def read(self) -> int:
         """Return the peak so far in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        now_bytes = _status_bytes("VmHWM") if self._has_mark else resident_bytes()
-        self._greatest_bytes = max(self._greatest_bytes, now_bytes - _file_bytes() - self._before_bytes)
+        now_bytes = _own_bytes("VmHWM" if self._has_mark else "VmRSS")
+        self._greatest_bytes = max(self._greatest_bytes, now_bytes - self._before_bytes)
         return self._greatest_bytes
 
 
-def resident_bytes() -> int:
-    """Return this process's resident memory; elsewhere than on Linux, the greatest that it ever was."""
+def _own_bytes(key: str) -> int:
+    """Return resident memory without pages of files: now (VmRSS) or at its high-water mark (VmHWM).
+
+    Elsewhere than on Linux, the greatest resident memory that there ever was.
+    """
     if STATUS.exists():
-        return _status_bytes("VmRSS")
+        lines = (line.split() for line in STATUS.read_text().splitlines())
+        kib = {words[0]: words[1] for words in lines if len(words) > 1}
+        return (int(kib[f"{key}:"]) - int(kib["RssFile:"])) * 1024
     import resource
 
     greatest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return greatest if sys.platform == "darwin" else greatest * 1024
-
-
-def _file_bytes() -> int:
-    return _status_bytes("RssFile") if STATUS.exists() else 0
-
-
-def _status_bytes(key: str) -> int:
-    line = next(one for one in STATUS.read_text().splitlines() if one.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024

@@ -76,8 +76,9 @@ def write_run_report(run_dir: Path, path: Path | None = None) -> Path:
 
 def write_runs_report(path: Path, run_dirs: Sequence[Path]) -> None:
     """Write the page that shows several runs by their experiments' names; see `write_comparison_report`."""
-    names = distinct([read_run(folder).experiment.name for folder in run_dirs], run_dirs)
-    write_comparison_report(path, dict(zip(names, run_dirs, strict=True)), f"{len(run_dirs)} runs", {})
+    runs = [read_run(folder) for folder in run_dirs]
+    names = distinct([run.experiment.name for run in runs], run_dirs)
+    _write_comparison(path, dict(zip(names, runs, strict=True)), f"{len(runs)} runs", {})
 
 
 def write_comparison_report(path: Path, runs: Mapping[str, Path], title: str, facts: Mapping[str, str]) -> None:
@@ -85,8 +86,11 @@ def write_comparison_report(path: Path, runs: Mapping[str, Path], title: str, fa
 
     Raises `InputError` where a directory is no run, or one of its files is wrong.
     """
-    read = {name: read_run(folder) for name, folder in runs.items()}
-    write_report(path, Page(title, " · ".join(read), facts, _run_sections(read)))
+    _write_comparison(path, {name: read_run(folder) for name, folder in runs.items()}, title, facts)
+
+
+def _write_comparison(path: Path, runs: Mapping[str, Run], title: str, facts: Mapping[str, str]) -> None:
+    write_report(path, Page(title, " · ".join(runs), facts, _run_sections(runs)))
 
 
 def _run_sections(runs: Mapping[str, Run]) -> list[Section]:
