@@ -102,6 +102,13 @@ def best_plan(
     setting: Setting, folder: Path, layer_s: list[dict[str, float]], shapes: Iterable[Mapping[str, Any]]
 ) -> Plan:
     """Solve the plan for each of `shapes` (parts of the pipeline section); return the one predicted to be fastest."""
+    return min(plans_of(setting, folder, layer_s, shapes), key=lambda plan: plan.predicted.iteration_s)
+
+
+def plans_of(
+    setting: Setting, folder: Path, layer_s: list[dict[str, float]], shapes: Iterable[Mapping[str, Any]]
+) -> list[Plan]:
+    """Solve the plan for each of `shapes` that there is one for."""
     plans = []
     for shape in shapes:
         write_cluster(setting, folder, layer_s, num_stages=shape["num_stages"])
@@ -111,7 +118,7 @@ def best_plan(
             plans.append(plan_experiment(setting.experiment(folder, pipeline={**layers, **planner, **shape})))
         except InfeasibleError:
             continue
-    return min(plans, key=lambda plan: plan.predicted.iteration_s)
+    return plans
 
 
 def write_cluster(setting: Setting, folder: Path, layer_s: list[dict[str, float]], num_stages: int) -> None:

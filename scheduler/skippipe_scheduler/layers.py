@@ -27,6 +27,8 @@ _CLIMB_PART = 0.1
 _COMPARE_PART = 0.05
 _FINALISTS = 3
 """Shares of the budget for the local search and for each finalist: a quarter together."""
+_COMPARE_S, _COMPARE_MOST = 0.5, 0.1
+"""With less time than this a comparison is noise; so a short budget gives a finalist up to this share."""
 _TRIALS = 40
 """Trials that the local search has time for, if each makes so many steps per task at least."""
 _STEPS_PER_TASK = 5
@@ -42,16 +44,19 @@ def choose_layers(
 
     The search begins at the even split (where a node has too little memory for it, at one that fits) and moves one
     layer at a time from one stage to another. The first split and the two best are then solved with equal budgets, and
-    the one with the shortest plan is returned. All of it takes about a quarter of the budget at most, and is repeatable
-    with `max_evaluations`. Raises `InfeasibleError` where no split fits the memory, and what `solve` raises.
+    the one with the shortest plan is returned. All of it takes about a quarter of the budget, of a short one half, and
+    is repeatable with `max_evaluations`. Raises `InfeasibleError` where no split fits the memory, and what `solve`
+    raises.
     """
     prepare(options.time_limit_s if options.max_evaluations is None else None)
     budget = options.budget()
     first = _first_split(open_layers)
-    climbing = budget.share(_CLIMB_PART)
-    trials = _Trials(open_layers, options, variants, climbing)
+    trials = _Trials(open_layers, options, variants, budget.share(_CLIMB_PART))
+    trials.of(first)
+    budget.charge(trials.budget)
+    trials.budget = budget.share(_CLIMB_PART)  # the time begins when the first trial has loaded the search
     _climb(trials, first)
-    budget.charge(climbing)
+    budget.charge(trials.budget)
     finalists = [first, *(layers for layers in trials.ranked() if layers != first)][:_FINALISTS]
     found = finalists[0]
     if len(finalists) > 1:
@@ -189,9 +194,12 @@ def _shortest(
     open_layers: OpenLayers, options: SolveOptions, variants: Variants, finalists: Sequence[Layers]
 ) -> Layers:
     """Return the split with the shortest plan when all are solved with the same budget, the first of equals."""
+    from skippipe_scheduler import campaign  # noqa: F401 (loaded here, or the first finalist would lose this time)
+
+    limit_s = options.time_limit_s
     short = replace(
         options,
-        time_limit_s=_COMPARE_PART * options.time_limit_s,
+        time_limit_s=max(_COMPARE_PART * limit_s, min(_COMPARE_S, _COMPARE_MOST * limit_s)),
         max_evaluations=_compare_steps(options),
         progress=None,
     )

@@ -1,8 +1,11 @@
 """Layers per stage, chosen for nodes that are unequal."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,7 +108,26 @@ def test_the_choice_repeats_and_leaves_most_of_the_budget() -> None:
     assert (one, rest) == (two, again)
     assert 0.7 * 20_000 < (rest.max_evaluations or 0) < 20_000
     _, timed = choose_layers(posed, SolveOptions(time_limit_s=4.0))
-    assert 2.0 < timed.time_limit_s < 4.0
+    assert 1.0 < timed.time_limit_s < 4.0
+
+
+def test_the_first_finalist_does_not_pay_for_what_all_load() -> None:
+    program = """
+import sys
+from dataclasses import replace
+from test_layers import LIGHT, cluster_of, open_problem
+from skippipe_scheduler import layers, solve
+
+def solved(variants, options):
+    print("skippipe_scheduler.campaign" in sys.modules)
+    return solve.solve_variants(variants, options)
+
+layers.solve_variants = solved
+posed = open_problem(cluster_of([1.0, 1.0]), replace(LIGHT, num_layers=4), num_stages=2, skip_ratio=0.0)
+layers.choose_layers(posed, solve.SolveOptions(time_limit_s=4.0))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.stdout.split()[:1] == ["True"], done.stderr
 
 
 def test_one_layer_for_each_stage_leaves_no_choice() -> None:
