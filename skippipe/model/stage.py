@@ -42,7 +42,8 @@ class Stage(nn.Module):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the hidden state before the first layer: (B, T) -> (B, T, D)."""
-        hidden: Tensor = self.embedding(input_ids=input_ids, position_ids=_positions(input_ids)).last_hidden_state
+        given = {"position_ids": _positions(input_ids), "attention_mask": _no_mask(input_ids)}
+        hidden: Tensor = self.embedding(input_ids=input_ids, **given).last_hidden_state
         return hidden
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -52,7 +53,8 @@ class Stage(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply final norm and head: (B, T, D) -> (B, T, V)."""
-        logits: Tensor = self.head(inputs_embeds=hidden, position_ids=_positions(hidden)).logits
+        given = {"position_ids": _positions(hidden), "attention_mask": _no_mask(hidden)}
+        logits: Tensor = self.head(inputs_embeds=hidden, **given).logits
         return logits
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -113,6 +115,14 @@ def _belongs(layer: int | None, first: int, last: int, ends: bool) -> bool:
 
 def _positions(tokens: Tensor) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)  # (1, T)
+
+
+def _no_mask(tokens: Tensor) -> Tensor:
+    """Return a mask for a model without layers: of four dimensions, it counts as made already, which saves making it.
+
+    To make one, Hugging Face's models look at the positions, for which a GPU has to be waited for.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.device)
 
 
 def partial_decoder(
