@@ -86,7 +86,7 @@ def local_links(case: Case, world_size: int) -> Measured:
         hosts = stack.enter_context(Hosts(world_size, folder))
         start = Start(hosts, setting, folder)
         found = plans_of(setting, folder, start.layer_s, full_shapes(setting))
-        plans = {OURS: start.tried(found, rounds=2 if case.quick else 6)}
+        plans = {OURS: start.tried(found, rounds=2 if case.quick else 16)}
         return start.race(plans, rounds=rounds, steps=steps, bars={OURS: 1.0})
 
 
