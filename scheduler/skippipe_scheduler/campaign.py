@@ -44,7 +44,7 @@ _LIGHT_PART = 0.1
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
 _TEAMS = 3
-_TEAM_EXPANSIONS = 200
+_TEAM_EXPANSIONS = 2000
 _COUNT_MODEL_TASKS = 1000
 """The count model is worth its time up to this number of tasks."""
 _STEP_S, _TASK_S = 1e-5, 6e-8
