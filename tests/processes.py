@@ -38,13 +38,18 @@ def run_skippipe(arguments: list[str], output: Path, environment: dict[str, str]
 
     torch.set_num_threads(1)
     os.environ.update(environment)
+    redirect(output)
+    if folder is not None:
+        os.chdir(folder)
+    main(arguments)
+
+
+def redirect(output: Path) -> None:
+    """Let this process and its children print into a file."""
     with output.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-        if folder is not None:
-            os.chdir(folder)
-        main(arguments)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def free_port() -> int:

@@ -44,7 +44,8 @@ _LIGHT_PART = 0.1
 _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
 _TEAMS = 3
-_TEAM_EXPANSIONS = 2000
+_TEAM_EXPANSIONS, _LEAST_TEAM_EXPANSIONS = 2000, 200
+"""Effort for the routes of teams, about a tenth of a second, and in short searches."""
 _COUNT_MODEL_TASKS = 1000
 """The count model is worth its time up to this number of tasks."""
 _STEP_S, _TASK_S = 1e-5, 6e-8
@@ -143,7 +144,9 @@ class Campaign:
     def _begin_with_teams(self, layout: Layout) -> None:
         """Add searches from routes that whole groups of microbatches share (`skippipe_scheduler.paper_method`)."""
         placement = layout.given_placement() or ()
-        budget = Budget(0.0, _TEAM_EXPANSIONS, self.budget.stop)
+        affordable = self.budget.evaluations // 10 if self.budget.evaluations is not None else 1000 * self.budget.left_s
+        expansions = min(_TEAM_EXPANSIONS, max(_LEAST_TEAM_EXPANSIONS, int(affordable)))
+        budget = Budget(0.0, expansions, self.budget.stop)
         costs = SlotCosts(layout, placement)
         teams = islice(route_sets(costs, budget, self.seed), _TEAMS)
         for index, routes in enumerate(teams):

@@ -1,8 +1,6 @@
 """The demo: plan, train the full pipeline and SkipPipe on equal tokens, evaluate both at reduced depth, report."""
 
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from skippipe.config import Experiment
 from skippipe.config_file import load_experiment, save_experiment
-from skippipe.errors import SkipPipeError
+from skippipe.demo.ranks import run_ranks
 from skippipe.inference.evaluation import DepthResult, evaluate_model
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_comparison_report
@@ -102,17 +100,8 @@ def _train(experiment: Experiment, plan: Plan) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     save_experiment(experiment, run_dir / "experiment.yaml")
     plan.save(run_dir / "plan.json")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(len(plan.nodes))),
-        *("-m", "skippipe", "train"),
-        *("--config", str(run_dir / "experiment.yaml"), "--plan", str(run_dir / "plan.json")),
-    ]
-    finished = subprocess.run(command, check=False)
-    if finished.returncode != 0:
-        raise SkipPipeError(
-            f"training in {run_dir} ended with exit code {finished.returncode}; see above for the reason"
-        )
+    arguments = ["train", "--config", str(run_dir / "experiment.yaml"), "--plan", str(run_dir / "plan.json")]
+    run_ranks(arguments, len(plan.nodes))
 
 
 def _facts(result: DemoResult, experiments: dict[str, Experiment]) -> dict[str, str]:

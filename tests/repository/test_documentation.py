@@ -6,15 +6,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import preloaded, run_skippipe
+from processes import preloaded, redirect, run_skippipe
+
+from skippipe.demo.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SET_UP = "python3 -m venv .venv"
 """The two set-up lines are run whole elsewhere: the tests are running, and the demo has a test of its own."""
+TORCHRUN = re.compile(r"torchrun --nproc-per-node (\d+) -m skippipe (.*)")
 
 
 def commands(page: Path) -> list[str]:
@@ -29,20 +34,44 @@ def commands(page: Path) -> list[str]:
 def test_commands_of_page_run(page: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for command in commands(page):
-        run = fork_skippipe if command.startswith("skippipe ") else run_shell
-        code, output = run(command, tmp_path)
+        code, output = runner_of(command, page)(command, tmp_path)
         assert code == 0, f"{command}\n{output[-6000:]}"
 
 
+def runner_of(command: str, page: Path) -> Callable[[str, Path], tuple[int | None, str]]:
+    """Return how a command is run: imports take long, so only the README's launches start anew on every rank."""
+    if command.startswith("skippipe "):
+        return fork_skippipe
+    return fork_ranks if TORCHRUN.match(command) and page.name != "README.md" else run_shell
+
+
 def fork_skippipe(command: str, folder: Path) -> tuple[int | None, str]:
-    """Return exit code and output of a command that needs no shell; it is forked, because imports take long."""
+    """Return exit code and output of a command that needs no shell."""
     output = folder / "output.txt"
-    process = preloaded().Process(target=run_skippipe, args=(shlex.split(command)[1:], output, {}, folder))
+    return forked(run_skippipe, shlex.split(command)[1:], output, {}, folder), output.read_text()
+
+
+def fork_ranks(command: str, folder: Path) -> tuple[int | None, str]:
+    """Return exit code and output of a command under torchrun's agent, which forks the ranks."""
+    output = folder / "output.txt"
+    num_ranks, arguments = TORCHRUN.fullmatch(command).groups()  # type: ignore[union-attr]
+    code = forked(run_ranks_in, shlex.split(arguments), int(num_ranks), output, folder)
+    return code, output.read_text()
+
+
+def forked(target: Callable[..., None], *arguments: Any) -> int | None:
+    process = preloaded().Process(target=target, args=arguments)
     process.start()
     process.join(120)
     if process.exitcode is None:
         process.kill()
-    return process.exitcode, output.read_text()
+    return process.exitcode
+
+
+def run_ranks_in(arguments: list[str], num_ranks: int, output: Path, folder: Path) -> None:
+    redirect(output)
+    os.chdir(folder)
+    run_ranks(arguments, num_ranks)
 
 
 def run_shell(command: str, folder: Path) -> tuple[int | None, str]:
