@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -25,7 +26,8 @@ PRELOADED = (
 def run_ranks(arguments: Sequence[str], num_ranks: int) -> None:
     """Run the command line with `arguments` on ranks 0 to num_ranks - 1 and wait for all.
 
-    The agent of torchrun watches them: where one fails, the others are ended. Raises `SkipPipeError` then.
+    The agent of torchrun watches them: where one fails, the others are ended. Raises `SkipPipeError` then, and
+    `KeyboardInterrupt` where a signal has ended them all.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
@@ -42,6 +44,8 @@ def run_ranks(arguments: Sequence[str], num_ranks: int) -> None:
     )
     try:
         elastic_launch(agent, run_command)(list(arguments))
+    except SignalException:
+        raise KeyboardInterrupt from None
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         raise SkipPipeError(
