@@ -6,6 +6,8 @@ Seven ranks that import torch and transformers keep a small machine busy for lon
 import logging
 import multiprocessing
 import os
+import runpy
+import sys
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -54,11 +56,10 @@ def run_ranks(arguments: Sequence[str], num_ranks: int) -> None:
 
 
 def run_command(arguments: Sequence[str]) -> None:
-    """Run the command line; return where it succeeds, exit with its code where it does not."""
-    from skippipe.cli.main import main
-
+    """Do what `python -m skippipe` does; return where it succeeds, exit with its code where it does not."""
+    sys.argv = ["skippipe", *arguments]
     try:
-        main(arguments)
+        runpy.run_module("skippipe", run_name="__main__")
     except SystemExit as end:
         if end.code:
             raise
