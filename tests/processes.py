@@ -1,5 +1,6 @@
 """Starting programs quickly, waiting for them, and ending what they leave."""
 
+import io
 import multiprocessing
 import os
 import socket
@@ -49,7 +50,8 @@ def redirect(output: Path) -> None:
     with output.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a killed process has printed is in the file
 
 
 def free_port() -> int:

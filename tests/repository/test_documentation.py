@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SET_UP = "python3 -m venv .venv"
 """The two set-up lines are run whole elsewhere: the tests are running, and the demo has a test of its own."""
-TORCHRUN = re.compile(r"torchrun --nproc-per-node (\d+) -m skippipe (.*)")
+TORCHRUN = re.compile(r"torchrun --nproc-per-node \d+ -m skippipe ")
 
 
 def commands(page: Path) -> list[str]:
@@ -48,14 +48,15 @@ def runner_of(command: str, page: Path) -> Callable[[str, Path], tuple[int | Non
 def fork_skippipe(command: str, folder: Path) -> tuple[int | None, str]:
     """Return exit code and output of a command that needs no shell."""
     output = folder / "output.txt"
-    return forked(run_skippipe, shlex.split(command)[1:], output, {}, folder), output.read_text()
+    code = forked(run_skippipe, shlex.split(command)[1:], output, {}, folder)
+    return code, output.read_text()
 
 
 def fork_ranks(command: str, folder: Path) -> tuple[int | None, str]:
     """Return exit code and output of a command under torchrun's agent, which forks the ranks."""
     output = folder / "output.txt"
-    num_ranks, arguments = TORCHRUN.fullmatch(command).groups()  # type: ignore[union-attr]
-    code = forked(run_ranks_in, shlex.split(arguments), int(num_ranks), output, folder)
+    _, _, num_ranks, _, _, *arguments = shlex.split(command)  # as TORCHRUN has it
+    code = forked(run_ranks_in, arguments, int(num_ranks), output, folder)
     return code, output.read_text()
 
 

@@ -55,7 +55,8 @@ def iteration_s(problem: Problem, options: SolveOptions = BUDGET) -> float:
     return solve(problem, options).predicted.iteration_s
 
 
-@pytest.mark.parametrize(("slow", "skip_ratio"), [(0, 0.34), (1, 0.0), (2, 0.34)])
+@pytest.mark.parametrize("skip_ratio", [0.0, 0.34])
+@pytest.mark.parametrize("slow", [0, 1, 2])
 def test_a_slow_stage_gets_fewer_layers(slow: int, skip_ratio: float) -> None:
     cluster = cluster_of([1.0 if stage == slow else 4.0 for stage in range(3)])
     workload = replace(LIGHT, num_layers=9)
@@ -106,8 +107,8 @@ def test_the_choice_repeats_and_leaves_most_of_the_budget() -> None:
     (one, rest), (two, again) = choose_layers(posed, BUDGET), choose_layers(posed, BUDGET)
     assert (one, rest) == (two, again)
     assert 0.7 * 20_000 < (rest.max_evaluations or 0) < 20_000
-    _, timed = choose_layers(posed, SolveOptions(time_limit_s=4.0))
-    assert 1.0 < timed.time_limit_s < 4.0
+    _, timed = choose_layers(posed, SolveOptions(time_limit_s=12.0))  # of a shorter one comparisons take more
+    assert 6.0 < timed.time_limit_s < 12.0
 
 
 def test_the_first_finalist_does_not_pay_for_what_all_load() -> None:

@@ -37,8 +37,6 @@ def test_run_shows_estimate_and_peak(tmp_path: Path, capsys: pytest.CaptureFixtu
     (estimate,) = estimate_memory(experiment, PlanSet(small_plan()), 1)
     entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert {entry["memory/estimated_bytes"] for entry in entries} == {estimate.total_bytes}
-    # Memory that earlier tests have freed is used again: growth may be nothing.
-    assert entries[-1]["memory/peak_bytes"] >= entries[0]["memory/peak_bytes"] >= 0
     assert "checkpoint/stopped_s" in entries[2]
     (row,) = json.loads((tmp_path / "run" / "memory.json").read_text())["ranks"]
     assert row["estimated_bytes"] == estimate.total_bytes
@@ -53,6 +51,9 @@ def test_every_rank_is_near_its_estimate(tmp_path: Path) -> None:
     training = {"max_steps": 3, "micro_batch_size": 2, "sequence_length": 128}
     experiment = make_experiment(tmp_path, model={"options": options}, training=training, checkpoint={"interval": 2})
     train_on_ranks(experiment, ranks_plan(), return_memory=True)
+    entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    # In a process that has run other tests there may be none: what these have freed is used again.
+    assert entries[-1]["memory/peak_bytes"] >= entries[0]["memory/peak_bytes"] > 0
     rows = json.loads((tmp_path / "run" / "memory.json").read_text())["ranks"]
     assert len(rows) == 3
     for row in rows:
