@@ -42,8 +42,8 @@ class Setup:
 
 
 def dropout(probability: float, **others: str) -> dict[str, Any]:
-    """Return options of a dropout; a microbatch has one sample here."""
-    return {"probability": probability, **others}
+    """Return options of a dropout drawn for a whole microbatch, which has one sample here."""
+    return {"probability": probability, "unit": "microbatch", **others}
 
 
 NORMAL, SAME_COMPUTE, SHALLOWER = "normal", "normal, two thirds of the steps", "8 layers, normal"
@@ -60,6 +60,7 @@ SETUPS: dict[str, Setup] = {
     "mixed 6 4 3 3": Setup(MIXED),
     "mixed 6 5 3 2": Setup(SKIP | {"route_lengths": {6: 1, 5: 1, 3: 1, 2: 1}}),
     "mixed, redrawn routes": Setup(MIXED, {"redrawn_routes": 8}),
+    "mixed, redrawn routes, swaps": Setup(MIXED | {"max_swaps": 1}, {"redrawn_routes": 8}),
     "mixed, redrawn, full depth every 10th": Setup(MIXED, {"redrawn_routes": 8, "full_depth_interval": 10}),
     "curriculum, deep to shallow": Setup(
         SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0, THIRD, 0.66)]}
@@ -72,7 +73,9 @@ SETUPS: dict[str, Setup] = {
     "ffn dropout, uniform": Setup(recipe={"ffn_dropout": dropout(0.5, over_depth="uniform")}),
     "mixed, ffn dropout": Setup(MIXED, {"ffn_dropout": dropout(0.2, over_depth="uniform")}),
     "skip, as much compute as normal": Setup(SKIP, steps=STEPS * 3 // 2),
-    "mixed, as much compute as normal": Setup(MIXED, steps=STEPS * 3 // 2),
+    "mixed, redrawn, swaps, as much compute as normal": Setup(
+        MIXED | {"max_swaps": 1}, {"redrawn_routes": 8}, steps=STEPS * 3 // 2
+    ),
 }
 
 
@@ -108,6 +111,7 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
             "sequence_length": 32 if quick else 128,
             "device": "cpu",
             "threads": 1,
+            "compile": "ffn_dropout" not in setup.recipe,  # not built for both; the same numbers in less time
         }
         | setup.training,
         "optimizer": {"lr": 2e-3},
