@@ -69,6 +69,8 @@ class PipelineOptions(Section):
     max_swap_distance: NonNegativeInt = 1
     max_forward_jump: PositiveInt = 4
     uniform_coverage: bool = True
+    protected_stages: tuple[NonNegativeInt, ...] = ()
+    """Stages that no route leaves out; stage 0 never is."""
     split_backward: bool = False
     """Whether weight gradients may run apart from their backward, where a node would be idle (docs/planning.md)."""
     reduction: Literal["ring", "tree", "direct"] = "direct"

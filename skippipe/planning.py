@@ -171,6 +171,7 @@ def _posed(experiment: Experiment, cluster: Cluster, workload: Workload, layers:
         max_swap_distance=pipeline.max_swap_distance,
         max_forward_jump=pipeline.max_forward_jump,
         uniform_coverage=pipeline.uniform_coverage,
+        protected_stages=pipeline.protected_stages,
         reduction=pipeline.reduction,
     )
 

@@ -49,6 +49,7 @@ def build_problem(
     max_swap_distance: int = 1,
     max_forward_jump: int = 4,
     uniform_coverage: bool = True,
+    protected_stages: Sequence[int] = (),
     task_overhead_s: float | None = None,
     reduction: Reduction = "ring",
 ) -> Problem:
@@ -57,7 +58,8 @@ def build_problem(
     `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does), and `pinned`
     gives some nodes their stage while the others are free.
     `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
-    planner chooses how many microbatches each origin starts. `reduction` says how gradients are reduced.
+    planner chooses how many microbatches each origin starts. All routes visit `protected_stages`. `reduction` says how
+    gradients are reduced.
     `task_overhead_s` is the cluster's where it is not given.
     Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
     one microbatch of a stage that it may get.
@@ -72,7 +74,8 @@ def build_problem(
     if stages is not None and stage_sizes is not None and [*stage_sizes] != [len(nodes) for nodes in stages]:
         raise ProblemError(f"stage_sizes {[*stage_sizes]} contradict the placement; leave one of them out")
     if stages is None and stage_sizes is None:
-        stage_sizes = sizes_by_rule(len(names), num_stages, _mean_length(route_lengths or {length: 1}))
+        mean_length = _mean_length(route_lengths or {length: 1})
+        stage_sizes = sizes_by_rule(len(names), num_stages, mean_length, protected_stages)
     sizes = tuple(stage_sizes or ()) if stages is None else tuple(len(nodes) for nodes in stages)
     stages_of = _stages_of_nodes(names, stages, sizes, _checked_pins(pinned or {}, names, sizes, num_stages))
     try:
@@ -98,6 +101,7 @@ def build_problem(
                 max_swap_distance=max_swap_distance,
                 max_forward_jump=max_forward_jump,
                 uniform_coverage=uniform_coverage,
+                protected_stages=tuple(protected_stages),
             ),
         )
     except ValidationError as reason:

@@ -1,20 +1,25 @@
 """Why a problem has no plan: the rules that conflict, with numbers, and for each the nearest value that ends it.
 
-Only `uniform_coverage` can be impossible. Memory holds at least one microbatch, so microbatches can always run one
-after the other, any origin can start any sequence of stages, and ascending sequences of every length are legal. Swaps
-do not help: the stages of a route, visited in ascending order, need no longer jumps.
+Only `protected_stages` and `uniform_coverage` can be impossible. Memory holds at least one microbatch, so microbatches
+can always run one after the other, any origin can start any sequence of stages, and ascending sequences of every length
+are legal. Swaps do not help: the stages of a route, visited in ascending order, need no longer jumps.
 
-Hop k of a route of P stages comes at stage kJ at the latest (J is `max_forward_jump`), and early enough for P - 1 - k
-stages to follow. These deadlines make a least number of visits to stages 1 to m, for every m; coverage allows a most.
-That no least is above its most is necessary. It also suffices: with one length because routes that take turns at
-visits (S - 1) / N(P - 1) stages apart cover evenly (one stage apart where that jumps too far: N <= J then);
-with a mix of lengths in all cases of up to 10 stages and 6 microbatches.
+A route through all protected stages has a least length: between two of them, g stages apart, it makes ceil(g / J) hops
+(J is `max_forward_jump`). With enough length, hop k comes kJ stages behind the last protected stage before it at the
+latest, and early enough for the hops that are left to follow. These deadlines make a least number of visits to stages 1
+to m, for every m; coverage allows a most. That no least is above its most is necessary. It also suffices: with one
+length and none protected because routes that take turns at visits (S - 1) / N(P - 1) stages apart cover evenly (one
+stage apart where that jumps too far: N <= J then); with a mix of lengths in all cases of up to 10 stages and 6
+microbatches. With protected stages it suffices nearly always; a search for such routes decides there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, pairwise
+from math import ceil
 from typing import Any
 
+from skippipe_scheduler.coverage import may_cover
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
 
@@ -56,21 +61,51 @@ def check_feasible(problem: Problem) -> None:
 
 def find_conflict(problem: Problem) -> Conflict | None:
     """Return the conflict between the rules of `problem`, or None where a plan exists."""
-    crowd = _crowd(problem)
-    if crowd is None:
-        return None
     rules, total = problem.rules, problem.num_microbatches
-    return Conflict(
-        f"uniform_coverage, {_name_lengths(rules)} of {rules.num_stages} stages and max_forward_jump "
-        f"{rules.max_forward_jump} for {total} microbatches",
-        _reason(rules, total, crowd),
-        (
-            _longer_jump(problem),
-            _longer_routes(problem),
-            *_other_number(problem),
-            _with_rules(problem, "uniform_coverage", "set uniform_coverage to false", uniform_coverage=False),
-        ),
+    least = _least_length(rules)
+    if least > _shortest(problem):
+        remedies = (*_longer_jump(problem), _longer_routes(problem), *_unprotected(problem))
+        reason = f"a route through stages {', '.join(map(str, (0, *rules.protected_stages)))} visits {least} at least"
+        return Conflict(_name_rules(rules, remedies, "protected_stages"), reason, remedies)
+    crowd = _crowd(problem)
+    if crowd is None and _protection_leaves_coverage(problem):
+        return None
+    remedies = (
+        *_longer_jump(problem),
+        _longer_routes(problem),
+        *_other_number(problem),
+        *_unprotected(problem),
+        _with_rules(problem, "uniform_coverage", "set uniform_coverage to false", uniform_coverage=False),
     )
+    return Conflict(f"{_name_rules(rules, remedies)} for {total} microbatches", _reason(rules, total, crowd), remedies)
+
+
+def _has_plan(problem: Problem) -> bool:
+    reached = _least_length(problem.rules) <= _shortest(problem)
+    return reached and _crowd(problem) is None and _protection_leaves_coverage(problem)
+
+
+def _protection_leaves_coverage(problem: Problem) -> bool:
+    """Return whether routes through the protected stages can cover the others, where deadlines do not tell."""
+    rules = problem.rules
+    return not (rules.protected_stages and rules.uniform_coverage) or may_cover(rules, problem.num_microbatches)
+
+
+def _least_length(rules: Rules) -> int:
+    """Return the fewest stages of a route through all protected ones."""
+    return 1 + _hops_to(rules, rules.protected_stages[-1] if rules.protected_stages else 0)
+
+
+def _hops_to(rules: Rules, protected: int) -> int:
+    """Return the fewest hops to a protected stage (or 0) through all those before it."""
+    passed = [0, *(stage for stage in rules.protected_stages if stage <= protected)]
+    return sum(ceil((later - earlier) / rules.max_forward_jump) for earlier, later in pairwise(passed))
+
+
+def _shortest(problem: Problem) -> int:
+    """Return the stages of the shortest route that some microbatch has."""
+    counts = problem.rules.length_counts(problem.num_microbatches)
+    return min(length for length, count in counts.items() if count)
 
 
 @dataclass(frozen=True)
@@ -88,22 +123,29 @@ def _crowd(problem: Problem) -> _Crowd | None:
     if not rules.uniform_coverage:
         return None
     counts = rules.length_counts(problem.num_microbatches)
-    low, high = rules.visits_per_stage(problem.num_microbatches)
+    bounds = rules.coverage(problem.num_microbatches)
     visits = sum(count * (length - 1) for length, count in counts.items())
     for last_stage in range(1, rules.num_stages):
-        after = rules.num_stages - 1 - last_stage
-        least = sum(
-            count * max(min(length - 1, last_stage // rules.max_forward_jump), length - 1 - after)
-            for length, count in counts.items()
-        )
-        most = min(last_stage * high, visits - after * low)
+        least = sum(count * _fewest_visits(rules, length, last_stage) for length, count in counts.items())
+        most_before = sum(high for _, high in bounds[1 : last_stage + 1])
+        most = min(most_before, visits - sum(low for low, _ in bounds[last_stage + 1 :]))
         if least > most:
             return _Crowd(last_stage, least, most)
     return None
 
 
-def _reason(rules: Rules, total: int, crowd: _Crowd) -> str:
-    last, (least, _) = rules.num_stages - 1, rules.visits_per_stage(total)
+def _fewest_visits(rules: Rules, length: int, last_stage: int) -> int:
+    """Return the fewest visits to stages 1 to `last_stage` on a route of that length."""
+    protected = max((stage for stage in rules.protected_stages if stage <= last_stage), default=0)
+    hops, after = _hops_to(rules, protected), rules.num_stages - 1 - last_stage
+    further = min(length - 1 - hops, (last_stage - protected) // rules.max_forward_jump)
+    return max(hops + further, length - 1 - after)
+
+
+def _reason(rules: Rules, total: int, crowd: _Crowd | None) -> str:
+    if crowd is None:
+        return "routes through the protected stages cannot visit the others equally often"
+    last, (least, _) = rules.num_stages - 1, rules.coverage(total)[-1]
     longest = max(length for length, count in rules.length_counts(total).items() if count)
     furthest = rules.max_forward_jump * (longest - 1)
     if furthest < last and least > 0:
@@ -114,8 +156,19 @@ def _reason(rules: Rules, total: int, crowd: _Crowd) -> str:
     return f"{stages} get {crowd.least} visits at least, and coverage allows {crowd.most}"
 
 
-def _name_lengths(rules: Rules) -> str:
-    return f"route_lengths {rules.route_lengths}" if rules.route_lengths else f"route_length {rules.route_length}"
+def _name_rules(rules: Rules, remedies: tuple[Remedy, ...], *always: str) -> str:
+    """Name the rules of a conflict: those whose change ends it, and some `always`."""
+    lengths = f"route_lengths {rules.route_lengths}" if rules.route_lengths else f"route_length {rules.route_length}"
+    words = {
+        "uniform_coverage": "uniform_coverage",
+        "protected_stages": f"protected_stages {list(rules.protected_stages)}",
+        "route_lengths": f"{lengths} of {rules.num_stages} stages",
+        "route_length": f"{lengths} of {rules.num_stages} stages",
+        "max_forward_jump": f"max_forward_jump {rules.max_forward_jump}",
+    }
+    changed = {*always, *(remedy.rule for remedy in remedies)}
+    *others, last = [text for rule, text in words.items() if rule in changed]
+    return f"{', '.join(others)} and {last}"
 
 
 def _with_rules(problem: Problem, rule: str, advice: str, **update: Any) -> Remedy:
@@ -123,12 +176,12 @@ def _with_rules(problem: Problem, rule: str, advice: str, **update: Any) -> Reme
     return Remedy(rule, advice, problem.model_copy(update={"rules": rules}))
 
 
-def _first_that_works(remedies: Iterator[Remedy]) -> Remedy:
-    return next(remedy for remedy in remedies if _crowd(remedy.problem) is None)
+def _first_that_works(remedies: Iterable[Remedy]) -> list[Remedy]:
+    return list(islice((remedy for remedy in remedies if _has_plan(remedy.problem)), 1))
 
 
-def _longer_jump(problem: Problem) -> Remedy:
-    """Jumps over all stages always help."""
+def _longer_jump(problem: Problem) -> list[Remedy]:
+    """Jumps over all stages help, unless more stages are protected than a route visits."""
     jumps = range(problem.rules.max_forward_jump + 1, problem.num_stages)
     return _first_that_works(
         _with_rules(problem, "max_forward_jump", f"raise max_forward_jump to {jump}", max_forward_jump=jump)
@@ -136,9 +189,18 @@ def _longer_jump(problem: Problem) -> Remedy:
     )
 
 
+def _unprotected(problem: Problem) -> list[Remedy]:
+    """Protecting fewer stages, the last ones first, may help; no stage that is protected is in the way of another."""
+    protected = problem.rules.protected_stages
+    return _first_that_works(
+        _with_rules(problem, "protected_stages", f"set protected_stages to {list(fewer)}", protected_stages=fewer)
+        for fewer in (protected[:count] for count in reversed(range(len(protected))))
+    )
+
+
 def _longer_routes(problem: Problem) -> Remedy:
     """Routes through all stages always help."""
-    return _first_that_works(_lengthened(problem, more) for more in range(1, problem.num_stages))
+    return _first_that_works(_lengthened(problem, more) for more in range(1, problem.num_stages))[0]
 
 
 def _lengthened(problem: Problem, more: int) -> Remedy:
@@ -162,7 +224,7 @@ def _other_number(problem: Problem) -> Iterator[Remedy]:
     now = given if isinstance(given, int) else problem.num_microbatches
     for number in sorted(range((now + 1) // 2, 2 * now + 1), key=lambda one: (abs(one - now), one)):
         remedy = _with_number(problem, number)
-        if _crowd(remedy.problem) is None:
+        if _has_plan(remedy.problem):
             yield remedy
             return
 

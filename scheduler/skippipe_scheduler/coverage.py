@@ -10,6 +10,8 @@ from skippipe_scheduler.problem import Rules
 
 _Point = tuple[int, int]
 """A stage, and the number of stages visited with it."""
+_Flows = dict[_Point, dict[_Point, Any]]
+"""How many microbatches go from point to point."""
 _END = -1
 """What stands for the stage after the last one."""
 
@@ -21,8 +23,26 @@ def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]
     Raises `SkipPipeError` where none is found: there is none (`skippipe_scheduler.conflicts` tells), or the search was
     too long, which may happen beyond about 50 stages.
     """
+    model, flows = _flow(rules, total)
+    solver, status = _solved(model, seed)
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        raise SkipPipeError(
+            f"found no {total} routes that visit {rules.num_stages} stages evenly; "
+            "use fewer stages or set uniform_coverage to false"
+        )
+    left = {point: Counter({to: solver.value(flow) for to, flow in flows[point].items()}) for point in flows}
+    return [_take_one(left) for _ in range(total)]
+
+
+def may_cover(rules: Rules, total: int) -> bool:
+    """Return False where it is proved that no `total` sequences visit the stages as evenly as `rules` ask for."""
+    model, _ = _flow(rules, total)
+    return bool(_solved(model, seed=0)[1] != cp_model.INFEASIBLE)
+
+
+def _flow(rules: Rules, total: int) -> tuple[cp_model.CpModel, _Flows]:
     model = cp_model.CpModel()
-    flows: dict[_Point, dict[_Point, Any]] = defaultdict(dict)
+    flows: _Flows = defaultdict(dict)
     entering: dict[_Point, list[Any]] = defaultdict(list)
     for source, sink in _edges(rules):
         flows[source][sink] = model.new_int_var(0, total, "")
@@ -35,22 +55,20 @@ def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]
         flows[point][_END, point[1]] = end
     for length, count in counts.items():
         model.add(sum(leaving.get((_END, length), 0) for leaving in flows.values()) == count)
-    for stage in range(1, rules.num_stages) if rules.uniform_coverage else ():
+    for stage, bounds in enumerate(rules.coverage(total)[1:], start=1):
         visits = sum(flow for point, arriving in entering.items() if point[0] == stage for flow in arriving)
-        model.add_linear_constraint(visits, *rules.visits_per_stage(total))
+        model.add_linear_constraint(visits, *bounds)
+    return model, flows
+
+
+def _solved(model: cp_model.CpModel, seed: int) -> tuple[cp_model.CpSolver, Any]:
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed % 2**31
     solver.parameters.catch_sigint_signal = False
     solver.parameters.max_deterministic_time = 30
     solver.parameters.cp_model_presolve = False  # it aborts on some of these models (OR-tools 9.15)
-    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        raise SkipPipeError(
-            f"found no {total} routes that visit {rules.num_stages} stages evenly; "
-            "use fewer stages or set uniform_coverage to false"
-        )
-    left = {point: Counter({to: solver.value(flow) for to, flow in flows[point].items()}) for point in flows}
-    return [_take_one(left) for _ in range(total)]
+    return solver, solver.solve(model)
 
 
 def _edges(rules: Rules) -> list[tuple[_Point, _Point]]:

@@ -158,10 +158,9 @@ class _JointModel:
 
     def _balance(self) -> None:
         layout = self.costs.layout
-        if layout.problem.rules.uniform_coverage:
-            for slots in layout.slots_of[1:]:
-                visits = sum(literal for slot in slots for literal in self.visits[slot])
-                self.model.add_linear_constraint(visits, *layout.coverage)
+        for slots, bounds in zip(layout.slots_of[1:], layout.coverage[1:], strict=True):
+            visits = sum(literal for slot in slots for literal in self.visits[slot])
+            self.model.add_linear_constraint(visits, *bounds)
 
     def _break_symmetry(self) -> None:
         """Microbatches of one origin start in the sequence in which the hint starts them."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import (
@@ -41,6 +41,13 @@ class Rules(StrictModel):
     uniform_coverage: bool = True
     route_lengths: Annotated[dict[RouteLength, PositiveCount], Field(min_length=1)] | None = None
     """A mix of lengths: shares of the microbatches by route length. `route_length` is then the longest of them."""
+    protected_stages: tuple[Count, ...] = ()
+    """Stages beside 0 that every route visits, ascending."""
+
+    @field_validator("protected_stages")
+    @classmethod
+    def _sorted_beside_the_first(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(stages) - {0}))
 
     @model_validator(mode="after")
     def _route_fits(self) -> Self:
@@ -50,12 +57,21 @@ class Rules(StrictModel):
             raise ValueError(
                 f"route_length is {self.route_length}, but the longest of route_lengths is {max(self.route_lengths)}"
             )
+        if self.protected_stages and self.protected_stages[-1] >= self.num_stages:
+            raise ValueError(
+                f"protected_stages has stage {self.protected_stages[-1]}, stages are 0 to {self.num_stages - 1}"
+            )
         return self
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Every length that a route may have, shortest first."""
         return tuple(sorted(self.route_lengths)) if self.route_lengths else (self.route_length,)
+
+    @property
+    def shared_stages(self) -> tuple[int, ...]:
+        """Stages that a route may leave out."""
+        return tuple(stage for stage in range(1, self.num_stages) if stage not in self.protected_stages)
 
     def describe_lengths(self) -> str:
         """Return the lengths that routes may have, in words: "4", or "6, 4 or 3"."""
@@ -72,13 +88,17 @@ class Rules(StrictModel):
             counts[length] += 1
         return dict(sorted(counts.items()))
 
-    def visits_per_stage(self, total: int) -> tuple[int, int]:
-        """Return the least and greatest number of `total` microbatches that visit a stage other than 0, if coverage is
+    def coverage(self, total: int) -> tuple[tuple[int, int], ...]:
+        """Return by stage the least and the greatest number of `total` microbatches that may visit it.
+
+        All visit stage 0 and those protected; the others share the rest of the visits, to within one where coverage is
         uniform.
         """
-        visits = sum(count * (length - 1) for length, count in self.length_counts(total).items())
-        share, rest = divmod(visits, self.num_stages - 1)
-        return share, share + (rest > 0)
+        always = 1 + len(self.protected_stages)
+        visits = sum(count * (length - always) for length, count in self.length_counts(total).items())
+        share, rest = divmod(visits, len(self.shared_stages) or 1)
+        bounds = (share, share + (rest > 0)) if self.uniform_coverage else (0, total)
+        return tuple(bounds if stage in self.shared_stages else (total, total) for stage in range(self.num_stages))
 
 
 class Costs(StrictModel):

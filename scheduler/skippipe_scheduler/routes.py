@@ -151,17 +151,15 @@ class _CountModel:
                 model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count)
         for length, count in layout.problem.rules.length_counts(total).items():
             model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if len(route) == length) == count)
-        if layout.problem.rules.uniform_coverage:
-            self._balance(layout)
+        self._balance(layout)
         for slot in range(len(layout.stage_of)):
             self._limit(costs, slot)
 
     def _balance(self, layout: Layout) -> None:
-        low, high = layout.coverage
-        for slots in layout.slots_of[1:]:
+        for slots, bounds in zip(layout.slots_of[1:], layout.coverage[1:], strict=True):
             here = set(slots)
             visits = sum(v for v, route in zip(self.counts, self.routes, strict=True) if here.intersection(route))
-            self.model.add_linear_constraint(visits, low, high)
+            self.model.add_linear_constraint(visits, *bounds)
 
     def _limit(self, costs: SlotCosts, slot: int) -> None:
         work_s = costs.forward_s[slot] + costs.backward_s[slot] + 2 * costs.overhead_s
@@ -294,10 +292,9 @@ def _few_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]] | None:
     counts = [model.new_int_var(0, total, "") for _ in layout.sequences]
     for length, wanted in layout.problem.rules.length_counts(total).items():
         model.add(sum(v for v, one in zip(counts, layout.sequences, strict=True) if len(one) == length) == wanted)
-    if layout.problem.rules.uniform_coverage:
-        for stage in range(1, layout.problem.num_stages):
-            visits = sum(v for v, sequence in zip(counts, layout.sequences, strict=True) if stage in sequence)
-            model.add_linear_constraint(visits, *layout.coverage)
+    for stage, bounds in enumerate(layout.coverage[1:], start=1):
+        visits = sum(v for v, sequence in zip(counts, layout.sequences, strict=True) if stage in sequence)
+        model.add_linear_constraint(visits, *bounds)
     used = [model.new_bool_var("") for _ in counts]
     for count, flag in zip(counts, used, strict=True):
         model.add(count <= total * flag)

@@ -12,12 +12,13 @@ from skippipe_scheduler.problem import Rules
 
 def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
     """Yield every legal sequence of stages in lexicographic order (depth first, pruned)."""
-    lengths = rules.lengths
+    lengths, protected = rules.lengths, frozenset(rules.protected_stages)
 
     def extend(sequence: tuple[int, ...], swaps: int) -> Iterator[tuple[int, ...]]:
-        if len(sequence) in lengths:
+        missing = len(protected.difference(sequence))
+        if len(sequence) in lengths and not missing:
             yield sequence
-        if len(sequence) == rules.route_length:
+        if len(sequence) + max(1, missing) > rules.route_length:
             return
         frontier = max(sequence)
         for stage in range(1, min(rules.num_stages, frontier + rules.max_forward_jump + 1)):
@@ -46,8 +47,11 @@ def sample_sequences(rules: Rules, count: int = 300) -> tuple[tuple[int, ...], .
     for length in rules.lengths:
         visits = [0.0] * rules.num_stages
         for _ in range(count):
-            sequence = _least_visited(rules, length, [visit + generator.random() for visit in visits])
-            if sequence is None:
+            weights = [visit + generator.random() for visit in visits]
+            for stage in rules.protected_stages:
+                weights[stage] -= 2 * sum(visits) + rules.num_stages  # so that no other stages make up for it
+            sequence = _least_visited(rules, length, weights)
+            if sequence is None or not set(rules.protected_stages) <= {*sequence}:
                 break
             found[sequence] = None
             for stage in sequence:
@@ -86,6 +90,9 @@ def first_offence(sequence: Sequence[int], rules: Rules) -> str | None:
         return f"visits stage {twice[0]} twice"
     if sequence[0] != 0:
         return f"starts at stage {sequence[0]}, not at stage 0"
+    left_out = set(rules.protected_stages).difference(sequence)
+    if left_out:
+        return f"leaves out stage {min(left_out)}, protected_stages are {list(rules.protected_stages)}"
     return _offence_against_order(sequence, rules)
 
 
@@ -119,10 +126,11 @@ def length_offence(lengths: Iterable[int], rules: Rules) -> str | None:
 
 def coverage_offence(visits: Sequence[int], rules: Rules) -> str | None:
     """Return how `visits` (microbatches per stage) break uniform coverage, or None where they do not."""
-    others = list(visits[1:])
-    if not rules.uniform_coverage or max(others) - min(others) <= 1:
+    if not rules.uniform_coverage or not rules.shared_stages:
         return None
-    most, least = others.index(max(others)) + 1, others.index(min(others)) + 1
+    most, least = (end(rules.shared_stages, key=lambda stage: visits[stage]) for end in (max, min))
+    if visits[most] - visits[least] <= 1:
+        return None
     return (
         f"stage {most} is visited by {visits[most]} microbatches and stage {least} by {visits[least]}; "
         "uniform_coverage allows a difference of one"

@@ -264,7 +264,6 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
                 links[2, a, b] = costs.latency_s[source][sink] if costs.latency_s else 0.0
                 links[3, a, b] = costs.gbit_per_s[source][sink] if costs.gbit_per_s else 1.0
     fixed_s, gbit = _reductions(layout)
-    least, most = layout.coverage if rules.uniform_coverage else (0, len(layout.origins))
     return Instance(
         node_s=np.array([[table[name] for name in names] for table in tables]),
         memory=np.array([costs.memory[name] for name in names]),
@@ -273,6 +272,7 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
         stages=np.array([problem.stage_weight, fixed_s, gbit]),
         stage_of=np.array(layout.stage_of),
         first_slot=np.concatenate([[0], np.cumsum(problem.sizes)]),
+        visits=np.array(layout.coverage).T.copy(),
         factors=_factors(robustness),
         overhead_s=costs.task_overhead_s,
         contention=CONTENTION[costs.contention],
@@ -280,8 +280,6 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
         max_swaps=rules.max_swaps,
         max_swap_distance=rules.max_swap_distance,
         max_forward_jump=rules.max_forward_jump,
-        least_visits=least,
-        most_visits=most,
         free_origins=problem.free_origins,
     )
 

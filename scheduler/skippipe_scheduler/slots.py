@@ -70,9 +70,9 @@ class Layout:
         return sum(count * (2 * length + 1) for length, count in counts.items())
 
     @cached_property
-    def coverage(self) -> tuple[int, int]:
-        """Least and greatest number of visits that uniform coverage allows a stage other than 0."""
-        return self.problem.rules.visits_per_stage(len(self.origins))
+    def coverage(self) -> tuple[tuple[int, int], ...]:
+        """Least and greatest number of visits that the rules allow each stage."""
+        return self.problem.rules.coverage(len(self.origins))
 
     @cached_property
     def pinned(self) -> tuple[int, ...]:
@@ -92,15 +92,12 @@ class Layout:
         return tuple(tuple(self.problem.nodes[placement[slot]] for slot in slots) for slots in self.slots_of)
 
     def covers(self, routes: Sequence[SlotRoute]) -> bool:
-        """Return whether `routes` visit every stage equally often, if the rules ask for it."""
-        if not self.problem.rules.uniform_coverage:
-            return True
+        """Return whether `routes` visit every stage as often as the rules ask for."""
         visits = [0] * self.problem.num_stages
         for route in routes:
-            for slot in route[1:]:
+            for slot in route:
                 visits[self.stage_of[slot]] += 1
-        low, high = self.coverage
-        return low <= min(visits[1:]) and max(visits[1:]) <= high
+        return all(low <= count <= high for count, (low, high) in zip(visits, self.coverage, strict=True))
 
 
 class SlotCosts:

@@ -98,11 +98,13 @@ def route_length(num_stages: int, skip_ratio: float) -> int:
     return length
 
 
-def stage_sizes(num_nodes: int, num_stages: int, route_length: float) -> tuple[int, ...]:
+def stage_sizes(
+    num_nodes: int, num_stages: int, route_length: float, protected_stages: Sequence[int] = ()
+) -> tuple[int, ...]:
     """Return the replicas of each stage, so that every node gets about the same number of microbatches.
 
-    Every microbatch visits stage 0, and each other stage by a chance of (P-1)/(S-1), with P the `route_length` (the
-    mean of a mix). So n_0 : n_i is (S-1) : (P-1), from which n_0 = num_nodes / P follows. The other stages are equal to
+    Every microbatch visits stage 0 and those protected, and the others by equal chances, P stages in all (the
+    `route_length`, or the mean of a mix). So a stage that all visit gets num_nodes / P. The other stages are equal to
     within one. (SkipPipe, arXiv 2502.19913, reference code: 20 nodes, S = 6, P = 4 give 5, 3, 3, 3, 3, 3.)
     Raises `InfeasibleError` with fewer nodes than stages.
     """
@@ -111,7 +113,11 @@ def stage_sizes(num_nodes: int, num_stages: int, route_length: float) -> tuple[i
             f"{num_stages} stages need at least {num_stages} nodes, the cluster has {num_nodes}; "
             "use fewer stages or more nodes"
         )
-    others = num_stages - 1
-    origins = min(math.floor(num_nodes / route_length + 0.5), num_nodes - others)
-    share, rest = divmod(num_nodes - origins, others)
-    return (origins, *(share + (stage < rest) for stage in range(others)))
+    always = sorted({0, *protected_stages})
+    others = [stage for stage in range(num_stages) if stage not in always]
+    each = max(1, min(math.floor(num_nodes / route_length + 0.5), (num_nodes - len(others)) // len(always)))
+    sizes = dict.fromkeys(always, each)
+    share, rest = divmod(num_nodes - each * len(always), len(others) or len(always))
+    for place, stage in enumerate(others or always):
+        sizes[stage] = sizes.get(stage, 0) + share + (place < rest)
+    return tuple(sizes[stage] for stage in range(num_stages))

@@ -67,6 +67,7 @@ def pipeline_rules(experiment: Experiment, phase: DepthPhase | None = None) -> R
         max_swap_distance=pipeline.max_swap_distance,
         max_forward_jump=pipeline.max_forward_jump,
         uniform_coverage=pipeline.uniform_coverage,
+        protected_stages=pipeline.protected_stages,
     )
 
 

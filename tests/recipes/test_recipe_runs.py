@@ -70,6 +70,16 @@ def test_ranks_have_the_losses_of_one_process(folder: Path, alone: Path) -> None
     assert metadata.plan_hash == plans.hash != plans.main.hash
 
 
+def test_protected_stages_are_on_every_route_of_every_plan(tmp_path: Path) -> None:
+    pipeline = {"protected_stages": [2], "planner": {"max_evaluations": 30}}
+    experiment = by_recipe(tmp_path, "protected", pipeline=pipeline)
+    plans = choose_plans(experiment, None)
+    assert len(plans) > 3
+    for name, plan in plans.items():
+        assert plan.visits[0] == plan.visits[2] == len(plan.microbatches)
+        assert name == "full-depth" or plan.visits[1] < len(plan.microbatches)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_stopped_run_continues_bitwise_with_the_plans_that_it_has(folder: Path, alone: Path) -> None:

@@ -81,6 +81,8 @@ def _routes(content: Content) -> Iterator[str]:
         stages = [stage_of[node] for node in microbatch["route"]]
         if stages[0] != 0 or len(set(stages)) < len(stages):
             yield f"microbatch {index} does not start at stage 0, or visits a stage twice"
+        if not set(rules.get("protected_stages", [])) <= set(stages):
+            yield f"microbatch {index} leaves out a protected stage"
         higher = [sum(earlier > stage for earlier in stages[:hop]) for hop, stage in enumerate(stages)]
         jumps = [stage - max(stages[:hop]) for hop, stage in enumerate(stages) if hop]
         if sum(count > 0 for count in higher) > rules["max_swaps"]:
@@ -112,8 +114,9 @@ def _lengths(content: Content) -> Iterator[str]:
 def _coverage(content: Content) -> Iterator[str]:
     stage_of = _stage_of(content)
     visits = Counter(stage_of[node] for microbatch in content["microbatches"] for node in microbatch["route"])
-    counts = [visits[stage] for stage in range(1, len(content["stages"]))]
-    if content["rules"]["uniform_coverage"] and max(counts) - min(counts) > 1:
+    protected = content["rules"].get("protected_stages", [])
+    counts = [visits[stage] for stage in range(1, len(content["stages"])) if stage not in protected]
+    if counts and content["rules"]["uniform_coverage"] and max(counts) - min(counts) > 1:
         yield "the stages are not visited equally often"
 
 

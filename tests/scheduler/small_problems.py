@@ -21,6 +21,7 @@ def make_problem(
     jump: int = 4,
     overhead_s: float = 0.1,
     reduce_s: float | None = None,
+    protected: Sequence[int] = (),
 ) -> Problem:
     """Return a problem whose nodes lie in two regions, a slow link apart."""
     rng = random.Random(seed)
@@ -50,24 +51,33 @@ def make_problem(
             max_swaps=swaps,
             max_forward_jump=jump,
             uniform_coverage=uniform,
+            protected_stages=tuple(protected),
         ),
     )
+
+
+def draw_protected(draw: st.DrawFn, num_stages: int, route_length: int) -> list[int]:
+    """Draw stages to protect, as often none and never more than a route can visit."""
+    number = draw(st.sampled_from([0, 0, 1, route_length - 1]))
+    return draw(st.lists(st.integers(1, num_stages - 1), min_size=number, max_size=number, unique=True))
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     """Feasible problems of up to 8 nodes."""
     sizes = draw(st.lists(st.integers(1, 2), min_size=3, max_size=4))
+    route_length = draw(st.integers(2, len(sizes)))
     return make_problem(
         draw(st.integers(0, 1000)),
         sizes,
-        draw(st.integers(2, len(sizes))),
+        route_length,
         draw(st.integers(sizes[0], 6)),
         memory=draw(st.integers(1, 3)),
         fixed=draw(st.booleans()),
         uniform=draw(st.booleans()),
         overhead_s=draw(st.sampled_from([0.0, 0.13])),
         reduce_s=draw(st.sampled_from([None, 0.0, 3.0])),
+        protected=draw_protected(draw, len(sizes), route_length),
     )
 
 

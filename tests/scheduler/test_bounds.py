@@ -35,7 +35,9 @@ def change_rules(problem, **update):
 VARIANTS = {
     "shared links": lambda problem: share_links(problem, "link"),
     "shared cards": lambda problem: share_links(problem, "node"),
-    "mixed lengths": lambda problem: change_rules(problem, route_length=3, route_lengths={3: 1, 2: 1}),
+    "mixed lengths": lambda problem: change_rules(
+        problem, route_length=3, route_lengths={3: 1, 2: 1}, protected_stages=problem.rules.protected_stages[:1]
+    ),
     "free origin counts": lambda problem: problem.model_copy(
         update={"microbatches_per_origin": AutoMicrobatches(auto=problem.num_microbatches)}
     ),

@@ -43,6 +43,7 @@ def test_the_automaton_accepts_the_legal_sequences(num_stages, data):
         max_swaps=data.draw(st.integers(0, 3)),
         max_swap_distance=data.draw(st.integers(0, 3)),
         max_forward_jump=data.draw(st.integers(1, 4)),
+        protected_stages=tuple(data.draw(st.sets(st.integers(0, num_stages - 1), max_size=2))),
     )
     automaton = legal_sequences(rules)
     assert accepted(automaton) == sorted(legal_stage_sequences(rules))

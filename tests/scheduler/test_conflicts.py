@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from crowding import at_most_s
@@ -48,6 +49,7 @@ def has_plan(problem: Problem) -> bool:
 def small(draw: st.DrawFn) -> Problem:
     stages = draw(st.integers(3, 5))
     lengths = st.integers(2, stages)
+    protected = draw(st.lists(st.integers(1, stages - 1), max_size=draw(st.sampled_from([0, 0, 1, 2]))))
     mix = draw(st.none() | st.dictionaries(lengths, st.integers(1, 3), min_size=1, max_size=3))
     rules = Rules(
         num_stages=stages,
@@ -57,6 +59,7 @@ def small(draw: st.DrawFn) -> Problem:
         max_swap_distance=draw(st.integers(0, 2)),
         max_forward_jump=draw(st.integers(1, 2)),
         uniform_coverage=draw(st.sampled_from([True, True, True, False])),
+        protected_stages=tuple(protected),
     )
     origins, number = draw(st.integers(1, 2)), draw(st.integers(1, 5))
     given = [EvenMicrobatches(even=number), AutoMicrobatches(auto=number), (number + 1) // 2]
@@ -84,8 +87,15 @@ def test_every_rule_named_is_needed_for_the_conflict_and_its_remedy_is_the_neare
     assume(conflict is not None)
     assert conflict is not None
     lengths = "route_lengths" if problem.rules.route_lengths else "route_length"
-    named = [remedy.rule for remedy in conflict.remedies if remedy.rule != "microbatches_per_origin"]
-    assert named == ["max_forward_jump", lengths, "uniform_coverage"]
+    named = {remedy.rule for remedy in conflict.remedies if remedy.rule != "microbatches_per_origin"}
+    protected = problem.rules.protected_stages
+    freed: list[tuple[str, dict[str, Any]]] = [
+        ("max_forward_jump", {"max_forward_jump": problem.num_stages}),
+        (lengths, {"route_length": problem.num_stages, "route_lengths": None}),
+        *(("protected_stages", {"protected_stages": protected[:count]}) for count in range(len(protected))),
+        ("uniform_coverage", {"uniform_coverage": False}),
+    ]
+    assert named == {rule for rule, update in freed if has_plan(with_rules(problem, update))}
     for remedy in conflict.remedies:
         assert remedy.rule in conflict.rules or remedy.rule == "microbatches_per_origin"
         assert remedy.advice in str(conflict)
@@ -99,13 +109,26 @@ def test_every_rule_named_is_needed_for_the_conflict_and_its_remedy_is_the_neare
     st.integers(1, 5),
     st.dictionaries(st.integers(2, 14), st.integers(1, 9), min_size=1, max_size=4),
     st.integers(1, 40),
+    st.sets(st.integers(1, 13), max_size=3),
 )
-def test_without_a_message_even_sequences_are_found(stages: int, jump: int, mix: dict[int, int], total: int) -> None:
-    assume(max(mix) <= stages)
-    rules = Rules(num_stages=stages, route_length=max(mix), route_lengths=mix, max_forward_jump=jump)
+def test_without_a_message_even_sequences_are_found(
+    stages: int, jump: int, mix: dict[int, int], total: int, protected: set[int]
+) -> None:
+    assume(max(mix) <= stages and max(protected, default=0) < stages)
+    rules = Rules(
+        num_stages=stages,
+        route_length=max(mix),
+        route_lengths=mix,
+        max_forward_jump=jump,
+        protected_stages=tuple(protected),
+    )
     problem = problem_with(rules, EvenMicrobatches(even=total))
     assume(infeasibility_message(problem) is None)
     assert_obeyed(even_sequences(rules, total, 0), problem)
+
+
+def with_rules(problem: Problem, update: dict[str, Any]) -> Problem:
+    return problem.model_copy(update={"rules": problem.rules.model_copy(update=update)})
 
 
 def changed(before: Problem, after: Problem) -> set[str]:
@@ -117,15 +140,19 @@ def nearer_problems(problem: Problem, conflict: Conflict) -> Iterator[Problem]:
     """Yield the problems between this one and those of its remedies."""
     found = {remedy.rule: remedy.problem for remedy in conflict.remedies}
     rules = problem.rules
-    for jump in range(rules.max_forward_jump + 1, found["max_forward_jump"].rules.max_forward_jump):
-        yield problem.model_copy(update={"rules": rules.model_copy(update={"max_forward_jump": jump})})
+    jumped = found.get("max_forward_jump", with_rules(problem, {"max_forward_jump": problem.num_stages}))
+    for jump in range(rules.max_forward_jump + 1, jumped.rules.max_forward_jump):
+        yield with_rules(problem, {"max_forward_jump": jump})
     if rules.route_lengths is None:
         for length in range(rules.route_length + 1, found["route_length"].rules.route_length):
-            yield problem.model_copy(update={"rules": rules.model_copy(update={"route_length": length})})
+            yield with_rules(problem, {"route_length": length})
+    freed = found.get("protected_stages")
+    for count in range(len(freed.rules.protected_stages) + 1 if freed else 0, len(rules.protected_stages)):
+        yield with_rules(problem, {"protected_stages": rules.protected_stages[:count]})
     number = problem.num_microbatches
     other = found.get("microbatches_per_origin")
     distance = abs(other.num_microbatches - number) if other else number // 2 + 1
-    if not isinstance(problem.microbatches_per_origin, int):
+    if not isinstance(problem.microbatches_per_origin, int) and "uniform_coverage" in found:
         for nearer in range(max(1, number - distance + 1), number + distance):
             yield problem.model_copy(update={"microbatches_per_origin": EvenMicrobatches(even=nearer)})
 
@@ -163,6 +190,13 @@ def assert_obeyed(sequences: list[tuple[int, ...]], problem: Problem) -> None:
             "uniform_coverage, route_lengths {4: 1, 2: 3} of 6 stages and max_forward_jump 2 for 8 microbatches cannot "
             "be met together: stages 1 to 2 get 8 visits at least, and coverage allows 6; "
             "raise max_forward_jump to 3, or raise route_lengths to {6: 1, 4: 3}, or set uniform_coverage to false",
+        ),
+        (
+            Rules(num_stages=6, route_length=3, max_forward_jump=2, uniform_coverage=False, protected_stages=(5,)),
+            EvenMicrobatches(even=4),
+            "protected_stages [5], route_length 3 of 6 stages and max_forward_jump 2 cannot be met together: a route "
+            "through stages 0, 5 visits 4 at least; raise max_forward_jump to 3, or raise route_length to 4 "
+            "(skip_ratio 0.333), or set protected_stages to []",
         ),
     ],
 )

@@ -35,6 +35,7 @@ def test_enumeration_is_what_the_judge_accepts(
         max_swaps=swaps,
         max_swap_distance=distance,
         max_forward_jump=jump,
+        protected_stages=tuple(data.draw(st.lists(st.integers(0, num_stages - 1), max_size=2))),
     )
     accepted = [
         sequence
@@ -99,6 +100,32 @@ def test_published_routes_are_legal(sequence: tuple[int, ...]) -> None:
     assert first_offence(sequence, rules) is None
 
 
+def test_protected_stages_are_on_every_route_and_the_others_share_what_is_left() -> None:
+    rules = Rules(num_stages=6, route_length=4, max_swaps=0, max_forward_jump=5, protected_stages=(5, 0, 5))
+    assert rules.protected_stages == (5,)
+    assert rules.shared_stages == (1, 2, 3, 4)
+    assert len(legal_stage_sequences(rules)) == 6  # choose 2 of 4
+    assert first_offence((0, 1, 2, 3), rules) == "leaves out stage 5, protected_stages are [5]"
+    assert rules.coverage(8) == ((8, 8), (4, 4), (4, 4), (4, 4), (4, 4), (8, 8))
+    assert coverage_offence((8, 4, 4, 4, 4, 8), rules) is None
+    assert coverage_offence((8, 6, 4, 3, 3, 8), rules) == (
+        "stage 1 is visited by 6 microbatches and stage 3 by 3; uniform_coverage allows a difference of one"
+    )
+    anyhow = rules.model_copy(update={"uniform_coverage": False})
+    assert anyhow.coverage(8) == ((8, 8), *[(0, 8)] * 4, (8, 8))
+
+
+def test_all_stages_can_be_protected() -> None:
+    rules = Rules(num_stages=3, route_length=3, protected_stages=(1, 2))
+    assert rules.coverage(4) == ((4, 4),) * 3
+    assert coverage_offence((4, 4, 4), rules) is None
+
+
+def test_a_stage_that_there_is_not_cannot_be_protected() -> None:
+    with pytest.raises(ValidationError, match="protected_stages has stage 6, stages are 0 to 5"):
+        Rules(num_stages=6, route_length=4, protected_stages=(6,))
+
+
 def test_mix_of_lengths_is_counted_and_described() -> None:
     rules = Rules(num_stages=6, route_length=6, route_lengths={6: 1, 4: 1, 3: 2})
     assert rules.lengths == (3, 4, 6)
@@ -116,10 +143,11 @@ def test_longest_of_a_mix_is_the_route_length() -> None:
         Rules(num_stages=6, route_length=6, route_lengths={4: 1, 3: 2})
 
 
-def test_sampled_sequences_are_legal_and_visit_all_stages_alike() -> None:
-    rules = Rules(num_stages=25, route_length=17, max_forward_jump=3)
+@pytest.mark.parametrize("protected", [(), (24,), (7, 8, 24)])
+def test_sampled_sequences_are_legal_and_visit_all_stages_alike(protected: tuple[int, ...]) -> None:
+    rules = Rules(num_stages=25, route_length=17, max_forward_jump=3, protected_stages=protected)
     sequences = sample_sequences(rules, 100)
     assert len(sequences) > 50
     assert all(first_offence(sequence, rules) is None for sequence in sequences)
-    visits = [sum(stage in sequence for sequence in sequences) for stage in range(1, 25)]
+    visits = [sum(stage in sequence for sequence in sequences) for stage in rules.shared_stages]
     assert max(visits) - min(visits) <= 0.2 * max(visits)

@@ -1,13 +1,16 @@
 import itertools
+import json
 import time
 
 import pytest
 from crowding import at_most_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent_checker import first_offence_of
 from small_problems import make_problem, problems
 
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
+from skippipe_scheduler.paper_method import solve_paper_method
 from skippipe_scheduler.simulate import simulate
 from skippipe_scheduler.slots import Layout, SlotCosts
 from skippipe_scheduler.solve import SolveOptions, solve
@@ -20,8 +23,26 @@ def test_plans_of_random_problems_are_valid(problem, seed):
     plan = solve(problem, SolveOptions(seed=seed, max_evaluations=60))
     validate(plan)
     assert simulate(plan).iteration_s == plan.predicted.iteration_s
-    if problem.rules.uniform_coverage:
-        assert max(plan.visits[1:]) - min(plan.visits[1:]) <= 1
+    for visits, (least, most) in zip(plan.visits, problem.rules.coverage(problem.num_microbatches), strict=True):
+        assert least <= visits <= most
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        lambda problem: solve(problem, SolveOptions(max_evaluations=300)),
+        lambda problem: solve_paper_method(problem, max_generations=20),
+    ],
+)
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("protected", [(4,), (1, 4)])
+def test_every_route_visits_the_protected_stages(solver, fixed, protected):
+    problem = make_problem(3, [3, 1, 2, 2, 3], 4, 12, fixed=fixed, memory=3, protected=protected)
+    plan = solver(problem)
+    assert first_offence_of(json.loads(plan.model_dump_json())) is None
+    others = [visits for stage, visits in enumerate(plan.visits) if stage not in (0, *protected)]
+    assert [plan.visits[stage] for stage in (0, *protected)] == [12] * (1 + len(protected))
+    assert others == [12 * (3 - len(protected)) // len(others)] * len(others)
 
 
 def best_by_enumeration_s(problem):

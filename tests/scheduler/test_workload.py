@@ -85,6 +85,22 @@ def test_stage_sizes_follow_the_skip_ratio(num_stages: int, data: st.DataObject)
         assert (origins + 0.5) / mean_at[1] >= ratio - 1e-9
 
 
+@pytest.mark.parametrize(
+    ("num_nodes", "num_stages", "length", "protected", "sizes"),
+    [
+        (20, 6, 4, (5,), (5, 3, 3, 2, 2, 5)),
+        (12, 6, 3, (2, 5), (3, 1, 3, 1, 1, 3)),
+        (12, 4, 4, (1, 2, 3), (3, 3, 3, 3)),
+        (6, 6, 3, (5,), (1,) * 6),
+        (7, 3, 3, (1, 2), (3, 2, 2)),
+    ],
+)
+def test_a_stage_that_all_visit_has_as_many_replicas_as_origins(
+    num_nodes: int, num_stages: int, length: int, protected: tuple[int, ...], sizes: tuple[int, ...]
+) -> None:
+    assert stage_sizes(num_nodes, num_stages, length, protected) == sizes
+
+
 def test_too_few_nodes() -> None:
     with pytest.raises(InfeasibleError, match="6 stages need at least 6 nodes, the cluster has 4"):
         stage_sizes(4, 6, 3)

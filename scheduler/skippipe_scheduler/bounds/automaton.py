@@ -1,5 +1,6 @@
 """The legal sequences of stages as a graph: however many sequences there are, few states tell how one can go on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ def legal_sequences(rules: Rules) -> Automaton | None:
     for length in range(1, rules.route_length + 1):
         following: dict[_State, int] = {}
         for state in layer:
-            reached = _successors(state, rules) if length < rules.route_length else []
+            reached = [*_successors(state, rules)] if length < rules.route_length else []
             for successor in reached:
                 following.setdefault(successor, len(states) + len(following))
             edges.append([following[successor] for successor in reached])
@@ -63,28 +64,38 @@ def any_sequence(rules: Rules) -> Automaton:
     )
 
 
-def _successors(state: _State, rules: Rules) -> list[_State]:
+def _successors(state: _State, rules: Rules) -> Iterator[_State]:
     choices = [(stage, state.swaps + 1) for stage, _ in state.late]
     furthest = min(rules.num_stages - 1, state.frontier + rules.max_forward_jump)
     choices += [(stage, state.swaps) for stage in range(state.frontier + 1, furthest + 1)]
-    return [_visit(state, stage, swaps, rules) for stage, swaps in choices]
+    for stage, swaps in choices:
+        successor = _visit(state, stage, swaps, rules)
+        if successor is not None:
+            yield successor
 
 
-def _visit(state: _State, stage: int, swaps: int, rules: Rules) -> _State:
+def _visit(state: _State, stage: int, swaps: int, rules: Rules) -> _State | None:
+    """Return the state after a visit, or None where a protected stage can be visited no more."""
     skipped = [(one, 0) for one in range(state.frontier + 1, stage)]
     late = [(one, distance + (one < stage)) for one, distance in (*state.late, *skipped) if one != stage]
-    reachable = [(one, distance) for one, distance in late if distance <= rules.max_swap_distance]
-    return _State(
-        stage,
-        state.length + 1,
-        swaps,
-        max(state.frontier, stage),
-        tuple(reachable) if swaps < rules.max_swaps else (),
+    reachable = [
+        (one, distance) for one, distance in late if distance <= rules.max_swap_distance and swaps < rules.max_swaps
+    ]
+    if any(one in rules.protected_stages for one, _ in set(late).difference(reachable)):
+        return None
+    return _State(stage, state.length + 1, swaps, max(state.frontier, stage), tuple(reachable))
+
+
+def _accepts(state: _State, rules: Rules) -> bool:
+    protected = rules.protected_stages
+    all_visited = not protected or (
+        protected[-1] <= state.frontier and not any(stage in protected for stage, _ in state.late)
     )
+    return state.length in rules.lengths and all_visited
 
 
 def _without_dead_ends(states: list[_State], edges: list[list[int]], rules: Rules) -> Automaton:
-    accepts = [state.length in rules.lengths for state in states]
+    accepts = [_accepts(state, rules) for state in states]
     alive = list(accepts)
     for index in reversed(range(len(states))):
         alive[index] = alive[index] or any(alive[successor] for successor in edges[index])

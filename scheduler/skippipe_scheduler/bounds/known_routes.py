@@ -49,10 +49,9 @@ class KnownRoutes:
         return row
 
     def _add_coverage(self) -> dict[int, Any]:
-        if not (self.network.problem.rules.uniform_coverage and self.network.by_stage):
+        if not self.network.by_stage:
             return {}
-        low, high = self.network.layout.coverage
-        return {stage: self._row(low, high) for stage in range(1, self.network.problem.num_stages)}
+        return {stage: self._row(*bounds) for stage, bounds in enumerate(self.network.layout.coverage) if stage}
 
     def _add_lengths(self) -> dict[int, Any]:
         counts = self.network.problem.rules.length_counts(self.network.num_microbatches)

@@ -17,17 +17,18 @@ def node_work_s(network: Network, idle: Idle) -> float:
     """
     stages: Sequence[int] = range(network.problem.num_stages)
     if not network.fixed:
-        stages = (0, min(stages[1:], key=lambda stage: network.problem.sizes[stage]))
+        sizes, coverage = network.problem.sizes, network.layout.coverage
+        stages = (0, max(stages[1:], key=lambda stage: coverage[stage][0] / sizes[stage]))
     return max(stage_work_s(network, idle, stage) for stage in stages)
 
 
 def stage_work_s(network: Network, idle: Idle, stage: int) -> float:
     """Return the bound of `node_work_s` for one stage."""
-    if stage and not network.problem.rules.uniform_coverage:
-        return 0.0
     kind = stage if network.by_stage else min(stage, 1)
     nodes = _nodes(network, stage)
-    items = network.layout.coverage[0] if stage else network.num_microbatches
+    items = network.layout.coverage[stage][0]
+    if not items:
+        return 0.0
     work_s = network.work_s[kind] + 2 * network.overhead_s
     if stage == 0:
         work_s = work_s + network.loss_s + network.overhead_s

@@ -20,6 +20,7 @@ MOST_CHOSEN: Final = 16
 FORWARD, BACKWARD, LOSS = 0, 1, 2
 TRANSFER_S, OCCUPANCY_S, LATENCY_S, GBIT_PER_S = 0, 1, 2, 3
 WEIGHT, REDUCE_S, REDUCE_GBIT = 0, 1, 2
+LEAST, MOST = 0, 1
 BUSY, HELD = 0, 1
 BUSY_FROM, BUSY_TO, HELD_FROM, HELD_TO = 0, 1, 2, 3
 RELEASE, START, DURATION, DELAY = 0, 1, 2, 3
@@ -39,6 +40,7 @@ class Instance(NamedTuple):
     stages: Floats  # (WEIGHT | REDUCE_S | REDUCE_GBIT, stages); 0 Gbit where the reduction ignores the placement
     stage_of: Integers  # (slots,)
     first_slot: Integers  # (stages + 1,)
+    visits: Integers  # (LEAST | MOST, stages) microbatches of an iteration
     factors: Floats  # (samples, table) of task and transfer times, (0, 1) where the nominal time counts
     overhead_s: float
     contention: int
@@ -46,8 +48,6 @@ class Instance(NamedTuple):
     max_swaps: int
     max_swap_distance: int
     max_forward_jump: int
-    least_visits: int
-    most_visits: int
     free_origins: bool
 
 

@@ -1,6 +1,6 @@
 """Small changes of the routes of a few chosen microbatches. A change may break a rule; `obeys_rules` tells."""
 
-from skippipe_scheduler.kernel.arrays import HELD, LENGTH, Instance, Schedule, Work
+from skippipe_scheduler.kernel.arrays import HELD, LEAST, LENGTH, MOST, Instance, Schedule, Work
 from skippipe_scheduler.kernel.jit import called, inlined
 from skippipe_scheduler.kernel.tasks import below, round_trip_s, uniform
 
@@ -224,7 +224,7 @@ def obeys_rules(p: Instance, s: Schedule, w: Work, count: int) -> bool:
     _count_visits(p, s, w, count, 1)
     fine = True
     for stage in range(1, w.visits.shape[0]):
-        if w.visits[stage] < p.least_visits or w.visits[stage] > p.most_visits:
+        if w.visits[stage] < p.visits[LEAST, stage] or w.visits[stage] > p.visits[MOST, stage]:
             fine = False
     if not fine:
         _count_visits(p, s, w, count, -1)

@@ -26,7 +26,8 @@ class Agent:
 class Wave:
     """What an iteration's worth of agents may take: visits of each stage and of each slot, in microbatches.
 
-    At most `full_stages` stages may be visited `stage_cap` times, and no other stage more than once less.
+    At most `full_stages` stages beside those protected may be visited `stage_cap` times, and no other stage more than
+    once less.
     """
 
     stage_cap: int
@@ -49,7 +50,8 @@ def groupings(layout: Layout, seed: int) -> list[tuple[Agent, ...]]:
         agents = tuple(
             Agent(origin, rules.route_length, size) for origin in layout.slots_of[0] for _ in range(counts[0] // size)
         )
-        balanced = len(agents) * (rules.route_length - 1) % (rules.num_stages - 1) == 0
+        visits = len(agents) * (rules.route_length - 1 - len(rules.protected_stages))
+        balanced = visits % (len(rules.shared_stages) or 1) == 0
         if counts[0] % size == 0 and (balanced or not rules.uniform_coverage):
             found.append(agents)
     return [*found, single]
@@ -62,18 +64,20 @@ def wave_of(costs: SlotCosts, agents: tuple[Agent, ...]) -> Wave:
     at least as many as give every stage room for its visits.
     """
     layout = costs.layout
-    low, high = layout.coverage
-    visits = sum(agent.size * (agent.length - 1) for agent in agents)
-    others = layout.problem.num_stages - 1
-    if not layout.problem.rules.uniform_coverage:
-        high, full = sum(agent.size for agent in agents), others
-    else:
-        full = visits - low * others if high > low else others
+    rules, total = layout.problem.rules, sum(agent.size for agent in agents)
+    visits = sum(agent.size * (agent.length - 1 - len(rules.protected_stages)) for agent in agents)
+    shared = len(rules.shared_stages)
+    low, high = layout.coverage[rules.shared_stages[0]] if shared else (total, total)
+    full = visits - low * shared if rules.uniform_coverage and high > low else shared
     starts = [0] * len(layout.stage_of)
     for agent in agents:
         starts[agent.origin] += agent.size
     waves = [ceil(starts[slot] / costs.memory[slot]) for slot in layout.slots_of[0]]
-    rooms = [ceil(ceil(visits / others) / sum(costs.memory[slot] for slot in s)) for s in layout.slots_of[1:]]
+    each = [ceil(visits / shared) if stage in rules.shared_stages else total for stage in range(1, rules.num_stages)]
+    rooms = [
+        ceil(visits_here / sum(costs.memory[slot] for slot in slots))
+        for visits_here, slots in zip(each, layout.slots_of[1:], strict=True)
+    ]
     num_waves = max(*waves, *rooms, 1)
     caps = tuple(num_waves * memory for memory in costs.memory)
     return Wave(high, full, caps, num_waves)

@@ -160,11 +160,14 @@ class _ConflictSearch:
         for path in node.paths:
             for stage in self._stages(path):
                 visits[stage] += self.size
-        stage = max(range(1, len(visits)), key=lambda one: visits[one])
+        shared = self.costs.layout.problem.rules.shared_stages
+        if not shared:
+            return None
+        stage = max(shared, key=lambda one: visits[one])
         slots = frozenset(self.costs.layout.slots_of[stage])
         if visits[stage] > self.wave.stage_cap:
             return _Overload(slots, ceil((visits[stage] - self.wave.stage_cap) / self.size))
-        if sum(visit == self.wave.stage_cap for visit in visits[1:]) > self.wave.full_stages:
+        if sum(visits[one] == self.wave.stage_cap for one in shared) > self.wave.full_stages:
             return _Overload(slots, 1)
         return None
 

@@ -106,7 +106,7 @@ class PathFinder:
     def _extensions(self, agent: Agent, label: _Label, constraints: Constraints) -> list[_Label]:
         costs, found = self.costs, []
         last = label.slots[-1]
-        for stage, swaps in self._next_stages(label, constraints):
+        for stage, swaps in self._next_stages(agent, label, constraints):
             for slot in costs.layout.slots_of[stage]:
                 if slot in constraints.forbidden_slots:
                     continue
@@ -117,12 +117,14 @@ class PathFinder:
                 found.append(_Label(ahead, swaps, start_s + self._stay_s(slot), home_s, (*label.starts, start_s)))
         return found
 
-    def _next_stages(self, label: _Label, constraints: Constraints) -> list[tuple[int, int]]:
+    def _next_stages(self, agent: Agent, label: _Label, constraints: Constraints) -> list[tuple[int, int]]:
         """Return the stages that may come next (rules of `rules.py`), with the swaps there are then."""
         rules, visited = self.costs.layout.problem.rules, [self.costs.layout.stage_of[s] for s in label.slots]
         found = []
+        missing = set(rules.protected_stages).difference(visited)
         for stage in range(1, min(rules.num_stages, max(visited) + rules.max_forward_jump + 1)):
             unwanted = constraints.stages is not None and stage not in constraints.stages
+            unwanted |= len(missing - {stage}) > agent.length - len(visited) - 1
             if unwanted or stage in visited:
                 continue
             distance = sum(one > stage for one in visited)
