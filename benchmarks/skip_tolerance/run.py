@@ -17,7 +17,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from page import page
+from page import FIGURE, draw, page
 from setups import RESULT, SETUPS, finished
 
 from common.command import chosen, folder_of_results
@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of results.md and results.json (default: beside run.py; with --quick, a temporary one).",
+    help="Folder of results.md, .json and .svg (default: beside run.py; with --quick, a temporary one).",
 )
 def main(only: tuple[str, ...], seeds: tuple[int, ...], jobs: int, quick: bool, work: Path, out: Path | None) -> None:
     """Train and evaluate the recipes that are not done yet; write the table after each, and print it."""
@@ -79,13 +79,14 @@ def trained(name: str, seed: int, work: Path, quick: bool) -> dict[str, Any] | N
 
 
 def record(result: dict[str, Any], out: Path) -> None:
-    """Put one result into results.json and results.md, in the place of an older one of its recipe and seed."""
+    """Put one result into the table and the figure, in the place of an older one of its recipe and seed."""
     path = out / "results.json"
     known: Sequence[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     results = [one for one in known if (one["recipe"], one["seed"]) != (result["recipe"], result["seed"])]
     results = sorted([*results, result], key=lambda one: ([*SETUPS].index(one["recipe"]), one["seed"]))
     path.write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(page(results, list(SETUPS)))
+    draw(out / FIGURE, results, list(SETUPS))
 
 
 if __name__ == "__main__":

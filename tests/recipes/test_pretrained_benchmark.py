@@ -43,7 +43,8 @@ def test_quick_run_is_imported_trained_and_evaluated_once(pretrained: ModuleType
         assert results[policy]["after"] == {str(keep): row["perplexity"] for keep, row in rows.items()}
         assert rows[1.0]["perplexity"] == after["results"][0]["perplexity"]
         assert rows[0.75]["share_computed"] == pytest.approx(0.75)
-    assert all(text in (tmp_path / "out" / "pretrained.html").read_text() for text in pretrained.MODELS.values())
+    assert all(text in (tmp_path / "work" / "pretrained.html").read_text() for text in pretrained.MODELS.values())
+    assert "random, as imported" in (tmp_path / "out" / "pretrained.svg").read_text()
     written = (tmp_path / "work" / "after-512.json").stat().st_mtime_ns
     assert CliRunner().invoke(pretrained.main, arguments, catch_exceptions=False).exit_code == 0
     assert (tmp_path / "work" / "after-512.json").stat().st_mtime_ns == written

@@ -30,6 +30,7 @@ def test_quick_run_is_evaluated_at_every_depth_and_kept(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(result["perplexity"]) == ["12", "10", "8", "6", "4"]
+    assert "skip, full depth every 10th" in (tmp_path / "out" / "results.svg").read_text()
     for found in result["perplexity"].values():
         assert 200 < found["best"] <= found["mean"] < 300  # of 257 tokens, after 4 steps
     (folder,) = (tmp_path / "work").iterdir()
@@ -39,6 +40,21 @@ def test_quick_run_is_evaluated_at_every_depth_and_kept(tmp_path: Path) -> None:
     assert again.stdout == done.stdout
     assert "skip, full depth every 10th | 4 | 0.67 |" in done.stdout
     assert (folder / "result.json").stat().st_mtime_ns == written
+
+
+def test_a_figure_shows_every_recipe_and_is_the_same_again(one_training: ModuleType, tmp_path: Path) -> None:
+    page = importlib.import_module("page")
+    results = [
+        {"recipe": name, "seed": seed, "perplexity": {"12": {"mean": 4.0 + seed}, "6": {"mean": 8.0}}}
+        for name, seed in (("skip", 0), ("normal", 0), ("normal", 1))
+    ]
+    figures = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        page.draw(tmp_path / name / "results.svg", results, ["normal", "skip", "mixed 6 4 3 3"])
+        figures.append((tmp_path / name / "results.svg").read_text())
+    assert figures[0] == figures[1]
+    assert [label in figures[0] for label in (">normal<", ">skip<", ">mixed")] == [True, True, False]
 
 
 def test_compute_of_a_recipe_is_relative_to_normal_training(one_training: ModuleType, tmp_path: Path) -> None:
@@ -55,5 +71,5 @@ def test_compute_of_a_recipe_is_relative_to_normal_training(one_training: Module
     assert share("skip, full depth every 10th") == pytest.approx(0.7)
     assert share("curriculum, deep to shallow") == pytest.approx(2 / 3, abs=1e-3)
     assert share("layer dropout, LayerSkip") == pytest.approx(2 / 3, abs=0.02)
-    assert share("mixed, as much compute as normal") == 1
-    assert plans["mixed, as much compute as normal"].main.visits == (20, 12, 12, 12, 12, 12)
+    assert share("skip, as much compute as normal") == 1
+    assert plans["skip, as much compute as normal"].main.visits == (20, 12, 12, 12, 12, 12)
