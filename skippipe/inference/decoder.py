@@ -30,10 +30,11 @@ class Decoder:
         stages: Sequence[Bounds] = (),
         stage_nodes: Sequence[Sequence[str]] = (),
         absent_stages: Collection[int] = (),
+        protected_stages: Collection[int] = (),
     ) -> None:
         """`stages` are the [first, last) layers of each (default: a stage a layer), `stage_nodes` who holds them.
 
-        The layers of `absent_stages` are never run.
+        The layers of `absent_stages` are never run. The training left out none of `protected_stages`, nor stage 0.
         """
         skeleton.model.eval()
         self.skeleton = skeleton
@@ -41,6 +42,7 @@ class Decoder:
         bounds = stages or [(layer, layer + 1) for layer in range(self.num_layers)]
         self.stages: tuple[Layers, ...] = tuple(tuple(range(first, last)) for first, last in bounds)
         self.stage_nodes = tuple(tuple(nodes) for nodes in stage_nodes)
+        self.protected_stages = frozenset({0, *protected_stages})
         self._absent_stages = frozenset(absent_stages)
         self.cost: TokenCost = token_cost(skeleton)
         self._parts: dict[tuple[str, Layers], PreTrainedModel] = {}

@@ -46,7 +46,7 @@ def load(
     run = read_run(path, num_stages)
     gone = stages_without(run.stage_nodes, absent)
     skeleton = run.load_stages(set(range(len(run.bounds))) - gone, chosen)
-    return loaded(run, Decoder(skeleton, run.bounds, run.stage_nodes, gone))
+    return loaded(run, Decoder(skeleton, run.bounds, run.stage_nodes, gone, run.protected_stages))
 
 
 def is_directory(path: Path) -> bool:

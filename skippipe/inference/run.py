@@ -38,6 +38,11 @@ class Run:
         """Nodes that hold each stage; empty without a plan."""
         return [stage.nodes for stage in self.plan.stages] if self.plan is not None else []
 
+    @property
+    def protected_stages(self) -> tuple[int, ...]:
+        """Stages beside 0 that the training left out of no route."""
+        return self.plan.rules.protected_stages if self.plan is not None else ()
+
     def load_stages(self, stages: Iterable[int], device: torch.device) -> Skeleton:
         """Return the model with the weights of these stages alone, of which stage 0 has embedding and head."""
         skeleton = build_skeleton(self.config, getattr(torch, self.experiment.training.dtype))

@@ -68,6 +68,17 @@ def test_random_stages_are_drawn_from_those_that_are_there(without_second: Decod
     assert policy.num_stages == 2
 
 
+def test_random_stages_keep_those_that_the_training_protected(without_second: Decoder) -> None:
+    whole = Decoder(without_second.skeleton, BOUNDS, NODES, protected_stages=[3])
+    policy = build_policy("random", Request(whole, 0.75))
+    assert {policy.draw(index).layers_at(0, 0) for index in range(40)} == {(0, 1, 2, 5), (0, 3, 4, 5)}
+    alone = Decoder(without_second.skeleton, BOUNDS, NODES, absent_stages=[3], protected_stages=[3])
+    drawn = build_policy("random", Request(alone, 0.5))
+    assert {drawn.draw(index).layers_at(0, 0) for index in range(40)} == {(0, 1, 2), (0, 3, 4)}
+    with pytest.raises(InputError, match=r"leaves 1 of 4 stages, and no .* left out stages 0, 3; .* share is 0\.50"):
+        build_policy("random", Request(whole, 0.25))
+
+
 def test_missing_depth_in_words(without_second: Decoder) -> None:
     expected = "stage 1 has no node left: answered at 3 of 4 stages (67% of the layers' compute)"
     assert without_second.absence == expected

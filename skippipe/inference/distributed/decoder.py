@@ -25,7 +25,7 @@ class DistributedDecoder(Decoder):
     """
 
     def __init__(self, skeleton: Skeleton, run: Run, crew: Crew) -> None:
-        super().__init__(skeleton, run.bounds, run.stage_nodes)
+        super().__init__(skeleton, run.bounds, run.stage_nodes, protected_stages=run.protected_stages)
         self._crew = crew
         self._stage_of = {layer: stage for stage, layers in enumerate(self.stages) for layer in layers}
         self._caches: WeakKeyDictionary[RouteCache, tuple[int, int]] = WeakKeyDictionary()

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 
+from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import FixedLayers, Policy, Request, kept_stages
 from skippipe.inference.schedule import Layers
@@ -10,7 +11,7 @@ from skippipe.inference.schedule import Layers
 
 @dataclass(frozen=True)
 class RandomStages(Policy):
-    """A uniform random subset of the stages that are there, in order; stage 0 always runs."""
+    """A uniform random subset of the stages that are there, in order; stage 0 and those protected always run."""
 
     decoder: Decoder
     count: int
@@ -29,9 +30,11 @@ class RandomStages(Policy):
     @property
     def stages(self) -> tuple[int, ...]:
         """The stages drawn; the same seed and number always give the same."""
-        among = self.decoder.present_stages
-        generator = random.Random(f"{self.seed}/{len(among)}/{self.count}/{self.index}")
-        return (0, *sorted(generator.sample(among[1:], self.count - 1)))
+        present = self.decoder.present_stages
+        always = _protected(self.decoder)
+        generator = random.Random(f"{self.seed}/{len(present)}/{self.count}/{self.index}")
+        others = [stage for stage in present if stage not in always]
+        return tuple(sorted([*always, *generator.sample(others, self.count - len(always))]))
 
     def draw(self, index: int) -> Policy:
         """Return the choice with this number."""
@@ -43,4 +46,14 @@ def build(request: Request) -> Policy:
     """Return random stages, as many as come nearest to the share."""
     decoder = request.decoder
     count = min(kept_stages(request.keep, len(decoder.stages)), len(decoder.present_stages))
+    always = _protected(decoder)
+    if count < len(always):
+        raise InputError(
+            f"--keep {request.keep}: leaves {count} of {len(decoder.stages)} stages, and no route of the training left "
+            f"out stages {', '.join(map(str, always))}; the smallest share is {len(always) / len(decoder.stages):.2f}"
+        )
     return RandomStages(decoder, count, request.seed)
+
+
+def _protected(decoder: Decoder) -> list[int]:
+    return [stage for stage in decoder.present_stages if stage in decoder.protected_stages]
