@@ -59,8 +59,8 @@ class PipelineOptions(Section):
     """Whether every origin starts equally many microbatches or the planner chooses; the total is the same."""
     layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = None
     """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
-    stage_sizes: tuple[PositiveInt, ...] | None = None
-    """Replicas of each stage; from the skip ratio where not given."""
+    stage_sizes: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    """Replicas of each stage; auto lets the planner choose them; from the skip ratio where not given."""
     placement: tuple[tuple[str, ...], ...] | None = None
     """Nodes of each stage, every node once; chosen by the planner where not given."""
     pinned: dict[str, NonNegativeInt] | None = None

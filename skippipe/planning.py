@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from skippipe.config import Experiment
 from skippipe_scheduler.build import Layers, OpenLayers, build_problem
@@ -25,6 +25,9 @@ MESSAGES_PER_RECEIVE = 2
 
 OPTIMIZER_BYTES = 8
 """AdamW keeps two fp32 moments for every parameter."""
+
+Sizes = Literal["given", "rule", "auto"]
+"""Who chooses the replicas of each stage: the user, the rule of equal work, or the planner."""
 
 POSITION_KEYS = {"max_position_embeddings", "n_positions"}
 """What architectures call the longest context that the model knows."""
@@ -189,32 +192,47 @@ def experiment_options(experiment: Experiment) -> "SolveOptions":
     )
 
 
+def experiment_sizes(experiment: Experiment) -> Sizes:
+    """Return who chooses how many replicas stages have."""
+    given = experiment.pipeline.stage_sizes
+    return "auto" if given == "auto" else "rule" if given is None else "given"
+
+
 def plan_problem(
-    problem: Problem | OpenLayers, options: "SolveOptions", *, sizes_given: bool = True, warm: Plan | None = None
+    problem: Problem | OpenLayers, options: "SolveOptions", *, sizes: Sizes = "given", warm: Plan | None = None
 ) -> Plan:
     """Solve one problem; open layers are chosen first, within the same budget.
 
-    The search begins at the plan `warm` where it is given, with its layers where these are open. Without skipping and
-    with sizes left open, every sensible stage size is tried.
+    The search begins at the plan `warm` where it is given, with its layers and sizes where these are open. Without
+    skipping, and with sizes by rule or open, all even sizes are tried.
     """
     from skippipe_scheduler.replan import replan
 
     if warm is None:
-        return _solve_variants(problem, options, partial(_variants, sizes_given=sizes_given))
-    return replan(warm, posed(problem, warm), options)
+        return _solve_variants(problem, options, partial(_variants, sizes=sizes))
+    return replan(warm, posed(problem, warm, sizes=sizes), options)
 
 
-def posed(problem: Problem | OpenLayers, plan: Plan) -> Problem:
-    """Return the problem with the layers of `plan` where they are open; raises `ProblemError` where they do not fit."""
-    return problem.pose(plan.layers_per_stage) if isinstance(problem, OpenLayers) else problem
+def posed(problem: Problem | OpenLayers, plan: Plan, *, sizes: Sizes = "given") -> Problem:
+    """Return the problem with layers and sizes of `plan` where they are open; raises `ProblemError` where its layers do
+    not fit.
+    """
+    if isinstance(problem, OpenLayers):
+        problem = problem.pose(plan.layers_per_stage)
+    held = tuple(len(stage.nodes) for stage in plan.stages)
+    fits = len(held) == problem.num_stages and sum(held) == len(problem.nodes)
+    return problem.model_copy(update={"stage_sizes": held}) if sizes == "auto" and fits else problem
 
 
-def _variants(problem: Problem, *, sizes_given: bool) -> list[Problem]:
+def _variants(problem: Problem, *, sizes: Sizes) -> list[Problem]:
     from skippipe_scheduler.baselines import full_pipeline_problem
+    from skippipe_scheduler.sizes import size_variants
 
-    if problem.rules.lengths == (problem.num_stages,) and problem.stages is None and not sizes_given:
-        return full_pipeline_problem(problem)
-    return [problem]
+    if sizes == "given" or problem.stages is not None:
+        return [problem]
+    if problem.rules.lengths == (problem.num_stages,):
+        return full_pipeline_problem(problem, sizes_by_memory=sizes == "auto")
+    return size_variants(problem) if sizes == "auto" else [problem]
 
 
 def _solve_variants(
@@ -231,15 +249,14 @@ def _solve_variants(
 def plan_experiment(experiment: Experiment) -> Plan:
     """Solve the experiment's plan, with the whole time limit for it and no baselines."""
     problem = experiment_problem(experiment)
-    sizes_given = experiment.pipeline.stage_sizes is not None
-    return plan_problem(problem, experiment_options(experiment), sizes_given=sizes_given)
+    return plan_problem(problem, experiment_options(experiment), sizes=experiment_sizes(experiment))
 
 
 def plan_with_baselines(
     problem: Problem | OpenLayers,
     options: "SolveOptions",
     *,
-    sizes_given: bool = True,
+    sizes: Sizes = "given",
     warm: Plan | None = None,
     announce: Callable[[str], None] = lambda title: None,
 ) -> PlanWithBaselines:
@@ -254,10 +271,11 @@ def plan_with_baselines(
 
     third = replace(options, time_limit_s=options.time_limit_s / 3)
     announce("this plan")
-    plan = plan_problem(problem, third, sizes_given=sizes_given, warm=warm)
+    plan = plan_problem(problem, third, sizes=sizes, warm=warm)
     announce("full pipeline")
-    full_pipeline = _solve_variants(problem, third, full_pipeline_problem)
+    full_variants = partial(full_pipeline_problem, sizes_by_memory=sizes == "auto")
+    full_pipeline = _solve_variants(problem, third, full_variants)
     announce("network-blind skipping")
-    chosen = posed(problem, plan)
+    chosen = posed(problem, plan, sizes=sizes)
     blind = solve_network_blind(chosen, third, stages=tuple(stage.nodes for stage in plan.stages))
     return PlanWithBaselines(chosen, plan, full_pipeline, blind)

@@ -3,18 +3,20 @@
 from itertools import combinations, islice
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.pins import open_stages, pins_within
+from skippipe_scheduler.pins import pins_within
 from skippipe_scheduler.problem import EvenMicrobatches, Problem
+from skippipe_scheduler.sizes import keeps_pins, size_choices
 
 MAX_SIZE_VARIANTS = 8
 
 
-def full_pipeline_problem(problem: Problem) -> list[Problem]:
+def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) -> list[Problem]:
     """Return full pipelines over the same nodes and microbatches, with a free placement, one per choice of
     sizes.
 
     Every microbatch visits every stage in order. Stage sizes are as even as possible; where nodes remain,
-    every choice of stages that get one more (up to `MAX_SIZE_VARIANTS`). Pinned nodes stay, and so do free nodes
+    every choice of stages that get one more (up to `MAX_SIZE_VARIANTS`). With `sizes_by_memory` also sizes with more
+    replicas of the stages that hold microbatches longest. Pinned nodes stay, and so do free nodes
     that had no place at a stage; where no sizes allow it, only the first pins of each stage that fit stay. Raises
     `InfeasibleError` when there are fewer nodes than stages.
     """
@@ -38,10 +40,12 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
         tuple(even + (stage in extra) for stage in range(stages)) for extra in combinations(range(stages), rest)
     ]
     pinned = problem.pinned or {}
-    variants = [sizes for sizes in variants if _keeps_pins(problem, sizes)] or variants
+    variants = [sizes for sizes in variants if keeps_pins(problem, sizes)] or variants
     if len(variants) > MAX_SIZE_VARIANTS:
         step = len(variants) // MAX_SIZE_VARIANTS
         variants = list(islice(variants[::step], MAX_SIZE_VARIANTS))
+    if sizes_by_memory:
+        variants += [sizes for sizes in size_choices(nodes, rules)[1:] if keeps_pins(problem, sizes)]
     return [
         problem.model_copy(
             update={
@@ -55,14 +59,8 @@ def full_pipeline_problem(problem: Problem) -> list[Problem]:
                 "published": None,
             }
         )
-        for sizes in variants
+        for sizes in dict.fromkeys(variants)
     ]
-
-
-def _keeps_pins(problem: Problem, sizes: tuple[int, ...]) -> bool:
-    """Return whether all pins fit and no stage opens to free nodes, whose memory may not suffice for it."""
-    pinned = problem.pinned or {}
-    return pins_within(pinned, sizes) == pinned and open_stages(pinned, sizes) <= open_stages(pinned, problem.sizes)
 
 
 def network_blind(problem: Problem) -> Problem:

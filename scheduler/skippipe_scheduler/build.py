@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -12,12 +13,14 @@ from skippipe_scheduler.files import describe, write_atomically
 from skippipe_scheduler.memory import microbatches_held, per_stage
 from skippipe_scheduler.pins import check_pins, open_stages
 from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Reduction, Rules, StageNodes
+from skippipe_scheduler.sizes import Sizes, least_sizes, size_choices
 from skippipe_scheduler.workload import Workload, route_length, split_layers
-from skippipe_scheduler.workload import stage_sizes as sizes_by_rule
 
 Placement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
 Layers = tuple[int, ...]
 """Layers of each stage."""
+StageSizes = Sequence[int] | Literal["auto"]
+"""Replicas of each stage, or that the planner may choose them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def build_problem(
     skip_ratio: float,
     num_microbatches: int,
     layers_per_stage: Sequence[int] | None = None,
-    stage_sizes: Sequence[int] | None = None,
+    stage_sizes: StageSizes | None = None,
     placement: Placement | None = None,
     pinned: Mapping[str, int] | None = None,
     route_lengths: Mapping[int, int] | None = None,
@@ -55,8 +58,9 @@ def build_problem(
 ) -> Problem:
     """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
 
-    `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does), and `pinned`
-    gives some nodes their stage while the others are free.
+    `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does; with "auto"
+    nodes hold as many microbatches as they can under all of `sizes.size_variants`), and `pinned` gives some nodes their
+    stage while the others are free.
     `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
     planner chooses how many microbatches each origin starts. All routes visit `protected_stages`. `reduction` says how
     gradients are reduced.
@@ -69,16 +73,22 @@ def build_problem(
     members = cluster.members()
     names = tuple(node.name for node in members)
     stages = None if placement is None else _checked_placement(placement, num_stages, names)
-    if stages is not None and pinned:
-        raise ProblemError("placement gives every node its stage; leave pinned out")
-    if stages is not None and stage_sizes is not None and [*stage_sizes] != [len(nodes) for nodes in stages]:
-        raise ProblemError(f"stage_sizes {[*stage_sizes]} contradict the placement; leave one of them out")
-    if stages is None and stage_sizes is None:
-        mean_length = _mean_length(route_lengths or {length: 1})
-        stage_sizes = sizes_by_rule(len(names), num_stages, mean_length, protected_stages)
-    sizes = tuple(stage_sizes or ()) if stages is None else tuple(len(nodes) for nodes in stages)
-    stages_of = _stages_of_nodes(names, stages, sizes, _checked_pins(pinned or {}, names, sizes, num_stages))
+    if stages is not None:
+        _check_beside_placement(stages, stage_sizes, pinned)
     try:
+        rules = Rules(
+            num_stages=num_stages,
+            route_length=length,
+            route_lengths=None if route_lengths is None else dict(route_lengths),
+            max_swaps=max_swaps,
+            max_swap_distance=max_swap_distance,
+            max_forward_jump=max_forward_jump,
+            uniform_coverage=uniform_coverage,
+            protected_stages=tuple(protected_stages),
+        )
+        choices = _choices_of_sizes(stages, stage_sizes, len(names), rules)
+        sizes = choices[0]
+        stages_of = _stages_of_nodes(names, stages, sizes, _checked_pins(pinned or {}, names, sizes, num_stages))
         return Problem(
             about=f"cluster {cluster.name}",
             nodes=names,
@@ -92,24 +102,36 @@ def build_problem(
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),
-            costs=_costs(cluster, workload, layers, sizes, stages_of, num_microbatches, task_overhead_s),
-            rules=Rules(
-                num_stages=num_stages,
-                route_length=length,
-                route_lengths=None if route_lengths is None else dict(route_lengths),
-                max_swaps=max_swaps,
-                max_swap_distance=max_swap_distance,
-                max_forward_jump=max_forward_jump,
-                uniform_coverage=uniform_coverage,
-                protected_stages=tuple(protected_stages),
+            costs=_costs(
+                *(cluster, workload, layers, least_sizes(choices), stages_of, num_microbatches, task_overhead_s)
             ),
+            rules=rules,
         )
     except ValidationError as reason:
         raise ProblemError(f"{reason.title}: {describe(reason)}") from None
 
 
-def _mean_length(shares: Mapping[int, int]) -> float:
-    return sum(length * share for length, share in shares.items()) / sum(shares.values())
+def _check_beside_placement(
+    stages: Sequence[Sequence[str]], stage_sizes: StageSizes | None, pinned: Mapping[str, int] | None
+) -> None:
+    if pinned:
+        raise ProblemError("placement gives every node its stage; leave pinned out")
+    if stage_sizes == "auto":
+        raise ProblemError("placement gives every stage its nodes; leave stage_sizes: auto out")
+    if stage_sizes is not None and [*stage_sizes] != [len(nodes) for nodes in stages]:
+        raise ProblemError(f"stage_sizes {[*stage_sizes]} contradict the placement; leave one of them out")
+
+
+def _choices_of_sizes(
+    stages: Sequence[Sequence[str]] | None, stage_sizes: StageSizes | None, num_nodes: int, rules: Rules
+) -> list[Sizes]:
+    """Return the sizes that the stages may get, those to begin with first."""
+    if stages is not None:
+        return [tuple(len(nodes) for nodes in stages)]
+    if stage_sizes is not None and stage_sizes != "auto":
+        return [tuple(stage_sizes)]
+    choices = size_choices(num_nodes, rules)
+    return choices if stage_sizes == "auto" else choices[:1]
 
 
 def write_problem(problem: Problem, path: Path) -> None:

@@ -12,7 +12,7 @@ import click
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from skippipe.planning import PlanWithBaselines
+    from skippipe.planning import PlanWithBaselines, Sizes
     from skippipe_scheduler.build import OpenLayers
     from skippipe_scheduler.options import SolveOptions
     from skippipe_scheduler.plan import Plan
@@ -51,14 +51,14 @@ def command(
     if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
         raise ConfigError(f"--time-limit {time_limit_s}: expected a positive number of seconds")
     if config_path is not None:
-        problem, options, sizes_given = _from_experiment(config_path, overrides)
+        problem, options, sizes = _from_experiment(config_path, overrides)
     else:
-        problem, options, sizes_given = _from_problem(problem_path or Path(), overrides)
+        problem, options, sizes = _from_problem(problem_path or Path(), overrides)
     if time_limit_s is not None:
         options = replace(options, time_limit_s=time_limit_s)
     if seed is not None:
         options = replace(options, seed=seed)
-    result = _solve(problem, options, sizes_given, warm_path)
+    result = _solve(problem, options, sizes, warm_path)
     memory = _check_room(config_path, overrides, result.plan) if config_path is not None else ""
     if out is not None:
         result.plan.save(out)
@@ -82,13 +82,12 @@ def command(
             click.echo(f"written: {path}")
 
 
-def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":
+def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
     from skippipe.config_file import load_experiment
-    from skippipe.planning import experiment_options, experiment_problem
+    from skippipe.planning import experiment_options, experiment_problem, experiment_sizes
 
     experiment = load_experiment(path, overrides)
-    sizes_given = experiment.pipeline.stage_sizes is not None
-    return experiment_problem(experiment), experiment_options(experiment), sizes_given
+    return experiment_problem(experiment), experiment_options(experiment), experiment_sizes(experiment)
 
 
 def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
@@ -111,13 +110,13 @@ def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
     return f"memory: fullest is {fullest.node} with {size_text(fullest.total_bytes)} of {limit} ({fullest})"
 
 
-def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, bool]":
+def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
     from skippipe_scheduler.problem import load_problem
     from skippipe_scheduler.solve import SolveOptions
 
     if overrides:
         raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
-    return load_problem(path), SolveOptions(), True
+    return load_problem(path), SolveOptions(), "given"
 
 
 def what_binds(problem: "Problem") -> str:
@@ -130,7 +129,7 @@ def what_binds(problem: "Problem") -> str:
 
 
 def _solve(
-    problem: "Problem | OpenLayers", options: "SolveOptions", sizes_given: bool, warm_path: Path | None
+    problem: "Problem | OpenLayers", options: "SolveOptions", sizes: "Sizes", warm_path: Path | None
 ) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
     from skippipe.planning import plan_with_baselines
@@ -139,7 +138,7 @@ def _solve(
     warm = None if warm_path is None else parse_plan(warm_path)
     with SearchDisplay() as display:
         options = replace(options, progress=display.update, stop=display.stop)
-        return plan_with_baselines(problem, options, sizes_given=sizes_given, warm=warm, announce=display.begin)
+        return plan_with_baselines(problem, options, sizes=sizes, warm=warm, announce=display.begin)
 
 
 def plan_table(result: "PlanWithBaselines") -> str:

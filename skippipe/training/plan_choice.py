@@ -77,6 +77,7 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
         except InfeasibleError:
             return "memory"
     held = tuple(stage.nodes for stage in plan.stages)
+    sizes = tuple(map(len, held))
     comparisons = {
         "nodes": (plan.nodes, problem.nodes),
         "rules": (plan.rules, problem.rules),
@@ -84,7 +85,7 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
         "layers": (layers, problem.stage_layers or layers),
         "placement": (held, pipeline.placement or held),
         "pinned nodes": (plan.stage_of | (problem.pinned or {}), plan.stage_of),
-        "stage sizes": (tuple(map(len, held)), pipeline.stage_sizes or tuple(map(len, held))),
+        "stage sizes": (sizes, sizes if pipeline.stage_sizes in (None, "auto") else pipeline.stage_sizes),
         "links": (plan.costs.transfer_s, problem.costs.transfer_s),
         "contention": (plan.costs.contention, problem.costs.contention),
         "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
