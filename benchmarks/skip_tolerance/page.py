@@ -18,8 +18,7 @@ ALIKE = 0.06
 
 def page(results: Sequence[Result], order: Sequence[str]) -> str:
     """Return the page in Markdown: one row a recipe, in `order`."""
-    rows = {name: [one for one in results if one["recipe"] == name] for name in order}
-    rows = {name: found for name, found in rows.items() if found}
+    rows = _by_recipe(results, order)
     layers = sorted({int(depth) for one in results for depth in one["perplexity"]}, reverse=True)
     titles = ["recipe", "steps", "compute", *(f"{depth} layers" for depth in layers)]
     titles += ["full depth, to normal at equal tokens", "to normal at equal compute", "half to own full depth", "seeds"]
@@ -50,15 +49,18 @@ def page(results: Sequence[Result], order: Sequence[str]) -> str:
 def draw(path: Path, results: Sequence[Result], order: Sequence[str]) -> None:
     """Draw every recipe's perplexities by number of layers: means over the seeds, and their standard deviation."""
     curves = []
-    for name in order:
-        found = [one["perplexity"] for one in results if one["recipe"] == name]
-        if found:
-            layers = sorted(found[0], key=int)
-            values = [[one[depth]["mean"] for one in found] for depth in layers]
-            spread = [statistics.stdev(each) for each in values] if len(found) > 1 else None
-            curves.append(Curve(name, [*map(int, layers)], [*map(statistics.fmean, values)], spread))
+    for name, found in _by_recipe(results, order).items():
+        layers = sorted(found[0]["perplexity"], key=int)
+        values = [[_at(one, depth) for one in found] for depth in layers]
+        spread = [statistics.stdev(each) for each in values] if len(found) > 1 else None
+        curves.append(Curve(name, [*map(int, layers)], [*map(statistics.fmean, values)], spread))
     title = "Recipes: perplexity with stages left out"
     write_curves(path, curves, title=title, x_label="layers that run", y_label="perplexity of held-out bytes")
+
+
+def _by_recipe(results: Sequence[Result], order: Sequence[str]) -> dict[str, list[Result]]:
+    rows = {name: [one for one in results if one["recipe"] == name] for name in order}
+    return {name: found for name, found in rows.items() if found}
 
 
 def _cells(

@@ -111,7 +111,7 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
             "sequence_length": 32 if quick else 128,
             "device": "cpu",
             "threads": 1,
-            "compile": "ffn_dropout" not in setup.recipe,  # not built for both; the same numbers in less time
+            "compile": "ffn_dropout" not in setup.recipe,  # not built for both; the same but for rounding
         }
         | setup.training,
         "optimizer": {"lr": 2e-3},

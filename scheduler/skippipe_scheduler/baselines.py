@@ -4,8 +4,8 @@ from itertools import combinations, islice
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.pins import pins_within
-from skippipe_scheduler.problem import EvenMicrobatches, Problem
-from skippipe_scheduler.sizes import keeps_pins, size_choices
+from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.sizes import keeps_pins, resized, size_choices
 
 MAX_SIZE_VARIANTS = 8
 
@@ -47,18 +47,7 @@ def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) ->
     if sizes_by_memory:
         variants += [sizes for sizes in size_choices(nodes, rules)[1:] if keeps_pins(problem, sizes)]
     return [
-        problem.model_copy(
-            update={
-                "stages": None,
-                "stage_sizes": sizes,
-                "pinned": pins_within(pinned, sizes) or None,
-                "microbatches_per_origin": problem.microbatches_per_origin
-                if problem.free_origins
-                else EvenMicrobatches(even=problem.num_microbatches),
-                "rules": rules,
-                "published": None,
-            }
-        )
+        resized(problem, sizes).model_copy(update={"pinned": pins_within(pinned, sizes) or None, "rules": rules})
         for sizes in dict.fromkeys(variants)
     ]
 

@@ -55,7 +55,7 @@ def _flow(rules: Rules, total: int) -> tuple[cp_model.CpModel, _Flows]:
         flows[point][_END, point[1]] = end
     for length, count in counts.items():
         model.add(sum(leaving.get((_END, length), 0) for leaving in flows.values()) == count)
-    for stage, bounds in enumerate(rules.coverage(total)[1:], start=1):
+    for stage, bounds in rules.limits(total).items():
         visits = sum(flow for point, arriving in entering.items() if point[0] == stage for flow in arriving)
         model.add_linear_constraint(visits, *bounds)
     return model, flows

@@ -158,8 +158,8 @@ class _JointModel:
 
     def _balance(self) -> None:
         layout = self.costs.layout
-        for slots, bounds in zip(layout.slots_of[1:], layout.coverage[1:], strict=True):
-            visits = sum(literal for slot in slots for literal in self.visits[slot])
+        for stage, bounds in layout.limits.items():
+            visits = sum(literal for slot in layout.slots_of[stage] for literal in self.visits[slot])
             self.model.add_linear_constraint(visits, *bounds)
 
     def _break_symmetry(self) -> None:

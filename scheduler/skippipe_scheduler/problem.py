@@ -100,6 +100,11 @@ class Rules(StrictModel):
         bounds = (share, share + (rest > 0)) if self.uniform_coverage else (0, total)
         return tuple(bounds if stage in self.shared_stages else (total, total) for stage in range(self.num_stages))
 
+    def limits(self, total: int) -> dict[int, tuple[int, int]]:
+        """Return `coverage` of the stages behind 0 that not just any number of `total` microbatches may visit."""
+        bounds = enumerate(self.coverage(total))
+        return {stage: each for stage, each in bounds if stage and each != (0, total)}
+
 
 class Costs(StrictModel):
     """Seconds of every task and transfer.

@@ -156,8 +156,8 @@ class _CountModel:
             self._limit(costs, slot)
 
     def _balance(self, layout: Layout) -> None:
-        for slots, bounds in zip(layout.slots_of[1:], layout.coverage[1:], strict=True):
-            here = set(slots)
+        for stage, bounds in layout.limits.items():
+            here = set(layout.slots_of[stage])
             visits = sum(v for v, route in zip(self.counts, self.routes, strict=True) if here.intersection(route))
             self.model.add_linear_constraint(visits, *bounds)
 
@@ -292,7 +292,7 @@ def _few_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]] | None:
     counts = [model.new_int_var(0, total, "") for _ in layout.sequences]
     for length, wanted in layout.problem.rules.length_counts(total).items():
         model.add(sum(v for v, one in zip(counts, layout.sequences, strict=True) if len(one) == length) == wanted)
-    for stage, bounds in enumerate(layout.coverage[1:], start=1):
+    for stage, bounds in layout.limits.items():
         visits = sum(v for v, sequence in zip(counts, layout.sequences, strict=True) if stage in sequence)
         model.add_linear_constraint(visits, *bounds)
     used = [model.new_bool_var("") for _ in counts]

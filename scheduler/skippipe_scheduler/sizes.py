@@ -39,13 +39,25 @@ def size_variants(problem: Problem) -> list[Problem]:
     """
     if problem.stages is not None:
         return [problem]
-    given = problem.microbatches_per_origin
-    shared = EvenMicrobatches(even=problem.num_microbatches) if isinstance(given, int) else given
     choices = [sizes for sizes in size_choices(len(problem.nodes), problem.rules) if keeps_pins(problem, sizes)]
-    return [
-        problem.model_copy(update={"stage_sizes": sizes, "microbatches_per_origin": shared, "published": None})
-        for sizes in dict.fromkeys([problem.sizes, *choices])
-    ]
+    return [resized(problem, sizes) for sizes in dict.fromkeys([problem.sizes, *choices])]
+
+
+def resized(problem: Problem, sizes: Sizes) -> Problem:
+    """Return the problem with other sizes, its placement free; as many microbatches, shared evenly where origins have
+    given numbers.
+    """
+    given = problem.microbatches_per_origin
+    return problem.model_copy(
+        update={
+            "stages": None,
+            "stage_sizes": sizes,
+            "microbatches_per_origin": given
+            if problem.free_origins
+            else EvenMicrobatches(even=problem.num_microbatches),
+            "published": None,
+        }
+    )
 
 
 def keeps_pins(problem: Problem, sizes: Sizes) -> bool:

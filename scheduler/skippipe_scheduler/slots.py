@@ -75,6 +75,11 @@ class Layout:
         return self.problem.rules.coverage(len(self.origins))
 
     @cached_property
+    def limits(self) -> dict[int, tuple[int, int]]:
+        """The same for the stages behind 0 for which it is a limit."""
+        return self.problem.rules.limits(len(self.origins))
+
+    @cached_property
     def pinned(self) -> tuple[int, ...]:
         """Stage at which each node (rank) is pinned, or -1."""
         pins = self.problem.pinned or {}

@@ -1,6 +1,5 @@
 """The legal sequences of stages as a graph: however many sequences there are, few states tell how one can go on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,7 +41,7 @@ def legal_sequences(rules: Rules) -> Automaton | None:
     for length in range(1, rules.route_length + 1):
         following: dict[_State, int] = {}
         for state in layer:
-            reached = [*_successors(state, rules)] if length < rules.route_length else []
+            reached = _successors(state, rules) if length < rules.route_length else []
             for successor in reached:
                 following.setdefault(successor, len(states) + len(following))
             edges.append([following[successor] for successor in reached])
@@ -64,14 +63,12 @@ def any_sequence(rules: Rules) -> Automaton:
     )
 
 
-def _successors(state: _State, rules: Rules) -> Iterator[_State]:
+def _successors(state: _State, rules: Rules) -> list[_State]:
     choices = [(stage, state.swaps + 1) for stage, _ in state.late]
     furthest = min(rules.num_stages - 1, state.frontier + rules.max_forward_jump)
     choices += [(stage, state.swaps) for stage in range(state.frontier + 1, furthest + 1)]
-    for stage, swaps in choices:
-        successor = _visit(state, stage, swaps, rules)
-        if successor is not None:
-            yield successor
+    reached = (_visit(state, stage, swaps, rules) for stage, swaps in choices)
+    return [successor for successor in reached if successor is not None]
 
 
 def _visit(state: _State, stage: int, swaps: int, rules: Rules) -> _State | None:

@@ -51,7 +51,7 @@ class KnownRoutes:
     def _add_coverage(self) -> dict[int, Any]:
         if not self.network.by_stage:
             return {}
-        return {stage: self._row(*bounds) for stage, bounds in enumerate(self.network.layout.coverage) if stage}
+        return {stage: self._row(*bounds) for stage, bounds in self.network.layout.limits.items()}
 
     def _add_lengths(self) -> dict[int, Any]:
         counts = self.network.problem.rules.length_counts(self.network.num_microbatches)

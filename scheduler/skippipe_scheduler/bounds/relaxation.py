@@ -85,10 +85,9 @@ def prices(network: Network, multipliers: Multipliers) -> Prices:
 
 def value(network: Network, capacity: Capacity, multipliers: Multipliers, choice: Choice, cheapest: Vector) -> float:
     """Return the value of the relaxed program, where `cheapest` bounds the cost of each origin's routes."""
-    low, high = np.array(network.layout.coverage).T
+    low, high = np.array(network.layout.coverage[: len(multipliers.coverage)]).T
     counts = network.problem.rules.length_counts(network.num_microbatches)
-    wanted = np.where(multipliers.coverage > 0, low[: len(multipliers.coverage)], high[: len(multipliers.coverage)])
-    total = float(wanted @ multipliers.coverage)
+    total = float(np.where(multipliers.coverage > 0, low, high) @ multipliers.coverage)
     total += sum(multipliers.length[length] * count for length, count in counts.items())
     room = multipliers.holding * capacity.holding_s + multipliers.work * capacity.work_s
     least = float(cheapest[~choice.barred].min(initial=np.inf))
