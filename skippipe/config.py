@@ -65,7 +65,8 @@ class PipelineOptions(Section):
     """Nodes of each stage, every node once; chosen by the planner where not given."""
     pinned: dict[str, NonNegativeInt] | None = None
     """Stage of single nodes; the planner chooses those of the others. Not beside placement."""
-    max_swaps: NonNegativeInt = 1
+    max_swaps: NonNegativeInt = 0
+    """How many stages a route may visit late; swaps shorten iterations and cost quality (docs/recipes.md)."""
     max_swap_distance: NonNegativeInt = 1
     max_forward_jump: PositiveInt = 4
     uniform_coverage: bool = True

@@ -151,7 +151,7 @@ def skip_shapes(setting: Setting) -> list[dict[str, Any]]:
     shapes: list[dict[str, Any]] = []
     for count in range(3, min(setting.world_size, setting.num_layers) + 1):
         kept = count * 2 / 3
-        shape: dict[str, Any] = {"num_stages": count, "skip_ratio": 1 / 3}
+        shape: dict[str, Any] = {"num_stages": count, "skip_ratio": 1 / 3, "max_swaps": 1}
         if not math.isclose(kept, round(kept)):
             below = math.floor(kept)
             shape["route_lengths"] = {below + 1: round(3 * (kept - below)), below: round(3 * (below + 1 - kept))}

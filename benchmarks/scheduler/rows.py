@@ -1,6 +1,7 @@
 """The rows of the benchmark table: what is solved, for how long, and the bar that it has to meet."""
 
 import resource
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from skippipe_scheduler.replan import replan, without_node
 from skippipe_scheduler.sizes import size_variants
 from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind, solve_variants
 from skippipe_scheduler.validate import validate
+from skippipe_scheduler.variant import plan_beside, route_distance
 
 QUICK_S = 4.0
 """Longest time limit of a quick run."""
 _BLIND_SEEDS = 5
+_DRAWS = 7
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,34 @@ def replanned(case: Case, stage: int) -> Measured:
     return replace(_of_plan(plan, wall_s), met=wall_s <= 5 and above <= 0.10, note=note)
 
 
+def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
+    """Divide the iteration of routes in order by that of routes with at most one late visit."""
+    problem = case.load(name)
+    problem = prepare(problem) if prepare else problem
+    found = []
+    for max_swaps in (0, 1, 2):
+        rules = problem.rules.model_copy(update={"max_swaps": max_swaps})
+        found.append(_timed(partial(solve, problem.model_copy(update={"rules": rules}), case.options())))
+    none_s, one_s, two_s = (plan.predicted.iteration_s for plan, _ in found)
+    note = f"no swap {none_s:.2f} s, one {one_s:.2f} s, two {two_s:.2f} s"
+    return Measured(none_s / one_s, "times", wall_s=sum(wall_s for _, wall_s in found), note=note)
+
+
+def redrawn_routes(case: Case) -> Measured:
+    """Draw further plans on the placement of a first one, as `recipe.redrawn_routes` does; how much slower they are."""
+    first, first_wall_s = _timed(lambda: solve(case.load("reference-20-nodes"), case.options()))
+    each_s = case.time_limit_s / _DRAWS
+    draws = [
+        _timed(partial(plan_beside, first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed)))
+        for seed in range(case.seed + 1, case.seed + 1 + _DRAWS)
+    ]
+    mean_s = statistics.fmean(plan.predicted.iteration_s for plan, _ in draws)
+    others = statistics.fmean(route_distance(first, plan) for plan, _ in draws)
+    note = f"first {first.predicted.iteration_s:.2f} s, draws {mean_s:.2f} s; {others:.0%} of their routes are others"
+    wall_s = first_wall_s + sum(wall_s for _, wall_s in draws)
+    return Measured(mean_s / first.predicted.iteration_s, "times", wall_s=wall_s, note=note)
+
+
 def peak_memory_gib() -> float:
     """Return the most memory that this process and its largest child have held, in GiB."""
     usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
@@ -242,6 +273,13 @@ def _solve_row(
 
 
 _TWENTY = "reference-20-nodes"
+
+
+def _swaps_row(title: str, file: str, prepare: Callable[[Problem], Problem] | None = None) -> Row:
+    measure = partial(swaps_against_none, name=file, prepare=prepare)
+    return Row(f"swaps against none, {title} 30 s", 30, "", measure)
+
+
 _LARGE_BAR = "valid in time, ≤ 8 GiB, ≥ 15% better than dispatch"
 _REPLAN_BAR = "≤ 5 s of wall time, ≤ 10% above a fresh solve"
 ROWS: Mapping[str, Row] = {
@@ -262,6 +300,11 @@ ROWS: Mapping[str, Row] = {
         Row("1,000 nodes 600 s", 600, "better than in 120 s", large_longer),
         Row("full pipeline against 33% skip 60 s", 60, "≥ 2.2 times", full_against_skip),
         Row("full pipeline against 33% skip, sizes and origins as posed 60 s", 60, "", full_against_skip_as_posed),
+        _swaps_row("reference-20 published placement", _TWENTY),
+        _swaps_row("reference-20 placement free", _TWENTY, placement_free),
+        _swaps_row("regions-18", "regions-18-nodes"),
+        _swaps_row("regions-64", "regions-64-nodes"),
+        Row("redrawn routes, reference-20 published placement 60 s", 60, "", redrawn_routes),
         Row("network-blind reference-20 60 s", 60, "", network_blind),
         Row("paper method reference-20 published placement 60 s", 60, "", partial(paper_method, name=_TWENTY)),
         Row(

@@ -58,12 +58,14 @@ SETUPS: dict[str, Setup] = {
     "skip, full depth every 10th": Setup(SKIP, {"full_depth_interval": 10}),
     "skip, early exit 0.1": Setup(SKIP, {"early_exit_loss": 0.1}),
     "skip half, same compute": Setup(SKIP | {"skip_ratio": 0.5}, steps=STEPS * 4 // 3),
+    "mixed 6 3 2, redrawn routes, same compute": Setup(
+        SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}}, {"redrawn_routes": 8}, steps=STEPS * 4 // 3
+    ),
     "mixed 5 3": Setup(SKIP | {"route_lengths": {5: 1, 3: 1}}),
     "mixed 6 4 3 3": Setup(MIXED),
     "mixed 6 5 3 2": Setup(SKIP | {"route_lengths": {6: 1, 5: 1, 3: 1, 2: 1}}),
     "mixed, redrawn routes": Setup(MIXED, {"redrawn_routes": 8}),
     "mixed, redrawn routes, swaps": Setup(MIXED | {"max_swaps": 1}, {"redrawn_routes": 8}),
-    "mixed 5 3, redrawn routes": Setup(SKIP | {"route_lengths": {5: 1, 3: 1}}, {"redrawn_routes": 8}),
     "mixed, redrawn, full depth every 10th": Setup(MIXED, {"redrawn_routes": 8, "full_depth_interval": 10}),
     "curriculum, deep to shallow": Setup(
         SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0, THIRD, 0.66)]}

@@ -16,7 +16,7 @@ from skippipe.recipes.schedule import PlanSchedule
 CURRICULUM = (
     {"share": 1, "skip_ratio": 0.0},
     {"share": 2, "skip_ratio": 0.33},
-    {"share": 1, "route_lengths": {3: 1, 2: 3}, "max_swaps": 0},
+    {"share": 1, "route_lengths": {3: 1, 2: 3}, "max_swaps": 1},
 )
 
 
@@ -45,8 +45,8 @@ def test_curriculum_divides_the_steps_by_share(tmp_path: Path) -> None:
     assert course(tmp_path, recipe, max_steps=1) == ["main"]
     wanted = wanted_plans(make_experiment(tmp_path, recipe=recipe))
     assert {name: (one.rules.lengths, one.rules.max_swaps) for name, one in wanted.items()} == {
-        "phase-1": ((3,), 1),
-        "phase-3": ((2, 3), 0),
+        "phase-1": ((3,), 0),
+        "phase-3": ((2, 3), 1),
     }
 
 
