@@ -108,6 +108,13 @@ def better(scores: Floats) -> bool:
     return gained_s > _EPSILON_S or (gained_s > -_EPSILON_S and scores[0, 1] < scores[2, 1] - _EPSILON_S)
 
 
+@inlined
+def _set_scores(scores: Floats, row: int, source: int) -> None:
+    """Make a row of `scores` equal to another."""
+    scores[row, 0] = scores[source, 0]
+    scores[row, 1] = scores[source, 1]
+
+
 @compiled
 def copy(target: Schedule, source: Schedule) -> None:
     """Make `target` equal to `source`."""
@@ -244,16 +251,16 @@ def anneal(
         heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
         if _accepts(w, scores[1, 1], scores[0, 1], heat_s):
             copy(current, candidate)
-            scores[0] = scores[1]
+            _set_scores(scores, 0, 1)
             if better(scores):
                 copy(best, current)
-                scores[2] = scores[0]
+                _set_scores(scores, 2, 0)
         else:
             forget(p, candidate, w, count)
             if step % _RETURN_TO_BEST == 0:
                 copy(current, best)
                 recount(p, current, w)
-                scores[0] = scores[2]
+                _set_scores(scores, 0, 2)
     return steps
 
 
@@ -282,7 +289,7 @@ def anneal_in_place(
         if changed:
             judge(p, current, w, scores[1])
         if changed and scores[1, 1] <= most:
-            scores[0] = scores[1]
+            _set_scores(scores, 0, 1)
         else:
             if changed:
                 forget(p, current, w, count)
@@ -295,5 +302,5 @@ def anneal_in_place(
             judge(p, current, w, scores[0])
             if better(scores):
                 copy(best, current)
-                scores[2] = scores[0]
+                _set_scores(scores, 2, 0)
     return steps

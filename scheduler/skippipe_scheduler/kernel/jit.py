@@ -16,6 +16,10 @@ import numba
 
 _WORTH_COMPILING_S = 15.0
 _SLOWNESS = 120.0
+_OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+"""`_nrt`: without counts of references, which take more time than the work where many arrays are handed on. Arrays then
+cannot be made or copied inside; those that come in are held by the caller.
+"""
 _NO_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _njit: Any = numba.njit  # its stubs do not know these options
 numba_config: Any = importlib.import_module("numba.core.config")  # nor these settings
@@ -49,19 +53,19 @@ def compiled(function: Function) -> Function:
     usual = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_folder())
     try:
-        return cast(Function, numba.njit(cache=_can_keep(), nogil=True, error_model="numpy")(function))
+        return cast(Function, _njit(cache=_can_keep(), **_OPTIONS)(function))
     finally:
         numba_config.CACHE_DIR = usual
 
 
 def called(function: Function) -> Function:
     """Compile a function that only compiled ones call."""
-    return cast(Function, _njit(nogil=True, error_model="numpy", **_NO_WRAPPERS)(function))
+    return cast(Function, _njit(**_OPTIONS, **_NO_WRAPPERS)(function))
 
 
 def inlined(function: Function) -> Function:
     """Compile a small function into those that call it."""
-    return cast(Function, _njit(nogil=True, error_model="numpy", forceinline=True, **_NO_WRAPPERS)(function))
+    return cast(Function, _njit(**_OPTIONS, **_NO_WRAPPERS, forceinline=True)(function))
 
 
 def _can_keep() -> bool:
