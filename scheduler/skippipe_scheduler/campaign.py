@@ -52,7 +52,7 @@ _COUNT_MODEL_TASKS = 1000
 """The count model is worth its time up to this number of tasks."""
 _STEP_S, _TASK_S = 1e-5, 6e-8
 """About how long a step takes, and how much of it each task adds."""
-_LARGE_STEP_S, _LARGE_TASK_S = 4e-5, 1.2e-8
+_LARGE_STEP_S, _LARGE_TASK_S = 5e-5, 2.5e-9
 """The same for large schedules, which are changed in place."""
 
 

@@ -1,7 +1,7 @@
 """The decorators of all compiled functions.
 
 Compiling takes some twenty seconds, once per installation. Before that has happened, a search that has less time than
-that runs the same functions as plain Python, a hundred times slower.
+that runs the same functions as plain Python, some hundred times slower.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numba
 
 _WORTH_COMPILING_S = 15.0
-_SLOWNESS = 120.0
+_SLOWNESS = 350.0
 _OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
 """`_nrt`: without counts of references, which take more time than the work where many arrays are handed on. Arrays then
 cannot be made or copied inside; those that come in are held by the caller.
