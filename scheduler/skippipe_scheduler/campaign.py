@@ -25,8 +25,6 @@ _FEW_PLACEMENTS = 24
 _RANDOM_START_TASKS = 10_000
 """With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
 _RACE_PART, _RACE_PART_OF_JOINT = 0.65, 0.4
-_HEAT_PART, _LAYOUTS_OF_RACE = 0.15, 2
-"""Of what is left, for each heat; and how many layouts go into the race."""
 _CYCLE_PART = 0.4
 _JOINT_PART, _JOINT_PART_OF_GIVEN, _CROSSING_PART = 0.15, 0.5, 0.85
 """Of what is left of the budget; where the placement is given, more for the joint model, because routes and order are
@@ -213,28 +211,16 @@ class Campaign:
             self._report(search, state)
 
     def _race(self, pool: ThreadPoolExecutor) -> None:
-        """Anneal from every start and keep the best two; of several layouts, the better half goes on from each heat."""
-        if len(self.searches) <= 2 or self._finished():
-            return
-        while len(layouts := self._leading_layouts()) > _LAYOUTS_OF_RACE and not self._finished():
-            self._anneal(pool, self.searches, _HEAT_PART, 1.0)
-            layouts = self._leading_layouts()[: max(_LAYOUTS_OF_RACE, len(layouts) // 2)]
-            self.searches = [one for one in self.searches if any(one.layout is layout for layout in layouts)]
+        """Anneal from every start and keep the best two."""
+        if len(self.searches) > 2 and not self._finished():
+            self._anneal(pool, self.searches, _race_part(self.searches[0].layout), 1.0)
+            self.searches.sort(key=lambda search: search.state().rank)
+            leaders = [one for one in self.searches[:_CROSSED] if one.layout is self.searches[0].layout]
+            if leaders[0].layout.given_placement() is not None:
+                self.known = [route for search in leaders for route in search.state().routes]
+            self.searches = self.searches[:2]
             for search in self.searches:
                 search.restart()
-        self._anneal(pool, self.searches, _race_part(self.searches[0].layout), 1.0)
-        self.searches.sort(key=lambda search: search.state().rank)
-        leaders = [one for one in self.searches[:_CROSSED] if one.layout is self.searches[0].layout]
-        if leaders[0].layout.given_placement() is not None:
-            self.known = [route for search in leaders for route in search.state().routes]
-        self.searches = self.searches[:2]
-        for search in self.searches:
-            search.restart()
-
-    def _leading_layouts(self) -> list[Layout]:
-        """Return the layouts that are still searched, the one with the best state first."""
-        ranked = sorted(self.searches, key=lambda search: search.state().rank)
-        return [*{id(search.layout): search.layout for search in ranked}.values()]
 
     def _join(self) -> None:
         """Let the joint model improve the best, where it is small enough, and prove it where the placement is fixed."""

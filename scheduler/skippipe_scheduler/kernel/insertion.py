@@ -53,8 +53,10 @@ def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit
         chain_s[DELAY, index] = delay_s(p, s, m, index)
     for hop in range(length):
         chain_s[RELEASE, hop] = 0.0
+    first = 0
     for _ in range(_MANY_ATTEMPTS if limit_s == math.inf else _FEW_ATTEMPTS):
-        if not _delayed(p, s, chain_s, m, wait_s):
+        first = _delayed(p, s, chain_s, m, wait_s, first)
+        if first < 0:
             return True
         if chain_s[START, 2 * length] + chain_s[DURATION, 2 * length] > limit_s:
             return False
@@ -66,36 +68,41 @@ def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit
             end_s = max(end_s, s.times_s[BUSY_TO, slot, s.counts[BUSY, slot] - 1])
     for hop in range(length):
         chain_s[RELEASE, hop] = end_s
-    _place(p, s, chain_s, m, wait_s)
+    _place(p, s, chain_s, m, wait_s, 0)
     return True
 
 
 @called
-def _delayed(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float) -> bool:
-    """Place the chain after its releases; where that cannot be, move the releases on and return True."""
-    excess_s = _place(p, s, chain_s, m, wait_s)
-    delayed = False
+def _delayed(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, first: int) -> int:
+    """Place the chain from hop `first` on after its releases; where that cannot be, move the releases on.
+
+    Returns the first hop whose release has moved, from which the chain has to be placed again; -1 where it fits.
+    """
+    excess_s = _place(p, s, chain_s, m, wait_s, first)
+    length = s.lengths[m]
+    moved = length
     if excess_s > _EPSILON_S:
         chain_s[RELEASE, 0] = chain_s[START, 0] + excess_s
-        delayed = True
-    length = s.lengths[m]
+        moved = 0
     for hop in range(length):
         last = 2 * length - hop
         end_s = chain_s[START, last] + chain_s[DURATION, last]
         room_s = _room_from(p, s, s.routes[m, hop], chain_s[START, hop], end_s)
         if room_s > chain_s[START, hop]:
             chain_s[RELEASE, hop] = max(chain_s[RELEASE, hop], room_s)
-            delayed = True
-    return delayed
+            moved = min(moved, hop)
+    return moved if moved < length else -1
 
 
 @called
-def _place(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float) -> float:
-    """Write greedy starts of the chain; return by how much the longest wait exceeds `wait_s`."""
+def _place(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, first: int) -> float:
+    """Write greedy starts of the chain from hop `first` on; return by how much the longest wait exceeds `wait_s`."""
     length = s.lengths[m]
     now_s = 0.0
+    if first:
+        now_s = chain_s[START, first - 1] + chain_s[DURATION, first - 1] + chain_s[DELAY, first - 1]
     excess_s = 0.0
-    for index in range(2 * length + 1):
+    for index in range(first, 2 * length + 1):
         slot = slot_of(s, m, index)
         arrival_s = now_s
         if index < length:
