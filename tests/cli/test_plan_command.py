@@ -40,6 +40,12 @@ def test_mix_of_route_lengths(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert Counter(len(one.route) for one in found.microbatches) == {3: 1, 2: 3}
 
 
+def test_routes_are_in_order_unless_swaps_are_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for asked, max_swaps in ((), 0), (("pipeline.max_swaps=1",), 1):
+        plan(capsys, "--out", str(tmp_path / "plan.json"), *asked)
+        assert parse_plan(tmp_path / "plan.json").rules.max_swaps == max_swaps
+
+
 def test_origins_may_start_different_numbers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     plan(capsys, "--out", str(tmp_path / "plan.json"), "pipeline.microbatches_per_origin=auto")
     assert len(parse_plan(tmp_path / "plan.json").microbatches) == 4

@@ -1,11 +1,16 @@
-"""Where compiled code is kept, and what happens where it cannot be."""
+"""How functions are compiled, where that is kept, and what happens where it cannot be."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numba.core.errors import NumbaError
+
+from skippipe_scheduler.kernel.arrays import Floats
+from skippipe_scheduler.kernel.jit import compiled
 
 PROGRAM = """
 import sys; sys.path[:0] = sys.argv[1:]
@@ -29,4 +34,18 @@ def test_a_short_search_without_compiled_code_does_not_wait_for_it(tmp_path: Pat
         timeout=60,
         check=True,
     )
-    assert result.stdout.split() == ["True", "120.0"]
+    assert result.stdout.split() == ["True", "350.0"]
+
+
+def test_compiled_functions_do_not_count_references() -> None:
+    @compiled
+    def first(values: Floats) -> float:
+        return values[0]
+
+    @compiled
+    def first_of_copy(values: Floats) -> float:
+        return values.copy()[0]
+
+    assert first(np.ones(1)) == 1.0
+    with pytest.raises(NumbaError, match="NRT required"):
+        first_of_copy(np.ones(1))
