@@ -227,9 +227,9 @@ def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Probl
     return Measured(none_s / one_s, "times", wall_s=sum(wall_s for _, wall_s in found), note=note)
 
 
-def redrawn_routes(case: Case) -> Measured:
+def redrawn_routes(case: Case, name: str) -> Measured:
     """Draw further plans on the placement of a first one, as `recipe.redrawn_routes` does; how much slower they are."""
-    first, first_wall_s = _timed(lambda: solve(case.load("reference-20-nodes"), case.options()))
+    first, first_wall_s = _timed(lambda: solve(case.load(name), case.options()))
     each_s = case.time_limit_s / _DRAWS
     draws = [
         _timed(partial(plan_beside, first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed)))
@@ -304,7 +304,8 @@ ROWS: Mapping[str, Row] = {
         _swaps_row("reference-20 placement free", _TWENTY, placement_free),
         _swaps_row("regions-18", "regions-18-nodes"),
         _swaps_row("regions-64", "regions-64-nodes"),
-        Row("redrawn routes, reference-20 published placement 60 s", 60, "", redrawn_routes),
+        Row("redrawn routes, reference-20 published placement 60 s", 60, "", partial(redrawn_routes, name=_TWENTY)),
+        Row("redrawn routes, regions-64 60 s", 60, "", partial(redrawn_routes, name="regions-64-nodes")),
         Row("network-blind reference-20 60 s", 60, "", network_blind),
         Row("paper method reference-20 published placement 60 s", 60, "", partial(paper_method, name=_TWENTY)),
         Row(
