@@ -36,9 +36,10 @@ class Case:
     seed: int
     quick: bool = False
 
-    def load(self, name: str) -> Problem:
-        """Read one of the instances in the data folder."""
-        return load_problem(self.data / f"{name}.json")
+    def load(self, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Problem:
+        """Read one of the instances in the data folder, changed by `prepare`."""
+        problem = load_problem(self.data / f"{name}.json")
+        return prepare(problem) if prepare else problem
 
     def options(self) -> SolveOptions:
         """Return the options of every solve."""
@@ -101,8 +102,8 @@ class Bar:
 
 def solved(case: Case, name: str, bar: Bar, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
     """Solve one instance, changed by `prepare`."""
-    problem = case.load(name)
-    plan, wall_s = _timed(lambda: solve(prepare(problem) if prepare else problem, case.options()))
+    problem = case.load(name, prepare)
+    plan, wall_s = _timed(lambda: solve(problem, case.options()))
     return replace(_of_plan(plan, wall_s), met=bar.met_by(plan), note=_gap(plan))
 
 
@@ -194,8 +195,7 @@ def network_blind(case: Case) -> Measured:
 
 def paper_method(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
     """Solve one instance by the SkipPipe paper's own method."""
-    problem = case.load(name)
-    problem = prepare(problem) if prepare else problem
+    problem = case.load(name, prepare)
     plan, wall_s = _timed(lambda: solve_paper_method(problem, case.time_limit_s, case.seed))
     return Measured(plan.predicted.iteration_s, wall_s=wall_s)
 
@@ -216,8 +216,7 @@ def replanned(case: Case, stage: int) -> Measured:
 
 def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
     """Divide the iteration of routes in order by that of routes with at most one late visit."""
-    problem = case.load(name)
-    problem = prepare(problem) if prepare else problem
+    problem = case.load(name, prepare)
     found = []
     for max_swaps in (0, 1, 2):
         rules = problem.rules.model_copy(update={"max_swaps": max_swaps})
@@ -272,14 +271,12 @@ def _solve_row(
     return Row(name, time_limit_s, str(bar), partial(solved, name=file, bar=bar, prepare=prepare))
 
 
-_TWENTY = "reference-20-nodes"
-
-
 def _swaps_row(title: str, file: str, prepare: Callable[[Problem], Problem] | None = None) -> Row:
     measure = partial(swaps_against_none, name=file, prepare=prepare)
     return Row(f"swaps against none, {title} 30 s", 30, "", measure)
 
 
+_TWENTY = "reference-20-nodes"
 _LARGE_BAR = "valid in time, ≤ 8 GiB, ≥ 15% better than dispatch"
 _REPLAN_BAR = "≤ 5 s of wall time, ≤ 10% above a fresh solve"
 ROWS: Mapping[str, Row] = {
