@@ -12,14 +12,7 @@ SkipPipeError
 └── StorageError            writing a file failed (full disk, permissions)
 """
 
-from skippipe_scheduler.errors import (
-    DeadlockError,
-    InfeasibleError,
-    InputError,
-    PlanError,
-    ProblemError,
-    SkipPipeError,
-)
+from skippipe_scheduler.errors import DeadlockError, InfeasibleError, InputError, PlanError, ProblemError, SkipPipeError
 
 __all__ = [
     "CheckpointError",

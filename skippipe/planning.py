@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from skippipe.config import Experiment
-from skippipe_scheduler.build import Layers, OpenLayers, build_problem
-from skippipe_scheduler.cluster import Cluster, load_cluster
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.workload import Workload
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.build import Layers, OpenLayers, build_problem
+from skippipe_scheduler.problem.cluster import Cluster, load_cluster
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.workload import Workload
 
 if TYPE_CHECKING:
-    from skippipe_scheduler.solve import SolveOptions
+    from skippipe_scheduler.solve.solve import SolveOptions
 
 BUCKET_BYTES = 12 * 2**20
 """Gradients that are on their way at a time (`skippipe.runtime.reduction`: three buckets of 4 MiB)."""
@@ -206,7 +206,7 @@ def plan_problem(
     The search begins at the plan `warm` where it is given, with its layers and sizes where these are open. Without
     skipping, and with sizes by rule or open, all even sizes are tried.
     """
-    from skippipe_scheduler.replan import replan
+    from skippipe_scheduler.solve.replan import replan
 
     if warm is None:
         return _solve_variants(problem, options, partial(_variants, sizes=sizes))
@@ -225,8 +225,8 @@ def posed(problem: Problem | OpenLayers, plan: Plan, *, sizes: Sizes = "given") 
 
 
 def _variants(problem: Problem, *, sizes: Sizes) -> list[Problem]:
-    from skippipe_scheduler.baselines import full_pipeline_problem
-    from skippipe_scheduler.sizes import size_variants
+    from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
+    from skippipe_scheduler.problem.stage_sizes import size_variants
 
     if sizes == "given" or problem.stages is not None:
         return [problem]
@@ -238,8 +238,8 @@ def _variants(problem: Problem, *, sizes: Sizes) -> list[Problem]:
 def _solve_variants(
     problem: Problem | OpenLayers, options: "SolveOptions", variants: Callable[[Problem], list[Problem]]
 ) -> Plan:
-    from skippipe_scheduler.layers import choose_layers
-    from skippipe_scheduler.solve import solve_variants
+    from skippipe_scheduler.solve.layer_split import choose_layers
+    from skippipe_scheduler.solve.solve import solve_variants
 
     if isinstance(problem, OpenLayers):
         problem, options = choose_layers(problem, options, variants)
@@ -266,8 +266,8 @@ def plan_with_baselines(
     each within its third; network-blind skipping gets those of the plan. `announce` is called with the name of each
     solve before it starts.
     """
-    from skippipe_scheduler.baselines import full_pipeline_problem
-    from skippipe_scheduler.solve import solve_network_blind
+    from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
+    from skippipe_scheduler.solve.solve import solve_network_blind
 
     third = replace(options, time_limit_s=options.time_limit_s / 3)
     announce("this plan")

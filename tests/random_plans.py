@@ -3,10 +3,10 @@
 import random
 from collections.abc import Sequence
 
-from skippipe_scheduler.plan import Plan, Predicted, Route, Solver, Stage, Task
-from skippipe_scheduler.problem import Contention, Costs, Rules
-from skippipe_scheduler.rules import legal_stage_sequences
-from skippipe_scheduler.simulate import peak_held, simulate
+from skippipe_scheduler.plan.plan import Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan.simulate import peak_held, simulate
+from skippipe_scheduler.problem.problem import Contention, Costs, Rules
+from skippipe_scheduler.problem.rules import legal_stage_sequences
 
 
 def random_plan(

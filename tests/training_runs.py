@@ -20,7 +20,7 @@ from skippipe.monitor.metrics import read_metrics
 from skippipe.runtime.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train
 from skippipe.training.plan_choice import share_plans
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 M_MMAP_THRESHOLD = -3
 """Of glibc's mallopt: from which size on a block is mapped by itself."""

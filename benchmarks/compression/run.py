@@ -20,7 +20,7 @@ import click
 from table import markdown
 
 from skippipe.config import Experiment
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 HERE = Path(__file__).parent
 WORLD_SIZE = 4

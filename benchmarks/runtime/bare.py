@@ -17,7 +17,7 @@ from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.distributed import DistributedRunner
 from skippipe.runtime.program import Opcode, compile_programs
 from skippipe.runtime.runner import make_runner
-from skippipe_scheduler.validate import load_plan
+from skippipe_scheduler.plan.validate import load_plan
 
 
 class Bare:

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scheduler"))
 from instances import Shape, synthetic_problem
 
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.plan import Plan, parse_plan
-from skippipe_scheduler.problem import Costs
-from skippipe_scheduler.solve import solve
+from skippipe_scheduler.plan.plan import Plan, parse_plan
+from skippipe_scheduler.problem.problem import Costs
+from skippipe_scheduler.solve.solve import solve
 
 NUM_NODES = 6
 EXECUTORS = ("static", "dynamic")

@@ -10,7 +10,7 @@ from skippipe.config import Experiment
 from skippipe.runtime.context import DistributedContext
 from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
-from skippipe_scheduler.validate import load_plan
+from skippipe_scheduler.plan.validate import load_plan
 
 
 class Ours:

@@ -18,7 +18,7 @@ from probe import link_costs
 from race import Race, check_equal_work, run_race
 from setting import Setting, best_plan, full_shapes, measure_tasks, plans_of, skip_shapes
 
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
 DEEPSPEED = "DeepSpeed"

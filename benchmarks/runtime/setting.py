@@ -15,7 +15,7 @@ from skippipe.config_file import save_experiment
 from skippipe.data.cache import open_cache
 from skippipe.errors import InfeasibleError
 from skippipe.planning import plan_experiment
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 LOCAL_LINK = {"latency_ms": 0.2, "gbit_per_s": 8.0}
 MEASURED_LAYERS = 2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from skippipe_scheduler.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules
-from skippipe_scheduler.workload import route_length, stage_sizes
+from skippipe_scheduler.problem.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules
+from skippipe_scheduler.problem.workload import route_length, stage_sizes
 
 _FORWARD_S = 0.44
 _ACTIVATION_GBIT = 0.5

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from instances import LARGE, LARGE_QUICK, origins_free, placement_free, synthetic_problem
 
-from skippipe_scheduler.baselines import full_pipeline_problem
-from skippipe_scheduler.dispatch import best_dispatch, slots_of_plan
-from skippipe_scheduler.paper_method import solve_paper_method
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.problem import Problem, load_problem
-from skippipe_scheduler.replan import replan, without_node
-from skippipe_scheduler.sizes import size_variants
-from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind, solve_variants
-from skippipe_scheduler.validate import validate
-from skippipe_scheduler.variant import plan_beside, route_distance
+from skippipe_scheduler.baselines.dispatch import best_dispatch, slots_of_plan
+from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
+from skippipe_scheduler.baselines.paper_method import solve_paper_method
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import Problem, load_problem
+from skippipe_scheduler.problem.stage_sizes import size_variants
+from skippipe_scheduler.solve.other_routes import plan_beside, route_distance
+from skippipe_scheduler.solve.replan import replan, without_node
+from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind, solve_variants
 
 QUICK_S = 4.0
 """Longest time limit of a quick run."""

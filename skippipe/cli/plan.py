@@ -13,10 +13,10 @@ from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from skippipe.planning import PlanWithBaselines, Sizes
-    from skippipe_scheduler.build import OpenLayers
     from skippipe_scheduler.options import SolveOptions
-    from skippipe_scheduler.plan import Plan
-    from skippipe_scheduler.problem import Problem
+    from skippipe_scheduler.plan.plan import Plan
+    from skippipe_scheduler.problem.build import OpenLayers
+    from skippipe_scheduler.problem.problem import Problem
 
 
 @click.command("plan")
@@ -73,7 +73,7 @@ def command(
     if memory:
         click.echo(memory)
     if with_explanation:
-        from skippipe_scheduler.explain import explain
+        from skippipe_scheduler.analysis.explain import explain
 
         click.echo(explain(result.plan))
         click.echo(what_binds(result.problem))
@@ -94,9 +94,9 @@ def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
     """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
     from skippipe.config_file import load_experiment
     from skippipe.planning import experiment_workload
-    from skippipe_scheduler.cluster import load_cluster
-    from skippipe_scheduler.memory import size_text
-    from skippipe_scheduler.plan_memory import check_memory, given_limits, plan_memory
+    from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
+    from skippipe_scheduler.problem.cluster import load_cluster
+    from skippipe_scheduler.problem.memory import size_text
 
     experiment = load_experiment(path, overrides)
     estimates = plan_memory(plan, experiment_workload(experiment))
@@ -111,8 +111,8 @@ def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
 
 
 def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
-    from skippipe_scheduler.problem import load_problem
-    from skippipe_scheduler.solve import SolveOptions
+    from skippipe_scheduler.problem.problem import load_problem
+    from skippipe_scheduler.solve.solve import SolveOptions
 
     if overrides:
         raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
@@ -122,7 +122,7 @@ def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | Op
 def what_binds(problem: "Problem") -> str:
     """Return which lower bound binds and what would help, in words."""
     from skippipe_scheduler.bounds import explain_bound, lower_bounds
-    from skippipe_scheduler.weight_gradients import input_gradients_alone
+    from skippipe_scheduler.solve.split_backward import input_gradients_alone
 
     problem = input_gradients_alone(problem) if problem.costs.weight_s else problem
     return explain_bound(problem, lower_bounds(problem))
@@ -133,7 +133,7 @@ def _solve(
 ) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
     from skippipe.planning import plan_with_baselines
-    from skippipe_scheduler.plan import parse_plan
+    from skippipe_scheduler.plan.plan import parse_plan
 
     warm = None if warm_path is None else parse_plan(warm_path)
     with SearchDisplay() as display:

@@ -10,11 +10,11 @@ import click
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from skippipe_scheduler.analysis import Analysis
-    from skippipe_scheduler.critical_path import CriticalPath
-    from skippipe_scheduler.jitter import JitterSummary
-    from skippipe_scheduler.node_loss import NodeLoss
-    from skippipe_scheduler.plan import Plan
+    from skippipe_scheduler.analysis.critical_path import CriticalPath
+    from skippipe_scheduler.analysis.jitter import JitterSummary
+    from skippipe_scheduler.analysis.node_loss import NodeLoss
+    from skippipe_scheduler.analysis.usage import Analysis
+    from skippipe_scheduler.plan.plan import Plan
 
 MOST_JITTER = 5.0
 """Beyond this sigma one task in twenty takes more than 3,700 times its usual time."""
@@ -46,7 +46,7 @@ def command(
     lose: tuple[str, ...],
 ) -> None:
     """Replay the plan file PLAN: iteration time, critical path, utilisation and memory of each node."""
-    from skippipe_scheduler.validate import load_plan
+    from skippipe_scheduler.plan.validate import load_plan
 
     if math.isnan(jitter_sigma):
         raise ConfigError(f"--jitter {jitter_sigma}: expected a number from 0 to {MOST_JITTER:g}")
@@ -56,8 +56,8 @@ def command(
         raise ConfigError("--samples and --lose: an iteration that loses a node has no end; give one of the two")
     plan = load_plan(plan_path)
     if cluster_path is not None:
-        from skippipe_scheduler.cluster import load_cluster
-        from skippipe_scheduler.recost import recost
+        from skippipe_scheduler.plan.recost import recost
+        from skippipe_scheduler.problem.cluster import load_cluster
 
         plan = recost(plan, load_cluster(cluster_path))
     slowdown = dict(_node_number("--slow", entry, plan.nodes, "FACTOR", least=None) for entry in slow)
@@ -74,12 +74,12 @@ def _complete(
     plan: "Plan", conditions: dict[str, Any], trace: Path | None, samples: int | None
 ) -> tuple[dict[str, Any], str]:
     """Return what is said of an iteration that comes to its end, for programs and for people."""
-    from skippipe_scheduler.analysis import analyse
-    from skippipe_scheduler.critical_path import critical_path
-    from skippipe_scheduler.explain import path_summary
-    from skippipe_scheduler.jitter import sample_iterations, summarise
-    from skippipe_scheduler.simulate import simulate
-    from skippipe_scheduler.trace import save_chrome_trace
+    from skippipe_scheduler.analysis.chrome_trace import save_chrome_trace
+    from skippipe_scheduler.analysis.critical_path import critical_path
+    from skippipe_scheduler.analysis.explain import path_summary
+    from skippipe_scheduler.analysis.jitter import sample_iterations, summarise
+    from skippipe_scheduler.analysis.usage import analyse
+    from skippipe_scheduler.plan.simulate import simulate
 
     timeline = simulate(plan, **conditions)
     if trace is not None:
@@ -136,8 +136,8 @@ def _with_loss(
     plan: "Plan", lost_s: dict[str, float], conditions: dict[str, Any], trace: Path | None
 ) -> tuple[dict[str, Any], str]:
     """Return what is said of an iteration that loses nodes, for programs and for people."""
-    from skippipe_scheduler.node_loss import simulate_loss
-    from skippipe_scheduler.trace import save_chrome_trace
+    from skippipe_scheduler.analysis.chrome_trace import save_chrome_trace
+    from skippipe_scheduler.analysis.node_loss import simulate_loss
 
     loss = simulate_loss(plan, lost_s, **conditions)
     if trace is not None:

@@ -28,7 +28,7 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
     from skippipe.training.loop import train
     from skippipe.training.optimizer.deepspeed_setup import prepare
     from skippipe.training.plan_choice import share_plans
-    from skippipe_scheduler.cluster import load_cluster
+    from skippipe_scheduler.problem.cluster import load_cluster
 
     patience_s = prepare(experiment)
     nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]

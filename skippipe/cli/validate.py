@@ -27,9 +27,10 @@ def validate_file(path: Path) -> str:
 
 
 def _validate_json(path: Path) -> str:
-    from skippipe_scheduler import plan, problem
     from skippipe_scheduler.files import read_json
-    from skippipe_scheduler.validate import load_plan
+    from skippipe_scheduler.plan import plan
+    from skippipe_scheduler.plan.validate import load_plan
+    from skippipe_scheduler.problem import problem
 
     file_format = read_json(path, InputError).get("format")
     if file_format == plan.FORMAT:
@@ -43,7 +44,7 @@ def _validate_json(path: Path) -> str:
 
 def _validate_yaml(path: Path) -> str:
     from skippipe.config_file import load_experiment
-    from skippipe_scheduler.cluster import is_cluster_file, load_cluster
+    from skippipe_scheduler.problem.cluster import is_cluster_file, load_cluster
 
     if is_cluster_file(path):
         load_cluster(path)

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from skippipe.cluster.profile import Profile
-from skippipe_scheduler.cluster import FORMAT, Cluster, Links
 from skippipe_scheduler.files import StrictModel, write_atomically
+from skippipe_scheduler.problem.cluster import FORMAT, Cluster, Links
 
 MOST_LINKS = 20
 """Lines about links in the table."""

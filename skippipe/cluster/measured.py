@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from skippipe.cluster.description import write_cluster
 from skippipe.cluster.rounding import rounded
-from skippipe_scheduler.cluster import Cluster, Links, Node, NodeLink, load_cluster
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.cluster import Cluster, Links, Node, NodeLink, load_cluster
 
 MEASURED = "measured.yaml"
 STOOD_STILL_S = 5e-5

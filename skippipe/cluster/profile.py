@@ -10,13 +10,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from skippipe.cluster.compute import (
-    Workload,
-    copy_s,
-    measure_tasks,
-    measured_peak_tflop_per_s,
-    sustained_tflop_per_s,
-)
+from skippipe.cluster.compute import Workload, copy_s, measure_tasks, measured_peak_tflop_per_s, sustained_tflop_per_s
 from skippipe.cluster.links import MeasuredLink, representatives, rounds, take_part
 from skippipe.cluster.memory import memory_bytes
 from skippipe.cluster.place import Place, node_names, own_place, sharing
@@ -28,7 +22,7 @@ from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.exchange import gather
 from skippipe.runtime.failure import TransferError
 from skippipe.runtime.transport import guarded
-from skippipe_scheduler.cluster import Node, NodeLink
+from skippipe_scheduler.problem.cluster import Node, NodeLink
 
 logger = logging.getLogger(__name__)
 GIB = 2**30

@@ -14,7 +14,7 @@ from skippipe.inference.evaluation import DepthResult, evaluate_model
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_comparison_report
 from skippipe.planning import plan_experiment
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 RUNS = {"full pipeline": "full.yaml", "SkipPipe": "skippipe.yaml"}
 KEEPS = (1.0, 0.67, 0.5)

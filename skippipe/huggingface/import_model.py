@@ -16,7 +16,7 @@ from skippipe.model.skeleton import build_skeleton, is_layer_of
 from skippipe.planning import experiment_model, plan_experiment
 from skippipe.training.checkpoint import Metadata, model_identity
 from skippipe.training.checkpoint_writer import write_stages
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 MODEL_FOLDER = "model"
 TEMPLATES = Path(str(files("skippipe.huggingface")))

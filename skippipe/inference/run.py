@@ -16,8 +16,8 @@ from skippipe.model.skeleton import Skeleton, build_skeleton, materialise
 from skippipe.model.stage import Stage
 from skippipe.planning import experiment_model
 from skippipe.training.checkpoint import load_parameters, require_checkpoint
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.validate import load_plan
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
 
 
 @dataclass(frozen=True)

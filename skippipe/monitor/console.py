@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 
 class Console:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from skippipe.config import Experiment
 from skippipe.recipes.options import DepthPhase
 from skippipe.runtime.plan_set import MAIN
-from skippipe_scheduler.problem import Rules
-from skippipe_scheduler.workload import route_length
+from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.workload import route_length
 
 FULL = "full-depth"
 """Name of the plan in which every microbatch visits every stage in order."""

@@ -27,7 +27,7 @@ from skippipe.runtime.row_exchange import Meeting
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
 from skippipe.runtime.transport import guarded
 from skippipe.runtime.verifier import prove, prove_transfers
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

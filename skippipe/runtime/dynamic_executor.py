@@ -28,8 +28,8 @@ from skippipe.runtime.program import Instruction, Opcode, Program
 from skippipe.runtime.readiness import Links, ReadyTasks
 from skippipe.runtime.runner import Batch, Span, Wait
 from skippipe.runtime.transport import describe
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import simulate
 
 PATIENCE = 0.25
 """How late the plan's next task may be, in forwards of this node, before another one is taken."""

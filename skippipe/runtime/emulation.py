@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from skippipe.config import EmulationOptions
 from skippipe.runtime.program import Instruction
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 
 class Emulation:

@@ -16,7 +16,7 @@ from skippipe.runtime.program import Program
 from skippipe.runtime.readiness import Links
 from skippipe.runtime.runner import RunnerOptions, Span
 from skippipe.runtime.transport import OrderedTransport, TaggedTransport, Transport
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 UNFINISHED_SENDS_PER_RECEIVE = 4
 """Messages kept for slow peers, as a multiple of the receive window."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from skippipe.runtime.program import Direction, Opcode, Program
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 POISON_TAG = 2**31 - 1
 

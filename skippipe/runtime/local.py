@@ -12,7 +12,7 @@ from skippipe.runtime.compute import make_compute
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.reduction import fill_missing, scale, visit_factor
 from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
-from skippipe_scheduler.plan import Plan, Route
+from skippipe_scheduler.plan.plan import Plan, Route
 
 
 class LocalRunner:

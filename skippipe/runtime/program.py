@@ -13,8 +13,8 @@ from typing import Literal
 
 import networkx
 
-from skippipe_scheduler.plan import Operation, Plan, Task
-from skippipe_scheduler.simulate import TaskSpan, Timeline, TransferSpan, simulate, simulate_order
+from skippipe_scheduler.plan.plan import Operation, Plan, Task
+from skippipe_scheduler.plan.simulate import TaskSpan, Timeline, TransferSpan, simulate, simulate_order
 
 Direction = Literal["forward", "backward"]
 

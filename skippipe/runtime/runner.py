@@ -22,7 +22,7 @@ from skippipe.runtime.exchange import gather
 from skippipe.runtime.plan_set import MAIN, PlanSet
 from skippipe.runtime.program import Direction
 from skippipe.runtime.wire import ActivationCompression, Wire
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 COMPILATION_LIMIT_S = 1800.0
 """A rank that has not compiled its stage by then is given up."""

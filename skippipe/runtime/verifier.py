@@ -19,7 +19,7 @@ from typing import Literal
 
 from skippipe.errors import ProgramError
 from skippipe.runtime.program import OPCODE_OF_OPERATION, Instruction, Opcode, Program
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 Matching = Literal["order", "tags"]
 TRANSFERS = (Opcode.SEND, Opcode.RECV)

@@ -10,9 +10,9 @@ from skippipe.planning import experiment_options
 from skippipe.recipes.rules import Wanted, wanted_plans
 from skippipe.runtime.plan_set import PlanSet, placement_difference
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.validate import load_plan
-from skippipe_scheduler.variant import plan_beside, route_distance
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
+from skippipe_scheduler.solve.other_routes import plan_beside, route_distance
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware, check_start
 from skippipe.training.trace import TraceRecorder
 from skippipe.training.utilisation import Utilisation, iteration_flop
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 

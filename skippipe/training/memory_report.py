@@ -12,16 +12,16 @@ from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.exchange import gather
 from skippipe.runtime.plan_set import PlanSet
 from skippipe.training.peak_memory import PeakMemory
-from skippipe_scheduler.cluster import load_cluster
 from skippipe_scheduler.files import write_atomically
-from skippipe_scheduler.memory import size_text
-from skippipe_scheduler.plan_memory import (
+from skippipe_scheduler.plan.plan_memory import (
     MemoryEstimate,
     check_memory,
     given_limits,
     memory_of_one_process,
     plan_memory,
 )
+from skippipe_scheduler.problem.cluster import load_cluster
+from skippipe_scheduler.problem.memory import size_text
 
 FILE_NAME = "memory.json"
 

@@ -14,9 +14,9 @@ from skippipe.planning import experiment_problem, plan_experiment
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.plan_set import PlanSet
 from skippipe.training.further_plans import complete_set
-from skippipe_scheduler.build import OpenLayers
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.validate import load_plan
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
+from skippipe_scheduler.problem.build import OpenLayers
 
 logger = logging.getLogger(__name__)
 

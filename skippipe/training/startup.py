@@ -18,8 +18,8 @@ from skippipe.errors import ConfigError, InputError
 from skippipe.model.device import check_dtype, choose_device, device_identity, device_name, peak_tflop_per_s
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.exchange import gather
-from skippipe_scheduler.cluster import load_cluster
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.cluster import load_cluster
 
 logger = logging.getLogger(__name__)
 AGREED = ("seed", "model", "pipeline", "recipe", "training", "optimizer", "lr_scheduler", "comm", "emulation")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from skippipe.model.cost import ModelCost
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 BACKWARD_AND_FORWARD = 3
 """A backward is two forwards; what is computed again to save memory does not count as the model's work."""

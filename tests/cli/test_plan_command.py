@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from skippipe.cli.main import main
-from skippipe_scheduler.plan import parse_plan
+from skippipe_scheduler.plan.plan import parse_plan
 
 TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.yaml"
 SHORT = ("pipeline.planner.max_evaluations=2000",)

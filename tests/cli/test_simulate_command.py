@@ -10,11 +10,11 @@ from random_plans import random_plan
 
 from skippipe.cli.main import main
 from skippipe.cli.simulate import command
-from skippipe_scheduler.cluster import load_cluster
-from skippipe_scheduler.node_loss import simulate_loss
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.recost import recost
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.analysis.node_loss import simulate_loss
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.recost import recost
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.problem.cluster import load_cluster
 
 
 @pytest.fixture(scope="module")

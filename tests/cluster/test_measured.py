@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from skippipe.cluster.measured import Task, Trace, Wait, measured_cluster, read_trace, write_measured
-from skippipe_scheduler.build import build_problem
-from skippipe_scheduler.cluster import Cluster, load_cluster
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.recost import recost
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.solve import solve
-from skippipe_scheduler.workload import Workload
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.recost import recost
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.problem.build import build_problem
+from skippipe_scheduler.problem.cluster import Cluster, load_cluster
+from skippipe_scheduler.problem.workload import Workload
+from skippipe_scheduler.solve.solve import solve
 
 WORKLOAD = Workload(
     num_layers=8,

@@ -15,7 +15,7 @@ from skippipe.cluster.place import Place, node_names, sharing
 from skippipe.cluster.profile import Profile, Report, levelled
 from skippipe.cluster.regions import regions
 from skippipe.errors import ConfigError
-from skippipe_scheduler.cluster import Node, NodeLink, load_cluster
+from skippipe_scheduler.problem.cluster import Node, NodeLink, load_cluster
 
 
 def place(host: str, device: str = "cpu", name: str | None = None) -> Place:

@@ -11,8 +11,8 @@ from cluster_ranks import start_ranks
 from skippipe.cli.main import main
 from skippipe.config_file import load_experiment
 from skippipe.planning import experiment_workload
-from skippipe_scheduler.cluster import load_cluster
-from skippipe_scheduler.plan import parse_plan
+from skippipe_scheduler.plan.plan import parse_plan
+from skippipe_scheduler.problem.cluster import load_cluster
 
 LAYERS, STAGES = 5, 3
 EXPERIMENT: dict[str, Any] = {

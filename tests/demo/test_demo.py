@@ -11,7 +11,7 @@ from browsing import Browser, open_page
 from selenium.webdriver.common.by import By
 
 from skippipe.monitor.metrics import read_metrics
-from skippipe_scheduler.plan import Plan, parse_plan
+from skippipe_scheduler.plan.plan import Plan, parse_plan
 
 STEPS = 8
 FEWER = (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_runs import ROUTES, STAGES, make_plan, write_run
 
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from skippipe.config import Experiment
 from skippipe.config_file import save_experiment
-from skippipe_scheduler.plan import Plan, Predicted, Route, Solver, Stage, Task
-from skippipe_scheduler.problem import Costs, Rules
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.plan.plan import Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.problem.problem import Costs, Rules
 
 STAGES = (("ams-0", "nyc-0"), ("nyc-1",), ("ams-1",), ("ams-2", "nyc-2"))
 ROUTES = (

@@ -12,8 +12,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from small_runs import write_run
 
 from skippipe.monitor.report import write_comparison_report, write_plan_report, write_run_report
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import simulate
 
 
 def headings(browser: Browser) -> list[str]:

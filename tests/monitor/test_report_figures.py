@@ -9,14 +9,7 @@ from crowding import at_most_s
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skippipe.monitor.report.curves import (
-    MOST_POINTS,
-    depth_figure,
-    iteration_figure,
-    loss_figure,
-    percentiles,
-    thin,
-)
+from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
 from skippipe.monitor.report.load import held_in_parts, load_figure, memory_figure
 from skippipe.monitor.report.page import Bar
@@ -26,10 +19,10 @@ from skippipe.monitor.report.spans import REDUCE, Span, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant
 from skippipe.monitor.report.waits import BELOW_BAR, path_line, path_tables
-from skippipe_scheduler.analysis import LOAD_PARTS, analyse
-from skippipe_scheduler.critical_path import critical_path
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.analysis.critical_path import critical_path
+from skippipe_scheduler.analysis.usage import LOAD_PARTS, analyse
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import simulate
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from skippipe.errors import InputError
 from skippipe.monitor.report.reports import write_comparison_report, write_plan_report, write_run_report
 from skippipe.monitor.report.run import read_run
 from skippipe.monitor.report.summary import nodes_table, plans_table, runs_table
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import simulate
 
 
 def test_run_is_read_up_to_the_line_that_a_crash_cut(run_dir: Path, plan: Plan) -> None:

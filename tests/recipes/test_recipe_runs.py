@@ -16,7 +16,7 @@ from skippipe.training.checkpoint import complete_checkpoints, read_metadata
 from skippipe.training.further_plans import warn_of_draws
 from skippipe.training.loop import train
 from skippipe.training.plan_choice import choose_plans
-from skippipe_scheduler.variant import problem_beside, route_distance
+from skippipe_scheduler.solve.other_routes import problem_beside, route_distance
 
 NUM_RANKS = 4
 STEPS = 8

@@ -27,7 +27,7 @@ from skippipe.model.architecture import build_config
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.distributed import DistributedRunner
 from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
-from skippipe_scheduler.plan import Plan, parse_plan
+from skippipe_scheduler.plan.plan import Plan, parse_plan
 
 VOCABULARY = 64
 

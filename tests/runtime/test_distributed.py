@@ -23,7 +23,7 @@ from skippipe.errors import PlanError
 from skippipe.model.full import build_full
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.runner import make_runner
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 WORLD_SIZE = 5
 NUM_RANDOM = 52

@@ -14,8 +14,8 @@ from ranks import finish_ranks, start_ranks
 from skippipe.config import EmulationOptions
 from skippipe.runtime.emulation import Emulation
 from skippipe.runtime.program import Instruction, Opcode
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import TaskSpan, simulate
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import TaskSpan, simulate
 
 WORLD_SIZE = 4
 

@@ -12,7 +12,7 @@ from skippipe.model.full import build_full
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.local import LocalRunner
 from skippipe.runtime.runner import make_runner
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 

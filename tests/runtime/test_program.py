@@ -10,7 +10,7 @@ from random_plans import random_plan
 from skippipe.runtime.program import Opcode, compile_evaluation, compile_programs
 from skippipe.runtime.verifier import prove, prove_transfers
 from skippipe_scheduler.errors import DeadlockError
-from skippipe_scheduler.plan import Plan, Task
+from skippipe_scheduler.plan.plan import Plan, Task
 
 
 @st.composite

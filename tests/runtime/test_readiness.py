@@ -10,7 +10,7 @@ from random_plans import random_plan
 
 from skippipe.runtime.program import Instruction, Opcode, Program, compile_programs
 from skippipe.runtime.readiness import Links, ReadyTasks
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 
 @st.composite

@@ -13,7 +13,7 @@ from torch import Tensor
 from skippipe.planning import experiment_workload
 from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.runner import make_runner
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 WORLD_SIZE = 6
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)

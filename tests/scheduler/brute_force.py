@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, combinations_with_replacement, pairwise, permutations, product
 from typing import TypeVar
 
-from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.rules import coverage_offence, first_offence, length_offence
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.rules import coverage_offence, first_offence, length_offence
 
 Route = tuple[str, ...]
 Stages = tuple[tuple[str, ...], ...]

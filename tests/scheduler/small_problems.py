@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from skippipe_scheduler.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
 
 
 def make_problem(

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
 
-from skippipe_scheduler.analysis import LOAD_PARTS, analyse, held_over_time, load_over_time
-from skippipe_scheduler.plan import Operation
-from skippipe_scheduler.problem import Contention
-from skippipe_scheduler.simulate import TaskSpan, peak_held, simulate
+from skippipe_scheduler.analysis.usage import LOAD_PARTS, analyse, held_over_time, load_over_time
+from skippipe_scheduler.plan.plan import Operation
+from skippipe_scheduler.plan.simulate import TaskSpan, peak_held, simulate
+from skippipe_scheduler.problem.problem import Contention
 
 
 def span(operation: Operation, microbatch: int, start_s: float, end_s: float) -> TaskSpan:

@@ -15,9 +15,9 @@ from skippipe_scheduler.bounds.pricing import Prices, Pricing, residences_s
 from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
 from skippipe_scheduler.bounds.walks import idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import window_s
-from skippipe_scheduler.problem import Rules
-from skippipe_scheduler.rules import legal_stage_sequences
-from skippipe_scheduler.slots import SlotCosts
+from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.rules import legal_stage_sequences
+from skippipe_scheduler.slots.slot_model import SlotCosts
 
 
 def accepted(automaton):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import skippipe
-from skippipe_scheduler.cluster import Cluster, is_cluster_file, load_cluster
 from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.problem.cluster import Cluster, is_cluster_file, load_cluster
 
 REPOSITORY = Path(__file__).parents[2]
 DEMO = Path(skippipe.__file__).parent / "demo" / "cluster.yaml"

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from small_problems import make_problem
 
-from skippipe_scheduler.conflicts import Conflict, find_conflict, infeasibility_message
-from skippipe_scheduler.coverage import even_sequences
 from skippipe_scheduler.errors import InfeasibleError, SkipPipeError
-from skippipe_scheduler.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
-from skippipe_scheduler.routes import balanced_sequences
-from skippipe_scheduler.rules import coverage_offence, first_offence, legal_stage_sequences, length_offence
-from skippipe_scheduler.slots import Layout
+from skippipe_scheduler.problem.coverage import even_sequences
+from skippipe_scheduler.problem.infeasibility import Conflict, find_conflict, infeasibility_message
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
+from skippipe_scheduler.problem.rules import coverage_offence, first_offence, legal_stage_sequences, length_offence
+from skippipe_scheduler.slots.routes import balanced_sequences
+from skippipe_scheduler.slots.slot_model import Layout
 
 MIX = {17: 4, 12: 2, 9: 1}
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan, with_exact_times
 
-from skippipe_scheduler.critical_path import critical_path
-from skippipe_scheduler.explain import explain, path_summary
-from skippipe_scheduler.plan import Plan, Route, Stage, Task
-from skippipe_scheduler.problem import Contention, Rules
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.analysis.critical_path import critical_path
+from skippipe_scheduler.analysis.explain import explain, path_summary
+from skippipe_scheduler.plan.plan import Plan, Route, Stage, Task
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.problem.problem import Contention, Rules
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

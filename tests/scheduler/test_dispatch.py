@@ -5,15 +5,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_problems import make_problem, problems, share_links
 
-from skippipe_scheduler.dispatch import DISPATCH_RULES, best_dispatch, dispatch, dispatch_state, slots_of_plan
+from skippipe_scheduler.baselines.dispatch import DISPATCH_RULES, best_dispatch, dispatch, dispatch_state, slots_of_plan
 from skippipe_scheduler.errors import DeadlockError, PlanError
-from skippipe_scheduler.placement import random_placement
-from skippipe_scheduler.plan import Task
-from skippipe_scheduler.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
-from skippipe_scheduler.routes import balanced_routes
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.slots import Layout, SlotCosts
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.plan import Task
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.slots.placement import random_placement
+from skippipe_scheduler.slots.routes import balanced_routes
+from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
 
 NEVER_DEADLOCK = [name for name, rule in DISPATCH_RULES.items() if rule.reserves or rule.in_waves]
 

@@ -12,11 +12,11 @@ from small_problems import problems, share_links
 from test_validate import OFFENCES
 
 from skippipe_scheduler.errors import DeadlockError, PlanError
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.solve import SolveOptions, solve
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.solve.solve import SolveOptions, solve
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import make_problem, problems, share_links
 
-from skippipe_scheduler.assemble import finished_plan
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Robustness
-from skippipe_scheduler.plan import Plan, Solver
-from skippipe_scheduler.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.routes import balanced_routes
-from skippipe_scheduler.search import Search
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.slots import Layout
-from skippipe_scheduler.solve import SolveOptions, solve
-from skippipe_scheduler.state import State
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.plan import Plan, Solver
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.search.local_search import Search
+from skippipe_scheduler.slots.assemble import finished_plan
+from skippipe_scheduler.slots.routes import balanced_routes
+from skippipe_scheduler.slots.slot_model import Layout
+from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.solve.solve import SolveOptions, solve
 
 SOLVER = Solver(name="test", version="0", seed=0, time_limit_s=0.0, wall_s=0.0)
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
@@ -134,7 +134,7 @@ def test_plain_python_finds_what_compiled_code_finds() -> None:
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from small_problems import make_problem\n"
-        "from skippipe_scheduler.solve import SolveOptions, solve\n"
+        "from skippipe_scheduler.solve.solve import SolveOptions, solve\n"
         "problem = make_problem(1, [2, 2, 2], 2, 6, fixed=False)\n"
         "print(solve(problem, SolveOptions(seed=4, max_evaluations=150)).to_json())"
     )

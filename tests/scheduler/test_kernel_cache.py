@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numba.core.errors import NumbaError
 
-from skippipe_scheduler.kernel.arrays import Floats
-from skippipe_scheduler.kernel.jit import compiled
+from skippipe_scheduler.search.kernel.arrays import Floats
+from skippipe_scheduler.search.kernel.jit import compiled
 
 PROGRAM = """
 import sys; sys.path[:0] = sys.argv[1:]
 from small_problems import make_problem
-from skippipe_scheduler.solve import SolveOptions, solve
-from skippipe_scheduler.kernel.jit import slowness
+from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.search.kernel.jit import slowness
 print(solve(make_problem(1, [1, 1], 2, 2), SolveOptions(time_limit_s=1.0)).predicted.iteration_s > 0, slowness())
 """
 

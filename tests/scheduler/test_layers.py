@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_build import GIB, WORKLOAD
 
-from skippipe_scheduler.baselines import full_pipeline_problem
-from skippipe_scheduler.build import Layers, OpenLayers, build_problem
-from skippipe_scheduler.cluster import Cluster
+from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import parse
-from skippipe_scheduler.layers import choose_layers
-from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.solve import SolveOptions, solve, solve_variants
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.build import Layers, OpenLayers, build_problem
+from skippipe_scheduler.problem.cluster import Cluster
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.solve.layer_split import choose_layers
+from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_variants
 
 BUDGET = SolveOptions(max_evaluations=20_000)
 QUICK = SolveOptions(max_evaluations=4_000)
@@ -116,15 +116,15 @@ def test_the_first_finalist_does_not_pay_for_what_all_load() -> None:
 import sys
 from dataclasses import replace
 from test_layers import LIGHT, cluster_of, open_problem
-from skippipe_scheduler import layers, solve
+from skippipe_scheduler.solve import layer_split, solve
 
 def solved(variants, options):
-    print("skippipe_scheduler.campaign" in sys.modules)
+    print("skippipe_scheduler.search.portfolio" in sys.modules)
     return solve.solve_variants(variants, options)
 
-layers.solve_variants = solved
+layer_split.solve_variants = solved
 posed = open_problem(cluster_of([1.0, 1.0]), replace(LIGHT, num_layers=4), num_stages=2, skip_ratio=0.0)
-layers.choose_layers(posed, solve.SolveOptions(time_limit_s=4.0))
+layer_split.choose_layers(posed, solve.SolveOptions(time_limit_s=4.0))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.stdout.split()[:1] == ["True"], done.stderr

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
 
-from skippipe_scheduler.jitter import sample_iterations, summarise
-from skippipe_scheduler.node_loss import simulate_loss
-from skippipe_scheduler.problem import Contention
-from skippipe_scheduler.simulate import simulate
+from skippipe_scheduler.analysis.jitter import sample_iterations, summarise
+from skippipe_scheduler.analysis.node_loss import simulate_loss
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.problem.problem import Contention
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

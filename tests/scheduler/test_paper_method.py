@@ -8,18 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import make_problem, problems
 
+from skippipe_scheduler.baselines.paper_method import solve_paper_method
+from skippipe_scheduler.baselines.paper_method.agents import Agent, groupings, wave_of
+from skippipe_scheduler.baselines.paper_method.conflict_search import path_sets
+from skippipe_scheduler.baselines.paper_method.genetic_placement import (
+    bottleneck_matching_s,
+    genetic_placement,
+    shortest_tour,
+)
+from skippipe_scheduler.baselines.paper_method.paths import Constraints, PathFinder
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.paper_method import solve_paper_method
-from skippipe_scheduler.paper_method.agents import Agent, groupings, wave_of
-from skippipe_scheduler.paper_method.conflicts import path_sets
-from skippipe_scheduler.paper_method.paths import Constraints, PathFinder
-from skippipe_scheduler.paper_method.placement import bottleneck_matching_s, genetic_placement, shortest_tour
-from skippipe_scheduler.problem import AutoMicrobatches
-from skippipe_scheduler.rules import legal_stage_sequences
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.slots import Layout, SlotCosts
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import AutoMicrobatches
+from skippipe_scheduler.problem.rules import legal_stage_sequences
+from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

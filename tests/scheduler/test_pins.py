@@ -10,18 +10,18 @@ from pydantic import ValidationError
 from small_problems import make_problem
 from test_build import build, make_cluster
 
-from skippipe_scheduler.baselines import full_pipeline_problem
+from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
+from skippipe_scheduler.baselines.paper_method.method import solve_paper_method
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
-from skippipe_scheduler.paper_method.solve import solve_paper_method
-from skippipe_scheduler.placement import random_placement, regional_placement
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.replan import replan, without_node
-from skippipe_scheduler.routes import balanced_routes
-from skippipe_scheduler.search import Search
-from skippipe_scheduler.slots import Layout, Placement
-from skippipe_scheduler.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.search.local_search import Search
+from skippipe_scheduler.slots.placement import random_placement, regional_placement
+from skippipe_scheduler.slots.routes import balanced_routes
+from skippipe_scheduler.slots.slot_model import Layout, Placement
+from skippipe_scheduler.solve.replan import replan, without_node
+from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
 
 SHORT = SolveOptions(max_evaluations=100)
 

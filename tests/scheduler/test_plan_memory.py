@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.memory import stage_needs
-from skippipe_scheduler.plan_memory import check_memory, memory_of_one_process, plan_memory
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.workload import Workload
+from skippipe_scheduler.plan.plan_memory import check_memory, memory_of_one_process, plan_memory
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.problem.memory import stage_needs
+from skippipe_scheduler.problem.workload import Workload
 
 WORKLOAD = Workload(
     num_layers=4,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from small_problems import make_problem, share_links
 from test_kernel import begin, plan_of
 
-from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.solve import SolveOptions, solve
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.solve.solve import SolveOptions, solve
 
 
 def reducing(

@@ -3,8 +3,8 @@ from small_problems import make_problem
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.routes import balanced_routes, choose_routes, list_routes
-from skippipe_scheduler.slots import Layout, SlotCosts
+from skippipe_scheduler.slots.routes import balanced_routes, choose_routes, list_routes
+from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
 
 
 def costs_of(problem):

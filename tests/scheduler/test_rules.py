@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from skippipe_scheduler.problem import Rules
-from skippipe_scheduler.rules import (
+from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.rules import (
     coverage_offence,
     first_offence,
     legal_stage_sequences,

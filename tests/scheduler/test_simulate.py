@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
 
+from skippipe_scheduler.analysis.chrome_trace import to_chrome_trace
 from skippipe_scheduler.errors import DeadlockError
-from skippipe_scheduler.plan import Operation, Task
-from skippipe_scheduler.problem import Contention, Costs
-from skippipe_scheduler.simulate import peak_held, simulate, simulate_order
-from skippipe_scheduler.trace import to_chrome_trace
+from skippipe_scheduler.plan.plan import Operation, Task
+from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
+from skippipe_scheduler.problem.problem import Contention, Costs
 
 LINE = ("a", "b", "c")
 

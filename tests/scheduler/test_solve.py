@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from independent_checker import first_offence_of
 from small_problems import make_problem, problems
 
+from skippipe_scheduler.baselines.paper_method import solve_paper_method
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
-from skippipe_scheduler.paper_method import solve_paper_method
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.slots import Layout, SlotCosts
-from skippipe_scheduler.solve import SolveOptions, solve
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.solve.solve import SolveOptions, solve
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

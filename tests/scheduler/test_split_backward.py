@@ -10,15 +10,15 @@ from independent_checker import Content, first_offence_of, replay
 from random_plans import random_plan, with_exact_times, with_splits
 from test_simulate import costs, tasks
 
-from skippipe_scheduler.analysis import analyse, held_over_time
-from skippipe_scheduler.critical_path import critical_path
+from skippipe_scheduler.analysis.chrome_trace import to_chrome_trace
+from skippipe_scheduler.analysis.critical_path import critical_path
+from skippipe_scheduler.analysis.node_loss import simulate_loss
+from skippipe_scheduler.analysis.usage import analyse, held_over_time
 from skippipe_scheduler.errors import DeadlockError, PlanError
-from skippipe_scheduler.node_loss import simulate_loss
-from skippipe_scheduler.plan import Plan, Task
-from skippipe_scheduler.problem import Costs
-from skippipe_scheduler.simulate import peak_held, simulate, simulate_order
-from skippipe_scheduler.trace import to_chrome_trace
-from skippipe_scheduler.validate import validate
+from skippipe_scheduler.plan.plan import Plan, Task
+from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.problem import Costs
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

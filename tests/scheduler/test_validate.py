@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_plans import random_plan, with_exact_times
 
 from skippipe_scheduler.errors import DeadlockError, PlanError
-from skippipe_scheduler.validate import load_plan, validate
+from skippipe_scheduler.plan.validate import load_plan, validate
 
 Content = dict[str, Any]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
-from skippipe_scheduler.workload import Workload, route_length, split_layers, stage_sizes
+from skippipe_scheduler.problem.workload import Workload, route_length, split_layers, stage_sizes
 
 WORKLOAD = Workload(
     num_layers=8,

@@ -23,7 +23,7 @@ from skippipe.runtime.context import DistributedContext
 from skippipe.runtime.runner import Runner, make_runner
 from skippipe.training.loop import train
 from skippipe.training.optimizer import OptimizerBackend, make_optimizer
-from skippipe_scheduler.plan import Plan, parse_plan
+from skippipe_scheduler.plan.plan import Plan, parse_plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from ranks import make_batch, make_config, make_experiment

@@ -12,7 +12,7 @@ from training_runs import losses, make_experiment, train_alone, train_on_ranks
 from skippipe.config import Experiment
 from skippipe.monitor.metrics import read_metrics
 from skippipe.training.checkpoint import checkpoint_path, complete_checkpoints
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 STEPS, LEG = 20, 4
 """Steps compared after each load, and steps after which the next place takes over."""

@@ -22,10 +22,10 @@ from training_runs import (
 
 from skippipe.monitor.metrics import read_metrics
 from skippipe.training.checkpoint import complete_checkpoints
-from skippipe_scheduler.cluster import load_cluster
-from skippipe_scheduler.recost import recost
-from skippipe_scheduler.simulate import simulate
-from skippipe_scheduler.validate import load_plan
+from skippipe_scheduler.plan.recost import recost
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.plan.validate import load_plan
+from skippipe_scheduler.problem.cluster import load_cluster
 
 STEPS = 20
 LONG = {"max_steps": STEPS}

@@ -13,7 +13,7 @@ from training_runs import losses, make_experiment, train_alone, write_inputs
 
 from skippipe.errors import ConfigError
 from skippipe.runtime.context import DistributedContext
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 TEMPLATE = Path(__file__).parents[2] / "launch" / "torchrun.sh"
 AGENTS = 2

@@ -6,13 +6,13 @@ import math
 import threading
 from functools import partial
 
-from skippipe_scheduler.bounds.explain import explain_bound
+from skippipe_scheduler.bounds.explain_bound import explain_bound
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import over_origins_s, trip_s, waves_s
 from skippipe_scheduler.bounds.walks import Idle, Trips, idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import node_work_s
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.problem import Problem
+from skippipe_scheduler.problem.problem import Problem
 
 __all__ = ["explain_bound", "lower_bounds"]
 _SLACK = 1 - 1e-9

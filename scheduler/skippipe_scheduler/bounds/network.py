@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
-from skippipe_scheduler.problem import Problem
-from skippipe_scheduler.slots import Layout
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.slots.slot_model import Layout
 
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]

@@ -14,14 +14,7 @@ from skippipe_scheduler.bounds.known_routes import KnownRoutes
 from skippipe_scheduler.bounds.listed_routes import ListedRoutes
 from skippipe_scheduler.bounds.network import Mask, Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoutes, Pricing
-from skippipe_scheduler.bounds.relaxation import (
-    Choice,
-    Multipliers,
-    capacity_within,
-    equal_prices,
-    prices,
-    value,
-)
+from skippipe_scheduler.bounds.relaxation import Choice, Multipliers, capacity_within, equal_prices, prices, value
 from skippipe_scheduler.bounds.walks import Idle
 from skippipe_scheduler.budget import Budget
 

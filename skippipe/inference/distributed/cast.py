@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from skippipe.errors import InputError
 from skippipe.inference.run import Run, stages_without
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 Seconds = Mapping[str, Mapping[str, float]]
 

@@ -11,8 +11,8 @@ from skippipe.monitor.report.spans import REDUCE, Span, end_s
 from skippipe.monitor.report.theme import FAINT, OPERATION_COLOURS, OPERATION_NAMES, base_layout, label
 from skippipe.monitor.report.units import seconds
 from skippipe.monitor.report.waits import path_line
-from skippipe_scheduler.critical_path import CriticalPath
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.analysis.critical_path import CriticalPath
+from skippipe_scheduler.plan.plan import Plan
 
 ROW_PIXELS = 24
 NUMBERED_BARS = 600

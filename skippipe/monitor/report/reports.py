@@ -24,10 +24,10 @@ from skippipe.monitor.report.summary import (
 )
 from skippipe.monitor.report.units import count, percent, seconds, times
 from skippipe.monitor.report.waits import path_tables
-from skippipe_scheduler.analysis import analyse
-from skippipe_scheduler.critical_path import CriticalPath, critical_path
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import Timeline, simulate
+from skippipe_scheduler.analysis.critical_path import CriticalPath, critical_path
+from skippipe_scheduler.analysis.usage import analyse
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import Timeline, simulate
 
 SIMULATED = "Simulated exactly from the plan's costs."
 MEASURED = "Measured by each node, from its own start of the iteration."

@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, fade, label
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.plan.plan import Plan
 
 Point = tuple[float, float]
 LANE = 0.07

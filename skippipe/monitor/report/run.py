@@ -17,8 +17,8 @@ from skippipe.config_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.monitor.report.spans import Span, end_s
 from skippipe_scheduler.files import parse, read_json
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.validate import load_plan
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
 
 WARM_UP_STEPS = 10
 Step = dict[str, float]

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import Timeline
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import Timeline
 
 REDUCE = "REDUCE"
 

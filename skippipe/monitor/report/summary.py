@@ -8,9 +8,9 @@ from skippipe.config import Experiment
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run import Evaluation, Run
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
-from skippipe_scheduler.memory import size_text
-from skippipe_scheduler.plan import Plan
-from skippipe_scheduler.simulate import Timeline
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import Timeline
+from skippipe_scheduler.problem.memory import size_text
 
 NONE = "–"
 

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.theme import label
 from skippipe.monitor.report.units import percent, seconds
-from skippipe_scheduler.critical_path import REASONS, CriticalPath, Piece
-from skippipe_scheduler.plan import Plan
+from skippipe_scheduler.analysis.critical_path import REASONS, CriticalPath, Piece
+from skippipe_scheduler.plan.plan import Plan
 
 COLOUR = "#d6246e"
 BELOW_BAR = 0.43

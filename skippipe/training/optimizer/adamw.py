@@ -12,13 +12,7 @@ from skippipe.config import OptimizerOptions, SchedulerOptions
 from skippipe.training.clipping import clip, squared_norm
 from skippipe.training.optimizer.interface import Guard
 from skippipe.training.optimizer.master_adamw import MasterAdamW
-from skippipe.training.optimizer.settings import (
-    factor_of,
-    is_fused,
-    parameter_groups,
-    schedule_after,
-    stored_state,
-)
+from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state
 
 
 class AdamW:

@@ -18,13 +18,7 @@ from skippipe.config import OptimizerOptions, SchedulerOptions
 from skippipe.training.clipping import clip_factor, squared_norm_of
 from skippipe.training.optimizer.interface import Guard
 from skippipe.training.optimizer.master_adamw import MASTER, MOMENTS, STEP
-from skippipe.training.optimizer.settings import (
-    factor_of,
-    is_fused,
-    parameter_groups,
-    schedule_after,
-    stored_state,
-)
+from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state
 
 BUCKET_NUMBERS = 16 * 2**20
 """Numbers that DeepSpeed reduces and gathers at a time; it holds one such buffer."""

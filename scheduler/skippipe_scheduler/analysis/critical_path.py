@@ -1,0 +1,193 @@
+"""The critical path: the chain of work and waiting that makes an iteration as long as it is.
+
+Walked back from the end: every task and transfer started when the last of the things it waited for was there, and
+that one is the piece before it. The pieces touch, so that their lengths add up to the iteration time.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from skippipe_scheduler.plan.plan import Operation, Plan
+from skippipe_scheduler.plan.simulate import (
+    OPERATION_NAMES,
+    ReductionSpan,
+    TaskSpan,
+    Timeline,
+    TransferSpan,
+    inputs,
+    simulate,
+    transfer_ends,
+)
+
+Kind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
+Reason = Literal["start", "input", "node", "link", "reduction"]
+REASONS: dict[Reason, str] = {
+    "start": "it is the first",
+    "input": "it waits for its input",
+    "node": "it waits for its node",
+    "link": "it waits for its link",
+    "reduction": "it waits for the last backward of its stage",
+}
+
+
+class Piece(NamedTuple):
+    """One link of the chain, on `node` or from there to `destination`; `reason` is why it could not be earlier.
+
+    A piece of `queueing` is the time for which the transfer of `microbatch` keeps the link (or the card) from the
+    next one. A reduction has microbatch -1.
+    """
+
+    kind: Kind
+    node: str
+    destination: str | None
+    microbatch: int
+    start_s: float
+    end_s: float
+    reason: Reason
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.end_s - self.start_s
+
+    @property
+    def place(self) -> str:
+        """The node, or the link in words."""
+        return self.node if self.destination is None else f"{self.node} to {self.destination}"
+
+
+@dataclass(frozen=True)
+class CriticalPath:
+    """Pieces from the start of the iteration to its end; each begins where the one before it ends."""
+
+    pieces: tuple[Piece, ...]
+
+    @cached_property
+    def iteration_s(self) -> float:
+        """End of the last piece: the iteration time."""
+        return self.pieces[-1].end_s if self.pieces else 0.0
+
+    @cached_property
+    def by_kind(self) -> dict[str, float]:
+        """Seconds of each kind, the largest first."""
+        return _totals(self.pieces, lambda piece: piece.kind)
+
+    @cached_property
+    def by_place(self) -> dict[str, float]:
+        """Seconds on each node and on each link ("a to b"), the largest first."""
+        return _totals(self.pieces, lambda piece: piece.place)
+
+    def by_region(self, plan: Plan) -> dict[str, float]:
+        """Return seconds in each region and between regions ("x to y"), the largest first; empty without regions."""
+        if plan.regions is None:
+            return {}
+        region = dict(zip(plan.nodes, plan.regions, strict=True))
+
+        def name(piece: Piece) -> str:
+            here, there = region[piece.node], region[piece.destination or piece.node]
+            return here if here == there else f"{here} to {there}"
+
+        return _totals(self.pieces, name)
+
+
+def critical_path(plan: Plan, timeline: Timeline | None = None) -> CriticalPath:
+    """Return the critical path of `timeline`, a complete simulation of `plan` (default: the exact one).
+
+    Where two causes end at the same time, an input goes before the node's order and an idle link before a busy one.
+    """
+    return CriticalPath(_Walk(plan, timeline or simulate(plan)).back())
+
+
+def _totals(pieces: tuple[Piece, ...], name: Callable[[Piece], str]) -> dict[str, float]:
+    total_s: dict[str, float] = defaultdict(float)
+    for piece in pieces:
+        total_s[name(piece)] += piece.duration_s
+    return dict(sorted(total_s.items(), key=lambda item: (-item[1], item[0])))
+
+
+class _Walk:
+    """What came before each task and each transfer."""
+
+    def __init__(self, plan: Plan, timeline: Timeline) -> None:
+        self.plan, self.timeline = plan, timeline
+        self.task: dict[tuple[str, Operation, int], TaskSpan] = {}
+        self.before_on_node: dict[TaskSpan, TaskSpan] = {}
+        last: dict[str, TaskSpan] = {}
+        for span in timeline.tasks:
+            self.task[span.node, span.operation, span.microbatch] = span
+            if span.node in last:
+                self.before_on_node[span] = last[span.node]
+            last[span.node] = span
+        self.last = last
+        self.arrival = inputs(plan, timeline)
+        self.before_on_link = _queues(timeline, plan.costs.contention == "node")
+        self.pieces: list[Piece] = []
+
+    def back(self) -> tuple[Piece, ...]:
+        """Return the pieces in order of time."""
+        span: TaskSpan | TransferSpan | None = self._end()
+        while span is not None:
+            span = self._task(span) if isinstance(span, TaskSpan) else self._transfer(span)
+        return tuple(reversed(self.pieces))
+
+    def _end(self) -> TaskSpan | None:
+        """Add the reduction that ends the iteration, if one does, and return the task before it."""
+        if not self.timeline.tasks:
+            return None
+        final = max(self.timeline.tasks, key=lambda span: span.end_s)
+        reduction = max(self.timeline.reductions, key=lambda span: span.end_s, default=None)
+        if reduction is None or reduction.end_s <= final.end_s:
+            return final
+        return self._reduction(reduction)
+
+    def _reduction(self, span: ReductionSpan) -> TaskSpan | None:
+        ends = [self.last[node] for node in self.plan.stages[span.stage].nodes if node in self.last]
+        task = max(ends, key=lambda one: one.end_s, default=None)
+        node = self.plan.stages[span.stage].nodes[0] if task is None else task.node
+        reason: Reason = "start" if task is None else "reduction"
+        self.pieces.append(Piece("reduction", node, None, -1, span.start_s, span.end_s, reason))
+        return task
+
+    def _task(self, span: TaskSpan) -> TaskSpan | TransferSpan | None:
+        """Add a task and, where it waited for its node, the node's overhead; return what it waited for."""
+        arrival = self.arrival.get((span.node, span.operation, span.microbatch))
+        before = self.before_on_node.get(span)
+        came_last = arrival if arrival is not None and arrival.end_s >= span.start_s else before
+        reason: Reason = "start" if came_last is None else "input" if came_last is arrival else "node"
+        kind: Kind = OPERATION_NAMES[span.operation]  # type: ignore[assignment]
+        self.pieces.append(Piece(kind, span.node, None, span.microbatch, span.start_s, span.end_s, reason))
+        if isinstance(came_last, TaskSpan) and came_last.end_s < span.start_s:
+            self.pieces.append(
+                Piece("overhead", span.node, None, came_last.microbatch, came_last.end_s, span.start_s, "node")
+            )
+        return came_last
+
+    def _transfer(self, span: TransferSpan) -> TaskSpan | TransferSpan:
+        """Add a transfer and all that kept its link busy before; return the task that the first one waited for."""
+        kind: Kind = "transfer"
+        end_s = span.end_s
+        while True:
+            waited = span.start_s > span.ready_s
+            reason: Reason = "link" if waited else "input"
+            self.pieces.append(Piece(kind, span.source, span.destination, span.microbatch, span.start_s, end_s, reason))
+            if not waited:
+                maker, _ = transfer_ends(span, len(self.plan.microbatches[span.microbatch].route))
+                return self.task[span.source, maker, span.microbatch]
+            kind, end_s = "queueing", span.start_s
+            span = self.before_on_link[span]
+
+
+def _queues(timeline: Timeline, by_card: bool) -> dict[TransferSpan, TransferSpan]:
+    """Return for every transfer the one that was the last to free its link, or with `by_card` its network cards."""
+    before: dict[TransferSpan, TransferSpan] = {}
+    newest: dict[tuple[str, str], TransferSpan] = {}
+    for span in sorted(timeline.transfers, key=lambda span: (span.start_s, span.free_s)):
+        shared = [(span.source, "out"), (span.destination, "in")] if by_card else [(span.source, span.destination)]
+        earlier = [newest[one] for one in shared if one in newest]
+        if earlier:
+            before[span] = max(earlier, key=lambda one: one.free_s)
+        newest.update(dict.fromkeys(shared, span))
+    return before

@@ -1,0 +1,1 @@
+"""What plans are compared with: full pipeline, network-blind skipping, dispatch rules, the paper's method."""

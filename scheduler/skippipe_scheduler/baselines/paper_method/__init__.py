@@ -1,0 +1,5 @@
+"""The method of the SkipPipe paper (arXiv 2502.19913): what our own planner is compared with."""
+
+from skippipe_scheduler.baselines.paper_method.method import solve_paper_method
+
+__all__ = ["solve_paper_method"]

@@ -1,0 +1,86 @@
+"""The SkipPipe paper's method from end to end: place nodes, then find paths, then run them as they come."""
+
+from collections.abc import Iterator, Sequence
+
+from skippipe_scheduler.baselines.dispatch import states_by_rule
+from skippipe_scheduler.baselines.paper_method.agents import Agent, groupings
+from skippipe_scheduler.baselines.paper_method.conflict_search import path_sets
+from skippipe_scheduler.baselines.paper_method.genetic_placement import genetic_placement
+from skippipe_scheduler.bounds import lower_bounds
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.plan.plan import Plan, Solver
+from skippipe_scheduler.problem.infeasibility import check_feasible
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.slots.assemble import finished_plan
+from skippipe_scheduler.slots.routes import priced_routes
+from skippipe_scheduler.slots.slot_model import Layout, SlotCosts, SlotRoute
+from skippipe_scheduler.slots.solution import State
+
+_PLACEMENT_SHARE = 0.4
+_MAX_ROUNDS = 12
+
+
+def solve_paper_method(
+    problem: Problem, budget_s: float = 60.0, seed: int = 0, *, max_generations: int | None = None
+) -> Plan:
+    """Return the best plan that the method of SkipPipe (arXiv 2502.19913) finds within `budget_s`, timed exactly.
+
+    A genetic algorithm places the nodes (`placement.py`), conflict-based search finds one path per agent
+    (`conflicts.py`), and each set of paths is run by dispatch rules. The paper's executor takes tasks as they come and
+    prefers backwards; here every rule of `dispatch.py` is tried, so that the method is judged by its routes. It is
+    meant for up to about a hundred nodes; where no path set is found in time, the routes are `routes.priced_routes`.
+    With `max_generations` the clock is ignored: that many children are bred and that many nodes of the path search
+    expanded, so equal seeds give equal plans. The plan's lower bound is one of the quick ones.
+    Raises `InfeasibleError` naming the rules that conflict.
+    """
+    budget = Budget(budget_s, max_generations)
+    layout = Layout(problem)
+    check_feasible(problem)
+    placement = layout.given_placement()
+    if placement is None:
+        placement = genetic_placement(layout, budget if budget.repeatable else budget.share(_PLACEMENT_SHARE), seed)
+        budget.spent = 0
+    costs = SlotCosts(layout, placement)
+    best: State | None = None
+    for routes in route_sets(costs, budget, seed):
+        state = best_run(costs, routes)
+        if best is None or state.iteration_s < best.iteration_s:
+            best = state
+    best = best or best_run(costs, priced_routes(costs, seed))
+    solver = Solver(
+        name="SkipPipe paper's method",
+        version="1",
+        seed=seed,
+        time_limit_s=0.0 if budget.repeatable else budget_s,
+        wall_s=0.0 if budget.repeatable else round(budget.elapsed_s, 3),
+    )
+    return finished_plan(layout, best, max(lower_bounds(problem, budget_s=0.0).values()), solver, None)
+
+
+def route_sets(costs: SlotCosts, budget: Budget, seed: int) -> Iterator[tuple[SlotRoute, ...]]:
+    """Yield a route per microbatch, from the coarsest agents to single microbatches, again with twice the effort."""
+    sets = groupings(costs.layout, seed)
+    for effort in (2**turn for turn in range(_MAX_ROUNDS)):
+        for left, agents in zip(range(len(sets), 0, -1), sets, strict=True):
+            share = budget.share(1 / left)
+            for paths in path_sets(costs, agents, share, seed, effort):
+                yield _route_of_each(costs.layout, agents, paths)
+            share.spent += 1
+            budget.charge(share)
+        if budget.exhausted:
+            return
+
+
+def _route_of_each(layout: Layout, agents: Sequence[Agent], paths: Sequence[SlotRoute]) -> tuple[SlotRoute, ...]:
+    """Return the routes in order of origin; the agents of an origin take turns, wave by wave."""
+    waiting: dict[int, list[tuple[int, SlotRoute]]] = {}
+    for agent, path in zip(agents, paths, strict=True):
+        waiting.setdefault(agent.origin, []).extend((turn, path) for turn in range(agent.size))
+    for routes in waiting.values():
+        routes.sort(key=lambda one: one[0])
+    return tuple(path for origin in layout.slots_of[0] for _, path in waiting.get(origin, []))
+
+
+def best_run(costs: SlotCosts, routes: Sequence[SlotRoute]) -> State:
+    """Return the shortest schedule that a dispatch rule makes of `routes`."""
+    return min(states_by_rule(costs, routes).values(), key=lambda state: state.iteration_s)

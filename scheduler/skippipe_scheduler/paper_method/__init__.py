@@ -1,5 +1,0 @@
-"""The method of the SkipPipe paper (arXiv 2502.19913): what our own planner is compared with."""
-
-from skippipe_scheduler.paper_method.solve import solve_paper_method
-
-__all__ = ["solve_paper_method"]

@@ -1,0 +1,149 @@
+"""The plan: placement, routes, order and predicted times, as a file (`skippipe.plan/1`).
+
+A plan is an artefact: solved once, stored with the run, identified by its hash. `load_plan` proves it (see
+`validate.py`) before anyone uses it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+from pydantic import Field
+
+from skippipe_scheduler.errors import PlanError
+from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, write_atomically
+from skippipe_scheduler.problem.problem import Costs, Rules
+
+FORMAT: Final = "skippipe.plan/1"
+Operation = Literal["F", "L", "B", "W"]
+
+
+class Task(NamedTuple):
+    """One entry of a node's order: F forward, L loss at the origin, B backward.
+
+    Where the order has a W of the microbatch, its backward is split there: B is the input gradient, which the node
+    before it on the route waits for, and W the weight gradient.
+    """
+
+    operation: Operation
+    microbatch: int
+
+
+def split_backwards(tasks: Iterable[tuple[str, int]]) -> frozenset[int]:
+    """Return the microbatches whose backward is split among one node's (operation, microbatch)."""
+    return frozenset(microbatch for operation, microbatch in tasks if operation == "W")
+
+
+class Stage(StrictModel):
+    """Layers [first, last) and the nodes that hold them."""
+
+    layers: tuple[Count, Count]
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Route(StrictModel):
+    """The nodes that one microbatch visits, origin first."""
+
+    id: Count
+    route: Annotated[tuple[str, ...], Field(min_length=2)]
+
+
+class Predicted(StrictModel):
+    """Times of one iteration that follow from the rest of the plan alone."""
+
+    iteration_s: Seconds
+    pipeline_s: Seconds
+    reduce_exposed_s: Seconds
+    lower_bound_s: Seconds
+
+
+class Solver(StrictModel):
+    """How the plan came about."""
+
+    name: str
+    version: str
+    seed: int
+    time_limit_s: Seconds
+    wall_s: Seconds
+
+
+class Plan(StrictModel):
+    """See the module's docstring. Nodes are in rank order; microbatch ids are 0, 1, 2, ... without gaps."""
+
+    format: Literal["skippipe.plan/1"] = FORMAT
+    nodes: tuple[str, ...]
+    regions: tuple[str, ...] | None = None
+    stages: tuple[Stage, ...]
+    microbatches: tuple[Route, ...]
+    order: dict[str, tuple[Task, ...]]
+    costs: Costs
+    rules: Rules
+    predicted: Predicted
+    solver: Solver
+
+    @cached_property
+    def stage_of(self) -> dict[str, int]:
+        """Stage that each node holds."""
+        return {node: index for index, stage in enumerate(self.stages) for node in stage.nodes}
+
+    @cached_property
+    def rank_of(self) -> dict[str, int]:
+        """Rank of each node."""
+        return {node: rank for rank, node in enumerate(self.nodes)}
+
+    @cached_property
+    def layers_per_stage(self) -> tuple[int, ...]:
+        """Layers of each stage."""
+        return tuple(stage.layers[1] - stage.layers[0] for stage in self.stages)
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Layers of the model that the plan was made for."""
+        return max(stage.layers[1] for stage in self.stages)
+
+    @cached_property
+    def split_of(self) -> dict[str, frozenset[int]]:
+        """Microbatches whose backward is split on each node."""
+        return {node: split_backwards(self.order.get(node, ())) for node in self.nodes}
+
+    @cached_property
+    def visits(self) -> tuple[int, ...]:
+        """How many microbatches visit each stage in one iteration."""
+        counts = [0] * len(self.stages)
+        for microbatch in self.microbatches:
+            for node in microbatch.route:
+                counts[self.stage_of[node]] += 1
+        return tuple(counts)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a changed copy; what was derived from the old content is derived anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name, attribute in vars(Plan).items():
+            if isinstance(attribute, cached_property):
+                copied.__dict__.pop(name, None)
+        return copied
+
+    def to_json(self) -> str:
+        """Return the plan file's text (one canonical form, so that the hash is stable)."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(content, separators=(",", ":")) + "\n"
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the canonical text, 16 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write the plan file atomically."""
+        write_atomically(path, self.to_json())
+
+
+def parse_plan(path: Path) -> Plan:
+    """Read a plan file without proving it; use `validate.load_plan` unless you are the validator."""
+    content = read_json(path, PlanError)
+    if content.get("format") != FORMAT:
+        raise PlanError(f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}")
+    return parse(Plan, content, str(path), PlanError)

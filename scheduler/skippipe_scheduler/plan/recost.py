@@ -1,0 +1,47 @@
+"""The same plan at other costs: what its routes and order take on a cluster whose times were measured anew."""
+
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.cluster import Cluster
+
+
+def recost(plan: Plan, cluster: Cluster) -> Plan:
+    """Return `plan` with the task and transfer times of `cluster`; memory and reductions stay.
+
+    Raises `ProblemError` where the nodes are others, or have a rate instead of times (which needs a model).
+    """
+    nodes = {node.name: node for node in cluster.members()}
+    if nodes.keys() != set(plan.nodes):
+        odd = sorted(nodes.keys() ^ set(plan.nodes))[0]
+        raise ProblemError(f"cluster {cluster.name}: node {odd!r} is not in both the cluster and the plan")
+    costs = plan.costs
+    if costs.activation_bytes is None:
+        raise ProblemError("the plan does not say how many bytes an activation has (costs.activation_bytes)")
+    mean = plan.num_layers / len(plan.stages)
+    forward_s, backward_s, loss_s = {}, {}, {}
+    for name, node in nodes.items():
+        if node.forward_s is None or node.backward_s is None or node.loss_s is None:
+            raise ProblemError(
+                f"cluster {cluster.name}: node {name!r} has compute_tflop_per_s; give forward_s, backward_s and loss_s"
+            )
+        weight = plan.layers_per_stage[plan.stage_of[name]] / mean
+        forward_s[name], backward_s[name] = node.forward_s * weight, node.backward_s * weight
+        loss_s[name] = node.loss_s
+    latency_s: dict[str, dict[str, float]] = {name: {} for name in nodes}
+    gbit_per_s: dict[str, dict[str, float]] = {name: {} for name in nodes}
+    transfer_s: dict[str, dict[str, float]] = {name: {} for name in nodes}
+    for source, destination, link in cluster.resolved_links():
+        latency_s[source][destination] = link.latency_ms / 1e3
+        gbit_per_s[source][destination] = link.gbit_per_s
+        transfer_s[source][destination] = link.latency_ms / 1e3 + costs.activation_bytes * 8e-9 / link.gbit_per_s
+    changed = {
+        "forward_s": forward_s,
+        "backward_s": backward_s,
+        "loss_s": loss_s,
+        "task_overhead_s": cluster.task_overhead_s,
+        "transfer_s": transfer_s,
+        "latency_s": latency_s,
+        "gbit_per_s": gbit_per_s,
+        "contention": cluster.links.contention,
+    }
+    return plan.model_copy(update={"costs": costs.model_copy(update=changed)})

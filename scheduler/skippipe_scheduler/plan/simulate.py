@@ -1,0 +1,325 @@
+"""The exact simulator: when every task and transfer of a plan starts and ends.
+
+A microbatch is a chain of tasks: forward along its route, loss at the origin, backward the same way in reverse.
+Each task has exactly one predecessor in its chain and one in its node's order, so the times are unique. Where a
+backward is split, its weight gradient follows it on the same node and nothing else waits for it.
+"""
+
+import heapq
+import math
+import random
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from skippipe_scheduler.errors import DeadlockError
+from skippipe_scheduler.plan.plan import Operation, Plan, Task, split_backwards
+from skippipe_scheduler.problem.problem import Costs
+
+Direction = Literal["forward", "backward"]
+OPERATION_NAMES = {"F": "forward", "L": "loss", "B": "backward", "W": "weight gradient"}
+
+
+class TaskSpan(NamedTuple):
+    """One task of a node; `hop` is its position on the route."""
+
+    node: str
+    operation: Operation
+    microbatch: int
+    hop: int
+    start_s: float
+    end_s: float
+
+
+class TransferSpan(NamedTuple):
+    """One transfer: ready when its task ended, start when its link was free, end when it arrived.
+
+    From `free_s` on the link can carry the next one (equal to `start_s` where links are not shared).
+    `hop` numbers the hops 0 .. P-1 in both directions; hop P-1 joins the last node of the route and the origin.
+    """
+
+    source: str
+    destination: str
+    microbatch: int
+    hop: int
+    direction: Direction
+    ready_s: float
+    start_s: float
+    end_s: float
+    free_s: float
+
+
+class ReductionSpan(NamedTuple):
+    """Gradient reduction over the replicas of one stage."""
+
+    stage: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All spans of one iteration, in order of their start, and what follows from them.
+
+    `cut` are the tasks that a lost node was in the middle of; they end at the loss and count as not done.
+    """
+
+    tasks: tuple[TaskSpan, ...]
+    transfers: tuple[TransferSpan, ...]
+    reductions: tuple[ReductionSpan, ...]
+    busy_s: dict[str, float]
+    peak_memory: dict[str, int]
+    cut: tuple[TaskSpan, ...] = ()
+
+    @cached_property
+    def pipeline_s(self) -> float:
+        """End of the last task."""
+        return max((task.end_s for task in self.tasks), default=0.0)
+
+    @cached_property
+    def iteration_s(self) -> float:
+        """End of the last task or reduction."""
+        return max(self.pipeline_s, max((span.end_s for span in self.reductions), default=0.0))
+
+    @property
+    def reduce_exposed_s(self) -> float:
+        """Reduction that the pipeline does not hide."""
+        return self.iteration_s - self.pipeline_s
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Share of all nodes' time in which they compute nothing."""
+        total_s = self.iteration_s * len(self.busy_s)
+        return 1.0 - sum(self.busy_s.values()) / total_s if total_s else 0.0
+
+
+def simulate(
+    plan: Plan,
+    *,
+    slowdown: Mapping[str, float] | None = None,
+    jitter_sigma: float = 0.0,
+    seed: int = 0,
+    lost_s: Mapping[str, float] | None = None,
+) -> Timeline:
+    """Return the timeline of one iteration of `plan`; see `simulate_order`."""
+    return simulate_order(
+        [microbatch.route for microbatch in plan.microbatches],
+        plan.order,
+        plan.costs,
+        stages=[stage.nodes for stage in plan.stages],
+        reduce_s=plan.costs.reduce_s or (),
+        slowdown=slowdown,
+        jitter_sigma=jitter_sigma,
+        seed=seed,
+        lost_s=lost_s,
+    )
+
+
+def simulate_order(
+    routes: Sequence[tuple[str, ...]],
+    order: Mapping[str, Sequence[Task]],
+    costs: Costs,
+    *,
+    stages: Sequence[Sequence[str]] = (),
+    reduce_s: Sequence[float] = (),
+    slowdown: Mapping[str, float] | None = None,
+    jitter_sigma: float = 0.0,
+    seed: int = 0,
+    lost_s: Mapping[str, float] | None = None,
+) -> Timeline:
+    """Return the timeline of `order`, where microbatch m takes `routes[m]` (origin first).
+
+    `slowdown` multiplies a node's task times; `jitter_sigma` multiplies every task and transfer by a lognormal
+    factor of that sigma (median 1). `stages` and `reduce_s` add the gradient reductions.
+    A node in `lost_s` is gone from that second on, with its task and all that is in flight to or from it; the
+    timeline then ends where nobody can go on, and a stage is reduced only if its replicas are all there and done.
+    Raises `DeadlockError` where the order makes nodes wait for each other, naming them.
+    """
+    run = _Run(routes, order, costs, slowdown or {}, jitter_sigma, random.Random(seed), lost_s or {})
+    run.execute()
+    nodes = [node for stage in stages for node in stage] or list(order)
+    last_end_s = dict.fromkeys(nodes, 0.0)
+    busy_s = dict.fromkeys(nodes, 0.0)
+    for task in (*run.tasks, *run.cut):
+        last_end_s[task.node] = max(last_end_s[task.node], task.end_s)
+        busy_s[task.node] += task.end_s - task.start_s
+    reductions = []
+    for stage, (replicas, duration_s) in enumerate(zip(stages, reduce_s, strict=False)):
+        if any(node in run.lost_s or not run.is_done(node) for node in replicas):
+            continue
+        start_s = max(last_end_s[node] for node in replicas)
+        reductions.append(ReductionSpan(stage, start_s, start_s + duration_s))
+    peak_memory = {
+        node: peak_held(order.get(node, ())[: run.position.get(node, 0)], run.split.get(node)) for node in nodes
+    }
+    return Timeline(tuple(run.tasks), tuple(run.transfers), tuple(reductions), busy_s, peak_memory, tuple(run.cut))
+
+
+def transfer_ends(span: TransferSpan, route_length: int) -> tuple[Operation, Operation]:
+    """Return the operation that makes a transfer and the one that uses it, on a route of `route_length` stages."""
+    turns = span.hop == route_length - 1
+    if span.direction == "forward":
+        return "F", "L" if turns else "F"
+    return "L" if turns else "B", "B"
+
+
+def inputs(plan: Plan, timeline: Timeline) -> dict[tuple[str, Operation, int], TransferSpan]:
+    """Return the transfer that brings its input to each task (node, operation, microbatch) that has one."""
+    found: dict[tuple[str, Operation, int], TransferSpan] = {}
+    for span in timeline.transfers:
+        _, user = transfer_ends(span, len(plan.microbatches[span.microbatch].route))
+        found[span.destination, user, span.microbatch] = span
+    return found
+
+
+def peak_held(tasks: Sequence[Task], split: Set[int] | None = None) -> int:
+    """Return the most microbatches held between their forward and their backward when `tasks` run in order.
+
+    A microbatch of `split` (default: those with a W among the tasks) is held until its weight gradient is done.
+    """
+    later = split_backwards(tasks) if split is None else split
+    held = peak = 0
+    for task in tasks:
+        ends = ends_hold(task, later)
+        held += (task.operation == "F") - ends
+        peak = max(peak, held + ends)
+    return peak
+
+
+def ends_hold(task: Task, split: Set[int]) -> bool:
+    """Return whether the end of a node's task lets go of the microbatch, where the backwards of `split` are split."""
+    return task.operation == ("W" if task.microbatch in split else "B")
+
+
+@dataclass
+class _Run:
+    """State of one simulation. Events are transfers that become ready, in order of time."""
+
+    routes: Sequence[tuple[str, ...]]
+    order: Mapping[str, Sequence[Task]]
+    costs: Costs
+    slowdown: Mapping[str, float]
+    jitter_sigma: float
+    generator: random.Random
+    lost_s: Mapping[str, float] = field(default_factory=dict)
+    tasks: list[TaskSpan] = field(default_factory=list)
+    transfers: list[TransferSpan] = field(default_factory=list)
+    cut: list[TaskSpan] = field(default_factory=list)
+
+    def execute(self) -> None:
+        self.position = dict.fromkeys(self.order, 0)
+        self.free_s = dict.fromkeys(self.order, 0.0)
+        self.link_free_s: dict[tuple[str, str], float] = {}
+        self.card_free_s: dict[tuple[str, str], float] = {}
+        self.split = {node: split_backwards(tasks) for node, tasks in self.order.items()}
+        self.table_s = {
+            "F": self.costs.forward_s,
+            "L": self.costs.loss_s,
+            "B": self.costs.backward_s,
+            "W": self.costs.weight_s or {},
+        }
+        self.hop_of = [{node: hop for hop, node in enumerate(route)} for route in self.routes]
+        self.arrived_s: dict[tuple[str, Task], float] = {}
+        for microbatch, route in enumerate(self.routes):
+            self.arrived_s[route[0], Task("F", microbatch)] = 0.0
+        self.ready: list[tuple[float, int, int, str, str, Task, Direction]] = []
+        for node in self.order:
+            self._advance(node)
+        while self.ready:
+            self._deliver(heapq.heappop(self.ready))
+        if not self.lost_s and not all(self.is_done(node) for node in self.order):
+            raise DeadlockError(self._who_waits())
+        self.tasks.sort(key=lambda span: (span.start_s, span.node))
+
+    def is_done(self, node: str) -> bool:
+        """Return whether the node has begun all its tasks; one that is not lost has then also ended them."""
+        return self.position.get(node, 0) == len(self.order.get(node, ()))
+
+    def _advance(self, node: str) -> None:
+        """Run the node's tasks while their inputs have arrived."""
+        tasks = self.order[node]
+        gone_s = self.lost_s.get(node, math.inf)
+        while self.position[node] < len(tasks):
+            task = tasks[self.position[node]]
+            arrival_s = self.arrived_s.get((node, task))
+            if arrival_s is None:
+                return
+            start_s = max(arrival_s, self.free_s[node])
+            end_s = start_s + self._duration_s(node, task)
+            hop = self.hop_of[task.microbatch][node]
+            if end_s > gone_s:
+                if start_s < gone_s:
+                    self.cut.append(TaskSpan(node, task.operation, task.microbatch, hop, start_s, gone_s))
+                    self.position[node] += 1
+                self.free_s[node] = math.inf
+                return
+            self.tasks.append(TaskSpan(node, task.operation, task.microbatch, hop, start_s, end_s))
+            self.free_s[node] = end_s + self.costs.task_overhead_s
+            self.position[node] += 1
+            self._pass_on(node, task, hop, end_s)
+
+    def _duration_s(self, node: str, task: Task) -> float:
+        duration_s = self.table_s[task.operation][node]
+        if task.operation == "B" and task.microbatch in self.split[node]:
+            duration_s -= self.table_s["W"][node]
+        return duration_s * self.slowdown.get(node, 1.0) * self._factor()
+
+    def _factor(self) -> float:
+        if self.jitter_sigma == 0:
+            return 1.0
+        return math.exp(self.generator.gauss(0.0, self.jitter_sigma))
+
+    def _pass_on(self, node: str, task: Task, hop: int, end_s: float) -> None:
+        """Hand the output of a finished task to its successor."""
+        route = self.routes[task.microbatch]
+        last = len(route) - 1
+        if task.operation == "F":
+            following, successor = (hop + 1, "F") if hop < last else (0, "L")
+            self._send(node, route[following], Task(successor, task.microbatch), hop, "forward", end_s)  # type: ignore[arg-type]
+        elif task.operation == "L":
+            self._send(node, route[last], Task("B", task.microbatch), last, "backward", end_s)
+        elif task.operation == "B":
+            self.arrived_s[node, Task("W", task.microbatch)] = end_s
+            if hop > 0:
+                self._send(node, route[hop - 1], Task("B", task.microbatch), hop - 1, "backward", end_s)
+
+    def _send(
+        self, source: str, destination: str, successor: Task, hop: int, direction: Direction, ready_s: float
+    ) -> None:
+        heapq.heappush(self.ready, (ready_s, successor.microbatch, hop, source, destination, successor, direction))
+
+    def _deliver(self, event: tuple[float, int, int, str, str, Task, Direction]) -> None:
+        """Start a transfer as soon as what it needs is free, and let its destination go on."""
+        ready_s, microbatch, hop, source, destination, successor, direction = event
+        gone_s = min(self.lost_s.get(source, math.inf), self.lost_s.get(destination, math.inf))
+        start_s = free_s = ready_s
+        factor = self._factor()
+        if self.costs.contention != "none":
+            start_s = max(start_s, self.link_free_s.get((source, destination), 0.0))
+            shared = [("out", source), ("in", destination)] if self.costs.contention == "node" else []
+            start_s = max([start_s, *(self.card_free_s.get(card, 0.0) for card in shared)])
+            if start_s >= gone_s:
+                return
+            free_s = min(start_s + self.costs.occupancy_s(source, destination) * factor, gone_s)
+            self.link_free_s[source, destination] = free_s
+            for card in shared:
+                self.card_free_s[card] = free_s
+        end_s = start_s + self.costs.transfer_s[source][destination] * factor
+        if end_s > gone_s:
+            return
+        self.transfers.append(
+            TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s, free_s)
+        )
+        self.arrived_s[destination, successor] = end_s
+        self._advance(destination)
+
+    def _who_waits(self) -> str:
+        waiting = []
+        for node, tasks in self.order.items():
+            if self.position[node] < len(tasks):
+                task = tasks[self.position[node]]
+                name = OPERATION_NAMES[task.operation]
+                waiting.append(f"{node} waits for the input of the {name} of microbatch {task.microbatch}")
+        more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+        return f"the order deadlocks: {'; '.join(waiting[:3])}{more}"

@@ -1,0 +1,224 @@
+"""A cluster: its nodes and the links between them, read from YAML (`skippipe.cluster/1`).
+
+A link is looked up from the particular to the general: between two nodes, between two regions, within a
+region, default. At each level a one-way entry (`from`, `to`) wins over one for both ways.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import networkx as nx
+from pydantic import Field, model_validator
+
+from skippipe_scheduler.errors import ProblemError, nearest
+from skippipe_scheduler.files import PositiveCount, PositiveSeconds, Seconds, StrictModel
+from skippipe_scheduler.problem.problem import Contention
+from skippipe_scheduler.yaml_file import parse_yaml, read_yaml
+
+FORMAT = "skippipe.cluster/1"
+
+Name = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Pair = tuple[str, str]
+
+
+class Node(StrictModel):
+    """One worker process with its device, or `count` equal ones named `name-0`, `name-1`, ...
+
+    Speed: either `compute_tflop_per_s`, what the device sustains, or measured seconds per microbatch and
+    stage of mean size. Memory: either `memory_gib` or `max_in_flight`, the microbatches it may hold at once.
+    `peak_tflop_per_s`, the most that the device can do, changes no plan: a run's share of it is reported.
+    """
+
+    name: Name
+    region: Name
+    count: PositiveCount | None = None
+    compute_tflop_per_s: Positive | None = None
+    forward_s: PositiveSeconds | None = None
+    backward_s: PositiveSeconds | None = None
+    loss_s: Seconds | None = None
+    memory_gib: Positive | None = None
+    max_in_flight: PositiveCount | None = None
+    peak_tflop_per_s: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_speed_and_one_memory(self) -> Self:
+        measured = [value for value in (self.forward_s, self.backward_s, self.loss_s) if value is not None]
+        if len(measured) != (3 if self.compute_tflop_per_s is None else 0):
+            either = "either compute_tflop_per_s or all of forward_s, backward_s and loss_s"
+            raise ValueError(f"node {self.name!r}: give {either}")
+        if (self.memory_gib is None) == (self.max_in_flight is None):
+            raise ValueError(f"node {self.name!r}: give either memory_gib or max_in_flight")
+        return self
+
+    def members(self) -> tuple["Node", ...]:
+        """Return the single nodes that this entry stands for."""
+        if self.count is None:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"name": f"{self.name}-{index}", "count": None}) for index in range(self.count)
+        )
+
+
+class Link(StrictModel):
+    """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds."""
+
+    latency_ms: Annotated[float, Field(ge=0)]
+    gbit_per_s: Positive
+
+
+class PairLink(Link):
+    """A link with its ends: one way (`from`, `to`) or the same both ways (the key that a subclass adds)."""
+
+    source: str | None = Field(default=None, alias="from")
+    destination: str | None = Field(default=None, alias="to")
+
+    @property
+    def both_ways(self) -> Pair | None:
+        """The two ends where the entry holds in both directions."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _either_form(self) -> Self:
+        one_way = [end for end in (self.source, self.destination) if end is not None]
+        if len(one_way) != (2 if self.both_ways is None else 0):
+            raise ValueError("give either both ends in one list (both ways) or from and to (one way)")
+        return self
+
+    def directions(self) -> tuple[Pair, ...]:
+        """Return the (source, destination) pairs that the entry describes."""
+        if self.both_ways is not None:
+            first, second = self.both_ways
+            return ((first, second), (second, first)) if first != second else ((first, second),)
+        return ((self.source or "", self.destination or ""),)
+
+
+class RegionLink(PairLink):
+    """The link from every node of one region to every node of another (or of the same)."""
+
+    regions: Pair | None = None
+
+    @property
+    def both_ways(self) -> Pair | None:
+        """See `PairLink`."""
+        return self.regions
+
+
+class NodeLink(PairLink):
+    """The link between two nodes."""
+
+    nodes: Pair | None = None
+
+    @property
+    def both_ways(self) -> Pair | None:
+        """See `PairLink`."""
+        return self.nodes
+
+
+class Links(StrictModel):
+    """All links; `contention` says whether transfers queue on a directed link or on a node's network card."""
+
+    contention: Contention = "link"
+    within_region: Link | None = None
+    between_regions: tuple[RegionLink, ...] = ()
+    between_nodes: tuple[NodeLink, ...] = ()
+    default: Link | None = None
+
+
+class Cluster(StrictModel):
+    """The content of a cluster file; node names are unique and every node reaches every other."""
+
+    format: Literal["skippipe.cluster/1"] = "skippipe.cluster/1"
+    name: Name
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
+    links: Links
+    task_overhead_s: Seconds = 0.0
+    """For how long a node is busy after each task: handing over what the task needs and makes."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [node.name for node in self.members()]
+        if len(names) < 2:
+            raise ValueError(f"nodes: a pipeline needs at least 2 nodes, there is {len(names)}")
+        repeated = [name for name, times in Counter(names).items() if times > 1]
+        if repeated:
+            raise ValueError(f"nodes: the name {repeated[0]!r} is used twice; give each node its own")
+        regions = list(dict.fromkeys(node.region for node in self.nodes))
+        _check_ends("links.between_regions", "region", self.links.between_regions, regions)
+        _check_ends("links.between_nodes", "node", self.links.between_nodes, names)
+        for _ in self.resolved_links():
+            pass
+        return self
+
+    def members(self) -> tuple[Node, ...]:
+        """Return every single node in rank order, `count` resolved."""
+        return tuple(member for node in self.nodes for member in node.members())
+
+    def resolved_links(self) -> Iterator[tuple[str, str, Link]]:
+        """Yield (source, destination, link) for every ordered pair of nodes; see the module for what wins.
+
+        Raises ValueError, naming the pair and the remedy, where no entry applies.
+        """
+        between_nodes = _by_direction(self.links.between_nodes)
+        between_regions = _by_direction(self.links.between_regions)
+        members = self.members()
+        for source in members:
+            for destination in members:
+                if source is destination:
+                    continue
+                link = between_nodes.get((source.name, destination.name))
+                link = link or between_regions.get((source.region, destination.region))
+                if link is None and source.region == destination.region:
+                    link = self.links.within_region
+                link = link or self.links.default
+                if link is None:
+                    raise ValueError(_unreachable(source, destination))
+                yield source.name, destination.name, link
+
+    def graph(self) -> "nx.DiGraph[str]":
+        """Return the nodes (attributes as in the file) and directed links (`latency_s`, `gbit_per_s`)."""
+        graph: nx.DiGraph[str] = nx.DiGraph(name=self.name, contention=self.links.contention)
+        for node in self.members():
+            graph.add_node(node.name, **node.model_dump(exclude={"name", "count"}, exclude_none=True))
+        for source, destination, link in self.resolved_links():
+            graph.add_edge(source, destination, latency_s=link.latency_ms / 1e3, gbit_per_s=link.gbit_per_s)
+        return graph
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Read a cluster file; raise `ProblemError` naming file, key and remedy of the first offence."""
+    return parse_yaml(Cluster, read_yaml(path, ProblemError), str(path), ProblemError)
+
+
+def is_cluster_file(path: Path) -> bool:
+    """Whether the YAML file at `path` describes a cluster (by its `format`, or by having `nodes`)."""
+    content = read_yaml(path, ProblemError)
+    return content.get("format") == FORMAT or "nodes" in content
+
+
+def _by_direction(entries: Sequence[PairLink]) -> dict[Pair, Link]:
+    both_ways_first = sorted(entries, key=lambda entry: entry.both_ways is None)
+    return {pair: entry for entry in both_ways_first for pair in entry.directions()}
+
+
+def _check_ends(key: str, kind: str, entries: Sequence[PairLink], known: list[str]) -> None:
+    seen: set[tuple[bool, Pair]] = set()
+    for index, entry in enumerate(entries):
+        for source, destination in entry.directions():
+            for end in (source, destination):
+                if end not in known:
+                    raise ValueError(f"{key}.{index}: unknown {kind} {end!r}; {nearest(end, known)}")
+            direction = (entry.both_ways is None, (source, destination))
+            if direction in seen:
+                raise ValueError(f"{key}.{index}: {source} to {destination} is given twice; keep one of them")
+            seen.add(direction)
+
+
+def _unreachable(source: Node, destination: Node) -> str:
+    if source.region == destination.region:
+        remedy = "links.within_region"
+    else:
+        remedy = f"links.between_regions for ({source.region}, {destination.region})"
+    return f"node {destination.name!r} is unreachable from {source.name!r}: add {remedy} or links.default"

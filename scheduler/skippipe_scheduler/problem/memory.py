@@ -1,0 +1,145 @@
+"""What a node needs to hold its stage, and how many microbatches fit beside it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.problem.cluster import Node
+from skippipe_scheduler.problem.workload import Workload
+
+GIB = 2**30
+MIB = 2**20
+WAITING_COPIES = 2
+"""Rows that are sent to the replicas and received from them, of gradients on their way; there from the start."""
+
+
+def per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]:
+    """Return layers times `layer` for every stage, and `ends` more for stage 0."""
+    return tuple(count * layer + (ends if stage == 0 else 0) for stage, count in enumerate(layers))
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """Bytes that a stage takes on each of its nodes; see `Workload` for what the parts are."""
+
+    state_bytes: int
+    copy_bytes: int
+    resident_bytes: int
+    working_bytes: int
+    message_bytes: int
+    update_bytes: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What is taken however many microbatches are held: at least what the update needs."""
+        return self.state_bytes + self.copy_bytes + max(self.working_bytes + self.message_bytes, self._update_rest)
+
+    @property
+    def _update_rest(self) -> int:
+        return max(0, self.update_bytes - self.resident_bytes)
+
+    def held(self, memory_bytes: int) -> int:
+        """Return how many microbatches fit between their forward and their backward."""
+        return (memory_bytes - self.fixed_bytes) // self.resident_bytes
+
+    @property
+    def least_bytes(self) -> int:
+        """What is needed for a single microbatch."""
+        return self.fixed_bytes + self.resident_bytes
+
+
+def stage_needs(workload: Workload, layers: tuple[int, ...], sizes: Sequence[int]) -> tuple[StageNeed, ...]:
+    """Return what every stage takes; stages have `layers` layers and `sizes` replicas."""
+    state_bytes = per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes)
+    copy_bytes = per_stage(layers, workload.layer_copy_bytes, workload.ends_copy_bytes)
+    resident_bytes = per_stage(layers, max(1, workload.layer_resident_bytes), workload.ends_resident_bytes)
+    update_bytes = per_stage(layers, workload.layer_update_bytes, workload.ends_update_bytes)
+    gradient_bytes = per_stage(layers, workload.layer_gradient_bytes, workload.ends_gradient_bytes)
+    bucket_bytes = [min(workload.bucket_bytes, own) for own in gradient_bytes]
+    shared_bytes = [ceil(count * workload.layer_shared_bytes / size) for count, size in zip(layers, sizes, strict=True)]
+    return tuple(
+        StageNeed(
+            state_bytes=state_bytes[stage]
+            + shared_bytes[stage]
+            + (WAITING_COPIES * bucket_bytes[stage] if size > 1 else 0),
+            copy_bytes=copy_bytes[stage] + (shared_bytes[stage] if copy_bytes[stage] else 0),
+            resident_bytes=resident_bytes[stage] + workload.stage_resident_bytes,
+            working_bytes=max(workload.working_bytes, workload.ends_working_bytes if stage == 0 else 0),
+            message_bytes=workload.message_bytes,
+            update_bytes=max(update_bytes[stage], bucket_bytes[stage] if size > 1 else 0),
+        )
+        for stage, size in enumerate(sizes)
+    )
+
+
+def microbatches_held(
+    node: Node, workload: Workload, layers: tuple[int, ...], sizes: Sequence[int], stages: Sequence[int]
+) -> int:
+    """Return how many microbatches fit into the node, whichever of `stages` it gets; stages have `sizes` replicas.
+
+    Raises `InfeasibleError` where that is none, naming what is needed and what would help.
+    """
+    if node.max_in_flight is not None or node.memory_gib is None:
+        return node.max_in_flight or 1
+    memory_bytes = int(node.memory_gib * GIB)
+    needs = stage_needs(workload, layers, sizes)
+    least = min(needs[one].held(memory_bytes) for one in stages)
+    if least < 1:
+        worst = max(stages, key=lambda stage: needs[stage].least_bytes)
+        conflict = _Conflict(memory_bytes, needs, workload, layers, worst)
+        raise InfeasibleError(f"node {node.name!r} {conflict}", stage=worst)
+    return least
+
+
+@dataclass(frozen=True)
+class _Conflict:
+    """Why `stage` does not fit into `memory_bytes`, in words."""
+
+    memory_bytes: int
+    needs: tuple[StageNeed, ...]
+    workload: Workload
+    layers: tuple[int, ...]
+    stage: int
+
+    def __str__(self) -> str:
+        need = self.needs[self.stage]
+        ends = ", embedding and head" if self.stage == 0 else ""
+        rest_bytes = need.fixed_bytes - need.state_bytes
+        rest = f", checkpoint copy, messages and the work of a task {size_text(rest_bytes)}" if rest_bytes else ""
+        return (
+            f"has {size_text(self.memory_bytes)}, but stage {self.stage} needs {size_text(need.least_bytes)}: "
+            f"weights, gradients and optimizer state of {_layers(self.layers[self.stage])}{ends} "
+            f"take {size_text(need.state_bytes)}{rest}, one microbatch {size_text(need.resident_bytes)}; "
+            f"{', or '.join(self._remedies(need))}"
+        )
+
+    def _remedies(self, need: StageNeed) -> Iterator[str]:
+        workload = self.workload
+        yield f"raise its memory_gib to {ceil(100 * need.least_bytes / GIB) / 100:g}"
+        one_layer = stage_needs(workload, (1,) * len(self.layers), (1,) * len(self.layers))[self.stage]
+        layer_bytes = (
+            workload.layer_state_bytes
+            + workload.layer_shared_bytes
+            + workload.layer_copy_bytes
+            + max(1, workload.layer_resident_bytes)
+        )
+        fitting = (self.memory_bytes - one_layer.least_bytes) // layer_bytes + 1
+        if fitting > 0:
+            yield f"give stage {self.stage} at most {_layers(fitting)} (more stages, or layers_per_stage)"
+        if need.state_bytes < self.memory_bytes:
+            yield "use a smaller micro-batch"
+            yield "checkpoint activations"
+        too_large = [stage for stage, one in enumerate(self.needs) if one.held(self.memory_bytes) < 1]
+        if len(too_large) < len(self.needs):
+            numbers = ", ".join(map(str, too_large))
+            yield f"fix the placement so that other nodes hold stage{'s' * (len(too_large) > 1)} {numbers}"
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" if count == 1 else f"{count} layers"
+
+
+def size_text(size_bytes: int) -> str:
+    """Return bytes as people read them."""
+    return f"{size_bytes / GIB:.3g} GiB" if size_bytes >= GIB / 10 else f"{size_bytes / MIB:.3g} MiB"

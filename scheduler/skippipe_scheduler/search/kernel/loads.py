@@ -1,0 +1,212 @@
+"""Routes and placement under bounds instead of exact times: fast, for a start from which the exact search goes on.
+
+A slot's load is the larger of its work and, by Little's law, the time its microbatches are held divided by how many
+it can hold. The value is a soft maximum of the loads, plus half the slowest gradient reduction and a share of the mean
+round trip.
+"""
+
+import math
+
+from skippipe_scheduler.search.kernel.arrays import (
+    BACKWARD,
+    FORWARD,
+    LENGTH,
+    LOSS,
+    TRANSFER_S,
+    WEIGHT,
+    Floats,
+    Instance,
+    Schedule,
+    Work,
+)
+from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
+from skippipe_scheduler.search.kernel.moves import forget, may_exchange, move, obeys_rules, save
+from skippipe_scheduler.search.kernel.reduction_time import reduction_s
+from skippipe_scheduler.search.kernel.tasks import below, uniform
+
+_POWER = 12
+_TRIP_WEIGHT = 0.2
+_REDUCTION_WEIGHT = 0.5
+_RESCALE_EVERY = 4096
+_HELD, _BUSY, _SHARE, _SUMS = 0, 1, 2, 3
+"""Rows of `loads`: seconds held and busy, the share's power, and the sums below."""
+_POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
+
+
+@compiled
+def anneal_loads(
+    p: Instance, s: Schedule, w: Work, loads: Floats, steps: int, heat: float, cooling: float, exchange_share: float
+) -> float:
+    """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
+
+    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to `cooling` of it.
+    """
+    for stage in range(w.visits.shape[0]):
+        w.visits[stage] = 0
+    for m in range(s.routes.shape[0]):
+        for hop in range(s.lengths[m]):
+            w.visits[p.stage_of[s.routes[m, hop]]] += 1
+    _rescale(p, s, loads)
+    value = _value(p, s, loads)
+    for step in range(steps):
+        heat_s = heat * value * cooling ** (step / steps)
+        # Powers of what is refused can be so large that taking them away again would leave a rounding error.
+        powers = loads[_SUMS, _POWERS]
+        most = value - heat_s * math.log(uniform(w.random))
+        if uniform(w.random) < exchange_share:
+            left = below(w.random, s.placement.shape[0])
+            right = below(w.random, s.placement.shape[0])
+            if not may_exchange(p, s, left, right):
+                continue
+            _exchange(p, s, loads, left, right)
+            changed = _value(p, s, loads)
+            if changed > most:
+                _exchange(p, s, loads, left, right)
+                loads[_SUMS, _POWERS] = powers
+                continue
+        else:
+            count = 1 + below(w.random, 2)
+            w.chosen[0] = below(w.random, s.routes.shape[0])
+            w.chosen[1] = below(w.random, s.routes.shape[0])
+            if count == 2 and w.chosen[0] == w.chosen[1]:
+                continue
+            save(s, w, count)
+            move(p, s, w, count)
+            if not obeys_rules(p, s, w, count):
+                _put_back(s, w, count)
+                continue
+            _recount(p, s, w, loads, count)
+            changed = _value(p, s, loads)
+            if changed > most:
+                forget(p, s, w, count)
+                for index in range(count):
+                    _swap_saved(s, w, index)
+                _recount(p, s, w, loads, count)
+                loads[_SUMS, _POWERS] = powers
+                continue
+        value = changed
+        if step % _RESCALE_EVERY == 0:
+            _rescale(p, s, loads)
+            value = _value(p, s, loads)
+    return value
+
+
+@called
+def _recount(p: Instance, s: Schedule, w: Work, loads: Floats, count: int) -> None:
+    """Count the chosen on their routes instead of on those saved."""
+    for index in range(count):
+        _swap_saved(s, w, index)
+        _count(p, s, loads, w.chosen[index], -1.0)
+        _swap_saved(s, w, index)
+        _count(p, s, loads, w.chosen[index], 1.0)
+
+
+@called
+def _count(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> None:
+    """Add `m` to the loads of its slots and to the sums (take it away with sign -1)."""
+    length = s.lengths[m]
+    origin = s.placement[s.routes[m, 0]]
+    after = origin
+    rest_s = p.node_s[LOSS, origin]
+    unit_s = loads[_SUMS, _UNIT_S]
+    powers = loads[_SUMS, _POWERS]
+    for back in range(length):
+        slot = s.routes[m, length - 1 - back]
+        node = s.placement[slot]
+        work_s = (p.node_s[FORWARD, node] + p.node_s[BACKWARD, node]) * p.stages[WEIGHT, p.stage_of[slot]]
+        rest_s += work_s + p.links[TRANSFER_S, node, after] + p.links[TRANSFER_S, after, node]
+        loads[_HELD, slot] += sign * rest_s / p.memory[node]
+        loads[_BUSY, slot] += sign * (work_s + 2 * p.overhead_s)
+        power = _power(max(loads[_HELD, slot], loads[_BUSY, slot]) / unit_s)
+        powers += power - loads[_SHARE, slot]
+        loads[_SHARE, slot] = power
+        after = node
+    loads[_SUMS, _POWERS] = powers
+    loads[_SUMS, _TRIPS_S] += sign * rest_s
+
+
+@inlined
+def _power(share: float) -> float:
+    square = share * share
+    fourth = square * square
+    return fourth * fourth * fourth
+
+
+@called
+def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
+    """Count everything anew, in units of the largest load."""
+    for slot in range(s.placement.shape[0]):
+        loads[_HELD, slot] = 0.0
+        loads[_BUSY, slot] = 0.0
+        loads[_SHARE, slot] = 0.0
+    loads[_SUMS, _TRIPS_S] = 0.0
+    loads[_SUMS, _UNIT_S] = 1.0
+    for m in range(s.routes.shape[0]):
+        _count(p, s, loads, m, 1.0)
+    unit_s = 1e-300
+    for slot in range(s.placement.shape[0]):
+        unit_s = max(unit_s, loads[_HELD, slot], loads[_BUSY, slot])
+    loads[_SUMS, _UNIT_S] = unit_s
+    loads[_SUMS, _POWERS] = 0.0
+    for slot in range(s.placement.shape[0]):
+        loads[_SHARE, slot] = _power(max(loads[_HELD, slot], loads[_BUSY, slot]) / unit_s)
+        loads[_SUMS, _POWERS] += loads[_SHARE, slot]
+    loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
+
+
+@called
+def _slowest_reduction_s(p: Instance, s: Schedule) -> float:
+    slowest_s = 0.0
+    for stage in range(p.stages.shape[1]):
+        slowest_s = max(slowest_s, reduction_s(p, s, stage))
+    return slowest_s
+
+
+@inlined
+def _value(p: Instance, s: Schedule, loads: Floats) -> float:
+    loads_s = loads[_SUMS, _UNIT_S] * max(0.0, loads[_SUMS, _POWERS]) ** (1.0 / _POWER)
+    trip_s = loads[_SUMS, _TRIPS_S] / s.routes.shape[0]
+    return loads_s + _REDUCTION_WEIGHT * loads[_SUMS, _REDUCTION_S] + _TRIP_WEIGHT * trip_s
+
+
+@called
+def _exchange(p: Instance, s: Schedule, loads: Floats, left: int, right: int) -> None:
+    """Two slots exchange their nodes."""
+    _count_users(p, s, loads, left, right, -1.0)
+    node = s.placement[left]
+    s.placement[left] = s.placement[right]
+    s.placement[right] = node
+    _count_users(p, s, loads, left, right, 1.0)
+    loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
+
+
+@called
+def _count_users(p: Instance, s: Schedule, loads: Floats, left: int, right: int, sign: float) -> None:
+    """Count all that visit one of two slots."""
+    for m in range(s.routes.shape[0]):
+        for hop in range(s.lengths[m]):
+            if s.routes[m, hop] == left or s.routes[m, hop] == right:
+                _count(p, s, loads, m, sign)
+                break
+
+
+@inlined
+def _put_back(s: Schedule, w: Work, count: int) -> None:
+    for index in range(count):
+        m = w.chosen[index]
+        s.lengths[m] = w.saved[index, LENGTH]
+        for hop in range(s.lengths[m]):
+            s.routes[m, hop] = w.saved[index, hop]
+
+
+@inlined
+def _swap_saved(s: Schedule, w: Work, index: int) -> None:
+    """Exchange a chosen microbatch's route with the saved one."""
+    m = w.chosen[index]
+    length = s.lengths[m]
+    s.lengths[m] = w.saved[index, LENGTH]
+    w.saved[index, LENGTH] = length
+    for hop in range(s.routes.shape[1]):
+        slot = s.routes[m, hop]
+        s.routes[m, hop] = w.saved[index, hop]
+        w.saved[index, hop] = slot

@@ -1,0 +1,79 @@
+"""Compiled times of gradient reductions; the same as in `skippipe_scheduler.problem.gradient_reduction`."""
+
+from skippipe_scheduler.search.kernel.arrays import (
+    GBIT_PER_S,
+    LATENCY_S,
+    REDUCE_GBIT,
+    REDUCE_S,
+    REDUCTION,
+    SHARED_CARDS,
+    Instance,
+    Schedule,
+)
+from skippipe_scheduler.search.kernel.jit import called, inlined
+
+_RING, _TREE = REDUCTION["ring"], REDUCTION["tree"]
+
+
+@called
+def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
+    """Return the all-reduce time of a stage under the schedule's placement."""
+    first = p.first_slot[stage]
+    count = p.first_slot[stage + 1] - first
+    gbit = p.stages[REDUCE_GBIT, stage]
+    if gbit == 0 or count == 1:
+        return p.stages[REDUCE_S, stage]
+    if p.reduction == _RING:
+        return _ring_s(p, s, first, count, gbit)
+    if p.reduction == _TREE:
+        return _tree_s(p, s, first, count, gbit)
+    return _direct_s(p, s, first, count, gbit)
+
+
+@called
+def _ring_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+    slowest_s = 0.0
+    for place in range(count):
+        slowest_s = max(slowest_s, _message_s(p, s, first + place, first + (place + 1) % count, gbit / count))
+    return 2 * (count - 1) * slowest_s
+
+
+@called
+def _tree_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+    total_s = 0.0
+    stride = 1
+    while stride < count:
+        up_s = 0.0
+        down_s = 0.0
+        for place in range(first, first + count - stride, 2 * stride):
+            up_s = max(up_s, _message_s(p, s, place + stride, place, gbit))
+            down_s = max(down_s, _message_s(p, s, place, place + stride, gbit))
+        total_s += up_s + down_s
+        stride *= 2
+    return total_s
+
+
+@called
+def _direct_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+    slowest_s = 0.0
+    for source in range(first, first + count):
+        latency_s = 0.0
+        on_card_s = 0.0
+        for sink in range(first, first + count):
+            if sink == source:
+                continue
+            here_s = p.links[LATENCY_S, s.placement[source], s.placement[sink]]
+            latency_s = max(latency_s, here_s)
+            message_s = _message_s(p, s, source, sink, gbit / count)
+            on_card_s += message_s - here_s
+            slowest_s = max(slowest_s, message_s)
+        if p.contention == SHARED_CARDS:
+            slowest_s = max(slowest_s, latency_s + on_card_s)
+    return 2 * slowest_s
+
+
+@inlined
+def _message_s(p: Instance, s: Schedule, source: int, sink: int, gbit: float) -> float:
+    here = s.placement[source]
+    there = s.placement[sink]
+    return p.links[LATENCY_S, here, there] + gbit / p.links[GBIT_PER_S, here, there]

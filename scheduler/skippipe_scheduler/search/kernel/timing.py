@@ -1,0 +1,252 @@
+"""Exact times of a schedule whose nodes run their tasks in a given order, and its score."""
+
+from skippipe_scheduler.search.kernel.arrays import (
+    BACKWARD,
+    BUSY,
+    BUSY_FROM,
+    BUSY_TO,
+    CARD_IN,
+    CARD_OUT,
+    FORWARD,
+    FREE,
+    HELD,
+    HELD_FROM,
+    HELD_TO,
+    INDEX_BITS,
+    INDEX_MASK,
+    LAST_END,
+    LOSS,
+    OCCUPANCY_S,
+    TRANSFER_S,
+    WEIGHT,
+    Floats,
+    Instance,
+    Integers,
+    Queue,
+    Schedule,
+)
+from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
+from skippipe_scheduler.search.kernel.reduction_time import reduction_s
+from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of
+
+_ORIGIN_WEIGHT = 0.1
+_MEAN_WEIGHT = 0.03
+_TRANSFERS = 1000003
+"""Added to the number of a task it gives the number of the transfer before it, for random factors."""
+
+
+@compiled
+def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
+    """Start every task as early as the order of its node allows; transfers queue where links are shared.
+
+    `sample` takes that row of random factors for all tasks and transfers, -1 the nominal times. Returns False where
+    not every task can run: the order deadlocks, or microbatches are missing.
+    """
+    # Handing on the tuples of arrays costs more than a task does, so the loop below calls nothing that takes them.
+    left = _reset(p, s, q)
+    node_s, stages, stage_of, links, factors = p.node_s, p.stages, p.stage_of, p.links, p.factors
+    placement, routes, lengths, starts = s.placement, s.routes, s.lengths, s.starts
+    counts, tasks, times_s = s.counts, s.tasks, s.times_s
+    ready_s, following, position, slot_s = q.ready_s, q.following, q.position, q.slot_s
+    pending_s, pending, link_free_s = q.pending_s, q.pending, q.link_free_s
+    shared, overhead_s = p.contention, p.overhead_s
+    waiting = 0
+    origin = 0
+    while origin < p.first_slot[1] or waiting:
+        if origin < p.first_slot[1]:
+            slot = origin
+            origin += 1
+        else:
+            task = _next(pending_s, pending, waiting) if shared else pending[waiting - 1]
+            waiting -= 1
+            m = task >> INDEX_BITS
+            index = task & INDEX_MASK
+            slot = routes[m, hop_of(index, lengths[m])]
+            source = routes[m, hop_of(index - 1, lengths[m])]
+            arrival_s = pending_s[waiting]
+            if source != slot:
+                here = placement[source]
+                there = placement[slot]
+                factor = _factor(factors, sample, task + _TRANSFERS)
+                if shared:
+                    arrival_s = max(arrival_s, link_free_s[source, slot])
+                    if shared == 2:
+                        arrival_s = max(arrival_s, slot_s[CARD_OUT, source], slot_s[CARD_IN, slot])
+                    until_s = arrival_s + links[OCCUPANCY_S, here, there] * factor
+                    link_free_s[source, slot] = until_s
+                    slot_s[CARD_OUT, source] = until_s
+                    slot_s[CARD_IN, slot] = until_s
+                arrival_s += links[TRANSFER_S, here, there] * factor
+            ready_s[m] = arrival_s
+            following[m] = index
+        place = position[slot]
+        while place < counts[BUSY, slot]:
+            task = tasks[BUSY, slot, place]
+            m = task >> INDEX_BITS
+            index = task & INDEX_MASK
+            if following[m] != index:
+                break
+            length = lengths[m]
+            kind = FORWARD if index < length else LOSS if index == length else BACKWARD
+            taken_s = node_s[kind, placement[slot]] * _factor(factors, sample, task)
+            if kind != LOSS:
+                taken_s *= stages[WEIGHT, stage_of[slot]]
+            start_s = max(ready_s[m], slot_s[FREE, slot])
+            end_s = start_s + taken_s
+            starts[m, index] = start_s
+            times_s[BUSY_FROM, slot, place] = start_s
+            times_s[BUSY_TO, slot, place] = end_s + overhead_s
+            slot_s[FREE, slot] = end_s + overhead_s
+            place += 1
+            left -= 1
+            if kind == FORWARD:
+                held = counts[HELD, slot]
+                tasks[HELD, slot, held] = m
+                times_s[HELD_FROM, slot, held] = start_s
+                counts[HELD, slot] = held + 1
+            elif kind == BACKWARD:
+                held = counts[HELD, slot] - 1
+                while tasks[HELD, slot, held] != m:
+                    held -= 1
+                times_s[HELD_TO, slot, held] = end_s
+            following[m] = -1
+            if index < 2 * length:
+                if shared:
+                    _push(pending_s, pending, waiting, end_s, task + 1)
+                else:
+                    pending_s[waiting] = end_s
+                    pending[waiting] = task + 1
+                waiting += 1
+        position[slot] = place
+    return left == 0
+
+
+@inlined
+def _reset(p: Instance, s: Schedule, q: Queue) -> int:
+    total = 0
+    for slot in range(s.placement.shape[0]):
+        total += s.counts[BUSY, slot]
+        s.counts[HELD, slot] = 0
+        q.position[slot] = 0
+        q.slot_s[FREE, slot] = 0.0
+        q.slot_s[CARD_OUT, slot] = 0.0
+        q.slot_s[CARD_IN, slot] = 0.0
+    for slot in range(q.link_free_s.shape[0]):
+        for other in range(q.link_free_s.shape[1]):
+            q.link_free_s[slot, other] = 0.0
+    for m in range(s.routes.shape[0]):
+        q.following[m] = 0
+        q.ready_s[m] = 0.0
+    return total
+
+
+@inlined
+def _factor(factors: Floats, sample: int, number: int) -> float:
+    if sample < 0:
+        return 1.0
+    return factors[sample, number * 7919 % factors.shape[1]]
+
+
+@inlined
+def _push(pending_s: Floats, pending: Integers, count: int, ready_s: float, task: int) -> None:
+    """Add a transfer to the heap, earliest first."""
+    place = count
+    while place > 0:
+        parent = (place - 1) // 2
+        if pending_s[parent] < ready_s or (pending_s[parent] == ready_s and pending[parent] < task):
+            break
+        pending_s[place] = pending_s[parent]
+        pending[place] = pending[parent]
+        place = parent
+    pending_s[place] = ready_s
+    pending[place] = task
+
+
+@inlined
+def _next(pending_s: Floats, pending: Integers, count: int) -> int:
+    """Take the earliest transfer out of the heap; its time is left in the last place."""
+    last = count - 1
+    task = pending[0]
+    ready_s = pending_s[0]
+    moved = pending[last]
+    moved_s = pending_s[last]
+    place = 0
+    while 2 * place + 1 < last:
+        child = 2 * place + 1
+        if child + 1 < last and (
+            pending_s[child + 1] < pending_s[child]
+            or (pending_s[child + 1] == pending_s[child] and pending[child + 1] < pending[child])
+        ):
+            child += 1
+        if pending_s[child] > moved_s or (pending_s[child] == moved_s and pending[child] > moved):
+            break
+        pending_s[place] = pending_s[child]
+        pending[place] = pending[child]
+        place = child
+    pending_s[place] = moved_s
+    pending[place] = moved
+    pending_s[last] = ready_s
+    pending[last] = task
+    return task
+
+
+@called
+def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
+    """Return the end of the last task or gradient reduction."""
+    slots = s.placement.shape[0]
+    longest_s = 0.0
+    for slot in range(slots):
+        end_s = 0.0
+        if s.counts[BUSY, slot]:
+            end_s = s.times_s[BUSY_TO, slot, s.counts[BUSY, slot] - 1] - p.overhead_s
+        q.slot_s[LAST_END, slot] = end_s
+        longest_s = max(longest_s, end_s)
+    for stage in range(p.stages.shape[1]):
+        reduced_s = reduction_s(p, s, stage)
+        if reduced_s > 0:
+            for slot in range(p.first_slot[stage], p.first_slot[stage + 1]):
+                longest_s = max(longest_s, q.slot_s[LAST_END, slot] + reduced_s)
+    return longest_s
+
+
+@called
+def score_s(p: Instance, s: Schedule, q: Queue, longest_s: float) -> float:
+    """Return the iteration time plus small weights on the origins' last finish and the mean finish.
+
+    The iteration time alone is a plateau.
+    """
+    total_s = 0.0
+    origins = p.first_slot[1]
+    for origin in range(origins):
+        q.slot_s[LAST_END, origin] = 0.0
+    for m in range(s.routes.shape[0]):
+        last = 2 * s.lengths[m]
+        end_s = s.starts[m, last] + duration_s(p, s, m, last)
+        total_s += end_s
+        origin = s.routes[m, 0]
+        q.slot_s[LAST_END, origin] = max(q.slot_s[LAST_END, origin], end_s)
+    origins_s = 0.0
+    busy = 0
+    for origin in range(origins):
+        origins_s += q.slot_s[LAST_END, origin]
+        busy += q.slot_s[LAST_END, origin] > 0
+    return longest_s + _ORIGIN_WEIGHT * origins_s / busy + _MEAN_WEIGHT * total_s / s.routes.shape[0]
+
+
+@called
+def fits_memory(p: Instance, s: Schedule) -> bool:
+    """Return whether no node ever holds more microbatches than its memory, by the order of its tasks."""
+    for slot in range(s.placement.shape[0]):
+        memory = p.memory[s.placement[slot]]
+        held = 0
+        for place in range(s.counts[BUSY, slot]):
+            task = s.tasks[BUSY, slot, place]
+            index = task & INDEX_MASK
+            length = s.lengths[task >> INDEX_BITS]
+            if index < length:
+                held += 1
+                if held > memory:
+                    return False
+            elif index > length:
+                held -= 1
+    return True

@@ -1,0 +1,292 @@
+"""One solve from start to end: several starts, a race between them, the winners searched on until time is up."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from threading import Lock
+
+from skippipe_scheduler.baselines.paper_method.method import best_run, route_sets
+from skippipe_scheduler.bounds import lower_bounds
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.options import Progress, Robustness
+from skippipe_scheduler.search.joint_model import improve_jointly, modelled
+from skippipe_scheduler.search.kernel.jit import slowness
+from skippipe_scheduler.search.local_search import LARGE_TASKS, Search
+from skippipe_scheduler.slots.placement import few_placements, random_placement, regional_placement
+from skippipe_scheduler.slots.routes import balanced_routes, choose_routes, priced_routes
+from skippipe_scheduler.slots.slot_model import Layout, Placement, SlotCosts, SlotRoute
+from skippipe_scheduler.slots.solution import State
+
+_MOST_STARTS_OF_GIVEN, _MOST_STARTS = 12, 24
+"""Where the placement is given, and for each layout where it is free."""
+_FEW_PLACEMENTS = 24
+"""Up to this number of placements there are, the search begins at each."""
+_RANDOM_START_TASKS = 10_000
+"""With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
+_RACE_PART, _RACE_PART_OF_JOINT = 0.65, 0.4
+_CYCLE_PART = 0.4
+_JOINT_PART, _JOINT_PART_OF_GIVEN, _CROSSING_PART = 0.15, 0.5, 0.85
+"""Of what is left of the budget; where the placement is given, more for the joint model, because routes and order are
+then all there is, and most where it only combines known routes, after a longer race.
+"""
+_BOUNDS_PART = 0.05
+_PROVEN = 1e-6
+"""A plan within this share of the bound ends the search: bounds are rounded down by as much."""
+_JOINT_AT_MOST_S = 40.0
+_CROSSED = 6
+"""Plans whose routes the joint model may combine where there are too many for it."""
+_STEPS_PER_TASK, _STEPS_PER_TASK_OF_JOINT = 600, 300
+"""Steps of a full annealing for each task; fewer where the joint model follows."""
+_STEPS_FROM_TASKS = 480
+"""With a free placement and fewer tasks they are proportionally fewer: small problems begin at more placements."""
+_LIGHT_PART = 0.1
+_LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
+"""About how long a step on the loads takes, and how much of it each slot adds."""
+_TEAMS = 3
+_TEAM_EXPANSIONS, _LEAST_TEAM_EXPANSIONS = 2000, 200
+"""Effort for the routes of teams, about a tenth of a second, and in short searches."""
+_COUNT_MODEL_TASKS = 1000
+"""The count model is worth its time up to this number of tasks."""
+_STEP_S, _TASK_S = 1e-5, 6e-8
+"""About how long a step takes, and how much of it each task adds."""
+_LARGE_STEP_S, _LARGE_TASK_S = 5e-5, 2.5e-9
+"""The same for large schedules, which are changed in place."""
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """A state and the layout it belongs to."""
+
+    layout: Layout
+    state: State
+
+
+@dataclass
+class Campaign:
+    """Searches over one or more layouts (variants of one problem) within one budget."""
+
+    layouts: Sequence[Layout]
+    budget: Budget
+    seed: int
+    num_workers: int
+    robustness: Robustness | None = None
+    progress: Callable[[Progress], None] | None = None
+    bound_s: float = 0.0
+    best: Incumbent | None = None
+    announced_s: float = float("inf")
+    lock: Lock = field(default_factory=Lock)
+    searches: list[Search] = field(default_factory=list)
+    known: Sequence[SlotRoute] = ()
+    """Routes of the best of the race, where the placement is given."""
+
+    def run(self, warm: State | None = None) -> Incumbent:
+        """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
+        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s / len(self.layouts)
+        bounds = (lower_bounds(layout.problem, limit_s, self.budget.stop) for layout in self.layouts)
+        self.bound_s = min(max(each.values()) for each in bounds)
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            if warm is not None:
+                self._resume(warm, pool)
+            else:
+                for layout in self.layouts:
+                    self._begin(layout, pool)
+            self._race(pool)
+            self._join()
+            self._deepen(pool)
+        if self.best is None:
+            raise RuntimeError("a campaign without layouts")
+        return self.best
+
+    def _resume(self, warm: State, pool: ThreadPoolExecutor) -> None:
+        """Begin at an older plan: in its own order and, where there is time, with lighter loads in a new one."""
+        layout = self.layouts[0]
+        anew = self.num_workers if self._steps_left(layout) > layout.num_tasks else 0
+        steps, stop = self._light_steps(layout, max(1, anew)), self.budget.stop
+
+        def begin(index: int) -> tuple[Search, State]:
+            search = Search(layout, self.seed + index, self.robustness)
+            if index == 0:
+                return search, search.mend(warm)
+            return search, search.start(*search.lighten(warm.placement, warm.routes, steps, exchange=False, stop=stop))
+
+        for search, state in pool.map(begin, range(1 + anew)):
+            self._add(search, state)
+        self.searches = sorted(self.searches, key=lambda search: search.state().rank)[: max(1, self.num_workers)]
+
+    def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
+        """Add searches from several placements and routes, each with its loads lightened first."""
+        every = () if layout.given_placement() else few_placements(layout, _FEW_PLACEMENTS)
+        count = len(every) or max(2, self._affordable_starts(layout) // len(self.layouts))
+        steps = self._light_steps(layout, count)
+
+        def begin(index: int) -> tuple[Search, State]:
+            search = Search(layout, self.seed + index, self.robustness)
+            base = _base(layout, self.seed, index, every)
+            placement, routes = search.lighten(*base, steps, exchange=not every, stop=self.budget.stop)
+            return search, search.start(placement, routes)
+
+        for search, state in pool.map(begin, range(count)):
+            self._add(search, state)
+        if layout.given_placement() is not None and layout.num_tasks <= _COUNT_MODEL_TASKS:
+            self._begin_with_counts(layout)
+            self._begin_with_teams(layout)
+
+    def _begin_with_counts(self, layout: Layout) -> None:
+        """Add a search from the routes of the count model, whose bound is one of the problem's."""
+        placement = layout.given_placement() or ()
+        choice = choose_routes(SlotCosts(layout, placement), self.budget, self.seed, self.num_workers, part=0.1)
+        if len(self.layouts) == 1:
+            self.bound_s = max(self.bound_s, choice.bound_s)
+        search = Search(layout, self.seed + _MOST_STARTS + 1, self.robustness)
+        self._add(search, search.start(placement, choice.routes))
+
+    def _begin_with_teams(self, layout: Layout) -> None:
+        """Add searches from routes that groups of microbatches share (`skippipe_scheduler.baselines.paper_method`)."""
+        placement = layout.given_placement() or ()
+        affordable = self.budget.evaluations // 10 if self.budget.evaluations is not None else 1000 * self.budget.left_s
+        expansions = min(_TEAM_EXPANSIONS, max(_LEAST_TEAM_EXPANSIONS, int(affordable)))
+        budget = Budget(0.0, expansions, self.budget.stop)
+        costs = SlotCosts(layout, placement)
+        teams = islice(route_sets(costs, budget, self.seed), _TEAMS)
+        for index, routes in enumerate(teams):
+            search = Search(layout, self.seed + _MOST_STARTS + 2 + index, self.robustness)
+            self._add(search, search.resume(best_run(costs, routes)))
+
+    def _light_steps(self, layout: Layout, count: int) -> int:
+        step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
+        if self.budget.evaluations is not None:
+            return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
+        return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
+
+    def _affordable_starts(self, layout: Layout) -> int:
+        """Return how many full annealings fit into the race."""
+        most = _MOST_STARTS if layout.given_placement() is None else _MOST_STARTS_OF_GIVEN
+        affordable = int(_race_part(layout) * self._steps_left(layout) / _full_annealing(layout))
+        return min(most * len(self.layouts), affordable)
+
+    def _steps_left(self, layout: Layout) -> float:
+        """Return about how many steps all workers can still make."""
+        if self.budget.evaluations is not None:
+            return self.budget.evaluations - self.budget.spent
+        step_s = _STEP_S + _TASK_S * layout.num_tasks
+        if layout.num_tasks > LARGE_TASKS:
+            step_s = _LARGE_STEP_S + _LARGE_TASK_S * layout.num_tasks
+        return self.num_workers * self.budget.left_s / slowness() / step_s
+
+    def _add(self, search: Search, state: State) -> None:
+        self.searches.append(search)
+        self._report(search, state)
+
+    def _report(self, search: Search, state: State) -> None:
+        """Remember an improvement."""
+        if self.best is None or state.rank < self.best.state.rank:
+            self.best = Incumbent(search.layout, state)
+        self._announce(state)
+
+    def _announce(self, state: State) -> None:
+        """Tell the caller of an improvement, from any thread."""
+        with self.lock:
+            if self.progress is None or state.iteration_s >= self.announced_s:
+                return
+            self.announced_s = state.iteration_s
+            spent = sum(one.steps for one in self.searches)
+            self.progress(Progress(self.budget.elapsed_s, spent, state.iteration_s, self.bound_s))
+
+    def _anneal(self, pool: ThreadPoolExecutor, searches: Sequence[Search], part: float, heat: float) -> None:
+        """Give every search its share of `part` of what is left; as many as there are workers run at a time."""
+        at_once = min(len(searches), self.num_workers)
+        each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
+        left = self.budget.share(each)
+        steps = part * self._steps_left(searches[0].layout) / len(searches)
+        heat *= min(1.0, steps / _full_annealing(searches[0].layout)) ** 1.5
+
+        def improve(search: Search) -> tuple[Budget, State]:
+            budget = Budget(left.limit_s, left.evaluations, left.stop)
+            return budget, search.improve(budget, self.bound_s, self._announce, heat)
+
+        for search, (used, state) in zip(searches, pool.map(improve, searches), strict=True):
+            self.budget.charge(used)
+            search.steps += used.spent
+            self._report(search, state)
+
+    def _race(self, pool: ThreadPoolExecutor) -> None:
+        """Anneal from every start and keep the best two."""
+        if len(self.searches) > 2 and not self._finished():
+            self._anneal(pool, self.searches, _race_part(self.searches[0].layout), 1.0)
+            self.searches.sort(key=lambda search: search.state().rank)
+            leaders = [one for one in self.searches[:_CROSSED] if one.layout is self.searches[0].layout]
+            if leaders[0].layout.given_placement() is not None:
+                self.known = [route for search in leaders for route in search.state().routes]
+            self.searches = self.searches[:2]
+            for search in self.searches:
+                search.restart()
+
+    def _join(self) -> None:
+        """Let the joint model improve the best, where it is small enough, and prove it where the placement is fixed."""
+        if self.best is None or self._finished() or self.robustness:
+            return
+        layout, state = self.best.layout, self.best.state
+        part = _CROSSING_PART if self.known and not modelled(layout) else _JOINT_PART_OF_GIVEN
+        part = _JOINT_PART if layout.given_placement() is None else part
+        limits = {"part": part, "at_most_s": _JOINT_AT_MOST_S}
+        result = improve_jointly(layout, state, self.known, self.budget, self.seed, self.num_workers, **limits)
+        if result is None:
+            return
+        if layout.given_placement() is not None and len(self.layouts) == 1:
+            self.bound_s = max(self.bound_s, min(result.bound_s, state.iteration_s))
+        if result.routes is not None:
+            search = Search(layout, self.seed + _MOST_STARTS, self.robustness)
+            found = State(state.placement, result.routes, result.starts, state.iteration_s, state.score)
+            self._add(search, search.resume(found))
+            self.searches = sorted(self.searches, key=lambda one: one.state().rank)[:2]
+
+    def _deepen(self, pool: ThreadPoolExecutor) -> None:
+        """Anneal the finalists again and again, cooler each time; one far behind starts again from the best."""
+        heat = 1.0
+        while not self._finished():
+            full = len(self.searches) * _full_annealing(self.searches[0].layout)
+            part = max(_CYCLE_PART, full / max(1.0, self._steps_left(self.searches[0].layout)))
+            self._anneal(pool, self.searches, part if part < 0.7 else 1.0, heat)
+            self.searches.sort(key=lambda search: search.state().rank)
+            leader = self.searches[0]
+            for search in self.searches[1:]:
+                if search.layout is leader.layout and search.state().iteration_s > 1.005 * leader.state().iteration_s:
+                    search.resume(leader.state())
+            for search in self.searches:
+                search.restart()
+            heat = max(0.3, 0.7 * heat)
+
+    def _finished(self) -> bool:
+        reached = self.best is not None and self.best.state.iteration_s <= self.bound_s * (1 + _PROVEN) + 1e-9
+        return reached or self.budget.exhausted
+
+
+def _base(
+    layout: Layout, seed: int, index: int, every: Sequence[Placement] = ()
+) -> tuple[Placement, Sequence[SlotRoute]]:
+    """Return a placement (of `every` where given) and routes to lighten.
+
+    The first is the most promising, the others differ.
+    """
+    placement = every[index] if every else layout.given_placement()
+    if placement is None and index and layout.num_tasks <= _RANDOM_START_TASKS:
+        return random_placement(layout, seed + index), balanced_routes(layout, seed + index)
+    placement = placement or regional_placement(layout)
+    return placement, priced_routes(SlotCosts(layout, placement), seed + index)
+
+
+def _race_part(layout: Layout) -> float:
+    return _RACE_PART_OF_JOINT if _joint_follows(layout) else _RACE_PART
+
+
+def _full_annealing(layout: Layout) -> int:
+    if _joint_follows(layout):
+        return _STEPS_PER_TASK_OF_JOINT * layout.num_tasks
+    if layout.given_placement() is not None:
+        return _STEPS_PER_TASK * layout.num_tasks
+    return int(_STEPS_PER_TASK * layout.num_tasks * min(1.0, layout.num_tasks / _STEPS_FROM_TASKS))
+
+
+def _joint_follows(layout: Layout) -> bool:
+    return layout.given_placement() is not None and modelled(layout)

@@ -1,0 +1,74 @@
+"""From a state of the search, which speaks of slots, to an exactly timed plan, which names nodes."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.plan.plan import Operation, Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan.simulate import simulate
+from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.slots.solution import State
+
+
+def draft_plan(layout: Layout, state: State) -> Plan:
+    """Return the plan of a state without predicted times."""
+    problem, costs = layout.problem, SlotCosts(layout, state.placement)
+    names = [problem.nodes[rank] for rank in costs.placement]
+    order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
+    chains = [costs.chain(route) for route in state.routes]
+    # A loss may take no time: then it comes before the task that starts with it.
+    sequence = sorted(
+        (start_s, index != len(state.routes[microbatch]), index, microbatch)
+        for microbatch, row in enumerate(state.starts)
+        for index, start_s in enumerate(row)
+    )
+    for _, _, index, microbatch in sequence:
+        length = len(state.routes[microbatch])
+        operation: Operation = "F" if index < length else "L" if index == length else "B"
+        order[names[chains[microbatch].slots[index]]].append(Task(operation, microbatch))
+    resolved = problem.costs.model_copy(
+        update={
+            "forward_s": dict(zip(names, costs.forward_s, strict=True)),
+            "backward_s": dict(zip(names, costs.backward_s, strict=True)),
+            "weight_s": costs.weight_s(),
+            "reduce_s": tuple(costs.reduce_s),
+        }
+    )
+    layers = problem.stage_layers or (1,) * problem.num_stages
+    return Plan(
+        nodes=problem.nodes,
+        regions=problem.regions,
+        stages=_stages(layers, layout.stages(costs.placement)),
+        microbatches=tuple(
+            Route(id=one, route=tuple(names[slot] for slot in route)) for one, route in enumerate(state.routes)
+        ),
+        order={name: tuple(tasks) for name, tasks in order.items()},
+        costs=resolved,
+        rules=problem.rules,
+        predicted=Predicted(iteration_s=0.0, pipeline_s=0.0, reduce_exposed_s=0.0, lower_bound_s=0.0),
+        solver=Solver(name="skippipe", version="0", seed=0, time_limit_s=0.0, wall_s=0.0),
+    )
+
+
+def finished_plan(layout: Layout, state: State, bound_s: float, solver: Solver, layers: Sequence[int] | None) -> Plan:
+    """Return the plan of a state, timed by the exact simulator."""
+    plan = draft_plan(layout, state)
+    if layers is not None:
+        plan = plan.model_copy(update={"stages": _stages(layers, [stage.nodes for stage in plan.stages])})
+    timeline = simulate(plan)
+    predicted = Predicted(
+        iteration_s=timeline.iteration_s,
+        pipeline_s=timeline.pipeline_s,
+        reduce_exposed_s=timeline.reduce_exposed_s,
+        lower_bound_s=min(bound_s, timeline.iteration_s),
+    )
+    return plan.model_copy(update={"predicted": predicted, "solver": solver})
+
+
+def _stages(layers: Sequence[int], nodes: Sequence[tuple[str, ...]]) -> tuple[Stage, ...]:
+    if len(layers) != len(nodes) or min(layers) < 1:
+        raise ProblemError(f"layers {list(layers)} must give each of {len(nodes)} stages at least one layer")
+    ends = accumulate(layers)
+    return tuple(
+        Stage(layers=(end - size, end), nodes=held) for end, size, held in zip(ends, layers, nodes, strict=True)
+    )

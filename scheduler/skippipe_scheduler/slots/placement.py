@@ -1,0 +1,85 @@
+"""Placements to begin from, before any search."""
+
+import random
+from collections.abc import Iterator
+from itertools import combinations, islice
+
+from skippipe_scheduler.slots.slot_model import Layout, Placement
+
+
+def regional_placement(layout: Layout) -> Placement:
+    """Return a placement that gives every region its share of every stage, so that routes can stay near.
+
+    Within a region, nodes with much memory and fast ones hold early stages, where microbatches stay longest.
+    """
+    problem, costs = layout.problem, layout.problem.costs
+    regions = problem.regions or ("",) * len(problem.nodes)
+    ranks = range(len(problem.nodes))
+    by_region = sorted(ranks, key=lambda rank: (regions.index(regions[rank]), rank))
+    held: list[list[int]] = [[] for _ in problem.sizes]
+    dealt = list(zip(by_region, _deal(layout), strict=True))
+    for region in dict.fromkeys(regions):
+        stages = sorted(stage for rank, stage in dealt if regions[rank] == region)
+        nodes = [rank for rank in by_region if regions[rank] == region]
+        names = problem.nodes
+        nodes.sort(key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
+        for stage, rank in zip(stages, nodes, strict=True):
+            held[stage].append(rank)
+    return with_pins(layout, tuple(rank for replicas in held for rank in replicas))
+
+
+def random_placement(layout: Layout, seed: int) -> Placement:
+    """Return a random placement: a uniform one, in which the pinned nodes are then put where they belong."""
+    nodes = list(range(len(layout.problem.nodes)))
+    random.Random(seed).shuffle(nodes)
+    return with_pins(layout, tuple(nodes))
+
+
+def with_pins(layout: Layout, placement: Placement) -> Placement:
+    """Return the placement with every pinned node at its stage: it changes places with one that is not pinned there.
+
+    That one is of the same region where there is such a one.
+    """
+    nodes = list(placement)
+    regions = layout.problem.regions or ("",) * len(nodes)
+    for rank, stage in enumerate(layout.pinned):
+        here = nodes.index(rank)
+        if stage in (-1, layout.stage_of[here]):
+            continue
+        open_slots = [slot for slot in layout.slots_of[stage] if layout.pinned[nodes[slot]] != stage]
+        there = min(open_slots, key=lambda slot: regions[nodes[slot]] != regions[rank])
+        nodes[here], nodes[there] = nodes[there], rank
+    return tuple(nodes)
+
+
+def few_placements(layout: Layout, most: int) -> tuple[Placement, ...]:
+    """Return all placements, replicas of a stage taken as alike, where there are at most `most`; else none."""
+    free = tuple(rank for rank, stage in enumerate(layout.pinned) if stage < 0)
+    found = tuple(islice(_placements(layout, free), most + 1))
+    return found if len(found) <= most else ()
+
+
+def _placements(layout: Layout, free: tuple[int, ...], stage: int = 0) -> Iterator[Placement]:
+    """Yield the placements of `stage` and those after it: pinned nodes, then some of the `free` ones."""
+    sizes = layout.problem.sizes
+    if stage == len(sizes):
+        yield ()
+        return
+    held = tuple(rank for rank, pin in enumerate(layout.pinned) if pin == stage)
+    for chosen in combinations(free, sizes[stage] - len(held)):
+        rest = tuple(rank for rank in free if rank not in chosen)
+        for others in _placements(layout, rest, stage + 1):
+            yield held + chosen + others
+
+
+def _deal(layout: Layout) -> list[int]:
+    """Return one stage per node in turn: always the one that is furthest behind its share."""
+    sizes = layout.problem.sizes
+    whole = sum(sizes)
+    given = [0] * len(sizes)
+    dealt = []
+    for turn in range(1, whole + 1):
+        open_stages = [stage for stage, size in enumerate(sizes) if given[stage] < size]
+        dealt.append(max(open_stages, key=lambda stage: sizes[stage] * turn / whole - given[stage]))
+        given[dealt[-1]] += 1
+    return dealt

@@ -1,0 +1,24 @@
+"""A complete schedule as the search hands it on."""
+
+from dataclasses import dataclass
+
+from skippipe_scheduler.slots.slot_model import Placement, SlotRoute
+
+Starts = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """Placement, routes and starts by slot, and what the search thinks of them."""
+
+    placement: Placement
+    routes: tuple[SlotRoute, ...]
+    starts: Starts
+    """Seconds at which every task of every microbatch starts."""
+    iteration_s: float
+    score: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What of two states the better one has less of: its time and, of equals, its score."""
+        return round(self.iteration_s, 9), self.score

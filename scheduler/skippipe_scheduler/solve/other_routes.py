@@ -1,0 +1,44 @@
+"""Another plan beside a given one: the same nodes, stages, costs and number of microbatches, routes by other rules."""
+
+from collections import Counter
+
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules, StageNodes
+
+
+def problem_beside(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:
+    """Return the problem of routing the microbatches of `plan` over its placement by `rules`, at its own costs.
+
+    Raises `ProblemError` where the rules are for another number of stages.
+    """
+    if rules.num_stages != len(plan.stages):
+        raise ProblemError(f"the plan has {len(plan.stages)} stages, the rules are for {rules.num_stages}")
+    total = len(plan.microbatches)
+    return Problem(
+        about="beside another plan",
+        nodes=plan.nodes,
+        regions=plan.regions,
+        stages=tuple(StageNodes(nodes=stage.nodes) for stage in plan.stages),
+        microbatches_per_origin=AutoMicrobatches(auto=total) if free_origins else EvenMicrobatches(even=total),
+        costs=plan.costs,  # of each node at its stage, so the stages' layers are in them
+        rules=rules,
+    )
+
+
+def plan_beside(plan: Plan, rules: Rules, options: SolveOptions, *, free_origins: bool = False) -> Plan:
+    """Return the best plan found by `rules` on the placement of `plan`.
+
+    Raises `InfeasibleError` naming the rules that conflict, `ProblemError` as `problem_beside` does.
+    """
+    from skippipe_scheduler.solve.solve import solve
+
+    problem = problem_beside(plan, rules, free_origins=free_origins)
+    return solve(problem, options, layers=plan.layers_per_stage)
+
+
+def route_distance(first: Plan, second: Plan) -> float:
+    """Return the share of the microbatches whose routes two plans do not have in common, whatever their numbers."""
+    routes = [Counter(one.route for one in plan.microbatches) for plan in (first, second)]
+    return (routes[0] - routes[1]).total() / len(first.microbatches)

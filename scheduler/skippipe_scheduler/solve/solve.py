@@ -1,0 +1,129 @@
+"""Solving a problem: the best plan within a time limit, and the baselines it is compared with."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem, network_blind
+from skippipe_scheduler.bounds import lower_bounds
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.plan.plan import Plan, Solver
+from skippipe_scheduler.problem.infeasibility import check_feasible
+from skippipe_scheduler.problem.problem import Problem, StageNodes
+from skippipe_scheduler.search.kernel.jit import prepare
+from skippipe_scheduler.slots.assemble import finished_plan
+from skippipe_scheduler.slots.slot_model import Layout
+from skippipe_scheduler.solve.split_backward import plan_weight_gradients
+
+if TYPE_CHECKING:
+    from skippipe_scheduler.search.portfolio import Campaign
+    from skippipe_scheduler.slots.solution import State
+
+SPLIT_SHARE = 0.15
+"""Part of the budget that goes into splitting backwards, where the problem allows it."""
+
+__all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind", "solve_variants"]
+
+
+def solve(
+    problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None, warm: "State | None" = None
+) -> Plan:
+    """Return the best plan found for `problem` within `options`, with predicted times and a lower bound.
+
+    Where the problem gives `costs.weight_s`, a part of the budget goes into splitting backwards.
+    `layers` is the number of layers of each stage (default: the problem's stage_layers, or one per stage). The search
+    begins at `warm` where it is given (`skippipe_scheduler.solve.replan` makes one of an older plan).
+    Raises `InfeasibleError` naming the rules that conflict, `ProblemError` where `layers` does not fit.
+    """
+    return _solve_best([problem], options, layers, warm)
+
+
+def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
+    """Return the best plan whose microbatches visit every stage in order, with its own best placement."""
+    return solve_variants(full_pipeline_problem(problem), options)
+
+
+def solve_variants(variants: Sequence[Problem], options: SolveOptions) -> Plan:
+    """Return the best plan over several variants of one problem, which share the budget."""
+    return _solve_best(variants, options, None, None)
+
+
+def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None) -> Plan:
+    """Return a plan whose routes were chosen as if all links and nodes were alike, timed with the true costs.
+
+    The order is the better of the blind one and first-come insertions at the true costs, so that the plan
+    cannot deadlock. `stages` fixes the placement, usually to that of the plan it is compared with.
+    """
+    from skippipe_scheduler.search.local_search import Search
+
+    fixed = _fix(problem, stages)
+    budget = options.budget()
+    check_feasible(fixed)
+    if fixed.stages is None:
+        found = _campaign([Layout(fixed)], options, budget.share(0.2)).run()
+        fixed = _fix(fixed, found.layout.stages(found.state.placement))
+    layout = Layout(fixed)
+    searched = 0.8 * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
+    blind = _campaign([Layout(network_blind(fixed))], options, budget.share(searched)).run()
+    search = Search(layout, options.seed)
+    state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
+    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s, budget.stop)
+    plan = finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
+    return _split(plan, fixed, budget, options)
+
+
+def _split(plan: Plan, problem: Problem, budget: Budget, options: SolveOptions) -> Plan:
+    """Split backwards where the problem says what their weight gradients take."""
+    if not problem.costs.weight_s:
+        return plan
+    divided = plan_weight_gradients(plan, problem, budget.share(1.0), options.seed)
+    return divided.model_copy(update={"solver": _solver(options, budget)})
+
+
+def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
+    if stages is None:
+        return problem
+    update = {"stages": tuple(StageNodes(nodes=tuple(nodes)) for nodes in stages), "stage_sizes": None}
+    update["pinned"] = None
+    return problem.model_copy(update=update)
+
+
+def _solve_best(
+    variants: Sequence[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "State | None"
+) -> Plan:
+    budget = options.budget()
+    layouts = [Layout(problem) for problem in variants]
+    for problem in variants:
+        check_feasible(problem)
+    splits = any(problem.costs.weight_s for problem in variants)
+    searched = budget.share(1 - SPLIT_SHARE) if splits else budget
+    campaign = _campaign(layouts, options, searched)
+    campaign.progress = options.progress
+    found = campaign.run(warm)
+    if splits:
+        budget.charge(searched)
+    plan = finished_plan(found.layout, found.state, campaign.bound_s, _solver(options, budget), layers)
+    return _split(plan, found.layout.problem, budget, options)
+
+
+def _campaign(layouts: list[Layout], options: SolveOptions, budget: Budget) -> "Campaign":
+    # The kernel is imported here, because compiling it may not be worth its time.
+    prepare(options.time_limit_s if options.max_evaluations is None else None)
+    from skippipe_scheduler.search.portfolio import Campaign
+
+    return Campaign(layouts, budget, options.seed, options.num_workers, options.robustness)
+
+
+def _solver(options: SolveOptions, budget: Budget) -> Solver:
+    try:
+        release = version("skippipe")
+    except PackageNotFoundError:
+        release = "unknown"
+    return Solver(
+        name="skippipe insertion and large neighbourhood search",
+        version=release,
+        seed=options.seed,
+        time_limit_s=0.0 if budget.repeatable else options.time_limit_s,
+        wall_s=0.0 if budget.repeatable else round(budget.elapsed_s, 3),
+    )
