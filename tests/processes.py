@@ -14,13 +14,13 @@ import psutil
 PRELOADED = [
     "safetensors.torch",
     "transformers.models.llama.modeling_llama",
-    "skippipe.planning",
-    "skippipe.runtime.distributed",
-    "skippipe.runtime.local",
+    "skippipe.planning.planning",
+    "skippipe.runtime.distributed_runner",
+    "skippipe.runtime.local_runner",
     "skippipe.training.loop",
     "skippipe.inference.distributed.session",
-    "skippipe.inference.evaluation",
-    "skippipe.inference.speculative",
+    "skippipe.inference.evaluation.perplexity",
+    "skippipe.inference.generation.speculative",
 ]
 
 

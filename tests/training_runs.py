@@ -14,12 +14,12 @@ from typing import Any
 from processes import free_port, preloaded
 from random_plans import random_plan
 
-from skippipe.config import Experiment
-from skippipe.config_file import save_experiment
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics import read_metrics
-from skippipe.runtime.context import DistributedContext
+from skippipe.planning.sharing import share_plans
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train
-from skippipe.training.plan_choice import share_plans
 from skippipe_scheduler.plan.plan import Plan
 
 M_MMAP_THRESHOLD = -3
@@ -184,7 +184,7 @@ def _train_rank(
     logging.basicConfig(level=logging.WARNING)
     if blocked:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, resource.RLIM_INFINITY))
-        logging.getLogger("skippipe.training.checkpoint_writer").addFilter(_make_room)
+        logging.getLogger("skippipe.checkpoint.writer").addFilter(_make_room)
     with closing(DistributedContext.from_environment(60.0)) as context:
         train(experiment, plan or share_plans(experiment, None, context), context)
 
@@ -215,8 +215,8 @@ def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> li
 
 def _die_while_saving(config: Path, plan: Path, fatal_step: int) -> None:
     """Run `skippipe train` as it is, but with a kill before the checkpoint of `fatal_step` gets its name."""
+    from skippipe.checkpoint import writer as checkpoint_writer
     from skippipe.cli.main import main
-    from skippipe.training import checkpoint_writer
 
     finish = checkpoint_writer._finish
 

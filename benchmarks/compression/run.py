@@ -19,7 +19,7 @@ from typing import Any
 import click
 from table import markdown
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe_scheduler.plan.plan import Plan
 
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def main(steps: int, seeds: tuple[int, ...], only: tuple[str, ...], out: Path) -
 def measure(folder: Path, names: list[str], seed: int, steps: int) -> dict[str, dict[str, Any]]:
     """Train every row in one set of processes; return bytes and the loss under this seed."""
     from skippipe.monitor.metrics import read_metrics
-    from skippipe.planning import plan_experiment
+    from skippipe.planning.planning import plan_experiment
 
     (folder / "cluster.yaml").write_text(CLUSTER)
     experiments = [experiment_of(folder, str(row), ROWS[name], seed, steps) for row, name in enumerate(names)]
@@ -119,7 +119,7 @@ def experiment_of(folder: Path, name: str, comm: Mapping[str, Any], seed: int, s
 
 def train_all(experiments: list[Experiment], plan: Plan, rank: int, port: int) -> None:
     """Train all experiments, one after another, as one rank."""
-    from skippipe.runtime.context import DistributedContext
+    from skippipe.runtime.ranks.context import DistributedContext
     from skippipe.training.loop import train
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE), "MASTER_ADDR": "127.0.0.1"}
@@ -136,8 +136,8 @@ def bytes_per_step(experiment: Experiment, plan: Plan) -> dict[str, int]:
 
     Activations as the programs say. A sum over R replicas sends 2 (R - 1) times the gradients' bytes, in a ring too.
     """
-    from skippipe.planning import experiment_workload
-    from skippipe.runtime.program import Opcode, compile_programs
+    from skippipe.planning.planning import experiment_workload
+    from skippipe.runtime.program.program import Opcode, compile_programs
 
     workload = experiment_workload(experiment)
     programs = compile_programs(plan, workload.activation_bytes)

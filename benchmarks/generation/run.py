@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from common.command import chosen, folder_of_results, record
 from common.table import MARKS, Columns, Result, machine
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.generation import Generated, generate
+from skippipe.inference.generation.generation import Generated, generate
 from skippipe.inference.policies.base import Request
 from skippipe.inference.policies.registry import build_policy
 from skippipe.model.architecture import build_config

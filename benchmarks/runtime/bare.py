@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skippipe.config import Experiment
-from skippipe.data.cache import open_cache
+from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
-from skippipe.planning import experiment_model
-from skippipe.runtime.compute import StageCompute
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.distributed import DistributedRunner
-from skippipe.runtime.program import Opcode, compile_programs
+from skippipe.data.token_cache import open_cache
+from skippipe.planning.planning import experiment_model
+from skippipe.runtime.distributed_runner import DistributedRunner
+from skippipe.runtime.program.program import Opcode, compile_programs
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import make_runner
+from skippipe.runtime.stage_compute import StageCompute
 from skippipe_scheduler.plan.validate import load_plan
 
 

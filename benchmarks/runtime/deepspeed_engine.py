@@ -7,7 +7,7 @@ import torch
 from parts import Batches, loss_of, make_optimizer, make_parts
 from torch import Tensor
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 
 
 class DeepSpeedEngine:

@@ -65,7 +65,7 @@ def run_rank(rank: int, port: int, folder: str, sigmas: tuple[float, ...], itera
     os.environ.update({name: str(value) for name, value in variables.items()})
     import torch
 
-    from skippipe.runtime.context import DistributedContext
+    from skippipe.runtime.ranks.context import DistributedContext
 
     torch.set_num_threads(1)
     context = DistributedContext.from_environment(timeout_s=60)
@@ -80,7 +80,7 @@ def measure(plan: Plan, sigma: float, iterations: int, context: object) -> dict[
     """Return the durations of the iterations of each executor; the first, which warms up, is left out."""
     import torch
 
-    from skippipe.config import Experiment
+    from skippipe.config.experiment import Experiment
     from skippipe.model.architecture import build_config
     from skippipe.runtime.runner import make_runner
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from setting import Setting, best_plan, skip_shapes
 
-from skippipe.config_file import save_experiment
+from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics import read_metrics
 
 SAMPLE_S = 0.5

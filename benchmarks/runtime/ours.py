@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from skippipe.config import Experiment
-from skippipe.runtime.context import DistributedContext
+from skippipe.config.experiment import Experiment
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
 from skippipe_scheduler.plan.validate import load_plan

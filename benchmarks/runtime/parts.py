@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from skippipe.config import Experiment
-from skippipe.data.cache import open_cache
+from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
+from skippipe.data.token_cache import open_cache
 from skippipe.model.cost import model_cost
-from skippipe.model.full import build_full
-from skippipe.planning import experiment_model
+from skippipe.model.full_model import build_full
+from skippipe.planning.planning import experiment_model
 
 
 class Part(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 
 STREAM = 6
 REPEATS = 5

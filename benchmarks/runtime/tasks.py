@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.model.stage import build_stage
-from skippipe.planning import experiment_model
-from skippipe.runtime.compute import StageCompute
-from skippipe.runtime.program import Opcode
+from skippipe.planning.planning import experiment_model
+from skippipe.runtime.program.program import Opcode
+from skippipe.runtime.stage_compute import StageCompute
 
 
 class Tasks:

@@ -9,7 +9,7 @@ from parts import Batches, loss_of, make_optimizer, make_parts
 from torch.distributed import pipelining
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 
 
 class TorchPipelining:

@@ -86,7 +86,7 @@ def serve(order: dict[str, Any]) -> None:
 
 
 def _make(order: dict[str, Any]) -> Contender:
-    from skippipe.config_file import load_experiment
+    from skippipe.config.experiment_file import load_experiment
 
     module = import_module(MAKERS[order["contender"]])
     contender: Contender = module.make(load_experiment(Path(order["experiment"])), order["options"])

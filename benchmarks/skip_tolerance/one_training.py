@@ -17,13 +17,13 @@ from depths import perplexities
 from setups import LAYERS_PER_STAGE, NUM_STAGES, RESULT, STEPS, experiment_of, settings_of
 
 from common.table import machine
-from skippipe.config import Experiment
-from skippipe.recipes.probability import probability
-from skippipe.recipes.schedule import PlanSchedule
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.plan_set import PlanSet
+from skippipe.config.experiment import Experiment
+from skippipe.model.dropout.probability import probability
+from skippipe.planning.sharing import choose_plans
+from skippipe.plans.plan_schedule import PlanSchedule
+from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import open_trainer
-from skippipe.training.plan_choice import choose_plans
 from skippipe.training.signals import StopSignal
 
 DEPTHS = 5

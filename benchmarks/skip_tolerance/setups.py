@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 
 NUM_STAGES, LAYERS_PER_STAGE = 6, 2
 STEPS = 700

@@ -25,8 +25,6 @@ COMMANDS = {
     "report": "Write one self-contained HTML page about a run, or several.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
-MODULES = {"import": "import_model"}
-"""Files whose name is not the command's, because a keyword names no module."""
 
 
 class LazyGroup(click.Group):
@@ -40,7 +38,7 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"skippipe.cli.{MODULES.get(cmd_name, cmd_name)}")
+        module = importlib.import_module(f"skippipe.cli.commands.{cmd_name}_command")
         command: click.Command = module.command
         return command
 

@@ -10,18 +10,24 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from skippipe.cluster.compute import Workload, copy_s, measure_tasks, measured_peak_tflop_per_s, sustained_tflop_per_s
-from skippipe.cluster.links import MeasuredLink, representatives, rounds, take_part
-from skippipe.cluster.memory import memory_bytes
-from skippipe.cluster.place import Place, node_names, own_place, sharing
+from skippipe.cluster.compute_speed import (
+    Workload,
+    copy_s,
+    measure_tasks,
+    measured_peak_tflop_per_s,
+    sustained_tflop_per_s,
+)
+from skippipe.cluster.link_speed import MeasuredLink, representatives, rounds, take_part
+from skippipe.cluster.location import Place, node_names, own_place, sharing
+from skippipe.cluster.node_memory import memory_bytes
 from skippipe.cluster.regions import NEAR_S, regions
 from skippipe.cluster.rounding import rounded
 from skippipe.errors import PeerLostError
 from skippipe.model.device import device_name, peak_tflop_per_s
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.exchange import gather
-from skippipe.runtime.failure import TransferError
-from skippipe.runtime.transport import guarded
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.ranks.failure import TransferError
+from skippipe.runtime.transport.transport import guarded
 from skippipe_scheduler.problem.cluster import Node, NodeLink
 
 logger = logging.getLogger(__name__)

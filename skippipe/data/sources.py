@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from skippipe.data.options import DataOptions
+from skippipe.config.data_options import DataOptions
 from skippipe.errors import DataError
 
 FILES_INSIDE = {"text": "*.txt", "jsonl": "*.jsonl", "parquet": "*.parquet"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from skippipe.data.options import DataOptions
+from skippipe.config.data_options import DataOptions
 from skippipe.errors import DataError
 
 if TYPE_CHECKING:

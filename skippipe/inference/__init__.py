@@ -1,0 +1,1 @@
+"""A trained model with parts left out: policies, evaluation, generation, several processes."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from skippipe.inference.cache import RouteCache
-from skippipe.inference.schedule import Layers, Segment
+from skippipe.inference.depth_schedule import Layers, Segment
+from skippipe.inference.key_value_cache import RouteCache
 from skippipe.model.cost import TokenCost, token_cost
 from skippipe.model.skeleton import Skeleton
 from skippipe.model.stage import partial_decoder, partial_model

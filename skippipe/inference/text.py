@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from skippipe.config import Experiment
-from skippipe.data.cache import open_cache
-from skippipe.data.options import DataOptions
+from skippipe.checkpoint.huggingface.source import Source, load_tokenizer
+from skippipe.config.data_options import DataOptions
+from skippipe.config.experiment import Experiment
 from skippipe.data.samples import Batch, SampleOrder
 from skippipe.data.sources import documents
+from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained
 from skippipe.errors import DataError
-from skippipe.huggingface.source import Source, load_tokenizer
-from skippipe.inference.load import LoadedModel
+from skippipe.inference.model_loading import LoadedModel
 
 CALIBRATION_SAMPLES = 4
 

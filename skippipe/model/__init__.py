@@ -1,0 +1,1 @@
+"""A Hugging Face decoder cut into stages: building, compute, memory, what it costs."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from skippipe.config import Experiment, WandbOptions
+from skippipe.config.experiment import Experiment, WandbOptions
 from skippipe_scheduler.files import write_atomically
 
 logger = logging.getLogger(__name__)

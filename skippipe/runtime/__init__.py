@@ -1,0 +1,1 @@
+"""What executes a plan: a runner for every process, whatever runs underneath."""

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PretrainedConfig
 
-from skippipe.config import EmulationOptions, Experiment, PowerSgdOptions
+from skippipe.config.experiment import EmulationOptions, Experiment, PowerSgdOptions
+from skippipe.config.recipe_options import RecipeOptions
 from skippipe.errors import ConfigError, PlanError
 from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.device import choose_device
 from skippipe.model.stage import Stage, build_stage
-from skippipe.recipes.options import RecipeOptions
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.exchange import gather
-from skippipe.runtime.plan_set import MAIN, PlanSet
-from skippipe.runtime.program import Direction
-from skippipe.runtime.wire import ActivationCompression, Wire
+from skippipe.plans.plan_set import MAIN, PlanSet
+from skippipe.runtime.program.program import Direction
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.transport.wire import ActivationCompression, Wire
 from skippipe_scheduler.plan.plan import Plan
 
 COMPILATION_LIMIT_S = 1800.0
@@ -188,8 +188,8 @@ def make_runner(
 
     Raises `PlanError` where the plans do not fit the model or the number of processes.
     """
-    from skippipe.runtime.distributed import DistributedRunner
-    from skippipe.runtime.local import LocalRunner
+    from skippipe.runtime.distributed_runner import DistributedRunner
+    from skippipe.runtime.local_runner import LocalRunner
 
     plans = PlanSet.of(plans)
     plan = plans.main
@@ -237,7 +237,7 @@ def compiled_together(build: Callable[[], Stage], context: DistributedContext) -
 
 def runner_options(experiment: Experiment, config: PretrainedConfig, context: DistributedContext) -> RunnerOptions:
     """Return how the experiment wants to be run; all ranks call this together."""
-    from skippipe.runtime.backend import choose_backend
+    from skippipe.runtime.ranks.backend import choose_backend
 
     training, comm = experiment.training, experiment.comm
     if training.threads is not None:

@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from skippipe.checkpoint.reader import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
+from skippipe.checkpoint.writer import CheckpointWriter
 from skippipe.cluster.measured import write_measured
-from skippipe.config import Experiment
-from skippipe.data.cache import open_cache
+from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
+from skippipe.data.token_cache import open_cache
 from skippipe.errors import PlanError, SkipPipeError, StorageError
 from skippipe.model.architecture import attention_in_use
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.wandb_run import wandb_id
-from skippipe.planning import experiment_model
-from skippipe.recipes.schedule import PlanSchedule
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.plan_set import MAIN, PlanSet
+from skippipe.planning.planning import experiment_model
+from skippipe.planning.recipe_plans import check_complete
+from skippipe.plans.plan_schedule import PlanSchedule
+from skippipe.plans.plan_set import MAIN, PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import IterationResult, Runner, make_runner
 from skippipe.training.agreement import together
-from skippipe.training.checkpoint import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
-from skippipe.training.checkpoint_writer import CheckpointWriter
-from skippipe.training.further_plans import check_complete
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
@@ -38,7 +38,7 @@ from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware, check_start
-from skippipe.training.trace import TraceRecorder
+from skippipe.training.step_trace import TraceRecorder
 from skippipe.training.utilisation import Utilisation, iteration_flop
 from skippipe_scheduler.plan.plan import Plan
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from skippipe.config import Experiment
-from skippipe.planning import experiment_workload
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.exchange import gather
-from skippipe.runtime.plan_set import PlanSet
+from skippipe.config.experiment import Experiment
+from skippipe.planning.planning import experiment_workload
+from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.exchange import gather
 from skippipe.training.peak_memory import PeakMemory
 from skippipe_scheduler.files import write_atomically
 from skippipe_scheduler.plan.plan_memory import (

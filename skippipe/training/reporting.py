@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.errors import StorageError
 from skippipe.monitor.console import Console
 from skippipe.monitor.metrics import MetricsWriter

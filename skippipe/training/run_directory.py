@@ -4,16 +4,16 @@ import time
 import uuid
 from pathlib import Path
 
-from skippipe.config import Experiment
-from skippipe.config_file import save_experiment
+from skippipe.checkpoint.reader import checkpoint_path, complete_checkpoints, latest_checkpoint
+from skippipe.checkpoint.writer import remove_unfinished
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import save_experiment
 from skippipe.errors import CheckpointError, ConfigError, StorageError
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.plan_set import PlanSet
+from skippipe.planning.recipe_plans import save_further
+from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import Runner
 from skippipe.training.agreement import together
-from skippipe.training.checkpoint import checkpoint_path, complete_checkpoints, latest_checkpoint
-from skippipe.training.checkpoint_writer import remove_unfinished
-from skippipe.training.further_plans import save_further
 
 VISIBLE_WITHIN_S = 10.0
 """Network file systems show a new file to other machines only after a while."""

@@ -13,11 +13,11 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, InputError
 from skippipe.model.device import check_dtype, choose_device, device_identity, device_name, peak_tflop_per_s
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.exchange import gather
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.exchange import gather
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.cluster import load_cluster
 

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 from random_plans import random_plan
 
+from skippipe.cli.commands.simulate_command import command
 from skippipe.cli.main import main
-from skippipe.cli.simulate import command
 from skippipe_scheduler.analysis.node_loss import simulate_loss
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.recost import recost

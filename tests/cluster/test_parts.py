@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skippipe.cluster.description import as_cluster, profile_table, write_cluster
-from skippipe.cluster.links import representatives, rounds
-from skippipe.cluster.memory import container_limit_bytes
-from skippipe.cluster.place import Place, node_names, sharing
+from skippipe.cluster.link_speed import representatives, rounds
+from skippipe.cluster.location import Place, node_names, sharing
+from skippipe.cluster.node_memory import container_limit_bytes
 from skippipe.cluster.profile import Profile, Report, levelled
 from skippipe.cluster.regions import regions
 from skippipe.errors import ConfigError

@@ -9,8 +9,8 @@ import yaml
 from cluster_ranks import start_ranks
 
 from skippipe.cli.main import main
-from skippipe.config_file import load_experiment
-from skippipe.planning import experiment_workload
+from skippipe.config.experiment_file import load_experiment
+from skippipe.planning.planning import experiment_workload
 from skippipe_scheduler.plan.plan import parse_plan
 from skippipe_scheduler.problem.cluster import load_cluster
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from skippipe.config import Experiment
-from skippipe.config_file import known_keys, load_experiment, save_experiment
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import known_keys, load_experiment, save_experiment
 from skippipe.errors import ConfigError
 
 MINIMAL = """

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from skippipe.data.cache import open_cache
-from skippipe.data.options import DataOptions
+from skippipe.config.data_options import DataOptions
 from skippipe.data.sources import documents
+from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import vocabulary_size
 from skippipe.errors import DataError, StorageError
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skippipe.data.cache import TokenCache
 from skippipe.data.samples import SampleOrder
+from skippipe.data.token_cache import TokenCache
 from skippipe.data.tokenizer import ByteTokenizer
 from skippipe.errors import CheckpointError, DataError
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from skippipe.data.options import DataOptions
+from skippipe.config.data_options import DataOptions
 from skippipe.data.tokenizer import END_OF_TEXT, ByteTokenizer, Tokenizer, build_tokenizer, load_trained
 from skippipe.errors import DataError
 

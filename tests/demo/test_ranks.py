@@ -10,7 +10,7 @@ from threading import Timer
 import pytest
 from processes import preloaded
 
-from skippipe.demo.ranks import run_ranks
+from skippipe.cli.demo.ranks import run_ranks
 from skippipe.errors import SkipPipeError
 
 pytestmark = pytest.mark.timeout(90)

@@ -8,12 +8,12 @@ import torch
 from training_runs import make_experiment, small_plan, train_alone
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from skippipe.checkpoint.reader import latest_checkpoint, load_parameters
 from skippipe.cli.main import main
-from skippipe.data.cache import open_cache
+from skippipe.data.token_cache import open_cache
 from skippipe.model.device import choose_device
 from skippipe.model.stage import build_stage
-from skippipe.planning import experiment_model
-from skippipe.training.checkpoint import latest_checkpoint, load_parameters
+from skippipe.planning.planning import experiment_model
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from skippipe.checkpoint.huggingface import source
+from skippipe.checkpoint.huggingface.export import export_run
+from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.data.tokenizer import END_OF_TEXT, byte_names
 from skippipe.errors import InputError
-from skippipe.huggingface import source
-from skippipe.huggingface.export import export_run
-from skippipe.huggingface.import_model import import_model
 
 SMALL = ("data.max_bytes=200_000", "pipeline.planner.max_evaluations=300", "pipeline.num_stages=3")
 LAYERS, HEADS, HIDDEN, INNER, VOCABULARY = 3, 2, 64, 96, 257

@@ -10,14 +10,14 @@ from torch.nn.functional import cross_entropy
 from training_runs import losses, make_experiment
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from skippipe.checkpoint.huggingface.import_model import import_model
+from skippipe.checkpoint.reader import complete_checkpoints, latest_checkpoint, read_metadata
 from skippipe.cli.main import skippipe
-from skippipe.config_file import load_experiment, save_experiment
-from skippipe.data.cache import open_cache
+from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.data.samples import SampleOrder
+from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import ByteTokenizer, save_for_transformers
 from skippipe.errors import InputError, SkipPipeError
-from skippipe.huggingface.import_model import import_model
-from skippipe.training.checkpoint import complete_checkpoints, latest_checkpoint, read_metadata
 
 SMALL = (
     "training.sequence_length=16",

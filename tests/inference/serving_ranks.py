@@ -17,17 +17,17 @@ from torch import Tensor
 from training_runs import MODEL_OPTIONS, make_experiment, train_alone
 
 from skippipe.errors import SkipPipeError
-from skippipe.inference.distributed.decoder import DistributedDecoder
-from skippipe.inference.distributed.links import Frame
+from skippipe.inference.depth_schedule import segments
+from skippipe.inference.distributed.connections import Frame
+from skippipe.inference.distributed.distributed_decoder import DistributedDecoder
 from skippipe.inference.distributed.session import opened
 from skippipe.inference.distributed.worker import Worker
-from skippipe.inference.evaluation import Options, evaluate
-from skippipe.inference.generation import Sampling, generate
-from skippipe.inference.load import LoadedModel
+from skippipe.inference.evaluation.perplexity import Options, evaluate
+from skippipe.inference.generation.generation import Sampling, generate
+from skippipe.inference.generation.speculative import draft_layers, speculate_all
+from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import Policy, Request
 from skippipe.inference.policies.registry import build_policy
-from skippipe.inference.schedule import segments
-from skippipe.inference.speculative import draft_layers, speculate_all
 
 PROMPTS = [[5, 17, 3, 60, 22, 9], [44], [1, 2, 3, 40]]
 NEW = 8

@@ -10,9 +10,9 @@ from tiny_decoders import hugging_face, tiny
 from skippipe.cli.main import main
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.inference_run import stages_without
 from skippipe.inference.policies.base import Request
 from skippipe.inference.policies.registry import build_policy
-from skippipe.inference.run import stages_without
 from skippipe.model.skeleton import find_parts
 
 NODES = (("a", "b"), ("c",), ("d",), ("e", "f"))

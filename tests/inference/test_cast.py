@@ -6,8 +6,8 @@ import pytest
 from serving_ranks import make_run
 
 from skippipe.errors import InputError
-from skippipe.inference.distributed.cast import Cast, make_cast
-from skippipe.inference.run import Run, read_run
+from skippipe.inference.distributed.stage_assignment import Cast, make_cast
+from skippipe.inference.inference_run import Run, read_run
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from skippipe.errors import NodeLostError, SkipPipeError
-from skippipe.inference.distributed.cast import Cast
-from skippipe.inference.distributed.crew import Crew
-from skippipe.inference.distributed.links import Links
+from skippipe.inference.distributed.connections import Links
+from skippipe.inference.distributed.stage_assignment import Cast
+from skippipe.inference.distributed.worker_pool import Crew
 
 CAST = Cast(("a", "b", "c"), ((0,), (1,), (1,)))
 

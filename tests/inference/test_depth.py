@@ -6,9 +6,9 @@ from slow_model import SlowModel
 from tiny_decoders import ARCHITECTURES, model_of
 
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import segments
 from skippipe.inference.policies.base import Request
 from skippipe.inference.policies.registry import build_policy
-from skippipe.inference.schedule import segments
 from skippipe.model.skeleton import find_parts
 
 PROMPT_LENGTH, LENGTH = 3, 10

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from training_runs import make_experiment, small_plan, train_alone
 from transformers import LlamaForCausalLM
 
+from skippipe.checkpoint.huggingface.export import export_run
+from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.cli.main import main
-from skippipe.data.cache import open_cache
 from skippipe.data.samples import SampleOrder
+from skippipe.data.token_cache import open_cache
 from skippipe.errors import SkipPipeError
-from skippipe.huggingface.export import export_run
-from skippipe.inference import tasks
-from skippipe.inference.evaluation import DepthResult, Evaluation, Options, evaluate_model
-from skippipe.monitor.report import run as shown
+from skippipe.inference.evaluation import lm_eval_tasks as tasks
+from skippipe.inference.evaluation.perplexity import DepthResult, Evaluation, Options, evaluate_model
+from skippipe.monitor.report import run_record as shown
 from skippipe.monitor.report.curves import depth_figure
-from skippipe.planning import experiment_model
-from skippipe.training.checkpoint import latest_checkpoint
+from skippipe.planning.planning import experiment_model
 
 BATCHES = 3
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Segment, share_computed
 from skippipe.inference.ffn_skipping import FfnSkipping
-from skippipe.inference.generation import generate
+from skippipe.inference.generation.generation import generate
 from skippipe.inference.policies.base import Policy, Request
 from skippipe.inference.policies.registry import build_policy
-from skippipe.inference.schedule import Segment, share_computed
 from skippipe.model.architecture import ARCHITECTURES
 from skippipe.model.skeleton import find_parts
 

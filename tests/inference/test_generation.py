@@ -14,12 +14,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from skippipe.cli.main import main
 from skippipe.errors import InputError
-from skippipe.inference.cache import RouteCache
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.generation import Sampling, generate
+from skippipe.inference.depth_schedule import Segment
+from skippipe.inference.generation.generation import Sampling, generate
+from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FixedLayers, Policy, Request
 from skippipe.inference.policies.registry import build_policy
-from skippipe.inference.schedule import Segment
 from skippipe.model.architecture import ARCHITECTURES as EVERY
 from skippipe.model.skeleton import find_parts
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from skippipe.inference.distributed.links import Door, Links, own_address
+from skippipe.inference.distributed.connections import Door, Links, own_address
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from torch import nn
 from training_runs import make_experiment, small_plan, train_alone
 from transformers import LlamaForCausalLM
 
+from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.cli.main import main
 from skippipe.errors import InputError
-from skippipe.huggingface.export import export_run
-from skippipe.inference.load import load
+from skippipe.inference.model_loading import load
 from skippipe.inference.policies.base import FixedLayers, Request
 from skippipe.inference.policies.registry import KINDS, build_policy
 from skippipe.inference.text import PromptTokenizer
@@ -27,7 +27,7 @@ pytest.importorskip("lm_eval", reason="lm-eval takes long to install and is no p
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from skippipe.inference.lm_eval_adapter import PolicyModel
+from skippipe.inference.evaluation.lm_eval_adapter import PolicyModel
 
 QUESTIONS = [
     {"question": "line 3 of text", "choices": [" 4 has", " has 4", " 4 words"], "answer": 0},

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoders import decoder_of, tiny
 
-from skippipe.cli.greedy import POLICIES
+from skippipe.cli.options import POLICIES
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Segment, segments
 from skippipe.inference.policies.base import Policy, Request, kept_stages
 from skippipe.inference.policies.registry import KINDS, build_policy
 from skippipe.inference.policies.skipdecode import SkipDecode
 from skippipe.inference.policies.unified import unified_layers
-from skippipe.inference.schedule import Segment, segments
 
 
 @pytest.fixture(scope="module")

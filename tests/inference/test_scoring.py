@@ -6,12 +6,12 @@ import pytest
 from slow_model import FfnRule, SlowModel
 from tiny_decoders import ARCHITECTURES, model_of
 
-from skippipe.inference import scoring
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import flop_of
+from skippipe.inference.evaluation import scoring
+from skippipe.inference.evaluation.scoring import Passage, batches, score
 from skippipe.inference.policies.base import Policy, Request
 from skippipe.inference.policies.registry import build_policy
-from skippipe.inference.schedule import flop_of
-from skippipe.inference.scoring import Passage, batches, score
 from skippipe.model.skeleton import find_parts
 
 TEXTS = [([5, 17, 3, 60, 22, 9], [4, 8]), ([44], [2, 50, 13, 9]), ([1, 2, 3], [40]), ([7, 7], [6, 61, 12])]

@@ -9,11 +9,11 @@ import pytest
 import serving_ranks
 from serving_ranks import DRIVER, EVERYTHING, PROMPTS, answer, command_on_ranks, continued, on_ranks
 
+from skippipe.checkpoint.reader import require_checkpoint
 from skippipe.cli.main import main
-from skippipe.inference.distributed.cast import make_cast
-from skippipe.inference.load import load
-from skippipe.inference.run import read_run
-from skippipe.training.checkpoint import require_checkpoint
+from skippipe.inference.distributed.stage_assignment import make_cast
+from skippipe.inference.inference_run import read_run
+from skippipe.inference.model_loading import load
 
 
 @pytest.fixture(scope="module")

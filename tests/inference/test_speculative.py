@@ -7,9 +7,9 @@ from tiny_decoders import ARCHITECTURES, decoder_of, model_of, tiny
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.generation import generate
+from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.speculative import speculate
 from skippipe.inference.policies.base import FixedLayers
-from skippipe.inference.speculative import speculate
 from skippipe.model.skeleton import find_parts
 
 DRAFTS = [(0, 1, 2), (0, 1, 3, 5), (0, 2, 4), (5, 0), (0, 1, 2, 3, 4, 5)]

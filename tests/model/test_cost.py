@@ -6,7 +6,7 @@ from tiny_models import CPU, stages_of, tiny
 
 from skippipe.model.architecture import ARCHITECTURES
 from skippipe.model.cost import model_cost
-from skippipe.model.full import build_full
+from skippipe.model.full_model import build_full
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from skippipe.errors import CheckpointError
 from skippipe.model.architecture import ARCHITECTURES
-from skippipe.model.full import build_full, stages_to_full
+from skippipe.model.full_model import build_full, stages_to_full
 
 HALF: dict[str, dict[str, object]] = {
     name: {"layer_types": ["sliding_attention", "full_attention"]} for name in ("gemma2", "gemma3_text")

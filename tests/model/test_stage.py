@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from skippipe.errors import CheckpointError
 from skippipe.model.architecture import ARCHITECTURES
-from skippipe.model.full import build_full
+from skippipe.model.full_model import build_full
 from skippipe.model.stage import build_stage
 
 ORDERS = [(0, 1, 2, 3), (0, 2, 1, 3), (0, 3, 1), (0, 2), (0,)]

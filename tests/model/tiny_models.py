@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from skippipe.model.architecture import build_config
-from skippipe.model.full import build_full
+from skippipe.model.full_model import build_full
 from skippipe.model.stage import Stage, build_stage
 
 CPU = torch.device("cpu")

@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from skippipe.config import Experiment
-from skippipe.config_file import save_experiment
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import save_experiment
 from skippipe_scheduler.plan.plan import Plan, Predicted, Route, Solver, Stage, Task
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.problem import Costs, Rules

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
-from skippipe.monitor.report.load import held_in_parts, load_figure, memory_figure
+from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, memory_figure
 from skippipe.monitor.report.page import Bar
-from skippipe.monitor.report.routes import RouteMap, routes_figure
-from skippipe.monitor.report.run import DepthResult, Evaluation
+from skippipe.monitor.report.route_map import RouteMap, routes_figure
+from skippipe.monitor.report.run_record import DepthResult, Evaluation
 from skippipe.monitor.report.spans import REDUCE, Span, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from small_runs import write_run
 
+from skippipe.cli.commands.report_command import command
 from skippipe.cli.main import main
-from skippipe.cli.report import command
 from skippipe.errors import InputError
 from skippipe.monitor.report.reports import write_comparison_report, write_plan_report, write_run_report
-from skippipe.monitor.report.run import read_run
+from skippipe.monitor.report.run_record import read_run
 from skippipe.monitor.report.summary import nodes_table, plans_table, runs_table
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate

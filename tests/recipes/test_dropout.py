@@ -9,18 +9,18 @@ from random_plans import random_plan
 from torch import Tensor, nn
 from training_runs import ALONE
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
+from skippipe.config.recipe_options import DropoutOptions, RecipeOptions
 from skippipe.errors import ConfigError
 from skippipe.model.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.compilation import compile_stage, warm_up
+from skippipe.model.dropout.layer_dropout import LeftOut, StageDropout
+from skippipe.model.dropout.probability import kept_samples, probability
 from skippipe.model.stage import Stage, build_stage
-from skippipe.recipes.dropout import LeftOut, StageDropout
-from skippipe.recipes.options import DropoutOptions, RecipeOptions
-from skippipe.recipes.probability import kept_samples, probability
-from skippipe.runtime.compute import StageCompute
-from skippipe.runtime.local import LocalRunner
+from skippipe.runtime.local_runner import LocalRunner
 from skippipe.runtime.runner import make_runner
+from skippipe.runtime.stage_compute import StageCompute
 
 CPU = torch.device("cpu")
 NUM_LAYERS, NUM_SAMPLES, SEED, MAX_STEPS = 6, 5, 7, 10

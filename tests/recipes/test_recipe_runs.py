@@ -8,14 +8,14 @@ import pytest
 from random_plans import random_plan
 from training_runs import ALONE, losses, make_experiment, small_plan, train_alone, train_on_ranks
 
-from skippipe.config import Experiment
+from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
+from skippipe.config.experiment import Experiment
 from skippipe.errors import InfeasibleError, PlanError, ProblemError
 from skippipe.monitor.metrics import read_metrics
-from skippipe.runtime.plan_set import PlanSet
-from skippipe.training.checkpoint import complete_checkpoints, read_metadata
-from skippipe.training.further_plans import warn_of_draws
+from skippipe.planning.recipe_plans import warn_of_draws
+from skippipe.planning.sharing import choose_plans
+from skippipe.plans.plan_set import PlanSet
 from skippipe.training.loop import train
-from skippipe.training.plan_choice import choose_plans
 from skippipe_scheduler.solve.other_routes import problem_beside, route_distance
 
 NUM_RANKS = 4

@@ -8,10 +8,10 @@ import pytest
 from pydantic import ValidationError
 from training_runs import make_experiment
 
-from skippipe.config_file import load_experiment, save_experiment
+from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.errors import ConfigError
-from skippipe.recipes.rules import wanted_plans
-from skippipe.recipes.schedule import PlanSchedule
+from skippipe.plans.plan_schedule import PlanSchedule
+from skippipe.plans.plan_specs import wanted_plans
 
 CURRICULUM = (
     {"share": 1, "skip_ratio": 0.0},

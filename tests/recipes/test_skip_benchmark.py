@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from skippipe.runtime.plan_set import PlanSet
-from skippipe.training.plan_choice import choose_plans
+from skippipe.planning.sharing import choose_plans
+from skippipe.plans.plan_set import PlanSet
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "skip_tolerance"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import preloaded, redirect, run_skippipe
 
-from skippipe.demo.ranks import run_ranks
+from skippipe.cli.demo.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,9 +9,9 @@ import torch
 from random_plans import random_plan
 from ranks import make_batch, make_config, make_experiment
 
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.distributed import DistributedRunner
-from skippipe.runtime.plan_set import PlanSet
+from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.distributed_runner import DistributedRunner
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
 
 WORLD_SIZE = 4

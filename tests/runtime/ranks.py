@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import build_config
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.distributed import DistributedRunner
+from skippipe.runtime.distributed_runner import DistributedRunner
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
 from skippipe_scheduler.plan.plan import Plan, parse_plan
 

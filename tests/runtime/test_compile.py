@@ -16,7 +16,7 @@ from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime import runner
-from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import compiled_together, make_runner
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from ranks import finish_ranks, make_experiment, start_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from skippipe.config import PowerSgdOptions
-from skippipe.runtime.compression import Int8Sum, PowerSgdSum
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.reduction import BucketSum, DirectSum, expect_sums, sum_over_replicas
+from skippipe.config.experiment import PowerSgdOptions
+from skippipe.runtime.gradients.compression import Int8Sum, PowerSgdSum
+from skippipe.runtime.gradients.reduction import BucketSum, DirectSum, expect_sums, sum_over_replicas
+from skippipe.runtime.ranks.context import DistributedContext
 
 WORLD_SIZE = 3
 STEPS = 12

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from skippipe.errors import PlanError
-from skippipe.model.full import build_full
-from skippipe.runtime.context import DistributedContext
+from skippipe.model.full_model import build_full
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import make_runner
 from skippipe_scheduler.plan.plan import Plan
 

@@ -11,9 +11,9 @@ import pytest
 from random_plans import random_plan
 from ranks import finish_ranks, start_ranks
 
-from skippipe.config import EmulationOptions
-from skippipe.runtime.emulation import Emulation
-from skippipe.runtime.program import Instruction, Opcode
+from skippipe.config.experiment import EmulationOptions
+from skippipe.runtime.executors.emulation import Emulation
+from skippipe.runtime.program.program import Instruction, Opcode
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import TaskSpan, simulate
 

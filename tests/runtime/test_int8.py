@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skippipe.runtime.int8 import decode, encode, int8_bytes
-from skippipe.runtime.message import CPU
-from skippipe.runtime.wire import Wire
+from skippipe.runtime.transport.int8 import decode, encode, int8_bytes
+from skippipe.runtime.transport.message import CPU
+from skippipe.runtime.transport.wire import Wire
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 7, 32]), st.sampled_from([1e-6, 1.0, 1e6]))

@@ -8,9 +8,9 @@ from random_plans import random_plan
 from ranks import gradients_of, make_batch, make_config, make_experiment
 from torch import Tensor
 
-from skippipe.model.full import build_full
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.local import LocalRunner
+from skippipe.model.full_model import build_full
+from skippipe.runtime.local_runner import LocalRunner
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import make_runner
 from skippipe_scheduler.plan.plan import Plan
 

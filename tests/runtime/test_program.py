@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
 
-from skippipe.runtime.program import Opcode, compile_evaluation, compile_programs
-from skippipe.runtime.verifier import prove, prove_transfers
+from skippipe.runtime.program.program import Opcode, compile_evaluation, compile_programs
+from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.plan.plan import Plan, Task
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_plans import random_plan
 
-from skippipe.runtime.program import Instruction, Opcode, Program, compile_programs
-from skippipe.runtime.readiness import Links, ReadyTasks
+from skippipe.runtime.program.program import Instruction, Opcode, Program, compile_programs
+from skippipe.runtime.program.readiness import Links, ReadyTasks
 from skippipe_scheduler.plan.plan import Plan
 
 

@@ -16,9 +16,9 @@ from skippipe.model.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.stage import Stage, build_stage
 from skippipe.model.weight_gradients import is_deferrable
-from skippipe.runtime.compute import StageCompute
-from skippipe.runtime.program import Opcode, Program, compile_programs
-from skippipe.runtime.verifier import prove
+from skippipe.runtime.program.program import Opcode, Program, compile_programs
+from skippipe.runtime.program.verifier import prove
+from skippipe.runtime.stage_compute import StageCompute
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -7,8 +7,8 @@ import pytest
 from random_plans import random_plan
 
 from skippipe.errors import ProgramError
-from skippipe.runtime.program import Instruction, Opcode, Program, compile_programs
-from skippipe.runtime.verifier import prove, prove_transfers
+from skippipe.runtime.program.program import Instruction, Opcode, Program, compile_programs
+from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe_scheduler.plan.plan import Plan
 
 PLAN = random_plan(1, num_nodes=5, num_stages=3, route_length=3, num_microbatches=6)

@@ -9,7 +9,7 @@ from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.problem.cluster import Cluster, is_cluster_file, load_cluster
 
 REPOSITORY = Path(__file__).parents[2]
-DEMO = Path(skippipe.__file__).parent / "demo" / "cluster.yaml"
+DEMO = Path(skippipe.__file__).parent / "cli" / "demo" / "cluster.yaml"
 SHIPPED = [*sorted((REPOSITORY / "configs" / "clusters").glob("*.yaml")), DEMO]
 
 GOOD = """

@@ -17,9 +17,9 @@ from processes import free_port
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from skippipe.config import Experiment
-from skippipe.config_file import load_experiment
-from skippipe.runtime.context import DistributedContext
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import load_experiment
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import Runner, make_runner
 from skippipe.training.loop import train
 from skippipe.training.optimizer import OptimizerBackend, make_optimizer

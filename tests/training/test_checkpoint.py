@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file
 from training_runs import ALONE, make_experiment, small_plan, train_alone
 
-from skippipe.config import Experiment
-from skippipe.errors import CheckpointError, ConfigError
-from skippipe.model.full import build_full
-from skippipe.planning import experiment_model
-from skippipe.runtime.runner import make_runner
-from skippipe.training.checkpoint import (
+from skippipe.checkpoint.reader import (
     complete_checkpoints,
     latest_checkpoint,
     load_parameters,
     load_tensors,
     read_metadata,
 )
+from skippipe.config.experiment import Experiment
+from skippipe.errors import CheckpointError, ConfigError
+from skippipe.model.full_model import build_full
+from skippipe.planning.planning import experiment_model
+from skippipe.runtime.runner import make_runner
 from skippipe.training.optimizer import AdamW
 
 

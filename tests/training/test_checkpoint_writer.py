@@ -10,12 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from training_runs import ALONE, make_experiment, small_plan, train_alone
 
-from skippipe.config import CheckpointOptions
-from skippipe.errors import CheckpointError
-from skippipe.planning import experiment_model
-from skippipe.runtime.runner import Runner, make_runner
-from skippipe.training import checkpoint_writer
-from skippipe.training.checkpoint import (
+from skippipe.checkpoint import writer as checkpoint_writer
+from skippipe.checkpoint.file_image import FileImage
+from skippipe.checkpoint.reader import (
     FileRecord,
     Metadata,
     complete_checkpoints,
@@ -23,10 +20,13 @@ from skippipe.training.checkpoint import (
     load_parameters,
     model_identity,
 )
-from skippipe.training.checkpoint_writer import CheckpointWriter
-from skippipe.training.file_image import FileImage
+from skippipe.checkpoint.report_board import FileReport, ReportBoard
+from skippipe.checkpoint.writer import CheckpointWriter
+from skippipe.config.experiment import CheckpointOptions
+from skippipe.errors import CheckpointError
+from skippipe.planning.planning import experiment_model
+from skippipe.runtime.runner import Runner, make_runner
 from skippipe.training.optimizer import AdamW
-from skippipe.training.report_board import FileReport, ReportBoard
 
 RECORD = FileRecord(size_bytes=1, sha256="ab")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skippipe.training.clipping import clip, squared_norm
+from skippipe.training.optimizer.clipping import clip, squared_norm
 
 
 def make_parameters(scale: float) -> list[nn.Parameter]:

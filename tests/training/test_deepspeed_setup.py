@@ -14,10 +14,10 @@ from torch.distributed import destroy_process_group
 from torch.utils.cpp_extension import _get_build_directory
 from training_runs import ALONE, losses, make_experiment, small_plan, train_alone
 
+from skippipe.checkpoint.reader import checkpoint_path
 from skippipe.errors import ConfigError
-from skippipe.planning import experiment_model
+from skippipe.planning.planning import experiment_model
 from skippipe.runtime.runner import make_runner
-from skippipe.training.checkpoint import checkpoint_path
 from skippipe.training.optimizer import AdamW, deepspeed_setup, make_optimizer
 from skippipe.training.optimizer.deepspeed_setup import (
     OPERATOR,

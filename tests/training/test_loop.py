@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 from training_runs import ALONE, losses, make_experiment, small_plan, train_alone, write_inputs
 
+from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
+from skippipe.cli.commands.train_command import command
 from skippipe.cli.main import main
-from skippipe.cli.train import command
 from skippipe.errors import PlanError, SkipPipeError, StorageError
 from skippipe.monitor.metrics import read_metrics
-from skippipe.monitor.report.run import read_run
-from skippipe.runtime.local import LocalRunner
-from skippipe.training.checkpoint import complete_checkpoints, read_metadata
-from skippipe.training.plan_choice import choose_plan, share_plans
+from skippipe.monitor.report.run_record import read_run
+from skippipe.planning.sharing import choose_plan, share_plans
+from skippipe.runtime.local_runner import LocalRunner
 from skippipe.training.signals import StopSignal
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skippipe.config import OptimizerOptions, SchedulerOptions
+from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import CheckpointError
 from skippipe.training.optimizer import AdamW, learning_rate_factor
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
 from training_runs import losses, make_experiment, train_alone
 
-from skippipe.config_file import save_experiment
-from skippipe.training.checkpoint import checkpoint_path, read_metadata
+from skippipe.checkpoint.reader import checkpoint_path, read_metadata
+from skippipe.config.experiment_file import save_experiment
 from skippipe.training.optimizer.deepspeed_setup import OPERATOR
 
 WORLD_SIZE = 5

@@ -9,9 +9,9 @@ import pytest
 from random_plans import random_plan
 from training_runs import losses, make_experiment, train_alone, train_on_ranks
 
-from skippipe.config import Experiment
+from skippipe.checkpoint.reader import checkpoint_path, complete_checkpoints
+from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import read_metrics
-from skippipe.training.checkpoint import checkpoint_path, complete_checkpoints
 from skippipe_scheduler.plan.plan import Plan
 
 STEPS, LEG = 20, 4

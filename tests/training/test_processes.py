@@ -20,8 +20,8 @@ from training_runs import (
     write_inputs,
 )
 
+from skippipe.checkpoint.reader import complete_checkpoints
 from skippipe.monitor.metrics import read_metrics
-from skippipe.training.checkpoint import complete_checkpoints
 from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import load_plan

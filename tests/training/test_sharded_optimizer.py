@@ -7,10 +7,10 @@ from processes import finish
 from safetensors.torch import load_file
 from training_runs import losses, make_experiment, ranks_plan, start_torchrun, train_alone, write_inputs
 
-from skippipe.config import Experiment
+from skippipe.checkpoint.reader import checkpoint_path
+from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import read_metrics
-from skippipe.planning import experiment_workload
-from skippipe.training.checkpoint import checkpoint_path
+from skippipe.planning.planning import experiment_workload
 
 STEPS, HALF = 8, 4
 SHARDED = {"backend": "zero_redundancy"}

@@ -11,11 +11,11 @@ from random_plans import random_plan
 from training_runs import ALONE, make_experiment, small_plan, train_alone, write_inputs
 
 from skippipe.cli.main import main
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError
 from skippipe.model.cost import model_cost
 from skippipe.monitor.metrics import read_metrics
-from skippipe.planning import experiment_model
+from skippipe.planning.planning import experiment_model
 from skippipe.training.startup import (
     _check_agreement,
     _peak,

@@ -12,7 +12,7 @@ from random_plans import random_plan
 from training_runs import losses, make_experiment, train_alone, write_inputs
 
 from skippipe.errors import ConfigError
-from skippipe.runtime.context import DistributedContext
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe_scheduler.plan.plan import Plan
 
 TEMPLATE = Path(__file__).parents[2] / "launch" / "torchrun.sh"

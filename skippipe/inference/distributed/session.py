@@ -12,16 +12,16 @@ import torch
 
 from skippipe.errors import InputError, SkipPipeError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.distributed.cast import Cast, make_cast
-from skippipe.inference.distributed.crew import Crew
-from skippipe.inference.distributed.decoder import DistributedDecoder
-from skippipe.inference.distributed.links import Door, Links, own_address
+from skippipe.inference.distributed.connections import Door, Links, own_address
+from skippipe.inference.distributed.distributed_decoder import DistributedDecoder
+from skippipe.inference.distributed.stage_assignment import Cast, make_cast
 from skippipe.inference.distributed.worker import Worker
-from skippipe.inference.load import LoadedModel, is_directory, load, loaded
-from skippipe.inference.run import Run, read_run
+from skippipe.inference.distributed.worker_pool import Crew
+from skippipe.inference.inference_run import Run, read_run
+from skippipe.inference.model_loading import LoadedModel, is_directory, load, loaded
 from skippipe.model.device import choose_device
-from skippipe.runtime.context import DistributedContext
-from skippipe.runtime.exchange import gather, wait_for_readers
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.exchange import gather, wait_for_readers
 
 MEETING_S = 120.0
 """How long processes wait for each other; after that the run says how long."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from skippipe.errors import PeerLostError, SkipPipeError
-from skippipe.inference.cache import RouteCache
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.distributed.links import Frame, Links
+from skippipe.inference.distributed.connections import Frame, Links
+from skippipe.inference.key_value_cache import RouteCache
 
 
 class Worker:

@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Layers
 from skippipe.inference.policies.base import Meter, Policy
-from skippipe.inference.schedule import Layers
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.schedule import Layers
+from skippipe.inference.depth_schedule import Layers
 
 
 class Meter(Protocol):

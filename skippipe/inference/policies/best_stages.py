@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Segment
 from skippipe.inference.policies.base import FixedLayers, Policy, Request, kept_stages
-from skippipe.inference.schedule import Segment
 
 MOST_SUBSETS = 32
 GRADIENT_SAMPLES = 2

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Layers, Segment
 from skippipe.inference.ffn_skipping import NEVER, FfnRule, FfnSkipping, skipping
 from skippipe.inference.policies.base import Policy, Request, check_keep
-from skippipe.inference.schedule import Layers, Segment
 from skippipe.model.feed_forward import feed_forward_name
 
 MOST_WARM_UP = 8

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Layers
 from skippipe.inference.policies.base import FixedLayers, Policy, Request, kept_stages
-from skippipe.inference.schedule import Layers
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ out. The prompt runs at the largest depth.
 from dataclasses import dataclass, replace
 
 from skippipe.errors import InputError
+from skippipe.inference.depth_schedule import Layers
 from skippipe.inference.policies.base import Policy, Request, check_keep
-from skippipe.inference.schedule import Layers
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ The prompt runs at full depth; every generated token runs the same layers, sprea
 from dataclasses import dataclass
 
 from skippipe.errors import InputError
+from skippipe.inference.depth_schedule import Layers
 from skippipe.inference.policies.base import Policy, Request, check_keep
-from skippipe.inference.schedule import Layers
 
 
 @dataclass(frozen=True)

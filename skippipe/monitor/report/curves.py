@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from skippipe.monitor.report.run import DepthResult, Evaluation, Step
+from skippipe.monitor.report.run_record import DepthResult, Evaluation, Step
 from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, dash, label, symbol
 from skippipe.monitor.report.units import seconds
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
 from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
-from skippipe.monitor.report.load import load_figure, memory_figure
+from skippipe.monitor.report.load_over_time import load_figure, memory_figure
 from skippipe.monitor.report.page import Page, Picture, Section, write_report
-from skippipe.monitor.report.routes import routes_figure
-from skippipe.monitor.report.run import Evaluation, Run, read_evaluation, read_run
+from skippipe.monitor.report.route_map import routes_figure
+from skippipe.monitor.report.run_record import Evaluation, Run, read_evaluation, read_run
 from skippipe.monitor.report.spans import Span, end_s, timeline_spans
 from skippipe.monitor.report.summary import (
     depth_table,

@@ -4,9 +4,9 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.monitor.report.page import Bar, Table
-from skippipe.monitor.report.run import Evaluation, Run
+from skippipe.monitor.report.run_record import Evaluation, Run
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline

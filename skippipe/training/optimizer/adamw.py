@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim.lr_scheduler import LambdaLR
 
-from skippipe.config import OptimizerOptions, SchedulerOptions
-from skippipe.training.clipping import clip, squared_norm
+from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
+from skippipe.training.optimizer.clipping import clip, squared_norm
 from skippipe.training.optimizer.interface import Guard
 from skippipe.training.optimizer.master_adamw import MasterAdamW
 from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state

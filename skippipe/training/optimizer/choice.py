@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import ProcessGroup
 
-from skippipe.config import Experiment
+from skippipe.config.experiment import Experiment
 from skippipe.runtime.runner import Runner
 from skippipe.training.optimizer.adamw import AdamW
 from skippipe.training.optimizer.deepspeed_setup import prepare, uses_deepspeed

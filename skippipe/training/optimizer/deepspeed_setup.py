@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from skippipe.config import Experiment, OptimizerOptions
+from skippipe.config.experiment import Experiment, OptimizerOptions
 from skippipe.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from skippipe.config import OptimizerOptions, SchedulerOptions
+from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import CheckpointError
 from skippipe.training.optimizer.master_adamw import MASTER, MOMENTS, STEP
 

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from skippipe.config import OptimizerOptions, SchedulerOptions
-from skippipe.training.clipping import clip_factor, squared_norm_of
+from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
+from skippipe.training.optimizer.clipping import clip_factor, squared_norm_of
 from skippipe.training.optimizer.interface import Guard
 from skippipe.training.optimizer.master_adamw import MASTER, MOMENTS, STEP
 from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state

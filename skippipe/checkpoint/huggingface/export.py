@@ -1,0 +1,96 @@
+"""A checkpoint as a Hugging Face directory: one safetensors shard a stage, configuration and tokenizer beside them."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from skippipe.checkpoint.reader import Metadata, check_model, checkpoint_path, load_file, read_metadata
+from skippipe.checkpoint.reader import require_checkpoint as newest_checkpoint
+from skippipe.config.experiment_file import load_run
+from skippipe.data.token_cache import open_cache
+from skippipe.data.tokenizer import save_for_transformers
+from skippipe.errors import CheckpointError, InputError, StorageError
+from skippipe.model.skeleton import build_skeleton
+from skippipe.planning.planning import experiment_model
+
+INDEX = "model.safetensors.index.json"
+
+
+def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None) -> Path:
+    """Write the checkpoint of `step` (default: the newest) to `target`; return the checkpoint's directory.
+
+    `AutoModelForCausalLM.from_pretrained(target)` and `AutoTokenizer` load the result. `dtype` converts the weights, of
+    which one stage at a time is in memory. Raises `InputError` where RUN is no run or `target` is in use,
+    `CheckpointError` where the checkpoint is damaged, `StorageError` where `target` cannot be written (then nothing is
+    left there).
+    """
+    experiment = load_run(run_dir)
+    checkpoint = newest_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target}: exists and is not empty; name another directory")
+    config, metadata = experiment_model(experiment), read_metadata(checkpoint)
+    check_model(checkpoint, metadata, config)
+    stored = getattr(torch, dtype or metadata.dtype)
+    model = build_skeleton(config, stored).model
+    tokenizer = open_cache(experiment.data, experiment.seed).tokenizer
+    aside = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _write_weights(checkpoint, metadata, model, stored, aside)
+        _write_config(model, tokenizer.eos_id, aside)
+        save_for_transformers(experiment.data, tokenizer, aside)
+        if target.exists():
+            target.rmdir()
+        aside.rename(target)
+    except OSError as reason:
+        raise StorageError(
+            f"{target}: cannot be written ({reason.strerror or reason}); make room or name another"
+        ) from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint
+
+
+def _write_weights(
+    checkpoint: Path, metadata: Metadata, model: PreTrainedModel, dtype: torch.dtype, folder: Path
+) -> None:
+    names = sorted(name for name in metadata.files if name.startswith("model"))
+    shards = [f"model-{index:05}-of-{len(names):05}.safetensors" for index in range(1, len(names) + 1)]
+    shape_of = {name: parameter.shape for name, parameter in model.named_parameters()}
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for name, shard in zip(names, shards, strict=True):
+        tensors = dict(_converted(load_file(checkpoint, metadata, name), dtype))
+        for key, tensor in tensors.items():
+            if shape_of.get(key) != tensor.shape or key in weight_map:
+                raise CheckpointError(f"{checkpoint / name}: {key}: not a parameter of the model, or there twice")
+            weight_map[key] = shard
+        save_file(tensors, folder / shard, metadata={"format": "pt"})
+        total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    missing = sorted(shape_of.keys() - weight_map.keys())
+    if missing:
+        raise CheckpointError(f"{checkpoint}: {missing[0]}: missing")
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _converted(tensors: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        yield name, tensor.to(dtype).contiguous()
+
+
+def _write_config(model: PreTrainedModel, eos_id: int, folder: Path) -> None:
+    config = model.config
+    config.architectures = [type(model).__name__]
+    config.use_cache = True
+    if config.eos_token_id is None:
+        config.eos_token_id = eos_id
+    config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)

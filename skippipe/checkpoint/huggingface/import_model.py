@@ -1,0 +1,95 @@
+"""A pretrained model as a run that has not begun: evaluate it, or train on from its weights."""
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from skippipe.checkpoint.huggingface.source import find_source, load_model, load_tokenizer, plain_config
+from skippipe.checkpoint.reader import Metadata, model_identity
+from skippipe.checkpoint.writer import write_stages
+from skippipe.config.experiment import Experiment, ModelOptions
+from skippipe.config.experiment_file import load_experiment, save_experiment
+from skippipe.errors import InputError, StorageError
+from skippipe.model.skeleton import build_skeleton, is_layer_of
+from skippipe.planning.planning import experiment_model, plan_experiment
+from skippipe_scheduler.plan.plan import Plan
+
+MODEL_FOLDER = "model"
+TEMPLATES = Path(str(files("skippipe.checkpoint.huggingface")))
+
+
+def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, overrides: tuple[str, ...] = ()) -> int:
+    """Make `run_dir` from the pretrained model at `path`; return its number of parameters.
+
+    The run gets the model's configuration and tokenizer (RUN/model), its weights as the checkpoint of step 0, a plan,
+    and the experiment at `config_path` (default: one for one machine) with its model and tokenizer replaced by these.
+    The whole model is in memory once. Raises `InputError` where `path` cannot be read or `run_dir` is in use, and
+    what planning raises; nothing is left then.
+    """
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise InputError(f"{run_dir}: exists and is not empty; name another directory")
+    source = find_source(path)
+    experiment = _experiment(config_path, overrides, run_dir)
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    complete = False
+    try:
+        _write_model(model, tokenizer, run_dir / MODEL_FOLDER)
+        if config_path is None:
+            shutil.copy(TEMPLATES / "cluster.yaml", run_dir)
+        plan = plan_experiment(experiment)
+        _write_checkpoint(experiment, plan, model, run_dir)
+        plan.save(run_dir / "plan.json")
+        save_experiment(experiment, run_dir / "config.yaml")
+        complete = True
+    except OSError as reason:
+        raise StorageError(f"{run_dir}: cannot be written ({reason.strerror or reason})") from None
+    finally:
+        if not complete:
+            shutil.rmtree(run_dir, ignore_errors=True)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: Path) -> Experiment:
+    given = load_experiment(config_path or TEMPLATES / "imported.yaml", overrides)
+    folder = str((run_dir / MODEL_FOLDER).resolve())
+    update = {
+        "run_dir": str(run_dir),
+        "model": ModelOptions(directory=folder),
+        "data": given.data.model_copy(update={"tokenizer": folder}),
+    }
+    if config_path is None:
+        update["cluster"] = str((run_dir / "cluster.yaml").resolve())
+    return given.model_copy(update=update)
+
+
+def _write_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    plain_config(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_checkpoint(experiment: Experiment, plan: Plan, model: PreTrainedModel, run_dir: Path) -> None:
+    """Write the weights as the checkpoint of step 0, with the files that the plan's stages would write."""
+    config = experiment_model(experiment)
+    metadata = Metadata(
+        step=0,
+        tokens=0,
+        elapsed_s=0.0,
+        seed=experiment.seed,
+        dtype=str(model.dtype).removeprefix("torch."),
+        model=model_identity(config),
+        data={},
+        plan_hash=plan.hash,
+        files={},
+    )
+    skeleton = build_skeleton(config, model.dtype)
+    stages: list[dict[str, Tensor]] = [{} for _ in plan.stages]
+    stage_of_layer = {layer: index for index, stage in enumerate(plan.stages) for layer in range(*stage.layers)}
+    for name, parameter in model.named_parameters():
+        layer = is_layer_of(name, skeleton)
+        stages[0 if layer is None else stage_of_layer[layer]][name] = parameter.detach()
+    write_stages(run_dir, metadata, stages)

@@ -1,0 +1,254 @@
+"""Writing checkpoints: copied while training stands still, written aside by a thread, then renamed.
+
+A checkpoint under its final name is complete. Where any rank fails (full disk, permissions) nothing is left behind
+under that name and the checkpoints before stay. The threads use no collective: every rank reports to rank 0 through the
+store, and rank 0 gives the name.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import Store
+
+from skippipe.checkpoint.file_image import FileImage
+from skippipe.checkpoint.reader import (
+    METADATA,
+    FileRecord,
+    Metadata,
+    checkpoint_path,
+    checkpoints_folder,
+    complete_checkpoints,
+)
+from skippipe.checkpoint.report_board import FileReport, ReportBoard
+from skippipe.config.experiment import CheckpointOptions
+from skippipe.errors import SkipPipeError
+from skippipe.runtime.runner import Runner
+from skippipe_scheduler.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+NOTICEABLE_S = 1.0
+"""A wait of training for the checkpoint before that is worth a line."""
+POLL_S = 0.1
+GRACE_S = 5.0
+"""How long rank 0 waits for the others' parts when the run ends without waiting for its checkpoint."""
+
+
+class OptimizerState(Protocol):
+    """What a checkpoint needs of an optimizer (`skippipe.training.optimizer`)."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the other replicas hold other parts of the state."""
+
+    def state(self, names: Iterable[str]) -> Mapping[str, Tensor]:
+        """Return the state of those of the parameters `names` that this rank saves, on the CPU."""
+
+
+class CheckpointWriter:
+    """Saves what the runner and the optimizer hold. All ranks call `save` and `finish` together, between iterations.
+
+    A failure is logged by the rank on which it happened, and by rank 0.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        runner: Runner,
+        optimizer: OptimizerState,
+        options: CheckpointOptions,
+        store: Store | None = None,
+        world_size: int = 1,
+    ) -> None:
+        self._run_dir = run_dir
+        self._runner = runner
+        self._optimizer = optimizer
+        self._options = options
+        self._board = ReportBoard(store, runner.rank, world_size)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._images: dict[str, FileImage] = {}
+        self._pending: Future[bool] | None = None
+        self._pending_step = 0
+        self._complete = False
+        self._abandoned = threading.Event()
+        self.stopped_s: float | None = None
+        """Seconds for which the last `save` kept training from going on; None before the first."""
+
+    def save(self, metadata: Metadata) -> None:
+        """Copy the present state and begin to write it; return when training may go on.
+
+        One checkpoint is written at a time: where the one before is still being written, this waits for it first.
+        `metadata.files` is filled in later. Without `checkpoint.asynchronous` the checkpoint is finished on return.
+        """
+        start_s = time.perf_counter()
+        before = self._pending_step
+        self.finish()
+        waited_s = time.perf_counter() - start_s
+        if waited_s > NOTICEABLE_S and self._runner.rank == 0:
+            logger.warning(
+                "step %d: training waited %.1f s until the checkpoint of step %d was written; "
+                "raise checkpoint.interval, or put run_dir on faster storage",
+                metadata.step,
+                waited_s,
+                before,
+            )
+        failure = self._copy()
+        self._pending = self._thread.submit(self._write, metadata, failure)
+        self._pending_step = metadata.step
+        if not self._options.asynchronous:
+            self.finish()
+            self._images.clear()
+        self.stopped_s = time.perf_counter() - start_s
+
+    def finish(self) -> bool:
+        """Wait until the checkpoint begun last is written; say whether it is complete, the same on every rank.
+
+        The ranks ask each other again and again, so that one with slow storage is not taken for a lost one.
+        """
+        if self._pending is None:
+            return self._complete
+        busy = 1.0
+        while busy:
+            done = _wait(self._pending)
+            failed = done and not self._pending.result()
+            busy, failures = self._runner.sum_over_ranks([float(not done), float(failed)])
+        self._pending = None
+        self._complete = not failures
+        return self._complete
+
+    def close(self) -> None:
+        """End the thread. Where an error ended the run, what is being written gets a short time to become complete."""
+        self._abandoned.set()
+        self._thread.shutdown()
+
+    def _copy(self) -> str:
+        """Copy what this process answers for; return why that was impossible, or ""."""
+        try:
+            for name, tensors in self._files():
+                if name not in self._images or not self._images[name].fits(tensors):
+                    pinned = any(tensor.is_cuda for tensor in tensors.values())
+                    self._images[name] = FileImage(tensors, pinned=pinned)
+                self._images[name].fill(tensors)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        except (SkipPipeError, RuntimeError) as reason:  # torch raises the latter where there is no memory left
+            return str(reason)
+        return ""
+
+    def _files(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Yield name and tensors of the files that this process writes."""
+        owned = self._runner.owned_parameters().keys()
+        for index, stage in self._runner.stages.items():
+            tensors = stage.state_dict_global()
+            owner = tensors.keys() <= owned
+            if owner:
+                yield f"model-stage-{index}.safetensors", tensors
+            if owner or self._optimizer.sharded:
+                part = f"-rank-{self._runner.rank}" if self._optimizer.sharded else ""
+                yield f"optimizer-stage-{index}{part}.safetensors", self._optimizer.state(tensors)
+
+    def _write(self, metadata: Metadata, failure: str) -> bool:
+        """Write this rank's files, report them and, on rank 0, complete the checkpoint; runs in the thread."""
+        final = checkpoint_path(self._run_dir, metadata.step)
+        aside = aside_path(final)
+        try:
+            report = self._write_files(aside, failure)
+            self._board.post(metadata.step, report)
+            failure = report.failure
+            if self._runner.rank == 0:
+                files = self._board.collect(metadata.step, self._abandoned, GRACE_S)
+                _finish(aside, final, metadata.model_copy(update={"files": files}))
+                self._remove_old()
+        except (OSError, SkipPipeError, RuntimeError) as reason:  # the store raises the last one
+            failure = str(reason)
+            if self._runner.rank == 0 and not self._abandoned.is_set():
+                shutil.rmtree(aside, ignore_errors=True)
+        if failure:
+            logger.warning(
+                "step %d: no checkpoint could be saved (%s); training goes on, earlier checkpoints are kept",
+                metadata.step,
+                failure,
+            )
+        return not failure
+
+    def _write_files(self, aside: Path, failure: str) -> FileReport:
+        if failure:
+            return FileReport(files={}, failure=failure)
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            return FileReport(files={name: image.write(aside / name) for name, image in self._images.items()})
+        except OSError as reason:
+            return FileReport(files={}, failure=str(reason))
+
+    def _remove_old(self) -> None:
+        for path in complete_checkpoints(self._run_dir)[: -self._options.keep_last]:
+            # Renamed first, so that a crash in the middle leaves no half checkpoint under a final name.
+            aside = aside_path(path)
+            try:
+                path.rename(aside)
+            except OSError as reason:
+                logger.warning("%s: the old checkpoint cannot be removed (%s)", path, reason)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_stages(run_dir: Path, metadata: Metadata, stages: Sequence[Mapping[str, Tensor]]) -> None:
+    """Write a checkpoint of parameters alone, from one process: what a run begins at. `metadata.files` is filled in."""
+    final = checkpoint_path(run_dir, metadata.step)
+    aside = aside_path(final)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    files: dict[str, FileRecord] = {}
+    for index, tensors in enumerate(stages):
+        image = FileImage(tensors)
+        image.fill(tensors)
+        name = f"model-stage-{index}.safetensors"
+        files[name] = image.write(aside / name)
+    _finish(aside, final, metadata.model_copy(update={"files": files}))
+
+
+def aside_path(final: Path) -> Path:
+    """Return where a checkpoint lies while it is not complete."""
+    return final.with_name(f".{final.name}.tmp")
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """Remove what an interrupted save left behind."""
+    for path in checkpoints_folder(run_dir).glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _wait(pending: Future[bool]) -> bool:
+    """Wait for a moment; say whether it is done."""
+    try:
+        pending.exception(POLL_S)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _finish(aside: Path, final: Path, metadata: Metadata) -> None:
+    """Write the metadata, give the checkpoint its name."""
+    write_atomically(aside / METADATA, metadata.model_dump_json(indent=1) + "\n")
+    _flush(aside)
+    if final.exists():  # damaged, else the run would have continued from it
+        shutil.rmtree(final)
+    aside.rename(final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""One file for each command, named `<command>_command.py`, imported when it is called."""

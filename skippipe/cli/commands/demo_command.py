@@ -1,0 +1,44 @@
+"""`skippipe demo`: the whole job on an embedded default."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from skippipe.cli.demo.job import DemoResult
+
+
+@click.command("demo")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True)
+@click.argument("overrides", nargs=-1)
+def command(out: Path, overrides: tuple[str, ...]) -> None:
+    """Plan, train with and without skipping on emulated links, evaluate at reduced depth, write report.html.
+
+    OVERRIDES (key.sub=value) apply to both runs, for example training.max_steps=40.
+    """
+    from skippipe.cli.demo.job import run_demo
+
+    result = run_demo(out, overrides, announce=lambda text: click.echo(text, err=True))
+    click.echo(demo_table(result))
+
+
+def demo_table(result: "DemoResult") -> str:
+    """Return what the demo showed as a table."""
+    depths = next(iter(result.runs.values())).depths
+    header = f"{'':16}{'predicted':>11}{'measured':>11}" + "".join(
+        f"{f'{depth.keep:.0%} depth':>13}" for depth in depths
+    )
+    lines = [header]
+    for name, run in result.runs.items():
+        perplexities = "".join(f"{depth.perplexity:>13.3f}" for depth in run.depths)
+        lines.append(f"{name:16}{run.predicted_s:>9.3f} s{run.measured_s:>9.3f} s{perplexities}")
+    lines += [
+        "predicted, measured: iteration time (median after warm-up); depth: perplexity on held-out text",
+        f"SkipPipe's iteration takes {result.time_ratio:.2f} of the full pipeline's time.",
+        "Half the depth costs "
+        + ", ".join(f"{run.half_depth_loss:+.1%} perplexity after {name}" for name, run in result.runs.items())
+        + ".",
+        f"Report: {result.report}   ({result.wall_s:.0f} s in all)",
+    ]
+    return "\n".join(lines)

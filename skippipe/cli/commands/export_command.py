@@ -1,0 +1,18 @@
+"""`skippipe export`: a checkpoint in the Hugging Face format."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("export")
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(min=0), help="Step of the checkpoint; the newest where not given.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Convert the weights.")
+def command(run_dir: Path, target: Path, step: int | None, dtype: str | None) -> None:
+    """Write a checkpoint of RUN to the new directory DIR, which transformers and other libraries load."""
+    from skippipe.checkpoint.huggingface.export import export_run
+
+    checkpoint = export_run(run_dir, target, step=step, dtype=dtype)
+    click.echo(f"{checkpoint} written to {target}")

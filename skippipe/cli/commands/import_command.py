@@ -1,0 +1,24 @@
+"""`skippipe import`: a pretrained model as a run that has not begun."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command("import")
+@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment YAML to train on with.")
+@click.argument("overrides", nargs=-1)
+def command(path: Path, run_dir: Path, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+    """Make the run directory RUN of the pretrained model in DIR (Hugging Face with safetensors, or a .gguf file).
+
+    Its model and tokenizer replace those of the experiment; where no --config is given, the experiment is one for one
+    machine. OVERRIDES are key.sub=value.
+    """
+    from skippipe.checkpoint.huggingface.import_model import import_model
+
+    num_parameters = import_model(path, run_dir, config_path=config_path, overrides=overrides)
+    click.echo(f"{path}: {num_parameters:,} parameters imported to {run_dir}")
+    click.echo(f"evaluate:  skippipe evaluate {run_dir}")
+    click.echo(f"train on:  skippipe train --config {run_dir / 'config.yaml'}")

@@ -1,0 +1,180 @@
+"""`skippipe plan`: solve, show the result beside its baselines, write the plan file."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skippipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from skippipe.planning.planning import PlanWithBaselines, Sizes
+    from skippipe_scheduler.options import SolveOptions
+    from skippipe_scheduler.plan.plan import Plan
+    from skippipe_scheduler.problem.build import OpenLayers
+    from skippipe_scheduler.problem.problem import Problem
+
+
+@click.command("plan")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment YAML.")
+@click.option("--problem", "problem_path", type=click.Path(path_type=Path), help="Resolved problem file (JSON).")
+@click.option("--time-limit", "time_limit_s", type=float, help="Seconds for the plan and its two baselines.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.")
+@click.option("--warm", "warm_path", type=click.Path(path_type=Path), help="Plan file to begin the search at.")
+@click.option("--out", type=click.Path(path_type=Path), help="Plan file to write.")
+@click.option("--report", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option("--explain", "with_explanation", is_flag=True, help="Say what the iteration time is made of.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.argument("overrides", nargs=-1)
+def command(
+    config_path: Path | None,
+    problem_path: Path | None,
+    time_limit_s: float | None,
+    seed: int | None,
+    warm_path: Path | None,
+    out: Path | None,
+    report: Path | None,
+    with_explanation: bool,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Choose placement, routes and order for an experiment or a problem file.
+
+    OVERRIDES are key.sub=value, as in the experiment's YAML. Ctrl-C ends the search early with the best plan so far.
+    """
+    if (config_path is None) == (problem_path is None):
+        raise ConfigError("give either --config (an experiment) or --problem (a resolved problem file)")
+    if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
+        raise ConfigError(f"--time-limit {time_limit_s}: expected a positive number of seconds")
+    if config_path is not None:
+        problem, options, sizes = _from_experiment(config_path, overrides)
+    else:
+        problem, options, sizes = _from_problem(problem_path or Path(), overrides)
+    if time_limit_s is not None:
+        options = replace(options, time_limit_s=time_limit_s)
+    if seed is not None:
+        options = replace(options, seed=seed)
+    result = _solve(problem, options, sizes, warm_path)
+    memory = _check_room(config_path, overrides, result.plan) if config_path is not None else ""
+    if out is not None:
+        result.plan.save(out)
+    if report is not None:
+        from skippipe.monitor.report import write_plan_report
+
+        write_plan_report(report, result.plan, result.baselines, what_binds(result.problem))
+    if as_json:
+        click.echo(json.dumps(_summary(result, out)))
+        return
+    click.echo(plan_table(result))
+    if memory:
+        click.echo(memory)
+    if with_explanation:
+        from skippipe_scheduler.analysis.explain import explain
+
+        click.echo(explain(result.plan))
+        click.echo(what_binds(result.problem))
+    for path in (out, report):
+        if path is not None:
+            click.echo(f"written: {path}")
+
+
+def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
+    from skippipe.config.experiment_file import load_experiment
+    from skippipe.planning.planning import experiment_options, experiment_problem, experiment_sizes
+
+    experiment = load_experiment(path, overrides)
+    return experiment_problem(experiment), experiment_options(experiment), experiment_sizes(experiment)
+
+
+def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
+    """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
+    from skippipe.config.experiment_file import load_experiment
+    from skippipe.planning.planning import experiment_workload
+    from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
+    from skippipe_scheduler.problem.cluster import load_cluster
+    from skippipe_scheduler.problem.memory import size_text
+
+    experiment = load_experiment(path, overrides)
+    estimates = plan_memory(plan, experiment_workload(experiment))
+    limits_bytes = given_limits(load_cluster(Path(experiment.cluster)).members())
+    check_memory(estimates, limits_bytes)
+    limited = [one for one in estimates if one.node in limits_bytes]
+    if not limited:
+        return ""
+    fullest = max(limited, key=lambda one: one.total_bytes / limits_bytes[one.node])
+    limit = size_text(limits_bytes[fullest.node])
+    return f"memory: fullest is {fullest.node} with {size_text(fullest.total_bytes)} of {limit} ({fullest})"
+
+
+def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
+    from skippipe_scheduler.problem.problem import load_problem
+    from skippipe_scheduler.solve.solve import SolveOptions
+
+    if overrides:
+        raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
+    return load_problem(path), SolveOptions(), "given"
+
+
+def what_binds(problem: "Problem") -> str:
+    """Return which lower bound binds and what would help, in words."""
+    from skippipe_scheduler.bounds import explain_bound, lower_bounds
+    from skippipe_scheduler.solve.split_backward import input_gradients_alone
+
+    problem = input_gradients_alone(problem) if problem.costs.weight_s else problem
+    return explain_bound(problem, lower_bounds(problem))
+
+
+def _solve(
+    problem: "Problem | OpenLayers", options: "SolveOptions", sizes: "Sizes", warm_path: Path | None
+) -> "PlanWithBaselines":
+    from skippipe.cli.search_display import SearchDisplay
+    from skippipe.planning.planning import plan_with_baselines
+    from skippipe_scheduler.plan.plan import parse_plan
+
+    warm = None if warm_path is None else parse_plan(warm_path)
+    with SearchDisplay() as display:
+        options = replace(options, progress=display.update, stop=display.stop)
+        return plan_with_baselines(problem, options, sizes=sizes, warm=warm, announce=display.begin)
+
+
+def plan_table(result: "PlanWithBaselines") -> str:
+    """Return the table of the plan and its baselines: predicted times, bound, gap, speed-up."""
+    plan = result.plan
+    lines = [
+        f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
+        f"{_per_stage([len(stage.nodes) for stage in plan.stages])} replicas and "
+        f"{_per_stage(plan.layers_per_stage)} layers, "
+        f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each, hash {plan.hash}",
+        f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
+    ]
+    for name, one in {"this plan": plan, **result.baselines}.items():
+        predicted = one.predicted
+        gap = 1 - predicted.lower_bound_s / predicted.iteration_s
+        lines.append(
+            f"{name:24}{predicted.iteration_s:>10.3f} s{predicted.pipeline_s:>10.3f} s"
+            f"{predicted.reduce_exposed_s:>10.3f} s{predicted.lower_bound_s:>8.3f} s{gap:>8.1%}"
+            f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>7.2f}x"
+        )
+    other = result.full_pipeline.layers_per_stage
+    if other != plan.layers_per_stage:
+        lines.append(f"the full pipeline has stages of {_per_stage(other)} layers")
+    lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
+    return "\n".join(lines)
+
+
+def _per_stage(counts: Sequence[int]) -> str:
+    return "/".join(map(str, counts))
+
+
+def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:
+    plans = {"plan": result.plan, **{name.replace(" ", "_"): one for name, one in result.baselines.items()}}
+    return {
+        "predicted": {name: one.predicted.model_dump() for name, one in plans.items()},
+        "layers_per_stage": {name: one.layers_per_stage for name, one in plans.items()},
+        "hash": result.plan.hash,
+        "plan_file": str(out) if out is not None else None,
+    }

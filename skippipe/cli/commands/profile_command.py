@@ -1,0 +1,152 @@
+"""`skippipe profile`: measure nodes and links; write a cluster file."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from skippipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from skippipe.cluster.profile import Profile, ProfileOptions
+    from skippipe.config.experiment import Experiment
+    from skippipe.runtime.ranks.context import DistributedContext
+
+TIMEOUT_S = 120.0
+"""Where no experiment says how long to wait for a silent rank."""
+
+
+@click.command("profile")
+@click.option("--out", type=click.Path(path_type=Path), help="Cluster file to write.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment whose tasks are measured.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where no --config says it.")
+@click.option(
+    "--compute-s", type=click.FloatRange(min=0.1), default=3.0, help="Seconds of computing.", show_default=True
+)
+@click.option(
+    "--link-s", type=click.FloatRange(min=0.01), default=1.0, help="Seconds a link and way.", show_default=True
+)
+@click.option("--concurrent", type=click.IntRange(min=1), help="Pairs of hosts at a time; all that are disjoint else.")
+@click.option(
+    "--region-ms", type=click.FloatRange(min=0), default=2.0, help="Nodes nearer than that share a region (2)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@click.argument("overrides", nargs=-1)
+def command(
+    out: Path | None,
+    config_path: Path | None,
+    device: str,
+    compute_s: float,
+    link_s: float,
+    concurrent: int | None,
+    region_ms: float,
+    as_json: bool,
+    overrides: tuple[str, ...],
+) -> None:
+    """Measure every node's compute and memory and every link; start it with torchrun, one process for each node.
+
+    With --config, the tasks and messages of that experiment are measured (OVERRIDES are key.sub=value), so that its
+    plans promise what nodes and links do. SKIPPIPE_NODE and SKIPPIPE_REGION name a process's node and region.
+    """
+    from contextlib import closing
+    from dataclasses import replace
+
+    from skippipe.cluster.profile import profile
+    from skippipe.runtime.ranks.context import DistributedContext
+
+    experiment = _experiment(config_path, overrides)
+    timeout_s = TIMEOUT_S if experiment is None else experiment.comm.timeout_s
+    with closing(DistributedContext.from_environment(timeout_s)) as context:
+        if out is None and context.world_size > 1:
+            raise ConfigError("--out: give the cluster file to write")
+        chosen, options = prepare(experiment, device, context)
+        options = replace(options, compute_s=compute_s, link_s=link_s, concurrent=concurrent, near_s=region_ms / 1e3)
+        measured = profile(context, chosen, options)
+        if context.rank == 0:
+            _finish(measured, out, _subject(options, config_path), as_json)
+
+
+def _experiment(config_path: Path | None, overrides: tuple[str, ...]) -> "Experiment | None":
+    from skippipe.config.experiment_file import load_experiment
+
+    if config_path is not None:
+        return load_experiment(config_path, overrides)
+    if overrides:
+        raise ConfigError(f"{overrides[0]!r}: overrides need --config")
+    return None
+
+
+def prepare(
+    experiment: "Experiment | None", device: str, context: "DistributedContext"
+) -> "tuple[torch.device, ProfileOptions]":
+    """Return this rank's device and what is to be measured; raise on every rank where one cannot."""
+    import torch
+
+    from skippipe.cluster.compute_speed import Workload, typical_workload
+    from skippipe.cluster.profile import ProfileOptions
+    from skippipe.model.device import check_dtype, choose_device
+    from skippipe.planning.planning import experiment_model, experiment_workload
+    from skippipe.runtime.ranks.exchange import gather
+
+    if experiment is None:
+        gather(context, "profile/device", lambda: str(choose_device(device, context.local_rank)))
+        chosen = choose_device(device, context.local_rank)
+        return chosen, ProfileOptions(typical_workload(chosen), mean_layers=None)
+    training = experiment.training
+    dtype = getattr(torch, training.dtype)
+
+    def check() -> str:
+        found = choose_device(training.device, context.local_rank)
+        check_dtype(found, dtype, "training.dtype")
+        return str(found)
+
+    gather(context, "profile/device", check)
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    cost = experiment_workload(experiment)
+    mean_layers = cost.num_layers / experiment.pipeline.num_stages
+    workload = Workload(
+        experiment_model(experiment),
+        max(1, round(mean_layers)),
+        training.micro_batch_size,
+        training.sequence_length,
+        dtype,
+        training.activation_checkpointing,
+    )
+    return choose_device(training.device, context.local_rank), ProfileOptions(
+        workload, mean_layers, cost.activation_bytes
+    )
+
+
+def _subject(options: "ProfileOptions", config_path: Path | None) -> str:
+    work = options.workload
+    shape = f"{work.micro_batch_size} x {work.sequence_length} tokens, {str(work.dtype).removeprefix('torch.')}"
+    if options.mean_layers is None:
+        return f"one Llama layer of hidden size {work.config.hidden_size}, {shape}; give --config to measure your own"
+    return f"{options.mean_layers:g} layers ({work.config.model_type}) of {config_path}, {shape}"
+
+
+def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) -> None:
+    from skippipe.cluster.description import as_cluster, content, profile_comments, profile_table, write_cluster
+
+    comments = profile_comments(measured, subject)
+    written = None
+    if out is not None and measured.links:
+        write_cluster(out, as_cluster(measured, out.stem), comments)
+        written = str(out)
+    if as_json:
+        entries = {
+            "nodes": [content(node) for node in measured.nodes],
+            "links": [content(one) for one in measured.links],
+        }
+        overhead = {"task_overhead_s": measured.task_overhead_s}
+        click.echo(json.dumps(entries | overhead | {"about": comments, "cluster_file": written}))
+        return
+    click.echo("\n".join([*comments, profile_table(measured)]))
+    if written is not None:
+        click.echo(f"written: {written}")
+    elif out is not None:
+        click.echo(f"{out} is not written: one node has no links. Start one process for each node, with torchrun")

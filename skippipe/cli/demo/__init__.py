@@ -1,0 +1,1 @@
+"""What `skippipe demo` runs."""

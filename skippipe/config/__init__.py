@@ -1,0 +1,1 @@
+"""The YAML experiment: typed models of every section, reading with overrides. Light to import: no torch."""

@@ -1,0 +1,46 @@
+"""The `data:` section of an experiment. Light to import: no data library is loaded here."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from skippipe.config.section import Section
+
+Source = Literal["text", "jsonl", "parquet", "huggingface", "python_stdlib"]
+
+
+class DataOptions(Section):
+    """Where text comes from and how it becomes tokens."""
+
+    source: Source
+    """text, jsonl and parquet read local files; huggingface a dataset of the hub or a local directory of one."""
+    paths: tuple[str, ...] = ()
+    """Files, directories or glob patterns, for text, jsonl and parquet."""
+    dataset: str | None = None
+    """Name of a dataset on the hub, or a local directory, for huggingface."""
+    subset: str | None = None
+    """Configuration of the dataset."""
+    split: str = "train"
+    """Split of the dataset to read, for huggingface; the validation text is taken out of it."""
+    text_key: str = "text"
+    """Key or column that holds the text."""
+    tokenizer: str = "bytes"
+    """bytes; bpe:SIZE, trained on the corpus; or a Hugging Face name or directory."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the documents held out, chosen by their content."""
+    max_documents: Annotated[int, Field(ge=1)] | None = None
+    """Stop reading the corpus after so many documents."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Stop reading the corpus after so many bytes of text."""
+    cache_dir: str | None = None
+    """Folder of token caches; SKIPPIPE_CACHE_DIR or the user's cache folder where not given."""
+
+    @model_validator(mode="after")
+    def _source_has_a_place(self) -> Self:
+        if self.source in {"text", "jsonl", "parquet"} and not self.paths:
+            raise ValueError(f"source {self.source} needs paths: [...] (files, directories or patterns)")
+        if self.source == "huggingface" and self.dataset is None:
+            raise ValueError("source huggingface needs dataset: NAME (or a local directory)")
+        if self.tokenizer.startswith("bpe:") and not self.tokenizer.removeprefix("bpe:").isdigit():
+            raise ValueError(f"tokenizer {self.tokenizer!r}: expected bpe:SIZE, such as bpe:4096")
+        return self

@@ -1,0 +1,313 @@
+"""The YAML experiment as typed, validated models. No I/O happens in validation.
+
+Precedence: `key.sub=value` on the command line, then the YAML file, then its `base:` files, then the defaults here.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from skippipe.config.data_options import DataOptions
+from skippipe.config.recipe_options import RecipeOptions
+from skippipe.config.section import Section, Share
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ModelOptions(Section):
+    """The model: a Hugging Face decoder, from its configuration alone."""
+
+    architecture: str = "llama"
+    """Hugging Face model_type, see docs/models.md."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keys of that architecture's configuration class, such as hidden_size."""
+    directory: str | None = None
+    """A Hugging Face directory to read config.json from, instead of architecture and options."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.directory is not None and self.options:
+            raise ValueError("give either directory or options, not both")
+        return self
+
+
+class PlannerOptions(Section):
+    """How long and from which seed the planner searches."""
+
+    time_limit_s: PositiveFloat = 2.0
+    """Wall-clock seconds of the search; the baselines printed beside a plan share it equally with the plan."""
+    seed: NonNegativeInt = 0
+    max_evaluations: PositiveInt | None = None
+    """Steps of the search: a budget that does not depend on the machine's speed. Same seed and budget, same plan."""
+    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    """Above 0, plans are judged by their mean time under lognormal jitter of this sigma on every task and transfer."""
+
+
+class PipelineOptions(Section):
+    """Stages, routes and the rules that routes obey (docs/plan-file.md)."""
+
+    num_stages: Annotated[int, Field(ge=2)] = 6
+    skip_ratio: Share = 0.33
+    """Share of the stages that each microbatch leaves out; 0 is the full pipeline."""
+    route_lengths: dict[Annotated[int, Field(ge=2)], PositiveInt] | None = None
+    """A mix instead of one skip ratio: shares of the microbatches by the number of stages they visit."""
+    microbatches_per_origin: Literal["even", "auto"] = "even"
+    """Whether every origin starts equally many microbatches or the planner chooses; the total is the same."""
+    layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
+    stage_sizes: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    """Replicas of each stage; auto lets the planner choose them; from the skip ratio where not given."""
+    placement: tuple[tuple[str, ...], ...] | None = None
+    """Nodes of each stage, every node once; chosen by the planner where not given."""
+    pinned: dict[str, NonNegativeInt] | None = None
+    """Stage of single nodes; the planner chooses those of the others. Not beside placement."""
+    max_swaps: NonNegativeInt = 0
+    """How many stages a route may visit late; swaps shorten iterations and cost quality (docs/recipes.md)."""
+    max_swap_distance: NonNegativeInt = 1
+    max_forward_jump: PositiveInt = 4
+    uniform_coverage: bool = True
+    protected_stages: tuple[NonNegativeInt, ...] = ()
+    """Stages that no route leaves out; stage 0 never is."""
+    split_backward: bool = False
+    """Whether weight gradients may run apart from their backward, where a node would be idle (docs/planning.md)."""
+    reduction: Literal["ring", "tree", "direct"] = "direct"
+    """How the planner times the gradient reduction of a stage (docs/plan-file.md)."""
+    planner: PlannerOptions = PlannerOptions()
+
+
+class TrainingOptions(Section):
+    """One iteration and how many of them."""
+
+    max_steps: PositiveInt = 1000
+    num_microbatches: PositiveInt = 12
+    """Microbatches of one iteration over all origins."""
+    micro_batch_size: PositiveInt = 4
+    """Samples in one microbatch."""
+    sequence_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens in one sample."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Global gradient norm to clip at; null turns clipping off."""
+    gradient_normalization: Literal["global", "visits"] = "global"
+    """`global` divides by the iteration's microbatches, `visits` by those that visited the stage."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a layer keeps for its backward: everything, matrix products and attention, or its input alone."""
+    compile: bool = False
+    """Compile each stage with torch.compile before the first iteration; not beside pipeline.split_backward."""
+    threads: PositiveInt | None = None
+    """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
+
+
+class OptimizerOptions(Section):
+    """AdamW (decoupled weight decay on matrices only)."""
+
+    backend: Literal["replicated", "zero_redundancy", "deepspeed_zero1", "deepspeed_zero2"] = "replicated"
+    """Whether all replicas of a stage keep the whole state, or share it out: by torch's ZeroRedundancyOptimizer, or by
+    DeepSpeed's ZeRO-1 or ZeRO-2."""
+    offload: bool = False
+    """Keep the state in host memory and update there, with DeepSpeed's CPU Adam; for its back-ends."""
+    fused: bool | Literal["auto"] = "auto"
+    """One kernel for the whole update; auto: on a GPU. On a CPU it is faster too, but there the last bits depend on
+    where a number lies in its tensor, so back-ends and replicas of another split differ by rounding."""
+    lr: PositiveFloat = 3e-4
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+
+    @model_validator(mode="after")
+    def _offload_needs_deepspeed(self) -> Self:
+        if self.offload and not self.backend.startswith("deepspeed"):
+            raise ValueError(
+                f"offload is done by DeepSpeed, backend is {self.backend}; use deepspeed_zero1, deepspeed_zero2 or "
+                "offload: false"
+            )
+        return self
+
+
+class SchedulerOptions(Section):
+    """Learning rate: linear warm-up, then a cosine to `min_lr_ratio` of the peak at the last step."""
+
+    warmup_steps: NonNegativeInt = 100
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class CheckpointOptions(Section):
+    """When to save, what to keep, where to continue from."""
+
+    interval: NonNegativeInt = 500
+    """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
+    keep_last: PositiveInt = 3
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written; it stands still for a copy in memory only."""
+    resume: Literal["auto", "never"] | str = "auto"
+    """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
+
+
+class EvaluationOptions(Section):
+    """Validation loss during training, through the same runtime, at full depth."""
+
+    interval: NonNegativeInt = 100
+    """Steps between validations; 0 turns them off."""
+    batches: PositiveInt = 4
+    """Iterations' worth of microbatches in one validation."""
+
+
+class WandbOptions(Section):
+    """Weights & Biases, on rank 0 only. Environment variables WANDB_* are honoured where a key is null."""
+
+    mode: Literal["online", "offline", "disabled"] = "offline"
+    project: str = "skippipe"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class LoggingOptions(Section):
+    """What is printed and recorded."""
+
+    interval: PositiveInt = 1
+    """Steps between printed lines; metrics.jsonl always has every step."""
+    wandb: WandbOptions = WandbOptions()
+
+
+class PowerSgdOptions(Section):
+    """PowerSGD (comm.gradient_compression: powersgd)."""
+
+    rank: PositiveInt = 4
+    """Columns of the two factors as which a matrix travels: more are nearer to it, and larger."""
+    start_iteration: Annotated[int, Field(ge=2)] = 10
+    """Iterations at the start of a process that sum exactly."""
+
+
+class CommunicationOptions(Section):
+    """torch.distributed."""
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """What carries activations between stages; auto takes nccl where every rank has a GPU of its own, else gloo."""
+    executor: Literal["static", "dynamic"] = "static"
+    """Whether ranks keep to the plan's order or run what has arrived when the plan's next task is late (gloo only)."""
+    timeout_s: PositiveFloat = 120.0
+    """A rank that hears nothing for so long stops and says whom it waited for."""
+    receive_window: PositiveInt = 16
+    """Receives posted ahead of the instruction that needs them."""
+    activation_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what activations and their gradients travel; training.dtype where not given."""
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None
+    """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
+    activation_compression: Literal["none", "int8"] = "none"
+    """int8: activations and their gradients travel as one byte a number and a scale for each token."""
+    gradient_compression: Literal["none", "int8", "powersgd"] = "none"
+    """int8: gradients travel as one byte a number and a scale for each 1024; powersgd: as products of thin matrices."""
+    error_feedback: bool = True
+    """Add what a compressed sum of gradients left out to the next one."""
+    powersgd: PowerSgdOptions = PowerSgdOptions()
+
+    @model_validator(mode="after")
+    def _compressed_or_rounded(self) -> Self:
+        for kind in ("activation", "gradient"):
+            compression, dtype = getattr(self, f"{kind}_compression"), getattr(self, f"{kind}_dtype")
+            if compression != "none" and dtype is not None:
+                raise ValueError(
+                    f"{kind}_compression is {compression} and {kind}_dtype is {dtype}; what is compressed has no other "
+                    "dtype on its way: give one of the two"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tags_for_the_dynamic_executor(self) -> Self:
+        if self.executor == "dynamic" and self.backend == "nccl":
+            raise ValueError("executor: dynamic needs backend: gloo; NCCL knows messages by their order alone")
+        return self
+
+
+class EmulationOptions(Section):
+    """Make a run on one machine behave like the cluster file. Off unless asked for."""
+
+    links: bool = False
+    """Deliver each message after the plan's latency + bytes / bandwidth, queueing on each directed link."""
+    compute: bool = False
+    """Stretch each task to the plan's time for its node."""
+    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    """Above 0, emulated tasks and transfers take their planned time by a lognormal factor of this sigma (median 1)."""
+    seed: NonNegativeInt = 0
+    """Seed of the jitter: the same factors for the same seed and iteration, whatever executor runs."""
+
+
+class Experiment(Section):
+    """Everything that a run needs to know."""
+
+    name: str = "skippipe"
+    run_dir: str | None = None
+    """Directory of the run; runs/<name> where not given."""
+    seed: NonNegativeInt = 0
+    cluster: str
+    """Cluster file; a relative path starts at the file that names it."""
+    model: ModelOptions = ModelOptions()
+    data: DataOptions
+    pipeline: PipelineOptions = PipelineOptions()
+    recipe: RecipeOptions = RecipeOptions()
+    training: TrainingOptions = TrainingOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    lr_scheduler: SchedulerOptions = SchedulerOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    logging: LoggingOptions = LoggingOptions()
+    comm: CommunicationOptions = CommunicationOptions()
+    emulation: EmulationOptions = EmulationOptions()
+
+    @model_validator(mode="after")
+    def _one_way_to_run_a_backward(self) -> Self:
+        if self.training.compile and self.pipeline.split_backward:
+            raise ValueError(
+                "training.compile and pipeline.split_backward exclude each other (a compiled backward is one piece); "
+                "turn one of them off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_fits(self) -> Self:
+        recipe, skips = self.recipe, self.pipeline.skip_ratio > 0 or self.pipeline.route_lengths is not None
+        if recipe.full_depth_interval is not None and not (skips or recipe.depth_curriculum):
+            raise ValueError(
+                f"recipe.full_depth_interval is {recipe.full_depth_interval} and pipeline.skip_ratio is 0: every step "
+                "has full depth already; leave one of the two out"
+            )
+        if self.training.compile and recipe.ffn_dropout.probability > 0:
+            raise ValueError(
+                "training.compile and recipe.ffn_dropout exclude each other (a compiled layer is one piece); turn one "
+                "of them off"
+            )
+        dropout = recipe.layer_dropout
+        if self.training.compile and dropout.probability > 0 and dropout.unit == "sample":
+            raise ValueError(
+                "training.compile is for one shape of activations, recipe.layer_dropout.unit: sample makes many; use "
+                "unit: microbatch, or turn compile off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gloo_for_emulation(self) -> Self:
+        if self.comm.backend == "nccl" and (self.emulation.links or self.emulation.compute):
+            raise ValueError("emulation needs comm.backend: gloo, or neither emulation.links nor emulation.compute")
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_sums_by_itself(self) -> Self:
+        if self.optimizer.backend.startswith("deepspeed"):
+            remedy = f"use optimizer.backend zero_redundancy or replicated; {self.optimizer.backend} sums by itself"
+            if self.comm.gradient_compression != "none":
+                raise ValueError(f"comm.gradient_compression is {self.comm.gradient_compression}: {remedy}")
+            if self.comm.gradient_dtype not in (None, self.training.dtype):
+                raise ValueError(f"comm.gradient_dtype is {self.comm.gradient_dtype}: {remedy}")
+        return self
+
+    @property
+    def run_path(self) -> Path:
+        """Directory of the run."""
+        return Path(self.run_dir) if self.run_dir else Path("runs") / self.name

@@ -1,0 +1,130 @@
+"""Reading an experiment: safe YAML, `base:` files, overrides, and messages that name the nearest right key."""
+
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
+
+from skippipe.config.experiment import Experiment
+from skippipe.errors import ConfigError, InputError, StorageError
+from skippipe_scheduler.files import describe, write_atomically
+
+PATH_KEYS = ("cluster", "model.directory")
+
+
+def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read `path` with its `base:` files, apply `key.sub=value` overrides, validate.
+
+    Raises `ConfigError` naming the file, the key and the nearest right key or value.
+    """
+    try:
+        merged = OmegaConf.merge(_read(path, seen=()), _parse_overrides(overrides))
+        resolved = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as reason:
+        raise ConfigError(f"{path}: {str(reason).splitlines()[0]}") from None
+    return validate_experiment(resolved, str(path))
+
+
+def load_run(run_dir: Path) -> Experiment:
+    """Return the experiment of a run directory; raise `InputError` where it is none."""
+    path = run_dir / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{run_dir}: not a run directory (no config.yaml)")
+    return load_experiment(path)
+
+
+def validate_experiment(content: Any, place: str) -> Experiment:
+    """Validate a mapping as an experiment; `place` begins the message of a `ConfigError`."""
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as reason:
+        unknown = [error for error in reason.errors() if error["type"] == "extra_forbidden"]
+        if unknown:
+            key = ".".join(str(part) for part in unknown[0]["loc"])
+            raise ConfigError(f"{place}: unknown key {key!r}{suggestion(key)}") from None
+        raise ConfigError(f"{place}: {describe(reason)}") from None
+
+
+def save_experiment(experiment: Experiment, path: Path) -> None:
+    """Write the complete experiment, defaults included, so that it can be read again."""
+    try:
+        write_atomically(path, to_yaml(experiment))
+    except OSError as reason:
+        raise StorageError(f"{path}: {reason}") from None
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Return the complete experiment as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(experiment.model_dump(mode="json")))
+
+
+def suggestion(key: str) -> str:
+    """Return '; did you mean ...?' with the known key nearest to `key`, or an empty string."""
+    known = list(known_keys(Experiment))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not close:
+        last = key.rsplit(".", maxsplit=1)[-1]
+        by_last = {name.rsplit(".", maxsplit=1)[-1]: name for name in known}
+        close = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]!r}?" if close else f"; top-level keys are {', '.join(Experiment.model_fields)}"
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield every key of `model` and of its sections in dotted form."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from known_keys(annotation, f"{prefix}{name}.")
+        for part in typing.get_args(annotation):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from known_keys(part, f"{prefix}{name}.")
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base files form a circle ({' -> '.join(p.name for p in seen)} -> {path.name})")
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as reason:
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    except (YAMLError, OmegaConfBaseException) as reason:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(reason).split())})") from None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: expected keys and values, found a list or a bare value")
+    _anchor_paths(content, path.parent)
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    below = _read(path.parent / str(base), (*seen, path.resolve()))
+    merged = OmegaConf.merge(below, content)
+    if not isinstance(merged, DictConfig):
+        raise ConfigError(f"{path}: cannot be merged with its base {base}")
+    return merged
+
+
+def _anchor_paths(content: DictConfig, folder: Path) -> None:
+    for key in PATH_KEYS:
+        value = OmegaConf.select(content, key)
+        if isinstance(value, str) and not Path(value).is_absolute():
+            OmegaConf.update(content, key, str((folder / value).resolve()))
+
+
+def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"override {override!r}: expected key.sub=value")
+    try:
+        parsed = OmegaConf.from_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as reason:
+        raise ConfigError(f"override: {' '.join(str(reason).split())} in {' '.join(overrides)!r}") from None
+    _anchor_paths(parsed, Path())
+    return parsed

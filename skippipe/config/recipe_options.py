@@ -1,0 +1,72 @@
+"""The `recipe:` section of an experiment (docs/recipes.md). Light to import: no torch."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from skippipe.config.section import Section, Share
+
+RouteLengths = dict[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=1)]]
+
+
+class DepthPhase(Section):
+    """A part of training whose routes have a length of their own; all else is as `pipeline` says."""
+
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Part of the steps, relative to the sum over all phases."""
+    skip_ratio: Share | None = None
+    route_lengths: RouteLengths | None = None
+    """A mix of lengths in place of the skip ratio."""
+    max_swaps: Annotated[int, Field(ge=0)] | None = None
+    """Swaps of a route; those of `pipeline` where not given."""
+
+    @model_validator(mode="after")
+    def _one_depth(self) -> Self:
+        if (self.skip_ratio is None) == (self.route_lengths is None):
+            raise ValueError("a phase has either skip_ratio or route_lengths; give one of the two")
+        return self
+
+
+class DropoutOptions(Section):
+    """How often a part of a layer's work is left out in training; never in evaluation."""
+
+    probability: Share = 0.0
+    """The highest probability, at the last layer and, where it grows, at the last step; 0 turns it off."""
+    over_depth: Literal["exponential", "uniform"] = "exponential"
+    """exponential: 2^(l/(L-1)) - 1 of it at layer l of L, so never at the first; uniform: all of it everywhere."""
+    over_steps: Literal["constant", "growing"] = "constant"
+    """growing: 2^(t/(T-1)) - 1 of it at step t of T, so nothing at first."""
+    unit: Literal["sample", "microbatch"] = "sample"
+    """Whether each sample of a microbatch is drawn for itself or all of them together."""
+
+
+class RecipeOptions(Section):
+    """What is varied in training so that the model works with parts left out. Nothing unless asked for."""
+
+    full_depth_interval: Annotated[int, Field(ge=2)] | None = None
+    """Every so many steps, one in which all microbatches visit all stages in order."""
+    redrawn_routes: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many plans of the same kind there are, of which each step draws one."""
+    depth_curriculum: tuple[DepthPhase, ...] = ()
+    """Phases of training by the length of their routes, in order."""
+    layer_dropout: DropoutOptions = DropoutOptions()
+    """Leave out whole layers."""
+    ffn_dropout: DropoutOptions = DropoutOptions()
+    """Leave out the feed-forward part of layers; their attention runs."""
+    early_exit_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the loss right behind the origin's own layers, beside the loss at the route's end."""
+
+    @property
+    def needs_further_plans(self) -> bool:
+        """Whether some step may run another plan than the main one."""
+        return self.full_depth_interval is not None or self.redrawn_routes > 1 or bool(self.depth_curriculum)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether something is left out inside a stage."""
+        return self.layer_dropout.probability > 0 or self.ffn_dropout.probability > 0
+
+    @property
+    def num_losses(self) -> int:
+        """How many times the head and the loss run for each microbatch."""
+        return 2 if self.early_exit_loss > 0 else 1

@@ -1,0 +1,201 @@
+"""Perplexity of a model against the share of its layers' compute that is kept."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from skippipe.data.samples import Batch
+from skippipe.errors import InputError, NodeLostError, StorageError
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import segments, share_computed
+from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, TaskResult, Tasks
+from skippipe.inference.model_loading import LoadedModel, load
+from skippipe.inference.policies.base import Policy, Request
+from skippipe.inference.policies.registry import build_policy, find_kind
+from skippipe.inference.text import TextSource
+from skippipe_scheduler.files import write_atomically
+
+
+@dataclass(frozen=True)
+class DepthResult:
+    """Perplexity under one policy at one share."""
+
+    policy: str
+    keep: float
+    """The share that was asked for; what the policy came to, where it decides that itself."""
+    kept_stages: int | None
+    """None where the policy does not choose stages."""
+    kept_layers: float
+    """Layers that ran, mean over the positions."""
+    share_computed: float
+    """Share of the layers' FLOP that was really computed."""
+    perplexity: float
+    perplexity_std: float
+    """Standard deviation over the repeats, which differ in the random choices of stages alone."""
+    samples: int
+    """Batches evaluated over all repeats, each with a choice of stages of its own."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `skippipe evaluate` writes to evaluation.json."""
+
+    model: str
+    checkpoint: str
+    tokens: int
+    policies: list[str]
+    results: list[DepthResult]
+    absent_stages: list[int] = field(default_factory=list)
+    """Stages that no node held."""
+    tasks: list[TaskResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate: which text, how much of it, and what of each sample is a prompt."""
+
+    num_batches: int = 24
+    repeats: int = 4
+    seed: int = 0
+    prompt_length: int = 0
+    """Positions at the start of each sample that count as prompt: decode-only policies run them in full, and their
+    predictions are not measured."""
+    sequence_length: int | None = None
+    num_stages: int | None = None
+    text: tuple[Path, ...] = ()
+    calibration: tuple[Path, ...] = ()
+    device: str = "auto"
+    tasks: TaskOptions | None = None
+    """Tasks of lm-eval to run after each perplexity."""
+
+
+def evaluate_model(
+    path: Path, *, policies: Sequence[str], keeps: Sequence[float], options: Options | None = None
+) -> Evaluation:
+    """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; see `evaluate`."""
+    options = options or Options()
+    model = load(path, device=options.device, num_stages=options.num_stages)
+    return evaluate(model, policies=policies, keeps=keeps, options=options)
+
+
+def evaluate(
+    model: LoadedModel,
+    *,
+    policies: Sequence[str],
+    keeps: Sequence[float],
+    options: Options | None = None,
+) -> Evaluation:
+    """Evaluate a model under policies; a run gets evaluation.json, unless stages of it are absent.
+
+    All policies and shares see the same batches of held-out text, or of `options.text`. A policy that draws at random
+    draws anew for each batch, `repeats` times over; perplexity is the exponential of the mean loss over all of them.
+    Raises `InputError` for what is wrong with text, policy, share or tasks, before anything is measured.
+    """
+    options = options or Options()
+    tasks = Tasks(options.tasks) if options.tasks is not None else None
+    text = TextSource(model, sequence_length=options.sequence_length)
+    _check_lengths(text.sequence_length, options.prompt_length, model.decoder)
+    calibration = cache(lambda: text.calibration_tokens(options.calibration).to(model.decoder.device))
+    request = Request(
+        decoder=model.decoder,
+        keep=1.0,
+        seed=options.seed,
+        num_generated=text.sequence_length - options.prompt_length,
+        calibration=calibration,
+    )
+    wanted = [(name, keep) for name in policies for keep in _keeps_of(name, keeps)]
+    built = [(name, keep, build_policy(name, request.at(keep if keep is not None else 1.0))) for name, keep in wanted]
+    batches = text.validation_batches(options.num_batches, options.text)
+    absent = model.decoder.absent_stages
+    results: list[DepthResult] = []
+    of_tasks: list[TaskResult] = []
+    for name, keep, policy in built:
+        measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
+        results.append(measurement.run(batches, policy, name, keep, options.repeats))
+        if tasks is not None:
+            of_tasks += tasks.run(model, policy, name, keep)
+        if model.decoder.absent_stages != absent:
+            raise NodeLostError("a stage was lost while measuring; start again with --absent NODE for its node")
+    tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
+    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results, sorted(absent), of_tasks)
+    if model.run_dir is not None and not absent:
+        write_evaluation(evaluation, model.run_dir / "evaluation.json")
+    return evaluation
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write `evaluation` as JSON; raise `StorageError` where that fails."""
+    try:
+        write_atomically(path, json.dumps(asdict(evaluation), indent=1) + "\n")
+    except OSError as reason:
+        raise StorageError(f"{path}: cannot be written ({reason.strerror or reason})") from None
+
+
+class _Measurement:
+    """Losses and compute of one policy over the batches."""
+
+    def __init__(self, decoder: Decoder, prompt_length: int, sequence_length: int) -> None:
+        self._decoder, self._prompt_length = decoder, prompt_length
+        self._positions = range(sequence_length)
+        self._losses: list[list[float]] = []
+        self._shares: list[float] = []
+        self._layers: list[float] = []
+
+    def run(self, batches: Sequence[Batch], policy: Policy, name: str, keep: float | None, repeats: int) -> DepthResult:
+        draws = policy.draw(0) is not policy and policy.num_stages != len(self._decoder.present_stages)
+        for repeat in range(repeats if draws else 1):
+            self._losses.append([])
+            for index, batch in enumerate(batches):
+                self._measure(policy.draw(repeat * len(batches) + index), batch)
+        perplexities = [math.exp(statistics.fmean(repeat)) for repeat in self._losses]
+        share = statistics.fmean(self._shares)
+        return DepthResult(
+            policy=name,
+            keep=share if keep is None else keep,
+            kept_stages=policy.num_stages,
+            kept_layers=statistics.fmean(self._layers),
+            share_computed=share,
+            perplexity=math.exp(statistics.fmean(loss for repeat in self._losses for loss in repeat)),
+            perplexity_std=statistics.pstdev(perplexities),
+            samples=len(self._shares),
+        )
+
+    def _measure(self, policy: Policy, batch: Batch) -> None:
+        input_ids, labels = (tensor.to(self._decoder.device) for tensor in batch)  # (B, T) each
+        layers_of = [policy.layers_at(position, self._prompt_length) for position in self._positions]
+        with policy.installed(self._decoder) as meter, torch.inference_mode():
+            if meter is not None:
+                meter.begin(torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids))
+            logits = self._decoder.logits(input_ids, segments(layers_of))  # (B, T, V)
+        self._losses[-1].append(_loss(logits, labels, self._prompt_length))
+        skipped_flop = meter.skipped_flop / len(input_ids) if meter is not None else 0.0
+        count, cost = self._decoder.num_layers, self._decoder.cost
+        self._shares.append(share_computed(layers_of, count, cost, skipped_flop=skipped_flop))
+        self._layers.append(statistics.fmean(map(len, layers_of)))
+
+
+def _loss(logits: Tensor, labels: Tensor, prompt_length: int) -> float:
+    """Return the mean cross entropy after the prompt, in fp32."""
+    predictions, expected = logits[:, prompt_length:].float(), labels[:, prompt_length:]
+    return float(functional.cross_entropy(predictions.flatten(0, 1), expected.flatten()))
+
+
+def _keeps_of(policy: str, keeps: Sequence[float]) -> Sequence[float | None]:
+    return [None] if find_kind(policy)[0].decides_keep else keeps
+
+
+def _check_lengths(sequence_length: int, prompt_length: int, decoder: Decoder) -> None:
+    if sequence_length > decoder.context:
+        raise InputError(f"--sequence-length {sequence_length}: the model's context is {decoder.context} positions")
+    if not 0 <= prompt_length < sequence_length:
+        raise InputError(
+            f"--prompt-length {prompt_length}: samples have {sequence_length} positions, and one has to be left"
+        )

@@ -1,0 +1,257 @@
+"""Text from a model of which a part runs: a KV cache, batches of prompts of any lengths, Hugging Face's sampling."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from skippipe.errors import InputError, NodeLostError
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import Flop, Segment, segments
+from skippipe.inference.generation.flop_counter import Tally
+from skippipe.inference.key_value_cache import RouteCache
+from skippipe.inference.policies.base import Meter, Policy
+
+logger = logging.getLogger(__name__)
+
+OnTokens = Callable[[Tensor], None]
+"""Called with the newest token of each row, (B,)."""
+IsEnd = Callable[[Sequence[int]], bool]
+"""Whether the new tokens of a row are a whole answer."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; names, order and meaning as in `transformers`."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether anything but the likeliest token of the model itself can be chosen."""
+        return self.do_sample or self.repetition_penalty != 1.0
+
+    def processors(self) -> LogitsProcessorList:
+        """Return what turns logits into scores; raise `InputError` for values that the library refuses."""
+        chosen = LogitsProcessorList()
+        try:
+            if self.repetition_penalty != 1.0:
+                chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+            if self.do_sample and self.temperature != 1.0:
+                chosen.append(TemperatureLogitsWarper(self.temperature))
+            if self.do_sample and self.top_k != 0:
+                chosen.append(TopKLogitsWarper(self.top_k))
+            if self.do_sample and self.top_p < 1.0:
+                chosen.append(TopPLogitsWarper(self.top_p))
+        except ValueError as reason:
+            raise InputError(f"sampling: {' '.join(str(reason).split())}") from None
+        return chosen
+
+
+@dataclass
+class Prompts:
+    """Prompts of different lengths as one batch: padding on the left, so that all rows end together."""
+
+    ids: Tensor
+    """(B, P), 0 where padded."""
+    position_ids: Tensor
+    """(B, P + what comes): positions in each row's own text; 0 where padded."""
+    mask: Tensor | None
+    """(B, P + what comes): 0 for padding; None where all have one length."""
+    lengths: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device) -> "Prompts":
+        """Pad the prompts."""
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        padding = longest - torch.tensor(lengths, device=device).unsqueeze(1)  # (B, 1)
+        columns = torch.arange(longest + max_new_tokens, device=device)
+        position_ids = (columns - padding).clamp(min=0)
+        mask = (columns >= padding).long() if min(lengths) < longest else None
+        return cls(ids, position_ids, mask, lengths)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """New tokens of each prompt, up to and with the end of text, and how much of the model made them."""
+
+    tokens: list[list[int]]
+    share_of_prompt: float
+    """Share of the layers' FLOP that was computed for the prompts."""
+    share_of_generated: float
+    """The same for the tokens after them; that of the prompts where no token passed the model again."""
+    flop: Flop = field(default_factory=Flop)
+    """Of both together."""
+
+    @property
+    def summary(self) -> str:
+        """The shares in words."""
+        return (
+            f"share of the layers' compute: {self.share_of_prompt:.1%} for the prompt, "
+            f"{self.share_of_generated:.1%} after it"
+        )
+
+
+def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise `InputError` for an empty prompt, and where prompt and answer do not fit into the model's context."""
+    for index, prompt in enumerate(prompts):
+        room = decoder.context - len(prompt)
+        if not prompt:
+            raise InputError(f"prompt {index}: it is empty; give at least one token")
+        if room < 1:
+            raise InputError(
+                f"prompt {index}: {len(prompt)} tokens, the model's context is {decoder.context}; shorten it"
+            )
+        if max_new_tokens > room:
+            raise InputError(
+                f"--max-new-tokens {max_new_tokens}: after prompt {index} of {len(prompt)} tokens, the model's "
+                f"context of {decoder.context} has room for {room}"
+            )
+
+
+@torch.inference_mode()
+def generate(
+    decoder: Decoder,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    eos_id: int | None = None,
+    on_tokens: OnTokens | None = None,
+    is_end: IsEnd | None = None,
+) -> Generated:
+    """Continue the prompts, token ids, as one batch. Raises `InputError` where they do not fit into the context.
+
+    It ends when all rows have met the end of text or `is_end`; what a row says after that is left in for the latter.
+    """
+    check_prompts(decoder, prompts, max_new_tokens)
+    batch = Prompts.of(prompts, max_new_tokens, decoder.device)
+    with policy.installed(decoder) as meter:
+        loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter)
+        loop.run(eos_id, on_tokens, is_end)
+        prompt, answer = loop.tally.prompt, loop.tally.answer
+    share_of_answer = answer.share if answer.whole else prompt.share
+    tokens = [up_to_end(row, eos_id) for row in loop.answers()]
+    return Generated(tokens, prompt.share, share_of_answer, prompt + answer)
+
+
+class _Loop:
+    """One batch on its way: `ids` (B, P + N) holds prompts and, up to `length`, what was generated."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        policy: Policy,
+        batch: Prompts,
+        max_new_tokens: int,
+        sampling: Sampling,
+        meter: Meter | None,
+    ) -> None:
+        self._decoder, self._policy, self._batch, self._meter = decoder, policy, batch, meter
+        self._prompt_length = self.length = batch.ids.shape[1]
+        self._end = self.length + max_new_tokens
+        self.ids = torch.cat([batch.ids, batch.ids.new_zeros(len(batch.ids), max_new_tokens)], dim=1)
+        self._cache = RouteCache(decoder.num_layers, self._end)
+        self._sample = sampling.do_sample
+        self._processors = sampling.processors()
+        self._generator = torch.Generator(decoder.device).manual_seed(sampling.seed) if sampling.do_sample else None
+        self.tally = Tally(decoder.num_layers, decoder.cost, batch.lengths, meter)
+
+    def answers(self) -> list[list[int]]:
+        """Return the new tokens of each row so far."""
+        rows: list[list[int]] = self.ids[:, self._prompt_length : self.length].tolist()
+        return rows
+
+    def run(self, eos_id: int | None, on_tokens: OnTokens | None, is_end: IsEnd | None) -> None:
+        """Generate until all rows have ended or there is no room left."""
+        ended = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        while True:
+            tokens = self._choose(self._logits()[:, -1])  # (B,)
+            self.ids[:, self.length] = tokens
+            self.length += 1
+            if on_tokens is not None:
+                on_tokens(tokens)
+            if eos_id is not None:
+                ended |= tokens == eos_id
+            if is_end is not None:
+                ended |= torch.tensor([is_end(row) for row in self.answers()], device=ended.device)
+            may_end = eos_id is not None or is_end is not None
+            if self.length == self._end or (may_end and bool(ended.all())):
+                return
+
+    def _logits(self) -> Tensor:
+        """Return the logits after the newest token, (B, 1, V); where a node is lost, the others read the text again."""
+        while True:
+            try:
+                return self._step() if self._cache.seen else self._read()
+            except NodeLostError:
+                logger.warning("the text so far is read again, by those that are left")
+            self._cache = RouteCache(self._decoder.num_layers, self._end)
+
+    def _read(self) -> Tensor:
+        """Run everything that is there: the prompts, before any answer."""
+        layers_of = [self._policy.layers_at(column, self._prompt_length) for column in range(self.length)]
+        position_ids, mask = self._batch.position_ids[:, : self.length], self._batch.mask
+        if self._meter is not None:
+            self._meter.begin(position_ids, mask)
+        logits = self._decoder.logits(
+            self.ids[:, : self.length],
+            segments(layers_of),
+            position_ids=position_ids,
+            attention_mask=mask,
+            cache=self._cache,
+            num_last=1,
+        )
+        if self.length == self._prompt_length:
+            self.tally.count_prompt(layers_of)
+        else:
+            self.tally.count_step(layers_of[-1])
+        return logits
+
+    def _step(self) -> Tensor:
+        """Run the newest token of each row."""
+        layers = self._policy.layers_at(self.length - 1, self._prompt_length)
+        newest = slice(self.length - 1, self.length)
+        position_ids = self._batch.position_ids[:, newest]  # (B, 1)
+        if self._meter is not None:
+            self._meter.begin(position_ids)
+        logits = self._decoder.logits(
+            self.ids[:, newest],
+            (Segment(layers, 1),),
+            position_ids=position_ids,
+            attention_mask=self._batch.mask,
+            cache=self._cache,
+        )
+        self.tally.count_step(layers)
+        return logits
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        """Return the next token of each row: (B, V) -> (B,)."""
+        scores: Tensor = logits.float()
+        if self._processors:
+            scores = self._processors(self.ids[:, : self.length], scores)
+        if not self._sample:
+            return scores.argmax(dim=-1)
+        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator).squeeze(1)
+
+
+def up_to_end(row: list[int], eos_id: int | None) -> list[int]:
+    """Return tokens up to and with the end of text."""
+    return row[: row.index(eos_id) + 1] if eos_id in row else row

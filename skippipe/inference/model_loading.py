@@ -1,0 +1,77 @@
+"""The model of a run directory or of a Hugging Face directory, whole and in this process."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from skippipe.checkpoint.huggingface.source import find_source, load_model
+from skippipe.config.experiment import Experiment, ModelOptions
+from skippipe.config.experiment_file import load_experiment
+from skippipe.errors import InputError
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.inference_run import Run, even_bounds, read_run, stages_without
+from skippipe.model.device import choose_device
+from skippipe.model.skeleton import find_parts
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, what it is called, and the experiment that says which text belongs to it."""
+
+    decoder: Decoder
+    name: str
+    checkpoint: str
+    experiment: Experiment
+    run_dir: Path | None
+    """None where it is a Hugging Face directory."""
+
+
+def load(
+    path: Path, *, device: str = "auto", num_stages: int | None = None, absent: Collection[str] = ()
+) -> LoadedModel:
+    """Load the newest checkpoint of a run, or a Hugging Face directory with safetensors.
+
+    Stages are those of the run's plan; without a plan every layer is one, and `num_stages` asks for another split, as
+    even as possible. Stages that the nodes `absent` alone hold are left out. Raises `InputError` where `path` is
+    neither or is damaged.
+    """
+    chosen = choose_device(device)
+    if is_directory(path):
+        stages_without((), absent)
+        return _load_directory(path, chosen, num_stages)
+    run = read_run(path, num_stages)
+    gone = stages_without(run.stage_nodes, absent)
+    skeleton = run.load_stages(set(range(len(run.bounds))) - gone, chosen)
+    return loaded(run, Decoder(skeleton, run.bounds, run.stage_nodes, gone, run.protected_stages))
+
+
+def is_directory(path: Path) -> bool:
+    """Whether `path` is a model in the Hugging Face format rather than a run."""
+    return not (path / "config.yaml").is_file() and (path.suffix == ".gguf" or (path / "config.json").is_file())
+
+
+def loaded(run: Run, decoder: Decoder) -> LoadedModel:
+    """Return a run with its decoder."""
+    return LoadedModel(decoder, run.experiment.name, run.checkpoint.name, run.experiment, run.folder)
+
+
+def _load_directory(path: Path, device: torch.device, num_stages: int | None) -> LoadedModel:
+    source = find_source(path)
+    if source.gguf_file:
+        raise InputError(f"{source}: a GGUF file has to be imported first: skippipe import {path} RUN")
+    logging.disable_progress_bar()
+    model = load_model(source).to(device)
+    model.config.use_cache = False
+    if hasattr(model.config, "output_router_logits"):
+        model.config.output_router_logits = False
+    skeleton = find_parts(model)
+    bounds = even_bounds(len(skeleton.layers), num_stages or len(skeleton.layers))
+    template = load_experiment(Path(str(files("skippipe.checkpoint.huggingface") / "imported.yaml")))
+    folder = str(source.folder.resolve())
+    data = template.data.model_copy(update={"tokenizer": folder})
+    experiment = template.model_copy(update={"model": ModelOptions(directory=folder), "data": data})
+    return LoadedModel(Decoder(skeleton, bounds), source.folder.resolve().name, "weights as they are", experiment, None)

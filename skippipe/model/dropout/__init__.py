@@ -1,0 +1,1 @@
+"""Layers and feed-forward blocks that training leaves out inside a stage."""

@@ -1,0 +1,228 @@
+"""Reading a run directory. A crash may have cut files short: damaged lines are counted, not fatal."""
+
+import json
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import load_experiment
+from skippipe.errors import InputError
+from skippipe.monitor.report.spans import Span, end_s
+from skippipe_scheduler.files import parse, read_json
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
+
+WARM_UP_STEPS = 10
+Step = dict[str, float]
+_SPAN = TypeAdapter(Span)
+
+
+class DepthResult(BaseModel):
+    """Perplexity at one share of the depth."""
+
+    policy: str
+    kept_stages: int | None
+    share_computed: float
+    perplexity: float
+    perplexity_std: float = 0.0
+    samples: int = 1
+
+
+class TaskResult(BaseModel):
+    """One metric of one task at one share of the depth."""
+
+    task: str
+    policy: str
+    share_computed: float
+    metric: str
+    value: float
+    standard_error: float | None
+
+
+class Evaluation(BaseModel):
+    """The part of evaluation.json that a report shows."""
+
+    model: str = ""
+    policies: list[str]
+    results: list[DepthResult]
+    tasks: list[TaskResult] = []
+
+    def by_policy(self) -> dict[str, list[DepthResult]]:
+        """Return the results of each policy, the deepest first."""
+        found: dict[str, list[DepthResult]] = {policy: [] for policy in self.policies}
+        for result in sorted(self.results, key=lambda one: -one.share_computed):
+            found[result.policy].append(result)
+        return found
+
+
+class RankMemory(BaseModel):
+    """What one rank needed at most: the plan's estimate, its parts, and what was measured."""
+
+    rank: int
+    node: str
+    estimated_bytes: int
+    state_bytes: int
+    copy_bytes: int
+    activation_bytes: int
+    working_bytes: int
+    message_bytes: int
+    update_bytes: int
+    peak_bytes: int
+
+
+class Memory(BaseModel):
+    """memory.json."""
+
+    ranks: list[RankMemory]
+
+
+@dataclass(frozen=True)
+class MeasuredIteration:
+    """What every node did in one recorded step."""
+
+    step: int
+    spans: Sequence[Span]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory's content."""
+
+    folder: Path
+    experiment: Experiment
+    plan: Plan
+    steps: Sequence[Step]
+    damaged_lines: int
+    evaluation: Evaluation | None
+    measured: MeasuredIteration | None
+    memory: Sequence[RankMemory]
+
+    @property
+    def iterations_s(self) -> list[float]:
+        """Measured iteration times of the plan in seconds, the first ones (warm-up, at most half of all) left out.
+
+        Steps that a recipe ran under another plan, with another prediction, do not count.
+        """
+        durations = [
+            step["perf/iteration_s"]
+            for step in self.steps
+            if "perf/iteration_s" in step and step.get("pipeline/predicted_s", self.predicted_s) == self.predicted_s
+        ]
+        return durations[min(WARM_UP_STEPS, len(durations) // 2) :]
+
+    @property
+    def measured_s(self) -> float | None:
+        """Median measured iteration time in seconds, None before the first step."""
+        durations = self.iterations_s
+        return statistics.median(durations) if durations else None
+
+    @property
+    def predicted_s(self) -> float:
+        """Iteration time in seconds that the plan promises."""
+        return self.plan.predicted.iteration_s
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over predicted iteration time."""
+        return self.measured_s / self.predicted_s if self.measured_s and self.predicted_s else None
+
+    def last(self, key: str) -> float | None:
+        """Return the newest value of a metric, None where it was never recorded."""
+        return next((step[key] for step in reversed(self.steps) if key in step), None)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run directory.
+
+    Raises `InputError` where the directory, config.yaml or plan.json is missing, or a file is wrong.
+    """
+    for name in ("", "config.yaml", "plan.json"):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder / name}: no such {'file' if name else 'directory'}; "
+                "give the run directory that `skippipe train` wrote"
+            )
+    steps, damaged = _read_steps(folder / "metrics.jsonl")
+    return Run(
+        folder=folder,
+        experiment=load_experiment(folder / "config.yaml"),
+        plan=load_plan(folder / "plan.json"),
+        steps=steps,
+        damaged_lines=damaged,
+        evaluation=read_evaluation(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None,
+        measured=_read_trace(folder / "trace"),
+        memory=_read_memory(folder / "memory.json"),
+    )
+
+
+def _read_steps(path: Path) -> tuple[list[Step], int]:
+    """Return the steps in order, each once (the newest, where a resumed run redid it), and damaged lines."""
+    steps: dict[int, Step] = {}
+    damaged = 0
+    for content in _json_lines(path):
+        step = content.get("step") if content is not None else None
+        if content is None or not isinstance(step, int):
+            damaged += 1
+            continue
+        steps[step] = {key: float(value) for key, value in content.items() if _is_number(value)}
+    return [steps[step] for step in sorted(steps)], damaged
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `skippipe evaluate` wrote; raise `InputError` where it is missing or wrong."""
+    return parse(Evaluation, read_json(path, InputError), str(path), InputError)
+
+
+def _read_memory(path: Path) -> list[RankMemory]:
+    return parse(Memory, read_json(path, InputError), str(path), InputError).ranks if path.exists() else []
+
+
+def _read_trace(folder: Path) -> MeasuredIteration | None:
+    """Return the recorded step whose duration is nearest the median of all recorded ones."""
+    by_step: dict[int, list[Span]] = defaultdict(list)
+    for path in sorted(folder.glob("*.jsonl")):
+        in_name = re.search(r"step-(\d+)", path.stem)
+        for content in _json_lines(path):
+            span = _span(content)
+            if content is not None and span is not None:
+                step = content.get("step", int(in_name[1]) if in_name else 0)
+                by_step[step if isinstance(step, int) else 0].append(span)
+    if not by_step:
+        return None
+    durations_s = {step: end_s(spans) for step, spans in by_step.items()}
+    median_s = statistics.median(durations_s.values())
+    chosen = min(durations_s, key=lambda step: abs(durations_s[step] - median_s))
+    return MeasuredIteration(chosen, by_step[chosen])
+
+
+def _span(content: dict[str, Any] | None) -> Span | None:
+    fields = {name: content.get(name) for name in Span._fields} if content is not None else {}
+    try:
+        return _SPAN.validate_python(fields)
+    except ValidationError:
+        return None
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield each line's object, None for a damaged line; nothing where there is no such file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                content = json.loads(line)
+            except json.JSONDecodeError:
+                content = None
+            yield content if isinstance(content, dict) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

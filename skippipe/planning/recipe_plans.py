@@ -1,0 +1,111 @@
+"""The plans that a recipe needs beside the main one: kept in RUN/plans, solved on its placement where they are not."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from skippipe.config.experiment import Experiment
+from skippipe.errors import PlanError, SkipPipeError
+from skippipe.planning.planning import experiment_options
+from skippipe.plans.plan_set import PlanSet, placement_difference
+from skippipe.plans.plan_specs import Wanted, wanted_plans
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
+from skippipe_scheduler.solve.other_routes import plan_beside, route_distance
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "plans"
+MUCH_SLOWER = 1.1
+"""A draw of the same kind that takes so many times as long as the fastest is worth a warning."""
+
+
+def complete_set(experiment: Experiment, main: Plan) -> PlanSet:
+    """Return the main plan with the further ones that the recipe needs; new ones are written beside it.
+
+    What is solved shares one more time limit of the planner. Raises what solving raises, naming the plan.
+    """
+    if experiment.recipe.needs_further_plans and experiment.pipeline.num_stages != len(main.stages):
+        raise PlanError(
+            f"the plan has {len(main.stages)} stages, pipeline.num_stages is {experiment.pipeline.num_stages}; make "
+            "them equal: the recipe's further plans are made on its placement"
+        )
+    wanted = wanted_plans(experiment)
+    kept = {name: _kept(_path(experiment, name), main, one) for name, one in wanted.items()}
+    missing = [name for name, plan in kept.items() if plan is None]
+    if missing:
+        logger.info("solving %d further plans of the recipe: %s", len(missing), ", ".join(missing))
+    options = experiment_options(experiment)
+    options = replace(options, time_limit_s=options.time_limit_s / max(1, len(missing)))
+    solved = {name: _solve(experiment, main, name, wanted[name], options) for name in missing}
+    plan_set = PlanSet(main, {name: plan or solved[name] for name, plan in kept.items()})
+    for name, plan in solved.items():
+        plan.save(_path(experiment, name))
+    if experiment.recipe.redrawn_routes > 1:
+        warn_of_draws(plan_set)
+    return plan_set
+
+
+def check_complete(experiment: Experiment, plans: PlanSet) -> None:
+    """Raise `PlanError` where a plan that the recipe needs is not in the set."""
+    missing = [name for name in wanted_plans(experiment) if name not in plans.further]
+    if missing:
+        raise PlanError(
+            f"the recipe needs the plan {missing[0]!r}, the run has {', '.join(map(repr, plans))}; make the set with "
+            "skippipe.planning.sharing.share_plans"
+        )
+
+
+def save_further(plans: PlanSet, run_dir: Path) -> None:
+    """Write the further plans into the run directory."""
+    for name, plan in plans.further.items():
+        plan.save(run_dir / FOLDER / f"{name}.json")
+
+
+def _path(experiment: Experiment, name: str) -> Path:
+    return experiment.run_path / FOLDER / f"{name}.json"
+
+
+def _kept(path: Path, main: Plan, wanted: Wanted) -> Plan | None:
+    """Return the plan of `path` where it is what is wanted beside `main`."""
+    if not path.exists():
+        return None
+    plan = load_plan(path)
+    comparisons = {
+        "costs": (plan.costs, main.costs),
+        "rules": (plan.rules, wanted.rules),
+        "seed": (plan.solver.seed, wanted.seed),
+    }
+    differences = (name for name, (stored, needed) in comparisons.items() if stored != needed)
+    difference = placement_difference(main, plan) or next(differences, None)
+    if difference is not None:
+        logger.warning("%s: made for other %s than this run's; solving a new plan", path, difference)
+        return None
+    return plan
+
+
+def _solve(experiment: Experiment, main: Plan, name: str, wanted: Wanted, options: SolveOptions) -> Plan:
+    free_origins = experiment.pipeline.microbatches_per_origin == "auto"
+    try:
+        return plan_beside(main, wanted.rules, replace(options, seed=wanted.seed), free_origins=free_origins)
+    except SkipPipeError as reason:
+        raise type(reason)(f"the recipe's plan {name!r}: {reason}") from None
+
+
+def warn_of_draws(plans: PlanSet) -> None:
+    """Say which plans of the same rules are much slower than the fastest, or have the same routes as another."""
+    for name, plan in plans.items():
+        alike = {other: one for other, one in plans.items() if one.rules == plan.rules}
+        fastest_s = min(one.predicted.iteration_s for one in alike.values())
+        if plan.predicted.iteration_s > MUCH_SLOWER * fastest_s:
+            logger.warning(
+                "plan %s takes %.3g s an iteration, the fastest of its kind %.3g s; give the planner more time "
+                "(pipeline.planner.time_limit_s) or redraw fewer routes",
+                name,
+                plan.predicted.iteration_s,
+                fastest_s,
+            )
+        same = next((other for other, one in alike.items() if other < name and not route_distance(one, plan)), None)
+        if same is not None:
+            logger.warning("plans %s and %s have the same routes; redraw fewer", same, name)

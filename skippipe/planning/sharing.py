@@ -1,0 +1,110 @@
+"""One set of plans for all ranks: rank 0 reads or solves it, the others receive its text through the store."""
+
+import json
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+from torch._C._distributed_c10d import Store
+
+from skippipe import errors
+from skippipe.config.experiment import Experiment
+from skippipe.errors import CommunicationError, InfeasibleError, SkipPipeError
+from skippipe.planning.planning import experiment_problem, plan_experiment
+from skippipe.planning.recipe_plans import complete_set
+from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.validate import load_plan
+from skippipe_scheduler.problem.build import OpenLayers
+
+logger = logging.getLogger(__name__)
+
+PLAN_KEY = "plans"
+
+
+def share_plans(experiment: Experiment, path: Path | None, context: DistributedContext) -> PlanSet:
+    """Return the main plan and those that the recipe needs beside it, the same on every rank.
+
+    The main plan is that of `path`, else the fitting one of the run directory, else a new one. Where rank 0 fails,
+    every rank raises its error.
+    """
+    if context.store is None:
+        return choose_plans(experiment, path)
+    if context.rank == 0:
+        try:
+            plans = choose_plans(experiment, path)
+        except SkipPipeError as error:
+            context.store.set(PLAN_KEY, json.dumps({"error": type(error).__name__, "message": str(error)}))
+            raise
+        context.store.set(PLAN_KEY, plans.to_json())
+        return plans
+    return _receive(experiment, context.store, context)
+
+
+def choose_plans(experiment: Experiment, path: Path | None) -> PlanSet:
+    """Return the main plan (see `choose_plan`) with those that the recipe needs on its placement."""
+    return complete_set(experiment, choose_plan(experiment, path))
+
+
+def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
+    """Return the plan of `path`, else RUN/plan.json where it fits the experiment, else solve one and keep it there."""
+    if path is not None:
+        return load_plan(path)
+    kept = experiment.run_path / "plan.json"
+    if kept.exists():
+        plan = load_plan(kept)
+        difference = difference_from(experiment, plan)
+        if difference is None:
+            return plan
+        logger.warning("%s: made for other %s than the experiment's; solving a new plan", kept, difference)
+    else:
+        logger.info("solving a plan, at most %g s", experiment.pipeline.planner.time_limit_s)
+    plan = plan_experiment(experiment)
+    plan.save(kept)
+    return plan
+
+
+def difference_from(experiment: Experiment, plan: Plan) -> str | None:
+    """Return the first thing in which `plan` differs from what the experiment and its cluster ask for, or None."""
+    pipeline, layers = experiment.pipeline, plan.layers_per_stage
+    problem = experiment_problem(experiment)
+    if isinstance(problem, OpenLayers):
+        if (len(layers), sum(layers)) != (problem.num_stages, problem.num_layers):
+            return "layers"
+        try:
+            problem = problem.pose(layers)
+        except InfeasibleError:
+            return "memory"
+    held = tuple(stage.nodes for stage in plan.stages)
+    sizes = tuple(map(len, held))
+    comparisons = {
+        "nodes": (plan.nodes, problem.nodes),
+        "rules": (plan.rules, problem.rules),
+        "microbatches": (len(plan.microbatches), experiment.training.num_microbatches),
+        "layers": (layers, problem.stage_layers or layers),
+        "placement": (held, pipeline.placement or held),
+        "pinned nodes": (plan.stage_of | (problem.pinned or {}), plan.stage_of),
+        "stage sizes": (sizes, sizes if pipeline.stage_sizes in (None, "auto") else pipeline.stage_sizes),
+        "links": (plan.costs.transfer_s, problem.costs.transfer_s),
+        "contention": (plan.costs.contention, problem.costs.contention),
+        "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
+    }
+    return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
+
+
+def _receive(experiment: Experiment, store: Store, context: DistributedContext) -> PlanSet:
+    timeout_s = context.timeout_s + 2 * experiment.pipeline.planner.time_limit_s  # main plan and recipe
+    failure = ""
+    try:
+        store.wait([PLAN_KEY], timedelta(seconds=timeout_s))
+        text = store.get(PLAN_KEY).decode()
+    except RuntimeError as reason:
+        failure = str(reason).splitlines()[0]
+    if failure:
+        raise CommunicationError(f"rank {context.rank} got no plan from rank 0 within {timeout_s:g} s ({failure})")
+    content = json.loads(text)
+    if "error" in content:
+        kind = getattr(errors, content["error"], SkipPipeError)
+        raise kind(f"rank 0: {content['message']}")
+    return PlanSet.from_json(text)

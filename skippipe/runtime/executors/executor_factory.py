@@ -1,0 +1,111 @@
+"""Makes the executors of one rank: which one a program gets, and what carries its messages."""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from skippipe.runtime.executors.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
+from skippipe.runtime.executors.emulation import Emulation
+from skippipe.runtime.executors.static_executor import Executor, Place, StaticExecutor
+from skippipe.runtime.program.program import Program
+from skippipe.runtime.program.readiness import Links
+from skippipe.runtime.ranks.groups import Channels, ProcessGroups
+from skippipe.runtime.runner import RunnerOptions, Span
+from skippipe.runtime.stage_compute import StageCompute
+from skippipe.runtime.transport.mailbox import NUM_NUMBERS, Mailbox
+from skippipe.runtime.transport.message import CPU, MessageFormat
+from skippipe.runtime.transport.transport import OrderedTransport, TaggedTransport, Transport
+from skippipe_scheduler.plan.plan import Plan
+
+UNFINISHED_SENDS_PER_RECEIVE = 4
+"""Messages kept for slow peers, as a multiple of the receive window."""
+RECEIVES_AHEAD = 4
+"""Receives that the dynamic executor posts ahead for each peer and direction."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one rank does under one plan of the run's set, and when."""
+
+    plan: Plan
+    program: Program
+    times: PlannedTimes
+    links: Links
+    emulation: Emulation | None
+
+    @classmethod
+    def of(cls, plan: Plan, program: Program, options: RunnerOptions) -> "Course":
+        """Prepare the course of a rank from its proved program."""
+        emulated = options.emulation.links or options.emulation.compute
+        emulation = Emulation(plan, program.node, options.emulation) if emulated else None
+        return cls(plan, program, PlannedTimes.of(plan, program.node), Links.of(program), emulation)
+
+
+class Executors:
+    """The transports of one rank and the executors that use them; all ranks make and extend theirs together."""
+
+    def __init__(
+        self, rank: int, nodes: Sequence[str], options: RunnerOptions, groups: ProcessGroups, timeout_s: float
+    ) -> None:
+        self._nodes = nodes
+        self._options = options
+        self._timeout_s = timeout_s
+        self._pace: deque[float] = deque(maxlen=PACE_TASKS)
+        self._channels: Channels | None = None
+        stamps = int(options.emulation.links or options.emulation.compute)
+        max_unfinished = UNFINISHED_SENDS_PER_RECEIVE * options.receive_window
+        self._transport: Transport
+        if options.matching == "order":
+            device = options.device if options.backend == "nccl" else CPU
+            self._channels = Channels(rank, timeout_s, options.backend, device)
+            messages = MessageFormat(options.wire, stamps, device)
+            self._transport = OrderedTransport(rank, self._channels, messages, max_unfinished)
+        else:
+            self._transport = TaggedTransport(groups, MessageFormat(options.wire, stamps), max_unfinished)
+        numbered = MessageFormat(options.wire, NUM_NUMBERS)
+        self._mailbox = Mailbox(groups, numbered, receives_ahead=RECEIVES_AHEAD, max_unfinished=max_unfinished)
+
+    def connect(self, programs: Sequence[Program]) -> None:
+        """Open the channels that these programs need, where messages have channels."""
+        if self._channels is not None:
+            self._channels.extend(programs)
+
+    def training(self, course: Course, compute: StageCompute, zero_ns: int) -> Executor:
+        """Return the executor of one iteration of a plan's program."""
+        if self._options.executor == "static":
+            return self.static(course.program, compute, course.emulation, zero_ns)
+        return DynamicExecutor(
+            Place(course.program, self._nodes, zero_ns),
+            compute,
+            self._mailbox,
+            course.emulation,
+            course.times,
+            course.links,
+            memory=course.plan.costs.memory[course.program.node],
+            stretch=statistics.median(self._pace) if self._pace else 1.0,
+            timeout_s=self._timeout_s,
+        )
+
+    def static(
+        self, program: Program, compute: StageCompute, emulation: Emulation | None, zero_ns: int
+    ) -> StaticExecutor:
+        """Return an executor of any program, in the order of its list."""
+        # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
+        window = 0 if self._options.backend == "nccl" else self._options.receive_window
+        place = Place(program, self._nodes, zero_ns)
+        return StaticExecutor(place, compute, self._transport, emulation, receive_window=window)
+
+    def learn(self, course: Course, spans: Sequence[Span]) -> None:
+        """Take the pace of this rank from the tasks of an iteration."""
+        self._pace.extend(course.times.ratios(spans))
+
+    def poison(self) -> None:
+        """Make every wait on the channels fail at once."""
+        if self._channels is not None:
+            self._channels.poison()
+
+    def destroy(self) -> None:
+        """Release the channels."""
+        if self._channels is not None:
+            self._channels.destroy()

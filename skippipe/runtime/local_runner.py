@@ -1,0 +1,141 @@
+"""One process that holds every stage once and walks a plan's routes, one microbatch after another."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from skippipe.model.stage import Stage
+from skippipe.plans.plan_set import MAIN, PlanSet
+from skippipe.runtime.gradients.reduction import fill_missing, scale, visit_factor
+from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
+from skippipe.runtime.stage_compute import make_compute
+from skippipe_scheduler.plan.plan import Plan, Route
+
+
+class LocalRunner:
+    """The reference that distributed runs must equal; also training and evaluation without torchrun."""
+
+    def __init__(self, plans: Plan | PlanSet, stages: Mapping[int, Stage], options: RunnerOptions) -> None:
+        self.plans = PlanSet.of(plans)
+        self.rank = 0
+        self.iteration = 0
+        self.stages = dict(stages)
+        self._options = options
+        self._splits = {name: _split_at_stages(plan) for name, plan in self.plans.items()}
+        self._compute = {index: make_compute(stage, self.plans, options) for index, stage in stages.items()}
+        self._spans: list[Span] = []
+        self.replicas: ProcessGroup | None = None
+        self._reduction: Callable[[float], None] | None = None
+
+    def with_replicas(self, call: Callable[[], object]) -> None:
+        """Call: there is no other replica."""
+        call()
+
+    def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
+        """Hand the gradients to the optimizer; see `Runner`."""
+        self._reduction = reduction
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters under their Hugging Face names."""
+        return {
+            name: parameter for stage in self.stages.values() for name, parameter in stage.global_parameters().items()
+        }
+
+    def owned_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all parameters: there is no other process."""
+        return self.parameters()
+
+    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+        """Run one iteration of a plan; see `Runner`."""
+        started_s = time.perf_counter()
+        walked = self.plans[plan]
+        self.iteration += 1
+        num_microbatches = len(walked.microbatches)
+        for index, compute in self._compute.items():
+            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1)
+            self.stages[index].train()
+            self.stages[index].zero_grad(set_to_none=True)
+        spans: list[Span] = []
+        self._spans = spans
+        for microbatch in walked.microbatches:
+            self._train_one(walked, microbatch, batch(microbatch.id), spans, started_s)
+        for index, stage in self.stages.items():
+            factor = visit_factor(self._options.gradient_normalization, num_microbatches, walked.visits[index])
+            scale(fill_missing(stage.global_parameters().values()), factor)
+        if self._reduction is not None:
+            self._reduction(1.0)
+        step()
+        self._compute[0].finish()
+        loss, busy_s, _ = self.tally()
+        duration_s = time.perf_counter() - started_s
+        return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
+
+    def tally(self) -> Tally:
+        """Return loss and busy time of the iteration; see `Runner`."""
+        busy_s = sum(span.end_s - span.start_s for span in self._spans)
+        return Tally(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
+
+    def _train_one(
+        self, plan: Plan, one: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float
+    ) -> None:
+        """Walk one microbatch forward, through the loss, and backward."""
+        microbatch, route = one.id, one.route
+
+        def timed(node: str, operation: str, task: Callable[[], Tensor | None]) -> Tensor | None:
+            start_s = time.perf_counter() - started_s
+            result = task()
+            self._compute[0].finish()
+            spans.append(Span(node, operation, microbatch, start_s, time.perf_counter() - started_s))
+            return result
+
+        origin = self._compute[0]
+        origin.load(microbatch, *samples)
+        visited = [(node, self._compute[plan.stage_of[node]]) for node in route]
+        hidden: Tensor | None = None  # (B, T, D) from here on
+        for node, compute in visited:
+            output = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+            hidden = self._travelled(output)
+        gradient = timed(route[0], "L", lambda: origin.loss(microbatch, hidden))  # type: ignore[arg-type]
+        for node, compute in reversed(visited):
+            arrived = self._travelled(gradient)
+            gradient = timed(node, "B", lambda c=compute, g=arrived: c.backward(microbatch, g))  # type: ignore[misc]
+            if microbatch in compute.split:
+                timed(node, "W", lambda c=compute: c.weight(microbatch))  # type: ignore[misc]
+
+    def _travelled(self, tensor: Tensor | None) -> Tensor | None:
+        """Round (B, T, D) as the way to another rank would."""
+        return None if tensor is None else self._options.wire.rounded(tensor)
+
+    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+        """Return the mean loss at full depth; see `Runner`."""
+        origin = self._compute[0]
+        origin.reset(num_microbatches)
+        for stage in self.stages.values():
+            stage.eval()
+        with torch.no_grad():
+            for microbatch in range(num_microbatches):
+                origin.load(microbatch, *batch(microbatch))
+                hidden: Tensor | None = None
+                for index in range(len(self.plans.main.stages)):
+                    hidden = self._travelled(self._compute[index].forward(microbatch, hidden))
+                if hidden is not None:
+                    origin.loss(microbatch, hidden)
+        return origin.loss_sum
+
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+        """Return the values: there is no other rank."""
+        return [float(value) for value in values]
+
+    def barrier(self) -> None:
+        """Return at once: there is no other rank."""
+
+    def close(self) -> None:
+        """Return at once: there is nothing to release."""
+
+
+def _split_at_stages(plan: Plan) -> tuple[frozenset[int], ...]:
+    """Return the microbatches whose backward is split at each stage, whatever replica they visit."""
+    return tuple(frozenset().union(*(plan.split_of[node] for node in stage.nodes)) for stage in plan.stages)

@@ -1,0 +1,1 @@
+"""Instruction lists for all ranks, compiled from a plan and proved before anything runs. No torch."""

@@ -1,0 +1,254 @@
+"""The proof of a set of programs before anything runs. No torch here.
+
+Proved: every SEND has one RECV of equal bytes; inputs are received and outputs made before they are used; tasks are
+the plan's, in the plan's order, each WEIGHT behind its BACKWARD; memory high-water within the plan's bound; one REDUCE,
+then one STEP, after the last BACKWARD or WEIGHT, also with no microbatch. And that nothing waits for ever, for one of
+two ways of matching:
+
+- "order", the default, holds for every backend. On each directed pair and direction, both sides list their transfers in
+  the same order: the n-th SEND meets the n-th RECV, as on a channel without tags (NCCL). No circle of waiting even
+  when every operation blocks until its peer has joined, each rank in the order of its list. A real channel blocks less:
+  an operation holds up what comes after it on its own channel, not the rank.
+- "tags" (gloo): sends never block, a RECV finds its message by tag whatever was sent before.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from skippipe.errors import ProgramError
+from skippipe.runtime.program.program import OPCODE_OF_OPERATION, Instruction, Opcode, Program
+from skippipe_scheduler.plan.plan import Plan
+
+Matching = Literal["order", "tags"]
+TRANSFERS = (Opcode.SEND, Opcode.RECV)
+TASKS = (Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD, Opcode.WEIGHT)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the proof found: most microbatches held by each rank, number of transfers and their bytes."""
+
+    peak_memory: tuple[int, ...]
+    num_transfers: int
+    total_bytes: int
+
+
+def prove(programs: Sequence[Program], plan: Plan, matching: Matching = "order") -> Proof:
+    """Prove training programs against their plan; raise `ProgramError` naming ranks and what each waits for."""
+    proof = prove_transfers(programs, matching)
+    if [program.node for program in programs] != list(plan.nodes):
+        raise ProgramError(f"programs are for {len(programs)} nodes, the plan has {len(plan.nodes)}, in rank order")
+    for program, peak in zip(programs, proof.peak_memory, strict=True):
+        _prove_tasks(program, plan)
+        _prove_ending(program)
+        limit = plan.costs.memory[program.node]
+        if peak > limit:
+            raise ProgramError(
+                f"{_name(program)} holds {peak} microbatches between forward and backward; memory allows {limit}"
+            )
+    return proof
+
+
+def prove_transfers(programs: Sequence[Program], matching: Matching = "order") -> Proof:
+    """Prove all that holds for any set of programs, with or without backwards."""
+    _prove_matching(programs)
+    if matching == "order":
+        _prove_pair_order(programs)
+    for program in programs:
+        _prove_dataflow(program)
+    if matching == "order":
+        _prove_no_circle(programs)
+    else:
+        _prove_no_circle_with_tags(programs)
+    sends = [one for program in programs for one in program.select(Opcode.SEND)]
+    return Proof(
+        peak_memory=tuple(_peak_memory(program) for program in programs),
+        num_transfers=len(sends),
+        total_bytes=sum(one.size_bytes for one in sends),
+    )
+
+
+def _name(program: Program) -> str:
+    return f"rank {program.rank} ({program.node})"
+
+
+def _prove_matching(programs: Sequence[Program]) -> None:
+    """Every transfer is listed once by its sender and once by its receiver, with equal content."""
+    sides: dict[Opcode, dict[tuple[int, int, int], Instruction]] = {opcode: {} for opcode in TRANSFERS}
+    for program in programs:
+        for one in program.select(*TRANSFERS):
+            if not 0 <= one.peer < len(programs) or one.peer == program.rank:
+                raise ProgramError(f"{_name(program)}: {one}: no such peer among {len(programs)} ranks")
+            pair = (program.rank, one.peer) if one.opcode is Opcode.SEND else (one.peer, program.rank)
+            if not 0 <= one.tag < 2**30:
+                raise ProgramError(f"{_name(program)}: {one}: tag {one.tag} is not in 0 .. 2^30 - 1")
+            if (*pair, one.tag) in sides[one.opcode]:
+                raise ProgramError(f"{_name(program)}: {one}: tag {one.tag} is used twice on this pair")
+            sides[one.opcode][*pair, one.tag] = one
+    sends, receives = sides[Opcode.SEND], sides[Opcode.RECV]
+    for key in sends.keys() ^ receives.keys():
+        one = sends.get(key) or receives[key]
+        rank, other = (key[0], "RECV") if key in sends else (key[1], "SEND")
+        raise ProgramError(f"{_name(programs[rank])} waits in {one}: rank {one.peer} has no {other} with tag {one.tag}")
+    for key, send in sends.items():
+        receive = receives[key]
+        if send.size_bytes != receive.size_bytes:
+            raise ProgramError(
+                f"{send} has {send.size_bytes} bytes at rank {key[0]} but {receive.size_bytes} at rank {key[1]}"
+            )
+        if _content(send) != _content(receive):
+            raise ProgramError(f"rank {key[0]} has {send} where rank {key[1]} has {receive}, under the same tag")
+
+
+def _content(one: Instruction) -> tuple[int, int, str]:
+    return one.microbatch, one.hop, one.direction
+
+
+def _prove_pair_order(programs: Sequence[Program]) -> None:
+    """On each directed pair and direction, sends and receives stand in the same order."""
+    tags: dict[Opcode, dict[tuple[int, int, str], list[int]]] = {opcode: defaultdict(list) for opcode in TRANSFERS}
+    for program in programs:
+        for one in program.select(*TRANSFERS):
+            source, destination = (program.rank, one.peer) if one.opcode is Opcode.SEND else (one.peer, program.rank)
+            tags[one.opcode][source, destination, one.direction].append(one.tag)
+    for (source, destination, direction), sent in tags[Opcode.SEND].items():
+        received = tags[Opcode.RECV][source, destination, direction]
+        if sent != received:
+            index = next(i for i, pair in enumerate(zip(sent, received, strict=True)) if pair[0] != pair[1])
+            raise ProgramError(
+                f"the {direction} transfers from rank {source} to rank {destination} differ in order: at number "
+                f"{index} rank {source} sends tag {sent[index]}, rank {destination} waits for tag {received[index]}"
+            )
+
+
+def _prove_dataflow(program: Program) -> None:
+    """Each task has its input, each SEND its output, before it in the list."""
+    received: set[tuple[int, str]] = set()
+    made: set[int] = set()
+    done: set[tuple[Opcode, int]] = set()
+    for one in program.instructions:
+        missing = None
+        if one.opcode is Opcode.RECV:
+            received.add((one.microbatch, one.direction))
+        elif one.opcode is Opcode.SEND and one.microbatch not in made:
+            missing = "an output to send"
+        elif one.opcode is Opcode.FORWARD and one.hop == 0 and (Opcode.LOAD, one.microbatch) not in done:
+            missing = "its LOAD"
+        elif (one.opcode is Opcode.FORWARD and one.hop > 0) or one.opcode is Opcode.LOSS:
+            missing = None if (one.microbatch, "forward") in received else "its RECV (forward)"
+        elif one.opcode is Opcode.BACKWARD:
+            missing = None if (one.microbatch, "backward") in received else "its RECV (backward)"
+            if (Opcode.FORWARD, one.microbatch) not in done:
+                missing = "its FORWARD"
+        elif one.opcode is Opcode.WEIGHT and (Opcode.BACKWARD, one.microbatch) not in done:
+            missing = "its BACKWARD"
+        if missing is not None:
+            raise ProgramError(f"{_name(program)}: {one} comes before {missing}")
+        done.add((one.opcode, one.microbatch))
+        if one.opcode in TASKS and one.opcode is not Opcode.WEIGHT:
+            made.add(one.microbatch)
+        elif one.opcode is Opcode.SEND:
+            made.discard(one.microbatch)
+
+
+def _prove_no_circle(programs: Sequence[Program]) -> None:
+    """Run the lists with sends that block until their RECV is reached.
+
+    A rendezvous needs exactly the two ranks that stand at it, and no rank ever chooses, so the outcome does not
+    depend on the order in which they advance: one run decides.
+    """
+    queues = [program.select(*TRANSFERS) for program in programs]
+    position = [0] * len(programs)
+    pending = list(range(len(programs)))
+    while pending:
+        rank = pending.pop()
+        if position[rank] == len(queues[rank]):
+            continue
+        mine = queues[rank][position[rank]]
+        peer = mine.peer
+        if position[peer] == len(queues[peer]):
+            continue
+        other = queues[peer][position[peer]]
+        if other.peer == rank and other.tag == mine.tag and other.opcode is not mine.opcode:
+            position[rank] += 1
+            position[peer] += 1
+            pending += [rank, peer]
+    _refuse_stuck(programs, queues, position)
+
+
+def _prove_no_circle_with_tags(programs: Sequence[Program]) -> None:
+    """Run the lists with sends that never block; a RECV waits until its SEND was reached. One run decides here too."""
+    queues = [program.select(*TRANSFERS) for program in programs]
+    position = [0] * len(programs)
+    sent: set[tuple[int, int, int]] = set()
+    pending = list(range(len(programs)))
+    while pending:
+        rank = pending.pop()
+        while position[rank] < len(queues[rank]):
+            one = queues[rank][position[rank]]
+            if one.opcode is Opcode.SEND:
+                sent.add((rank, one.peer, one.tag))
+                pending.append(one.peer)
+            elif (one.peer, rank, one.tag) not in sent:
+                break
+            position[rank] += 1
+    _refuse_stuck(programs, queues, position)
+
+
+def _refuse_stuck(
+    programs: Sequence[Program], queues: Sequence[Sequence[Instruction]], position: Sequence[int]
+) -> None:
+    """Raise where ranks have not reached the end of their lists, naming a circle of those that wait."""
+    waiting = [rank for rank, queue in enumerate(queues) if position[rank] < len(queue)]
+    if waiting:
+        circle = _circle(
+            waiting[0], [queue[position[rank]].peer if rank in waiting else -1 for rank, queue in enumerate(queues)]
+        )
+        stuck = "; ".join(f"{_name(programs[rank])} waits in {queues[rank][position[rank]]}" for rank in circle)
+        raise ProgramError(f"ranks wait for each other: {stuck}")
+
+
+def _circle(start: int, waits_for: Sequence[int]) -> list[int]:
+    """Follow who waits for whom from `start` until a rank comes again; return the circle."""
+    seen: list[int] = []
+    rank = start
+    while rank not in seen and rank >= 0:
+        seen.append(rank)
+        rank = waits_for[rank]
+    return seen[seen.index(rank) :] if rank in seen else seen
+
+
+def _peak_memory(program: Program) -> int:
+    held = peak = 0
+    if not program.select(Opcode.BACKWARD):
+        return 0
+    split = {one.microbatch for one in program.select(Opcode.WEIGHT)}
+    for one in program.instructions:
+        ends = Opcode.WEIGHT if one.microbatch in split else Opcode.BACKWARD
+        held += (one.opcode is Opcode.FORWARD) - (one.opcode is ends)
+        peak = max(peak, held)
+    return peak
+
+
+def _prove_tasks(program: Program, plan: Plan) -> None:
+    """The program runs the plan's tasks of its node, each once, in the plan's order, at the right hop."""
+    planned = [(OPCODE_OF_OPERATION[task.operation], task.microbatch) for task in plan.order.get(program.node, ())]
+    listed = [(one.opcode, one.microbatch) for one in program.select(*TASKS)]
+    if planned != listed:
+        odd = next(iter((Counter(planned) - Counter(listed)) + (Counter(listed) - Counter(planned))), None)
+        what = f"look at {odd[0]} of microbatch {odd[1]}" if odd else "the order differs"
+        raise ProgramError(f"{_name(program)} does not run the plan's tasks: {what}")
+    for one in program.select(*TASKS):
+        if plan.microbatches[one.microbatch].route[one.hop] != program.node:
+            raise ProgramError(f"{_name(program)}: {one}: another node has this place on the route")
+
+
+def _prove_ending(program: Program) -> None:
+    for opcode in (Opcode.REDUCE, Opcode.STEP):
+        count = len(program.select(opcode))
+        if count != 1:
+            raise ProgramError(f"{_name(program)} has {count} {opcode} instructions, expected 1")
+    if [one.opcode for one in program.instructions[-2:]] != [Opcode.REDUCE, Opcode.STEP]:
+        raise ProgramError(f"{_name(program)} must end with REDUCE, then STEP, after its last BACKWARD or WEIGHT")

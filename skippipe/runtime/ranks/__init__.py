@@ -1,0 +1,1 @@
+"""How ranks meet, agree, fail together and form process groups."""

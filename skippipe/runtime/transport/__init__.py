@@ -1,0 +1,1 @@
+"""How one activation gets from one rank to another."""
