@@ -14,7 +14,7 @@ import psutil
 PRELOADED = [
     "safetensors.torch",
     "transformers.models.llama.modeling_llama",
-    "skippipe.planning.planning",
+    "skippipe.planning.experiment_plan",
     "skippipe.runtime.distributed_runner",
     "skippipe.runtime.local_runner",
     "skippipe.training.loop",

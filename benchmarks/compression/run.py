@@ -72,7 +72,7 @@ def main(steps: int, seeds: tuple[int, ...], only: tuple[str, ...], out: Path) -
 def measure(folder: Path, names: list[str], seed: int, steps: int) -> dict[str, dict[str, Any]]:
     """Train every row in one set of processes; return bytes and the loss under this seed."""
     from skippipe.monitor.metrics import read_metrics
-    from skippipe.planning.planning import plan_experiment
+    from skippipe.planning.experiment_plan import plan_experiment
 
     (folder / "cluster.yaml").write_text(CLUSTER)
     experiments = [experiment_of(folder, str(row), ROWS[name], seed, steps) for row, name in enumerate(names)]
@@ -136,7 +136,7 @@ def bytes_per_step(experiment: Experiment, plan: Plan) -> dict[str, int]:
 
     Activations as the programs say. A sum over R replicas sends 2 (R - 1) times the gradients' bytes, in a ring too.
     """
-    from skippipe.planning.planning import experiment_workload
+    from skippipe.planning.experiment_workload import experiment_workload
     from skippipe.runtime.program.program import Opcode, compile_programs
 
     workload = experiment_workload(experiment)

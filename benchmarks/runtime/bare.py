@@ -11,11 +11,11 @@ from torch import Tensor
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
-from skippipe.planning.planning import experiment_model
+from skippipe.model.architecture import experiment_model
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.program.program import Opcode, compile_programs
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import make_runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.runtime.stage_compute import StageCompute
 from skippipe_scheduler.plan.validate import load_plan
 

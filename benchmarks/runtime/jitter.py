@@ -82,7 +82,7 @@ def measure(plan: Plan, sigma: float, iterations: int, context: object) -> dict[
 
     from skippipe.config.experiment import Experiment
     from skippipe.model.architecture import build_config
-    from skippipe.runtime.runner import make_runner
+    from skippipe.runtime.runner_factory import make_runner
 
     config = build_config(
         "llama",

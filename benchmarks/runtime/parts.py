@@ -11,9 +11,9 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
+from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.full_model import build_full
-from skippipe.planning.planning import experiment_model
 
 
 class Part(nn.Module):

@@ -14,7 +14,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.data.token_cache import open_cache
 from skippipe.errors import InfeasibleError
-from skippipe.planning.planning import plan_experiment
+from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
 
 LOCAL_LINK = {"latency_ms": 0.2, "gbit_per_s": 8.0}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from skippipe.config.experiment import Experiment
+from skippipe.model.architecture import experiment_model
 from skippipe.model.stage import build_stage
-from skippipe.planning.planning import experiment_model
 from skippipe.runtime.program.program import Opcode
 from skippipe.runtime.stage_compute import StageCompute
 

@@ -13,9 +13,9 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_run
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Bounds
+from skippipe.model.architecture import experiment_model
 from skippipe.model.skeleton import Skeleton, build_skeleton, materialise
 from skippipe.model.stage import Stage
-from skippipe.planning.planning import experiment_model
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+from skippipe.config.experiment import Experiment
+from skippipe.data.tokenizer import vocabulary_size
 from skippipe.errors import ConfigError
 from skippipe.model.skeleton import build_one_layer
 
@@ -35,6 +37,9 @@ READ_HEAD_DIM = ("qwen2", "phi3", "olmo2", "granite", "qwen3_moe")
 """The models of these read `head_dim`, which their configuration classes do not declare."""
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+
+POSITION_KEYS = {"max_position_embeddings", "n_positions"}
+"""What architectures call the longest context that the model knows."""
 
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 """Off unless asked for: dropout would make the same run differ between one process and several."""
@@ -153,3 +158,14 @@ def _check_positive(sizes: Mapping[str, object], where: str) -> None:
     for key, size in sizes.items():
         if isinstance(size, int) and size < 1:
             raise ConfigError(f"{where}: {key} is {size}, at least 1 is needed")
+
+
+def experiment_model(experiment: Experiment) -> PretrainedConfig:
+    """Return the Hugging Face configuration of the experiment's model, its vocabulary that of the tokenizer."""
+    if experiment.model.directory is not None:
+        return config_from_directory(Path(experiment.model.directory))
+    options = dict(experiment.model.options)
+    options.setdefault("vocab_size", vocabulary_size(experiment.data))
+    if not POSITION_KEYS & options.keys():
+        options["max_position_embeddings"] = max(2048, experiment.training.sequence_length)
+    return build_config(experiment.model.architecture, options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from skippipe.config.experiment import Experiment
 from skippipe.errors import PlanError, SkipPipeError
-from skippipe.planning.planning import experiment_options
+from skippipe.planning.experiment_problem import experiment_options
 from skippipe.plans.plan_set import PlanSet, placement_difference
 from skippipe.plans.plan_specs import Wanted, wanted_plans
 from skippipe_scheduler.options import SolveOptions

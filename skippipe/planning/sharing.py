@@ -10,7 +10,8 @@ from torch._C._distributed_c10d import Store
 from skippipe import errors
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, SkipPipeError
-from skippipe.planning.planning import experiment_problem, plan_experiment
+from skippipe.planning.experiment_plan import plan_experiment
+from skippipe.planning.experiment_problem import experiment_problem
 from skippipe.planning.recipe_plans import complete_set
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext

@@ -24,7 +24,8 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.failure import FailureBoard, TransferError
 from skippipe.runtime.ranks.groups import create_groups
 from skippipe.runtime.ranks.operators import check_operators
-from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
+from skippipe.runtime.runner import Batch, IterationResult, Span, Tally
+from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
 from skippipe.runtime.transport.transport import guarded
 from skippipe_scheduler.plan.plan import Plan

@@ -10,7 +10,8 @@ from torch.distributed import ProcessGroup
 from skippipe.model.stage import Stage
 from skippipe.plans.plan_set import MAIN, PlanSet
 from skippipe.runtime.gradients.reduction import fill_missing, scale, visit_factor
-from skippipe.runtime.runner import Batch, IterationResult, RunnerOptions, Span, Tally
+from skippipe.runtime.runner import Batch, IterationResult, Span, Tally
+from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
 from skippipe_scheduler.plan.plan import Plan, Route
 

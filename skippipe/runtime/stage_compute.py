@@ -10,7 +10,7 @@ from skippipe.model.stage import Stage
 from skippipe.model.weight_gradients import Product, WeightGradients
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.program.program import Opcode
-from skippipe.runtime.runner import RunnerOptions
+from skippipe.runtime.runner_options import RunnerOptions
 
 
 class StageCompute:

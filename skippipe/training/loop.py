@@ -19,17 +19,17 @@ from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
 from skippipe.errors import PlanError, SkipPipeError, StorageError
-from skippipe.model.architecture import attention_in_use
+from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.wandb_run import wandb_id
-from skippipe.planning.planning import experiment_model
 from skippipe.planning.recipe_plans import check_complete
 from skippipe.plans.plan_schedule import PlanSchedule
 from skippipe.plans.plan_set import MAIN, PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import IterationResult, Runner, make_runner
+from skippipe.runtime.runner import IterationResult, Runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.agreement import together
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from skippipe.config.experiment import Experiment
-from skippipe.planning.planning import experiment_workload
+from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.exchange import gather

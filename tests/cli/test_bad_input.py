@@ -105,7 +105,7 @@ def test_plan_for_another_number_of_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from skippipe.errors import PlanError
-    from skippipe.runtime.runner import check_plan
+    from skippipe.runtime.runner_factory import check_plan
 
     plan = random_plan(0)
     with pytest.raises(PlanError, match="3 processes run but the plan has 5 nodes"):

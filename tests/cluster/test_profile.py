@@ -10,7 +10,7 @@ from cluster_ranks import start_ranks
 
 from skippipe.cli.main import main
 from skippipe.config.experiment_file import load_experiment
-from skippipe.planning.planning import experiment_workload
+from skippipe.planning.experiment_workload import experiment_workload
 from skippipe_scheduler.plan.plan import parse_plan
 from skippipe_scheduler.problem.cluster import load_cluster
 

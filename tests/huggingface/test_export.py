@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from skippipe.checkpoint.reader import latest_checkpoint, load_parameters
 from skippipe.cli.main import main
 from skippipe.data.token_cache import open_cache
+from skippipe.model.architecture import experiment_model
 from skippipe.model.device import choose_device
 from skippipe.model.stage import build_stage
-from skippipe.planning.planning import experiment_model
 
 
 @pytest.fixture(scope="module")

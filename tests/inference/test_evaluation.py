@@ -22,9 +22,9 @@ from skippipe.data.token_cache import open_cache
 from skippipe.errors import SkipPipeError
 from skippipe.inference.evaluation import lm_eval_tasks as tasks
 from skippipe.inference.evaluation.perplexity import DepthResult, Evaluation, Options, evaluate_model
+from skippipe.model.architecture import experiment_model
 from skippipe.monitor.report import run_record as shown
 from skippipe.monitor.report.curves import depth_figure
-from skippipe.planning.planning import experiment_model
 
 BATCHES = 3
 

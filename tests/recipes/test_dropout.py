@@ -19,7 +19,7 @@ from skippipe.model.dropout.layer_dropout import LeftOut, StageDropout
 from skippipe.model.dropout.probability import kept_samples, probability
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.local_runner import LocalRunner
-from skippipe.runtime.runner import make_runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.runtime.stage_compute import StageCompute
 
 CPU = torch.device("cpu")

@@ -12,7 +12,9 @@ from ranks import make_batch, make_config, make_experiment
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
+from skippipe.runtime.runner import Runner
+from skippipe.runtime.runner_factory import make_runner, make_stage
+from skippipe.runtime.runner_options import runner_options
 
 WORLD_SIZE = 4
 COURSE = ("main", "full", "split", "full", "main", "short", "split", "main")

@@ -26,7 +26,9 @@ from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import build_config
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import Runner, make_runner, make_stage, runner_options
+from skippipe.runtime.runner import Runner
+from skippipe.runtime.runner_factory import make_runner, make_stage
+from skippipe.runtime.runner_options import runner_options
 from skippipe_scheduler.plan.plan import Plan, parse_plan
 
 VOCABULARY = 64

@@ -8,7 +8,7 @@ from ranks import finish_ranks, make_config, make_experiment, start_ranks
 
 from skippipe.runtime.ranks.backend import RankDevice, nccl_obstacle
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import runner_options
+from skippipe.runtime.runner_options import runner_options
 
 FIRST, SECOND = RankDevice("host-a H100 1", has_nccl=True), RankDevice("host-a H100 2", has_nccl=True)
 CPU = RankDevice("", has_nccl=True)

@@ -17,7 +17,7 @@ from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime import runner
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import compiled_together, make_runner
+from skippipe.runtime.runner_factory import compiled_together, make_runner
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from skippipe.errors import PlanError
 from skippipe.model.full_model import build_full
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import make_runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe_scheduler.plan.plan import Plan
 
 WORLD_SIZE = 5

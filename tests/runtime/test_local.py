@@ -11,7 +11,7 @@ from torch import Tensor
 from skippipe.model.full_model import build_full
 from skippipe.runtime.local_runner import LocalRunner
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import make_runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe_scheduler.plan.plan import Plan
 
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)

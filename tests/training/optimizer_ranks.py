@@ -20,7 +20,8 @@ from torch import Tensor
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import Runner, make_runner
+from skippipe.runtime.runner import Runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.loop import train
 from skippipe.training.optimizer import OptimizerBackend, make_optimizer
 from skippipe_scheduler.plan.plan import Plan, parse_plan

@@ -19,9 +19,9 @@ from skippipe.checkpoint.reader import (
 )
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, ConfigError
+from skippipe.model.architecture import experiment_model
 from skippipe.model.full_model import build_full
-from skippipe.planning.planning import experiment_model
-from skippipe.runtime.runner import make_runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.optimizer import AdamW
 
 

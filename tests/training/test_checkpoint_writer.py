@@ -24,8 +24,9 @@ from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.checkpoint.writer import CheckpointWriter
 from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import CheckpointError
-from skippipe.planning.planning import experiment_model
-from skippipe.runtime.runner import Runner, make_runner
+from skippipe.model.architecture import experiment_model
+from skippipe.runtime.runner import Runner
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.optimizer import AdamW
 
 RECORD = FileRecord(size_bytes=1, sha256="ab")

@@ -16,8 +16,8 @@ from training_runs import ALONE, losses, make_experiment, small_plan, train_alon
 
 from skippipe.checkpoint.reader import checkpoint_path
 from skippipe.errors import ConfigError
-from skippipe.planning.planning import experiment_model
-from skippipe.runtime.runner import make_runner
+from skippipe.model.architecture import experiment_model
+from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.optimizer import AdamW, deepspeed_setup, make_optimizer
 from skippipe.training.optimizer.deepspeed_setup import (
     OPERATOR,

@@ -13,9 +13,9 @@ from training_runs import ALONE, make_experiment, small_plan, train_alone, write
 from skippipe.cli.main import main
 from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError
+from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.monitor.metrics import read_metrics
-from skippipe.planning.planning import experiment_model
 from skippipe.training.startup import (
     _check_agreement,
     _peak,

@@ -16,8 +16,8 @@ from skippipe.config.experiment_file import load_run
 from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import save_for_transformers
 from skippipe.errors import CheckpointError, InputError, StorageError
+from skippipe.model.architecture import experiment_model
 from skippipe.model.skeleton import build_skeleton
-from skippipe.planning.planning import experiment_model
 
 INDEX = "model.safetensors.index.json"
 

@@ -14,8 +14,9 @@ from skippipe.checkpoint.writer import write_stages
 from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.errors import InputError, StorageError
+from skippipe.model.architecture import experiment_model
 from skippipe.model.skeleton import build_skeleton, is_layer_of
-from skippipe.planning.planning import experiment_model, plan_experiment
+from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
 
 MODEL_FOLDER = "model"

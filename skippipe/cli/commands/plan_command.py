@@ -12,7 +12,8 @@ import click
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from skippipe.planning.planning import PlanWithBaselines, Sizes
+    from skippipe.planning.experiment_plan import PlanWithBaselines
+    from skippipe.planning.experiment_problem import Sizes
     from skippipe_scheduler.options import SolveOptions
     from skippipe_scheduler.plan.plan import Plan
     from skippipe_scheduler.problem.build import OpenLayers
@@ -84,7 +85,7 @@ def command(
 
 def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
     from skippipe.config.experiment_file import load_experiment
-    from skippipe.planning.planning import experiment_options, experiment_problem, experiment_sizes
+    from skippipe.planning.experiment_problem import experiment_options, experiment_problem, experiment_sizes
 
     experiment = load_experiment(path, overrides)
     return experiment_problem(experiment), experiment_options(experiment), experiment_sizes(experiment)
@@ -93,7 +94,7 @@ def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem |
 def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
     """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
     from skippipe.config.experiment_file import load_experiment
-    from skippipe.planning.planning import experiment_workload
+    from skippipe.planning.experiment_workload import experiment_workload
     from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
     from skippipe_scheduler.problem.cluster import load_cluster
     from skippipe_scheduler.problem.memory import size_text
@@ -132,7 +133,7 @@ def _solve(
     problem: "Problem | OpenLayers", options: "SolveOptions", sizes: "Sizes", warm_path: Path | None
 ) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
-    from skippipe.planning.planning import plan_with_baselines
+    from skippipe.planning.experiment_plan import plan_with_baselines
     from skippipe_scheduler.plan.plan import parse_plan
 
     warm = None if warm_path is None else parse_plan(warm_path)

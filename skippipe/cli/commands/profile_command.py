@@ -87,8 +87,9 @@ def prepare(
 
     from skippipe.cluster.compute_speed import Workload, typical_workload
     from skippipe.cluster.profile import ProfileOptions
+    from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device
-    from skippipe.planning.planning import experiment_model, experiment_workload
+    from skippipe.planning.experiment_workload import experiment_workload
     from skippipe.runtime.ranks.exchange import gather
 
     if experiment is None:

@@ -13,7 +13,7 @@ from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.inference.evaluation.perplexity import DepthResult, evaluate_model
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_comparison_report
-from skippipe.planning.planning import plan_experiment
+from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
 
 RUNS = {"full pipeline": "full.yaml", "SkipPipe": "skippipe.yaml"}

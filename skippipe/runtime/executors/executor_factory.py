@@ -11,7 +11,8 @@ from skippipe.runtime.executors.static_executor import Executor, Place, StaticEx
 from skippipe.runtime.program.program import Program
 from skippipe.runtime.program.readiness import Links
 from skippipe.runtime.ranks.groups import Channels, ProcessGroups
-from skippipe.runtime.runner import RunnerOptions, Span
+from skippipe.runtime.runner import Span
+from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import StageCompute
 from skippipe.runtime.transport.mailbox import NUM_NUMBERS, Mailbox
 from skippipe.runtime.transport.message import CPU, MessageFormat

@@ -15,7 +15,7 @@ from torch import Tensor
 from skippipe.config.experiment import PowerSgdOptions
 from skippipe.runtime.gradients.collectives import RowExchanges, Waitable
 from skippipe.runtime.gradients.reduction import Bucket, BucketSum, DirectSum
-from skippipe.runtime.runner import RunnerOptions
+from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.transport.int8 import decode, encode, int8_bytes
 
 BLOCK = 1024

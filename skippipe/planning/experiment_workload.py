@@ -1,0 +1,107 @@
+"""What one microbatch of an experiment costs: FLOP, bytes on links, bytes held, for the planner."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from skippipe.config.experiment import Experiment
+from skippipe_scheduler.problem.workload import Workload
+
+if TYPE_CHECKING:
+    pass
+from skippipe.model.architecture import experiment_model
+
+BUCKET_BYTES = 12 * 2**20
+"""Gradients that are on their way at a time (`skippipe.runtime.gradients.reduction`: three buckets of 4 MiB)."""
+
+
+MESSAGES_PER_RECEIVE = 2
+"""Room that is set aside for messages, as a multiple of the receive window: as many again that wait to be sent."""
+
+
+OPTIMIZER_BYTES = 8
+"""AdamW keeps two fp32 moments for every parameter."""
+
+
+def experiment_workload(experiment: Experiment) -> Workload:
+    """Return what one microbatch costs in FLOP and bytes; the model is built on the meta device only."""
+    import torch
+
+    from skippipe.model.cost import model_cost
+    from skippipe.model.device import uses_cuda
+    from skippipe.runtime.transport.wire import Wire
+
+    training = experiment.training
+    dtype = getattr(torch, training.dtype)
+    shape = (training.micro_batch_size, training.sequence_length)
+    model = experiment_model(experiment)
+    cost = model_cost(model, *shape, dtype, training.activation_checkpointing)
+    sent = getattr(torch, experiment.comm.activation_dtype or training.dtype)
+    own_bytes, optimizer_bytes = _state_bytes(experiment, dtype.itemsize)
+    sharded = experiment.optimizer.backend != "replicated"
+    splits = experiment.pipeline.split_backward
+    kept_bytes = optimizer_bytes if not sharded else 0
+    activation_bytes = Wire((*shape, model.hidden_size), sent, experiment.comm.activation_compression).size_bytes
+    # Messages and the copy for a checkpoint lie in host memory, which is the node's own where it has no GPU.
+    on_host = not uses_cuda(training.device)
+    copied_bytes = dtype.itemsize + kept_bytes if on_host else 0
+    window = min(experiment.comm.receive_window, training.num_microbatches)
+    update_bytes = 4 if dtype.itemsize < 4 else 0  # fp32 gradients for the master copies
+    return Workload(
+        num_layers=cost.num_layers,
+        layer_forward_flop=cost.layer_forward_flop,
+        loss_flop=cost.loss_flop * experiment.recipe.num_losses,
+        activation_bytes=activation_bytes,
+        layer_gradient_bytes=_gradient_bytes(experiment, cost.layer_shapes) // cost.num_layers,
+        ends_gradient_bytes=_gradient_bytes(experiment, cost.ends_shapes),
+        layer_state_bytes=cost.layer_parameters * (own_bytes + kept_bytes),
+        # The embedding is one tensor, which one replica keeps whole.
+        ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
+        layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
+        # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
+        layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
+        stage_resident_bytes=cost.stage_resident_bytes,
+        # The gradient of an early exit waits for the origin's backward.
+        ends_resident_bytes=cost.ends_resident_bytes + (experiment.recipe.num_losses - 1) * cost.activation_bytes,
+        working_bytes=cost.working_bytes,
+        ends_working_bytes=cost.ends_working_bytes,
+        message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes if on_host else 0,
+        layer_copy_bytes=cost.layer_parameters * copied_bytes,
+        ends_copy_bytes=cost.ends_parameters * (dtype.itemsize + optimizer_bytes) if on_host else 0,
+        layer_update_bytes=cost.layer_parameters * update_bytes,
+        ends_update_bytes=cost.ends_parameters * update_bytes,
+        bucket_bytes=BUCKET_BYTES,
+        backward_to_forward=cost.backward_to_forward,
+        weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
+    )
+
+
+def _gradient_bytes(experiment: Experiment, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return in how many bytes gradients of these shapes travel."""
+    import torch
+
+    from skippipe.runtime.gradients.compression import int8_gradient_bytes, powersgd_gradient_bytes
+
+    comm = experiment.comm
+    numbers = sum(math.prod(shape) for shape in shapes)
+    if comm.gradient_compression == "int8":
+        return int8_gradient_bytes(numbers)
+    if comm.gradient_compression == "powersgd":
+        return powersgd_gradient_bytes(shapes, comm.powersgd.rank)
+    itemsize: int = getattr(torch, comm.gradient_dtype or experiment.training.dtype).itemsize
+    return numbers * itemsize
+
+
+def _state_bytes(experiment: Experiment, itemsize: int) -> tuple[int, int]:
+    """Return the bytes for each parameter that every replica holds, and those of the optimizer.
+
+    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out; two moments and (for bfloat16,
+    and always with DeepSpeed) a master copy in fp32. With offload a GPU holds nothing of the optimizer.
+    """
+    from skippipe.model.device import uses_cuda
+
+    options, comm = experiment.optimizer, experiment.comm
+    remembered = 4 if comm.gradient_compression != "none" and comm.error_feedback else 0
+    has_master = itemsize < 4 or options.backend.startswith("deepspeed")
+    held_here = not (options.offload and uses_cuda(experiment.training.device))
+    return 2 * itemsize + remembered, (OPTIMIZER_BYTES + 4 * has_master) * held_here

@@ -1,0 +1,98 @@
+"""Builds this process's stages and the runner for them."""
+
+from collections.abc import Callable
+from functools import partial
+
+from transformers import PretrainedConfig
+
+from skippipe.config.experiment import Experiment
+from skippipe.errors import ConfigError, PlanError
+from skippipe.model.activation_checkpointing import enable
+from skippipe.model.compilation import check_compilable, compile_stage, warm_up
+from skippipe.model.stage import Stage, build_stage
+from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.distributed_runner import DistributedRunner
+from skippipe.runtime.local_runner import LocalRunner
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.runner import Runner
+from skippipe.runtime.runner_options import RunnerOptions, runner_options
+from skippipe_scheduler.plan.plan import Plan
+
+COMPILATION_LIMIT_S = 1800.0
+"""A rank that has not compiled its stage by then is given up."""
+
+
+def make_runner(
+    experiment: Experiment, plans: Plan | PlanSet, config: PretrainedConfig, context: DistributedContext
+) -> Runner:
+    """Build this process's stages and the runner for them: one process runs all stages, several one node each.
+
+    Raises `PlanError` where the plans do not fit the model or the number of processes.
+    """
+    plans = PlanSet.of(plans)
+    plan = plans.main
+    check_plan(plan, config.num_hidden_layers, context.world_size)
+    options = runner_options(experiment, config, context)
+    if options.compile:
+        _check_compilable(plans, options)
+    if context.world_size == 1:
+        stages = {stage: make_stage(plan, stage, config, experiment.seed, options) for stage in range(len(plan.stages))}
+        return LocalRunner(plans, stages, options)
+    index = plan.stage_of[plan.nodes[context.rank]]
+    build = partial(make_stage, plan, index, config, experiment.seed, options)
+    stage = compiled_together(build, context) if options.compile else build()
+    return DistributedRunner(plans, stage, context, options)
+
+
+def _check_compilable(plans: PlanSet, options: RunnerOptions) -> None:
+    check_compilable(options.device, options.activation_checkpointing)
+    if any(any(plan.split_of.values()) for _, plan in plans.items()):
+        raise ConfigError(
+            "training.compile: the plan splits backwards, and a compiled backward is one piece; turn compile off, or "
+            "make a plan with pipeline.split_backward=false"
+        )
+
+
+def compiled_together(build: Callable[[], Stage], context: DistributedContext) -> Stage:
+    """Return the compiled stage of `build` once every rank has its own; where one fails, all raise its `ConfigError`.
+
+    Ranks meet outside of any process group: compiling may take longer than `comm.timeout_s`.
+    """
+    built: list[Stage] = []
+
+    def build_own() -> None:
+        try:
+            built.append(build())
+        except RuntimeError as reason:  # whatever torch.compile and its compilers raise
+            first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
+            raise ConfigError(
+                f"training.compile: the stage cannot be compiled: {first_line}; set training.compile to false"
+            ) from reason
+
+    gather(context, "compiled", build_own, limit_s=COMPILATION_LIMIT_S)
+    return built[0]
+
+
+def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
+    """Raise `PlanError` where the plan was made for another model or another number of processes."""
+    if plan.num_layers != num_layers:
+        raise PlanError(
+            f"the plan splits {plan.num_layers} layers but the model has {num_layers}; make a plan for this model"
+        )
+    if world_size not in (1, len(plan.nodes)):
+        raise PlanError(
+            f"{world_size} processes run but the plan has {len(plan.nodes)} nodes; start {len(plan.nodes)} processes "
+            "(torchrun: nnodes times nproc-per-node), or one to run every stage in it"
+        )
+
+
+def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, options: RunnerOptions) -> Stage:
+    """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
+    first, last = plan.stages[stage].layers
+    built = build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+    enable(built, options.activation_checkpointing)
+    if options.compile:
+        compile_stage(built)
+        warm_up(built, options.wire.shape, options.device)
+    return built

@@ -1,0 +1,101 @@
+"""How a runner executes: shapes, dtypes, devices, transport; made from an experiment."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from skippipe.config.experiment import EmulationOptions, Experiment, PowerSgdOptions
+from skippipe.config.recipe_options import RecipeOptions
+from skippipe.model.activation_checkpointing import Mode
+from skippipe.model.device import choose_device
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.transport.wire import ActivationCompression, Wire
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """Shape of an activation and how to run it."""
+
+    micro_batch_size: int
+    sequence_length: int
+    hidden_size: int
+    dtype: torch.dtype
+    device: torch.device
+    gradient_normalization: Literal["global", "visits"] = "global"
+    activation_checkpointing: Mode = "none"
+    compile: bool = False
+    activation_dtype: torch.dtype | None = None
+    """In what activations travel; `dtype` where None."""
+    gradient_dtype: torch.dtype | None = None
+    """In what gradients travel between replicas; `dtype` where None."""
+    activation_compression: ActivationCompression = "none"
+    gradient_compression: Literal["none", "int8", "powersgd"] = "none"
+    error_feedback: bool = True
+    powersgd: PowerSgdOptions = field(default_factory=PowerSgdOptions)
+    receive_window: int = 16
+    executor: Literal["static", "dynamic"] = "static"
+    backend: Literal["gloo", "nccl"] = "gloo"
+    """What carries activations between stages."""
+    matching: Literal["tags", "order"] = "tags"
+    """How the static executor's messages find their receive; NCCL knows order only."""
+    emulation: EmulationOptions = field(default_factory=EmulationOptions)
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    max_steps: int = 1
+    """Steps over which a recipe's probabilities grow."""
+    seed: int = 0
+    """Seed of a recipe's draws."""
+
+    @property
+    def wire(self) -> Wire:
+        """What travels between stages: activations (B, T, D) and their gradients."""
+        shape = self.micro_batch_size, self.sequence_length, self.hidden_size
+        return Wire(shape, self.activation_dtype or self.dtype, self.activation_compression)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one activation on its way."""
+        return self.wire.size_bytes
+
+
+def runner_options(experiment: Experiment, config: PretrainedConfig, context: DistributedContext) -> RunnerOptions:
+    """Return how the experiment wants to be run; all ranks call this together."""
+    from skippipe.runtime.ranks.backend import choose_backend
+
+    training, comm = experiment.training, experiment.comm
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
+    device = choose_device(training.device, context.local_rank)
+    emulated = experiment.emulation.links or experiment.emulation.compute
+    needs_gloo = comm.executor == "dynamic" or emulated
+    asked = "gloo" if needs_gloo and comm.backend == "auto" else comm.backend
+    backend = choose_backend(asked, device, context)
+    return RunnerOptions(
+        micro_batch_size=training.micro_batch_size,
+        sequence_length=training.sequence_length,
+        hidden_size=config.hidden_size,
+        dtype=getattr(torch, training.dtype),
+        device=device,
+        gradient_normalization=training.gradient_normalization,
+        activation_checkpointing=training.activation_checkpointing,
+        compile=training.compile,
+        activation_dtype=_dtype(comm.activation_dtype),
+        gradient_dtype=_dtype(comm.gradient_dtype),
+        activation_compression=comm.activation_compression,
+        gradient_compression=comm.gradient_compression,
+        error_feedback=comm.error_feedback,
+        powersgd=comm.powersgd,
+        receive_window=comm.receive_window,
+        executor=comm.executor,
+        backend=backend,
+        matching="order" if backend == "nccl" else "tags",
+        emulation=experiment.emulation,
+        recipe=experiment.recipe,
+        max_steps=training.max_steps,
+        seed=experiment.seed,
+    )
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
