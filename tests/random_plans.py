@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from skippipe_scheduler.plan.plan import Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate
 from skippipe_scheduler.problem.problem import Contention, Costs, Rules
 from skippipe_scheduler.problem.rules import legal_stage_sequences
@@ -42,7 +42,7 @@ def random_plan(
     plan = Plan(
         nodes=nodes,
         stages=tuple(
-            Stage(layers=(index * layers_per_stage, (index + 1) * layers_per_stage), nodes=replicas)
+            PlanStage(layers=(index * layers_per_stage, (index + 1) * layers_per_stage), nodes=replicas)
             for index, replicas in enumerate(stages)
         ),
         microbatches=tuple(Route(id=index, route=route) for index, route in enumerate(routes)),

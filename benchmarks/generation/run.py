@@ -23,7 +23,7 @@ from common.command import chosen, folder_of_results, record
 from common.table import MARKS, Columns, Result, machine
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.generation.generation import Generated, generate
-from skippipe.inference.policies.base import Request
+from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.registry import build_policy
 from skippipe.model.architecture import build_config
 from skippipe.model.skeleton import find_parts
@@ -135,7 +135,7 @@ def ours(
 ) -> Callable[[], Generated]:
     """Return a call that generates under a policy."""
     text = torch.randint(0, decoder.config.vocab_size, (2, 129))
-    chosen_policy = build_policy(policy, Request(decoder, keep, num_generated=tokens, calibration=lambda: text))
+    chosen_policy = build_policy(policy, PolicyContext(decoder, keep, num_generated=tokens, calibration=lambda: text))
     return lambda: generate(decoder, chosen_policy, prompts, max_new_tokens=tokens)
 
 

@@ -17,7 +17,7 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem, load_problem
 from skippipe_scheduler.problem.stage_sizes import size_variants
-from skippipe_scheduler.solve.other_routes import plan_beside, route_distance
+from skippipe_scheduler.solve.other_routes import route_distance, solve_other_routes
 from skippipe_scheduler.solve.replan import replan, without_node
 from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind, solve_variants
 
@@ -231,7 +231,7 @@ def redrawn_routes(case: Case, name: str) -> Measured:
     first, first_wall_s = _timed(lambda: solve(case.load(name), case.options()))
     each_s = case.time_limit_s / _DRAWS
     draws = [
-        _timed(partial(plan_beside, first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed)))
+        _timed(partial(solve_other_routes, first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed)))
         for seed in range(case.seed + 1, case.seed + 1 + _DRAWS)
     ]
     mean_s = statistics.fmean(plan.predicted.iteration_s for plan, _ in draws)

@@ -27,7 +27,7 @@ from common.table import MARKS, Columns, Result, machine, markdown
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
-from skippipe.inference.evaluation.perplexity import Options, evaluate_model, write_evaluation
+from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model, write_evaluation
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_depth_comparison
 from skippipe.planning.sharing import choose_plans
@@ -99,7 +99,7 @@ def evaluated(name: str, run: Experiment, work: Path, tokens: int) -> Path:
     if path.exists():
         return path
     tokens_of_batch = run.training.micro_batch_size * run.training.sequence_length
-    options = Options(num_batches=tokens // tokens_of_batch, repeats=2)
+    options = PerplexityOptions(num_batches=tokens // tokens_of_batch, repeats=2)
     parts: dict[str, dict[str, Any]] = {}
     for policy, keeps in {"full": KEEPS[:1], **dict.fromkeys(POLICIES, KEEPS[1:])}.items():
         part = work / path.stem / f"{policy.replace(':', '-')}.json"

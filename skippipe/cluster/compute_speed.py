@@ -23,11 +23,11 @@ TRIMMED = 0.1
 """Share of the shortest and of the longest times that a mean leaves out."""
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 PROBE_S = 0.3
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
-class Workload:
+class ProbeWorkload:
     """What is computed: `num_layers` layers of a model on microbatches of one shape."""
 
     config: PretrainedConfig
@@ -47,7 +47,7 @@ class TaskTimes:
     loss_s: float
 
 
-def typical_workload(device: torch.device) -> Workload:
+def typical_workload(device: torch.device) -> ProbeWorkload:
     """Return a layer of common shape for the device, for a profile that knows no model."""
     size, tokens = (4096, 2048) if device.type == "cuda" else (512, 256)
     options = {
@@ -59,10 +59,10 @@ def typical_workload(device: torch.device) -> Workload:
         "max_position_embeddings": tokens,
     }
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return Workload(build_config("llama", options), 1, 1, tokens, dtype)
+    return ProbeWorkload(build_config("llama", options), 1, 1, tokens, dtype)
 
 
-def measure_tasks(workload: Workload, device: torch.device, limit_s: float) -> TaskTimes:
+def measure_tasks(workload: ProbeWorkload, device: torch.device, limit_s: float) -> TaskTimes:
     """Run tasks for about `limit_s` seconds; return trimmed means, as interruptions are part of a shared machine.
 
     The embedding's forward and backward count as part of the loss: the planner knows them nowhere else.
@@ -80,7 +80,7 @@ def measure_tasks(workload: Workload, device: torch.device, limit_s: float) -> T
     return TaskTimes(mean["forward"], mean["backward"], mean["loss"] + max(0.0, embedding_s))
 
 
-def sustained_tflop_per_s(workload: Workload, times: TaskTimes) -> float:
+def sustained_tflop_per_s(workload: ProbeWorkload, times: TaskTimes) -> float:
     """Return the rate of forward and backward, by the planner's count of a layer's FLOP."""
     shape = (workload.micro_batch_size, workload.sequence_length)
     cost = model_cost(workload.config, *shape, workload.dtype, workload.checkpointing)
@@ -104,7 +104,7 @@ def measured_peak_tflop_per_s(device: torch.device, dtype: torch.dtype) -> float
     return 2 * size**3 / best_s / 1e12
 
 
-def copy_s(workload: Workload, device: torch.device) -> float:
+def copy_s(workload: ProbeWorkload, device: torch.device) -> float:
     """Return the seconds in which an activation leaves the device and another comes in; 0 on a CPU."""
     if device.type == "cpu":
         return 0.0
@@ -122,7 +122,7 @@ def copy_s(workload: Workload, device: torch.device) -> float:
 class _Tasks:
     """One stage with embedding and head, and the times of its tasks."""
 
-    def __init__(self, workload: Workload, device: torch.device) -> None:
+    def __init__(self, workload: ProbeWorkload, device: torch.device) -> None:
         config, dtype = workload.config, workload.dtype
         stage = build_stage(config, 0, workload.num_layers, ends=True, seed=0, device=device, dtype=dtype)
         enable(stage, workload.checkpointing)
@@ -155,7 +155,7 @@ class _Tasks:
         self._timed("forward", lambda: compute.forward(0, hidden))
         self._timed("backward", lambda: compute.backward(0, gradient))
 
-    def _timed(self, task: str, run: Callable[[], Result]) -> Result:
+    def _timed(self, task: str, run: Callable[[], Returned]) -> Returned:
         start_s = time.perf_counter()
         result = run()
         self._compute.finish()

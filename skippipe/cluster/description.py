@@ -10,7 +10,7 @@ import yaml
 
 from skippipe.cluster.profile import Profile
 from skippipe_scheduler.files import StrictModel, write_atomically
-from skippipe_scheduler.problem.cluster import FORMAT, Cluster, Links
+from skippipe_scheduler.problem.cluster import FORMAT, Cluster, ClusterLinks
 
 MOST_LINKS = 20
 """Lines about links in the table."""
@@ -21,7 +21,7 @@ def as_cluster(profile: Profile, name: str) -> Cluster:
     return Cluster(
         name=name,
         nodes=profile.nodes,
-        links=Links(contention="link", between_nodes=profile.links),
+        links=ClusterLinks(contention="link", between_nodes=profile.links),
         task_overhead_s=profile.task_overhead_s,
     )
 

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skippipe.cluster.location import Place
-from skippipe.runtime.transport.transport import guarded
+from skippipe.cluster.location import RankLocation
+from skippipe.runtime.transport.transport import translating_errors
 
 END, ECHO = -1, 0
 REQUEST_TAG, DATA_TAG, REPLY_TAG = 1, 2, 3
@@ -52,14 +52,16 @@ class Peer:
         work = self._start(lambda: dist.irecv(buffer, self.rank, tag=tag))
 
         def wait() -> Tensor:
-            guarded(self._action, (self.rank,), work.wait)
+            translating_errors(self._action, (self.rank,), work.wait)
             return buffer
 
         return wait
 
     def send(self, message: Tensor, tag: int) -> None:
         """Send and wait until it has left."""
-        guarded(self._action, (self.rank,), self._start(lambda: dist.isend(message, self.rank, tag=tag)).wait)
+        translating_errors(
+            self._action, (self.rank,), self._start(lambda: dist.isend(message, self.rank, tag=tag)).wait
+        )
 
     def tell(self, number: int, tag: int) -> None:
         """Send a number."""
@@ -67,7 +69,7 @@ class Peer:
 
     def _start(self, call: Callable[[], dist.Work | None]) -> dist.Work:
         start_s = time.perf_counter()
-        work: dist.Work = guarded(self._action, (self.rank,), call)
+        work: dist.Work = translating_errors(self._action, (self.rank,), call)
         self.call_s.append(time.perf_counter() - start_s)
         return work
 
@@ -149,7 +151,7 @@ def _growing(peer: Peer, limit_s: float) -> tuple[int, float]:
         size_bytes *= 4
 
 
-def representatives(places: Sequence[Place]) -> tuple[list[tuple[int, int]], list[int]]:
+def representatives(places: Sequence[RankLocation]) -> tuple[list[tuple[int, int]], list[int]]:
     """Return the pairs of ranks that measure inside a network, and one rank of every network."""
     members: dict[str, list[int]] = {}
     for rank, place in enumerate(places):

@@ -14,7 +14,7 @@ from skippipe.model.device import device_identity
 
 
 @dataclass(frozen=True)
-class Place:
+class RankLocation:
     """One rank's place. `machine`, `network` and `device` are equal exactly where they are shared."""
 
     host: str
@@ -25,11 +25,11 @@ class Place:
     given_region: str | None
 
 
-def own_place(device: torch.device) -> Place:
+def own_location(device: torch.device) -> RankLocation:
     """Return the place of this process; SKIPPIPE_NODE and SKIPPIPE_REGION give its name and region."""
     host = platform.node() or "node"
     machine = _read(Path("/proc/sys/kernel/random/boot_id")) or host
-    return Place(
+    return RankLocation(
         host=host,
         machine=machine,
         network=f"{machine}/{_network_namespace()}",
@@ -39,7 +39,7 @@ def own_place(device: torch.device) -> Place:
     )
 
 
-def node_names(places: Sequence[Place]) -> list[str]:
+def node_names(places: Sequence[RankLocation]) -> list[str]:
     """Return a name for every rank: the one given, else its host's, numbered where several ranks have the same.
 
     Raises `ConfigError` where two ranks were given the same name.
@@ -62,7 +62,7 @@ def node_names(places: Sequence[Place]) -> list[str]:
     return names
 
 
-def sharing(places: Sequence[Place], rank: int) -> int:
+def sharing(places: Sequence[RankLocation], rank: int) -> int:
     """Return how many ranks compute on the device of `rank`, itself included."""
     return sum(place.device == places[rank].device for place in places)
 

@@ -16,15 +16,15 @@ from skippipe.cluster.description import write_cluster
 from skippipe.cluster.rounding import rounded
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.cluster import Cluster, Links, Node, NodeLink, load_cluster
+from skippipe_scheduler.problem.cluster import Cluster, ClusterLinks, Node, NodeLink, load_cluster
 
 MEASURED = "measured.yaml"
 STOOD_STILL_S = 5e-5
 """A receiver that waited for less found the message there; when it had arrived is not known."""
-Pair = tuple[str, str]
+NodePair = tuple[str, str]
 
 
-class Task(NamedTuple):
+class MeasuredTask(NamedTuple):
     """One measured task; seconds since the iteration began on its node's clock."""
 
     step: int
@@ -35,7 +35,7 @@ class Task(NamedTuple):
     end_s: float
 
 
-class Wait(NamedTuple):
+class MeasuredWait(NamedTuple):
     """How long a receiver stood still for one message."""
 
     step: int
@@ -51,18 +51,18 @@ class Wait(NamedTuple):
 class Trace:
     """All tasks and waits of the recorded steps."""
 
-    tasks: list[Task] = field(default_factory=list)
-    waits: list[Wait] = field(default_factory=list)
+    tasks: list[MeasuredTask] = field(default_factory=list)
+    waits: list[MeasuredWait] = field(default_factory=list)
 
 
 def read_trace(folder: Path) -> Trace:
     """Read the files of all ranks; lines that a crash cut short are left out."""
     trace = Trace()
     for content in (line for path in sorted(folder.glob("rank-*.jsonl")) for line in _lines(path)):
-        if content.keys() >= set(Task._fields):
-            trace.tasks.append(Task(*(content[name] for name in Task._fields)))
-        elif content.keys() >= set(Wait._fields):
-            trace.waits.append(Wait(*(content[name] for name in Wait._fields)))
+        if content.keys() >= set(MeasuredTask._fields):
+            trace.tasks.append(MeasuredTask(*(content[name] for name in MeasuredTask._fields)))
+        elif content.keys() >= set(MeasuredWait._fields):
+            trace.waits.append(MeasuredWait(*(content[name] for name in MeasuredWait._fields)))
     return trace
 
 
@@ -106,7 +106,7 @@ def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:
     return Cluster(
         name=cluster.name,
         nodes=tuple(_node(node, plan, trace) for node in cluster.members()),
-        links=Links(contention=cluster.links.contention, between_nodes=tuple(links)),
+        links=ClusterLinks(contention=cluster.links.contention, between_nodes=tuple(links)),
         task_overhead_s=rounded(_overhead_s(trace, plan.costs.task_overhead_s)),
     )
 
@@ -136,7 +136,7 @@ def _node(node: Node, plan: Plan, trace: Trace) -> Node:
     )
 
 
-def _link_stretch(plan: Plan, given_s: Mapping[Pair, float], trace: Trace) -> dict[Pair, float]:
+def _link_stretch(plan: Plan, given_s: Mapping[NodePair, float], trace: Trace) -> dict[NodePair, float]:
     """Return by what factor messages took longer than `given_s`, equal for both ways of a link.
 
     A message's time is from the end of the task that made it to the end of the receiver's wait. These are on two
@@ -144,7 +144,7 @@ def _link_stretch(plan: Plan, given_s: Mapping[Pair, float], trace: Trace) -> di
     of an iteration counts.
     """
     ended_s = {(task.step, task.node, task.operation, task.microbatch): task.end_s for task in trace.tasks}
-    shortest_s: dict[tuple[int, Pair], float] = {}
+    shortest_s: dict[tuple[int, NodePair], float] = {}
     for wait in trace.waits:
         origin = plan.microbatches[wait.microbatch].route[0] == wait.source
         operation = "F" if wait.direction == "forward" else "L" if origin else "B"
@@ -153,7 +153,7 @@ def _link_stretch(plan: Plan, given_s: Mapping[Pair, float], trace: Trace) -> di
             continue
         key = wait.step, (wait.source, wait.destination)
         shortest_s[key] = min(shortest_s.get(key, float("inf")), wait.end_s - sent_s)
-    factors: defaultdict[Pair, list[float]] = defaultdict(list)
+    factors: defaultdict[NodePair, list[float]] = defaultdict(list)
     for (step, (source, destination)), there_s in shortest_s.items():
         back_s = shortest_s.get((step, (destination, source)))
         both_s = given_s[source, destination] + given_s[destination, source]
@@ -164,7 +164,7 @@ def _link_stretch(plan: Plan, given_s: Mapping[Pair, float], trace: Trace) -> di
 
 def _overhead_s(trace: Trace, planned_s: float) -> float:
     """Return the median time between two tasks of a node in which it did not wait for a message."""
-    by_node: defaultdict[tuple[int, str], list[Task]] = defaultdict(list)
+    by_node: defaultdict[tuple[int, str], list[MeasuredTask]] = defaultdict(list)
     waited_s: defaultdict[tuple[int, str, int, str], float] = defaultdict(float)
     for task in trace.tasks:
         if task.microbatch >= 0:

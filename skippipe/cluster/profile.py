@@ -11,29 +11,29 @@ import torch
 import torch.distributed as dist
 
 from skippipe.cluster.compute_speed import (
-    Workload,
+    ProbeWorkload,
     copy_s,
     measure_tasks,
     measured_peak_tflop_per_s,
     sustained_tflop_per_s,
 )
 from skippipe.cluster.link_speed import MeasuredLink, representatives, rounds, take_part
-from skippipe.cluster.location import Place, node_names, own_place, sharing
+from skippipe.cluster.location import RankLocation, node_names, own_location, sharing
 from skippipe.cluster.node_memory import memory_bytes
 from skippipe.cluster.regions import NEAR_S, regions
 from skippipe.cluster.rounding import rounded
 from skippipe.errors import PeerLostError
 from skippipe.model.device import device_name, peak_tflop_per_s
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.ranks.exchange import all_gather_json
 from skippipe.runtime.ranks.failure import TransferError
-from skippipe.runtime.transport.transport import guarded
+from skippipe.runtime.transport.transport import translating_errors
 from skippipe_scheduler.problem.cluster import Node, NodeLink
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
 SPEEDS = ("compute_tflop_per_s", "forward_s", "backward_s", "loss_s", "peak_tflop_per_s")
-Report = dict[str, float | str]
+NodeReport = dict[str, float | str]
 """What one rank says of its device."""
 
 
@@ -41,7 +41,7 @@ Report = dict[str, float | str]
 class ProfileOptions:
     """What to measure and for how long."""
 
-    workload: Workload
+    workload: ProbeWorkload
     mean_layers: float | None
     """Layers of a stage of mean size; None where no experiment is given and nodes get a rate instead of times."""
     activation_bytes: int | None = None
@@ -61,7 +61,7 @@ class Profile:
     nodes: tuple[Node, ...]
     links: tuple[NodeLink, ...]
     task_overhead_s: float
-    places: tuple[Place, ...]
+    places: tuple[RankLocation, ...]
     devices: tuple[str, ...]
 
 
@@ -70,8 +70,8 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
 
     All ranks call this together and get the same result. Raises `PeerLostError` where a rank stops.
     """
-    found = gather(context, "profile/place", lambda: asdict(own_place(device)))
-    places = tuple(Place(**content) for content in found)
+    found = all_gather_json(context, "profile/place", lambda: asdict(own_location(device)))
+    places = tuple(RankLocation(**content) for content in found)
     names = node_names(places)
     say = logger.info if context.rank == 0 else logger.debug
     say("computing on %d node%s at the same time, %g s", len(names), "s" * (len(names) > 1), options.compute_s)
@@ -89,15 +89,17 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     )
 
 
-def _compute(context: DistributedContext, device: torch.device, options: ProfileOptions, sharers: int) -> list[Report]:
+def _compute(
+    context: DistributedContext, device: torch.device, options: ProfileOptions, sharers: int
+) -> list[NodeReport]:
     """Return what every rank says of its device; all of them compute from one moment on."""
 
     def measure() -> dict[str, float | str | None]:
         memory = memory_bytes(device, sharers)
-        _together(context)
+        _on_all_ranks(context)
         times = measure_tasks(options.workload, device, options.compute_s)
         known = peak_tflop_per_s(device, options.workload.dtype)
-        _together(context)
+        _on_all_ranks(context)
         peak = known / sharers if known else measured_peak_tflop_per_s(device, options.workload.dtype)
         report: dict[str, float | str | None] = {
             "device": device_name(device),
@@ -115,11 +117,11 @@ def _compute(context: DistributedContext, device: torch.device, options: Profile
             "loss_s": times.loss_s,
         }
 
-    return gather(context, "profile/compute", measure)
+    return all_gather_json(context, "profile/compute", measure)
 
 
 def _measure_links(
-    context: DistributedContext, places: Sequence[Place], options: ProfileOptions
+    context: DistributedContext, places: Sequence[RankLocation], options: ProfileOptions
 ) -> dict[tuple[int, int], MeasuredLink]:
     """Return the link of every ordered pair of ranks, those of one host taken from its representatives."""
     if context.world_size == 1:
@@ -130,13 +132,13 @@ def _measure_links(
     for index, pairs in enumerate(schedule):
         if context.rank == 0:
             logger.info("links: round %d of %d", index + 1, len(schedule))
-        _together(context)
+        _on_all_ranks(context)
         try:
             link = take_part(context.rank, pairs, options.activation_bytes, options.link_s)
         except TransferError as reason:
             _lost(context, reason)
         own += [link] if link is not None else []
-    gathered = gather(context, "profile/links", lambda: own)
+    gathered = all_gather_json(context, "profile/links", lambda: own)
     by_network = {}
     for content in (entry for entries in gathered for entry in entries):
         link = MeasuredLink(*content)
@@ -150,12 +152,12 @@ def _measure_links(
     }
 
 
-def _together(context: DistributedContext) -> None:
+def _on_all_ranks(context: DistributedContext) -> None:
     if context.store is None:
         return
     others = tuple(rank for rank in range(context.world_size) if rank != context.rank)
     try:
-        guarded("waited for the others", others, dist.barrier)
+        translating_errors("waited for the others", others, dist.barrier)
     except TransferError as reason:
         _lost(context, reason)
 
@@ -167,17 +169,19 @@ def _lost(context: DistributedContext, reason: TransferError) -> NoReturn:
     ) from None
 
 
-def _regions(places: Sequence[Place], links: dict[tuple[int, int], MeasuredLink], options: ProfileOptions) -> list[str]:
+def _regions(
+    places: Sequence[RankLocation], links: dict[tuple[int, int], MeasuredLink], options: ProfileOptions
+) -> list[str]:
     latency_s = {pair: link.latency_s for pair, link in links.items()}
     return regions([place.given_region for place in places], latency_s, options.near_s)
 
 
-def levelled(places: Sequence[Place], reports: Sequence[Report]) -> list[Report]:
+def levelled(places: Sequence[RankLocation], reports: Sequence[NodeReport]) -> list[NodeReport]:
     """Return the reports, in which equal ranks of one machine have equal speeds: the medians of their own.
 
     What such ranks differ by is noise, which would give one of them more layers than the other.
     """
-    alike: defaultdict[tuple[str, str, float], list[Report]] = defaultdict(list)
+    alike: defaultdict[tuple[str, str, float], list[NodeReport]] = defaultdict(list)
     groups = []
     for place, report in zip(places, reports, strict=True):
         groups.append(alike[place.machine, str(report["device"]), float(report["threads"])])
@@ -188,7 +192,7 @@ def levelled(places: Sequence[Place], reports: Sequence[Report]) -> list[Report]
     ]
 
 
-def _nodes(names: Sequence[str], in_regions: Sequence[str], reports: Sequence[Report]) -> tuple[Node, ...]:
+def _nodes(names: Sequence[str], in_regions: Sequence[str], reports: Sequence[NodeReport]) -> tuple[Node, ...]:
     return tuple(
         Node.model_validate(
             {"name": name, "region": region}

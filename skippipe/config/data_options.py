@@ -6,13 +6,13 @@ from pydantic import Field, model_validator
 
 from skippipe.config.section import Section
 
-Source = Literal["text", "jsonl", "parquet", "huggingface", "python_stdlib"]
+DataSource = Literal["text", "jsonl", "parquet", "huggingface", "python_stdlib"]
 
 
 class DataOptions(Section):
     """Where text comes from and how it becomes tokens."""
 
-    source: Source
+    source: DataSource
     """text, jsonl and parquet read local files; huggingface a dataset of the hub or a local directory of one."""
     paths: tuple[str, ...] = ()
     """Files, directories or glob patterns, for text, jsonl and parquet."""

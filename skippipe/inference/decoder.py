@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from skippipe.inference.depth_schedule import Layers, Segment
+from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.model.cost import TokenCost, token_cost
 from skippipe.model.skeleton import Skeleton
@@ -40,12 +40,12 @@ class Decoder:
         self.skeleton = skeleton
         self.num_layers = len(skeleton.layers)
         bounds = stages or [(layer, layer + 1) for layer in range(self.num_layers)]
-        self.stages: tuple[Layers, ...] = tuple(tuple(range(first, last)) for first, last in bounds)
+        self.stages: tuple[LayerSelection, ...] = tuple(tuple(range(first, last)) for first, last in bounds)
         self.stage_nodes = tuple(tuple(nodes) for nodes in stage_nodes)
         self.protected_stages = frozenset({0, *protected_stages})
         self._absent_stages = frozenset(absent_stages)
         self.cost: TokenCost = token_cost(skeleton)
-        self._parts: dict[tuple[str, Layers], PreTrainedModel] = {}
+        self._parts: dict[tuple[str, LayerSelection], PreTrainedModel] = {}
         parameters = inspect.signature(skeleton.base.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
 
@@ -76,7 +76,7 @@ class Decoder:
         return tuple(stage for stage in range(len(self.stages)) if stage not in self.absent_stages)
 
     @property
-    def all_layers(self) -> Layers:
+    def all_layers(self) -> LayerSelection:
         """The indices of all layers that can be run, in order."""
         return self.layers_of_stages(self.present_stages)
 
@@ -102,7 +102,7 @@ class Decoder:
         """The most positions that the model can take."""
         return int(self.config.max_position_embeddings)
 
-    def layers_of_stages(self, stages: Sequence[int]) -> Layers:
+    def layers_of_stages(self, stages: Sequence[int]) -> LayerSelection:
         """Return the layers of these stages, in the order in which the stages are given."""
         return tuple(layer for stage in stages for layer in self.stages[stage])
 
@@ -140,7 +140,7 @@ class Decoder:
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         *,
-        layers: Layers = (),
+        layers: LayerSelection = (),
         cache: RouteCache | None = None,
     ) -> Tensor:
         """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
@@ -152,7 +152,7 @@ class Decoder:
     def run_layers(
         self,
         hidden: Tensor,
-        layers: Layers,
+        layers: LayerSelection,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: RouteCache | None = None,
@@ -169,10 +169,10 @@ class Decoder:
         logits: Tensor = part(inputs_embeds=hidden, **self._arguments(hidden, None, None, None)).logits
         return logits
 
-    def _whole(self, layers: Layers) -> PreTrainedModel:
+    def _whole(self, layers: LayerSelection) -> PreTrainedModel:
         return partial_model(self.skeleton, layers, embedding=True)
 
-    def _part(self, kind: str, layers: Layers, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    def _part(self, kind: str, layers: LayerSelection, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         """Return a part of the model, built at its first use; parts share all weights."""
         part = self._parts.get((kind, layers))
         if part is None:

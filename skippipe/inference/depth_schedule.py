@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from skippipe.model.cost import TokenCost
 
-Layers = tuple[int, ...]
+LayerSelection = tuple[int, ...]
 """Indices of layers in the order in which they run."""
 
 
@@ -34,11 +34,11 @@ class Flop:
 class Segment:
     """Layers that run one after the other for the same positions: the first `served` of a sequence."""
 
-    layers: Layers
+    layers: LayerSelection
     served: int
 
 
-def segments(layers_of: Sequence[Layers]) -> tuple[Segment, ...]:
+def segments(layers_of: Sequence[LayerSelection]) -> tuple[Segment, ...]:
     """Return the segments of a sequence, in order; `layers_of` has the layers of each position.
 
     Raises `ValueError` where layers come back, or run in another order, after a position that left them out.
@@ -61,7 +61,7 @@ def segments(layers_of: Sequence[Layers]) -> tuple[Segment, ...]:
 
 
 def share_computed(
-    layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, *, skipped_flop: float = 0.0
+    layers_of: Sequence[LayerSelection], num_layers: int, cost: TokenCost, *, skipped_flop: float = 0.0
 ) -> float:
     """Return the share of all layers' FLOP that a sequence computes, head and embedding apart.
 
@@ -71,7 +71,7 @@ def share_computed(
     return 1 - (flop.whole - flop.computed + skipped_flop) / flop.whole
 
 
-def flop_of(layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, first: int = 0) -> Flop:
+def flop_of(layers_of: Sequence[LayerSelection], num_layers: int, cost: TokenCost, first: int = 0) -> Flop:
     """Return the FLOP of a sequence from position `first` on, of which `layers_of` has the layers of each."""
     flop = [cost.layer_flop(position + 1) for position in range(first, first + len(layers_of))]
     left_out = sum((num_layers - len(layers)) * one for layers, one in zip(layers_of, flop, strict=True))
@@ -79,7 +79,7 @@ def flop_of(layers_of: Sequence[Layers], num_layers: int, cost: TokenCost, first
     return Flop(whole, whole - left_out)
 
 
-def _check_shrinks(before: Layers, layers: Layers) -> None:
+def _check_shrinks(before: LayerSelection, layers: LayerSelection) -> None:
     rest = iter(before)
     if not all(layer in rest for layer in layers):
         raise ValueError(f"layers {layers} follow {before}: depth may only shrink, in the same order")

@@ -21,7 +21,7 @@ from skippipe_scheduler.plan.validate import load_plan
 
 
 @dataclass(frozen=True)
-class Run:
+class InferenceRun:
     """What a run directory says, weights apart."""
 
     folder: Path
@@ -64,7 +64,7 @@ def _joined(bounds: Iterable[Bounds]) -> list[Bounds]:
     return joined
 
 
-def read_run(folder: Path, num_stages: int | None = None) -> Run:
+def read_inference_run(folder: Path, num_stages: int | None = None) -> InferenceRun:
     """Read a run directory; `num_stages` asks for another split than the plan's, as even as possible."""
     experiment = load_run(folder)
     checkpoint = require_checkpoint(folder)
@@ -75,7 +75,7 @@ def read_run(folder: Path, num_stages: int | None = None) -> Run:
         bounds = [stage.layers for stage in plan.stages]
     else:
         bounds = even_bounds(config.num_hidden_layers, num_stages or 0)
-    return Run(folder, experiment, checkpoint, config, tuple(bounds), plan)
+    return InferenceRun(folder, experiment, checkpoint, config, tuple(bounds), plan)
 
 
 def even_bounds(num_layers: int, num_stages: int) -> list[Bounds]:

@@ -13,7 +13,7 @@ from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.inference_run import Run, even_bounds, read_run, stages_without
+from skippipe.inference.inference_run import InferenceRun, even_bounds, read_inference_run, stages_without
 from skippipe.model.device import choose_device
 from skippipe.model.skeleton import find_parts
 
@@ -43,7 +43,7 @@ def load(
     if is_directory(path):
         stages_without((), absent)
         return _load_directory(path, chosen, num_stages)
-    run = read_run(path, num_stages)
+    run = read_inference_run(path, num_stages)
     gone = stages_without(run.stage_nodes, absent)
     skeleton = run.load_stages(set(range(len(run.bounds))) - gone, chosen)
     return loaded(run, Decoder(skeleton, run.bounds, run.stage_nodes, gone, run.protected_stages))
@@ -54,7 +54,7 @@ def is_directory(path: Path) -> bool:
     return not (path / "config.yaml").is_file() and (path.suffix == ".gguf" or (path / "config.json").is_file())
 
 
-def loaded(run: Run, decoder: Decoder) -> LoadedModel:
+def loaded(run: InferenceRun, decoder: Decoder) -> LoadedModel:
     """Return a run with its decoder."""
     return LoadedModel(decoder, run.experiment.name, run.checkpoint.name, run.experiment, run.folder)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from skippipe.checkpoint.huggingface.source import Source, load_tokenizer
+from skippipe.checkpoint.huggingface.source import WeightSource, load_tokenizer
 from skippipe.config.data_options import DataOptions
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import Batch, SampleOrder
@@ -84,7 +84,7 @@ class PromptTokenizer:
         if options.tokenizer == "bytes" or is_trained(options):
             self._own: Tokenizer = _tokenizer_of(model.experiment)
         else:
-            self._library = load_tokenizer(Source(Path(options.tokenizer)))
+            self._library = load_tokenizer(WeightSource(Path(options.tokenizer)))
         self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
         self.bos_id: int | None = self._library.bos_token_id if self._library else None
 

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 
 from skippipe.config.experiment import Experiment
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.build import OpenLayers
+from skippipe_scheduler.problem.build import LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 
 if TYPE_CHECKING:
     from skippipe_scheduler.solve.solve import SolveOptions
-from skippipe.planning.experiment_problem import Sizes, experiment_options, experiment_problem, experiment_sizes
+from skippipe.planning.experiment_problem import (
+    StageSizeSource,
+    experiment_options,
+    experiment_problem,
+    experiment_stage_size_source,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,11 @@ class PlanWithBaselines:
 
 
 def plan_problem(
-    problem: Problem | OpenLayers, options: "SolveOptions", *, sizes: Sizes = "given", warm: Plan | None = None
+    problem: Problem | LayerSplitProblem,
+    options: "SolveOptions",
+    *,
+    sizes: StageSizeSource = "given",
+    warm: Plan | None = None,
 ) -> Plan:
     """Solve one problem; open layers are chosen first, within the same budget.
 
@@ -45,18 +54,18 @@ def plan_problem(
     return replan(warm, posed(problem, warm, sizes=sizes), options)
 
 
-def posed(problem: Problem | OpenLayers, plan: Plan, *, sizes: Sizes = "given") -> Problem:
+def posed(problem: Problem | LayerSplitProblem, plan: Plan, *, sizes: StageSizeSource = "given") -> Problem:
     """Return the problem with layers and sizes of `plan` where they are open; raises `ProblemError` where its layers do
     not fit.
     """
-    if isinstance(problem, OpenLayers):
+    if isinstance(problem, LayerSplitProblem):
         problem = problem.pose(plan.layers_per_stage)
     held = tuple(len(stage.nodes) for stage in plan.stages)
     fits = len(held) == problem.num_stages and sum(held) == len(problem.nodes)
     return problem.model_copy(update={"stage_sizes": held}) if sizes == "auto" and fits else problem
 
 
-def _variants(problem: Problem, *, sizes: Sizes) -> list[Problem]:
+def _variants(problem: Problem, *, sizes: StageSizeSource) -> list[Problem]:
     from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
     from skippipe_scheduler.problem.stage_sizes import size_variants
 
@@ -68,12 +77,12 @@ def _variants(problem: Problem, *, sizes: Sizes) -> list[Problem]:
 
 
 def _solve_variants(
-    problem: Problem | OpenLayers, options: "SolveOptions", variants: Callable[[Problem], list[Problem]]
+    problem: Problem | LayerSplitProblem, options: "SolveOptions", variants: Callable[[Problem], list[Problem]]
 ) -> Plan:
     from skippipe_scheduler.solve.layer_split import choose_layers
     from skippipe_scheduler.solve.solve import solve_variants
 
-    if isinstance(problem, OpenLayers):
+    if isinstance(problem, LayerSplitProblem):
         problem, options = choose_layers(problem, options, variants)
     return solve_variants(variants(problem), options)
 
@@ -81,14 +90,14 @@ def _solve_variants(
 def plan_experiment(experiment: Experiment) -> Plan:
     """Solve the experiment's plan, with the whole time limit for it and no baselines."""
     problem = experiment_problem(experiment)
-    return plan_problem(problem, experiment_options(experiment), sizes=experiment_sizes(experiment))
+    return plan_problem(problem, experiment_options(experiment), sizes=experiment_stage_size_source(experiment))
 
 
 def plan_with_baselines(
-    problem: Problem | OpenLayers,
+    problem: Problem | LayerSplitProblem,
     options: "SolveOptions",
     *,
-    sizes: Sizes = "given",
+    sizes: StageSizeSource = "given",
     warm: Plan | None = None,
     announce: Callable[[str], None] = lambda title: None,
 ) -> PlanWithBaselines:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from skippipe.config.experiment import Experiment
-from skippipe_scheduler.problem.build import Layers, OpenLayers, build_problem
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
 from skippipe_scheduler.problem.cluster import Cluster, load_cluster
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.workload import Workload
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from skippipe_scheduler.solve.solve import SolveOptions
 from skippipe.planning.experiment_workload import experiment_workload
 
-Sizes = Literal["given", "rule", "auto"]
+StageSizeSource = Literal["given", "rule", "auto"]
 """Who chooses the replicas of each stage: the user, the rule of equal work, or the planner."""
 
 
-def experiment_problem(experiment: Experiment) -> Problem | OpenLayers:
+def experiment_problem(experiment: Experiment) -> Problem | LayerSplitProblem:
     """Return the scheduling problem that the experiment and its cluster pose, with open layers where these are auto."""
     cluster, workload = load_cluster(Path(experiment.cluster)), experiment_workload(experiment)
     given = experiment.pipeline.layers_per_stage
     if given == "auto":
         num_stages = experiment.pipeline.num_stages
-        return OpenLayers(workload.num_layers, num_stages, partial(_posed, experiment, cluster, workload))
+        return LayerSplitProblem(workload.num_layers, num_stages, partial(_posed, experiment, cluster, workload))
     return _posed(experiment, cluster, workload, given)
 
 
-def _posed(experiment: Experiment, cluster: Cluster, workload: Workload, layers: Layers | None) -> Problem:
+def _posed(experiment: Experiment, cluster: Cluster, workload: Workload, layers: LayersPerStage | None) -> Problem:
     pipeline = experiment.pipeline
     return build_problem(
         cluster,
@@ -64,7 +64,7 @@ def experiment_options(experiment: Experiment) -> "SolveOptions":
     )
 
 
-def experiment_sizes(experiment: Experiment) -> Sizes:
+def experiment_stage_size_source(experiment: Experiment) -> StageSizeSource:
     """Return who chooses how many replicas stages have."""
     given = experiment.pipeline.stage_sizes
     return "auto" if given == "auto" else "rule" if given is None else "given"

@@ -8,11 +8,11 @@ from skippipe.config.experiment import Experiment
 from skippipe.errors import PlanError, SkipPipeError
 from skippipe.planning.experiment_problem import experiment_options
 from skippipe.plans.plan_set import PlanSet, placement_difference
-from skippipe.plans.plan_specs import Wanted, wanted_plans
+from skippipe.plans.plan_specs import PlanSpec, plan_specs_of
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
-from skippipe_scheduler.solve.other_routes import plan_beside, route_distance
+from skippipe_scheduler.solve.other_routes import route_distance, solve_other_routes
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ MUCH_SLOWER = 1.1
 """A draw of the same kind that takes so many times as long as the fastest is worth a warning."""
 
 
-def complete_set(experiment: Experiment, main: Plan) -> PlanSet:
+def load_or_solve_recipe_plans(experiment: Experiment, main: Plan) -> PlanSet:
     """Return the main plan with the further ones that the recipe needs; new ones are written beside it.
 
     What is solved shares one more time limit of the planner. Raises what solving raises, naming the plan.
@@ -31,7 +31,7 @@ def complete_set(experiment: Experiment, main: Plan) -> PlanSet:
             f"the plan has {len(main.stages)} stages, pipeline.num_stages is {experiment.pipeline.num_stages}; make "
             "them equal: the recipe's further plans are made on its placement"
         )
-    wanted = wanted_plans(experiment)
+    wanted = plan_specs_of(experiment)
     kept = {name: _kept(_path(experiment, name), main, one) for name, one in wanted.items()}
     missing = [name for name, plan in kept.items() if plan is None]
     if missing:
@@ -47,9 +47,9 @@ def complete_set(experiment: Experiment, main: Plan) -> PlanSet:
     return plan_set
 
 
-def check_complete(experiment: Experiment, plans: PlanSet) -> None:
+def check_recipe_plans(experiment: Experiment, plans: PlanSet) -> None:
     """Raise `PlanError` where a plan that the recipe needs is not in the set."""
-    missing = [name for name in wanted_plans(experiment) if name not in plans.further]
+    missing = [name for name in plan_specs_of(experiment) if name not in plans.further]
     if missing:
         raise PlanError(
             f"the recipe needs the plan {missing[0]!r}, the run has {', '.join(map(repr, plans))}; make the set with "
@@ -57,7 +57,7 @@ def check_complete(experiment: Experiment, plans: PlanSet) -> None:
         )
 
 
-def save_further(plans: PlanSet, run_dir: Path) -> None:
+def save_recipe_plans(plans: PlanSet, run_dir: Path) -> None:
     """Write the further plans into the run directory."""
     for name, plan in plans.further.items():
         plan.save(run_dir / FOLDER / f"{name}.json")
@@ -67,7 +67,7 @@ def _path(experiment: Experiment, name: str) -> Path:
     return experiment.run_path / FOLDER / f"{name}.json"
 
 
-def _kept(path: Path, main: Plan, wanted: Wanted) -> Plan | None:
+def _kept(path: Path, main: Plan, wanted: PlanSpec) -> Plan | None:
     """Return the plan of `path` where it is what is wanted beside `main`."""
     if not path.exists():
         return None
@@ -85,10 +85,10 @@ def _kept(path: Path, main: Plan, wanted: Wanted) -> Plan | None:
     return plan
 
 
-def _solve(experiment: Experiment, main: Plan, name: str, wanted: Wanted, options: SolveOptions) -> Plan:
+def _solve(experiment: Experiment, main: Plan, name: str, wanted: PlanSpec, options: SolveOptions) -> Plan:
     free_origins = experiment.pipeline.microbatches_per_origin == "auto"
     try:
-        return plan_beside(main, wanted.rules, replace(options, seed=wanted.seed), free_origins=free_origins)
+        return solve_other_routes(main, wanted.rules, replace(options, seed=wanted.seed), free_origins=free_origins)
     except SkipPipeError as reason:
         raise type(reason)(f"the recipe's plan {name!r}: {reason}") from None
 

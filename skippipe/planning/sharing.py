@@ -12,12 +12,12 @@ from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, SkipPipeError
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe.planning.experiment_problem import experiment_problem
-from skippipe.planning.recipe_plans import complete_set
+from skippipe.planning.recipe_plans import load_or_solve_recipe_plans
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
-from skippipe_scheduler.problem.build import OpenLayers
+from skippipe_scheduler.problem.build import LayerSplitProblem
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def share_plans(experiment: Experiment, path: Path | None, context: DistributedC
 
 def choose_plans(experiment: Experiment, path: Path | None) -> PlanSet:
     """Return the main plan (see `choose_plan`) with those that the recipe needs on its placement."""
-    return complete_set(experiment, choose_plan(experiment, path))
+    return load_or_solve_recipe_plans(experiment, choose_plan(experiment, path))
 
 
 def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
@@ -70,7 +70,7 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
     """Return the first thing in which `plan` differs from what the experiment and its cluster ask for, or None."""
     pipeline, layers = experiment.pipeline, plan.layers_per_stage
     problem = experiment_problem(experiment)
-    if isinstance(problem, OpenLayers):
+    if isinstance(problem, LayerSplitProblem):
         if (len(layers), sum(layers)) != (problem.num_stages, problem.num_layers):
             return "layers"
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from skippipe.config.experiment import Experiment
-from skippipe.plans.plan_specs import FULL, draw_name, kinds_of_phases
+from skippipe.plans.plan_specs import FULL_DEPTH, draw_name, plan_kinds_of_phases
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class PlanSchedule:
         shares = [phase.share for phase in recipe.depth_curriculum] or [1.0]
         scale = experiment.training.max_steps / sum(shares)
         last_steps = [round(end * scale) for end in accumulate(shares)]
-        kinds = kinds_of_phases(experiment)
+        kinds = plan_kinds_of_phases(experiment)
         return cls(kinds, last_steps, recipe.redrawn_routes, recipe.full_depth_interval, experiment.seed)
 
     def plan_of(self, step: int) -> str:
         """Return the name of the plan of a step."""
         if self.full_depth_interval is not None and step % self.full_depth_interval == 0:
-            return FULL
+            return FULL_DEPTH
         phase = min(bisect_left(self.last_steps, step), len(self.kinds) - 1)
         draw = random.Random(f"{self.seed}/routes/{step}").randrange(self.num_draws)
         return draw_name(self.kinds[phase], draw)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from skippipe.errors import PlanError
 from skippipe_scheduler.plan.plan import Plan
 
-MAIN = "main"
+MAIN_PLAN = "main"
 """Name of the main plan in its set."""
 
 
@@ -37,7 +37,7 @@ class PlanSet:
         return plans if isinstance(plans, PlanSet) else cls(plans)
 
     def __getitem__(self, name: str) -> Plan:
-        if name == MAIN:
+        if name == MAIN_PLAN:
             return self.main
         if name not in self.further:
             raise PlanError(f"there is no plan {name!r} in this run; it has {', '.join(map(repr, self))}")
@@ -45,7 +45,7 @@ class PlanSet:
 
     def __iter__(self) -> Iterator[str]:
         """Give the names, the main plan's first."""
-        yield MAIN
+        yield MAIN_PLAN
         yield from self.further
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class PlanSet:
     def from_json(cls, text: str) -> "PlanSet":
         """Return the set that `to_json` has written."""
         plans = {name: Plan.model_validate_json(content) for name, content in json.loads(text).items()}
-        return cls(plans.pop(MAIN), plans)
+        return cls(plans.pop(MAIN_PLAN), plans)
 
 
 def placement_difference(main: Plan, plan: Plan) -> str | None:

@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.recipe_options import DepthPhase
-from skippipe.plans.plan_set import MAIN
+from skippipe.plans.plan_set import MAIN_PLAN
 from skippipe_scheduler.problem.problem import Rules
 from skippipe_scheduler.problem.workload import route_length
 
-FULL = "full-depth"
+FULL_DEPTH = "full-depth"
 """Name of the plan in which every microbatch visits every stage in order."""
 SEED_STRIDE = 1000
 """Between the planner's seeds of two draws: more than the seeds that one search uses."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanSpec:
     """A plan to be solved: the rules that it obeys and the planner's seed."""
 
     rules: Rules
@@ -27,31 +27,31 @@ def draw_name(kind: str, draw: int) -> str:
     return kind if draw == 0 else f"{kind}-draw-{draw + 1}"
 
 
-def kinds_of_phases(experiment: Experiment) -> list[str]:
+def plan_kinds_of_phases(experiment: Experiment) -> list[str]:
     """Return the kind of plan of every phase of training; one with the main plan's rules has the main plan's name."""
     phases = experiment.recipe.depth_curriculum
     if not phases:
-        return [MAIN]
-    rules = [pipeline_rules(experiment), *(pipeline_rules(experiment, phase) for phase in phases)]
-    names = [MAIN, *(f"phase-{number}" for number in range(1, len(rules)))]
+        return [MAIN_PLAN]
+    rules = [route_rules(experiment), *(route_rules(experiment, phase) for phase in phases)]
+    names = [MAIN_PLAN, *(f"phase-{number}" for number in range(1, len(rules)))]
     return [names[rules.index(one)] for one in rules[1:]]
 
 
-def wanted_plans(experiment: Experiment) -> dict[str, Wanted]:
+def plan_specs_of(experiment: Experiment) -> dict[str, PlanSpec]:
     """Return the plans that the recipe needs beside the main one, by name."""
     recipe, seed = experiment.recipe, experiment.pipeline.planner.seed
-    wanted: dict[str, Wanted] = {}
-    for kind, phase in zip(kinds_of_phases(experiment), recipe.depth_curriculum or (None,), strict=True):
+    wanted: dict[str, PlanSpec] = {}
+    for kind, phase in zip(plan_kinds_of_phases(experiment), recipe.depth_curriculum or (None,), strict=True):
         for draw in range(recipe.redrawn_routes):
             name = draw_name(kind, draw)
-            if name != MAIN and name not in wanted:
-                wanted[name] = Wanted(pipeline_rules(experiment, phase), seed + draw * SEED_STRIDE)
+            if name != MAIN_PLAN and name not in wanted:
+                wanted[name] = PlanSpec(route_rules(experiment, phase), seed + draw * SEED_STRIDE)
     if recipe.full_depth_interval is not None:
-        wanted[FULL] = Wanted(full_depth_rules(experiment), seed)
+        wanted[FULL_DEPTH] = PlanSpec(full_depth_rules(experiment), seed)
     return wanted
 
 
-def pipeline_rules(experiment: Experiment, phase: DepthPhase | None = None) -> Rules:
+def route_rules(experiment: Experiment, phase: DepthPhase | None = None) -> Rules:
     """Return the rules of the experiment's routes, with the depth of a phase where one is given."""
     pipeline = experiment.pipeline
     skip_ratio, lengths, max_swaps = pipeline.skip_ratio, pipeline.route_lengths, pipeline.max_swaps

@@ -11,27 +11,33 @@ from torch import Tensor, nn
 
 from skippipe.errors import CommunicationError, PeerLostError
 from skippipe.model.stage import Stage
-from skippipe.plans.plan_set import MAIN, PlanSet
+from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.executors.emulation import Emulation
-from skippipe.runtime.executors.executor_factory import Course, Executors
+from skippipe.runtime.executors.executor_factory import ExecutorFactory, RankPlan
 from skippipe.runtime.executors.static_executor import Executor, run_without_gradients
-from skippipe.runtime.gradients.collectives import Meeting
+from skippipe.runtime.gradients.collectives import DirectAllGather
 from skippipe.runtime.gradients.compression import make_bucket_sum
-from skippipe.runtime.gradients.reduction import expect_sums, fill_missing, scale, sum_over_replicas, visit_factor
+from skippipe.runtime.gradients.reduction import (
+    all_reduce_over_replicas,
+    expect_sums,
+    fill_missing,
+    scale,
+    visit_factor,
+)
 from skippipe.runtime.program.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.failure import FailureBoard, TransferError
 from skippipe.runtime.ranks.groups import create_groups
 from skippipe.runtime.ranks.operators import check_operators
-from skippipe.runtime.runner import Batch, IterationResult, Span, Tally
+from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
-from skippipe.runtime.transport.transport import guarded
+from skippipe.runtime.transport.transport import translating_errors
 from skippipe_scheduler.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 
 
 class DistributedRunner:
@@ -57,15 +63,17 @@ class DistributedRunner:
         self._executor: Executor | None = None
         self._options = options
         programs = {name: self._compile(plan) for name, plan in self.plans.items()}
-        self._courses = {name: Course.of(plan, programs[name][self.rank], options) for name, plan in self.plans.items()}
+        self._courses = {
+            name: RankPlan.of(plan, programs[name][self.rank], options) for name, plan in self.plans.items()
+        }
         self._evaluation_programs: dict[int, Program] = {}
         self._compute = make_compute(stage, self.plans, options)
         self._board = FailureBoard(context.store, self.rank, self._nodes)
         self._groups = create_groups(self.plans.main, self.rank, context.timeout_s)
-        self._meeting = Meeting(self._groups.control)
+        self._meeting = DirectAllGather(self._groups.control)
         self._bucket_sum = None if self._groups.replicas is None else make_bucket_sum(self._groups.replicas, options)
         self._reduction: Callable[[float], None] | None = None
-        self._executors = Executors(self.rank, self._nodes, options, self._groups, context.timeout_s)
+        self._executors = ExecutorFactory(self.rank, self._nodes, options, self._groups, context.timeout_s)
         self._protected(lambda: self._connect([program for ranks in programs.values() for program in ranks]))
 
     def _compile(self, plan: Plan) -> tuple[Program, ...]:
@@ -82,7 +90,7 @@ class DistributedRunner:
         """Return the stage's parameters on its first replica, nothing on the others."""
         return self.parameters() if self._stages[self.stage_index].nodes[0] == self.node else {}
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+    def train_iteration(self, batch: BatchLoader, step: Callable[[], None], plan: str = MAIN_PLAN) -> IterationResult:
         """Run one iteration of a plan; see `Runner`."""
         walked, course = self.plans[plan], self._courses[plan]
         stage = self.stages[self.stage_index]
@@ -92,7 +100,7 @@ class DistributedRunner:
         self._compute.reset(len(walked.microbatches), walked.split_of[self.node], self.iteration - 1)
         return self._protected(lambda: self._train(course, batch, step))
 
-    def _train(self, course: Course, batch: Batch, step: Callable[[], None]) -> IterationResult:
+    def _train(self, course: RankPlan, batch: BatchLoader, step: Callable[[], None]) -> IterationResult:
         zero_ns = self._agree_on_zero(course.emulation)
         if self._bucket_sum is not None and self._reduction is None:
             expect_sums(self.parameters().values(), self._bucket_sum)
@@ -103,13 +111,13 @@ class DistributedRunner:
         loss, busy_s, _ = self.tally()
         return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits)
 
-    def tally(self) -> Tally:
+    def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""
         spans = self._executor.spans if self._executor is not None else ()
         busy_s = sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0)
-        return Tally(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum)
+        return IterationTotals(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum)
 
-    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+    def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""
         if num_microbatches not in self._evaluation_programs:
             programs = compile_evaluation(self.plans.main, self._options.activation_bytes, num_microbatches)
@@ -158,7 +166,7 @@ class DistributedRunner:
         emulation.start_iteration(zero_ns, self.iteration)
         return zero_ns
 
-    def _reduce(self, course: Course, executor: Executor, zero_ns: int) -> None:
+    def _reduce(self, course: RankPlan, executor: Executor, zero_ns: int) -> None:
         """Sum the stage's gradients over its replicas and scale them."""
         start_ns = time.monotonic_ns()
         if course.emulation is not None and self._options.emulation.links:
@@ -187,7 +195,7 @@ class DistributedRunner:
         """Sum gradients over the stage's replicas in place and scale them; sums are made in fp32."""
         gradients = fill_missing(self.parameters().values())
         if self._bucket_sum is not None:
-            sum_over_replicas(gradients, self._bucket_sum)
+            all_reduce_over_replicas(gradients, self._bucket_sum)
         scale(gradients, factor)
 
     @property
@@ -206,7 +214,7 @@ class DistributedRunner:
     def with_replicas(self, call: Callable[[], object]) -> None:
         """Call something that waits for the other replicas of this stage; see `Runner`."""
         others = tuple(rank for rank in self._groups.replica_ranks if rank != self.rank)
-        guarded(f"waited for the other replicas of stage {self.stage_index}", others, call)
+        translating_errors(f"waited for the other replicas of stage {self.stage_index}", others, call)
 
     def _control(self, action: str, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> None:
         """Reduce `tensor` (n,) over all ranks in place, in the order of ranks: the result is the same on each.
@@ -214,18 +222,18 @@ class DistributedRunner:
         Every rank sends to every other at once, which on slow links takes the longest latency once; a ring, which is
         what gloo's all-reduce is, takes one for each rank, twice.
         """
-        said: Tensor = guarded(action, self._others, lambda: self._meeting.hear(tensor))  # (R, n)
+        said: Tensor = translating_errors(action, self._others, lambda: self._meeting.hear(tensor))  # (R, n)
         tensor.copy_(said.sum(0) if operation == dist.ReduceOp.SUM else said.amax(0))
 
     def _barrier(self) -> None:
         group = self._groups.control
-        guarded("waited for all ranks at a barrier", self._others, lambda: dist.barrier(group))
+        translating_errors("waited for all ranks at a barrier", self._others, lambda: dist.barrier(group))
 
     @property
     def _others(self) -> tuple[int, ...]:
         return tuple(rank for rank in range(len(self._nodes)) if rank != self.rank)
 
-    def _protected(self, call: Callable[[], Result]) -> Result:
+    def _protected(self, call: Callable[[], Outcome]) -> Outcome:
         """Call; where it fails, tell the other ranks why and wake those that wait for this one."""
         lost: TransferError | None = None
         try:

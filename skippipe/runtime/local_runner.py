@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
-from skippipe.plans.plan_set import MAIN, PlanSet
+from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.gradients.reduction import fill_missing, scale, visit_factor
-from skippipe.runtime.runner import Batch, IterationResult, Span, Tally
+from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
 from skippipe_scheduler.plan.plan import Plan, Route
@@ -49,7 +49,7 @@ class LocalRunner:
         """Return all parameters: there is no other process."""
         return self.parameters()
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+    def train_iteration(self, batch: BatchLoader, step: Callable[[], None], plan: str = MAIN_PLAN) -> IterationResult:
         """Run one iteration of a plan; see `Runner`."""
         started_s = time.perf_counter()
         walked = self.plans[plan]
@@ -74,10 +74,10 @@ class LocalRunner:
         duration_s = time.perf_counter() - started_s
         return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
 
-    def tally(self) -> Tally:
+    def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""
         busy_s = sum(span.end_s - span.start_s for span in self._spans)
-        return Tally(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
+        return IterationTotals(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
 
     def _train_one(
         self, plan: Plan, one: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float
@@ -110,7 +110,7 @@ class LocalRunner:
         """Round (B, T, D) as the way to another rank would."""
         return None if tensor is None else self._options.wire.rounded(tensor)
 
-    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+    def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`."""
         origin = self._compute[0]
         origin.reset(num_microbatches)

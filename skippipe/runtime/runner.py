@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
-from skippipe.plans.plan_set import MAIN, PlanSet
-from skippipe.runtime.program.program import Direction
+from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe_scheduler.plan.simulate import Direction
 
-Batch = Callable[[int], tuple[Tensor, Tensor]]
+BatchLoader = Callable[[int], tuple[Tensor, Tensor]]
 """Gives (input_ids, labels) of a microbatch, int64 (B, T) each, on the CPU."""
 
 
@@ -25,7 +25,7 @@ class Span(NamedTuple):
     end_s: float
 
 
-class Wait(NamedTuple):
+class TransferWait(NamedTuple):
     """How long a receiver stood still for one message; seconds since the iteration began."""
 
     source: str
@@ -37,7 +37,7 @@ class Wait(NamedTuple):
     end_s: float
 
 
-class Tally(NamedTuple):
+class IterationTotals(NamedTuple):
     """What this process has added up in an iteration: known at STEP, where the ranks' one sum is made.
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
@@ -52,7 +52,7 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True)
 class IterationResult:
-    """One iteration as this process saw it; `loss` and `busy_s` as in `Tally`.
+    """One iteration as this process saw it; `loss` and `busy_s` as in `IterationTotals`.
 
     Spans count from the moment at which this process began: no barrier makes ranks begin together. With emulation
     they begin together, and the spans lie on the emulated clock; `duration_s` is always wall clock.
@@ -62,7 +62,7 @@ class IterationResult:
     duration_s: float
     busy_s: float
     spans: Sequence[Span]
-    transfers: Sequence[Wait]
+    transfers: Sequence[TransferWait]
 
 
 class Runner(Protocol):
@@ -93,7 +93,7 @@ class Runner(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters held here, under their Hugging Face names."""
 
-    def train_iteration(self, batch: Batch, step: Callable[[], None], plan: str = MAIN) -> IterationResult:
+    def train_iteration(self, batch: BatchLoader, step: Callable[[], None], plan: str = MAIN_PLAN) -> IterationResult:
         """Run one iteration of a plan of the set; `step` is called when all gradients are in `.grad`.
 
         All ranks name the same plan. Another one than the last costs nothing: all are compiled and connected.
@@ -104,10 +104,10 @@ class Runner(Protocol):
         Raises `PeerLostError` where another rank stops.
         """
 
-    def tally(self) -> Tally:
+    def tally(self) -> IterationTotals:
         """Return what the running iteration (or the last one) has added up here; complete when `step` is called."""
 
-    def evaluate(self, batch: Batch, num_microbatches: int) -> float:
+    def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:
         """Return the mean loss at full depth, without gradients; the same number on every rank."""
 
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:

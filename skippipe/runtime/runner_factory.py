@@ -14,7 +14,7 @@ from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.local_runner import LocalRunner
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.ranks.exchange import all_gather_json
 from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_options import RunnerOptions, runner_options
 from skippipe_scheduler.plan.plan import Plan
@@ -70,7 +70,7 @@ def compiled_together(build: Callable[[], Stage], context: DistributedContext) -
                 f"training.compile: the stage cannot be compiled: {first_line}; set training.compile to false"
             ) from reason
 
-    gather(context, "compiled", build_own, limit_s=COMPILATION_LIMIT_S)
+    all_gather_json(context, "compiled", build_own, limit_s=COMPILATION_LIMIT_S)
     return built[0]
 
 

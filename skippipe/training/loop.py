@@ -24,9 +24,9 @@ from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.wandb_run import wandb_id
-from skippipe.planning.recipe_plans import check_complete
+from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.plans.plan_schedule import PlanSchedule
-from skippipe.plans.plan_set import MAIN, PlanSet
+from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import IterationResult, Runner
 from skippipe.runtime.runner_factory import make_runner
@@ -81,7 +81,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
             f"the plan has {len(plan.microbatches)} microbatches, training.num_microbatches is "
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
-    check_complete(experiment, plans)
+    check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
     cache = open_cache(experiment.data, experiment.seed)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
@@ -235,7 +235,7 @@ class Trainer:
     def _metrics(
         self, plan: str, totals: StepTotals, lr: float, duration_s: float, result: IterationResult
     ) -> dict[str, Any]:
-        if plan == MAIN:  # what reads the trace compares it with the main plan
+        if plan == MAIN_PLAN:  # what reads the trace compares it with the main plan
             self.trace.record(self.step, result.spans, result.transfers)
         exits = {"train/early_exit_loss": totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}
         return (

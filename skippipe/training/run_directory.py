@@ -9,7 +9,7 @@ from skippipe.checkpoint.writer import remove_unfinished
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.errors import CheckpointError, ConfigError, StorageError
-from skippipe.planning.recipe_plans import save_further
+from skippipe.planning.recipe_plans import save_recipe_plans
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import Runner
@@ -54,7 +54,7 @@ def _prepare(experiment: Experiment, plans: PlanSet, mark: Path, context: Distri
     remove_unfinished(run_dir)
     save_experiment(experiment, run_dir / "config.yaml")
     plans.main.save(run_dir / "plan.json")
-    save_further(plans, run_dir)
+    save_recipe_plans(plans, run_dir)
     if context.store is not None:
         context.store.set(NONCE_KEY, nonce)
 

@@ -17,7 +17,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, InputError
 from skippipe.model.device import check_dtype, choose_device, device_identity, device_name, peak_tflop_per_s
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.ranks.exchange import all_gather_json
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.cluster import load_cluster
 
@@ -42,7 +42,7 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
 
     All ranks call this together. Raises `ConfigError`, on every rank, naming the first that cannot and the remedy.
     """
-    reports = gather(context, "start", lambda: _report(experiment, context))
+    reports = all_gather_json(context, "start", lambda: _report(experiment, context))
     _check_agreement(reports)
     counts = Counter(report["device"] for report in reports)
     devices = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())

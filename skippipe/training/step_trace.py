@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
-from skippipe.runtime.runner import Span, Wait
+from skippipe.runtime.runner import Span, TransferWait
 from skippipe_scheduler.files import write_atomically
 
 STEPS_KEPT = 3
@@ -16,9 +16,9 @@ class TraceRecorder:
 
     def __init__(self, run_dir: Path, rank: int) -> None:
         self._path = run_dir / "trace" / f"rank-{rank}.jsonl"
-        self._steps: deque[tuple[int, list[Span | Wait]]] = deque(maxlen=STEPS_KEPT)
+        self._steps: deque[tuple[int, list[Span | TransferWait]]] = deque(maxlen=STEPS_KEPT)
 
-    def record(self, step: int, spans: Iterable[Span], waits: Iterable[Wait]) -> None:
+    def record(self, step: int, spans: Iterable[Span], waits: Iterable[TransferWait]) -> None:
         """Remember one step; the oldest is forgotten."""
         self._steps.append((step, [*spans, *waits]))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from skippipe.cluster.measured import Task, Trace, Wait, measured_cluster, read_trace, write_measured
+from skippipe.cluster.measured import MeasuredTask, MeasuredWait, Trace, measured_cluster, read_trace, write_measured
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
@@ -77,17 +77,17 @@ def trace_of(plan: Plan) -> Trace:
         for task in timeline.tasks:
             shift_s = zero_s[task.node]
             key = task.operation, task.microbatch
-            trace.tasks.append(Task(step, task.node, *key, task.start_s + shift_s, task.end_s + shift_s))
+            trace.tasks.append(MeasuredTask(step, task.node, *key, task.start_s + shift_s, task.end_s + shift_s))
             started_s[task.node, *key] = task.start_s
             ready_s[task.node, *key] = free_s[task.node]
             free_s[task.node] = task.end_s + plan.costs.task_overhead_s
-        trace.tasks += [Task(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
+        trace.tasks += [MeasuredTask(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
         for one in timeline.transfers:
             loss = one.direction == "forward" and one.destination == plan.microbatches[one.microbatch].route[0]
             operation = "L" if loss else "F" if one.direction == "forward" else "B"
             ready = ready_s[one.destination, operation, one.microbatch]
             shift_s = zero_s[one.destination]
-            wait = Wait(
+            wait = MeasuredWait(
                 step,
                 one.source,
                 one.destination,

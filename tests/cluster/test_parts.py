@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from skippipe.cluster.description import as_cluster, profile_table, write_cluster
 from skippipe.cluster.link_speed import representatives, rounds
-from skippipe.cluster.location import Place, node_names, sharing
+from skippipe.cluster.location import RankLocation, node_names, sharing
 from skippipe.cluster.node_memory import container_limit_bytes
-from skippipe.cluster.profile import Profile, Report, levelled
+from skippipe.cluster.profile import NodeReport, Profile, levelled
 from skippipe.cluster.regions import regions
 from skippipe.errors import ConfigError
 from skippipe_scheduler.problem.cluster import Node, NodeLink, load_cluster
 
 
-def place(host: str, device: str = "cpu", name: str | None = None) -> Place:
-    return Place(host, host, f"{host}/net", f"{host}/{device}", name, None)
+def place(host: str, device: str = "cpu", name: str | None = None) -> RankLocation:
+    return RankLocation(host, host, f"{host}/net", f"{host}/{device}", name, None)
 
 
 @given(count=st.integers(2, 13), concurrent=st.none() | st.integers(1, 4))
@@ -50,7 +50,7 @@ def test_names() -> None:
 
 def test_equal_ranks_of_a_machine_are_equally_fast() -> None:
     places = [replace(place("lab"), machine=machine) for machine in "aaaabb"]
-    reports: list[Report] = [
+    reports: list[NodeReport] = [
         {"device": device, "threads": threads, "forward_s": seconds, "memory_gib": seconds}
         for device, threads, seconds in [("x", 1, 3.0), ("x", 1, 1.0), ("x", 1, 5.0), ("x", 2, 7.0), ("x", 1, 9.0)]
     ]

@@ -20,13 +20,13 @@ from skippipe.errors import SkipPipeError
 from skippipe.inference.depth_schedule import segments
 from skippipe.inference.distributed.connections import Frame
 from skippipe.inference.distributed.distributed_decoder import DistributedDecoder
-from skippipe.inference.distributed.session import opened
+from skippipe.inference.distributed.session import open_model
 from skippipe.inference.distributed.worker import Worker
-from skippipe.inference.evaluation.perplexity import Options, evaluate
+from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
 from skippipe.inference.generation.generation import Sampling, generate
 from skippipe.inference.generation.speculative import draft_layers, speculate_all
 from skippipe.inference.model_loading import LoadedModel
-from skippipe.inference.policies.base import Policy, Request
+from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy
 
 PROMPTS = [[5, 17, 3, 60, 22, 9], [44], [1, 2, 3, 40]]
@@ -61,7 +61,7 @@ def answer(model: LoadedModel, question: str) -> Any:
     if kind == "continue":
         return continued(model, PROMPTS[0], int(argument))
     if kind == "evaluation":
-        options = Options(num_batches=2, repeats=1, prompt_length=4)
+        options = PerplexityOptions(num_batches=2, repeats=1, prompt_length=4)
         return as_json(evaluate(model, policies=["full", "random", "unified"], keeps=[0.67], options=options))
     if kind == "speculative":
         draft = draft_layers(_policy(model, argument), model.decoder)
@@ -87,7 +87,7 @@ def continued(model: LoadedModel, prompt: Sequence[int], count: int) -> dict[str
 
 
 def _policy(model: LoadedModel, name: str) -> Policy:
-    request = Request(model.decoder, KEEPS[name], seed=1, num_generated=NEW, calibration=_calibration)
+    request = PolicyContext(model.decoder, KEEPS[name], seed=1, num_generated=NEW, calibration=_calibration)
     return build_policy(name, request).draw(0)
 
 
@@ -167,7 +167,7 @@ def _answer(
     if fault is not None:
         _break(*fault)
     try:
-        with opened(run_dir, device="cpu", absent=absent) as model:
+        with open_model(run_dir, device="cpu", absent=absent) as model:
             if model is not None:
                 if limit_s is not None:
                     assert isinstance(model.decoder, DistributedDecoder)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.policies.base import Request
+from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.best_stages import block_influence, gradient_similarity
 from skippipe.inference.policies.registry import build_policy
 
@@ -29,7 +29,7 @@ def decoder(idle: tuple[int, ...] = (), num_layers: int = 6) -> Decoder:
 @pytest.mark.parametrize("method", ["best", "best:influence", "best:gradient"])
 @pytest.mark.parametrize(("idle", "kept"), [((3,), (0, 1, 2, 4, 5)), ((1, 2), (0, 3, 4, 5))])
 def test_idle_stages_are_left_out(method: str, idle: tuple[int, ...], kept: tuple[int, ...]) -> None:
-    policy = build_policy(method, Request(decoder(idle), 0.75, calibration=lambda: TEXT))
+    policy = build_policy(method, PolicyContext(decoder(idle), 0.75, calibration=lambda: TEXT))
     assert policy.layers_at(0, 0) == kept
     assert policy.num_stages == 3
 
@@ -39,7 +39,7 @@ def test_many_stages_are_judged_one_by_one() -> None:
     for layer in (2, 4, 5, 7):
         made.layers[layer].self_attn.o_proj.weight.data *= 1e-3
         made.layers[layer].mlp.down_proj.weight.data *= 1e-3
-    policy = build_policy("best:gradient", Request(made, 5 / 9, calibration=lambda: TEXT))
+    policy = build_policy("best:gradient", PolicyContext(made, 5 / 9, calibration=lambda: TEXT))
     assert policy.layers_at(0, 0) == (0, 1, 3, 6, 8)
 
 
@@ -71,11 +71,11 @@ def test_similarity_is_the_correlation_of_gradients() -> None:
 
 
 def test_everything_kept_needs_no_text() -> None:
-    assert build_policy("best", Request(decoder(), 1.0)).layers_at(0, 0) == (0, 1, 2, 3, 4, 5)
+    assert build_policy("best", PolicyContext(decoder(), 1.0)).layers_at(0, 0) == (0, 1, 2, 3, 4, 5)
 
 
 def test_mistakes() -> None:
     with pytest.raises(InputError, match="best:influence and best:gradient"):
-        build_policy("best:guess", Request(decoder(), 0.5))
+        build_policy("best:guess", PolicyContext(decoder(), 0.5))
     with pytest.raises(InputError, match="give --calibration FILE"):
-        build_policy("best", Request(decoder(), 0.5))
+        build_policy("best", PolicyContext(decoder(), 0.5))

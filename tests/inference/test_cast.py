@@ -6,29 +6,29 @@ import pytest
 from serving_ranks import make_run
 
 from skippipe.errors import InputError
-from skippipe.inference.distributed.stage_assignment import Cast, make_cast
-from skippipe.inference.inference_run import Run, read_run
+from skippipe.inference.distributed.stage_assignment import StageAssignment, assign_stages
+from skippipe.inference.inference_run import InferenceRun, read_inference_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> InferenceRun:
     """A run of nodes that hold stages 1, 2, 0 and 1."""
-    return read_run(make_run(tmp_path_factory.mktemp("cast")))
+    return read_inference_run(make_run(tmp_path_factory.mktemp("cast")))
 
 
 def unnamed(count: int) -> list[str | None]:
     return [None] * count
 
 
-def test_as_many_ranks_as_nodes_are_these_nodes(run: Run) -> None:
-    cast = make_cast(run, unnamed(4), ())
+def test_as_many_ranks_as_nodes_are_these_nodes(run: InferenceRun) -> None:
+    cast = assign_stages(run, unnamed(4), ())
     assert cast.names == ("node-0", "node-1", "node-2", "node-3")
     assert cast.stages_of == ((1,), (2,), (0,), (1,))
     assert cast.driver == 2
 
 
-def test_absent_nodes_are_not_started_or_stand_by(run: Run) -> None:
-    fewer, all_there = make_cast(run, unnamed(2), ["node-1", "node-3"]), make_cast(run, unnamed(4), ["node-1"])
+def test_absent_nodes_are_not_started_or_stand_by(run: InferenceRun) -> None:
+    fewer, all_there = assign_stages(run, unnamed(2), ["node-1", "node-3"]), assign_stages(run, unnamed(4), ["node-1"])
     assert (fewer.names, fewer.stages_of) == (("node-0", "node-2"), ((1,), (0,)))
     assert fewer.holders() == {0: 1, 1: 0}
     assert all_there.stages_of == ((1,), (), (0,), (1,))
@@ -45,13 +45,13 @@ def test_absent_nodes_are_not_started_or_stand_by(run: Run) -> None:
     ],
 )
 def test_other_numbers_of_ranks_share_the_stages(
-    run: Run, world_size: int, absent: tuple[str, ...], stages: tuple[tuple[int, ...], ...]
+    run: InferenceRun, world_size: int, absent: tuple[str, ...], stages: tuple[tuple[int, ...], ...]
 ) -> None:
-    assert make_cast(run, unnamed(world_size), absent).stages_of == stages
+    assert assign_stages(run, unnamed(world_size), absent).stages_of == stages
 
 
-def test_ranks_may_say_who_they_are_and_others_are_absent(run: Run) -> None:
-    cast = make_cast(run, ["node-2", "node-3"], ())
+def test_ranks_may_say_who_they_are_and_others_are_absent(run: InferenceRun) -> None:
+    cast = assign_stages(run, ["node-2", "node-3"], ())
     assert (cast.stages_of, cast.driver, cast.holders()) == (((0,), (1,)), 0, {0: 0, 1: 1})
 
 
@@ -64,14 +64,14 @@ def test_ranks_may_say_who_they_are_and_others_are_absent(run: Run) -> None:
         (["node-0", "node-1"], "stage 0 holds embedding and head"),
     ],
 )
-def test_claims_that_cannot_be_are_refused(run: Run, claims: Sequence[str | None], expected: str) -> None:
+def test_claims_that_cannot_be_are_refused(run: InferenceRun, claims: Sequence[str | None], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
-        make_cast(run, claims, ())
+        assign_stages(run, claims, ())
 
 
-def test_names_need_the_stages_of_the_plan(run: Run) -> None:
+def test_names_need_the_stages_of_the_plan(run: InferenceRun) -> None:
     with pytest.raises(InputError, match="leave --stages out, or unset it"):
-        make_cast(read_run(run.folder, 6), ["node-2", "node-0"], ())
+        assign_stages(read_inference_run(run.folder, 6), ["node-2", "node-0"], ())
 
 
 def test_replicas_are_those_with_the_shortest_way_through_all() -> None:
@@ -83,7 +83,7 @@ def test_replicas_are_those_with_the_shortest_way_through_all() -> None:
         "d": {"a": 1.0},
         "e": {"a": 1.0},
     }
-    cast = Cast(("a", "b", "c", "d", "e"), ((0,), (1,), (1,), (2,), (2,)), transfer_s)
+    cast = StageAssignment(("a", "b", "c", "d", "e"), ((0,), (1,), (1,), (2,), (2,)), transfer_s)
     assert cast.holders() == {0: 0, 1: 1, 2: 3}
     assert cast.holders(lost=[1]) == {0: 0, 1: 2, 2: 4}
     assert cast.holders(lost=[3, 4]) == {0: 0, 1: 2}

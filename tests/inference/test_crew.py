@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from skippipe.errors import NodeLostError, SkipPipeError
-from skippipe.inference.distributed.connections import Links
-from skippipe.inference.distributed.stage_assignment import Cast
-from skippipe.inference.distributed.worker_pool import Crew
+from skippipe.inference.distributed.connections import Connections
+from skippipe.inference.distributed.stage_assignment import StageAssignment
+from skippipe.inference.distributed.worker_pool import WorkerPool
 
-CAST = Cast(("a", "b", "c"), ((0,), (1,), (1,)))
+CAST = StageAssignment(("a", "b", "c"), ((0,), (1,), (1,)))
 
 
 @pytest.fixture
-def links() -> Iterator[tuple[Links, ...]]:
+def links() -> Iterator[tuple[Connections, ...]]:
     """Connections of the driver and two others, which are all in this process."""
-    made = tuple(Links(rank, "127.0.0.1", 5.0) for rank in range(3))
+    made = tuple(Connections(rank, "127.0.0.1", 5.0) for rank in range(3))
     for one in made:
         one.know([other.door for other in made])
     yield made
@@ -25,8 +25,8 @@ def links() -> Iterator[tuple[Links, ...]]:
         one.close()
 
 
-def test_who_does_not_come_is_lost(links: tuple[Links, ...]) -> None:
-    crew = Crew(links[0], CAST, limit_s=0.2)
+def test_who_does_not_come_is_lost(links: tuple[Connections, ...]) -> None:
+    crew = WorkerPool(links[0], CAST, limit_s=0.2)
     links[2].send(0, {"here": True})
     crew.assemble()
     assert (crew.holders, crew.changes) == ({0: 0, 1: 2}, 1)
@@ -37,8 +37,8 @@ def test_who_does_not_come_is_lost(links: tuple[Links, ...]) -> None:
     assert str(crew.loss()).endswith("stage 1 with it; start again with --absent b --absent c")
 
 
-def test_a_failure_elsewhere_ends_all_when_all_are_here(links: tuple[Links, ...]) -> None:
-    crew = Crew(links[0], CAST, limit_s=5.0)
+def test_a_failure_elsewhere_ends_all_when_all_are_here(links: tuple[Connections, ...]) -> None:
+    crew = WorkerPool(links[0], CAST, limit_s=5.0)
     links[1].send(0, {"here": True})
     links[1].send(0, {"failed": "its disk is damaged", "exit_code": 2})
     links[2].send(0, {"here": True})
@@ -55,8 +55,8 @@ def test_a_failure_elsewhere_ends_all_when_all_are_here(links: tuple[Links, ...]
         assert other.receive(5.0) == (0, ({"end": 2}, {}))
 
 
-def test_an_answer_to_an_older_pass_is_not_taken(links: tuple[Links, ...]) -> None:
-    crew = Crew(links[0], CAST, limit_s=5.0)
+def test_an_answer_to_an_older_pass_is_not_taken(links: tuple[Connections, ...]) -> None:
+    crew = WorkerPool(links[0], CAST, limit_s=5.0)
     hidden = torch.ones(1, 2, 3)
 
     def serve() -> None:
@@ -74,8 +74,8 @@ def test_an_answer_to_an_older_pass_is_not_taken(links: tuple[Links, ...]) -> No
     assert torch.equal(answer, hidden + 1)
 
 
-def test_one_that_another_cannot_reach_is_given_up(links: tuple[Links, ...]) -> None:
-    crew = Crew(links[0], Cast(("a", "b", "c"), ((0,), (1,), (2,))), limit_s=5.0)
+def test_one_that_another_cannot_reach_is_given_up(links: tuple[Connections, ...]) -> None:
+    crew = WorkerPool(links[0], StageAssignment(("a", "b", "c"), ((0,), (1,), (2,))), limit_s=5.0)
     links[1].send(0, {"here": True})
     links[2].send(0, {"here": True})
     crew.assemble()

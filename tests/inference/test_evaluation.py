@@ -21,7 +21,7 @@ from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
 from skippipe.errors import SkipPipeError
 from skippipe.inference.evaluation import lm_eval_tasks as tasks
-from skippipe.inference.evaluation.perplexity import DepthResult, Evaluation, Options, evaluate_model
+from skippipe.inference.evaluation.perplexity import DepthResult, Evaluation, PerplexityOptions, evaluate_model
 from skippipe.model.architecture import experiment_model
 from skippipe.monitor.report import run_record as shown
 from skippipe.monitor.report.curves import depth_figure
@@ -37,7 +37,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(run_dir: Path, *policies: str, keep: float, **options: Any) -> Evaluation:
-    chosen = Options(num_batches=BATCHES, **options)
+    chosen = PerplexityOptions(num_batches=BATCHES, **options)
     return evaluate_model(run_dir, policies=policies, keeps=[keep], options=chosen)
 
 
@@ -182,8 +182,10 @@ def test_exported_directory_gives_the_same_numbers_and_text(
     folder, text = tmp_path / "exported", tmp_path / "words.txt"
     export_run(run_dir, folder)
     text.write_text("some words that were not trained on, again and again\n" * 8)
-    of_run = evaluate_model(run_dir, policies=["exit"], keeps=[0.5], options=Options(num_batches=3, text=(text,)))
-    options = Options(num_batches=6, text=(text,), sequence_length=16)
+    of_run = evaluate_model(
+        run_dir, policies=["exit"], keeps=[0.5], options=PerplexityOptions(num_batches=3, text=(text,))
+    )
+    options = PerplexityOptions(num_batches=6, text=(text,), sequence_length=16)
     of_folder = evaluate_model(folder, policies=["exit"], keeps=[0.5], options=options)
     assert of_folder.results[0].perplexity == pytest.approx(of_run.results[0].perplexity, rel=1e-6)
     assert not (folder / "evaluation.json").exists()

@@ -13,7 +13,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment, share_computed
 from skippipe.inference.ffn_skipping import FfnSkipping
 from skippipe.inference.generation.generation import generate
-from skippipe.inference.policies.base import Policy, Request
+from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy
 from skippipe.model.architecture import ARCHITECTURES
 from skippipe.model.skeleton import find_parts
@@ -26,7 +26,7 @@ THRESHOLDS = {"llama": 0.85, "gpt2": 0.9, "gemma2": 0.92}
 
 def policy_of(decoder: Decoder, threshold: float) -> Policy:
     argument = ",".join(f"{key}={value}" for key, value in {**RULE, "threshold": threshold}.items())
-    return build_policy(f"ffn-skip:{argument}", Request(decoder, 0.5))
+    return build_policy(f"ffn-skip:{argument}", PolicyContext(decoder, 0.5))
 
 
 def run(decoder: Decoder, policy: Policy, rows: Tensor) -> tuple[Tensor, float]:
@@ -77,7 +77,7 @@ def test_generation_equals_the_slow_model(architecture: str) -> None:
 def test_all_kept_is_full_depth_to_the_bit_and_leaves_nothing_behind(architecture: str) -> None:
     decoder = decoder_of(tiny(architecture))
     full = decoder.skeleton.model(input_ids=ROWS).logits
-    logits, skipped = run(decoder, build_policy("ffn-skip", Request(decoder, 1.0)), ROWS)
+    logits, skipped = run(decoder, build_policy("ffn-skip", PolicyContext(decoder, 1.0)), ROWS)
     assert torch.equal(logits, full)
     assert skipped == 0
     logits, skipped = run(decoder, policy_of_all(decoder), ROWS)
@@ -88,20 +88,20 @@ def test_all_kept_is_full_depth_to_the_bit_and_leaves_nothing_behind(architectur
 
 def policy_of_all(decoder: Decoder) -> Policy:
     """Return the policy that skips every block it may."""
-    return build_policy("ffn-skip:first=0,last=4,warm_up=0,span=3,threshold=-1", Request(decoder, 0.5))
+    return build_policy("ffn-skip:first=0,last=4,warm_up=0,span=3,threshold=-1", PolicyContext(decoder, 0.5))
 
 
 @pytest.mark.parametrize("architecture", ["olmo2", "gpt_neox", "granite", "mixtral"])
 def test_the_residual_stream_is_seen_in_every_kind_of_layer(architecture: str) -> None:
     """With all later blocks skipped, the stream before a block is what comes out when that block adds nothing."""
     decoder = decoder_of(tiny(architecture))
-    policy = build_policy("ffn-skip:first=2,last=3,warm_up=0,span=1,threshold=2", Request(decoder, 0.5))
+    policy = build_policy("ffn-skip:first=2,last=3,warm_up=0,span=1,threshold=2", PolicyContext(decoder, 0.5))
     with torch.inference_mode():
         hidden = decoder.run_layers(decoder.embed(ROWS), (0, 1))
         after = decoder.run_layers(hidden, (2,))
-        with build_policy("ffn-skip:first=1,last=3,warm_up=0,span=1,threshold=-1", Request(decoder, 0.5)).installed(
-            decoder
-        ) as meter:
+        with build_policy(
+            "ffn-skip:first=1,last=3,warm_up=0,span=1,threshold=-1", PolicyContext(decoder, 0.5)
+        ).installed(decoder) as meter:
             assert isinstance(meter, FfnSkipping)
             meter.begin(torch.arange(14).expand_as(ROWS))
             meter._left = torch.ones_like(ROWS)  # as if layer 1 had said so
@@ -120,7 +120,7 @@ def test_the_residual_stream_is_seen_in_every_kind_of_layer(architecture: str) -
 def test_calibration_meets_the_share(keep: float) -> None:
     decoder = decoder_of(tiny("llama", num_hidden_layers=12, intermediate_size=128, initializer_range=0.2))
     text = torch.randint(0, 64, (4, 65), generator=torch.Generator().manual_seed(1))
-    policy = build_policy("ffn-skip", Request(decoder, keep, calibration=lambda: text))
+    policy = build_policy("ffn-skip", PolicyContext(decoder, keep, calibration=lambda: text))
     assert 1 - run(decoder, policy, text[:, :-1])[1] == pytest.approx(keep, abs=0.02)
 
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_had_is_refused() -> None:
     text = ROWS
 
     def refuse(specification: str, keep: float, expected: str, calibrated: Sequence[bool] = (True,)) -> None:
-        request = Request(decoder, keep, calibration=(lambda: text) if calibrated[0] else None)
+        request = PolicyContext(decoder, keep, calibration=(lambda: text) if calibrated[0] else None)
         with pytest.raises(InputError, match=expected):
             build_policy(specification, request)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from skippipe.inference.distributed.connections import Door, Links, own_address
+from skippipe.inference.distributed.connections import Connections, Endpoint, own_address
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Links, Links]]:
-    links = Links(0, "127.0.0.1", 5.0), Links(1, "127.0.0.1", 5.0)
+def pair() -> Iterator[tuple[Connections, Connections]]:
+    links = Connections(0, "127.0.0.1", 5.0), Connections(1, "127.0.0.1", 5.0)
     for one in links:
         one.know([links[0].door, links[1].door])
     yield links
@@ -21,7 +21,7 @@ def pair() -> Iterator[tuple[Links, Links]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_frames_of_any_length_arrive_in_order(pair: tuple[Links, Links], dtype: torch.dtype) -> None:
+def test_frames_of_any_length_arrive_in_order(pair: tuple[Connections, Connections], dtype: torch.dtype) -> None:
     first, second = pair
     numbers = torch.randn(3, 100_000).to(dtype)[:, ::2]
     first.send(1, {"pass": 1}, {"hidden": numbers, "mask": torch.tensor([[True, False]])})
@@ -35,7 +35,7 @@ def test_frames_of_any_length_arrive_in_order(pair: tuple[Links, Links], dtype: 
     assert ended == (0, ({"end": 0}, {}))
 
 
-def test_answers_go_back_on_the_same_connection(pair: tuple[Links, Links]) -> None:
+def test_answers_go_back_on_the_same_connection(pair: tuple[Connections, Connections]) -> None:
     first, second = pair
     first.send(1, {"here": True})
     assert second.receive(5.0) is not None
@@ -44,7 +44,7 @@ def test_answers_go_back_on_the_same_connection(pair: tuple[Links, Links]) -> No
     assert first.receive(0.0) is None
 
 
-def test_the_end_of_a_connection_is_told_and_a_closed_door_is_an_error(pair: tuple[Links, Links]) -> None:
+def test_the_end_of_a_connection_is_told_and_a_closed_door_is_an_error(pair: tuple[Connections, Connections]) -> None:
     first, second = pair
     first.send(1, {"here": True})
     assert second.receive(5.0) is not None
@@ -55,21 +55,21 @@ def test_the_end_of_a_connection_is_told_and_a_closed_door_is_an_error(pair: tup
 
 
 @pytest.mark.parametrize("hello", [b"", b"x" * 40, b"GET / HTTP/1.1\r\nHost: somebody.example\r\n\r\n"])
-def test_who_does_not_know_the_token_is_turned_away(pair: tuple[Links, Links], hello: bytes) -> None:
+def test_who_does_not_know_the_token_is_turned_away(pair: tuple[Connections, Connections], hello: bytes) -> None:
     first, second = pair
     refused = contextlib.suppress(OSError)  # the other side may hang up before all is said
     with refused, socket.create_connection(second.door[:2], timeout=5.0) as stranger:
         stranger.sendall(hello)
         stranger.shutdown(socket.SHUT_WR)
         assert stranger.recv(1) == b""
-    first.know([first.door, Door(*second.door[:2], token="0" * 32)])
+    first.know([first.door, Endpoint(*second.door[:2], token="0" * 32)])
     with contextlib.suppress(BrokenPipeError):
         first.send(1, {"here": True})
     assert first.receive(5.0) == (1, None)
     assert second.receive(0.0) is None
 
 
-def test_what_is_no_frame_ends_the_connection(pair: tuple[Links, Links]) -> None:
+def test_what_is_no_frame_ends_the_connection(pair: tuple[Connections, Connections]) -> None:
     first, second = pair
     first.send(1, {"here": True})
     assert second.receive(5.0) is not None

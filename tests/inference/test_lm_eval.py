@@ -18,7 +18,7 @@ from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.cli.main import main
 from skippipe.errors import InputError
 from skippipe.inference.model_loading import load
-from skippipe.inference.policies.base import FixedLayers, Request
+from skippipe.inference.policies.base import FixedLayers, PolicyContext
 from skippipe.inference.policies.registry import KINDS, build_policy
 from skippipe.inference.text import PromptTokenizer
 
@@ -225,7 +225,7 @@ def test_tasks_run_with_what_absent_nodes_leave(
 def test_draws_go_by_document_whatever_the_batch(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path
 ) -> None:
-    policy = build_policy("random", Request(load(run_dir, device="cpu").decoder, 0.67, seed=2))
+    policy = build_policy("random", PolicyContext(load(run_dir, device="cpu").decoder, 0.67, seed=2))
     stages = [[0, policy.draw(number).layers_at(0, 0)[-1] // 2] for number in range(3)]
     assert {drawn[1] for drawn in stages} == {1, 2}
     plain = [Plain(run_dir, drawn) for drawn in stages]

@@ -14,7 +14,7 @@ from skippipe.cli.options import POLICIES
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment, segments
-from skippipe.inference.policies.base import Policy, Request, kept_stages
+from skippipe.inference.policies.base import Policy, PolicyContext, kept_stages
 from skippipe.inference.policies.registry import KINDS, build_policy
 from skippipe.inference.policies.skipdecode import SkipDecode
 from skippipe.inference.policies.unified import unified_layers
@@ -29,7 +29,7 @@ def six() -> Decoder:
 
 
 def policy(decoder: Decoder, specification: str, keep: float = 1.0, **options: int) -> Policy:
-    return build_policy(specification, Request(decoder, keep, **options))
+    return build_policy(specification, PolicyContext(decoder, keep, **options))
 
 
 @cache

@@ -10,7 +10,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import flop_of
 from skippipe.inference.evaluation import scoring
 from skippipe.inference.evaluation.scoring import Passage, batches, score
-from skippipe.inference.policies.base import Policy, Request
+from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy
 from skippipe.model.skeleton import find_parts
 
@@ -20,7 +20,7 @@ AFTER = 3
 
 def decoder_and(architecture: str, name: str, keep: float = 0.6) -> tuple[Decoder, Policy]:
     decoder = Decoder(find_parts(model_of(architecture)))
-    return decoder, build_policy(name, Request(decoder, keep)).draw(1).over(AFTER)
+    return decoder, build_policy(name, PolicyContext(decoder, keep)).draw(1).over(AFTER)
 
 
 def passages(*, prompts: bool) -> list[Passage]:

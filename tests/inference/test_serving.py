@@ -11,8 +11,8 @@ from serving_ranks import DRIVER, EVERYTHING, PROMPTS, answer, command_on_ranks,
 
 from skippipe.checkpoint.reader import require_checkpoint
 from skippipe.cli.main import main
-from skippipe.inference.distributed.stage_assignment import make_cast
-from skippipe.inference.inference_run import read_run
+from skippipe.inference.distributed.stage_assignment import assign_stages
+from skippipe.inference.inference_run import read_inference_run
 from skippipe.inference.model_loading import load
 
 
@@ -41,7 +41,7 @@ def test_answers_are_those_of_one_process_to_the_bit(
 
 
 def serving_rank(run_dir: Path, stage: int) -> int:
-    return make_cast(read_run(run_dir), [None] * 4, ()).holders()[stage]
+    return assign_stages(read_inference_run(run_dir), [None] * 4, ()).holders()[stage]
 
 
 def test_a_lost_node_is_replaced_by_its_replica_and_the_next_one_missed(run_dir: Path, tmp_path: Path) -> None:

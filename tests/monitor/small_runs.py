@@ -6,7 +6,7 @@ from pathlib import Path
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
-from skippipe_scheduler.plan.plan import Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.problem import Costs, Rules
 
@@ -37,7 +37,7 @@ def make_plan(stages: tuple[tuple[str, ...], ...], routes: tuple[tuple[str, ...]
     plan = Plan(
         nodes=nodes,
         regions=tuple(node.split("-")[0] for node in nodes),
-        stages=tuple(Stage(layers=(2 * index, 2 * index + 2), nodes=stage) for index, stage in enumerate(stages)),
+        stages=tuple(PlanStage(layers=(2 * index, 2 * index + 2), nodes=stage) for index, stage in enumerate(stages)),
         microbatches=tuple(Route(id=microbatch, route=route) for microbatch, route in numbered),
         order={node: tuple(tasks) for node, tasks in order.items()},
         costs=Costs(

@@ -15,7 +15,7 @@ from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, m
 from skippipe.monitor.report.page import Bar
 from skippipe.monitor.report.route_map import RouteMap, routes_figure
 from skippipe.monitor.report.run_record import DepthResult, Evaluation
-from skippipe.monitor.report.spans import REDUCE, Span, timeline_spans
+from skippipe.monitor.report.spans import REDUCE, ChartSpan, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant
 from skippipe.monitor.report.waits import BELOW_BAR, path_line, path_tables
@@ -84,21 +84,21 @@ def test_gantt_shows_the_reduction_on_every_replica(plan: Plan) -> None:
 
 def test_hop_of_a_bar_is_the_place_on_the_route(plan: Plan) -> None:
     spans = [
-        Span("nyc-1", "F", 3, 0.0, 1.0),
-        Span("nyc-0", "L", 3, 1.0, 2.0),
-        Span("ams-2", "B", 99, 2.0, 3.0),
+        ChartSpan("nyc-1", "F", 3, 0.0, 1.0),
+        ChartSpan("nyc-0", "L", 3, 1.0, 2.0),
+        ChartSpan("ams-2", "B", 99, 2.0, 3.0),
     ]
     hops = {trace.name: trace.customdata[0][2] for trace in gantt_figure(plan, spans, "title").data}
     assert hops == {"Forward": 2, "Loss": 0, "Backward": -1}
 
 
 def test_gantt_leaves_out_nodes_that_the_plan_does_not_know(plan: Plan) -> None:
-    figure = gantt_figure(plan, [Span("gone", "F", 0, 0.0, 1.0)], "title")
+    figure = gantt_figure(plan, [ChartSpan("gone", "F", 0, 0.0, 1.0)], "title")
     assert len(figure.data) == 0
 
 
 def test_gantt_of_thousands_of_bars_is_quick_and_plain(plan: Plan) -> None:
-    spans = [Span(plan.nodes[i % 6], "FLB"[i % 3], i % 4, i * 0.1, i * 0.1 + 0.05) for i in range(20_000)]
+    spans = [ChartSpan(plan.nodes[i % 6], "FLB"[i % 3], i % 4, i * 0.1, i * 0.1 + 0.05) for i in range(20_000)]
     start_s = time.perf_counter()
     figure = gantt_figure(plan, spans, "title")
     assert time.perf_counter() - start_s < at_most_s(5)
@@ -113,7 +113,9 @@ def test_few_bars_are_all_drawn(plan: Plan) -> None:
 
 
 def test_of_too_many_bars_those_of_the_busiest_nodes_are_drawn(plan: Plan) -> None:
-    spans = [Span(node, "F", 0, i, i + 0.1 * (rank + 1)) for i in range(10) for rank, node in enumerate(plan.nodes)]
+    spans = [
+        ChartSpan(node, "F", 0, i, i + 0.1 * (rank + 1)) for i in range(10) for rank, node in enumerate(plan.nodes)
+    ]
     chosen = select(plan, spans, most_bars=35)
     assert sorted(chosen.nodes) == sorted(plan.nodes[3:])
     assert len(chosen.spans) == 30
@@ -125,7 +127,7 @@ def test_of_too_many_bars_those_of_the_busiest_nodes_are_drawn(plan: Plan) -> No
 
 
 def test_of_too_many_nodes_forty_are_drawn(plan: Plan) -> None:
-    spans = [Span(f"node-{i % 100}", "F", 0, i, i + 1) for i in range(1000)]
+    spans = [ChartSpan(f"node-{i % 100}", "F", 0, i, i + 1) for i in range(1000)]
     assert len(select(plan, spans, most_bars=900).nodes) == MOST_ROWS
 
 

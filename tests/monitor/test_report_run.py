@@ -11,14 +11,14 @@ from skippipe.cli.commands.report_command import command
 from skippipe.cli.main import main
 from skippipe.errors import InputError
 from skippipe.monitor.report.reports import write_comparison_report, write_plan_report, write_run_report
-from skippipe.monitor.report.run_record import read_run
+from skippipe.monitor.report.run_record import read_run_record
 from skippipe.monitor.report.summary import nodes_table, plans_table, runs_table
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 
 
 def test_run_is_read_up_to_the_line_that_a_crash_cut(run_dir: Path, plan: Plan) -> None:
-    run = read_run(run_dir)
+    run = read_run_record(run_dir)
     assert [step["step"] for step in run.steps] == list(range(1, 25))
     assert run.damaged_lines == 1
     assert run.measured_s == pytest.approx(1.02 * plan.predicted.iteration_s, rel=0.01)
@@ -30,14 +30,14 @@ def test_run_is_read_up_to_the_line_that_a_crash_cut(run_dir: Path, plan: Plan) 
 def test_steps_that_a_resumed_run_did_again_count_once(run_dir: Path) -> None:
     with (run_dir / "metrics.jsonl").open("a") as stream:
         stream.write('\n{"step": 24, "train/loss": 9.0}\n{"step": 25, "train/loss": NaN, "tokens": 7}\n')
-    run = read_run(run_dir)
+    run = read_run_record(run_dir)
     assert len(run.steps) == 25
     assert run.last("train/loss") == 9.0
     assert run.last("tokens") == 7
 
 
 def test_trace_shows_the_recorded_step_nearest_the_median(run_dir: Path, plan: Plan) -> None:
-    measured = read_run(run_dir).measured
+    measured = read_run_record(run_dir).measured
     assert measured is not None
     assert measured.step == 10
     assert len(measured.spans) == len(simulate(plan).tasks)
@@ -46,14 +46,14 @@ def test_trace_shows_the_recorded_step_nearest_the_median(run_dir: Path, plan: P
 def test_damaged_trace_lines_are_left_out(run_dir: Path) -> None:
     for path in (run_dir / "trace").iterdir():
         path.write_text('{"node": "ams-0"}\n[1]\n{"no')
-    assert read_run(run_dir).measured is None
+    assert read_run_record(run_dir).measured is None
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "plan.json"])
 def test_missing_file_is_named_with_the_remedy(run_dir: Path, name: str) -> None:
     (run_dir / name).unlink()
     with pytest.raises(InputError, match=rf"{name}: no such file; give the run directory"):
-        read_run(run_dir)
+        read_run_record(run_dir)
 
 
 def test_wrong_evaluation_is_named(run_dir: Path) -> None:
@@ -61,7 +61,7 @@ def test_wrong_evaluation_is_named(run_dir: Path) -> None:
         '{"policies": ["random"], "results": [{"policy": "random", "kept_stages": 4}]}'
     )
     with pytest.raises(InputError, match=r"evaluation\.json: results\.0\.share_computed"):
-        read_run(run_dir)
+        read_run_record(run_dir)
 
 
 def test_run_before_its_first_step_still_has_a_page(run_dir: Path) -> None:
@@ -150,7 +150,7 @@ def test_plan_tables_show_times_gap_and_load(plan: Plan, full_plan: Plan) -> Non
 
 
 def test_runs_table_has_measured_beside_predicted(run_dir: Path) -> None:
-    row = runs_table({"SkipPipe": read_run(run_dir)}).rows[0]
+    row = runs_table({"SkipPipe": read_run_record(run_dir)}).rows[0]
     assert row[:2] == ("SkipPipe", "24")
     assert str(row[4]).startswith("1.02")
 
@@ -163,4 +163,4 @@ def test_comparison_names_the_run_that_is_wrong(run_dir: Path, tmp_path: Path) -
 
 def test_metrics_with_other_types_are_ignored(run_dir: Path) -> None:
     (run_dir / "metrics.jsonl").write_text(json.dumps({"step": 1, "note": "text", "flag": True, "train/loss": 1}))
-    assert read_run(run_dir).steps == [{"step": 1.0, "train/loss": 1.0}]
+    assert read_run_record(run_dir).steps == [{"step": 1.0, "train/loss": 1.0}]

@@ -16,7 +16,7 @@ from skippipe.planning.recipe_plans import warn_of_draws
 from skippipe.planning.sharing import choose_plans
 from skippipe.plans.plan_set import PlanSet
 from skippipe.training.loop import train
-from skippipe_scheduler.solve.other_routes import problem_beside, route_distance
+from skippipe_scheduler.solve.other_routes import other_routes_problem, route_distance
 
 NUM_RANKS = 4
 STEPS = 8
@@ -151,4 +151,4 @@ def test_draws_that_are_slow_or_the_same_are_reported(caplog: pytest.LogCaptureF
 def test_rules_for_other_stages_are_refused() -> None:
     rules = small_plan().rules.model_copy(update={"num_stages": 4})
     with pytest.raises(ProblemError, match="the plan has 3 stages, the rules are for 4"):
-        problem_beside(small_plan(), rules)
+        other_routes_problem(small_plan(), rules)

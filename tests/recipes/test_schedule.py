@@ -11,7 +11,7 @@ from training_runs import make_experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.errors import ConfigError
 from skippipe.plans.plan_schedule import PlanSchedule
-from skippipe.plans.plan_specs import wanted_plans
+from skippipe.plans.plan_specs import plan_specs_of
 
 CURRICULUM = (
     {"share": 1, "skip_ratio": 0.0},
@@ -28,13 +28,13 @@ def course(folder: Path, recipe: dict[str, Any], max_steps: int = 40) -> list[st
 
 def test_without_a_recipe_every_step_runs_the_main_plan(tmp_path: Path) -> None:
     assert course(tmp_path, {}) == ["main"] * 40
-    assert wanted_plans(make_experiment(tmp_path)) == {}
+    assert plan_specs_of(make_experiment(tmp_path)) == {}
 
 
 def test_every_kth_step_has_full_depth(tmp_path: Path) -> None:
     plans = course(tmp_path, {"full_depth_interval": 10})
     assert [step for step, plan in enumerate(plans, start=1) if plan == "full-depth"] == [10, 20, 30, 40]
-    (wanted,) = wanted_plans(make_experiment(tmp_path, recipe={"full_depth_interval": 10})).values()
+    (wanted,) = plan_specs_of(make_experiment(tmp_path, recipe={"full_depth_interval": 10})).values()
     assert (wanted.rules.lengths, wanted.rules.max_swaps) == ((3,), 0)
 
 
@@ -43,7 +43,7 @@ def test_curriculum_divides_the_steps_by_share(tmp_path: Path) -> None:
     assert course(tmp_path, recipe) == ["phase-1"] * 10 + ["main"] * 20 + ["phase-3"] * 10
     assert course(tmp_path, recipe, max_steps=7) == ["phase-1"] * 2 + ["main"] * 3 + ["phase-3"] * 2
     assert course(tmp_path, recipe, max_steps=1) == ["main"]
-    wanted = wanted_plans(make_experiment(tmp_path, recipe=recipe))
+    wanted = plan_specs_of(make_experiment(tmp_path, recipe=recipe))
     assert {name: (one.rules.lengths, one.rules.max_swaps) for name, one in wanted.items()} == {
         "phase-1": ((3,), 0),
         "phase-3": ((2, 3), 1),
@@ -59,7 +59,7 @@ def test_routes_are_drawn_evenly_and_from_the_seed(tmp_path: Path) -> None:
     assert course(tmp_path, recipe, max_steps=4000) == plans
     other = PlanSchedule.of(make_experiment(tmp_path, recipe=recipe, seed=4))
     assert [other.plan_of(step) for step in range(1, 41)] != plans[:40]
-    wanted = wanted_plans(make_experiment(tmp_path, recipe=recipe))
+    wanted = plan_specs_of(make_experiment(tmp_path, recipe=recipe))
     assert [(name, one.seed) for name, one in wanted.items()] == [
         ("main-draw-2", 1000),
         ("main-draw-3", 2000),
@@ -73,7 +73,7 @@ def test_recipes_go_together(tmp_path: Path) -> None:
     assert {plans[step - 1] for step in range(5, 61, 5)} == {"full-depth"}
     assert set(plans[:40]) == {"main", "main-draw-2", "full-depth"}
     assert set(plans[40:]) == {"phase-2", "phase-2-draw-2", "full-depth"}
-    assert set(wanted_plans(make_experiment(tmp_path, recipe=recipe))) == set(plans) - {"main"}
+    assert set(plan_specs_of(make_experiment(tmp_path, recipe=recipe))) == set(plans) - {"main"}
 
 
 @pytest.mark.parametrize(

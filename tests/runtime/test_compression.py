@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
 from skippipe.runtime.gradients.compression import Int8Sum, PowerSgdSum
-from skippipe.runtime.gradients.reduction import BucketSum, DirectSum, expect_sums, sum_over_replicas
+from skippipe.runtime.gradients.reduction import BucketSum, DirectAllReduce, all_reduce_over_replicas, expect_sums
 from skippipe.runtime.ranks.context import DistributedContext
 
 WORLD_SIZE = 3
@@ -23,9 +23,9 @@ START = 3
 """PowerSGD's exact iterations at the beginning."""
 
 MAKERS: dict[str, Callable[[dist.ProcessGroup], BucketSum]] = {
-    "exact": DirectSum,
-    "unexpected": DirectSum,
-    "bfloat16": lambda group: DirectSum(group, torch.bfloat16),
+    "exact": DirectAllReduce,
+    "unexpected": DirectAllReduce,
+    "bfloat16": lambda group: DirectAllReduce(group, torch.bfloat16),
     "int8": lambda group: Int8Sum(group, error_feedback=True),
     "int8-forgetful": lambda group: Int8Sum(group, error_feedback=False),
     "powersgd": lambda group: PowerSgdSum(group, PowerSgdOptions(rank=2, start_iteration=START), error_feedback=True),
@@ -52,7 +52,7 @@ def sum_all(folder: Path, context: DistributedContext) -> None:
             gradients = gradients_of(context.rank, step)
             if name != "unexpected":
                 expect_sums(gradients, bucket_sum, SMALL_BUCKETS_BYTES)
-            sum_over_replicas(gradients, bucket_sum, bucket_bytes=SMALL_BUCKETS_BYTES)
+            all_reduce_over_replicas(gradients, bucket_sum, bucket_bytes=SMALL_BUCKETS_BYTES)
             sums |= {f"{step}.{index}": gradient for index, gradient in enumerate(gradients)}
         save_file(sums, folder / f"{name}.{context.rank}.safetensors")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_plans import random_plan
 
 from skippipe.runtime.program.program import Instruction, Opcode, Program, compile_programs
-from skippipe.runtime.program.readiness import Links, ReadyTasks
+from skippipe.runtime.program.readiness import ReadyTasks, TaskDependencies
 from skippipe_scheduler.plan.plan import Plan
 
 
@@ -34,7 +34,7 @@ class Weather:
         self.plan = plan
         self.generator = random.Random(seed)
         self.programs: tuple[Program, ...] = compile_programs(plan, 8)
-        self.links = [Links.of(program) for program in self.programs]
+        self.links = [TaskDependencies.of(program) for program in self.programs]
         self.tasks = [
             ReadyTasks(program, links, plan.costs.memory[program.node])
             for program, links in zip(self.programs, self.links, strict=True)
@@ -85,7 +85,7 @@ def test_every_plan_ends_within_memory_in_any_weather(plan: Plan, seed: int) -> 
         assert sorted(map(str, ran)) == sorted(map(str, planned))
 
 
-def two_microbatches(memory: int) -> tuple[Program, Links, ReadyTasks]:
+def two_microbatches(memory: int) -> tuple[Program, TaskDependencies, ReadyTasks]:
     """A rank that is planned to run the forward and the backward of microbatch 0, then those of 1."""
     instructions = []
     for microbatch in range(2):
@@ -94,7 +94,7 @@ def two_microbatches(memory: int) -> tuple[Program, Links, ReadyTasks]:
             instructions.append(Instruction(Opcode.RECV, microbatch, 0, direction, 1, 8, tag))  # type: ignore[arg-type]
             instructions.append(Instruction(opcode, microbatch, 1))
     program = Program(0, "node-0", 1, (*instructions, Instruction(Opcode.REDUCE), Instruction(Opcode.STEP)))
-    links = Links.of(program)
+    links = TaskDependencies.of(program)
     return program, links, ReadyTasks(program, links, memory)
 
 

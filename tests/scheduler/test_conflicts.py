@@ -17,7 +17,7 @@ from skippipe_scheduler.problem.infeasibility import Conflict, find_conflict, in
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
 from skippipe_scheduler.problem.rules import coverage_offence, first_offence, legal_stage_sequences, length_offence
 from skippipe_scheduler.slots.routes import balanced_sequences
-from skippipe_scheduler.slots.slot_model import Layout
+from skippipe_scheduler.slots.slot_model import SlotModel
 
 MIX = {17: 4, 12: 2, 9: 1}
 
@@ -77,7 +77,7 @@ def test_there_is_a_message_exactly_where_no_assignment_of_sequences_obeys_the_r
         with pytest.raises(SkipPipeError, match="evenly"):
             even_sequences(problem.rules, problem.num_microbatches, 0)
         with pytest.raises(InfeasibleError):
-            balanced_sequences(Layout(problem), 0)
+            balanced_sequences(SlotModel(problem), 0)
 
 
 @settings(suppress_health_check=[HealthCheck.filter_too_much])  # most problems have a plan
@@ -218,5 +218,5 @@ def test_even_sequences_of_a_large_problem(problem: Problem) -> None:
 
 def test_sampled_sequences_that_cannot_cover_evenly_do_not_make_a_problem_infeasible() -> None:
     problem = large(jump=3, mix=MIX)
-    assert not Layout(problem).lists_all_sequences
-    assert_obeyed(balanced_sequences(Layout(problem), 0), problem)
+    assert not SlotModel(problem).lists_all_sequences
+    assert_obeyed(balanced_sequences(SlotModel(problem), 0), problem)

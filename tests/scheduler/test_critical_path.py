@@ -9,7 +9,7 @@ from random_plans import random_plan, with_exact_times
 
 from skippipe_scheduler.analysis.critical_path import critical_path
 from skippipe_scheduler.analysis.explain import explain, path_summary
-from skippipe_scheduler.plan.plan import Plan, Route, Stage, Task
+from skippipe_scheduler.plan.plan import Plan, PlanStage, Route, Task
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.problem import Contention, Rules
 
@@ -42,7 +42,7 @@ def two_microbatches(contention: Contention) -> Plan:
     }
     changed = {
         "nodes": both,
-        "stages": (Stage(layers=(0, 1), nodes=(origin,)), Stage(layers=(1, 2), nodes=(other,))),
+        "stages": (PlanStage(layers=(0, 1), nodes=(origin,)), PlanStage(layers=(1, 2), nodes=(other,))),
         "microbatches": (Route(id=0, route=both), Route(id=1, route=both)),
         "order": order,
         "costs": costs,

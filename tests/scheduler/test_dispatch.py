@@ -13,7 +13,7 @@ from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
 from skippipe_scheduler.slots.placement import random_placement
 from skippipe_scheduler.slots.routes import balanced_routes
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 
 NEVER_DEADLOCK = [name for name, rule in DISPATCH_RULES.items() if rule.reserves or rule.in_waves]
 
@@ -38,7 +38,7 @@ def uniform_problem(sizes, microbatches, memory, *, length=None, swaps=0, loss_s
 
 
 def start(problem, seed=0):
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     return layout.given_placement() or random_placement(layout, seed), balanced_routes(layout, seed)
 
 
@@ -52,7 +52,7 @@ def test_plans_are_valid_and_timed_as_the_rule_ran_them(problem, seed, rule):
         assert rule not in NEVER_DEADLOCK
         assume(False)
     validate(plan)
-    state = dispatch_state(SlotCosts(Layout(problem), placement), routes, rule)
+    state = dispatch_state(SlotCosts(SlotModel(problem), placement), routes, rule)
     assert plan.predicted.iteration_s == pytest.approx(state.iteration_s)
     assert slots_of_plan(plan) == (placement, routes)
 
@@ -152,7 +152,7 @@ def test_an_unknown_rule_is_refused():
 def test_every_rule_ends_with_many_tasks():
     rng = random.Random(0)
     problem = uniform_problem([10] * 6, 600, 4, length=4)
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     routes = tuple(
         (one % 10, *(rng.choice(layout.slots_of[stage]) for stage in sorted(rng.sample(range(1, 6), 3))))
         for one in range(600)

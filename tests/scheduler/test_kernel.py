@@ -17,25 +17,25 @@ from skippipe_scheduler.plan.plan import Plan, Solver
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.search.local_search import Search
+from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.routes import balanced_routes
-from skippipe_scheduler.slots.slot_model import Layout
-from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.slots.slot_model import SlotModel
+from skippipe_scheduler.slots.solution import Solution
 from skippipe_scheduler.solve.solve import SolveOptions, solve
 
 SOLVER = Solver(name="test", version="0", seed=0, time_limit_s=0.0, wall_s=0.0)
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 
 
-def begin(problem: Problem, seed: int = 0, robustness: Robustness | None = None) -> tuple[Search, State]:
-    layout = Layout(problem)
-    search = Search(layout, seed, robustness)
+def begin(problem: Problem, seed: int = 0, robustness: Robustness | None = None) -> tuple[LocalSearch, Solution]:
+    layout = SlotModel(problem)
+    search = LocalSearch(layout, seed, robustness)
     placement = layout.given_placement() or tuple(range(len(problem.nodes)))
     return search, search.start(placement, balanced_routes(layout, seed))
 
 
-def plan_of(search: Search, state: State) -> Plan:
+def plan_of(search: LocalSearch, state: Solution) -> Plan:
     return finished_plan(search.layout, state, 0.0, SOLVER, None)
 
 
@@ -63,8 +63,8 @@ def test_changing_in_place_keeps_schedules_valid(problem: Problem, steps: int) -
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(problems(), st.integers(1, 2000))
 def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
-    layout = Layout(problem)
-    search = Search(layout, 1)
+    layout = SlotModel(problem)
+    search = LocalSearch(layout, 1)
     placement = layout.given_placement() or tuple(range(len(problem.nodes)))
     lighter, routes = search.lighten(placement, balanced_routes(layout, 0), steps)
     assert sorted(lighter) == sorted(placement)
@@ -94,7 +94,7 @@ def test_resumed_schedule_is_the_same() -> None:
     problem = make_problem(6, [3, 2, 2, 2], 3, 12)
     search, _ = begin(problem)
     found = search.improve(Budget(1.0, 500))
-    resumed = Search(search.layout, 9).resume(found)
+    resumed = LocalSearch(search.layout, 9).resume(found)
     assert resumed.routes == found.routes
     assert resumed.iteration_s == pytest.approx(found.iteration_s)
 

@@ -17,7 +17,7 @@ from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import parse
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.build import Layers, OpenLayers, build_problem
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
 from skippipe_scheduler.problem.cluster import Cluster
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solve.layer_split import choose_layers
@@ -42,13 +42,13 @@ def cluster_of(speeds: Sequence[float], memory_gib: Sequence[float] | None = Non
     return parse(Cluster, {"name": "test", "nodes": nodes, "links": links}, "test", ProblemError)
 
 
-def open_problem(cluster: Cluster, workload: Any = LIGHT, **options: Any) -> OpenLayers:
+def open_problem(cluster: Cluster, workload: Any = LIGHT, **options: Any) -> LayerSplitProblem:
     defaults: dict[str, Any] = {"num_stages": 3, "skip_ratio": 0.34, "num_microbatches": 6}
 
-    def pose(layers: Layers) -> Problem:
+    def pose(layers: LayersPerStage) -> Problem:
         return build_problem(cluster, workload, layers_per_stage=layers, **(defaults | options))
 
-    return OpenLayers(workload.num_layers, (defaults | options)["num_stages"], pose)
+    return LayerSplitProblem(workload.num_layers, (defaults | options)["num_stages"], pose)
 
 
 def iteration_s(problem: Problem, options: SolveOptions = BUDGET) -> float:
@@ -88,9 +88,9 @@ def test_the_choice_is_never_worse_than_the_even_split(
     posed = open_problem(cluster_of(speeds), replace(LIGHT, num_layers=num_layers), skip_ratio=skip_ratio)
     even = tuple(num_layers // 3 + (1 <= stage <= num_layers % 3) for stage in range(3))
     options = replace(BUDGET, seed=seed)
-    seen: list[Layers] = []
+    seen: list[LayersPerStage] = []
 
-    def pose(layers: Layers) -> Problem:
+    def pose(layers: LayersPerStage) -> Problem:
         seen.append(layers)
         return posed.pose(layers)
 

@@ -23,7 +23,7 @@ from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches
 from skippipe_scheduler.problem.rules import legal_stage_sequences
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -109,7 +109,7 @@ def test_breeding_improves_the_placement():
     few, many = (
         solve_paper_method(problem, seed=1, max_generations=number).predicted.iteration_s for number in (1, 200)
     )
-    placement = genetic_placement(Layout(problem), Budget(0, 50), seed=1)
+    placement = genetic_placement(SlotModel(problem), Budget(0, 50), seed=1)
     assert sorted(placement) == list(range(9))
     assert many < few
 
@@ -126,7 +126,7 @@ def routes_by_force(costs, origin):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_path_is_the_cheapest_of_all(seed):
     problem = make_problem(seed, [2, 2, 2, 1, 2], 4, 6, swaps=1)
-    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    costs = SlotCosts(SlotModel(problem), SlotModel(problem).given_placement())
     path = PathFinder(costs, 1).find(Agent(1, 4, 1), Constraints())
     assert path.cost_s == pytest.approx(min(costs.chain(route).round_trip_s for route in routes_by_force(costs, 1)))
     chain = costs.chain(path.route)
@@ -137,7 +137,7 @@ def test_a_path_is_the_cheapest_of_all(seed):
 
 def test_constraints_are_kept():
     problem = make_problem(0, [1, 2, 2, 2], 3, 6)
-    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    costs = SlotCosts(SlotModel(problem), SlotModel(problem).given_placement())
     finder, agent = PathFinder(costs, 1), Agent(0, 3, 1)
     free = finder.find(agent, Constraints())
     avoiding = finder.find(agent, Constraints(forbidden_slots=frozenset({free.route[1]})))
@@ -150,7 +150,7 @@ def test_constraints_are_kept():
 
 def test_an_agent_waits_out_its_windows():
     problem = make_problem(0, [1, 1, 1], 3, 2, swaps=0)
-    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    costs = SlotCosts(SlotModel(problem), SlotModel(problem).given_placement())
     finder, agent = PathFinder(costs, 1), Agent(0, 3, 1)
     free = finder.find(agent, Constraints())
     window = (1, free.starts[1] - 0.1, free.starts[1] + 2.0)
@@ -161,29 +161,29 @@ def test_an_agent_waits_out_its_windows():
 
 def test_agents_are_as_coarse_as_coverage_allows():
     problem = make_problem(0, [5, 3, 3, 3, 3, 3], 4, 30, memory=3)
-    sets = groupings(Layout(problem), 0)
+    sets = groupings(SlotModel(problem), 0)
     assert [(len(agents), agents[0].size) for agents in sets] == [(5, 6), (10, 3), (15, 2), (30, 1)]
     odd = problem.model_copy(update={"rules": problem.rules.model_copy(update={"route_length": 3})})
-    assert [agents[0].size for agents in groupings(Layout(odd), 0)] == [6, 3, 2, 1]
+    assert [agents[0].size for agents in groupings(SlotModel(odd), 0)] == [6, 3, 2, 1]
     few = make_problem(0, [2, 1, 1, 1], 3, 6, memory=3)
-    assert [agents[0].size for agents in groupings(Layout(few), 0)] == [1]
+    assert [agents[0].size for agents in groupings(SlotModel(few), 0)] == [1]
 
 
 def test_a_wave_gives_the_paper_s_caps():
     problem = make_problem(0, [5, 3, 3, 3, 3, 3], 4, 30, memory=3)
-    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
-    wave = wave_of(costs, groupings(Layout(problem), 0)[0])
+    costs = SlotCosts(SlotModel(problem), SlotModel(problem).given_placement())
+    wave = wave_of(costs, groupings(SlotModel(problem), 0)[0])
     assert (wave.stage_cap, wave.num_waves, set(wave.slot_caps)) == (18, 2, {6})
 
 
 def sets_of(problem, agents, steps=4000):
-    costs = SlotCosts(Layout(problem), Layout(problem).given_placement())
+    costs = SlotCosts(SlotModel(problem), SlotModel(problem).given_placement())
     return costs, list(path_sets(costs, agents, Budget(0, steps), seed=0))
 
 
 def test_path_sets_cover_the_stages_and_fit_the_memory():
     problem = make_problem(0, [5, 3, 3, 3, 3, 3], 4, 30, memory=3)
-    agents = groupings(Layout(problem), 0)[0]
+    agents = groupings(SlotModel(problem), 0)[0]
     costs, found = sets_of(problem, agents)
     assert found
     for routes in found:
@@ -198,7 +198,7 @@ def test_path_sets_cover_the_stages_and_fit_the_memory():
 
 def test_single_microbatches_cover_to_one_where_visits_do_not_divide():
     problem = make_problem(0, [2, 1, 1, 1], 3, 5, memory=3)
-    _, found = sets_of(problem, groupings(Layout(problem), 0)[-1])
+    _, found = sets_of(problem, groupings(SlotModel(problem), 0)[-1])
     for routes in found:
         visits = [sum(slot in route for route in routes) for slot in (2, 3, 4)]
         assert max(visits) - min(visits) <= 1
@@ -217,7 +217,7 @@ def slow_replicas():
 
 def test_two_agents_at_a_node_at_the_same_time_are_parted():
     problem = slow_replicas()
-    costs = SlotCosts(Layout(problem), (0, 1, 2))
+    costs = SlotCosts(SlotModel(problem), (0, 1, 2))
     first, *later = path_sets(costs, (Agent(0, 2, 1), Agent(0, 2, 1)), Budget(0, 100), seed=0)
     assert first[0] == first[1]
     assert {route[1] for route in later[0]} == {1, 2}
@@ -225,7 +225,7 @@ def test_two_agents_at_a_node_at_the_same_time_are_parted():
 
 def test_effort_finds_more_sets():
     problem = make_problem(0, [3, 2, 2, 2], 3, 6, memory=3)
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     costs = SlotCosts(layout, layout.given_placement())
     agents = groupings(layout, 0)[-1]
     once, twice = (len(list(path_sets(costs, agents, Budget(0, 1000), 0, effort))) for effort in (1, 2))

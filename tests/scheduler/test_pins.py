@@ -16,10 +16,10 @@ from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.search.local_search import Search
+from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.slots.placement import random_placement, regional_placement
 from skippipe_scheduler.slots.routes import balanced_routes
-from skippipe_scheduler.slots.slot_model import Layout, Placement
+from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 from skippipe_scheduler.solve.replan import replan, without_node
 from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
 
@@ -36,7 +36,7 @@ def pinned_problems(draw: st.DrawFn) -> Problem:
     sizes = draw(st.lists(st.integers(1, 3), min_size=3, max_size=3))
     problem = make_problem(draw(st.integers(0, 1000)), sizes, draw(st.integers(2, 3)), max(4, sizes[0]), fixed=False)
     nodes = random.Random(draw(st.integers(0, 1000))).sample(problem.nodes, len(problem.nodes))
-    stage_of = dict(zip(nodes, Layout(problem).stage_of, strict=True))
+    stage_of = dict(zip(nodes, SlotModel(problem).stage_of, strict=True))
     chosen = draw(st.sets(st.sampled_from(problem.nodes)))
     regions = tuple(draw(st.sampled_from("ab")) for _ in nodes) if draw(st.booleans()) else None
     content = problem.model_dump() | {"pinned": {node: stage_of[node] for node in sorted(chosen)}, "regions": regions}
@@ -47,7 +47,7 @@ def keeps_pins(problem: Problem, plan: Plan) -> bool:
     return all(plan.stage_of[node] == stage for node, stage in (problem.pinned or {}).items())
 
 
-def is_allowed(layout: Layout, placement: Placement) -> bool:
+def is_allowed(layout: SlotModel, placement: SlotPlacement) -> bool:
     names = [layout.problem.nodes[rank] for rank in placement]
     pins = layout.problem.pinned or {}
     at_home = all(pins.get(name, stage) == stage for name, stage in zip(names, layout.stage_of, strict=True))
@@ -69,8 +69,8 @@ def test_plans_keep_the_pins(problem: Problem) -> None:
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(pinned_problems(), st.integers(0, 100))
 def test_placements_to_begin_from_keep_the_pins(problem: Problem, seed: int) -> None:
-    layout = Layout(problem)
-    search = Search(layout, seed)
+    layout = SlotModel(problem)
+    search = LocalSearch(layout, seed)
     for placement in (random_placement(layout, seed), regional_placement(layout)):
         assert is_allowed(layout, placement)
         lighter, _ = search.lighten(placement, balanced_routes(layout, seed), 500)
@@ -97,7 +97,7 @@ def test_pins_decide_the_placement_and_free_nodes_still_move() -> None:
     slowest = max(problem.nodes, key=lambda node: problem.costs.backward_s[node])
     everywhere = {solve(pin(problem, {slowest: stage}), SHORT).stage_of[slowest] for stage in range(3)}
     assert everywhere == {0, 1, 2}
-    starts = {random_placement(Layout(pin(problem, {slowest: 1})), seed) for seed in range(20)}
+    starts = {random_placement(SlotModel(pin(problem, {slowest: 1})), seed) for seed in range(20)}
     assert len(starts) == 2
     best = solve(problem, SolveOptions(max_evaluations=2000))
     some = dict(list(best.stage_of.items())[:1])

@@ -4,11 +4,11 @@ from small_problems import make_problem
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.slots.routes import balanced_routes, choose_routes, list_routes
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 
 
 def costs_of(problem):
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     return SlotCosts(layout, layout.given_placement())
 
 
@@ -62,12 +62,12 @@ def test_a_limited_list_still_covers_every_stage():
 
 
 def test_balanced_routes_visit_the_replicas_of_a_stage_equally_often():
-    routes = balanced_routes(Layout(make_problem(0, [3, 3], 2, 9)), 0)
+    routes = balanced_routes(SlotModel(make_problem(0, [3, 3], 2, 9)), 0)
     visits = [sum(slot in route for route in routes) for slot in range(6)]
     assert visits == [3] * 6
 
 
 def test_a_jump_that_is_too_short_is_named():
-    layout = Layout(make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0))
+    layout = SlotModel(make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0))
     with pytest.raises(InfeasibleError, match=r"max_forward_jump 1 .* no route gets past stage 1"):
         balanced_routes(layout, 0)

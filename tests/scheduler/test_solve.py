@@ -13,7 +13,7 @@ from skippipe_scheduler.baselines.paper_method import solve_paper_method
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 from skippipe_scheduler.solve.solve import SolveOptions, solve
 
 
@@ -47,7 +47,7 @@ def test_every_route_visits_the_protected_stages(solver, fixed, protected):
 
 def best_by_enumeration_s(problem):
     """Try all routes and all orders in which two microbatches' tasks can alternate."""
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     costs = SlotCosts(layout, layout.given_placement())
     every = [
         route

@@ -17,7 +17,7 @@ from skippipe.cli.commands.train_command import command
 from skippipe.cli.main import main
 from skippipe.errors import PlanError, SkipPipeError, StorageError
 from skippipe.monitor.metrics import read_metrics
-from skippipe.monitor.report.run_record import read_run
+from skippipe.monitor.report.run_record import read_run_record
 from skippipe.planning.sharing import choose_plan, share_plans
 from skippipe.runtime.local_runner import LocalRunner
 from skippipe.training.signals import StopSignal
@@ -38,7 +38,7 @@ def test_run_directory_has_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     experiment = make_experiment(tmp_path)
     summary = train_alone(experiment)
     assert (summary.step, summary.stopped, summary.tokens) == (6, False, 6 * 4 * 2 * 16)
-    run = read_run(tmp_path / "run")
+    run = read_run_record(tmp_path / "run")
     assert run.experiment == experiment
     assert run.plan == small_plan()
     assert run.measured is not None

@@ -22,7 +22,7 @@ from skippipe_scheduler.plan.simulate import (
     transfer_ends,
 )
 
-Kind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
+PieceKind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
 Reason = Literal["start", "input", "node", "link", "reduction"]
 REASONS: dict[Reason, str] = {
     "start": "it is the first",
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
     next one. A reduction has microbatch -1.
     """
 
-    kind: Kind
+    kind: PieceKind
     node: str
     destination: str | None
     microbatch: int
@@ -157,7 +157,7 @@ class _Walk:
         before = self.before_on_node.get(span)
         came_last = arrival if arrival is not None and arrival.end_s >= span.start_s else before
         reason: Reason = "start" if came_last is None else "input" if came_last is arrival else "node"
-        kind: Kind = OPERATION_NAMES[span.operation]  # type: ignore[assignment]
+        kind: PieceKind = OPERATION_NAMES[span.operation]  # type: ignore[assignment]
         self.pieces.append(Piece(kind, span.node, None, span.microbatch, span.start_s, span.end_s, reason))
         if isinstance(came_last, TaskSpan) and came_last.end_s < span.start_s:
             self.pieces.append(
@@ -167,7 +167,7 @@ class _Walk:
 
     def _transfer(self, span: TransferSpan) -> TaskSpan | TransferSpan:
         """Add a transfer and all that kept its link busy before; return the task that the first one waited for."""
-        kind: Kind = "transfer"
+        kind: PieceKind = "transfer"
         end_s = span.end_s
         while True:
             waited = span.start_s > span.ready_s

@@ -14,8 +14,8 @@ from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.plan.plan import Plan, Solver
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.assemble import finished_plan
-from skippipe_scheduler.slots.slot_model import Layout, Placement, SlotCosts, SlotRoute
-from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
+from skippipe_scheduler.slots.solution import Solution
 
 Waiting = tuple[float, float, int, int]
 """A task that waits at a node: urgency (least first), arrival in seconds, microbatch, index in its chain."""
@@ -32,33 +32,33 @@ class DispatchRule:
     microbatches as fit go forward everywhere before any goes backward.
     """
 
-    urgency: Callable[["_Run", int, int], float]
+    urgency: Callable[["_DispatchRun", int, int], float]
     reserves: bool = False
     limits_in_flight: bool = False
     in_waves: bool = False
 
 
-def _first_come(run: "_Run", microbatch: int, index: int) -> float:
+def _first_come(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return 0.0
 
 
-def _backward_first(run: "_Run", microbatch: int, index: int) -> float:
+def _backward_first(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return 0.0 if index >= len(run.routes[microbatch]) else 1.0
 
 
-def _forward_first(run: "_Run", microbatch: int, index: int) -> float:
+def _forward_first(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return -_backward_first(run, microbatch, index)
 
 
-def _longest_remaining(run: "_Run", microbatch: int, index: int) -> float:
+def _longest_remaining(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return -run.remaining_s[microbatch][index]
 
 
-def _shortest_remaining(run: "_Run", microbatch: int, index: int) -> float:
+def _shortest_remaining(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return run.remaining_s[microbatch][index]
 
 
-def _most_left(run: "_Run", microbatch: int, index: int) -> float:
+def _most_left(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return -float(run.left[run.routes[microbatch][0]])
 
 
@@ -80,7 +80,7 @@ Narayanan et al., arXiv 2006.09503), which holds one microbatch more than in the
 for the loss at the origin."""
 
 
-def dispatch(problem: Problem, placement: Placement, routes: Sequence[SlotRoute], rule: str) -> Plan:
+def dispatch(problem: Problem, placement: SlotPlacement, routes: Sequence[SlotRoute], rule: str) -> Plan:
     """Return the plan in which the nodes follow the named rule of `DISPATCH_RULES`, timed exactly.
 
     `placement` and `routes` are by slot (see `slots.py`; `slots_of_plan` reads them from a plan). Where links are
@@ -88,15 +88,15 @@ def dispatch(problem: Problem, placement: Placement, routes: Sequence[SlotRoute]
     waits, `PlanError` where there is no such rule.
     """
     begin_s = perf_counter()
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     state = dispatch_state(SlotCosts(layout, placement), routes, rule)
     return _plan(layout, state, rule, perf_counter() - begin_s)
 
 
-def best_dispatch(problem: Problem, placement: Placement, routes: Sequence[SlotRoute]) -> Plan:
+def best_dispatch(problem: Problem, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Plan:
     """Return the plan of the best rule of `DISPATCH_RULES` that does not deadlock; there always is one."""
     begin_s = perf_counter()
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     costs = SlotCosts(layout, placement)
     found = states_by_rule(costs, routes)
     if problem.costs.contention != "none":
@@ -106,7 +106,7 @@ def best_dispatch(problem: Problem, placement: Placement, routes: Sequence[SlotR
     return _plan(layout, found[best], best, perf_counter() - begin_s)
 
 
-def dispatch_state(costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> State:
+def dispatch_state(costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> Solution:
     """Return the schedule by slot that the named rule makes; raise like `dispatch`."""
     if rule not in DISPATCH_RULES:
         raise PlanError(f"dispatch rule {rule!r} is unknown; choose one of {', '.join(DISPATCH_RULES)}")
@@ -114,16 +114,16 @@ def dispatch_state(costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> 
     if chosen.in_waves:
         starts = _earliest_starts(costs, routes, _in_waves(costs, routes))
     else:
-        run = _Run(costs, routes, chosen)
+        run = _DispatchRun(costs, routes, chosen)
         run.execute()
         starts = _earliest_starts(costs, routes, _by_start(run.starts)) if chosen.reserves else run.starts
     iteration_s = _iteration_s(costs, routes, starts)
-    return State(costs.placement, tuple(routes), tuple(map(tuple, starts)), iteration_s, iteration_s)
+    return Solution(costs.placement, tuple(routes), tuple(map(tuple, starts)), iteration_s, iteration_s)
 
 
-def states_by_rule(costs: SlotCosts, routes: Sequence[SlotRoute]) -> dict[str, State]:
+def states_by_rule(costs: SlotCosts, routes: Sequence[SlotRoute]) -> dict[str, Solution]:
     """Return the schedule of every rule that does not deadlock; those that reserve rooms never do."""
-    found: dict[str, State] = {}
+    found: dict[str, Solution] = {}
     for name in DISPATCH_RULES:
         try:
             found[name] = dispatch_state(costs, routes, name)
@@ -132,7 +132,7 @@ def states_by_rule(costs: SlotCosts, routes: Sequence[SlotRoute]) -> dict[str, S
     return found
 
 
-def slots_of_plan(plan: Plan) -> tuple[Placement, tuple[SlotRoute, ...]]:
+def slots_of_plan(plan: Plan) -> tuple[SlotPlacement, tuple[SlotRoute, ...]]:
     """Return the placement and the routes of a plan by slot."""
     names = [node for stage in plan.stages for node in stage.nodes]
     slot = {name: index for index, name in enumerate(names)}
@@ -140,7 +140,7 @@ def slots_of_plan(plan: Plan) -> tuple[Placement, tuple[SlotRoute, ...]]:
     return placement, tuple(tuple(slot[name] for name in one.route) for one in plan.microbatches)
 
 
-def _plan(layout: Layout, state: State, rule: str, wall_s: float) -> Plan:
+def _plan(layout: SlotModel, state: Solution, rule: str, wall_s: float) -> Plan:
     solver = Solver(name=f"dispatch {rule}", version="1", seed=0, time_limit_s=0.0, wall_s=round(wall_s, 3))
     return finished_plan(layout, state, 0.0, solver, None)
 
@@ -157,7 +157,7 @@ def _iteration_s(costs: SlotCosts, routes: Sequence[SlotRoute], starts: Sequence
     )
 
 
-class _Run:
+class _DispatchRun:
     """One run of a rule, event by event; plain lists, because this is the loop that large problems sit in."""
 
     def __init__(self, costs: SlotCosts, routes: Sequence[SlotRoute], rule: DispatchRule) -> None:

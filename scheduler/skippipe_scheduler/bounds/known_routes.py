@@ -11,7 +11,7 @@ from skippipe_scheduler.bounds.pricing import PricedRoute, residences_s
 from skippipe_scheduler.bounds.relaxation import Capacity, Choice, Multipliers
 from skippipe_scheduler.budget import Budget
 
-Place = tuple[int, int]
+NodeAtStage = tuple[int, int]
 
 
 class KnownRoutes:
@@ -86,7 +86,7 @@ class KnownRoutes:
             self.known.add(key)
             column = self._column(0.0)
             held_s = residences_s(network, route.origin, route.classes, route.nodes)
-            visits: dict[Place, list[float]] = {}
+            visits: dict[NodeAtStage, list[float]] = {}
             for place, each_s in zip(zip(route.classes, route.nodes, strict=True), held_s, strict=True):
                 visits.setdefault(place, []).append(each_s + network.overhead_s)
                 if place[0] in self.coverage:
@@ -125,7 +125,7 @@ class KnownRoutes:
         shares = np.array([share.solution_value() for share in self.shares])
         return float(self.objective.Value()), multipliers, shares
 
-    def _set_room(self, row: Any, place: Place, room_s: float) -> None:
+    def _set_room(self, row: Any, place: NodeAtStage, room_s: float) -> None:
         """Set a right-hand side; with a free placement an origin has the share y of it, another stage 1 - y."""
         if not self.shares:
             row.SetUb(room_s)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.slots.slot_model import Layout
+from skippipe_scheduler.slots.slot_model import SlotModel
 
 Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
@@ -25,7 +25,7 @@ class Network:
     def __init__(self, problem: Problem) -> None:
         costs, names = problem.costs, problem.nodes
         self.problem = problem
-        self.layout = Layout(problem)
+        self.layout = SlotModel(problem)
         self.placement = self.layout.given_placement()
         self.fixed = self.placement is not None
         legal = legal_sequences(problem.rules) if self.fixed else None

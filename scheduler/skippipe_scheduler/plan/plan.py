@@ -37,7 +37,7 @@ def split_backwards(tasks: Iterable[tuple[str, int]]) -> frozenset[int]:
     return frozenset(microbatch for operation, microbatch in tasks if operation == "W")
 
 
-class Stage(StrictModel):
+class PlanStage(StrictModel):
     """Layers [first, last) and the nodes that hold them."""
 
     layers: tuple[Count, Count]
@@ -76,7 +76,7 @@ class Plan(StrictModel):
     format: Literal["skippipe.plan/1"] = FORMAT
     nodes: tuple[str, ...]
     regions: tuple[str, ...] | None = None
-    stages: tuple[Stage, ...]
+    stages: tuple[PlanStage, ...]
     microbatches: tuple[Route, ...]
     order: dict[str, tuple[Task, ...]]
     costs: Costs

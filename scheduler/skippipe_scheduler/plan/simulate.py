@@ -136,7 +136,7 @@ def simulate_order(
     timeline then ends where nobody can go on, and a stage is reduced only if its replicas are all there and done.
     Raises `DeadlockError` where the order makes nodes wait for each other, naming them.
     """
-    run = _Run(routes, order, costs, slowdown or {}, jitter_sigma, random.Random(seed), lost_s or {})
+    run = _SimulationRun(routes, order, costs, slowdown or {}, jitter_sigma, random.Random(seed), lost_s or {})
     run.execute()
     nodes = [node for stage in stages for node in stage] or list(order)
     last_end_s = dict.fromkeys(nodes, 0.0)
@@ -193,7 +193,7 @@ def ends_hold(task: Task, split: Set[int]) -> bool:
 
 
 @dataclass
-class _Run:
+class _SimulationRun:
     """State of one simulation. Events are transfers that become ready, in order of time."""
 
     routes: Sequence[tuple[str, ...]]

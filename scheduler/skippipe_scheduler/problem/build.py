@@ -21,18 +21,18 @@ from skippipe_scheduler.problem.problem import (
     Rules,
     StageNodes,
 )
-from skippipe_scheduler.problem.stage_sizes import Sizes, least_sizes, size_choices
+from skippipe_scheduler.problem.stage_sizes import StageSizes, least_sizes, size_choices
 from skippipe_scheduler.problem.workload import Workload, route_length, split_layers
 
-Placement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
-Layers = tuple[int, ...]
+StagePlacement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
+LayersPerStage = tuple[int, ...]
 """Layers of each stage."""
-StageSizes = Sequence[int] | Literal["auto"]
+StageSizesChoice = Sequence[int] | Literal["auto"]
 """Replicas of each stage, or that the planner may choose them."""
 
 
 @dataclass(frozen=True)
-class OpenLayers:
+class LayerSplitProblem:
     """A problem in which the layers of each stage are still open (`skippipe_scheduler.solve.layer_split` chooses them).
 
     `pose` returns the problem for one choice; it raises `InfeasibleError` where a node cannot hold its stage.
@@ -40,7 +40,7 @@ class OpenLayers:
 
     num_layers: int
     num_stages: int
-    pose: Callable[[Layers], Problem]
+    pose: Callable[[LayersPerStage], Problem]
 
 
 def build_problem(
@@ -51,8 +51,8 @@ def build_problem(
     skip_ratio: float,
     num_microbatches: int,
     layers_per_stage: Sequence[int] | None = None,
-    stage_sizes: StageSizes | None = None,
-    placement: Placement | None = None,
+    stage_sizes: StageSizesChoice | None = None,
+    placement: StagePlacement | None = None,
     pinned: Mapping[str, int] | None = None,
     route_lengths: Mapping[int, int] | None = None,
     free_origins: bool = False,
@@ -120,7 +120,7 @@ def build_problem(
 
 
 def _check_beside_placement(
-    stages: Sequence[Sequence[str]], stage_sizes: StageSizes | None, pinned: Mapping[str, int] | None
+    stages: Sequence[Sequence[str]], stage_sizes: StageSizesChoice | None, pinned: Mapping[str, int] | None
 ) -> None:
     if pinned:
         raise ProblemError("placement gives every node its stage; leave pinned out")
@@ -131,8 +131,8 @@ def _check_beside_placement(
 
 
 def _choices_of_sizes(
-    stages: Sequence[Sequence[str]] | None, stage_sizes: StageSizes | None, num_nodes: int, rules: Rules
-) -> list[Sizes]:
+    stages: Sequence[Sequence[str]] | None, stage_sizes: StageSizesChoice | None, num_nodes: int, rules: Rules
+) -> list[StageSizes]:
     """Return the sizes that the stages may get, those to begin with first."""
     if stages is not None:
         return [tuple(len(nodes) for nodes in stages)]
@@ -147,7 +147,9 @@ def write_problem(problem: Problem, path: Path) -> None:
     write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 
-def _checked_placement(placement: Placement, num_stages: int, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+def _checked_placement(
+    placement: StagePlacement, num_stages: int, names: tuple[str, ...]
+) -> tuple[tuple[str, ...], ...]:
     if isinstance(placement, Mapping):
         if sorted(placement) != list(range(num_stages)):
             raise ProblemError(f"placement has stages {sorted(placement)}, expected 0 to {num_stages - 1}")

@@ -21,7 +21,7 @@ FORMAT = "skippipe.cluster/1"
 
 Name = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
-Pair = tuple[str, str]
+NamePair = tuple[str, str]
 
 
 class Node(StrictModel):
@@ -76,7 +76,7 @@ class PairLink(Link):
     destination: str | None = Field(default=None, alias="to")
 
     @property
-    def both_ways(self) -> Pair | None:
+    def both_ways(self) -> NamePair | None:
         """The two ends where the entry holds in both directions."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class PairLink(Link):
             raise ValueError("give either both ends in one list (both ways) or from and to (one way)")
         return self
 
-    def directions(self) -> tuple[Pair, ...]:
+    def directions(self) -> tuple[NamePair, ...]:
         """Return the (source, destination) pairs that the entry describes."""
         if self.both_ways is not None:
             first, second = self.both_ways
@@ -98,10 +98,10 @@ class PairLink(Link):
 class RegionLink(PairLink):
     """The link from every node of one region to every node of another (or of the same)."""
 
-    regions: Pair | None = None
+    regions: NamePair | None = None
 
     @property
-    def both_ways(self) -> Pair | None:
+    def both_ways(self) -> NamePair | None:
         """See `PairLink`."""
         return self.regions
 
@@ -109,15 +109,15 @@ class RegionLink(PairLink):
 class NodeLink(PairLink):
     """The link between two nodes."""
 
-    nodes: Pair | None = None
+    nodes: NamePair | None = None
 
     @property
-    def both_ways(self) -> Pair | None:
+    def both_ways(self) -> NamePair | None:
         """See `PairLink`."""
         return self.nodes
 
 
-class Links(StrictModel):
+class ClusterLinks(StrictModel):
     """All links; `contention` says whether transfers queue on a directed link or on a node's network card."""
 
     contention: Contention = "link"
@@ -133,7 +133,7 @@ class Cluster(StrictModel):
     format: Literal["skippipe.cluster/1"] = "skippipe.cluster/1"
     name: Name
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
-    links: Links
+    links: ClusterLinks
     task_overhead_s: Seconds = 0.0
     """For how long a node is busy after each task: handing over what the task needs and makes."""
 
@@ -198,13 +198,13 @@ def is_cluster_file(path: Path) -> bool:
     return content.get("format") == FORMAT or "nodes" in content
 
 
-def _by_direction(entries: Sequence[PairLink]) -> dict[Pair, Link]:
+def _by_direction(entries: Sequence[PairLink]) -> dict[NamePair, Link]:
     both_ways_first = sorted(entries, key=lambda entry: entry.both_ways is None)
     return {pair: entry for entry in both_ways_first for pair in entry.directions()}
 
 
 def _check_ends(key: str, kind: str, entries: Sequence[PairLink], known: list[str]) -> None:
-    seen: set[tuple[bool, Pair]] = set()
+    seen: set[tuple[bool, NamePair]] = set()
     for index, entry in enumerate(entries):
         for source, destination in entry.directions():
             for end in (source, destination):

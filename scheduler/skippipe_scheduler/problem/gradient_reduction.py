@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Links:
+class LinkSpeeds:
     """Seconds and Gbit/s from node to node. Where `cards_shared`, the messages of a node leave one behind the other."""
 
     latency_s: Mapping[str, Mapping[str, float]]
@@ -21,14 +21,14 @@ class Links:
         return gbit / self.gbit_per_s[source][sink]
 
 
-def ring_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
+def ring_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     """Return 2 (R - 1) steps, each of the slowest neighbour's latency and 1/R of the bytes."""
     following = [*nodes[1:], nodes[0]]
     slowest_s = max(links.message_s(*ends, gbit / len(nodes)) for ends in zip(nodes, following, strict=True))
     return 2 * (len(nodes) - 1) * slowest_s
 
 
-def tree_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
+def tree_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     """Return 2 ceil(log2 R) rounds of a binomial tree over the nodes in their order, the first its root.
 
     In round k = 0, 1, ... of the first half, node i + 2^k sends its sum to node i for every i that 2^(k+1) divides; the
@@ -46,7 +46,7 @@ def tree_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
     return total_s
 
 
-def direct_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
+def direct_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     """Return two halves, in each of which every node sends 1/R of the bytes to every other, all at once.
 
     In the first half a node gets what it has to add up, in the second it sends its sums. A half takes its longest
@@ -64,7 +64,7 @@ def direct_s(links: Links, nodes: Sequence[str], gbit: float) -> float:
     return 2 * max(map(leaving_s, nodes))
 
 
-SECONDS: dict[str, Callable[[Links, Sequence[str], float], float]] = {
+SECONDS: dict[str, Callable[[LinkSpeeds, Sequence[str], float], float]] = {
     "ring": ring_s,
     "tree": tree_s,
     "direct": direct_s,

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import Count, PositiveCount, PositiveSeconds, Seconds, StrictModel, parse, read_json
-from skippipe_scheduler.problem.gradient_reduction import SECONDS, Links
+from skippipe_scheduler.problem.gradient_reduction import SECONDS, LinkSpeeds
 from skippipe_scheduler.problem.pins import check_pins
 
 FORMAT: Final = "skippipe.problem/1"
@@ -282,7 +282,7 @@ class Problem(StrictModel):
             return self.costs.reduce_s
         if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
             return (0.0,) * self.num_stages
-        links = Links(self.costs.latency_s, self.costs.gbit_per_s, cards_shared=self.costs.contention == "node")
+        links = LinkSpeeds(self.costs.latency_s, self.costs.gbit_per_s, cards_shared=self.costs.contention == "node")
         return tuple(
             0.0 if len(nodes) == 1 else SECONDS[self.reduction](links, nodes, size_bytes * 8e-9)
             for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)

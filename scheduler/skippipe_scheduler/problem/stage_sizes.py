@@ -14,10 +14,10 @@ from skippipe_scheduler.problem.workload import stage_sizes
 _PARTS = (1 / 3, 2 / 3, 1.0)
 """Of memory in the shares; none is the rule of equal work."""
 
-Sizes = tuple[int, ...]
+StageSizes = tuple[int, ...]
 
 
-def size_choices(num_nodes: int, rules: Rules) -> list[Sizes]:
+def size_choices(num_nodes: int, rules: Rules) -> list[StageSizes]:
     """Return the sizes of stages that are worth a try, all different, those of equal work first.
 
     Hops are taken for equally long: then the time for which the k-th of P nodes on a route holds a microbatch is in
@@ -43,7 +43,7 @@ def size_variants(problem: Problem) -> list[Problem]:
     return [resized(problem, sizes) for sizes in dict.fromkeys([problem.sizes, *choices])]
 
 
-def resized(problem: Problem, sizes: Sizes) -> Problem:
+def resized(problem: Problem, sizes: StageSizes) -> Problem:
     """Return the problem with other sizes, its placement free; as many microbatches, shared evenly where origins have
     given numbers.
     """
@@ -60,13 +60,13 @@ def resized(problem: Problem, sizes: Sizes) -> Problem:
     )
 
 
-def keeps_pins(problem: Problem, sizes: Sizes) -> bool:
+def keeps_pins(problem: Problem, sizes: StageSizes) -> bool:
     """Return whether all pins fit and no stage opens to free nodes, whose memory may not suffice for it."""
     pinned = problem.pinned or {}
     return pins_within(pinned, sizes) == pinned and open_stages(pinned, sizes) <= open_stages(pinned, problem.sizes)
 
 
-def least_sizes(choices: Sequence[Sizes]) -> Sizes:
+def least_sizes(choices: Sequence[StageSizes]) -> StageSizes:
     """Return the fewest replicas that each stage has in any of the choices."""
     return tuple(min(sizes) for sizes in zip(*choices, strict=True))
 
@@ -92,7 +92,7 @@ def _shares(weights: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _whole(shares: Sequence[float], total: int) -> Sizes:
+def _whole(shares: Sequence[float], total: int) -> StageSizes:
     """Divide `total` by shares, at least 1 each, rests to the largest remainders."""
     spare = [share * total for share in shares]
     sizes = [max(1, int(each)) for each in spare]

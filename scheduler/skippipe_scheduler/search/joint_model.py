@@ -14,8 +14,8 @@ from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.slots.routes import count_routes, list_routes
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts, SlotRoute
-from skippipe_scheduler.slots.solution import Starts, State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
+from skippipe_scheduler.slots.solution import Solution, Starts
 
 MAX_CHOICES = 2500
 """Largest number of (microbatch, route) pairs for which the model is built."""
@@ -33,7 +33,7 @@ class JointResult:
     bound_s: float
 
 
-def modelled(layout: Layout) -> bool:
+def is_small_enough(layout: SlotModel) -> bool:
     """Return whether the problem is small enough for the joint model, with one route length and even origins."""
     if layout.problem.free_origins or layout.problem.rules.route_lengths is not None:
         return False
@@ -41,9 +41,9 @@ def modelled(layout: Layout) -> bool:
     return layout.lists_all_sequences and count_routes(layout) * len(layout.origins) <= MAX_CHOICES * origins
 
 
-def improve_jointly(
-    layout: Layout,
-    state: State,
+def solve_joint_model(
+    layout: SlotModel,
+    state: Solution,
     known: Sequence[SlotRoute],
     budget: Budget,
     seed: int,
@@ -52,12 +52,12 @@ def improve_jointly(
     part: float,
     at_most_s: float,
 ) -> JointResult | None:
-    """Solve the joint model from the hint of `state`, over all routes where it is `modelled`, else over those `known`.
+    """Solve the joint model from the hint of `state`: over all routes where it `is_small_enough`, else over `known`.
 
     The bound is then 0, because it would hold for the known routes alone. None where these are none, too many, or
     differ in length.
     """
-    whole = modelled(layout)
+    whole = is_small_enough(layout)
     if not whole and (not known or layout.problem.rules.route_lengths is not None):
         return None
     costs = SlotCosts(layout, state.placement)
@@ -82,7 +82,7 @@ class _JointModel:
     them.
     """
 
-    def __init__(self, costs: SlotCosts, state: State, by_origin: dict[int, list[SlotRoute]]) -> None:
+    def __init__(self, costs: SlotCosts, state: Solution, by_origin: dict[int, list[SlotRoute]]) -> None:
         self.model = cp_model.CpModel()
         self.costs = costs
         self.state = state

@@ -23,8 +23,8 @@ from skippipe_scheduler.search.kernel.arrays import (
 from skippipe_scheduler.search.kernel.loads import anneal_loads
 from skippipe_scheduler.search.kernel.packing import pack
 from skippipe_scheduler.search.kernel.timing import retime
-from skippipe_scheduler.slots.slot_model import Layout, Placement, SlotCosts, SlotRoute
-from skippipe_scheduler.slots.solution import Starts, State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
+from skippipe_scheduler.slots.solution import Solution, Starts
 
 _HEAT = 0.012
 """Rise of the score that the search accepts at first, relative to the best."""
@@ -47,10 +47,10 @@ _LOAD_STEPS_AT_A_TIME = 500_000
 """About a second, after which it can be stopped."""
 
 
-class Search:
+class LocalSearch:
     """Improves one schedule of a layout; all randomness comes from `seed`."""
 
-    def __init__(self, layout: Layout, seed: int, robustness: Robustness | None = None) -> None:
+    def __init__(self, layout: SlotModel, seed: int, robustness: Robustness | None = None) -> None:
         self.layout, self.seed = layout, seed
         self.free = layout.given_placement() is None
         self.instance = make_instance(layout, robustness)
@@ -62,7 +62,7 @@ class Search:
         self.steps = 0
         self.rate = _FIRST_CHUNK / _CHUNK_S
 
-    def start(self, placement: Placement, routes: Sequence[SlotRoute]) -> State:
+    def start(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Solution:
         """Begin at the best of a few insertion sequences for the given placement and routes."""
         self._allocate(placement, routes)
         if self.large:
@@ -84,7 +84,7 @@ class Search:
                     self._keep_better()
         return self._continue()
 
-    def _pack(self, placement: Placement, routes: Sequence[SlotRoute]) -> None:
+    def _pack(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
         """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
         costs = SlotCosts(self.layout, placement)
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
@@ -104,13 +104,13 @@ class Search:
 
     def lighten(
         self,
-        placement: Placement,
+        placement: SlotPlacement,
         routes: Sequence[SlotRoute],
         steps: int,
         *,
         exchange: bool = True,
         stop: threading.Event | None = None,
-    ) -> tuple[Placement, list[SlotRoute]]:
+    ) -> tuple[SlotPlacement, list[SlotRoute]]:
         """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.search.kernel.loads`).
 
         Where the placement is free, nodes are exchanged too if `exchange`. `stop` ends it early.
@@ -130,7 +130,7 @@ class Search:
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 
-    def resume(self, state: State) -> State:
+    def resume(self, state: Solution) -> Solution:
         """Begin at a given state, whose order is kept and timed anew."""
         self._allocate(state.placement, state.routes)
         fill(self.candidate, state.starts)
@@ -138,7 +138,7 @@ class Search:
             self._keep_better()
         return self._continue()
 
-    def mend(self, state: State) -> State:
+    def mend(self, state: Solution) -> Solution:
         """Begin at a state in which some microbatches have no starts: they are inserted, the order of the rest stays.
 
         Where that order breaks a rule by now, all are inserted anew.
@@ -153,7 +153,7 @@ class Search:
             return self._continue()
         return self.start(state.placement, state.routes)
 
-    def insert_in_turn(self, state: State) -> State:
+    def insert_in_turn(self, state: Solution) -> Solution:
         """Begin at the routes of a state, its microbatches inserted in the sequence of their starts."""
         self._allocate(state.placement, state.routes)
         sequence = np.argsort([row[0] for row in state.starts], kind="stable")
@@ -164,8 +164,8 @@ class Search:
         return self._continue()
 
     def improve(
-        self, budget: Budget, goal_s: float = 0.0, report: Callable[[State], None] | None = None, heat: float = 1.0
-    ) -> State:
+        self, budget: Budget, goal_s: float = 0.0, report: Callable[[Solution], None] | None = None, heat: float = 1.0
+    ) -> Solution:
         """Anneal from `heat` (relative) to nothing until the budget is spent or an iteration takes at most `goal_s`."""
         limit_s = goal_s * (1 + 1e-9) + 1e-9
         while not budget.exhausted and self.scores[2, 0] > limit_s:
@@ -188,10 +188,10 @@ class Search:
         recount(self.instance, self.current, self.work)
         self.scores[0] = self.scores[2]
 
-    def state(self) -> State:
+    def state(self) -> Solution:
         """Return the best state so far."""
         lengths = self.best.lengths.tolist()
-        return State(
+        return Solution(
             tuple(self.best.placement.tolist()),
             tuple(tuple(row[:length]) for row, length in zip(self.best.routes.tolist(), lengths, strict=True)),
             tuple(tuple(row[: 2 * length + 1]) for row, length in zip(self.best.starts.tolist(), lengths, strict=True)),
@@ -199,7 +199,7 @@ class Search:
             float(self.scores[2, 1]),
         )
 
-    def _allocate(self, placement: Placement, routes: Sequence[SlotRoute]) -> None:
+    def _allocate(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         width = max(self.width, _needed_width(routes, len(placement)))
         make: Callable[[], Schedule] = lambda: empty_schedule(np.array(placement), padded, lengths, width)  # noqa: E731
@@ -218,7 +218,7 @@ class Search:
             copy(self.best, self.candidate)
             self.scores[2] = self.scores[0]
 
-    def _continue(self) -> State:
+    def _continue(self) -> Solution:
         self.restart()
         return self.state()
 
@@ -249,7 +249,7 @@ class Search:
         return spent
 
 
-def make_instance(layout: Layout, robustness: Robustness | None = None) -> Instance:
+def make_instance(layout: SlotModel, robustness: Robustness | None = None) -> Instance:
     """Return a layout's problem as arrays."""
     problem, costs, rules = layout.problem, layout.problem.costs, layout.problem.rules
     names = problem.nodes
@@ -284,7 +284,7 @@ def make_instance(layout: Layout, robustness: Robustness | None = None) -> Insta
     )
 
 
-def _reductions(layout: Layout) -> tuple[Sequence[float], Sequence[float]]:
+def _reductions(layout: SlotModel) -> tuple[Sequence[float], Sequence[float]]:
     """Return fixed reduction seconds and, where they follow from the placement, gradient Gbit of every stage."""
     problem, costs = layout.problem, layout.problem.costs
     none = [0.0] * problem.num_stages
@@ -302,7 +302,7 @@ def _factors(robustness: Robustness | None) -> Floats:
     return np.exp(drawn)
 
 
-def _row_width(layout: Layout) -> int:
+def _row_width(layout: SlotModel) -> int:
     """Return tasks per slot to make room for: all that can be on it, or many times its fair share."""
     everything = 3 * len(layout.origins)
     smallest = min(layout.problem.sizes)

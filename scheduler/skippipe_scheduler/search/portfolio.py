@@ -10,13 +10,13 @@ from skippipe_scheduler.baselines.paper_method.method import best_run, route_set
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Progress, Robustness
-from skippipe_scheduler.search.joint_model import improve_jointly, modelled
+from skippipe_scheduler.search.joint_model import is_small_enough, solve_joint_model
 from skippipe_scheduler.search.kernel.jit import slowness
-from skippipe_scheduler.search.local_search import LARGE_TASKS, Search
+from skippipe_scheduler.search.local_search import LARGE_TASKS, LocalSearch
 from skippipe_scheduler.slots.placement import few_placements, random_placement, regional_placement
 from skippipe_scheduler.slots.routes import balanced_routes, choose_routes, priced_routes
-from skippipe_scheduler.slots.slot_model import Layout, Placement, SlotCosts, SlotRoute
-from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
+from skippipe_scheduler.slots.solution import Solution
 
 _MOST_STARTS_OF_GIVEN, _MOST_STARTS = 12, 24
 """Where the placement is given, and for each layout where it is free."""
@@ -58,15 +58,15 @@ _LARGE_STEP_S, _LARGE_TASK_S = 5e-5, 2.5e-9
 class Incumbent:
     """A state and the layout it belongs to."""
 
-    layout: Layout
-    state: State
+    layout: SlotModel
+    state: Solution
 
 
 @dataclass
-class Campaign:
+class PortfolioSearch:
     """Searches over one or more layouts (variants of one problem) within one budget."""
 
-    layouts: Sequence[Layout]
+    layouts: Sequence[SlotModel]
     budget: Budget
     seed: int
     num_workers: int
@@ -76,11 +76,11 @@ class Campaign:
     best: Incumbent | None = None
     announced_s: float = float("inf")
     lock: Lock = field(default_factory=Lock)
-    searches: list[Search] = field(default_factory=list)
+    searches: list[LocalSearch] = field(default_factory=list)
     known: Sequence[SlotRoute] = ()
     """Routes of the best of the race, where the placement is given."""
 
-    def run(self, warm: State | None = None) -> Incumbent:
+    def run(self, warm: Solution | None = None) -> Incumbent:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
         limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s / len(self.layouts)
         bounds = (lower_bounds(layout.problem, limit_s, self.budget.stop) for layout in self.layouts)
@@ -98,14 +98,14 @@ class Campaign:
             raise RuntimeError("a campaign without layouts")
         return self.best
 
-    def _resume(self, warm: State, pool: ThreadPoolExecutor) -> None:
+    def _resume(self, warm: Solution, pool: ThreadPoolExecutor) -> None:
         """Begin at an older plan: in its own order and, where there is time, with lighter loads in a new one."""
         layout = self.layouts[0]
         anew = self.num_workers if self._steps_left(layout) > layout.num_tasks else 0
         steps, stop = self._light_steps(layout, max(1, anew)), self.budget.stop
 
-        def begin(index: int) -> tuple[Search, State]:
-            search = Search(layout, self.seed + index, self.robustness)
+        def begin(index: int) -> tuple[LocalSearch, Solution]:
+            search = LocalSearch(layout, self.seed + index, self.robustness)
             if index == 0:
                 return search, search.mend(warm)
             return search, search.start(*search.lighten(warm.placement, warm.routes, steps, exchange=False, stop=stop))
@@ -114,14 +114,14 @@ class Campaign:
             self._add(search, state)
         self.searches = sorted(self.searches, key=lambda search: search.state().rank)[: max(1, self.num_workers)]
 
-    def _begin(self, layout: Layout, pool: ThreadPoolExecutor) -> None:
+    def _begin(self, layout: SlotModel, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads lightened first."""
         every = () if layout.given_placement() else few_placements(layout, _FEW_PLACEMENTS)
         count = len(every) or max(2, self._affordable_starts(layout) // len(self.layouts))
         steps = self._light_steps(layout, count)
 
-        def begin(index: int) -> tuple[Search, State]:
-            search = Search(layout, self.seed + index, self.robustness)
+        def begin(index: int) -> tuple[LocalSearch, Solution]:
+            search = LocalSearch(layout, self.seed + index, self.robustness)
             base = _base(layout, self.seed, index, every)
             placement, routes = search.lighten(*base, steps, exchange=not every, stop=self.budget.stop)
             return search, search.start(placement, routes)
@@ -132,16 +132,16 @@ class Campaign:
             self._begin_with_counts(layout)
             self._begin_with_teams(layout)
 
-    def _begin_with_counts(self, layout: Layout) -> None:
+    def _begin_with_counts(self, layout: SlotModel) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""
         placement = layout.given_placement() or ()
         choice = choose_routes(SlotCosts(layout, placement), self.budget, self.seed, self.num_workers, part=0.1)
         if len(self.layouts) == 1:
             self.bound_s = max(self.bound_s, choice.bound_s)
-        search = Search(layout, self.seed + _MOST_STARTS + 1, self.robustness)
+        search = LocalSearch(layout, self.seed + _MOST_STARTS + 1, self.robustness)
         self._add(search, search.start(placement, choice.routes))
 
-    def _begin_with_teams(self, layout: Layout) -> None:
+    def _begin_with_teams(self, layout: SlotModel) -> None:
         """Add searches from routes that groups of microbatches share (`skippipe_scheduler.baselines.paper_method`)."""
         placement = layout.given_placement() or ()
         affordable = self.budget.evaluations // 10 if self.budget.evaluations is not None else 1000 * self.budget.left_s
@@ -150,22 +150,22 @@ class Campaign:
         costs = SlotCosts(layout, placement)
         teams = islice(route_sets(costs, budget, self.seed), _TEAMS)
         for index, routes in enumerate(teams):
-            search = Search(layout, self.seed + _MOST_STARTS + 2 + index, self.robustness)
+            search = LocalSearch(layout, self.seed + _MOST_STARTS + 2 + index, self.robustness)
             self._add(search, search.resume(best_run(costs, routes)))
 
-    def _light_steps(self, layout: Layout, count: int) -> int:
+    def _light_steps(self, layout: SlotModel, count: int) -> int:
         step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
         if self.budget.evaluations is not None:
             return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
         return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
 
-    def _affordable_starts(self, layout: Layout) -> int:
+    def _affordable_starts(self, layout: SlotModel) -> int:
         """Return how many full annealings fit into the race."""
         most = _MOST_STARTS if layout.given_placement() is None else _MOST_STARTS_OF_GIVEN
         affordable = int(_race_part(layout) * self._steps_left(layout) / _full_annealing(layout))
         return min(most * len(self.layouts), affordable)
 
-    def _steps_left(self, layout: Layout) -> float:
+    def _steps_left(self, layout: SlotModel) -> float:
         """Return about how many steps all workers can still make."""
         if self.budget.evaluations is not None:
             return self.budget.evaluations - self.budget.spent
@@ -174,17 +174,17 @@ class Campaign:
             step_s = _LARGE_STEP_S + _LARGE_TASK_S * layout.num_tasks
         return self.num_workers * self.budget.left_s / slowness() / step_s
 
-    def _add(self, search: Search, state: State) -> None:
+    def _add(self, search: LocalSearch, state: Solution) -> None:
         self.searches.append(search)
         self._report(search, state)
 
-    def _report(self, search: Search, state: State) -> None:
+    def _report(self, search: LocalSearch, state: Solution) -> None:
         """Remember an improvement."""
         if self.best is None or state.rank < self.best.state.rank:
             self.best = Incumbent(search.layout, state)
         self._announce(state)
 
-    def _announce(self, state: State) -> None:
+    def _announce(self, state: Solution) -> None:
         """Tell the caller of an improvement, from any thread."""
         with self.lock:
             if self.progress is None or state.iteration_s >= self.announced_s:
@@ -193,7 +193,7 @@ class Campaign:
             spent = sum(one.steps for one in self.searches)
             self.progress(Progress(self.budget.elapsed_s, spent, state.iteration_s, self.bound_s))
 
-    def _anneal(self, pool: ThreadPoolExecutor, searches: Sequence[Search], part: float, heat: float) -> None:
+    def _anneal(self, pool: ThreadPoolExecutor, searches: Sequence[LocalSearch], part: float, heat: float) -> None:
         """Give every search its share of `part` of what is left; as many as there are workers run at a time."""
         at_once = min(len(searches), self.num_workers)
         each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
@@ -201,7 +201,7 @@ class Campaign:
         steps = part * self._steps_left(searches[0].layout) / len(searches)
         heat *= min(1.0, steps / _full_annealing(searches[0].layout)) ** 1.5
 
-        def improve(search: Search) -> tuple[Budget, State]:
+        def improve(search: LocalSearch) -> tuple[Budget, Solution]:
             budget = Budget(left.limit_s, left.evaluations, left.stop)
             return budget, search.improve(budget, self.bound_s, self._announce, heat)
 
@@ -227,17 +227,17 @@ class Campaign:
         if self.best is None or self._finished() or self.robustness:
             return
         layout, state = self.best.layout, self.best.state
-        part = _CROSSING_PART if self.known and not modelled(layout) else _JOINT_PART_OF_GIVEN
+        part = _CROSSING_PART if self.known and not is_small_enough(layout) else _JOINT_PART_OF_GIVEN
         part = _JOINT_PART if layout.given_placement() is None else part
         limits = {"part": part, "at_most_s": _JOINT_AT_MOST_S}
-        result = improve_jointly(layout, state, self.known, self.budget, self.seed, self.num_workers, **limits)
+        result = solve_joint_model(layout, state, self.known, self.budget, self.seed, self.num_workers, **limits)
         if result is None:
             return
         if layout.given_placement() is not None and len(self.layouts) == 1:
             self.bound_s = max(self.bound_s, min(result.bound_s, state.iteration_s))
         if result.routes is not None:
-            search = Search(layout, self.seed + _MOST_STARTS, self.robustness)
-            found = State(state.placement, result.routes, result.starts, state.iteration_s, state.score)
+            search = LocalSearch(layout, self.seed + _MOST_STARTS, self.robustness)
+            found = Solution(state.placement, result.routes, result.starts, state.iteration_s, state.score)
             self._add(search, search.resume(found))
             self.searches = sorted(self.searches, key=lambda one: one.state().rank)[:2]
 
@@ -263,8 +263,8 @@ class Campaign:
 
 
 def _base(
-    layout: Layout, seed: int, index: int, every: Sequence[Placement] = ()
-) -> tuple[Placement, Sequence[SlotRoute]]:
+    layout: SlotModel, seed: int, index: int, every: Sequence[SlotPlacement] = ()
+) -> tuple[SlotPlacement, Sequence[SlotRoute]]:
     """Return a placement (of `every` where given) and routes to lighten.
 
     The first is the most promising, the others differ.
@@ -276,11 +276,11 @@ def _base(
     return placement, priced_routes(SlotCosts(layout, placement), seed + index)
 
 
-def _race_part(layout: Layout) -> float:
+def _race_part(layout: SlotModel) -> float:
     return _RACE_PART_OF_JOINT if _joint_follows(layout) else _RACE_PART
 
 
-def _full_annealing(layout: Layout) -> int:
+def _full_annealing(layout: SlotModel) -> int:
     if _joint_follows(layout):
         return _STEPS_PER_TASK_OF_JOINT * layout.num_tasks
     if layout.given_placement() is not None:
@@ -288,5 +288,5 @@ def _full_annealing(layout: Layout) -> int:
     return int(_STEPS_PER_TASK * layout.num_tasks * min(1.0, layout.num_tasks / _STEPS_FROM_TASKS))
 
 
-def _joint_follows(layout: Layout) -> bool:
-    return layout.given_placement() is not None and modelled(layout)
+def _joint_follows(layout: SlotModel) -> bool:
+    return layout.given_placement() is not None and is_small_enough(layout)

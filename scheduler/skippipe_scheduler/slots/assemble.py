@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.plan.plan import Operation, Plan, Predicted, Route, Solver, Stage, Task
+from skippipe_scheduler.plan.plan import Operation, Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
-from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
+from skippipe_scheduler.slots.solution import Solution
 
 
-def draft_plan(layout: Layout, state: State) -> Plan:
+def draft_plan(layout: SlotModel, state: Solution) -> Plan:
     """Return the plan of a state without predicted times."""
     problem, costs = layout.problem, SlotCosts(layout, state.placement)
     names = [problem.nodes[rank] for rank in costs.placement]
@@ -50,7 +50,9 @@ def draft_plan(layout: Layout, state: State) -> Plan:
     )
 
 
-def finished_plan(layout: Layout, state: State, bound_s: float, solver: Solver, layers: Sequence[int] | None) -> Plan:
+def finished_plan(
+    layout: SlotModel, state: Solution, bound_s: float, solver: Solver, layers: Sequence[int] | None
+) -> Plan:
     """Return the plan of a state, timed by the exact simulator."""
     plan = draft_plan(layout, state)
     if layers is not None:
@@ -65,10 +67,10 @@ def finished_plan(layout: Layout, state: State, bound_s: float, solver: Solver, 
     return plan.model_copy(update={"predicted": predicted, "solver": solver})
 
 
-def _stages(layers: Sequence[int], nodes: Sequence[tuple[str, ...]]) -> tuple[Stage, ...]:
+def _stages(layers: Sequence[int], nodes: Sequence[tuple[str, ...]]) -> tuple[PlanStage, ...]:
     if len(layers) != len(nodes) or min(layers) < 1:
         raise ProblemError(f"layers {list(layers)} must give each of {len(nodes)} stages at least one layer")
     ends = accumulate(layers)
     return tuple(
-        Stage(layers=(end - size, end), nodes=held) for end, size, held in zip(ends, layers, nodes, strict=True)
+        PlanStage(layers=(end - size, end), nodes=held) for end, size, held in zip(ends, layers, nodes, strict=True)
     )

@@ -4,10 +4,10 @@ import random
 from collections.abc import Iterator
 from itertools import combinations, islice
 
-from skippipe_scheduler.slots.slot_model import Layout, Placement
+from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 
 
-def regional_placement(layout: Layout) -> Placement:
+def regional_placement(layout: SlotModel) -> SlotPlacement:
     """Return a placement that gives every region its share of every stage, so that routes can stay near.
 
     Within a region, nodes with much memory and fast ones hold early stages, where microbatches stay longest.
@@ -28,14 +28,14 @@ def regional_placement(layout: Layout) -> Placement:
     return with_pins(layout, tuple(rank for replicas in held for rank in replicas))
 
 
-def random_placement(layout: Layout, seed: int) -> Placement:
+def random_placement(layout: SlotModel, seed: int) -> SlotPlacement:
     """Return a random placement: a uniform one, in which the pinned nodes are then put where they belong."""
     nodes = list(range(len(layout.problem.nodes)))
     random.Random(seed).shuffle(nodes)
     return with_pins(layout, tuple(nodes))
 
 
-def with_pins(layout: Layout, placement: Placement) -> Placement:
+def with_pins(layout: SlotModel, placement: SlotPlacement) -> SlotPlacement:
     """Return the placement with every pinned node at its stage: it changes places with one that is not pinned there.
 
     That one is of the same region where there is such a one.
@@ -52,14 +52,14 @@ def with_pins(layout: Layout, placement: Placement) -> Placement:
     return tuple(nodes)
 
 
-def few_placements(layout: Layout, most: int) -> tuple[Placement, ...]:
+def few_placements(layout: SlotModel, most: int) -> tuple[SlotPlacement, ...]:
     """Return all placements, replicas of a stage taken as alike, where there are at most `most`; else none."""
     free = tuple(rank for rank, stage in enumerate(layout.pinned) if stage < 0)
     found = tuple(islice(_placements(layout, free), most + 1))
     return found if len(found) <= most else ()
 
 
-def _placements(layout: Layout, free: tuple[int, ...], stage: int = 0) -> Iterator[Placement]:
+def _placements(layout: SlotModel, free: tuple[int, ...], stage: int = 0) -> Iterator[SlotPlacement]:
     """Yield the placements of `stage` and those after it: pinned nodes, then some of the `free` ones."""
     sizes = layout.problem.sizes
     if stage == len(sizes):
@@ -72,7 +72,7 @@ def _placements(layout: Layout, free: tuple[int, ...], stage: int = 0) -> Iterat
             yield held + chosen + others
 
 
-def _deal(layout: Layout) -> list[int]:
+def _deal(layout: SlotModel) -> list[int]:
     """Return one stage per node in turn: always the one that is furthest behind its share."""
     sizes = layout.problem.sizes
     whole = sum(sizes)

@@ -19,7 +19,7 @@ from ortools.sat.python import cp_model
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.problem.coverage import even_sequences
 from skippipe_scheduler.problem.infeasibility import check_feasible
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts, SlotRoute
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
 MAX_ROUTES = 2500
 _MAX_SEQUENCES = 60
@@ -44,7 +44,7 @@ class RouteChoice:
     bound_s: float
 
 
-def count_routes(layout: Layout) -> int:
+def count_routes(layout: SlotModel) -> int:
     """Return the number of routes along the sequences of `layout`."""
     return sum(prod(len(layout.slots_of[stage]) for stage in sequence) for sequence in layout.sequences)
 
@@ -73,7 +73,7 @@ def list_routes(costs: SlotCosts, seed: int, limit: int = MAX_ROUTES) -> Candida
     return Candidates(tuple(found), complete=False)
 
 
-def spread_sequences(layout: Layout, rng: random.Random, count: int) -> list[tuple[int, ...]]:
+def spread_sequences(layout: SlotModel, rng: random.Random, count: int) -> list[tuple[int, ...]]:
     """Return up to `count` legal sequences that visit the stages about equally often."""
     visits = [0] * layout.problem.num_stages
     rest = list(layout.sequences)
@@ -155,7 +155,7 @@ class _CountModel:
         for slot in range(len(layout.stage_of)):
             self._limit(costs, slot)
 
-    def _balance(self, layout: Layout) -> None:
+    def _balance(self, layout: SlotModel) -> None:
         for stage, bounds in layout.limits.items():
             here = set(layout.slots_of[stage])
             visits = sum(v for v, route in zip(self.counts, self.routes, strict=True) if here.intersection(route))
@@ -187,7 +187,7 @@ class _CountModel:
         self.model.minimize(sum(v * trip for v, trip in zip(self.counts, trips, strict=True)))
 
 
-def balanced_routes(layout: Layout, seed: int) -> tuple[SlotRoute, ...]:
+def balanced_routes(layout: SlotModel, seed: int) -> tuple[SlotRoute, ...]:
     """Return routes that cover the stages and load the slots evenly, whatever they cost.
 
     Each origin's microbatches go together as far as the even load allows, which makes teams of slots.
@@ -250,7 +250,7 @@ def _rooms(costs: SlotCosts, sequences: Sequence[tuple[int, ...]]) -> npt.NDArra
 
 
 def _cheapest_with_room(
-    layout: Layout,
+    layout: SlotModel,
     hop_s: npt.NDArray[np.float64],
     work_s: npt.NDArray[np.float64],
     origin: int,
@@ -274,7 +274,7 @@ def _cheapest_with_room(
     return tuple(reversed(route))
 
 
-def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
+def balanced_sequences(layout: SlotModel, seed: int) -> list[tuple[int, ...]]:
     """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` naming the rules that
     conflict where there are none.
     """
@@ -285,7 +285,7 @@ def balanced_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]]:
     return found
 
 
-def _few_sequences(layout: Layout, seed: int) -> list[tuple[int, ...]] | None:
+def _few_sequences(layout: SlotModel, seed: int) -> list[tuple[int, ...]] | None:
     """Return sequences with even coverage, few of them different, or None where those of the layout have none."""
     model, solver, rng = cp_model.CpModel(), cp_model.CpSolver(), random.Random(seed)
     total = len(layout.origins)

@@ -13,14 +13,14 @@ from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.rules import sample_sequences, stage_sequences
 
 MAX_SEQUENCES = 2000
-Placement = tuple[int, ...]
+SlotPlacement = tuple[int, ...]
 """Index (rank) of the node in each slot; slots are numbered stage by stage."""
 SlotRoute = tuple[int, ...]
 """Slots that one microbatch visits, origin first."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class SlotModel:
     """What a problem fixes before any node is placed."""
 
     problem: Problem
@@ -85,14 +85,14 @@ class Layout:
         pins = self.problem.pinned or {}
         return tuple(pins.get(node, -1) for node in self.problem.nodes)
 
-    def given_placement(self) -> Placement | None:
+    def given_placement(self) -> SlotPlacement | None:
         """Return the placement that the problem fixes, if it does."""
         if self.problem.stages is None:
             return None
         rank = {node: index for index, node in enumerate(self.problem.nodes)}
         return tuple(rank[node] for stage in self.problem.stages for node in stage.nodes)
 
-    def stages(self, placement: Placement) -> tuple[tuple[str, ...], ...]:
+    def stages(self, placement: SlotPlacement) -> tuple[tuple[str, ...], ...]:
         """Return the node names of each stage."""
         return tuple(tuple(self.problem.nodes[placement[slot]] for slot in slots) for slots in self.slots_of)
 
@@ -108,7 +108,7 @@ class Layout:
 class SlotCosts:
     """Costs by slot under one placement, in plain lists because the search reads them in its inner loop."""
 
-    def __init__(self, layout: Layout, placement: Placement) -> None:
+    def __init__(self, layout: SlotModel, placement: SlotPlacement) -> None:
         problem, costs = layout.problem, layout.problem.costs
         names = [problem.nodes[rank] for rank in placement]
         weights = [problem.stage_weight[stage] for stage in layout.stage_of]

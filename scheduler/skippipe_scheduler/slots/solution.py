@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from skippipe_scheduler.slots.slot_model import Placement, SlotRoute
+from skippipe_scheduler.slots.slot_model import SlotPlacement, SlotRoute
 
 Starts = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class State:
+class Solution:
     """Placement, routes and starts by slot, and what the search thinks of them."""
 
-    placement: Placement
+    placement: SlotPlacement
     routes: tuple[SlotRoute, ...]
     starts: Starts
     """Seconds at which every task of every microbatch starts."""

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.problem.build import Layers, OpenLayers
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.workload import split_layers
 from skippipe_scheduler.search.kernel.jit import prepare, slowness
 from skippipe_scheduler.slots.placement import regional_placement
 from skippipe_scheduler.slots.routes import priced_routes
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
-from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
+from skippipe_scheduler.slots.solution import Solution
 from skippipe_scheduler.solve.solve import solve_variants
 
 Variants = Callable[[Problem], Sequence[Problem]]
@@ -38,7 +38,7 @@ _LEAST_LEFT = 0.05
 
 
 def choose_layers(
-    open_layers: OpenLayers, options: SolveOptions, variants: Variants = lambda problem: [problem]
+    open_layers: LayerSplitProblem, options: SolveOptions, variants: Variants = lambda problem: [problem]
 ) -> tuple[Problem, SolveOptions]:
     """Return the problem with the best split found, and the options with the rest of their budget.
 
@@ -73,7 +73,7 @@ def _rest(options: SolveOptions, budget: Budget) -> SolveOptions:
     )
 
 
-def _first_split(open_layers: OpenLayers) -> Layers:
+def _first_split(open_layers: LayerSplitProblem) -> LayersPerStage:
     """Return the even split or, where stages are too large for their nodes, one with fewer layers there."""
     layers = [*split_layers(open_layers.num_layers, open_layers.num_stages)]
     too_large: set[int] = set()
@@ -107,38 +107,38 @@ class _Trial:
 class _Trials:
     """Short searches for the plans of splits, each remembered."""
 
-    open_layers: OpenLayers
+    open_layers: LayerSplitProblem
     options: SolveOptions
     variants: Variants
     budget: Budget
-    done: dict[Layers, _Trial | None] = field(default_factory=dict)
+    done: dict[LayersPerStage, _Trial | None] = field(default_factory=dict)
 
-    def of(self, layers: Layers) -> _Trial | None:
+    def of(self, layers: LayersPerStage) -> _Trial | None:
         """Return the trial of a split; None where its stages do not fit the nodes' memory."""
         if layers not in self.done:
             self.done[layers] = self._try(layers)
         return self.done[layers]
 
-    def _try(self, layers: Layers) -> _Trial | None:
+    def _try(self, layers: LayersPerStage) -> _Trial | None:
         try:
             problem = self.open_layers.pose(layers)
         except InfeasibleError:
             return None
-        found = [self._search(Layout(variant)) for variant in self.variants(problem)]
+        found = [self._search(SlotModel(variant)) for variant in self.variants(problem)]
         return min(found, key=lambda trial: trial.iteration_s)
 
-    def ranked(self) -> list[Layers]:
+    def ranked(self) -> list[LayersPerStage]:
         """Return the splits tried, the best first."""
         fitting = {layers: trial.iteration_s for layers, trial in self.done.items() if trial is not None}
         return sorted(fitting, key=lambda layers: fitting[layers])
 
-    def _search(self, layout: Layout) -> _Trial:
-        from skippipe_scheduler.search.local_search import Search
+    def _search(self, layout: SlotModel) -> _Trial:
+        from skippipe_scheduler.search.local_search import LocalSearch
 
         steps = max(_LEAST_STEPS, int(_STEPS_PER_TASK * layout.num_tasks / self._slowness))
         placement = layout.given_placement() or regional_placement(layout)
         routes = priced_routes(SlotCosts(layout, placement), self.options.seed)
-        search = Search(layout, self.options.seed, self.options.robustness)
+        search = LocalSearch(layout, self.options.seed, self.options.robustness)
         search.start(*search.lighten(placement, routes, steps))
         used = Budget(self.budget.limit_s / _TRIALS, None, self.options.stop)
         if self.budget.evaluations is not None:
@@ -152,7 +152,7 @@ class _Trials:
         return 1.0 if self.budget.repeatable else slowness()
 
 
-def _work_s(layout: Layout, state: State) -> tuple[float, ...]:
+def _work_s(layout: SlotModel, state: Solution) -> tuple[float, ...]:
     costs = SlotCosts(layout, state.placement)
     busy_s = [0.0] * len(layout.stage_of)
     for route in state.routes:
@@ -162,7 +162,7 @@ def _work_s(layout: Layout, state: State) -> tuple[float, ...]:
     return tuple(max(busy_s[slot] for slot in slots) for slots in layout.slots_of)
 
 
-def _climb(trials: _Trials, layers: Layers) -> None:
+def _climb(trials: _Trials, layers: LayersPerStage) -> None:
     """Move layers, one at a time, as long as that shortens the iteration and the budget lasts."""
     best = trials.of(layers)
     while best is not None:
@@ -177,7 +177,7 @@ def _climb(trials: _Trials, layers: Layers) -> None:
             return
 
 
-def _neighbours(layers: Layers, work_s: Sequence[float]) -> Iterator[Layers]:
+def _neighbours(layers: LayersPerStage, work_s: Sequence[float]) -> Iterator[LayersPerStage]:
     """Yield the splits with one layer moved, first from the stage with the busiest node to the one with the idlest."""
     stages = range(len(layers))
     moves = [(giver, taker) for giver in stages for taker in stages if giver != taker and layers[giver] > 1]
@@ -191,8 +191,8 @@ def _compare_steps(options: SolveOptions) -> int | None:
 
 
 def _shortest(
-    open_layers: OpenLayers, options: SolveOptions, variants: Variants, finalists: Sequence[Layers]
-) -> Layers:
+    open_layers: LayerSplitProblem, options: SolveOptions, variants: Variants, finalists: Sequence[LayersPerStage]
+) -> LayersPerStage:
     """Return the split with the shortest plan when all are solved with the same budget, the first of equals."""
     from skippipe_scheduler.search import portfolio as campaign  # noqa: F401 (loaded here, or the first finalist would lose this time)
 

@@ -8,7 +8,7 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules, StageNodes
 
 
-def problem_beside(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:
+def other_routes_problem(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:
     """Return the problem of routing the microbatches of `plan` over its placement by `rules`, at its own costs.
 
     Raises `ProblemError` where the rules are for another number of stages.
@@ -27,14 +27,14 @@ def problem_beside(plan: Plan, rules: Rules, *, free_origins: bool = False) -> P
     )
 
 
-def plan_beside(plan: Plan, rules: Rules, options: SolveOptions, *, free_origins: bool = False) -> Plan:
+def solve_other_routes(plan: Plan, rules: Rules, options: SolveOptions, *, free_origins: bool = False) -> Plan:
     """Return the best plan found by `rules` on the placement of `plan`.
 
-    Raises `InfeasibleError` naming the rules that conflict, `ProblemError` as `problem_beside` does.
+    Raises `InfeasibleError` naming the rules that conflict, `ProblemError` as `other_routes_problem` does.
     """
     from skippipe_scheduler.solve.solve import solve
 
-    problem = problem_beside(plan, rules, free_origins=free_origins)
+    problem = other_routes_problem(plan, rules, free_origins=free_origins)
     return solve(problem, options, layers=plan.layers_per_stage)
 
 

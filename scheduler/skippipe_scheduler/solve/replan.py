@@ -9,8 +9,8 @@ from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.pins import pins_within
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.placement import with_pins
-from skippipe_scheduler.slots.slot_model import Layout, Placement, SlotRoute
-from skippipe_scheduler.slots.solution import Starts, State
+from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement, SlotRoute
+from skippipe_scheduler.slots.solution import Solution, Starts
 from skippipe_scheduler.solve.solve import solve
 
 
@@ -21,14 +21,14 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
     those that went through a node that is gone. Where the rules or the number of microbatches are others, the search
     begins anew. Raises what `solve` raises.
     """
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     similar = plan.rules == problem.rules and len(plan.microbatches) == len(layout.origins)
     if not similar:
         return solve(problem, options, layers=layers)
     placement = layout.given_placement() or _placement(plan, problem)
     routes = _routes(plan, layout, placement)
     starts = _starts(plan, layout, placement, routes)
-    warm = State(placement, routes, starts, iteration_s=0.0, score=0.0)
+    warm = Solution(placement, routes, starts, iteration_s=0.0, score=0.0)
     return solve(problem, options, layers=layers, warm=warm)
 
 
@@ -68,7 +68,7 @@ def _pins_without(problem: Problem, node: str, sizes: Sequence[int]) -> dict[str
     return pins_within(pinned, sizes) or None
 
 
-def _placement(plan: Plan, problem: Problem) -> Placement:
+def _placement(plan: Plan, problem: Problem) -> SlotPlacement:
     """Keep nodes at their stages; those that are new, or too many for their stage's size, fill what is left."""
     rank = {node: index for index, node in enumerate(problem.nodes)}
     kept = [
@@ -80,10 +80,10 @@ def _placement(plan: Plan, problem: Problem) -> Placement:
     for nodes, size in zip(kept, problem.sizes, strict=True):
         while len(nodes) < size:
             nodes.append(spare.pop(0))
-    return with_pins(Layout(problem), tuple(node for nodes in kept for node in nodes))
+    return with_pins(SlotModel(problem), tuple(node for nodes in kept for node in nodes))
 
 
-def _routes(plan: Plan, layout: Layout, placement: Placement) -> tuple[SlotRoute, ...]:
+def _routes(plan: Plan, layout: SlotModel, placement: SlotPlacement) -> tuple[SlotRoute, ...]:
     """Keep the routes; what is gone is replaced by the least visited replica of the same stage."""
     slot_of = {layout.problem.nodes[rank]: slot for slot, rank in enumerate(placement)}
     stage_of = layout.stage_of
@@ -117,7 +117,7 @@ def _routes(plan: Plan, layout: Layout, placement: Placement) -> tuple[SlotRoute
     return tuple(tuple(route) for route in routes)
 
 
-def _starts(plan: Plan, layout: Layout, placement: Placement, routes: Sequence[SlotRoute]) -> Starts:
+def _starts(plan: Plan, layout: SlotModel, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Starts:
     """Return the old starts of the microbatches whose routes are as before, nothing for the others."""
     begun: dict[tuple[int, str, str], float] = {
         (task.microbatch, task.operation, task.node): task.start_s for task in simulate(plan).tasks

@@ -13,12 +13,12 @@ from skippipe_scheduler.problem.infeasibility import check_feasible
 from skippipe_scheduler.problem.problem import Problem, StageNodes
 from skippipe_scheduler.search.kernel.jit import prepare
 from skippipe_scheduler.slots.assemble import finished_plan
-from skippipe_scheduler.slots.slot_model import Layout
+from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.solve.split_backward import plan_weight_gradients
 
 if TYPE_CHECKING:
-    from skippipe_scheduler.search.portfolio import Campaign
-    from skippipe_scheduler.slots.solution import State
+    from skippipe_scheduler.search.portfolio import PortfolioSearch
+    from skippipe_scheduler.slots.solution import Solution
 
 SPLIT_SHARE = 0.15
 """Part of the budget that goes into splitting backwards, where the problem allows it."""
@@ -27,7 +27,7 @@ __all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind"
 
 
 def solve(
-    problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None, warm: "State | None" = None
+    problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None, warm: "Solution | None" = None
 ) -> Plan:
     """Return the best plan found for `problem` within `options`, with predicted times and a lower bound.
 
@@ -55,18 +55,18 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     The order is the better of the blind one and first-come insertions at the true costs, so that the plan
     cannot deadlock. `stages` fixes the placement, usually to that of the plan it is compared with.
     """
-    from skippipe_scheduler.search.local_search import Search
+    from skippipe_scheduler.search.local_search import LocalSearch
 
     fixed = _fix(problem, stages)
     budget = options.budget()
     check_feasible(fixed)
     if fixed.stages is None:
-        found = _campaign([Layout(fixed)], options, budget.share(0.2)).run()
+        found = _campaign([SlotModel(fixed)], options, budget.share(0.2)).run()
         fixed = _fix(fixed, found.layout.stages(found.state.placement))
-    layout = Layout(fixed)
+    layout = SlotModel(fixed)
     searched = 0.8 * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
-    blind = _campaign([Layout(network_blind(fixed))], options, budget.share(searched)).run()
-    search = Search(layout, options.seed)
+    blind = _campaign([SlotModel(network_blind(fixed))], options, budget.share(searched)).run()
+    search = LocalSearch(layout, options.seed)
     state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
     bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s, budget.stop)
     plan = finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
@@ -90,10 +90,10 @@ def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
 
 
 def _solve_best(
-    variants: Sequence[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "State | None"
+    variants: Sequence[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "Solution | None"
 ) -> Plan:
     budget = options.budget()
-    layouts = [Layout(problem) for problem in variants]
+    layouts = [SlotModel(problem) for problem in variants]
     for problem in variants:
         check_feasible(problem)
     splits = any(problem.costs.weight_s for problem in variants)
@@ -107,12 +107,12 @@ def _solve_best(
     return _split(plan, found.layout.problem, budget, options)
 
 
-def _campaign(layouts: list[Layout], options: SolveOptions, budget: Budget) -> "Campaign":
+def _campaign(layouts: list[SlotModel], options: SolveOptions, budget: Budget) -> "PortfolioSearch":
     # The kernel is imported here, because compiling it may not be worth its time.
     prepare(options.time_limit_s if options.max_evaluations is None else None)
-    from skippipe_scheduler.search.portfolio import Campaign
+    from skippipe_scheduler.search.portfolio import PortfolioSearch
 
-    return Campaign(layouts, budget, options.seed, options.num_workers, options.robustness)
+    return PortfolioSearch(layouts, budget, options.seed, options.num_workers, options.robustness)
 
 
 def _solver(options: SolveOptions, budget: Budget) -> Solver:

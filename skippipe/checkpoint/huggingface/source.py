@@ -14,7 +14,7 @@ GGUF_NEEDS = ("gguf", "accelerate")
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Where a pretrained model lies: its directory and, for GGUF, the file in it."""
 
     folder: Path
@@ -25,7 +25,7 @@ class Source:
         return str(self.folder / self.gguf_file if self.gguf_file else self.folder)
 
 
-def find_source(path: Path) -> Source:
+def find_source(path: Path) -> WeightSource:
     """Return what `path` names: a .gguf file, a directory with one, or one with config.json and safetensors.
 
     Raises `InputError` saying what is missing.
@@ -37,7 +37,7 @@ def find_source(path: Path) -> Source:
     if (path / "config.json").is_file():
         if not any(path.glob("*.safetensors")):
             raise InputError(f"{path}: no *.safetensors beside config.json; other formats run code and are not read")
-        return Source(path)
+        return WeightSource(path)
     files = sorted(path.glob("*.gguf"))
     if len(files) != 1:
         found = f"{len(files)} .gguf files; name one of them" if files else "neither config.json nor a .gguf file"
@@ -45,7 +45,7 @@ def find_source(path: Path) -> Source:
     return _gguf(files[0])
 
 
-def load_model(source: Source) -> PreTrainedModel:
+def load_model(source: WeightSource) -> PreTrainedModel:
     """Return the whole model on the CPU in the dtype it is stored in, GGUF dequantised to fp32.
 
     Raises `InputError` where it cannot be read, `ConfigError` where its architecture cannot be split into stages.
@@ -55,7 +55,7 @@ def load_model(source: Source) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(source: Source) -> Any:
+def load_tokenizer(source: WeightSource) -> Any:
     """Return the tokenizer of the library; raise `InputError` where there is none."""
     return _load(AutoTokenizer, source)
 
@@ -70,18 +70,18 @@ def plain_config(model: PreTrainedModel) -> PretrainedConfig:
     return config
 
 
-def _gguf(path: Path) -> Source:
+def _gguf(path: Path) -> WeightSource:
     missing = [name for name in GGUF_NEEDS if find_spec(name) is None]
     if missing:
         raise InputError(f"{path}: reading GGUF needs {' and '.join(missing)}; pip install 'skippipe[gguf]'")
-    return Source(path.parent, path.name)
+    return WeightSource(path.parent, path.name)
 
 
-def _only_safe(source: Source) -> dict[str, Any]:
+def _only_safe(source: WeightSource) -> dict[str, Any]:
     return {} if source.gguf_file else {"use_safetensors": True}
 
 
-def _load(library: Any, source: Source, **options: Any) -> Any:
+def _load(library: Any, source: WeightSource, **options: Any) -> Any:
     if source.gguf_file:
         options["gguf_file"] = source.gguf_file
     try:

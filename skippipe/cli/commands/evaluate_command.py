@@ -67,12 +67,12 @@ def command(
     """
     from dataclasses import asdict
 
-    from skippipe.inference.distributed.session import opened
-    from skippipe.inference.evaluation.perplexity import Options, evaluate, write_evaluation
+    from skippipe.inference.distributed.session import open_model
+    from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate, write_evaluation
 
     of_tasks = {name: options.pop(name) for name in ("tasks", "include_path", "limit", "num_fewshot", "batch_size")}
-    chosen = Options(**options, tasks=_task_options(**of_tasks))
-    with opened(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
+    chosen = PerplexityOptions(**options, tasks=_task_options(**of_tasks))
+    with open_model(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
         if model is None:
             return
         evaluation = evaluate(model, policies=policies, keeps=keeps, options=chosen)

@@ -65,10 +65,10 @@ def command(
     are computed together and printed at the end. Options of sampling are those of transformers. Start it with torchrun
     to spread a run's stages over several processes.
     """
-    from skippipe.inference.distributed.session import opened
+    from skippipe.inference.distributed.session import open_model
     from skippipe.inference.generation.generation import Sampling, generate
     from skippipe.inference.generation.speculative import draft_layers, speculate_all
-    from skippipe.inference.policies.base import Request
+    from skippipe.inference.policies.base import PolicyContext
     from skippipe.inference.policies.registry import build_policy
     from skippipe.inference.text import PromptTokenizer, TextSource, streaming
 
@@ -76,13 +76,13 @@ def command(
     sampling.processors()
     if num_drafted is not None and sampling.changes_scores:
         raise click.UsageError("--speculative gives the likeliest tokens: leave out --do-sample and the penalty")
-    with opened(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
+    with open_model(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
         if model is None:
             return
         tokenizer, decoder = PromptTokenizer(model), model.decoder
         ids = [tokenizer.encode(prompt) for prompt in prompts]
         text = TextSource(model)
-        request = Request(
+        request = PolicyContext(
             decoder,
             keep,
             seed=seed,

@@ -13,10 +13,10 @@ from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from skippipe.planning.experiment_plan import PlanWithBaselines
-    from skippipe.planning.experiment_problem import Sizes
+    from skippipe.planning.experiment_problem import StageSizeSource
     from skippipe_scheduler.options import SolveOptions
     from skippipe_scheduler.plan.plan import Plan
-    from skippipe_scheduler.problem.build import OpenLayers
+    from skippipe_scheduler.problem.build import LayerSplitProblem
     from skippipe_scheduler.problem.problem import Problem
 
 
@@ -83,12 +83,18 @@ def command(
             click.echo(f"written: {path}")
 
 
-def _from_experiment(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
+def _from_experiment(
+    path: Path, overrides: tuple[str, ...]
+) -> "tuple[Problem | LayerSplitProblem, SolveOptions, StageSizeSource]":
     from skippipe.config.experiment_file import load_experiment
-    from skippipe.planning.experiment_problem import experiment_options, experiment_problem, experiment_sizes
+    from skippipe.planning.experiment_problem import (
+        experiment_options,
+        experiment_problem,
+        experiment_stage_size_source,
+    )
 
     experiment = load_experiment(path, overrides)
-    return experiment_problem(experiment), experiment_options(experiment), experiment_sizes(experiment)
+    return experiment_problem(experiment), experiment_options(experiment), experiment_stage_size_source(experiment)
 
 
 def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
@@ -111,7 +117,9 @@ def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
     return f"memory: fullest is {fullest.node} with {size_text(fullest.total_bytes)} of {limit} ({fullest})"
 
 
-def _from_problem(path: Path, overrides: tuple[str, ...]) -> "tuple[Problem | OpenLayers, SolveOptions, Sizes]":
+def _from_problem(
+    path: Path, overrides: tuple[str, ...]
+) -> "tuple[Problem | LayerSplitProblem, SolveOptions, StageSizeSource]":
     from skippipe_scheduler.problem.problem import load_problem
     from skippipe_scheduler.solve.solve import SolveOptions
 
@@ -130,7 +138,7 @@ def what_binds(problem: "Problem") -> str:
 
 
 def _solve(
-    problem: "Problem | OpenLayers", options: "SolveOptions", sizes: "Sizes", warm_path: Path | None
+    problem: "Problem | LayerSplitProblem", options: "SolveOptions", sizes: "StageSizeSource", warm_path: Path | None
 ) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
     from skippipe.planning.experiment_plan import plan_with_baselines

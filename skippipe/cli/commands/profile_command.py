@@ -85,15 +85,15 @@ def prepare(
     """Return this rank's device and what is to be measured; raise on every rank where one cannot."""
     import torch
 
-    from skippipe.cluster.compute_speed import Workload, typical_workload
+    from skippipe.cluster.compute_speed import ProbeWorkload, typical_workload
     from skippipe.cluster.profile import ProfileOptions
     from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device
     from skippipe.planning.experiment_workload import experiment_workload
-    from skippipe.runtime.ranks.exchange import gather
+    from skippipe.runtime.ranks.exchange import all_gather_json
 
     if experiment is None:
-        gather(context, "profile/device", lambda: str(choose_device(device, context.local_rank)))
+        all_gather_json(context, "profile/device", lambda: str(choose_device(device, context.local_rank)))
         chosen = choose_device(device, context.local_rank)
         return chosen, ProfileOptions(typical_workload(chosen), mean_layers=None)
     training = experiment.training
@@ -104,12 +104,12 @@ def prepare(
         check_dtype(found, dtype, "training.dtype")
         return str(found)
 
-    gather(context, "profile/device", check)
+    all_gather_json(context, "profile/device", check)
     if training.threads is not None:
         torch.set_num_threads(training.threads)
     cost = experiment_workload(experiment)
     mean_layers = cost.num_layers / experiment.pipeline.num_stages
-    workload = Workload(
+    workload = ProbeWorkload(
         experiment_model(experiment),
         max(1, round(mean_layers)),
         training.micro_batch_size,

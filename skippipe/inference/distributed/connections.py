@@ -32,7 +32,7 @@ KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 HELLO_BYTES = 40
 
 
-class Door(NamedTuple):
+class Endpoint(NamedTuple):
     """Where a process can be reached, and the word that opens."""
 
     host: str
@@ -47,7 +47,7 @@ class Frame(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-class Links:
+class Connections:
     """The connections of one process; what comes in on all of them waits in one queue."""
 
     def __init__(self, rank: int, host: str, limit_s: float) -> None:
@@ -55,13 +55,13 @@ class Links:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._server = socket.create_server((host, 0), family=family)
         self._rank, self._limit_s = rank, limit_s
-        self.door = Door(host, self._server.getsockname()[1], secrets.token_hex(16))
-        self._doors: Sequence[Door] = ()
+        self.door = Endpoint(host, self._server.getsockname()[1], secrets.token_hex(16))
+        self._doors: Sequence[Endpoint] = ()
         self._inbox: queue.Queue[tuple[int, Frame | None]] = queue.Queue()
         self._peers: dict[int, _Peer] = {}
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def know(self, doors: Sequence[Door]) -> None:
+    def know(self, doors: Sequence[Endpoint]) -> None:
         """Learn where the processes are, in rank order."""
         self._doors = doors
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Layers
-from skippipe.inference.distributed.worker_pool import Crew, Hop
-from skippipe.inference.inference_run import Run
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.distributed.worker_pool import Hop, WorkerPool
+from skippipe.inference.inference_run import InferenceRun
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.model.skeleton import Skeleton
 
@@ -24,7 +24,7 @@ class DistributedDecoder(Decoder):
     a loss is refused with `NodeLostError`, and the text has to be read again into a new one.
     """
 
-    def __init__(self, skeleton: Skeleton, run: Run, crew: Crew) -> None:
+    def __init__(self, skeleton: Skeleton, run: InferenceRun, crew: WorkerPool) -> None:
         super().__init__(skeleton, run.bounds, run.stage_nodes, protected_stages=run.protected_stages)
         self._crew = crew
         self._stage_of = {layer: stage for stage, layers in enumerate(self.stages) for layer in layers}
@@ -54,7 +54,7 @@ class DistributedDecoder(Decoder):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         *,
-        layers: Layers = (),
+        layers: LayerSelection = (),
         cache: RouteCache | None = None,
     ) -> Tensor:
         """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
@@ -65,7 +65,7 @@ class DistributedDecoder(Decoder):
     def run_layers(
         self,
         hidden: Tensor,
-        layers: Layers,
+        layers: LayerSelection,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: RouteCache | None = None,
@@ -84,7 +84,7 @@ class DistributedDecoder(Decoder):
     def _walk(
         self,
         hidden: Tensor,
-        layers: Layers,
+        layers: LayerSelection,
         position_ids: Tensor | None,
         attention_mask: Tensor | None,
         cache: RouteCache | None,

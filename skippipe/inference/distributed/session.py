@@ -12,16 +12,16 @@ import torch
 
 from skippipe.errors import InputError, SkipPipeError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.distributed.connections import Door, Links, own_address
+from skippipe.inference.distributed.connections import Connections, Endpoint, own_address
 from skippipe.inference.distributed.distributed_decoder import DistributedDecoder
-from skippipe.inference.distributed.stage_assignment import Cast, make_cast
+from skippipe.inference.distributed.stage_assignment import StageAssignment, assign_stages
 from skippipe.inference.distributed.worker import Worker
-from skippipe.inference.distributed.worker_pool import Crew
-from skippipe.inference.inference_run import Run, read_run
+from skippipe.inference.distributed.worker_pool import WorkerPool
+from skippipe.inference.inference_run import InferenceRun, read_inference_run
 from skippipe.inference.model_loading import LoadedModel, is_directory, load, loaded
 from skippipe.model.device import choose_device
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import gather, wait_for_readers
+from skippipe.runtime.ranks.exchange import all_gather_json, wait_for_readers
 
 MEETING_S = 120.0
 """How long processes wait for each other; after that the run says how long."""
@@ -31,7 +31,7 @@ TOPIC = "inference"
 
 
 @contextmanager
-def opened(
+def open_model(
     path: Path, *, device: str = "auto", num_stages: int | None = None, absent: Collection[str] = ()
 ) -> Iterator[LoadedModel | None]:
     """Yield the model of a run or a directory; `absent` are nodes of the plan that are gone.
@@ -60,15 +60,15 @@ def opened(
 
 def _meet(
     context: DistributedContext, path: Path, num_stages: int | None, absent: Collection[str]
-) -> tuple[Run, Cast, Links]:
+) -> tuple[InferenceRun, StageAssignment, Connections]:
     """Return the run, who holds what of it, and the way to the others. What is wrong is said by rank 0 alone."""
-    met: list[tuple[Run, Links]] = []
+    met: list[tuple[InferenceRun, Connections]] = []
 
     def introduce() -> dict[str, Any]:
         try:
             run = _read(path, num_stages)
             address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-            links = Links(context.rank, address, run.experiment.comm.timeout_s)
+            links = Connections(context.rank, address, run.experiment.comm.timeout_s)
         except SkipPipeError as error:
             return {"failed": str(error), "exit_code": error.exit_code}
         met.append((run, links))
@@ -76,26 +76,26 @@ def _meet(
         node = os.environ.get("SKIPPIPE_NODE") or None
         return {"door": links.door, "node": node, "checkpoint": run.checkpoint.name, "plan": plan}
 
-    answers = gather(context, TOPIC, introduce)
+    answers = all_gather_json(context, TOPIC, introduce)
     try:
         _check(answers)
         run, links = met[0]
-        cast = make_cast(run, [answer["node"] for answer in answers], absent)
+        cast = assign_stages(run, [answer["node"] for answer in answers], absent)
     except SkipPipeError as error:
         if context.rank:
             time.sleep(HEAD_START_S)
             raise SystemExit(error.exit_code) from None
         wait_for_readers(context, TOPIC)
         raise
-    links.know([Door(*answer["door"]) for answer in answers])
+    links.know([Endpoint(*answer["door"]) for answer in answers])
     oldest = min(answer["checkpoint"] for answer in answers)  # training may go on meanwhile
     return replace(run, checkpoint=run.checkpoint.with_name(oldest)), cast, links
 
 
-def _read(path: Path, num_stages: int | None) -> Run:
+def _read(path: Path, num_stages: int | None) -> InferenceRun:
     if is_directory(path):
         raise InputError(f"{path}: several processes serve runs alone; skippipe import {path} RUN makes one")
-    return read_run(path, num_stages)
+    return read_inference_run(path, num_stages)
 
 
 def _check(answers: Sequence[Mapping[str, Any]]) -> None:
@@ -111,8 +111,10 @@ def _check(answers: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def _driving(run: Run, cast: Cast, links: Links, device: torch.device) -> Iterator[LoadedModel]:
-    crew = Crew(links, cast, run.experiment.comm.timeout_s)
+def _driving(
+    run: InferenceRun, cast: StageAssignment, links: Connections, device: torch.device
+) -> Iterator[LoadedModel]:
+    crew = WorkerPool(links, cast, run.experiment.comm.timeout_s)
     code = 1
     try:
         crew.assemble()

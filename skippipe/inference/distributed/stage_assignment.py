@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from skippipe.errors import InputError
-from skippipe.inference.inference_run import Run, stages_without
+from skippipe.inference.inference_run import InferenceRun, stages_without
 from skippipe_scheduler.plan.plan import Plan
 
-Seconds = Mapping[str, Mapping[str, float]]
+TransferSeconds = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Cast:
+class StageAssignment:
     """What each rank is called and the stages it holds, both in rank order."""
 
     names: tuple[str, ...]
     stages_of: tuple[tuple[int, ...], ...]
-    transfer_s: Seconds = field(default_factory=dict)
+    transfer_s: TransferSeconds = field(default_factory=dict)
     """Seconds of a transfer by source and destination; 0 where not known."""
     named: bool = True
     """Whether names are those of nodes of a plan."""
@@ -50,7 +50,7 @@ class Cast:
         return self.transfer_s.get(self.names[source], {}).get(self.names[destination], 0.0)
 
 
-def make_cast(run: Run, claims: Sequence[str | None], absent: Collection[str]) -> Cast:
+def assign_stages(run: InferenceRun, claims: Sequence[str | None], absent: Collection[str]) -> StageAssignment:
     """Return who plays what among the ranks that are there, of which each may claim to be a node of the plan.
 
     Ranks that claim nothing are the plan's nodes in order where there are as many of them as of nodes, with or without
@@ -68,7 +68,7 @@ def make_cast(run: Run, claims: Sequence[str | None], absent: Collection[str]) -
     return _dealt([stage for stage in range(len(run.bounds)) if stage not in gone], len(claims))
 
 
-def _by_claims(run: Run, claims: Sequence[str | None], absent: Collection[str]) -> Cast:
+def _by_claims(run: InferenceRun, claims: Sequence[str | None], absent: Collection[str]) -> StageAssignment:
     names = tuple(claim or "" for claim in claims)
     if run.plan is None:
         raise InputError("SKIPPIPE_NODE names a node of the run's plan; leave --stages out, or unset it")
@@ -83,20 +83,20 @@ def _by_claims(run: Run, claims: Sequence[str | None], absent: Collection[str]) 
     return _of_nodes(run.plan, names, absent)
 
 
-def _of_nodes(plan: Plan, names: tuple[str, ...], absent: Collection[str]) -> Cast:
+def _of_nodes(plan: Plan, names: tuple[str, ...], absent: Collection[str]) -> StageAssignment:
     stages_of = tuple(() if name in absent else (plan.stage_of[name],) for name in names)
-    return Cast(names, stages_of, plan.costs.transfer_s)
+    return StageAssignment(names, stages_of, plan.costs.transfer_s)
 
 
-def _dealt(stages: Sequence[int], world_size: int) -> Cast:
+def _dealt(stages: Sequence[int], world_size: int) -> StageAssignment:
     """Deal neighbouring stages to each rank; where there are more ranks than stages, some hold the same one."""
     names = tuple(f"rank {rank}" for rank in range(world_size))
     count = len(stages)
     if world_size > count:
-        return Cast(names, tuple((stages[rank % count],) for rank in range(world_size)), named=False)
+        return StageAssignment(names, tuple((stages[rank % count],) for rank in range(world_size)), named=False)
     edges = [rank * count // world_size for rank in range(world_size + 1)]
     dealt = tuple(tuple(stages[first:last]) for first, last in pairwise(edges))
-    return Cast(names, dealt, named=False)
+    return StageAssignment(names, dealt, named=False)
 
 
 def _length(way: tuple[float, dict[int, int]]) -> float:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from skippipe.errors import PeerLostError, SkipPipeError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.distributed.connections import Frame, Links
+from skippipe.inference.distributed.connections import Connections, Frame
 from skippipe.inference.key_value_cache import RouteCache
 
 
 class Worker:
     """Serves the layers of this process until the driver says that all is done."""
 
-    def __init__(self, links: Links, driver: int, device: torch.device) -> None:
+    def __init__(self, links: Connections, driver: int, device: torch.device) -> None:
         self._links, self._driver, self._device = links, driver, device
         self._decoder: Decoder
         self._caches: dict[int, RouteCache] = {}

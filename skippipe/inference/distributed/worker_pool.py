@@ -8,24 +8,24 @@ from typing import Any
 from torch import Tensor
 
 from skippipe.errors import NodeLostError, SkipPipeError
-from skippipe.inference.depth_schedule import Layers
-from skippipe.inference.distributed.connections import Frame, Links
-from skippipe.inference.distributed.stage_assignment import Cast
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.distributed.connections import Connections, Frame
+from skippipe.inference.distributed.stage_assignment import StageAssignment
 
 logger = logging.getLogger(__name__)
 
-Hop = tuple[int, Layers]
+Hop = tuple[int, LayerSelection]
 """A rank and the layers that it runs."""
 
 
-class Crew:
+class WorkerPool:
     """Sends hidden states through other processes, and knows which of these are lost.
 
     A process is lost where its connection ends, where another one cannot reach it, or where it is the next to answer
     and is silent for `limit_s`. Nobody comes back.
     """
 
-    def __init__(self, links: Links, cast: Cast, limit_s: float) -> None:
+    def __init__(self, links: Connections, cast: StageAssignment, limit_s: float) -> None:
         self._links, self._cast, self._limit_s = links, cast, limit_s
         self._others = set(range(len(cast.names))) - {cast.driver}
         self._heard: set[int] = set()

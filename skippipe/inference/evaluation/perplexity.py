@@ -18,8 +18,8 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import segments, share_computed
 from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, TaskResult, Tasks
 from skippipe.inference.model_loading import LoadedModel, load
-from skippipe.inference.policies.base import Policy, Request
-from skippipe.inference.policies.registry import build_policy, find_kind
+from skippipe.inference.policies.base import Policy, PolicyContext
+from skippipe.inference.policies.registry import build_policy, find_policy
 from skippipe.inference.text import TextSource
 from skippipe_scheduler.files import write_atomically
 
@@ -59,7 +59,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Options:
+class PerplexityOptions:
     """How to evaluate: which text, how much of it, and what of each sample is a prompt."""
 
     num_batches: int = 24
@@ -78,10 +78,10 @@ class Options:
 
 
 def evaluate_model(
-    path: Path, *, policies: Sequence[str], keeps: Sequence[float], options: Options | None = None
+    path: Path, *, policies: Sequence[str], keeps: Sequence[float], options: PerplexityOptions | None = None
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; see `evaluate`."""
-    options = options or Options()
+    options = options or PerplexityOptions()
     model = load(path, device=options.device, num_stages=options.num_stages)
     return evaluate(model, policies=policies, keeps=keeps, options=options)
 
@@ -91,7 +91,7 @@ def evaluate(
     *,
     policies: Sequence[str],
     keeps: Sequence[float],
-    options: Options | None = None,
+    options: PerplexityOptions | None = None,
 ) -> Evaluation:
     """Evaluate a model under policies; a run gets evaluation.json, unless stages of it are absent.
 
@@ -99,12 +99,12 @@ def evaluate(
     draws anew for each batch, `repeats` times over; perplexity is the exponential of the mean loss over all of them.
     Raises `InputError` for what is wrong with text, policy, share or tasks, before anything is measured.
     """
-    options = options or Options()
+    options = options or PerplexityOptions()
     tasks = Tasks(options.tasks) if options.tasks is not None else None
     text = TextSource(model, sequence_length=options.sequence_length)
     _check_lengths(text.sequence_length, options.prompt_length, model.decoder)
     calibration = cache(lambda: text.calibration_tokens(options.calibration).to(model.decoder.device))
-    request = Request(
+    request = PolicyContext(
         decoder=model.decoder,
         keep=1.0,
         seed=options.seed,
@@ -189,7 +189,7 @@ def _loss(logits: Tensor, labels: Tensor, prompt_length: int) -> float:
 
 
 def _keeps_of(policy: str, keeps: Sequence[float]) -> Sequence[float | None]:
-    return [None] if find_kind(policy)[0].decides_keep else keeps
+    return [None] if find_policy(policy)[0].decides_keep else keeps
 
 
 def _check_lengths(sequence_length: int, prompt_length: int, decoder: Decoder) -> None:

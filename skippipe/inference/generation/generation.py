@@ -17,9 +17,9 @@ from transformers.generation.logits_process import (
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Flop, Segment, segments
-from skippipe.inference.generation.flop_counter import Tally
+from skippipe.inference.generation.flop_counter import FlopCounter
 from skippipe.inference.key_value_cache import RouteCache
-from skippipe.inference.policies.base import Meter, Policy
+from skippipe.inference.policies.base import FlopMeter, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class _Loop:
         batch: Prompts,
         max_new_tokens: int,
         sampling: Sampling,
-        meter: Meter | None,
+        meter: FlopMeter | None,
     ) -> None:
         self._decoder, self._policy, self._batch, self._meter = decoder, policy, batch, meter
         self._prompt_length = self.length = batch.ids.shape[1]
@@ -172,7 +172,7 @@ class _Loop:
         self._sample = sampling.do_sample
         self._processors = sampling.processors()
         self._generator = torch.Generator(decoder.device).manual_seed(sampling.seed) if sampling.do_sample else None
-        self.tally = Tally(decoder.num_layers, decoder.cost, batch.lengths, meter)
+        self.tally = FlopCounter(decoder.num_layers, decoder.cost, batch.lengths, meter)
 
     def answers(self) -> list[list[int]]:
         """Return the new tokens of each row so far."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Layers, Segment
+from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.generation.generation import check_prompts, up_to_end
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import Policy
@@ -43,7 +43,7 @@ class Speculated:
 
 
 def speculate_all(
-    decoder: Decoder, draft: Layers, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, **options: Any
+    decoder: Decoder, draft: LayerSelection, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, **options: Any
 ) -> Speculated:
     """Continue prompts one after the other, since each accepts drafts at its own pace; see `speculate`."""
     check_prompts(decoder, prompts, max_new_tokens)
@@ -58,7 +58,7 @@ def speculate_all(
 @torch.inference_mode()
 def speculate(
     decoder: Decoder,
-    draft: Layers,
+    draft: LayerSelection,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
@@ -92,7 +92,7 @@ def speculate(
     return Speculated([tokens], drafted, accepted, checks)
 
 
-def draft_layers(policy: Policy, decoder: Decoder) -> Layers:
+def draft_layers(policy: Policy, decoder: Decoder) -> LayerSelection:
     """Return the layers that `policy` runs after a prompt; raise `InputError` where those are not a fixed set."""
     first, last = (policy.layers_at(position, 0) for position in (0, decoder.context))
     with policy.installed(decoder) as meter:
@@ -107,7 +107,7 @@ def draft_layers(policy: Policy, decoder: Decoder) -> Layers:
 class _Speculation:
     """The cache of one text and the tokens in front of it that are not checked yet; hidden size D."""
 
-    def __init__(self, decoder: Decoder, draft: Layers, capacity: int) -> None:
+    def __init__(self, decoder: Decoder, draft: LayerSelection, capacity: int) -> None:
         self._decoder = decoder
         layers = decoder.all_layers
         common = next((at for at, layer in enumerate(draft) if layer != layers[at]), len(draft))

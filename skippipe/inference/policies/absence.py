@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Layers
-from skippipe.inference.policies.base import Meter, Policy
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.policies.base import FlopMeter, Policy
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class WithoutAbsent(Policy):
         runs = set(self.layers_at(0, 0))
         return sum(runs.issuperset(layers) for layers in self.decoder.stages)
 
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the layers for a position that are there."""
         layers = self.policy.layers_at(position, prompt_length)
         gone = set(self.decoder.layers_of_stages(sorted(self.decoder.absent_stages)))
@@ -38,6 +38,6 @@ class WithoutAbsent(Policy):
         """Return the policy for so many positions after the prompt."""
         return WithoutAbsent(self.policy.over(num_generated), self.decoder)
 
-    def installed(self, decoder: Decoder) -> AbstractContextManager[Meter | None]:
+    def installed(self, decoder: Decoder) -> AbstractContextManager[FlopMeter | None]:
         """Return the context of the policy."""
         return self.policy.installed(decoder)

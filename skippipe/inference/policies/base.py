@@ -10,10 +10,10 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Layers
+from skippipe.inference.depth_schedule import LayerSelection
 
 
-class Meter(Protocol):
+class FlopMeter(Protocol):
     """Counts what a policy left out inside layers that ran."""
 
     @property
@@ -35,7 +35,7 @@ class Policy(ABC):
         return None
 
     @abstractmethod
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the layers for a position, in the order in which they run; the prompt has the first positions.
 
         From one position to the next, layers may only go, and the others keep their order.
@@ -49,7 +49,7 @@ class Policy(ABC):
         """Return the policy for so many positions after the prompt, where its depth is spread over them."""
         return self
 
-    def installed(self, decoder: Decoder) -> AbstractContextManager[Meter | None]:
+    def installed(self, decoder: Decoder) -> AbstractContextManager[FlopMeter | None]:
         """Return a context in which the decoder's layers follow the policy inside."""
         return nullcontext()
 
@@ -58,7 +58,7 @@ class Policy(ABC):
 class FixedLayers(Policy):
     """The same layers at every position."""
 
-    layers: Layers
+    layers: LayerSelection
     stages_run: int | None = None
 
     @property
@@ -66,13 +66,13 @@ class FixedLayers(Policy):
         """Stages that run, where stages were chosen."""
         return self.stages_run
 
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the layers."""
         return self.layers
 
 
 @dataclass(frozen=True)
-class Request:
+class PolicyContext:
     """What a policy is built from."""
 
     decoder: Decoder
@@ -86,7 +86,7 @@ class Request:
     calibration: Callable[[], Tensor] | None = None
     """Returns text to measure on, (B, T + 1) tokens."""
 
-    def at(self, keep: float) -> "Request":
+    def at(self, keep: float) -> "PolicyContext":
         """Return the same request for another share."""
         return replace(self, keep=keep)
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment
-from skippipe.inference.policies.base import FixedLayers, Policy, Request, kept_stages
+from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, kept_stages
 
 MOST_SUBSETS = 32
 GRADIENT_SAMPLES = 2
@@ -27,7 +27,7 @@ GRADIENT_SAMPLES = 2
 Stages = tuple[int, ...]
 
 
-def build(request: Request) -> Policy:
+def build(request: PolicyContext) -> Policy:
     """Return the stages with the best score, as many as come nearest to the share."""
     decoder = request.decoder
     present = decoder.present_stages

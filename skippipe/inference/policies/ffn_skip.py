@@ -15,9 +15,9 @@ from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Layers, Segment
+from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.ffn_skipping import NEVER, FfnRule, FfnSkipping, skipping
-from skippipe.inference.policies.base import Policy, Request, check_keep
+from skippipe.inference.policies.base import Policy, PolicyContext, check_keep
 from skippipe.model.feed_forward import feed_forward_name
 
 MOST_WARM_UP = 8
@@ -34,10 +34,10 @@ TOLERANCE = 0.005
 class FfnSkip(Policy):
     """All layers, their feed-forward blocks skipped by a rule."""
 
-    layers: Layers
+    layers: LayerSelection
     rule: FfnRule
 
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return all layers."""
         return self.layers
 
@@ -46,7 +46,7 @@ class FfnSkip(Policy):
         return skipping(decoder, self.rule)
 
 
-def build(request: Request) -> Policy:
+def build(request: PolicyContext) -> Policy:
     """Return the policy calibrated for the share, or with the rule that the argument spells out."""
     check_keep(request.keep)
     decoder = request.decoder

@@ -2,10 +2,10 @@
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.policies.base import FixedLayers, Policy, Request
+from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
 
 
-def build_given(request: Request) -> Policy:
+def build_given(request: PolicyContext) -> Policy:
     """Return the stages of `stages:0,3,2`, in that order; routes of training, swaps included, can be asked for."""
     count = len(request.decoder.stages)
     try:
@@ -22,7 +22,7 @@ def build_given(request: Request) -> Policy:
     return _of_stages(request.decoder, stages)
 
 
-def build_without(request: Request) -> Policy:
+def build_without(request: PolicyContext) -> Policy:
     """Return what still runs without the nodes of `without:NODE,...`: stages that another node holds stay."""
     decoder = request.decoder
     gone = set(filter(None, request.argument.split(",")))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Layers
-from skippipe.inference.policies.base import FixedLayers, Policy, Request, kept_stages
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, kept_stages
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RandomStages(Policy):
         """Stages that run, stage 0 among them."""
         return self.count
 
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the layers of the stages drawn."""
         return self.decoder.layers_of_stages(self.stages)
 
@@ -42,7 +42,7 @@ class RandomStages(Policy):
         return FixedLayers(drawn.layers_at(0, 0), self.count)
 
 
-def build(request: Request) -> Policy:
+def build(request: PolicyContext) -> Policy:
     """Return random stages, as many as come nearest to the share."""
     decoder = request.decoder
     count = min(kept_stages(request.keep, len(decoder.stages)), len(decoder.present_stages))

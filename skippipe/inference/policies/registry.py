@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 from skippipe.errors import InputError
 from skippipe.inference.policies.absence import WithoutAbsent
-from skippipe.inference.policies.base import Policy, Request
+from skippipe.inference.policies.base import Policy, PolicyContext
 
 PACKAGE = "skippipe.inference.policies"
 
 
 @dataclass(frozen=True)
-class Kind:
+class PolicyEntry:
     """A kind of policy and where it is built."""
 
     module: str
@@ -25,19 +25,21 @@ class Kind:
 
 
 KINDS = {
-    "full": Kind("full", "every layer"),
-    "random": Kind("random_stages", "random stages, drawn anew for each batch"),
-    "stages": Kind("given_stages", "these stages, in this order: stages:0,2,3", "build_given", True, True),
-    "without": Kind("given_stages", "stages left when nodes are gone: without:NODE,...", "build_without", True, True),
-    "best": Kind("best_stages", "stages that matter most on a calibration text", has_argument=True),
-    "unified": Kind("unified", "layers spread evenly, after a full prompt"),
-    "skipdecode": Kind("skipdecode", "fewer layers for later tokens", has_argument=True),
-    "exit": Kind("early_exit", "the first layers"),
-    "ffn-skip": Kind("ffn_skip", "all attention, feed-forward blocks skipped token by token", has_argument=True),
+    "full": PolicyEntry("full", "every layer"),
+    "random": PolicyEntry("random_stages", "random stages, drawn anew for each batch"),
+    "stages": PolicyEntry("given_stages", "these stages, in this order: stages:0,2,3", "build_given", True, True),
+    "without": PolicyEntry(
+        "given_stages", "stages left when nodes are gone: without:NODE,...", "build_without", True, True
+    ),
+    "best": PolicyEntry("best_stages", "stages that matter most on a calibration text", has_argument=True),
+    "unified": PolicyEntry("unified", "layers spread evenly, after a full prompt"),
+    "skipdecode": PolicyEntry("skipdecode", "fewer layers for later tokens", has_argument=True),
+    "exit": PolicyEntry("early_exit", "the first layers"),
+    "ffn-skip": PolicyEntry("ffn_skip", "all attention, feed-forward blocks skipped token by token", has_argument=True),
 }
 
 
-def find_kind(specification: str) -> tuple[Kind, str]:
+def find_policy(specification: str) -> tuple[PolicyEntry, str]:
     """Return the kind of `NAME` or `NAME:ARGUMENT` and the argument; raise `InputError` for an unknown one."""
     name, colon, argument = specification.partition(":")
     kind = KINDS.get(name)
@@ -52,10 +54,10 @@ def find_kind(specification: str) -> tuple[Kind, str]:
     return kind, argument
 
 
-def build_policy(specification: str, request: Request) -> Policy:
+def build_policy(specification: str, request: PolicyContext) -> Policy:
     """Return the policy that `NAME` or `NAME:ARGUMENT` names; raise `InputError` where it cannot be had."""
-    kind, argument = find_kind(specification)
-    build: Callable[[Request], Policy] = getattr(importlib.import_module(f"{PACKAGE}.{kind.module}"), kind.build)
+    kind, argument = find_policy(specification)
+    build: Callable[[PolicyContext], Policy] = getattr(importlib.import_module(f"{PACKAGE}.{kind.module}"), kind.build)
     policy = build(replace(request, argument=argument))
     decoder = request.decoder
     whole = not decoder.absent_stages and decoder.is_here(decoder.all_layers)

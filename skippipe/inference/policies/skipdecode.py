@@ -8,8 +8,8 @@ out. The prompt runs at the largest depth.
 from dataclasses import dataclass, replace
 
 from skippipe.errors import InputError
-from skippipe.inference.depth_schedule import Layers
-from skippipe.inference.policies.base import Policy, Request, check_keep
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.policies.base import Policy, PolicyContext, check_keep
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SkipDecode(Policy):
     warm_up: int
     num_generated: int
 
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the bottom `warm_up` layers and the top ones up to the depth of the position."""
         depth = self.depth_at(position - prompt_length)
         warm_up = min(self.warm_up, depth)
@@ -39,7 +39,7 @@ class SkipDecode(Policy):
         return round(self.most - (self.most - self.fewest) * passed)
 
 
-def build(request: Request) -> Policy:
+def build(request: PolicyContext) -> Policy:
     """Return the widest schedule whose mean depth is the share to keep, unless `max` and `min` say which."""
     check_keep(request.keep)
     count = request.decoder.num_layers

@@ -6,30 +6,30 @@ The prompt runs at full depth; every generated token runs the same layers, sprea
 from dataclasses import dataclass
 
 from skippipe.errors import InputError
-from skippipe.inference.depth_schedule import Layers
-from skippipe.inference.policies.base import Policy, Request, check_keep
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.policies.base import Policy, PolicyContext, check_keep
 
 
 @dataclass(frozen=True)
 class UnifiedLayerSkipping(Policy):
     """All layers for the prompt, `layers` for what follows."""
 
-    all_layers: Layers
-    layers: Layers
+    all_layers: LayerSelection
+    layers: LayerSelection
 
-    def layers_at(self, position: int, prompt_length: int) -> Layers:
+    def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the layers for a position."""
         return self.all_layers if position < prompt_length else self.layers
 
 
-def unified_layers(num_layers: int, kept: int) -> Layers:
+def unified_layers(num_layers: int, kept: int) -> LayerSelection:
     """Return layer 0, multiples of the interval from 1 to L - 2 while there is room, and layer L - 1; 1 < kept <= L."""
     interval = num_layers // (kept - 1)
     between = range(interval, num_layers - 1, interval)[: kept - 2]
     return (0, *between, num_layers - 1)
 
 
-def build(request: Request) -> Policy:
+def build(request: PolicyContext) -> Policy:
     """Return the policy for a speed-up of 1 / keep: floor(L keep) layers."""
     check_keep(request.keep)
     count = request.decoder.num_layers

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from skippipe.monitor.report.spans import REDUCE, Span, end_s
+from skippipe.monitor.report.spans import REDUCE, ChartSpan, end_s
 from skippipe.monitor.report.theme import FAINT, OPERATION_COLOURS, OPERATION_NAMES, base_layout, label
 from skippipe.monitor.report.units import seconds
 from skippipe.monitor.report.waits import path_line
@@ -46,12 +46,12 @@ def gantt_rows(plan: Plan) -> list[Row]:
 class Selection(NamedTuple):
     """The part of an iteration that is drawn; `note` says what is left out, and is empty where nothing is."""
 
-    spans: Sequence[Span]
+    spans: Sequence[ChartSpan]
     nodes: Collection[str]
     note: str
 
 
-def select(plan: Plan, spans: Sequence[Span], most_bars: int = MOST_BARS) -> Selection:
+def select(plan: Plan, spans: Sequence[ChartSpan], most_bars: int = MOST_BARS) -> Selection:
     """Return all of `spans`, or where that is more than `most_bars` those of the busiest nodes (at least one)."""
     if len(spans) <= most_bars:
         return Selection(spans, plan.nodes, "")
@@ -69,7 +69,7 @@ def select(plan: Plan, spans: Sequence[Span], most_bars: int = MOST_BARS) -> Sel
 
 def gantt_figure(
     plan: Plan,
-    spans: Sequence[Span],
+    spans: Sequence[ChartSpan],
     title: str,
     axis_end_s: float | None = None,
     *,
@@ -94,7 +94,7 @@ def gantt_figure(
     return figure
 
 
-def _bars(plan: Plan, operation: str, spans: Sequence[Span], position: dict[str, int], numbered: bool) -> go.Bar:
+def _bars(plan: Plan, operation: str, spans: Sequence[ChartSpan], position: dict[str, int], numbered: bool) -> go.Bar:
     details = [
         (
             label(span.node),
@@ -131,7 +131,7 @@ def _bars(plan: Plan, operation: str, spans: Sequence[Span], position: dict[str,
     )
 
 
-def _hop(plan: Plan, span: Span) -> int:
+def _hop(plan: Plan, span: ChartSpan) -> int:
     """Return the place of the node on the microbatch's route, -1 where it is not on it."""
     if not 0 <= span.microbatch < len(plan.microbatches):
         return -1

@@ -34,7 +34,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One heading of the page with what belongs below it."""
 
     title: str
@@ -50,7 +50,7 @@ class Page:
     title: str
     subtitle: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
-    sections: Sequence[Section] = ()
+    sections: Sequence[PageSection] = ()
 
 
 def write_report(path: Path, page: Page) -> None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
 from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
 from skippipe.monitor.report.load_over_time import load_figure, memory_figure
-from skippipe.monitor.report.page import Page, Picture, Section, write_report
+from skippipe.monitor.report.page import Page, PageSection, Picture, write_report
 from skippipe.monitor.report.route_map import routes_figure
-from skippipe.monitor.report.run_record import Evaluation, Run, read_evaluation, read_run
-from skippipe.monitor.report.spans import Span, end_s, timeline_spans
+from skippipe.monitor.report.run_record import Evaluation, RunRecord, read_evaluation, read_run_record
+from skippipe.monitor.report.spans import ChartSpan, end_s, timeline_spans
 from skippipe.monitor.report.summary import (
     depth_table,
     gap,
@@ -48,7 +48,7 @@ def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan], wha
     }
     for name, baseline in baselines.items():
         facts[f"Against {name}"] = times(predicted.iteration_s / baseline.predicted.iteration_s)
-    comparison = Section("Predicted times", what_binds, tables=[plans_table(plans)])
+    comparison = PageSection("Predicted times", what_binds, tables=[plans_table(plans)])
     sections = [
         comparison,
         _iteration(plans, {}),
@@ -65,10 +65,10 @@ def write_run_report(run_dir: Path, path: Path | None = None) -> Path:
 
     Raises `InputError` where the directory is no run, or one of its files is wrong.
     """
-    run = read_run(run_dir)
+    run = read_run_record(run_dir)
     name = run.experiment.name
     sections = _run_sections({name: run})
-    sections.append(Section("Settings", tables=[settings_table(run.experiment, run.plan)]))
+    sections.append(PageSection("Settings", tables=[settings_table(run.experiment, run.plan)]))
     target = path or run_dir / "report.html"
     write_report(target, Page(f"Run {name}", _size(run.plan), _run_facts(run), sections))
     return target
@@ -76,7 +76,7 @@ def write_run_report(run_dir: Path, path: Path | None = None) -> Path:
 
 def write_runs_report(path: Path, run_dirs: Sequence[Path]) -> None:
     """Write the page that shows several runs by their experiments' names; see `write_comparison_report`."""
-    runs = [read_run(folder) for folder in run_dirs]
+    runs = [read_run_record(folder) for folder in run_dirs]
     names = distinct([run.experiment.name for run in runs], run_dirs)
     _write_comparison(path, dict(zip(names, runs, strict=True)), f"{len(runs)} runs", {})
 
@@ -86,29 +86,29 @@ def write_comparison_report(path: Path, runs: Mapping[str, Path], title: str, fa
 
     Raises `InputError` where a directory is no run, or one of its files is wrong.
     """
-    _write_comparison(path, {name: read_run(folder) for name, folder in runs.items()}, title, facts)
+    _write_comparison(path, {name: read_run_record(folder) for name, folder in runs.items()}, title, facts)
 
 
-def _write_comparison(path: Path, runs: Mapping[str, Run], title: str, facts: Mapping[str, str]) -> None:
+def _write_comparison(path: Path, runs: Mapping[str, RunRecord], title: str, facts: Mapping[str, str]) -> None:
     write_report(path, Page(title, " · ".join(runs), facts, _run_sections(runs)))
 
 
-def _run_sections(runs: Mapping[str, Run]) -> list[Section]:
+def _run_sections(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     plans = {name: run.plan for name, run in runs.items()}
     sections = [_times(runs), _iteration(plans, runs), *_training(runs), *_depth(runs), *_memory(runs)]
     return [*sections, _routes(plans), _nodes(plans)]
 
 
-def _memory(runs: Mapping[str, Run]) -> list[Section]:
+def _memory(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     tables = [memory_table(_capital(name), run) for name, run in runs.items() if run.memory]
     return (
-        [Section("Memory", "What each rank needed at most, beside what the plan said.", tables=tables)]
+        [PageSection("Memory", "What each rank needed at most, beside what the plan said.", tables=tables)]
         if tables
         else []
     )
 
 
-def _run_facts(run: Run) -> dict[str, str]:
+def _run_facts(run: RunRecord) -> dict[str, str]:
     facts = {"Predicted iteration": seconds(run.predicted_s)}
     if run.measured_s is not None and run.ratio is not None:
         facts |= {"Measured iteration": seconds(run.measured_s), "Measured / predicted": times(run.ratio)}
@@ -120,7 +120,7 @@ def _run_facts(run: Run) -> dict[str, str]:
     return facts
 
 
-def _times(runs: Mapping[str, Run]) -> Section:
+def _times(runs: Mapping[str, RunRecord]) -> PageSection:
     measured = {name: run.iterations_s for name, run in runs.items() if run.iterations_s}
     text = "How long an iteration takes, beside what the plan promised before the run."
     damaged = sum(run.damaged_lines for run in runs.values())
@@ -134,7 +134,7 @@ def _times(runs: Mapping[str, Run]) -> Section:
     pictures = [Picture(iteration_figure(measured, predicted), caption)] if measured else []
     if not measured:
         text += " No step has been finished yet, so there is nothing measured."
-    return Section("Predicted and measured time", text, pictures, [runs_table(runs)])
+    return PageSection("Predicted and measured time", text, pictures, [runs_table(runs)])
 
 
 class _Chart(NamedTuple):
@@ -142,7 +142,7 @@ class _Chart(NamedTuple):
 
     title: str
     plan: Plan
-    spans: list[Span]
+    spans: list[ChartSpan]
     caption: str
     path: CriticalPath | None = None
 
@@ -152,7 +152,7 @@ class _Chart(NamedTuple):
         return Picture(figure, f"{self.caption} {chosen.note}".rstrip())
 
 
-def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, Run]) -> Section:
+def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, RunRecord]) -> PageSection:
     charts: list[_Chart] = []
     for name, plan in plans.items():
         timeline = simulate(plan)
@@ -165,7 +165,7 @@ def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, Run]) -> Section:
     last_s = max(end_s(chart.spans) for chart in charts)
     drawn = _within_limit(charts)
     left_out = ", ".join(chart.title for chart in charts if chart not in drawn)
-    return Section(
+    return PageSection(
         "One iteration",
         "What each node does when: one row a node, one bar a task, the microbatch's number in the bar. Where "
         "there is no bar, the node waits. The line below the bars is the critical path: what the end of the iteration "
@@ -185,14 +185,14 @@ def _within_limit(charts: Sequence[_Chart]) -> list[_Chart]:
     return drawn
 
 
-def _waits(plan: Plan, path: CriticalPath) -> Section:
+def _waits(plan: Plan, path: CriticalPath) -> PageSection:
     text = "The critical path, from start to end: only what shortens something on it can shorten the iteration."
-    return Section("What the iteration waits for", text, tables=path_tables(plan, path))
+    return PageSection("What the iteration waits for", text, tables=path_tables(plan, path))
 
 
-def _load(plan: Plan, timeline: Timeline) -> Section:
+def _load(plan: Plan, timeline: Timeline) -> PageSection:
     analysis = analyse(plan, timeline)
-    return Section(
+    return PageSection(
         "Load and memory over time",
         "One row a node, from the start of the iteration to its end.",
         [
@@ -204,7 +204,7 @@ def _load(plan: Plan, timeline: Timeline) -> Section:
     )
 
 
-def _training(runs: Mapping[str, Run]) -> list[Section]:
+def _training(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     steps = {name: run.steps for name, run in runs.items() if run.steps}
     if not steps:
         return []
@@ -217,7 +217,7 @@ def _training(runs: Mapping[str, Run]) -> list[Section]:
         "The same over wall-clock time since the start of training, without validation and checkpoints.",
     )
     text = "Lower is better. Validation is at full depth on text that training never sees."
-    return [Section("Loss", text, [over_tokens, over_time])]
+    return [PageSection("Loss", text, [over_tokens, over_time])]
 
 
 def write_depth_comparison(path: Path, files: Sequence[Path]) -> None:
@@ -241,15 +241,15 @@ def write_depth_report(path: Path, evaluations: Mapping[str, Evaluation]) -> Non
     write_report(path, Page("Perplexity against the depth computed", sections=[depth_section(evaluations)]))
 
 
-def _depth(runs: Mapping[str, Run]) -> list[Section]:
+def _depth(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     evaluated = {name: run.evaluation for name, run in runs.items() if run.evaluation}
     if not evaluated:
         text = "Not measured yet: run `skippipe evaluate RUN`, then write this page again."
-        return [Section("Perplexity with part of the depth", text)]
+        return [PageSection("Perplexity with part of the depth", text)]
     return [depth_section(evaluated)]
 
 
-def depth_section(evaluated: Mapping[str, Evaluation]) -> Section:
+def depth_section(evaluated: Mapping[str, Evaluation]) -> PageSection:
     """Return perplexity against the depth computed, as a picture and a table."""
     policies = ", ".join(sorted({policy for evaluation in evaluated.values() for policy in evaluation.policies}))
     caption = f"What runs is chosen by: {policies}. Error bars: standard deviation over repeated choices."
@@ -260,10 +260,10 @@ def depth_section(evaluated: Mapping[str, Evaluation]) -> Section:
     tables = [depth_table(evaluated)]
     if any(evaluation.tasks for evaluation in evaluated.values()):
         tables.append(tasks_table(evaluated))
-    return Section("Perplexity with part of the depth", text, [picture], tables)
+    return PageSection("Perplexity with part of the depth", text, [picture], tables)
 
 
-def _routes(plans: Mapping[str, Plan]) -> Section:
+def _routes(plans: Mapping[str, Plan]) -> PageSection:
     caption = (
         "One line a microbatch, in its origin's colour, from the origin on; the way back is not drawn. "
         "A line passes between the nodes of a stage that it skips. "
@@ -273,12 +273,12 @@ def _routes(plans: Mapping[str, Plan]) -> Section:
         Picture(routes_figure(plan), f"{_capital(name)}. {caption}" if name else caption)
         for name, plan in plans.items()
     ]
-    return Section("Routes", "Which nodes each microbatch visits. Point at a line or a node for details.", pictures)
+    return PageSection("Routes", "Which nodes each microbatch visits. Point at a line or a node for details.", pictures)
 
 
-def _nodes(plans: Mapping[str, Plan]) -> Section:
+def _nodes(plans: Mapping[str, Plan]) -> PageSection:
     tables = [nodes_table(plan, simulate(plan), _capital(name)) for name, plan in plans.items()]
-    return Section("Nodes", tables=tables)
+    return PageSection("Nodes", tables=tables)
 
 
 def _size(plan: Plan) -> str:

@@ -15,14 +15,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
-from skippipe.monitor.report.spans import Span, end_s
+from skippipe.monitor.report.spans import ChartSpan, end_s
 from skippipe_scheduler.files import parse, read_json
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 
 WARM_UP_STEPS = 10
 Step = dict[str, float]
-_SPAN = TypeAdapter(Span)
+_SPAN = TypeAdapter(ChartSpan)
 
 
 class DepthResult(BaseModel):
@@ -89,11 +89,11 @@ class MeasuredIteration:
     """What every node did in one recorded step."""
 
     step: int
-    spans: Sequence[Span]
+    spans: Sequence[ChartSpan]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run directory's content."""
 
     folder: Path
@@ -139,7 +139,7 @@ class Run:
         return next((step[key] for step in reversed(self.steps) if key in step), None)
 
 
-def read_run(folder: Path) -> Run:
+def read_run_record(folder: Path) -> RunRecord:
     """Read a run directory.
 
     Raises `InputError` where the directory, config.yaml or plan.json is missing, or a file is wrong.
@@ -151,7 +151,7 @@ def read_run(folder: Path) -> Run:
                 "give the run directory that `skippipe train` wrote"
             )
     steps, damaged = _read_steps(folder / "metrics.jsonl")
-    return Run(
+    return RunRecord(
         folder=folder,
         experiment=load_experiment(folder / "config.yaml"),
         plan=load_plan(folder / "plan.json"),
@@ -187,7 +187,7 @@ def _read_memory(path: Path) -> list[RankMemory]:
 
 def _read_trace(folder: Path) -> MeasuredIteration | None:
     """Return the recorded step whose duration is nearest the median of all recorded ones."""
-    by_step: dict[int, list[Span]] = defaultdict(list)
+    by_step: dict[int, list[ChartSpan]] = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
         in_name = re.search(r"step-(\d+)", path.stem)
         for content in _json_lines(path):
@@ -203,8 +203,8 @@ def _read_trace(folder: Path) -> MeasuredIteration | None:
     return MeasuredIteration(chosen, by_step[chosen])
 
 
-def _span(content: dict[str, Any] | None) -> Span | None:
-    fields = {name: content.get(name) for name in Span._fields} if content is not None else {}
+def _span(content: dict[str, Any] | None) -> ChartSpan | None:
+    fields = {name: content.get(name) for name in ChartSpan._fields} if content is not None else {}
     try:
         return _SPAN.validate_python(fields)
     except ValidationError:

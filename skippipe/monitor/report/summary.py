@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.report.page import Bar, Table
-from skippipe.monitor.report.run_record import Evaluation, Run
+from skippipe.monitor.report.run_record import Evaluation, RunRecord
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline
@@ -48,7 +48,7 @@ def plans_table(plans: Mapping[str, Plan]) -> Table:
     )
 
 
-def runs_table(runs: Mapping[str, Run]) -> Table:
+def runs_table(runs: Mapping[str, RunRecord]) -> Table:
     """Predicted beside measured iteration time, throughput and final losses of each run."""
     rows = []
     for name, run in runs.items():
@@ -75,14 +75,14 @@ def runs_table(runs: Mapping[str, Run]) -> Table:
         "Measured: median wall-clock time of an iteration after warm-up. Model FLOP: of the layers on the routes and "
         "the losses, on all nodes; MFU: their share of what the devices can do at most. Losses: the newest values.",
         (
-            *("Run", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
+            *("RunRecord", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
             *("Throughput", "Model FLOP", "MFU", "Training loss", "Validation loss"),
         ),
         rows,
     )
 
 
-def memory_table(name: str, run: Run) -> Table:
+def memory_table(name: str, run: RunRecord) -> Table:
     """The memory that the plan promised each rank beside what it took."""
     rows = [
         (

@@ -20,14 +20,14 @@ from typing import Any
 from torch import Tensor
 
 from skippipe.runtime.executors.emulation import Emulation
-from skippipe.runtime.executors.static_executor import Place
+from skippipe.runtime.executors.static_executor import ProgramClock
 from skippipe.runtime.program.program import Instruction, Opcode, Program
-from skippipe.runtime.program.readiness import Links, ReadyTasks
+from skippipe.runtime.program.readiness import ReadyTasks, TaskDependencies
 from skippipe.runtime.ranks.failure import TransferError
-from skippipe.runtime.runner import Batch, Span, Wait
+from skippipe.runtime.runner import BatchLoader, Span, TransferWait
 from skippipe.runtime.stage_compute import StageCompute
 from skippipe.runtime.transport.mailbox import Letter, Mailbox
-from skippipe.runtime.transport.transport import describe
+from skippipe.runtime.transport.transport import describe_instruction
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 
@@ -98,7 +98,7 @@ class Inbox:
                 awaited = next(
                     one for one in self.missing.values() if (one.peer, one.direction) == (letter.peer, letter.direction)
                 )
-                raise TransferError(describe(awaited), (letter.peer,), letter.failure)
+                raise TransferError(describe_instruction(awaited), (letter.peer,), letter.failure)
             del self.missing[letter.tag]
         return letters
 
@@ -108,12 +108,12 @@ class DynamicExecutor:
 
     def __init__(
         self,
-        place: Place,
+        place: ProgramClock,
         compute: StageCompute,
         mailbox: Mailbox,
         emulation: Emulation | None,
         times: PlannedTimes,
-        links: Links,
+        links: TaskDependencies,
         *,
         memory: int,
         stretch: float,
@@ -121,7 +121,7 @@ class DynamicExecutor:
     ) -> None:
         self.current: Instruction | None = None
         self.spans: list[Span] = []
-        self.waits: list[Wait] = []
+        self.waits: list[TransferWait] = []
         self._place = place
         self._compute = compute
         self._mailbox = mailbox
@@ -135,7 +135,7 @@ class DynamicExecutor:
         self._early: list[tuple[int, Instruction]] = []
         self._inputs: dict[Instruction, tuple[Instruction, Tensor, int]] = {}
 
-    def run(self, batch: Batch, reduce: Callable[[], None], step: Callable[[], None]) -> None:
+    def run(self, batch: BatchLoader, reduce: Callable[[], None], step: Callable[[], None]) -> None:
         """Execute all tasks, then REDUCE and STEP; see `Executor`."""
         self._mailbox.listen(self._inbox.expected, self._inbox.deliver)
         while len(self._tasks):
@@ -200,7 +200,9 @@ class DynamicExecutor:
 
     def _give_up(self, head: Instruction) -> None:
         receive = self._links.receive_of[head]
-        raise TransferError(describe(receive), (receive.peer,), f"nothing came within {self._timeout_s:g} s")
+        raise TransferError(
+            describe_instruction(receive), (receive.peer,), f"nothing came within {self._timeout_s:g} s"
+        )
 
     def _run_task(self, task: Instruction, from_ns: int) -> None:
         received, arrival_ns = None, 0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from skippipe.runtime.executors.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
 from skippipe.runtime.executors.emulation import Emulation
-from skippipe.runtime.executors.static_executor import Executor, Place, StaticExecutor
+from skippipe.runtime.executors.static_executor import Executor, ProgramClock, StaticExecutor
 from skippipe.runtime.program.program import Program
-from skippipe.runtime.program.readiness import Links
+from skippipe.runtime.program.readiness import TaskDependencies
 from skippipe.runtime.ranks.groups import Channels, ProcessGroups
 from skippipe.runtime.runner import Span
 from skippipe.runtime.runner_options import RunnerOptions
@@ -26,24 +26,24 @@ RECEIVES_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Course:
+class RankPlan:
     """What one rank does under one plan of the run's set, and when."""
 
     plan: Plan
     program: Program
     times: PlannedTimes
-    links: Links
+    links: TaskDependencies
     emulation: Emulation | None
 
     @classmethod
-    def of(cls, plan: Plan, program: Program, options: RunnerOptions) -> "Course":
+    def of(cls, plan: Plan, program: Program, options: RunnerOptions) -> "RankPlan":
         """Prepare the course of a rank from its proved program."""
         emulated = options.emulation.links or options.emulation.compute
         emulation = Emulation(plan, program.node, options.emulation) if emulated else None
-        return cls(plan, program, PlannedTimes.of(plan, program.node), Links.of(program), emulation)
+        return cls(plan, program, PlannedTimes.of(plan, program.node), TaskDependencies.of(program), emulation)
 
 
-class Executors:
+class ExecutorFactory:
     """The transports of one rank and the executors that use them; all ranks make and extend theirs together."""
 
     def __init__(
@@ -72,12 +72,12 @@ class Executors:
         if self._channels is not None:
             self._channels.extend(programs)
 
-    def training(self, course: Course, compute: StageCompute, zero_ns: int) -> Executor:
+    def training(self, course: RankPlan, compute: StageCompute, zero_ns: int) -> Executor:
         """Return the executor of one iteration of a plan's program."""
         if self._options.executor == "static":
             return self.static(course.program, compute, course.emulation, zero_ns)
         return DynamicExecutor(
-            Place(course.program, self._nodes, zero_ns),
+            ProgramClock(course.program, self._nodes, zero_ns),
             compute,
             self._mailbox,
             course.emulation,
@@ -94,10 +94,10 @@ class Executors:
         """Return an executor of any program, in the order of its list."""
         # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
         window = 0 if self._options.backend == "nccl" else self._options.receive_window
-        place = Place(program, self._nodes, zero_ns)
+        place = ProgramClock(program, self._nodes, zero_ns)
         return StaticExecutor(place, compute, self._transport, emulation, receive_window=window)
 
-    def learn(self, course: Course, spans: Sequence[Span]) -> None:
+    def learn(self, course: RankPlan, spans: Sequence[Span]) -> None:
         """Take the pace of this rank from the tasks of an iteration."""
         self._pace.extend(course.times.ratios(spans))
 

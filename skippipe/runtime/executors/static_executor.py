@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from skippipe.runtime.executors.emulation import Emulation
-from skippipe.runtime.program.program import Direction, Instruction, Opcode, Program
-from skippipe.runtime.runner import Batch, Span, Wait
+from skippipe.runtime.program.program import Instruction, Opcode, Program
+from skippipe.runtime.runner import BatchLoader, Span, TransferWait
 from skippipe.runtime.stage_compute import StageCompute
 from skippipe.runtime.transport.transport import Incoming, Transport
+from skippipe_scheduler.plan.simulate import Direction
 
 
 class Executor(Protocol):
@@ -25,14 +26,14 @@ class Executor(Protocol):
     current: Instruction | None
     """The instruction it stands at, for messages about failures."""
     spans: list[Span]
-    waits: list[Wait]
+    waits: list[TransferWait]
 
-    def run(self, batch: Batch, reduce: Callable[[], None], step: Callable[[], None]) -> None:
+    def run(self, batch: BatchLoader, reduce: Callable[[], None], step: Callable[[], None]) -> None:
         """Execute all instructions; `reduce` and `step` are called at REDUCE and STEP."""
 
 
 @dataclass(frozen=True)
-class Place:
+class ProgramClock:
     """Where and since when a program runs; names spans and waits."""
 
     program: Program
@@ -50,9 +51,9 @@ class Place:
             self.program.node, operation, task.microbatch, self.since_zero_s(start_ns), self.since_zero_s(end_ns)
         )
 
-    def wait(self, receive: Instruction, start_ns: int, end_ns: int) -> Wait:
+    def wait(self, receive: Instruction, start_ns: int, end_ns: int) -> TransferWait:
         """Return how long this rank stood still for the message of a RECV."""
-        return Wait(
+        return TransferWait(
             self.nodes[receive.peer],
             self.program.node,
             receive.microbatch,
@@ -68,7 +69,7 @@ class StaticExecutor:
 
     def __init__(
         self,
-        place: Place,
+        place: ProgramClock,
         compute: StageCompute,
         transport: Transport,
         emulation: Emulation | None,
@@ -77,7 +78,7 @@ class StaticExecutor:
     ) -> None:
         self.current: Instruction | None = None
         self.spans: list[Span] = []
-        self.waits: list[Wait] = []
+        self.waits: list[TransferWait] = []
         self._place = place
         self._compute = compute
         self._transport = transport
@@ -86,7 +87,7 @@ class StaticExecutor:
         self._outputs: dict[int, Tensor] = {}
         self._incoming: dict[tuple[int, Direction], Incoming] = {}
 
-    def run(self, batch: Batch, reduce: Callable[[], None], step: Callable[[], None]) -> None:
+    def run(self, batch: BatchLoader, reduce: Callable[[], None], step: Callable[[], None]) -> None:
         """Execute all instructions; see `Executor`."""
         self._transport.begin_iteration()
         program = self._place.program
@@ -149,7 +150,7 @@ class StaticExecutor:
 
 
 @torch.no_grad()
-def run_without_gradients(executor: Executor, batch: Batch) -> None:
+def run_without_gradients(executor: Executor, batch: BatchLoader) -> None:
     """Run a program that has no backward."""
     executor.run(batch, _nothing, _nothing)
 

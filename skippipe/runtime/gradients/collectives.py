@@ -32,7 +32,7 @@ class AllOf:
             work.wait()
 
 
-class RowExchange:
+class DirectReduceScatterAllGather:
     """The two halves of a sum: every rank adds up one row of all ranks, and sends its sums to the others.
 
     Of `rows` (R, n) of R ranks, row r goes to rank r, which answers all others with one row in its place. The caller
@@ -62,26 +62,26 @@ class RowExchange:
         return AllOf([*self._answers, *self._ends.send(own.expand_as(self.rows), self._tag + 1)])
 
 
-class RowExchanges:
+class ReduceScatterAllGathers:
     """The exchanges of a group, by number; `width_of` says how long a row is for so many numbers."""
 
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype, width_of: Callable[[int], int]) -> None:
         self._group, self._dtype, self._width_of = group, dtype, width_of
-        self._posted: dict[int, RowExchange] = {}
+        self._posted: dict[int, DirectReduceScatterAllGather] = {}
 
     def post(self, sizes: Sequence[int]) -> None:
         """Post the receives of exchanges 0, 1, ... of these numbers; every rank of the group will begin them."""
         self._posted = {number: self._make(number, size) for number, size in enumerate(sizes)}
 
-    def take(self, number: int, size: int) -> RowExchange:
+    def take(self, number: int, size: int) -> DirectReduceScatterAllGather:
         """Return the exchange that was posted, or a new one."""
         return self._posted.pop(number, None) or self._make(number, size)
 
-    def _make(self, number: int, size: int) -> RowExchange:
-        return RowExchange(self._width_of(size), self._dtype, self._group, 2 * number)
+    def _make(self, number: int, size: int) -> DirectReduceScatterAllGather:
+        return DirectReduceScatterAllGather(self._width_of(size), self._dtype, self._group, 2 * number)
 
 
-class Meeting:
+class DirectAllGather:
     """Tells every rank of a group what the others say. All ranks meet in the same order.
 
     A group has one meeting for each `first_tag`: another one's messages would end in receives that this one has posted.

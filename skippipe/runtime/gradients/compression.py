@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
-from skippipe.runtime.gradients.collectives import RowExchanges, Waitable
-from skippipe.runtime.gradients.reduction import Bucket, BucketSum, DirectSum
+from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers, Waitable
+from skippipe.runtime.gradients.reduction import Bucket, BucketSum, DirectAllReduce
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.transport.int8 import decode, encode, int8_bytes
 
@@ -30,7 +30,7 @@ def make_bucket_sum(group: dist.ProcessGroup, options: RunnerOptions) -> BucketS
         return Int8Sum(group, error_feedback=options.error_feedback)
     if options.gradient_compression == "powersgd":
         return PowerSgdSum(group, options.powersgd, error_feedback=options.error_feedback)
-    return DirectSum(group, options.gradient_dtype or options.dtype)
+    return DirectAllReduce(group, options.gradient_dtype or options.dtype)
 
 
 class Int8Sum:
@@ -43,7 +43,7 @@ class Int8Sum:
     def __init__(self, group: dist.ProcessGroup, *, error_feedback: bool) -> None:
         self._count = group.size()
         self._error_feedback = error_feedback
-        self._exchanges = RowExchanges(group, torch.uint8, lambda size: int8_bytes(self._width(size), BLOCK))
+        self._exchanges = ReduceScatterAllGathers(group, torch.uint8, lambda size: int8_bytes(self._width(size), BLOCK))
         self._own_errors: dict[int, Tensor] = {}
         self._sum_errors: dict[int, Tensor] = {}
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skippipe.runtime.gradients.collectives import RowExchanges, Waitable
+from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers, Waitable
 
 BUCKET_BYTES = 4 * 2**20
 """Gradients travel in buckets of about this size, so that their flat copies stay small."""
@@ -68,7 +68,7 @@ def expect_sums(parameters: Iterable[Tensor], bucket_sum: BucketSum, bucket_byte
     bucket_sum.expect([sum(one.numel() for one in bucket) for bucket in buckets])
 
 
-def sum_over_replicas(
+def all_reduce_over_replicas(
     gradients: Sequence[Tensor],
     bucket_sum: BucketSum,
     bucket_bytes: int = BUCKET_BYTES,
@@ -96,7 +96,7 @@ def sum_over_replicas(
         finish_oldest()
 
 
-class DirectSum:
+class DirectAllReduce:
     """The sum of numbers that travel in `dtype`; it is made in fp32.
 
     Each of the R ranks adds up 1/R of the numbers, in the order of ranks, and sends its sums to all: each number
@@ -107,7 +107,7 @@ class DirectSum:
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> None:
         count = group.size()
         self._dtype = dtype
-        self._exchanges = RowExchanges(group, dtype, lambda size: -(-size // count))
+        self._exchanges = ReduceScatterAllGathers(group, dtype, lambda size: -(-size // count))
 
     def expect(self, sizes: Sequence[int]) -> None:
         """Post the receives."""

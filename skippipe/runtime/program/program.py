@@ -9,14 +9,11 @@ peer and hop, so that routes may differ by microbatch.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 import networkx
 
 from skippipe_scheduler.plan.plan import Operation, Plan, Task
-from skippipe_scheduler.plan.simulate import TaskSpan, Timeline, TransferSpan, simulate, simulate_order
-
-Direction = Literal["forward", "backward"]
+from skippipe_scheduler.plan.simulate import Direction, TaskSpan, Timeline, TransferSpan, simulate, simulate_order
 
 
 class Opcode(StrEnum):

@@ -26,7 +26,7 @@ NOT_TASKS = (Opcode.LOAD, Opcode.SEND, Opcode.RECV, Opcode.REDUCE, Opcode.STEP)
 
 
 @dataclass(frozen=True)
-class Links:
+class TaskDependencies:
     """What stands around each task of a program."""
 
     receive_of: Mapping[Instruction, Instruction]
@@ -45,7 +45,7 @@ class Links:
     """How many microbatches more are held after a task: one from a microbatch's forward to its last task here."""
 
     @classmethod
-    def of(cls, program: Program) -> "Links":
+    def of(cls, program: Program) -> "TaskDependencies":
         """Read the links of a program's list; one microbatch's instructions stand in the order of its chain."""
         waiting: dict[int, Instruction] = {}
         latest: dict[int, Instruction] = {}
@@ -82,7 +82,7 @@ class Links:
 class ReadyTasks:
     """The tasks of one rank that are left, in planned order, and which of them have their input."""
 
-    def __init__(self, program: Program, links: Links, memory: int) -> None:
+    def __init__(self, program: Program, links: TaskDependencies, memory: int) -> None:
         self._memory = memory
         self._held = 0
         self._left = [one for one in program.instructions if one.opcode not in NOT_TASKS]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from skippipe.errors import ConfigError
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import gather
+from skippipe.runtime.ranks.exchange import all_gather_json
 
 Backend = Literal["gloo", "nccl"]
 
@@ -35,7 +35,7 @@ def choose_backend(
     if asked == "gloo" or context.store is None:
         return "gloo"
     own = RankDevice(_gpu(device), dist.is_nccl_available())
-    devices = [RankDevice(*one) for one in gather(context, "device", lambda: own)]
+    devices = [RankDevice(*one) for one in all_gather_json(context, "device", lambda: own)]
     obstacle = nccl_obstacle(devices)
     if obstacle and asked == "nccl":
         raise ConfigError(f"comm.backend: nccl cannot be used: {obstacle}")

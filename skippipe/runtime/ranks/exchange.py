@@ -16,7 +16,7 @@ ANSWER_S = 2.0
 POLL_S = 0.02
 
 
-def gather(
+def all_gather_json(
     context: DistributedContext, topic: str, action: Callable[[], Any], limit_s: float | None = None
 ) -> list[Any]:
     """Return what `action` returns (JSON) on every rank, in rank order. All ranks call this together, once a topic.

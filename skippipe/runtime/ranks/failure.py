@@ -28,7 +28,7 @@ class TransferError(Exception):
         self.cause = cause
 
 
-class Report(NamedTuple):
+class FailureReport(NamedTuple):
     """What a rank that stops says: why, the ranks it waited for, and where it stood."""
 
     message: str
@@ -99,7 +99,7 @@ class FailureBoard:
             lines.append("  (the store is gone)")
         return "\n".join(lines)
 
-    def _line(self, report: "Report | None") -> str:
+    def _line(self, report: "FailureReport | None") -> str:
         if report is None:
             return "no answer"
         place = f"{report.place}; " if report.place else ""
@@ -109,14 +109,14 @@ class FailureBoard:
         everyone = len(peers) > 1 and len(peers) == len(self._nodes) - 1
         return f"{place}waits for {'all others' if everyone else ', '.join(peers)}"
 
-    def _read(self, rank: int, deadline_s: float) -> "Report | None":
+    def _read(self, rank: int, deadline_s: float) -> "FailureReport | None":
         key = str(rank)
         while not self._store.check([key]):
             if time.monotonic() > deadline_s:
                 return None
             time.sleep(POLL_S)
         report = json.loads(self._store.get(key))
-        return Report(str(report["message"]), [int(peer) for peer in report["peers"]], str(report["place"]))
+        return FailureReport(str(report["message"]), [int(peer) for peer in report["peers"]], str(report["place"]))
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self._nodes[rank]})"

@@ -7,8 +7,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from skippipe.runtime.program.program import Direction, Opcode, Program
+from skippipe.runtime.program.program import Opcode, Program
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import Direction
 
 POISON_TAG = 2**31 - 1
 

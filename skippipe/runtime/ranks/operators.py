@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from skippipe.errors import ConfigError
-from skippipe.runtime.gradients.collectives import Meeting
-from skippipe.runtime.gradients.reduction import DirectSum, sum_over_replicas
+from skippipe.runtime.gradients.collectives import DirectAllGather
+from skippipe.runtime.gradients.reduction import DirectAllReduce, all_reduce_over_replicas
 from skippipe.runtime.ranks.failure import TransferError
 from skippipe.runtime.ranks.groups import ProcessGroups
 
@@ -51,7 +51,7 @@ def _operators(
         task = f"send {activation_dtype} activations {name}"
         remedy = f"set comm.activation_dtype to float32, or {install}"
         yield task, remedy, partial(_pass_on, group, activation_dtype)
-    meeting = Meeting(groups.control, MEETING_TAG)
+    meeting = DirectAllGather(groups.control, MEETING_TAG)
     for dtype in (torch.float64, torch.int64):
         call = partial(meeting.hear, torch.ones(SIZE, dtype=dtype))
         yield f"exchange {dtype} between all ranks", install, call
@@ -73,4 +73,4 @@ def _pass_on(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
 
 
 def _sum_over_replicas(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
-    sum_over_replicas([torch.ones(SIZE)], DirectSum(group, dtype))
+    all_reduce_over_replicas([torch.ones(SIZE)], DirectAllReduce(group, dtype))

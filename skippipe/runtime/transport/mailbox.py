@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from skippipe.runtime.program.program import Direction, Instruction
+from skippipe.runtime.program.program import Instruction
 from skippipe.runtime.ranks.failure import TransferError
 from skippipe.runtime.ranks.groups import ProcessGroups
 from skippipe.runtime.transport.message import MessageFormat
-from skippipe.runtime.transport.transport import Outbox, describe, guarded
+from skippipe.runtime.transport.transport import Outbox, describe_instruction, translating_errors
+from skippipe_scheduler.plan.simulate import Direction
 
 NUM_NUMBERS = 2
 """Before each activation: the tag that says which message it is, and its stamp."""
@@ -65,8 +66,8 @@ class Mailbox:
         """Start to send (B, T, D); the message is kept until it has left."""
         message = self._messages.pack(activation, instruction.tag, stamp_ns)
         group = self._groups[instruction.direction]
-        work: dist.Work = guarded(
-            describe(instruction),
+        work: dist.Work = translating_errors(
+            describe_instruction(instruction),
             (instruction.peer,),
             lambda: dist.isend(message, instruction.peer, group=group, tag=FIRST_TAG + self._parity),
         )
@@ -85,10 +86,10 @@ class Mailbox:
             for index in range(count):
                 while len(posted) < min(self._receives_ahead, count - index):
                     buffer = self._messages.empty()
-                    work = guarded("", (peer,), lambda b=buffer: dist.irecv(b, peer, group=group, tag=tag))  # type: ignore[misc]
+                    work = translating_errors("", (peer,), lambda b=buffer: dist.irecv(b, peer, group=group, tag=tag))  # type: ignore[misc]
                     posted.append((buffer, work))
                 buffer, work = posted.popleft()
-                guarded("", (peer,), lambda w=work: w.wait(PATIENT))  # type: ignore[misc]
+                translating_errors("", (peer,), lambda w=work: w.wait(PATIENT))  # type: ignore[misc]
                 activation, (message_tag, stamp_ns) = self._messages.unpack(buffer)
                 deliver(Letter(peer, direction, message_tag, activation, stamp_ns))
         except TransferError as error:

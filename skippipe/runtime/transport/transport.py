@@ -25,7 +25,7 @@ from skippipe.runtime.transport.message import MessageFormat
 POLL_S = 1e-4
 
 
-def guarded(action: str, peers: tuple[int, ...], call: Callable[[], Any]) -> Any:
+def translating_errors(action: str, peers: tuple[int, ...], call: Callable[[], Any]) -> Any:
     """Call torch.distributed; raise `TransferError` outside the except block, whose traceback keeps sockets open."""
     cause = ""
     try:
@@ -89,7 +89,7 @@ class Outbox:
 
     def _finish_oldest(self) -> None:
         instruction, _, work = self._unfinished.popleft()
-        guarded(describe(instruction), (instruction.peer,), work.wait)
+        translating_errors(describe_instruction(instruction), (instruction.peer,), work.wait)
 
 
 class TaggedTransport:
@@ -112,7 +112,7 @@ class TaggedTransport:
 
     def wait(self, incoming: Incoming) -> tuple[Tensor, int]:
         """Wait for the activation; see `Transport`."""
-        guarded(describe(incoming.instruction), (incoming.instruction.peer,), incoming.work.wait)
+        translating_errors(describe_instruction(incoming.instruction), (incoming.instruction.peer,), incoming.work.wait)
         activation, numbers = self._messages.unpack(incoming.buffer)
         return activation, numbers[0] if numbers else 0
 
@@ -131,8 +131,8 @@ class TaggedTransport:
     def _post(self, function: Callable[..., dist.Work | None], message: Tensor, instruction: Instruction) -> dist.Work:
         group = self._groups[instruction.direction]
         tag = 2 * instruction.tag + self._parity
-        work: dist.Work = guarded(
-            describe(instruction),
+        work: dist.Work = translating_errors(
+            describe_instruction(instruction),
             (instruction.peer,),
             lambda: function(message, instruction.peer, group=group, tag=tag),
         )
@@ -161,14 +161,16 @@ class OrderedTransport:
         """Post a receive; see `Transport`."""
         group = self._channels.group(instruction.peer, self._rank, instruction.direction)
         buffer = self._messages.empty()
-        work: dist.Work = guarded(
-            describe(instruction), (instruction.peer,), lambda: dist.irecv(buffer, instruction.peer, group=group)
+        work: dist.Work = translating_errors(
+            describe_instruction(instruction),
+            (instruction.peer,),
+            lambda: dist.irecv(buffer, instruction.peer, group=group),
         )
         return Incoming(instruction, buffer, work)
 
     def wait(self, incoming: Incoming) -> tuple[Tensor, int]:
         """Wait, or make the stream wait, for the activation; see `Transport`."""
-        guarded(describe(incoming.instruction), (incoming.instruction.peer,), incoming.work.wait)
+        translating_errors(describe_instruction(incoming.instruction), (incoming.instruction.peer,), incoming.work.wait)
         activation, numbers = self._messages.unpack(incoming.buffer)
         return activation, numbers[0] if numbers else 0
 
@@ -178,18 +180,20 @@ class OrderedTransport:
             return
         deadline_s = time.monotonic() + self._channels.timeout_s
         peers = (incoming.instruction.peer,)
-        while not guarded(describe(incoming.instruction), peers, incoming.work.is_completed):
+        while not translating_errors(describe_instruction(incoming.instruction), peers, incoming.work.is_completed):
             if time.monotonic() > deadline_s:
                 cause = f"nothing came within {self._channels.timeout_s:g} s"
-                raise TransferError(describe(incoming.instruction), peers, cause)
+                raise TransferError(describe_instruction(incoming.instruction), peers, cause)
             time.sleep(POLL_S)
 
     def send(self, instruction: Instruction, activation: Tensor, stamp_ns: int = 0) -> None:
         """Start to send; see `Transport`."""
         group = self._channels.group(self._rank, instruction.peer, instruction.direction)
         message = self._messages.pack(activation, stamp_ns)
-        work: dist.Work = guarded(
-            describe(instruction), (instruction.peer,), lambda: dist.isend(message, instruction.peer, group=group)
+        work: dist.Work = translating_errors(
+            describe_instruction(instruction),
+            (instruction.peer,),
+            lambda: dist.isend(message, instruction.peer, group=group),
         )
         self._outbox.add(instruction, message, work)
 
@@ -198,6 +202,6 @@ class OrderedTransport:
         self._outbox.finish()
 
 
-def describe(instruction: Instruction) -> str:
+def describe_instruction(instruction: Instruction) -> str:
     """Say what a transfer that fails was."""
     return f"waited for the {instruction}"

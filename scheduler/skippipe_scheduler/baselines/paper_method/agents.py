@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from math import ceil
 
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Wave:
     num_waves: int
 
 
-def groupings(layout: Layout, seed: int) -> list[tuple[Agent, ...]]:
+def groupings(layout: SlotModel, seed: int) -> list[tuple[Agent, ...]]:
     """Return the sets of agents to try, coarsest first; the last has one microbatch per agent."""
     problem, rules = layout.problem, layout.problem.rules
     counts = problem.microbatches_of_origins()

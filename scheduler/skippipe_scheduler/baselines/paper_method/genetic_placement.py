@@ -17,7 +17,7 @@ import networkx as nx
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.slots.placement import with_pins
-from skippipe_scheduler.slots.slot_model import Layout, Placement
+from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 
 MAX_EXACT_STAGES = 12
 _POPULATION = 40
@@ -29,7 +29,7 @@ Groups = tuple[frozenset[int], ...]
 """Nodes (ranks) of each group; the first is stage 0, the others have no order yet."""
 
 
-def genetic_placement(layout: Layout, budget: Budget, seed: int) -> Placement:
+def genetic_placement(layout: SlotModel, budget: Budget, seed: int) -> SlotPlacement:
     """Return the best placement found within `budget`, whose steps are children bred."""
     search = _Genetics(layout, random.Random(seed))
     search.breed(budget)
@@ -38,7 +38,7 @@ def genetic_placement(layout: Layout, budget: Budget, seed: int) -> Placement:
 
 
 class _Genetics:
-    def __init__(self, layout: Layout, generator: random.Random) -> None:
+    def __init__(self, layout: SlotModel, generator: random.Random) -> None:
         names, transfer_s = layout.problem.nodes, layout.problem.costs.transfer_s
         self.sizes = layout.problem.sizes
         self.generator = generator

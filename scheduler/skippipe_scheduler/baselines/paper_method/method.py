@@ -13,8 +13,8 @@ from skippipe_scheduler.problem.infeasibility import check_feasible
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.routes import priced_routes
-from skippipe_scheduler.slots.slot_model import Layout, SlotCosts, SlotRoute
-from skippipe_scheduler.slots.solution import State
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
+from skippipe_scheduler.slots.solution import Solution
 
 _PLACEMENT_SHARE = 0.4
 _MAX_ROUNDS = 12
@@ -34,14 +34,14 @@ def solve_paper_method(
     Raises `InfeasibleError` naming the rules that conflict.
     """
     budget = Budget(budget_s, max_generations)
-    layout = Layout(problem)
+    layout = SlotModel(problem)
     check_feasible(problem)
     placement = layout.given_placement()
     if placement is None:
         placement = genetic_placement(layout, budget if budget.repeatable else budget.share(_PLACEMENT_SHARE), seed)
         budget.spent = 0
     costs = SlotCosts(layout, placement)
-    best: State | None = None
+    best: Solution | None = None
     for routes in route_sets(costs, budget, seed):
         state = best_run(costs, routes)
         if best is None or state.iteration_s < best.iteration_s:
@@ -71,7 +71,7 @@ def route_sets(costs: SlotCosts, budget: Budget, seed: int) -> Iterator[tuple[Sl
             return
 
 
-def _route_of_each(layout: Layout, agents: Sequence[Agent], paths: Sequence[SlotRoute]) -> tuple[SlotRoute, ...]:
+def _route_of_each(layout: SlotModel, agents: Sequence[Agent], paths: Sequence[SlotRoute]) -> tuple[SlotRoute, ...]:
     """Return the routes in order of origin; the agents of an origin take turns, wave by wave."""
     waiting: dict[int, list[tuple[int, SlotRoute]]] = {}
     for agent, path in zip(agents, paths, strict=True):
@@ -81,6 +81,6 @@ def _route_of_each(layout: Layout, agents: Sequence[Agent], paths: Sequence[Slot
     return tuple(path for origin in layout.slots_of[0] for _, path in waiting.get(origin, []))
 
 
-def best_run(costs: SlotCosts, routes: Sequence[SlotRoute]) -> State:
+def best_run(costs: SlotCosts, routes: Sequence[SlotRoute]) -> Solution:
     """Return the shortest schedule that a dispatch rule makes of `routes`."""
     return min(states_by_rule(costs, routes).values(), key=lambda state: state.iteration_s)
