@@ -24,12 +24,12 @@ from skippipe.runtime.gradients.reduction import (
     scale,
     visit_factor,
 )
+from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.failure import FailureBoard, TransferError
 from skippipe.runtime.ranks.groups import create_groups
-from skippipe.runtime.ranks.operators import check_operators
 from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoders import decoder_of, tiny
 
-from skippipe.cli.options import POLICIES
+from skippipe.cli.shared_options import POLICIES
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment, segments

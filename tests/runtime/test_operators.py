@@ -10,9 +10,9 @@ import torch.distributed as dist
 from processes import preloaded
 
 from skippipe.errors import ConfigError
+from skippipe.runtime.operators import check_operators
 from skippipe.runtime.ranks.failure import TransferError
 from skippipe.runtime.ranks.groups import ProcessGroups
-from skippipe.runtime.ranks.operators import check_operators
 
 
 def run_rank(rank: int, folder: Path, gradient_dtype: torch.dtype, alone: bool) -> None:

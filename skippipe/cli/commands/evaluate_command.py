@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.options import ABSENT, POLICIES, FloatList, GreedyCommand, WordList, node_names
+from skippipe.cli.shared_options import ABSENT, POLICIES, FloatList, GreedyCommand, WordList, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.options import ABSENT, POLICIES, node_names
+from skippipe.cli.shared_options import ABSENT, POLICIES, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.generation.generation import Generated
