@@ -25,7 +25,7 @@ class PolicyEntry:
 
 
 KINDS = {
-    "full": PolicyEntry("full", "every layer"),
+    "full": PolicyEntry("full_depth", "every layer"),
     "random": PolicyEntry("random_stages", "random stages, drawn anew for each batch"),
     "stages": PolicyEntry("given_stages", "these stages, in this order: stages:0,2,3", "build_given", True, True),
     "without": PolicyEntry(
