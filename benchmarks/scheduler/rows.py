@@ -17,9 +17,15 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem, load_problem
 from skippipe_scheduler.problem.stage_sizes import size_variants
-from skippipe_scheduler.solve.other_routes import route_distance, solve_other_routes
-from skippipe_scheduler.solve.replan import replan, without_node
-from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind, solve_variants
+from skippipe_scheduler.solver.other_routes import route_distance, solve_other_routes
+from skippipe_scheduler.solver.replan import replan, without_node
+from skippipe_scheduler.solver.solve import (
+    SolveOptions,
+    solve,
+    solve_full_pipeline,
+    solve_network_blind,
+    solve_variants,
+)
 
 QUICK_S = 4.0
 """Longest time limit of a quick run."""

@@ -19,7 +19,7 @@ from table import PAGE
 
 from common.command import chosen, folder_of_results, own_process, record
 from common.table import Result
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 HERE = Path(__file__).resolve().parent
 

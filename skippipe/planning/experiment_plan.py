@@ -11,7 +11,7 @@ from skippipe_scheduler.problem.build import LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 
 if TYPE_CHECKING:
-    from skippipe_scheduler.solve.solve import SolveOptions
+    from skippipe_scheduler.solver.solve import SolveOptions
 from skippipe.planning.experiment_problem import (
     StageSizeSource,
     experiment_options,
@@ -47,7 +47,7 @@ def plan_problem(
     The search begins at the plan `warm` where it is given, with its layers and sizes where these are open. Without
     skipping, and with sizes by rule or open, all even sizes are tried.
     """
-    from skippipe_scheduler.solve.replan import replan
+    from skippipe_scheduler.solver.replan import replan
 
     if warm is None:
         return _solve_variants(problem, options, partial(_variants, sizes=sizes))
@@ -79,8 +79,8 @@ def _variants(problem: Problem, *, sizes: StageSizeSource) -> list[Problem]:
 def _solve_variants(
     problem: Problem | LayerSplitProblem, options: "SolveOptions", variants: Callable[[Problem], list[Problem]]
 ) -> Plan:
-    from skippipe_scheduler.solve.layer_split import choose_layers
-    from skippipe_scheduler.solve.solve import solve_variants
+    from skippipe_scheduler.solver.layer_split import choose_layers
+    from skippipe_scheduler.solver.solve import solve_variants
 
     if isinstance(problem, LayerSplitProblem):
         problem, options = choose_layers(problem, options, variants)
@@ -108,7 +108,7 @@ def plan_with_baselines(
     solve before it starts.
     """
     from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
-    from skippipe_scheduler.solve.solve import solve_network_blind
+    from skippipe_scheduler.solver.solve import solve_network_blind
 
     third = replace(options, time_limit_s=options.time_limit_s / 3)
     announce("this plan")

@@ -11,7 +11,7 @@ from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.workload import Workload
 
 if TYPE_CHECKING:
-    from skippipe_scheduler.solve.solve import SolveOptions
+    from skippipe_scheduler.solver.solve import SolveOptions
 from skippipe.planning.experiment_workload import experiment_workload
 
 StageSizeSource = Literal["given", "rule", "auto"]

@@ -12,7 +12,7 @@ from skippipe.plans.plan_specs import PlanSpec, plan_specs_of
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
-from skippipe_scheduler.solve.other_routes import route_distance, solve_other_routes
+from skippipe_scheduler.solver.other_routes import route_distance, solve_other_routes
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster, load_cluster
 from skippipe_scheduler.problem.workload import Workload
-from skippipe_scheduler.solve.solve import solve
+from skippipe_scheduler.solver.solve import solve
 
 WORKLOAD = Workload(
     num_layers=8,

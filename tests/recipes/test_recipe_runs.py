@@ -16,7 +16,7 @@ from skippipe.planning.recipe_plans import warn_of_draws
 from skippipe.planning.sharing import choose_plans
 from skippipe.plans.plan_set import PlanSet
 from skippipe.training.loop import train
-from skippipe_scheduler.solve.other_routes import other_routes_problem, route_distance
+from skippipe_scheduler.solver.other_routes import other_routes_problem, route_distance
 
 NUM_RANKS = 4
 STEPS = 8

@@ -5,7 +5,7 @@ from skippipe_scheduler.baselines.full_and_blind import MAX_SIZE_VARIANTS, full_
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
+from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
 
 QUICK = SolveOptions(max_evaluations=150)
 

@@ -14,7 +14,7 @@ from small_problems import make_problem
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.build import write_problem
 from skippipe_scheduler.problem.problem import load_problem
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "scheduler"
 INSTANCES = ("reference-20-nodes", "regions-18-nodes", "regions-64-nodes")

@@ -12,7 +12,7 @@ from small_problems import make_problem, problems, share_links
 from skippipe_scheduler.bounds import explain_bound, lower_bounds
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules, StageNodes
 from skippipe_scheduler.problem.rules import coverage_offence
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
 def assert_no_bound_exceeds(bounds, iteration_s):

@@ -12,7 +12,7 @@ from test_solve import best_by_enumeration_s
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 SIZES = [(1, 1), (2, 1), (1, 2), (2, 2), (1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)]
 

@@ -16,7 +16,7 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

@@ -22,7 +22,7 @@ from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.slots.solution import Solution
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 SOLVER = Solver(name="test", version="0", seed=0, time_limit_s=0.0, wall_s=0.0)
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
@@ -134,7 +134,7 @@ def test_plain_python_finds_what_compiled_code_finds() -> None:
     program = (
         "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from small_problems import make_problem\n"
-        "from skippipe_scheduler.solve.solve import SolveOptions, solve\n"
+        "from skippipe_scheduler.solver.solve import SolveOptions, solve\n"
         "problem = make_problem(1, [2, 2, 2], 2, 6, fixed=False)\n"
         "print(solve(problem, SolveOptions(seed=4, max_evaluations=150)).to_json())"
     )

@@ -15,7 +15,7 @@ from skippipe_scheduler.search.kernel.jit import compiled
 PROGRAM = """
 import sys; sys.path[:0] = sys.argv[1:]
 from small_problems import make_problem
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 from skippipe_scheduler.search.kernel.jit import slowness
 print(solve(make_problem(1, [1, 1], 2, 2), SolveOptions(time_limit_s=1.0)).predicted.iteration_s > 0, slowness())
 """

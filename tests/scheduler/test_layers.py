@@ -20,8 +20,8 @@ from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
 from skippipe_scheduler.problem.cluster import Cluster
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.solve.layer_split import choose_layers
-from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_variants
+from skippipe_scheduler.solver.layer_split import choose_layers
+from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_variants
 
 BUDGET = SolveOptions(max_evaluations=20_000)
 QUICK = SolveOptions(max_evaluations=4_000)
@@ -116,7 +116,7 @@ def test_the_first_finalist_does_not_pay_for_what_all_load() -> None:
 import sys
 from dataclasses import replace
 from test_layers import LIGHT, cluster_of, open_problem
-from skippipe_scheduler.solve import layer_split, solve
+from skippipe_scheduler.solver import layer_split, solve
 
 def solved(variants, options):
     print("skippipe_scheduler.search.portfolio" in sys.modules)

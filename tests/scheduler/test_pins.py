@@ -20,8 +20,8 @@ from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.slots.placement import random_placement, regional_placement
 from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
-from skippipe_scheduler.solve.replan import replan, without_node
-from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
+from skippipe_scheduler.solver.replan import replan, without_node
+from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
 
 SHORT = SolveOptions(max_evaluations=100)
 

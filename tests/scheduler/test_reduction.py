@@ -13,7 +13,7 @@ from test_kernel import begin, plan_of
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
 def reducing(

@@ -6,8 +6,8 @@ from small_problems import make_problem
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.solve.replan import replan, without_node
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.replan import replan, without_node
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 PROBLEM = make_problem(5, [3, 2, 2, 2], 3, 12, fixed=False)
 PLAN = solve(PROBLEM, SolveOptions(max_evaluations=4000))

@@ -10,7 +10,7 @@ from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.problem.problem import EvenMicrobatches, Rules
 from skippipe_scheduler.problem.stage_sizes import least_sizes, size_choices, size_variants
 from skippipe_scheduler.problem.workload import stage_sizes
-from skippipe_scheduler.solve.solve import solve, solve_variants
+from skippipe_scheduler.solver.solve import solve, solve_variants
 
 
 @pytest.mark.parametrize(

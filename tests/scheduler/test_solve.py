@@ -14,7 +14,7 @@ from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
-from skippipe_scheduler.solve.solve import SolveOptions, solve
+from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -15,8 +15,8 @@ from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Costs, Problem, Rules, StageNodes
-from skippipe_scheduler.solve.solve import SolveOptions, solve, solve_network_blind
-from skippipe_scheduler.solve.split_backward import Pass, plan_weight_gradients, split_bound_s
+from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_network_blind
+from skippipe_scheduler.solver.split_backward import Pass, plan_weight_gradients, split_bound_s
 
 
 def line(num_nodes: int, num_microbatches: int, *, memory: int = 99, transfer_s: float = 0.0) -> Problem:

@@ -121,7 +121,7 @@ def _from_problem(
     path: Path, overrides: tuple[str, ...]
 ) -> "tuple[Problem | LayerSplitProblem, SolveOptions, StageSizeSource]":
     from skippipe_scheduler.problem.problem import load_problem
-    from skippipe_scheduler.solve.solve import SolveOptions
+    from skippipe_scheduler.solver.solve import SolveOptions
 
     if overrides:
         raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
@@ -131,7 +131,7 @@ def _from_problem(
 def what_binds(problem: "Problem") -> str:
     """Return which lower bound binds and what would help, in words."""
     from skippipe_scheduler.bounds import explain_bound, lower_bounds
-    from skippipe_scheduler.solve.split_backward import input_gradients_alone
+    from skippipe_scheduler.solver.split_backward import input_gradients_alone
 
     problem = input_gradients_alone(problem) if problem.costs.weight_s else problem
     return explain_bound(problem, lower_bounds(problem))

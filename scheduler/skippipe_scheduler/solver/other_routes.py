@@ -32,7 +32,7 @@ def solve_other_routes(plan: Plan, rules: Rules, options: SolveOptions, *, free_
 
     Raises `InfeasibleError` naming the rules that conflict, `ProblemError` as `other_routes_problem` does.
     """
-    from skippipe_scheduler.solve.solve import solve
+    from skippipe_scheduler.solver.solve import solve
 
     problem = other_routes_problem(plan, rules, free_origins=free_origins)
     return solve(problem, options, layers=plan.layers_per_stage)

@@ -14,7 +14,7 @@ from skippipe_scheduler.problem.problem import Problem, StageNodes
 from skippipe_scheduler.search.kernel.jit import prepare
 from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.slot_model import SlotModel
-from skippipe_scheduler.solve.split_backward import plan_weight_gradients
+from skippipe_scheduler.solver.split_backward import plan_weight_gradients
 
 if TYPE_CHECKING:
     from skippipe_scheduler.search.portfolio import PortfolioSearch
@@ -33,7 +33,7 @@ def solve(
 
     Where the problem gives `costs.weight_s`, a part of the budget goes into splitting backwards.
     `layers` is the number of layers of each stage (default: the problem's stage_layers, or one per stage). The search
-    begins at `warm` where it is given (`skippipe_scheduler.solve.replan` makes one of an older plan).
+    begins at `warm` where it is given (`skippipe_scheduler.solver.replan` makes one of an older plan).
     Raises `InfeasibleError` naming the rules that conflict, `ProblemError` where `layers` does not fit.
     """
     return _solve_best([problem], options, layers, warm)

@@ -18,7 +18,7 @@ from skippipe_scheduler.slots.placement import regional_placement
 from skippipe_scheduler.slots.routes import priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 from skippipe_scheduler.slots.solution import Solution
-from skippipe_scheduler.solve.solve import solve_variants
+from skippipe_scheduler.solver.solve import solve_variants
 
 Variants = Callable[[Problem], Sequence[Problem]]
 """The problems of which the best plan is wanted when a problem is posed, such as its full pipelines."""

@@ -11,7 +11,7 @@ from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.placement import with_pins
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution, Starts
-from skippipe_scheduler.solve.solve import solve
+from skippipe_scheduler.solver.solve import solve
 
 
 def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None) -> Plan:
