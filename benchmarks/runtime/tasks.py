@@ -16,13 +16,21 @@ from skippipe.runtime.stage_compute import StageCompute
 
 
 class Tasks:
-    """A stage of a few layers with both ends; every rank has the same."""
+    """A stage of a few layers with embedding and head; every rank has the same."""
 
     def __init__(self, experiment: Experiment, layers: int) -> None:
         torch.set_num_threads(experiment.training.threads or 1)
         self._training = experiment.training
         self._config = experiment_model(experiment)
-        stage = build_stage(self._config, 0, layers, ends=True, seed=0, device=torch.device("cpu"), dtype=torch.float32)
+        stage = build_stage(
+            self._config,
+            0,
+            layers,
+            with_embedding_and_head=True,
+            seed=0,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
         self._compute = StageCompute(stage, torch.device("cpu"))
 
     def step(self) -> None:

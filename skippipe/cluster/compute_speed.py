@@ -124,7 +124,9 @@ class _Tasks:
 
     def __init__(self, workload: ProbeWorkload, device: torch.device) -> None:
         config, dtype = workload.config, workload.dtype
-        stage = build_stage(config, 0, workload.num_layers, ends=True, seed=0, device=device, dtype=dtype)
+        stage = build_stage(
+            config, 0, workload.num_layers, with_embedding_and_head=True, seed=0, device=device, dtype=dtype
+        )
         enable(stage, workload.checkpointing)
         stage.train()
         self._compute = StageCompute(stage, device)

@@ -46,10 +46,11 @@ class InferenceRun:
     def load_stages(self, stages: Iterable[int], device: torch.device) -> Skeleton:
         """Return the model with the weights of these stages alone, of which stage 0 has embedding and head."""
         skeleton = build_skeleton(self.config, getattr(torch, self.experiment.training.dtype))
-        parts = []
+        parts, seed = [], self.experiment.seed
         for first, last in _joined(self.bounds[stage] for stage in sorted(stages)):
-            materialise(skeleton, range(first, last), ends=first == 0, seed=self.experiment.seed, device=device)
-            parts.append(Stage(skeleton, first, last, ends=first == 0))
+            with_embedding = first == 0
+            materialise(skeleton, range(first, last), with_embedding_and_head=with_embedding, seed=seed, device=device)
+            parts.append(Stage(skeleton, first, last, with_embedding_and_head=with_embedding))
         load_parameters(self.checkpoint, self.config, parts)
         return skeleton
 

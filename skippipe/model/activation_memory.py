@@ -30,11 +30,11 @@ class ActivationMemory:
     """What each layer keeps between forward and backward."""
     stage_bytes: int
     """What a stage keeps besides, whatever its layers: the received input, the output, rotations and masks."""
-    ends_bytes: int
+    embedding_and_head_bytes: int
     """What an origin keeps more: the samples, what the embedding saves."""
     working_bytes: int
     """What a forward or backward takes at its peak, over what is kept."""
-    ends_working_bytes: int
+    embedding_and_head_working_bytes: int
     """The same for an origin, where embedding, head and loss take part."""
 
 
@@ -73,9 +73,9 @@ def _measure(skeleton: Skeleton, shape: tuple[int, int], dtype: torch.dtype, mod
     return ActivationMemory(
         layer_bytes=round(sum(count * layer_bytes[kind] for kind, count in kinds.items()) / kinds.total()),
         stage_bytes=max(0, body.kept_bytes - sum(layer_bytes.values())),
-        ends_bytes=max(0, origin.kept_bytes - body.kept_bytes),
+        embedding_and_head_bytes=max(0, origin.kept_bytes - body.kept_bytes),
         working_bytes=working_bytes,
-        ends_working_bytes=max(working_bytes, origin.working_bytes, short.loss_bytes()),
+        embedding_and_head_working_bytes=max(working_bytes, origin.working_bytes, short.loss_bytes()),
     )
 
 
@@ -89,7 +89,7 @@ class _StageTrace:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
             _give_fake_weights(skeleton.model)
-        self._stage = Stage(skeleton, 0, len(layers), ends=True).train()
+        self._stage = Stage(skeleton, 0, len(layers), with_embedding_and_head=True).train()
         enable(self._stage, mode)
         self._shape = shape
         self._hidden_shape = (*shape, config.hidden_size)

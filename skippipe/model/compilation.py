@@ -33,7 +33,7 @@ def compile_stage(stage: Stage, backend: str = "inductor") -> None:
     """Let the stage's layers and its loss run compiled, for one shape of activations."""
     for layer in stage.layers:
         layer.compile(dynamic=False, backend=backend)
-    if stage.ends:
+    if stage.with_embedding_and_head:
         stage.loss = torch.compile(stage.loss, dynamic=False, backend=backend)  # type: ignore[method-assign]
 
 
@@ -50,7 +50,11 @@ def warm_up(stage: Stage, shape: tuple[int, int, int], device: torch.device) -> 
             with torch.set_grad_enabled(training):
                 hidden = torch.zeros(shape, dtype=dtype, device=device, requires_grad=training)
                 output = stage(hidden)
-                loss = stage.loss(torch.zeros_like(hidden, requires_grad=training), labels) if stage.ends else None
+                loss = (
+                    stage.loss(torch.zeros_like(hidden, requires_grad=training), labels)
+                    if stage.with_embedding_and_head
+                    else None
+                )
             if training:
                 torch.autograd.backward(output, torch.zeros_like(output))
                 if loss is not None:

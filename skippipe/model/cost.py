@@ -1,4 +1,4 @@
-"""What one microbatch costs on a layer and on the ends, in FLOP and bytes, from the configuration alone."""
+"""What one microbatch costs on a layer, and on embedding and head, in FLOP and bytes, from the configuration alone."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class ModelCost:
 
     num_layers: int
     layer_parameters: int
-    ends_parameters: int
+    embedding_and_head_parameters: int
     layer_forward_flop: float
     """2 FLOP per parameter and token, plus attention scores and values over the causal half."""
     loss_flop: float
@@ -30,9 +30,9 @@ class ModelCost:
     layer_resident_bytes: int
     """What one layer keeps between forward and backward; see `ActivationMemory` for this and the next four."""
     stage_resident_bytes: int
-    ends_resident_bytes: int
+    embedding_and_head_resident_bytes: int
     working_bytes: int
-    ends_working_bytes: int
+    embedding_and_head_working_bytes: int
     backward_to_forward: float
     """FLOP of a layer's backward relative to its forward; with its forward once more where it is computed again."""
     weight_to_forward: float
@@ -41,7 +41,7 @@ class ModelCost:
     """What one layer keeps between its input gradient and its weight gradients, an estimate."""
     layer_shapes: tuple[tuple[int, ...], ...]
     """Shapes of the parameters of all layers."""
-    ends_shapes: tuple[tuple[int, ...], ...]
+    embedding_and_head_shapes: tuple[tuple[int, ...], ...]
 
 
 def model_cost(
@@ -53,14 +53,14 @@ def model_cost(
     as computed.
     """
     skeleton = build_skeleton(config, dtype)
-    layer_parameters = ends_parameters = expert_parameters = 0
+    layer_parameters = embedding_and_head_parameters = expert_parameters = 0
     layer_shapes: list[tuple[int, ...]] = []
-    ends_shapes: list[tuple[int, ...]] = []
+    embedding_and_head_shapes: list[tuple[int, ...]] = []
     for name, parameter in skeleton.model.named_parameters():
-        is_end = is_layer_of(name, skeleton) is None
-        (ends_shapes if is_end else layer_shapes).append(tuple(parameter.shape))
-        if is_end:
-            ends_parameters += parameter.numel()
+        is_outside = is_layer_of(name, skeleton) is None
+        (embedding_and_head_shapes if is_outside else layer_shapes).append(tuple(parameter.shape))
+        if is_outside:
+            embedding_and_head_parameters += parameter.numel()
         else:
             layer_parameters += parameter.numel()
             expert_parameters += parameter.numel() if ".experts." in name else 0
@@ -75,20 +75,20 @@ def model_cost(
     return ModelCost(
         num_layers=layers,
         layer_parameters=layer_parameters // layers,
-        ends_parameters=ends_parameters,
+        embedding_and_head_parameters=embedding_and_head_parameters,
         layer_forward_flop=2 * active * tokens + attention_flop,
         loss_flop=3 * head_flop,
         activation_bytes=activation_bytes,
         layer_resident_bytes=memory.layer_bytes,
         stage_resident_bytes=memory.stage_bytes,
-        ends_resident_bytes=memory.ends_bytes,
+        embedding_and_head_resident_bytes=memory.embedding_and_head_bytes,
         working_bytes=memory.working_bytes,
-        ends_working_bytes=memory.ends_working_bytes,
+        embedding_and_head_working_bytes=memory.embedding_and_head_working_bytes,
         backward_to_forward=3.0 if mode == "full" else 2.0,
         weight_to_forward=2 * tokens * deferrable / (2 * active * tokens + attention_flop),
         weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),
         layer_shapes=tuple(layer_shapes),
-        ends_shapes=tuple(ends_shapes),
+        embedding_and_head_shapes=tuple(embedding_and_head_shapes),
     )
 
 

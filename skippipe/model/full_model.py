@@ -16,7 +16,7 @@ def build_full(
 ) -> PreTrainedModel:
     """Return the whole model; every parameter equals the one that `build_stage` makes for the same seed."""
     skeleton = build_skeleton(config, dtype)
-    materialise(skeleton, range(config.num_hidden_layers), ends=True, seed=seed, device=device)
+    materialise(skeleton, range(config.num_hidden_layers), with_embedding_and_head=True, seed=seed, device=device)
     return skeleton.model
 
 

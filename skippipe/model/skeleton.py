@@ -76,22 +76,24 @@ def shortened(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConf
 
 
 def is_layer_of(name: str, skeleton: Skeleton) -> int | None:
-    """Return the index of the layer that the parameter or module `name` belongs to, or None for the ends."""
+    """Return which layer the parameter or module `name` belongs to, None for embedding, final norm and head."""
     prefix = skeleton.layers_prefix + "."
     if not name.startswith(prefix):
         return None
     return int(name.removeprefix(prefix).split(".", maxsplit=1)[0])
 
 
-def materialise(skeleton: Skeleton, layers: Iterable[int], *, ends: bool, seed: int, device: torch.device) -> None:
-    """Give weights to the chosen layers, and with `ends` to everything outside the layers, in place.
+def materialise(
+    skeleton: Skeleton, layers: Iterable[int], *, with_embedding_and_head: bool, seed: int, device: torch.device
+) -> None:
+    """Give weights to the chosen layers, and to everything outside them `with_embedding_and_head`, in place.
 
     Weights are drawn on the CPU under a seed made from `seed` and the module's name, then moved to `device`.
     """
     wanted = set(layers)
     for name, module in _children_first(skeleton.model):
         layer = is_layer_of(name, skeleton)
-        inside = layer in wanted if layer is not None else ends or "rotary" in name
+        inside = layer in wanted if layer is not None else with_embedding_and_head or "rotary" in name
         if not inside or isinstance(module, PreTrainedModel) or module is skeleton.layers:
             continue
         module.to_empty(device="cpu", recurse=False)
@@ -101,7 +103,7 @@ def materialise(skeleton: Skeleton, layers: Iterable[int], *, ends: bool, seed: 
     for module in skeleton.model.modules():
         if any(not tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             module._apply(lambda tensor: tensor.to(device), recurse=False)
-    if ends and skeleton.model.config.tie_word_embeddings:
+    if with_embedding_and_head and skeleton.model.config.tie_word_embeddings:
         skeleton.model.get_output_embeddings().weight = skeleton.model.get_input_embeddings().weight
 
 

@@ -20,18 +20,18 @@ from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, mater
 class Stage(nn.Module):
     """Layers [first, last) of a decoder. B samples, T tokens, D hidden size, V vocabulary."""
 
-    def __init__(self, skeleton: Skeleton, first: int, last: int, *, ends: bool) -> None:
+    def __init__(self, skeleton: Skeleton, first: int, last: int, *, with_embedding_and_head: bool) -> None:
         super().__init__()
-        self.first, self.last, self.ends = first, last, ends
+        self.first, self.last, self.with_embedding_and_head = first, last, with_embedding_and_head
         self.body = partial_decoder(skeleton, range(first, last))
         self._layers_name = skeleton.layers_name
-        if ends:
+        if with_embedding_and_head:
             self.embedding = partial_decoder(skeleton, (), embedding=True)
             self.head = partial_model(skeleton, ())
         self._parameters_by_name = {
             name: parameter
             for name, parameter in skeleton.model.named_parameters()
-            if _belongs(is_layer_of(name, skeleton), first, last, ends)
+            if _belongs(is_layer_of(name, skeleton), first, last, with_embedding_and_head)
         }
 
     @property
@@ -98,19 +98,19 @@ def build_stage(
     first: int,
     last: int,
     *,
-    ends: bool,
+    with_embedding_and_head: bool,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Stage:
     """Build layers [first, last) of the model with their initial weights; nothing else takes memory."""
     skeleton = build_skeleton(config, dtype)
-    materialise(skeleton, range(first, last), ends=ends, seed=seed, device=device)
-    return Stage(skeleton, first, last, ends=ends)
+    materialise(skeleton, range(first, last), with_embedding_and_head=with_embedding_and_head, seed=seed, device=device)
+    return Stage(skeleton, first, last, with_embedding_and_head=with_embedding_and_head)
 
 
-def _belongs(layer: int | None, first: int, last: int, ends: bool) -> bool:
-    return ends if layer is None else first <= layer < last
+def _belongs(layer: int | None, first: int, last: int, with_embedding_and_head: bool) -> bool:
+    return with_embedding_and_head if layer is None else first <= layer < last
 
 
 def _positions(tokens: Tensor) -> Tensor:

@@ -53,23 +53,26 @@ def experiment_workload(experiment: Experiment) -> Workload:
         loss_flop=cost.loss_flop * experiment.recipe.num_losses,
         activation_bytes=activation_bytes,
         layer_gradient_bytes=_gradient_bytes(experiment, cost.layer_shapes) // cost.num_layers,
-        ends_gradient_bytes=_gradient_bytes(experiment, cost.ends_shapes),
+        embedding_and_head_gradient_bytes=_gradient_bytes(experiment, cost.embedding_and_head_shapes),
         layer_state_bytes=cost.layer_parameters * (own_bytes + kept_bytes),
         # The embedding is one tensor, which one replica keeps whole.
-        ends_state_bytes=cost.ends_parameters * (own_bytes + optimizer_bytes),
+        embedding_and_head_state_bytes=cost.embedding_and_head_parameters * (own_bytes + optimizer_bytes),
         layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
         # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
         layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
         stage_resident_bytes=cost.stage_resident_bytes,
         # The gradient of an early exit waits for the origin's backward.
-        ends_resident_bytes=cost.ends_resident_bytes + (experiment.recipe.num_losses - 1) * cost.activation_bytes,
+        embedding_and_head_resident_bytes=cost.embedding_and_head_resident_bytes
+        + (experiment.recipe.num_losses - 1) * cost.activation_bytes,
         working_bytes=cost.working_bytes,
-        ends_working_bytes=cost.ends_working_bytes,
+        embedding_and_head_working_bytes=cost.embedding_and_head_working_bytes,
         message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes if on_host else 0,
         layer_copy_bytes=cost.layer_parameters * copied_bytes,
-        ends_copy_bytes=cost.ends_parameters * (dtype.itemsize + optimizer_bytes) if on_host else 0,
+        embedding_and_head_copy_bytes=cost.embedding_and_head_parameters * (dtype.itemsize + optimizer_bytes)
+        if on_host
+        else 0,
         layer_update_bytes=cost.layer_parameters * update_bytes,
-        ends_update_bytes=cost.ends_parameters * update_bytes,
+        embedding_and_head_update_bytes=cost.embedding_and_head_parameters * update_bytes,
         bucket_bytes=BUCKET_BYTES,
         backward_to_forward=cost.backward_to_forward,
         weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,

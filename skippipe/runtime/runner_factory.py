@@ -90,7 +90,9 @@ def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:
 def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, options: RunnerOptions) -> Stage:
     """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
     first, last = plan.stages[stage].layers
-    built = build_stage(config, first, last, ends=stage == 0, seed=seed, device=options.device, dtype=options.dtype)
+    built = build_stage(
+        config, first, last, with_embedding_and_head=stage == 0, seed=seed, device=options.device, dtype=options.dtype
+    )
     enable(built, options.activation_checkpointing)
     if options.compile:
         compile_stage(built)

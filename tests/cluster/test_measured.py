@@ -22,11 +22,11 @@ WORKLOAD = Workload(
     loss_flop=2e9,
     activation_bytes=1_000_000,
     layer_gradient_bytes=1000,
-    ends_gradient_bytes=1000,
+    embedding_and_head_gradient_bytes=1000,
     layer_state_bytes=1000,
-    ends_state_bytes=1000,
+    embedding_and_head_state_bytes=1000,
     layer_resident_bytes=1000,
-    ends_resident_bytes=1000,
+    embedding_and_head_resident_bytes=1000,
 )
 
 

@@ -34,7 +34,10 @@ def logits_of_run(run_dir: Path, input_ids: torch.Tensor) -> torch.Tensor:
     experiment = make_experiment(run_dir.parent)
     config, plan = experiment_model(experiment), small_plan()
     where = {"seed": 9, "device": choose_device("cpu"), "dtype": torch.float32}
-    stages = [build_stage(config, *stage.layers, ends=index == 0, **where) for index, stage in enumerate(plan.stages)]
+    stages = [
+        build_stage(config, *stage.layers, with_embedding_and_head=index == 0, **where)
+        for index, stage in enumerate(plan.stages)
+    ]
     load_parameters(latest_checkpoint(run_dir), config, stages)
     hidden = stages[0].embed(input_ids)
     for stage in stages:

@@ -22,7 +22,7 @@ CASES = [("float32", "none"), ("bfloat16", "selective"), ("float32", "full")]
 
 
 def real_stage(config: PretrainedConfig, dtype: torch.dtype, mode: Mode) -> Stage:
-    stage = build_stage(config, 0, LAYERS, ends=True, seed=0, device=CPU, dtype=dtype).train()
+    stage = build_stage(config, 0, LAYERS, with_embedding_and_head=True, seed=0, device=CPU, dtype=dtype).train()
     enable(stage, mode)
     for parameter in stage.parameters():
         parameter.register_post_accumulate_grad_hook(forget_gradient)
@@ -72,16 +72,16 @@ def test_estimate_is_what_real_tensors_take(architecture: str, dtype_name: str, 
     if mode == "none":  # else checkpointing has hooks of its own
         assert kept == pytest.approx(saved_bytes(stage, config.hidden_size, dtype), rel=0.01)
     assert estimate.working_bytes == pytest.approx(working, rel=0.12)
-    assert estimate.ends_working_bytes >= 0.99 * loss_bytes(stage, config, dtype)
+    assert estimate.embedding_and_head_working_bytes >= 0.99 * loss_bytes(stage, config, dtype)
 
 
 def test_head_of_a_large_vocabulary_is_the_peak_of_an_origin() -> None:
     config = tiny("llama", vocab_size=2048)
     estimate = activation_memory(build_skeleton(config, torch.float32), *SHAPE, torch.float32, "none")
     real = loss_bytes(real_stage(config, torch.float32, "none"), config, torch.float32)
-    assert estimate.ends_working_bytes == pytest.approx(real, rel=0.01)
+    assert estimate.embedding_and_head_working_bytes == pytest.approx(real, rel=0.01)
     assert real > 3 * SHAPE[0] * SHAPE[1] * 2048 * 4
-    assert estimate.working_bytes < estimate.ends_working_bytes
+    assert estimate.working_bytes < estimate.embedding_and_head_working_bytes
 
 
 def test_large_model_is_quick_and_asked_once() -> None:

@@ -16,7 +16,7 @@ def test_every_parameter_is_counted_once(architecture: str) -> None:
     layers = [stage.global_parameters() for stage in stages_of(config, [1, 2, 3])[:1]]
     assert cost.layer_parameters == sum(parameter.numel() for parameter in layers[0].values())
     total = sum(parameter.numel() for parameter in build_full(config, 0, CPU).parameters())
-    assert cost.layer_parameters * cost.num_layers + cost.ends_parameters == total
+    assert cost.layer_parameters * cost.num_layers + cost.embedding_and_head_parameters == total
     assert cost.activation_bytes == 2 * 16 * 32 * 2
 
 
@@ -42,4 +42,4 @@ def test_layers_of_unlike_size_are_averaged() -> None:
     sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages_of(config, [1, 2, 3, 4])]
     total = sum(parameter.numel() for parameter in build_full(config, 0, CPU).parameters())
     assert cost.layer_parameters != sizes[0]
-    assert cost.layer_parameters == (total - cost.ends_parameters) // 4
+    assert cost.layer_parameters == (total - cost.embedding_and_head_parameters) // 4

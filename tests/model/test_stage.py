@@ -138,6 +138,10 @@ def test_loading_checks_names_and_shapes_before_it_copies() -> None:
 
 def test_loaded_weights_are_the_ones_that_are_used() -> None:
     config, (input_ids, _) = tiny("gpt2"), samples()
-    ours = build_stage(config, 0, 4, ends=True, seed=1, device=CPU, dtype=torch.float32)
-    ours.load_global(build_stage(config, 0, 4, ends=True, seed=0, device=CPU, dtype=torch.float32).state_dict_global())
+    ours = build_stage(config, 0, 4, with_embedding_and_head=True, seed=1, device=CPU, dtype=torch.float32)
+    ours.load_global(
+        build_stage(
+            config, 0, 4, with_embedding_and_head=True, seed=0, device=CPU, dtype=torch.float32
+        ).state_dict_global()
+    )
     assert torch.equal(ours.logits(walk([ours], [0], input_ids)), hugging_face(config)(input_ids=input_ids).logits)

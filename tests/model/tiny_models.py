@@ -45,7 +45,7 @@ def stages_of(
     config: PretrainedConfig, bounds: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> list[Stage]:
     return [
-        build_stage(config, first, last, ends=first == 0, seed=seed, device=CPU, dtype=dtype)
+        build_stage(config, first, last, with_embedding_and_head=first == 0, seed=seed, device=CPU, dtype=dtype)
         for first, last in pairwise(bounds)
     ]
 

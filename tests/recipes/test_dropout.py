@@ -40,7 +40,7 @@ def make_stage(architecture: str = "llama", mode: Mode = "none") -> Stage:
     """Return layers 2 to 5 of 6 in training."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": NUM_LAYERS}
     config = build_config(architecture, sizes | SIZES[architecture])
-    stage = build_stage(config, 2, NUM_LAYERS, ends=False, seed=1, device=CPU, dtype=torch.float32)
+    stage = build_stage(config, 2, NUM_LAYERS, with_embedding_and_head=False, seed=1, device=CPU, dtype=torch.float32)
     enable(stage, mode)
     return stage.train()
 

@@ -21,8 +21,16 @@ from skippipe.runtime.runner_factory import compiled_together, make_runner
 CPU = torch.device("cpu")
 
 
-def make_stage(mode: Mode, *, num_layers: int = 2, ends: bool = True) -> Stage:
-    stage = build_stage(make_config(num_layers), 0, num_layers, ends=ends, seed=1, device=CPU, dtype=torch.float32)
+def make_stage(mode: Mode, *, num_layers: int = 2, with_embedding_and_head: bool = True) -> Stage:
+    stage = build_stage(
+        make_config(num_layers),
+        0,
+        num_layers,
+        with_embedding_and_head=with_embedding_and_head,
+        seed=1,
+        device=CPU,
+        dtype=torch.float32,
+    )
     enable(stage, mode)
     return stage.train()
 
@@ -60,7 +68,7 @@ def test_warm_up_leaves_random_numbers_as_they_were() -> None:
 @pytest.mark.timeout(180)
 def test_one_layer_made_by_inductor_equals_the_plain_one() -> None:
     torch._dynamo.reset()
-    plain, compiled = (make_stage("none", num_layers=1, ends=False) for _ in range(2))
+    plain, compiled = (make_stage("none", num_layers=1, with_embedding_and_head=False) for _ in range(2))
     compile_stage(compiled)
     for stage in (plain, compiled):
         stage(torch.ones(2, 8, 32, requires_grad=True)).sum().backward()
@@ -88,7 +96,7 @@ def test_a_compilation_that_fails_ends_all_ranks() -> None:
         def build() -> Stage:
             if rank == 1:
                 raise RuntimeError("the linker is gone\nand more lines")
-            return make_stage("none", num_layers=1, ends=False)
+            return make_stage("none", num_layers=1, with_embedding_and_head=False)
 
         with pytest.raises(SkipPipeError) as caught:
             compiled_together(build, context)

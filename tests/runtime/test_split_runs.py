@@ -32,7 +32,7 @@ def make_stage(architecture: str, mode: Mode) -> Stage:
     """Return two layers in training, in which a bias is not zero."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
     config = build_config(architecture, sizes | SIZES[architecture])
-    stage = build_stage(config, 1, 3, ends=False, seed=1, device=CPU, dtype=torch.float32)
+    stage = build_stage(config, 1, 3, with_embedding_and_head=False, seed=1, device=CPU, dtype=torch.float32)
     enable(stage, mode)
     return stage.train()
 

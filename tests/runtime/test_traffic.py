@@ -85,7 +85,7 @@ def test_the_plan_counts_the_bytes_that_travel(tmp_path: Path) -> None:
     )
     assert lighter.activation_bytes == exact.activation_bytes // 2
     assert lighter.layer_gradient_bytes == exact.layer_gradient_bytes // 2
-    assert lighter.ends_gradient_bytes == exact.ends_gradient_bytes // 2
+    assert lighter.embedding_and_head_gradient_bytes == exact.embedding_and_head_gradient_bytes // 2
     small = experiment_workload(
         make_experiment(model=model, comm={"activation_compression": "int8", "gradient_compression": "int8"})
     )

@@ -30,7 +30,7 @@ def kept_bytes(products: list[Product]) -> int:
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_estimate_of_what_is_held_between_the_two_parts(architecture: str, mode: str) -> None:
     config = config_of(architecture)
-    stage = build_stage(config, 0, 2, ends=False, seed=0, device=torch.device("cpu"), dtype=FLOAT)
+    stage = build_stage(config, 0, 2, with_embedding_and_head=False, seed=0, device=torch.device("cpu"), dtype=FLOAT)
     enable(stage, mode)  # type: ignore[arg-type]
     gradients = WeightGradients(stage.body)
     output = stage.train()(torch.randn(2, 32, 64, requires_grad=True))

@@ -22,11 +22,11 @@ WORKLOAD = Workload(
     loss_flop=3e12,
     activation_bytes=1_000_000,
     layer_gradient_bytes=100,
-    ends_gradient_bytes=50,
+    embedding_and_head_gradient_bytes=50,
     layer_state_bytes=GIB // 4,
-    ends_state_bytes=GIB // 2,
+    embedding_and_head_state_bytes=GIB // 2,
     layer_resident_bytes=GIB // 8,
-    ends_resident_bytes=GIB // 4,
+    embedding_and_head_resident_bytes=GIB // 4,
 )
 
 
@@ -138,12 +138,12 @@ def test_state_that_replicas_share_out_leaves_room() -> None:
     [
         ({}, 6),  # 1 GiB of state, and half a GiB for each microbatch
         ({"working_bytes": GIB}, 4),
-        ({"ends_working_bytes": GIB}, 4),
+        ({"embedding_and_head_working_bytes": GIB}, 4),
         ({"message_bytes": GIB}, 4),
         ({"stage_resident_bytes": GIB // 4}, 4),
         ({"layer_copy_bytes": GIB // 2}, 4),
-        ({"ends_update_bytes": GIB}, 5),  # only what it needs more than one microbatch
-        ({"ends_update_bytes": GIB, "working_bytes": GIB}, 4),
+        ({"embedding_and_head_update_bytes": GIB}, 5),  # only what it needs more than one microbatch
+        ({"embedding_and_head_update_bytes": GIB, "working_bytes": GIB}, 4),
     ],
 )
 def test_what_is_there_once_takes_room_once(parts: dict[str, int], held: int) -> None:
@@ -164,7 +164,7 @@ def test_every_remedy_for_a_small_node_works() -> None:
         "or use a smaller micro-batch, or checkpoint activations, or fix the placement so that other nodes hold stage 0"
     )
     assert build(make_cluster(memory_gib=1.25), layers_per_stage=(1, 3, 2, 2)).costs.memory["n0"] == 1
-    smaller = replace(WORKLOAD, layer_resident_bytes=GIB // 16, ends_resident_bytes=GIB // 8)
+    smaller = replace(WORKLOAD, layer_resident_bytes=GIB // 16, embedding_and_head_resident_bytes=GIB // 8)
     assert build(make_cluster(memory_gib=1.25), smaller).costs.memory["n0"] == 1
 
 
@@ -190,7 +190,7 @@ def test_a_node_too_small_for_stage_0_may_hold_another() -> None:
 
 
 def test_small_sizes_are_told_in_mib() -> None:
-    workload = replace(WORKLOAD, ends_resident_bytes=0, layer_resident_bytes=2**20)
+    workload = replace(WORKLOAD, embedding_and_head_resident_bytes=0, layer_resident_bytes=2**20)
     with pytest.raises(InfeasibleError, match="one microbatch 2 MiB"):
         build(make_cluster(memory_gib=1.001), workload)
 

@@ -25,7 +25,7 @@ from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_variants
 
 BUDGET = SolveOptions(max_evaluations=20_000)
 QUICK = SolveOptions(max_evaluations=4_000)
-LIGHT = replace(WORKLOAD, num_layers=12, loss_flop=1e11, layer_state_bytes=1000, ends_state_bytes=1000)
+LIGHT = replace(WORKLOAD, num_layers=12, loss_flop=1e11, layer_state_bytes=1000, embedding_and_head_state_bytes=1000)
 
 
 def cluster_of(speeds: Sequence[float], memory_gib: Sequence[float] | None = None) -> Cluster:
@@ -137,7 +137,7 @@ def test_one_layer_for_each_stage_leaves_no_choice() -> None:
 
 
 def test_small_nodes_get_what_fits_them() -> None:
-    workload = replace(LIGHT, layer_state_bytes=GIB, ends_state_bytes=GIB)
+    workload = replace(LIGHT, layer_state_bytes=GIB, embedding_and_head_state_bytes=GIB)
     posed = open_problem(cluster_of([4.0, 4.0, 4.0], [16.0, 3.0, 3.5]), workload, placement=[["n0"], ["n1"], ["n2"]])
     with pytest.raises(InfeasibleError):
         posed.pose((4, 4, 4))

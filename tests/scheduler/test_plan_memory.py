@@ -17,17 +17,17 @@ WORKLOAD = Workload(
     loss_flop=1.0,
     activation_bytes=1,
     layer_gradient_bytes=1,
-    ends_gradient_bytes=0,
+    embedding_and_head_gradient_bytes=0,
     layer_state_bytes=10_000,
-    ends_state_bytes=100_000,
+    embedding_and_head_state_bytes=100_000,
     layer_resident_bytes=100,
-    ends_resident_bytes=20,
+    embedding_and_head_resident_bytes=20,
     stage_resident_bytes=30,
     working_bytes=500,
-    ends_working_bytes=900,
+    embedding_and_head_working_bytes=900,
     message_bytes=12,
     layer_copy_bytes=5_000,
-    ends_copy_bytes=50_000,
+    embedding_and_head_copy_bytes=50_000,
 )
 
 

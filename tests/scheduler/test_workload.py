@@ -16,11 +16,11 @@ WORKLOAD = Workload(
     loss_flop=1e9,
     activation_bytes=1000,
     layer_gradient_bytes=1000,
-    ends_gradient_bytes=1000,
+    embedding_and_head_gradient_bytes=1000,
     layer_state_bytes=4000,
-    ends_state_bytes=4000,
+    embedding_and_head_state_bytes=4000,
     layer_resident_bytes=1000,
-    ends_resident_bytes=1000,
+    embedding_and_head_resident_bytes=1000,
 )
 
 
@@ -154,7 +154,7 @@ def test_ratios_that_do_not_work(num_stages: int, skip_ratio: float, message: st
         ("num_layers", 0),
         ("layer_forward_flop", float("nan")),
         ("activation_bytes", 0),
-        ("ends_state_bytes", -1),
+        ("embedding_and_head_state_bytes", -1),
     ],
 )
 def test_a_workload_is_checked(field: str, value: Any) -> None:

@@ -93,4 +93,4 @@ def test_the_planner_divides_what_is_shared_out(tmp_path: Path) -> None:
     shared = experiment_workload(experiment(tmp_path, "shared", optimizer=SHARDED))
     assert shared.layer_state_bytes + shared.layer_shared_bytes == whole.layer_state_bytes
     assert shared.layer_shared_bytes == whole.layer_state_bytes // 2
-    assert shared.ends_state_bytes == whole.ends_state_bytes
+    assert shared.embedding_and_head_state_bytes == whole.embedding_and_head_state_bytes

@@ -105,7 +105,7 @@ def build_problem(
             stage_sizes=sizes if stages is None else None,
             pinned=dict(pinned) if pinned else None,
             stage_layers=layers,
-            stage_bytes=per_stage(layers, workload.layer_gradient_bytes, workload.ends_gradient_bytes),
+            stage_bytes=per_stage(layers, workload.layer_gradient_bytes, workload.embedding_and_head_gradient_bytes),
             reduction=reduction,
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins

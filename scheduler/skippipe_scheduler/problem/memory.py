@@ -14,9 +14,9 @@ WAITING_COPIES = 2
 """Rows that are sent to the replicas and received from them, of gradients on their way; there from the start."""
 
 
-def per_stage(layers: tuple[int, ...], layer: int, ends: int) -> tuple[int, ...]:
-    """Return layers times `layer` for every stage, and `ends` more for stage 0."""
-    return tuple(count * layer + (ends if stage == 0 else 0) for stage, count in enumerate(layers))
+def per_stage(layers: tuple[int, ...], layer: int, embedding_and_head: int) -> tuple[int, ...]:
+    """Return layers times `layer` for every stage, and `embedding_and_head` more for stage 0."""
+    return tuple(count * layer + (embedding_and_head if stage == 0 else 0) for stage, count in enumerate(layers))
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ class StageNeed:
 
 def stage_needs(workload: Workload, layers: tuple[int, ...], sizes: Sequence[int]) -> tuple[StageNeed, ...]:
     """Return what every stage takes; stages have `layers` layers and `sizes` replicas."""
-    state_bytes = per_stage(layers, workload.layer_state_bytes, workload.ends_state_bytes)
-    copy_bytes = per_stage(layers, workload.layer_copy_bytes, workload.ends_copy_bytes)
-    resident_bytes = per_stage(layers, max(1, workload.layer_resident_bytes), workload.ends_resident_bytes)
-    update_bytes = per_stage(layers, workload.layer_update_bytes, workload.ends_update_bytes)
-    gradient_bytes = per_stage(layers, workload.layer_gradient_bytes, workload.ends_gradient_bytes)
+    state_bytes = per_stage(layers, workload.layer_state_bytes, workload.embedding_and_head_state_bytes)
+    copy_bytes = per_stage(layers, workload.layer_copy_bytes, workload.embedding_and_head_copy_bytes)
+    resident_bytes = per_stage(
+        layers, max(1, workload.layer_resident_bytes), workload.embedding_and_head_resident_bytes
+    )
+    update_bytes = per_stage(layers, workload.layer_update_bytes, workload.embedding_and_head_update_bytes)
+    gradient_bytes = per_stage(layers, workload.layer_gradient_bytes, workload.embedding_and_head_gradient_bytes)
     bucket_bytes = [min(workload.bucket_bytes, own) for own in gradient_bytes]
     shared_bytes = [ceil(count * workload.layer_shared_bytes / size) for count, size in zip(layers, sizes, strict=True)]
     return tuple(
@@ -65,7 +67,7 @@ def stage_needs(workload: Workload, layers: tuple[int, ...], sizes: Sequence[int
             + (WAITING_COPIES * bucket_bytes[stage] if size > 1 else 0),
             copy_bytes=copy_bytes[stage] + (shared_bytes[stage] if copy_bytes[stage] else 0),
             resident_bytes=resident_bytes[stage] + workload.stage_resident_bytes,
-            working_bytes=max(workload.working_bytes, workload.ends_working_bytes if stage == 0 else 0),
+            working_bytes=max(workload.working_bytes, workload.embedding_and_head_working_bytes if stage == 0 else 0),
             message_bytes=workload.message_bytes,
             update_bytes=max(update_bytes[stage], bucket_bytes[stage] if size > 1 else 0),
         )
@@ -104,12 +106,12 @@ class _Conflict:
 
     def __str__(self) -> str:
         need = self.needs[self.stage]
-        ends = ", embedding and head" if self.stage == 0 else ""
+        beside = ", embedding and head" if self.stage == 0 else ""
         rest_bytes = need.fixed_bytes - need.state_bytes
         rest = f", checkpoint copy, messages and the work of a task {size_text(rest_bytes)}" if rest_bytes else ""
         return (
             f"has {size_text(self.memory_bytes)}, but stage {self.stage} needs {size_text(need.least_bytes)}: "
-            f"weights, gradients and optimizer state of {_layers(self.layers[self.stage])}{ends} "
+            f"weights, gradients and optimizer state of {_layers(self.layers[self.stage])}{beside} "
             f"take {size_text(need.state_bytes)}{rest}, one microbatch {size_text(need.resident_bytes)}; "
             f"{', or '.join(self._remedies(need))}"
         )

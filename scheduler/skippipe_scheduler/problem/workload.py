@@ -9,14 +9,14 @@ from skippipe_scheduler.errors import InfeasibleError, ProblemError
 
 @dataclass(frozen=True)
 class Workload:
-    """Cost of one microbatch in FLOP and bytes. "Ends" are embedding, final norm and head, which origins own.
+    """Cost of one microbatch in FLOP and bytes. "Embedding and head" include the final norm; origins own them.
 
     `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer;
     `layer_shared_bytes` is the part of it that the replicas of a stage share out among them. Copies are what an
     asynchronous checkpoint holds of it. Resident bytes are what is kept for one microbatch between its forward and its
     backward. The rest is there once on a node: working bytes are what a task needs besides (that of an origin at least
-    `ends_working_bytes`), message bytes what waits to be used or sent, update bytes what the optimizer needs when no
-    microbatch is held any more, and a bucket what the reduction over replicas needs then.
+    `embedding_and_head_working_bytes`), message bytes what waits to be used or sent, update bytes what the optimizer
+    needs when no microbatch is held any more, and a bucket what the reduction over replicas needs then.
     """
 
     num_layers: int
@@ -24,20 +24,20 @@ class Workload:
     loss_flop: float
     activation_bytes: int
     layer_gradient_bytes: int
-    ends_gradient_bytes: int
+    embedding_and_head_gradient_bytes: int
     layer_state_bytes: int
-    ends_state_bytes: int
+    embedding_and_head_state_bytes: int
     layer_resident_bytes: int
-    ends_resident_bytes: int
+    embedding_and_head_resident_bytes: int
     stage_resident_bytes: int = 0
     working_bytes: int = 0
-    ends_working_bytes: int = 0
+    embedding_and_head_working_bytes: int = 0
     message_bytes: int = 0
     layer_shared_bytes: int = 0
     layer_copy_bytes: int = 0
-    ends_copy_bytes: int = 0
+    embedding_and_head_copy_bytes: int = 0
     layer_update_bytes: int = 0
-    ends_update_bytes: int = 0
+    embedding_and_head_update_bytes: int = 0
     bucket_bytes: int = 0
     backward_to_forward: float = 2.0
     weight_share: float = 0.0
