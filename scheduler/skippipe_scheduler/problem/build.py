@@ -33,7 +33,7 @@ StageSizesChoice = Sequence[int] | Literal["auto"]
 
 @dataclass(frozen=True)
 class LayerSplitProblem:
-    """A problem in which the layers of each stage are still open (`skippipe_scheduler.solver.layer_split` chooses them).
+    """A problem whose layers of each stage are still open (`skippipe_scheduler.solver.layer_split` chooses them).
 
     `pose` returns the problem for one choice; it raises `InfeasibleError` where a node cannot hold its stage.
     """
