@@ -12,8 +12,7 @@ from skippipe.config.data_options import DataOptions
 from skippipe.errors import DataError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as BpeModel
-    from tokenizers import models
+    from tokenizers import Tokenizer as BpeModel, models
 
 Tokens = NDArray[np.uint32]
 TOKENIZER_FILE = "tokenizer.json"
@@ -177,8 +176,7 @@ def _bpe_size(options: DataOptions) -> int:
 
 
 def _byte_level(bpe: "models.BPE") -> "BpeModel":
-    from tokenizers import Tokenizer as BpeModel
-    from tokenizers import decoders, pre_tokenizers
+    from tokenizers import Tokenizer as BpeModel, decoders, pre_tokenizers
 
     model = BpeModel(bpe)
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -5,8 +5,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from skippipe.cluster.description import as_cluster, profile_table, write_cluster
 from skippipe.cluster.link_speed import representatives, rounds

@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import pytest
 from crowding import at_most_s
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from skippipe.runtime.transport.int8 import decode, encode, int8_bytes
 from skippipe.runtime.transport.message import CPU

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 from ranks import gradients_of, make_batch, make_config, make_experiment
 from torch import Tensor

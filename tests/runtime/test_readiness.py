@@ -4,8 +4,7 @@ import heapq
 import random
 from collections.abc import Iterator
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
 from skippipe.runtime.program.program import Instruction, Opcode, Program, compile_programs

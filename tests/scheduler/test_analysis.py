@@ -1,8 +1,7 @@
 """Where the time of nodes and links goes."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.analysis.usage import LOAD_PARTS, analyse, held_over_time, load_over_time

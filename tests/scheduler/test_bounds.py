@@ -4,8 +4,7 @@ import time
 
 import pytest
 from crowding import at_most_s
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 from small_problems import make_problem, problems, share_links
 

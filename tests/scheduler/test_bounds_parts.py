@@ -4,8 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from small_problems import alike, make_problem, problems
 
 from skippipe_scheduler.bounds.automaton import any_sequence, legal_sequences

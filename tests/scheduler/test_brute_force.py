@@ -2,8 +2,7 @@
 
 import pytest
 from brute_force import optimum_s
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 from small_problems import alike, make_problem, share_links
 from test_bounds import problem_of_plan

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from crowding import at_most_s
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from small_problems import make_problem
 
 from skippipe_scheduler.errors import InfeasibleError, SkipPipeError

@@ -1,8 +1,7 @@
 import random
 
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from small_problems import make_problem, problems, share_links
 
 from skippipe_scheduler.baselines.dispatch import DISPATCH_RULES, best_dispatch, dispatch, dispatch_state, slots_of_plan

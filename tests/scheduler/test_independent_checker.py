@@ -4,8 +4,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from independent_checker import Content, first_offence_of, replay, times_s
 from random_plans import random_plan
 from small_problems import problems, share_links

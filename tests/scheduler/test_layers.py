@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_build import GIB, WORKLOAD
 
 from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem

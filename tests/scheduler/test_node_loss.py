@@ -1,8 +1,7 @@
 """Nodes that are lost in the middle of an iteration, and iterations under jitter."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.analysis.jitter import sample_iterations, summarise

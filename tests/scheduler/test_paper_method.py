@@ -4,8 +4,7 @@ import time
 
 import pytest
 from crowding import at_most_s
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from small_problems import make_problem, problems
 
 from skippipe_scheduler.baselines.paper_method import solve_paper_method

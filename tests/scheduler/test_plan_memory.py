@@ -1,8 +1,7 @@
 """The peak of every node of a plan, against a count by hand and against what the planner allows."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.errors import InfeasibleError

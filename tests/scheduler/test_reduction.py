@@ -5,8 +5,7 @@ import random
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from small_problems import make_problem, share_links
 from test_kernel import begin, plan_of
 

@@ -5,8 +5,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.analysis.chrome_trace import to_chrome_trace

@@ -1,8 +1,7 @@
 """Stage sizes between equal work and equal memory."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from small_problems import make_problem
 
 from skippipe_scheduler.errors import InfeasibleError

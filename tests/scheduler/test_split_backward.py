@@ -4,8 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from independent_checker import Content, first_offence_of, replay
 from random_plans import random_plan, with_exact_times, with_splits
 from test_simulate import costs, tasks

@@ -4,8 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from independent_checker import first_offence_of
 from random_plans import random_plan
 from small_problems import problems, share_links

@@ -4,8 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.problem.workload import Workload, route_length, split_layers, stage_sizes

@@ -10,8 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from skippipe.checkpoint.reader import Metadata, check_model, checkpoint_path, load_file, read_metadata
-from skippipe.checkpoint.reader import require_checkpoint as newest_checkpoint
+from skippipe.checkpoint.reader import (
+    Metadata,
+    check_model,
+    checkpoint_path,
+    load_file,
+    read_metadata,
+    require_checkpoint as newest_checkpoint,
+)
 from skippipe.config.experiment_file import load_run
 from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import save_for_transformers

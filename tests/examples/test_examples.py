@@ -1,0 +1,28 @@
+"""The programs in examples/ run as they stand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skippipe_scheduler import load_plan
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], cwd=folder, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_plan_cluster(tmp_path: Path) -> None:
+    output = run("plan_cluster.py", tmp_path, "out", "1")
+    assert "of the full pipeline's" in output
+    plan = load_plan(tmp_path / "out" / "plan.json")
+    assert plan.visits == (12, 6, 6)
+    assert "plotly" in (tmp_path / "out" / "plan.html").read_text()
