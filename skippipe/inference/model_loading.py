@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from skippipe.checkpoint.huggingface.source import find_source, load_model
+from skippipe.checkpoint.huggingface.source import find_source, load_pretrained
 from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
@@ -30,7 +30,7 @@ class LoadedModel:
     """None where it is a Hugging Face directory."""
 
 
-def load(
+def load_model(
     path: Path, *, device: str = "auto", num_stages: int | None = None, absent: Collection[str] = ()
 ) -> LoadedModel:
     """Load the newest checkpoint of a run, or a Hugging Face directory with safetensors.
@@ -64,7 +64,7 @@ def _load_directory(path: Path, device: torch.device, num_stages: int | None) ->
     if source.gguf_file:
         raise InputError(f"{source}: a GGUF file has to be imported first: skippipe import {path} RUN")
     logging.disable_progress_bar()
-    model = load_model(source).to(device)
+    model = load_pretrained(source).to(device)
     model.config.use_cache = False
     if hasattr(model.config, "output_router_logits"):
         model.config.output_router_logits = False

@@ -58,6 +58,8 @@ class TrainingSummary:
     stopped: bool
     """Whether a signal ended it before `training.max_steps`."""
     checkpoint: Path | None
+    rank: int
+    """The process that says this."""
 
 
 def train(experiment: Experiment, plans: Plan | PlanSet, context: DistributedContext) -> TrainingSummary:
@@ -183,9 +185,8 @@ class Trainer:
         if loss is not None and self.runner.rank == 0:
             print(self.memory.table())
         path = checkpoint_path(self.run_dir, self.step) if saved else None
-        return TrainingSummary(
-            self.first_step, self.step, self.step * self.tokens_per_step, loss, self.step < max_steps, path
-        )
+        tokens, stopped = self.step * self.tokens_per_step, self.step < max_steps
+        return TrainingSummary(self.first_step, self.step, tokens, loss, stopped, path, self.runner.rank)
 
     def close(self) -> None:
         """End the writing of checkpoints and close records and optimizer."""

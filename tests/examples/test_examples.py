@@ -26,3 +26,11 @@ def test_plan_cluster(tmp_path: Path) -> None:
     plan = load_plan(tmp_path / "out" / "plan.json")
     assert plan.visits == (12, 6, 6)
     assert "plotly" in (tmp_path / "out" / "plan.html").read_text()
+
+
+@pytest.mark.slow
+def test_train(tmp_path: Path) -> None:
+    experiment = EXAMPLES.parent / "configs" / "experiments" / "tiny.yaml"
+    output = run("train.py", tmp_path, str(experiment), "training.max_steps=3", "checkpoint.asynchronous=false")
+    assert output.count("loss ") >= 2
+    assert (tmp_path / "runs" / "tiny" / "checkpoints" / "step-00000003").is_dir()

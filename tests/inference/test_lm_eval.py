@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.cli.main import main
 from skippipe.errors import InputError
-from skippipe.inference.model_loading import load
+from skippipe.inference.model_loading import load_model
 from skippipe.inference.policies.base import FixedLayers, PolicyContext
 from skippipe.inference.policies.registry import KINDS, build_policy
 from skippipe.inference.text import PromptTokenizer
@@ -121,7 +121,7 @@ class Plain:
     """The run's weights in a Hugging Face model whose layer list holds only the layers of some stages."""
 
     def __init__(self, run_dir: Path, stages: Sequence[int]) -> None:
-        loaded = load(run_dir, device="cpu").decoder
+        loaded = load_model(run_dir, device="cpu").decoder
         self.model = LlamaForCausalLM(loaded.config).eval()
         self.model.load_state_dict(loaded.skeleton.model.state_dict())
         layers, spans = self.model.model.layers, [small_plan().stages[stage].layers for stage in stages]
@@ -225,7 +225,7 @@ def test_tasks_run_with_what_absent_nodes_leave(
 def test_draws_go_by_document_whatever_the_batch(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path
 ) -> None:
-    policy = build_policy("random", PolicyContext(load(run_dir, device="cpu").decoder, 0.67, seed=2))
+    policy = build_policy("random", PolicyContext(load_model(run_dir, device="cpu").decoder, 0.67, seed=2))
     stages = [[0, policy.draw(number).layers_at(0, 0)[-1] // 2] for number in range(3)]
     assert {drawn[1] for drawn in stages} == {1, 2}
     plain = [Plain(run_dir, drawn) for drawn in stages]
@@ -243,7 +243,7 @@ def test_draws_go_by_document_whatever_the_batch(
 def test_long_texts_are_cut_from_the_left_or_measured_in_windows(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path
 ) -> None:
-    model = load(run_dir, device="cpu")
+    model = load_model(run_dir, device="cpu")
     model.decoder.config.max_position_embeddings = 8
     adapter = PolicyModel(model.decoder, PromptTokenizer(model), FixedLayers(model.decoder.all_layers), batch_size=2)
     plain = Plain(run_dir, FULL)
@@ -267,7 +267,7 @@ def test_long_texts_are_cut_from_the_left_or_measured_in_windows(
 def test_full_depth_is_what_lm_evals_own_model_says(run_dir: Path, tmp_path: Path) -> None:
     export_run(run_dir, tmp_path / "exported")
     theirs = HFLM(str(tmp_path / "exported"), device="cpu", batch_size=2, max_length=32)
-    model = load(run_dir, device="cpu")
+    model = load_model(run_dir, device="cpu")
     model.decoder.config.max_position_embeddings = 32
     ours = PolicyModel(model.decoder, PromptTokenizer(model), FixedLayers(model.decoder.all_layers), batch_size=2)
     texts = [(one["question"], one["choices"][0]) for one in QUESTIONS] + [("a long text, " * 5 + " ", "and its end")]

@@ -13,7 +13,7 @@ from skippipe.checkpoint.reader import require_checkpoint
 from skippipe.cli.main import main
 from skippipe.inference.distributed.stage_assignment import assign_stages
 from skippipe.inference.inference_run import read_inference_run
-from skippipe.inference.model_loading import load
+from skippipe.inference.model_loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_answers_are_those_of_one_process_to_the_bit(
 ) -> None:
     found, codes, logs = on_ranks(tmp_path, run_dir, questions, world_size, absent=absent)
     assert codes == [0] * world_size, logs
-    alone = load(run_dir, device="cpu", absent=absent)
+    alone = load_model(run_dir, device="cpu", absent=absent)
     for question in questions:
         assert found[question] == answer(alone, question), question
 
@@ -50,8 +50,8 @@ def test_a_lost_node_is_replaced_by_its_replica_and_the_next_one_missed(run_dir:
     faults = {serving: (4, signal.SIGKILL), 1: (8, signal.SIGKILL)}
     found, codes, logs = on_ranks(tmp_path, run_dir, ["continue 12"], 4, faults=faults)
     assert sorted(code or 0 for code in codes) == [-9, -9, 0, 0]
-    whole = continued(load(run_dir, device="cpu"), PROMPTS[0], 12)
-    rest = continued(load(run_dir, device="cpu", absent=["node-1"]), [*PROMPTS[0], *whole["tokens"][:6]], 6)
+    whole = continued(load_model(run_dir, device="cpu"), PROMPTS[0], 12)
+    rest = continued(load_model(run_dir, device="cpu", absent=["node-1"]), [*PROMPTS[0], *whole["tokens"][:6]], 6)
     reply = found["continue 12"]
     assert reply["tokens"] == whole["tokens"][:6] + rest["tokens"]
     assert reply["tokens"] != whole["tokens"]
@@ -67,8 +67,8 @@ def test_a_node_that_falls_silent_is_given_up(run_dir: Path, tmp_path: Path) -> 
     faults = {1: (3, signal.SIGSTOP)}
     found, codes, logs = on_ranks(tmp_path, run_dir, ["continue 6"], 4, limit_s=2.0, faults=faults)
     assert codes[DRIVER] == 0, logs
-    whole = continued(load(run_dir, device="cpu"), PROMPTS[0], 2)["tokens"]
-    rest = continued(load(run_dir, device="cpu", absent=["node-1"]), [*PROMPTS[0], *whole], 4)
+    whole = continued(load_model(run_dir, device="cpu"), PROMPTS[0], 2)["tokens"]
+    rest = continued(load_model(run_dir, device="cpu", absent=["node-1"]), [*PROMPTS[0], *whole], 4)
     assert found["continue 6"]["tokens"] == whole + rest["tokens"]
     assert "node-1 was lost (silent for 2 s) and stage 2 with it" in logs[DRIVER]
 
@@ -77,7 +77,7 @@ def test_a_measurement_goes_on_with_a_replica_and_ends_without_one(run_dir: Path
     faults = {serving_rank(run_dir, 1): (2, signal.SIGKILL)}
     found, codes, logs = on_ranks(tmp_path, run_dir, ["evaluation"], 4, faults=faults)
     assert codes[DRIVER] == 0, logs
-    assert found["evaluation"] == answer(load(run_dir, device="cpu"), "evaluation")
+    assert found["evaluation"] == answer(load_model(run_dir, device="cpu"), "evaluation")
     _, codes, logs = on_ranks(tmp_path, run_dir, ["evaluation"], 4, faults={1: (2, signal.SIGKILL)})
     assert (codes[DRIVER], codes[1]) == (1, -9)
     assert logs[DRIVER].splitlines()[-1].endswith("and stage 2 with it; start again with --absent node-1")

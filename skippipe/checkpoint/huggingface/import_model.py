@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from skippipe.checkpoint.huggingface.source import find_source, load_model, load_tokenizer, plain_config
+from skippipe.checkpoint.huggingface.source import find_source, load_pretrained, load_tokenizer, plain_config
 from skippipe.checkpoint.reader import Metadata, model_identity
 from skippipe.checkpoint.writer import write_stages
 from skippipe.config.experiment import Experiment, ModelOptions
@@ -35,7 +35,7 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
         raise InputError(f"{run_dir}: exists and is not empty; name another directory")
     source = find_source(path)
     experiment = _experiment(config_path, overrides, run_dir)
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = load_pretrained(source), load_tokenizer(source)
     complete = False
     try:
         _write_model(model, tokenizer, run_dir / MODEL_FOLDER)

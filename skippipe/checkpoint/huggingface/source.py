@@ -45,7 +45,7 @@ def find_source(path: Path) -> WeightSource:
     return _gguf(files[0])
 
 
-def load_model(source: WeightSource) -> PreTrainedModel:
+def load_pretrained(source: WeightSource) -> PreTrainedModel:
     """Return the whole model on the CPU in the dtype it is stored in, GGUF dequantised to fp32.
 
     Raises `InputError` where it cannot be read, `ConfigError` where its architecture cannot be split into stages.

@@ -22,21 +22,11 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
     if print_config:
         click.echo(to_yaml(experiment), nl=False)
         return
-    from contextlib import closing
+    from skippipe.training.train_experiment import train_experiment
 
-    from skippipe.planning.sharing import share_plans
-    from skippipe.runtime.ranks.context import DistributedContext
-    from skippipe.training.loop import train
-    from skippipe.training.optimizer.deepspeed_setup import prepare
-    from skippipe_scheduler.problem.cluster import load_cluster
-
-    patience_s = prepare(experiment)
-    nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]
-    timeout_s = experiment.comm.timeout_s
-    with closing(DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s)) as context:
-        summary = train(experiment, share_plans(experiment, plan_path, context), context)
-        if context.rank == 0:
-            click.echo(_last_line(summary.step, summary.first_step, summary.stopped, summary.checkpoint))
+    summary = train_experiment(experiment, plan_path)
+    if summary.rank == 0:
+        click.echo(_last_line(summary.step, summary.first_step, summary.stopped, summary.checkpoint))
 
 
 def _last_line(step: int, first_step: int, stopped: bool, checkpoint: Path | None) -> str:

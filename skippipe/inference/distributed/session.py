@@ -18,7 +18,7 @@ from skippipe.inference.distributed.stage_assignment import StageAssignment, ass
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.distributed.worker_pool import WorkerPool
 from skippipe.inference.inference_run import InferenceRun, read_inference_run
-from skippipe.inference.model_loading import LoadedModel, is_directory, load, loaded
+from skippipe.inference.model_loading import LoadedModel, is_directory, load_model, loaded
 from skippipe.model.device import choose_device
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.exchange import all_gather_json, wait_for_readers
@@ -41,7 +41,7 @@ def open_model(
     """
     with closing(DistributedContext.from_environment(MEETING_S, process_groups=False)) as context:
         if context.store is None:
-            yield load(path, device=device, num_stages=num_stages, absent=absent)
+            yield load_model(path, device=device, num_stages=num_stages, absent=absent)
             return
         run, cast, links = _meet(context, path, num_stages, absent)
         with closing(links):

@@ -17,7 +17,7 @@ from skippipe.errors import InputError, NodeLostError, StorageError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import segments, share_computed
 from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, TaskResult, Tasks
-from skippipe.inference.model_loading import LoadedModel, load
+from skippipe.inference.model_loading import LoadedModel, load_model
 from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy, find_policy
 from skippipe.inference.text import TextSource
@@ -82,7 +82,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a run's newest checkpoint or a Hugging Face directory in one process; see `evaluate`."""
     options = options or PerplexityOptions()
-    model = load(path, device=options.device, num_stages=options.num_stages)
+    model = load_model(path, device=options.device, num_stages=options.num_stages)
     return evaluate(model, policies=policies, keeps=keeps, options=options)
 
 
