@@ -12,6 +12,9 @@ SkipPipeError
 └── StorageError            writing a file failed (full disk, permissions)
 """
 
+import difflib
+from collections.abc import Iterable
+
 from skippipe_scheduler.errors import DeadlockError, InfeasibleError, InputError, PlanError, ProblemError, SkipPipeError
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "ProgramError",
     "SkipPipeError",
     "StorageError",
+    "did_you_mean",
 ]
 
 
@@ -62,3 +66,9 @@ class NodeLostError(PeerLostError):
 
 class StorageError(SkipPipeError):
     """A file could not be written; what was complete before is still there."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the question whether the most similar of the known words was meant; nothing where none is similar."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

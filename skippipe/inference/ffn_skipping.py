@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skippipe.inference.decoder import Decoder
-from skippipe.model.feed_forward import feed_forward_name, residual_reader
+from skippipe.model.architecture_traits import ArchitectureTraits
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class FfnSkipping:
 def skipping(decoder: Decoder, rule: FfnRule) -> Iterator[FfnSkipping]:
     """Install a rule on the layers of its region; raise `InputError` where they have no block of their own."""
     state = FfnSkipping(decoder, rule)
-    sites = [_Site(decoder.layers[index], index, state) for index in range(rule.first, rule.last)]
+    traits = decoder.skeleton.traits
+    sites = [_Site(decoder.layers[index], index, traits, state) for index in range(rule.first, rule.last)]
     try:
         for site in sites:
             site.install()
@@ -100,10 +101,10 @@ def skipping(decoder: Decoder, rule: FfnRule) -> Iterator[FfnSkipping]:
 class _Site:
     """One layer with the stand-in for its block, and the hooks that see the residual stream."""
 
-    def __init__(self, layer: nn.Module, index: int, state: FfnSkipping) -> None:
+    def __init__(self, layer: nn.Module, index: int, traits: ArchitectureTraits, state: FfnSkipping) -> None:
         self._layer, self._index, self._state = layer, index, state
-        self._name = feed_forward_name(layer)
-        self._reader = residual_reader(layer)
+        self._name = traits.feed_forward_name(layer)
+        self._reader = traits.find_residual_reader(layer)
         self._block: nn.Module = getattr(layer, self._name)
         self._stand_in = _StandIn(self._block, state)
         self._before: Tensor | None = None

@@ -14,6 +14,7 @@ from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.inference_run import InferenceRun, even_bounds, read_inference_run, stages_without
+from skippipe.model.architecture import turn_off_cache_and_router_logits
 from skippipe.model.device import choose_device
 from skippipe.model.skeleton import find_parts
 
@@ -65,9 +66,7 @@ def _load_directory(path: Path, device: torch.device, num_stages: int | None) ->
         raise InputError(f"{source}: a GGUF file has to be imported first: skippipe import {path} RUN")
     logging.disable_progress_bar()
     model = load_pretrained(source).to(device)
-    model.config.use_cache = False
-    if hasattr(model.config, "output_router_logits"):
-        model.config.output_router_logits = False
+    turn_off_cache_and_router_logits(model.config)
     skeleton = find_parts(model)
     bounds = even_bounds(len(skeleton.layers), num_stages or len(skeleton.layers))
     template = load_experiment(Path(str(files("skippipe.checkpoint.huggingface") / "imported.yaml")))

@@ -1,48 +1,22 @@
 """The model's configuration: a Hugging Face decoder chosen by name, its options checked."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from skippipe.config.experiment import Experiment
 from skippipe.data.tokenizer import vocabulary_size
-from skippipe.errors import ConfigError
+from skippipe.errors import ConfigError, did_you_mean
+from skippipe.model.architecture_traits import traits_of
 from skippipe.model.skeleton import build_one_layer
-
-ARCHITECTURES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "gpt2",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-    "olmo2",
-    "gpt_neox",
-    "granite",
-    "mixtral",
-    "qwen3_moe",
-)
-"""Architectures whose split into stages is tested to be exact."""
-
-SHARING = ("gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "zamba", "zamba2")
-"""Layers of these use keys, values or weights of other layers, so a stage cannot run alone."""
-
-READ_HEAD_DIM = ("qwen2", "phi3", "olmo2", "granite", "qwen3_moe")
-"""The models of these read `head_dim`, which their configuration classes do not declare."""
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
 
-POSITION_KEYS = {"max_position_embeddings", "n_positions"}
-"""What architectures call the longest context that the model knows."""
-
-DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
-"""Off unless asked for: dropout would make the same run differ between one process and several."""
+LONGEST_CONTEXT = "max_position_embeddings"
+"""The most positions that a model knows; `attribute_map` has the name of an architecture that calls it otherwise."""
 
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 UNRELATED = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
@@ -55,18 +29,18 @@ def build_config(architecture: str, options: Mapping[str, object]) -> Pretrained
     Raises `ConfigError` for an architecture that cannot be split, an option that its configuration does not have
     (naming the nearest one) or a value that the configuration or the model refuses.
     """
-    check_architecture(architecture, "model.architecture")
+    traits = traits_of(architecture, "model.architecture")
     config_class = CONFIG_MAPPING[architecture]
     defaults = config_class()
-    known = {*defaults.to_dict(), *defaults.attribute_map, *(("head_dim",) if architecture in READ_HEAD_DIM else ())}
+    known = {*defaults.to_dict(), *defaults.attribute_map, *traits.undeclared_options}
     for key in options:
         if key not in known:
-            raise ConfigError(f"model.options: {architecture} has no option {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"model.options: {architecture} has no option {key!r}{did_you_mean(key, known)}")
     _check_positive({key: options.get(key) for key in SIZES}, "model.options")
     given = dict(options)
     for key in TOKEN_IDS:
         given.setdefault(key, None)
-    for key in DROPOUTS:
+    for key in traits.dropout_options:
         if key in known:
             given.setdefault(key, 0.0)
     if "num_key_value_heads" in known and "num_attention_heads" in given:
@@ -86,7 +60,7 @@ def config_from_directory(directory: Path) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as reason:
         raise ConfigError(f"model.directory: {directory}/config.json: {' '.join(str(reason).split())}") from None
-    check_architecture(config.model_type, f"model.directory: {directory}")
+    traits_of(config.model_type, f"model.directory: {directory}")
     return _checked(config, f"model.directory: {directory}/config.json")
 
 
@@ -95,10 +69,17 @@ def num_layers(config: PretrainedConfig) -> int:
     return int(config.num_hidden_layers)
 
 
+def num_experts(config: PretrainedConfig) -> int:
+    """Return the number of experts in a layer, 0 where it is no mixture."""
+    option = traits_of(config.model_type).num_experts
+    return int(getattr(config, option) or 0) if option is not None else 0
+
+
 def attention_in_use(config: PretrainedConfig) -> str:
     """Return which attention a model runs, in words; `config` is that of the built model, where it is chosen."""
-    name = config._attn_implementation or "eager"
-    return "eager (sdpa would leave out the soft cap)" if name == "eager" and config.model_type == "gemma2" else name
+    name: str = config._attn_implementation or "eager"
+    reason = traits_of(config.model_type).eager_because
+    return f"eager ({reason})" if name == "eager" and reason else name
 
 
 def config_to_json(config: PretrainedConfig) -> str:
@@ -112,28 +93,20 @@ def fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(config_to_json(config).encode()).hexdigest()[:16]
 
 
-def check_architecture(architecture: str, where: str) -> None:
-    """Raise `ConfigError`, beginning with `where`, for an architecture that cannot be split into stages."""
-    if architecture in ARCHITECTURES:
-        return
-    if architecture in SHARING:
-        reason = "cannot be split into stages because its layers share state with each other"
-    else:
-        reason = f"cannot be split into stages{_nearest(architecture, ARCHITECTURES)}"
-    raise ConfigError(f"{where}: {architecture!r} {reason}; supported: {', '.join(ARCHITECTURES)}")
+def turn_off_cache_and_router_logits(config: PretrainedConfig) -> None:
+    """Turn off, in place, what a model cut into stages does not have.
 
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    The head sees no layers, hence no routers of a mixture of experts: there is no auxiliary loss.
+    """
+    config.use_cache = False
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
 
 
 def _checked(config: PretrainedConfig, where: str) -> PretrainedConfig:
     """Return `config` ready for stages: no cache, no router logits, and a first layer that can be built."""
     _check_sizes(config, where)
-    config.use_cache = False
-    if hasattr(config, "output_router_logits"):
-        config.output_router_logits = False  # the head sees no layers, hence no router: no auxiliary loss
+    turn_off_cache_and_router_logits(config)
     try:
         build_one_layer(config)
     except Exception as reason:  # modules raise any kind of error on a value they cannot take
@@ -149,7 +122,7 @@ def _check_sizes(config: PretrainedConfig, where: str) -> None:
         raise ConfigError(f"{where}: hidden_size {config.hidden_size} does not divide by num_attention_heads {heads}")
     if groups and heads % groups:
         raise ConfigError(f"{where}: num_attention_heads {heads} does not divide by num_key_value_heads {groups}")
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    experts = num_experts(config)
     if experts and config.num_experts_per_tok > experts:
         raise ConfigError(f"{where}: num_experts_per_tok is {config.num_experts_per_tok}, there are {experts} experts")
 
@@ -164,8 +137,10 @@ def experiment_model(experiment: Experiment) -> PretrainedConfig:
     """Return the Hugging Face configuration of the experiment's model, its vocabulary that of the tokenizer."""
     if experiment.model.directory is not None:
         return config_from_directory(Path(experiment.model.directory))
-    options = dict(experiment.model.options)
+    architecture, options = experiment.model.architecture, dict(experiment.model.options)
+    traits_of(architecture, "model.architecture")
     options.setdefault("vocab_size", vocabulary_size(experiment.data))
-    if not POSITION_KEYS & options.keys():
-        options["max_position_embeddings"] = max(2048, experiment.training.sequence_length)
-    return build_config(experiment.model.architecture, options)
+    own_name = CONFIG_MAPPING[architecture].attribute_map.get(LONGEST_CONTEXT, LONGEST_CONTEXT)
+    if not {LONGEST_CONTEXT, own_name} & options.keys():
+        options[LONGEST_CONTEXT] = max(2048, experiment.training.sequence_length)
+    return build_config(architecture, options)

@@ -8,8 +8,8 @@ from transformers import PretrainedConfig
 
 from skippipe.model.activation_checkpointing import Mode
 from skippipe.model.activation_memory import activation_memory
-from skippipe.model.architecture import num_layers
-from skippipe.model.feed_forward import NAMES as FFN_NAMES
+from skippipe.model.architecture import num_experts, num_layers
+from skippipe.model.architecture_traits import traits_of
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
 from skippipe.model.weight_gradients import is_deferrable, output_size, weight_of
 
@@ -53,6 +53,7 @@ def model_cost(
     as computed.
     """
     skeleton = build_skeleton(config, dtype)
+    experts = f".{skeleton.traits.experts}."
     layer_parameters = embedding_and_head_parameters = expert_parameters = 0
     layer_shapes: list[tuple[int, ...]] = []
     embedding_and_head_shapes: list[tuple[int, ...]] = []
@@ -63,7 +64,7 @@ def model_cost(
             embedding_and_head_parameters += parameter.numel()
         else:
             layer_parameters += parameter.numel()
-            expert_parameters += parameter.numel() if ".experts." in name else 0
+            expert_parameters += parameter.numel() if experts in name else 0
     layers = num_layers(config)
     tokens = micro_batch_size * sequence_length
     active = (layer_parameters - expert_parameters * (1 - _active_share(config))) / layers
@@ -110,14 +111,14 @@ class TokenCost:
 
 def token_cost(skeleton: Skeleton) -> TokenCost:
     """Return what one token costs on a layer of the model, with the active share of a mixture's experts."""
-    config = skeleton.model.config
+    config, traits = skeleton.model.config, skeleton.traits
     active = _active_share(config)
     layers = num_layers(config)
     linear = ffn = 0.0
     for name, parameter in skeleton.layers.named_parameters():
-        flop = 2 * parameter.numel() * (active if ".experts." in name else 1.0) / layers
+        flop = 2 * parameter.numel() * (active if f".{traits.experts}." in name else 1.0) / layers
         linear += flop
-        ffn += flop if name.split(".")[1] in FFN_NAMES else 0.0
+        ffn += flop if name.split(".")[1] == traits.feed_forward else 0.0
     return TokenCost(linear, ffn, 4 * _attention_width(config))
 
 
@@ -143,10 +144,10 @@ def _attention_width(config: PretrainedConfig) -> int:
 
 
 def _ffn_width(config: PretrainedConfig) -> int:
-    names = ("moe_intermediate_size", "intermediate_size", "n_inner")
-    return int(next((size for name in names if (size := getattr(config, name, None))), 4 * config.hidden_size))
+    width: int | None = getattr(config, traits_of(config.model_type).feed_forward_width)
+    return width or 4 * int(config.hidden_size)
 
 
 def _active_share(config: PretrainedConfig) -> float:
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    experts = num_experts(config)
     return config.num_experts_per_tok / experts if experts else 1.0

@@ -50,8 +50,11 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call; the products of a mixture's experts know no other dtype than bfloat16 where nothing is computed."""
-    fake = any(isinstance(one, FakeTensor) for one in args)
+    fake = any(isinstance(argument, FakeTensor) for argument in args)
     if fake and function is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
-        halves = [one.bfloat16() if isinstance(one, Tensor) and one.is_floating_point() else one for one in args]
+        halves = [
+            argument.bfloat16() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+            for argument in args
+        ]
         return torch.empty_like(function(*halves, **kwargs), dtype=args[0].dtype)
     return function(*args, **kwargs)

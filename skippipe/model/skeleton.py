@@ -7,34 +7,34 @@ import copy
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from skippipe.errors import ConfigError
-
-NORM_NAMES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
+from skippipe.model.architecture_traits import ArchitectureTraits, traits_of
 
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The whole model without weights, and the names of its parts inside `base`."""
+    """The whole model without weights, and what its architecture calls its parts."""
 
     model: PreTrainedModel
     base: PreTrainedModel
-    layers_name: str
-    norm_name: str
+    """The model without its head."""
+    traits: ArchitectureTraits
 
     @property
     def layers_prefix(self) -> str:
         """Full name of the list of layers, such as model.layers."""
-        return f"{self.model.base_model_prefix}.{self.layers_name}"
+        return f"{self.model.base_model_prefix}.{self.traits.layers}"
 
     @property
     def layers(self) -> nn.ModuleList:
         """All decoder layers."""
-        layers: nn.ModuleList = getattr(self.base, self.layers_name)
+        layers: nn.ModuleList = getattr(self.base, self.traits.layers)
         return layers
 
 
@@ -48,15 +48,16 @@ def build_skeleton(config: PretrainedConfig, dtype: torch.dtype) -> Skeleton:
 def find_parts(model: PreTrainedModel) -> Skeleton:
     """Return where the parts of `model` are; raise `ConfigError` where they are not found."""
     base, config = model.base_model, model.config
-    lists = [
-        name
-        for name, child in base.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
-    ]
-    norms = [name for name in NORM_NAMES if hasattr(base, name)]
-    if len(lists) != 1 or not norms:
-        raise ConfigError(f"model: {config.model_type!r} has no single list of decoder layers with a final norm")
-    return Skeleton(model, base, lists[0], norms[0])
+    traits = traits_of(config.model_type)
+    layers = getattr(base, traits.layers, None)
+    found = isinstance(layers, nn.ModuleList) and len(layers) == config.num_hidden_layers
+    if not found or not hasattr(base, traits.final_norm):
+        raise ConfigError(
+            f"model: {config.model_type!r} of transformers {version('transformers')} has no {config.num_hidden_layers} "
+            f"decoder layers in {traits.layers!r} with a final norm {traits.final_norm!r} behind them; "
+            "install another release of transformers"
+        )
+    return Skeleton(model, base, traits)
 
 
 def build_one_layer(config: PretrainedConfig) -> PreTrainedModel:
@@ -93,7 +94,7 @@ def materialise(
     wanted = set(layers)
     for name, module in _children_first(skeleton.model):
         layer = is_layer_of(name, skeleton)
-        inside = layer in wanted if layer is not None else with_embedding_and_head or "rotary" in name
+        inside = layer in wanted if layer is not None else with_embedding_and_head or skeleton.traits.rotation in name
         if not inside or isinstance(module, PreTrainedModel) or module is skeleton.layers:
             continue
         module.to_empty(device="cpu", recurse=False)

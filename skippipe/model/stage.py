@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from skippipe.errors import CheckpointError
+from skippipe.model.architecture_traits import ArchitectureTraits
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, materialise, shortened
 
 
@@ -23,8 +24,8 @@ class Stage(nn.Module):
     def __init__(self, skeleton: Skeleton, first: int, last: int, *, with_embedding_and_head: bool) -> None:
         super().__init__()
         self.first, self.last, self.with_embedding_and_head = first, last, with_embedding_and_head
+        self.traits = skeleton.traits
         self.body = partial_decoder(skeleton, range(first, last))
-        self._layers_name = skeleton.layers_name
         if with_embedding_and_head:
             self.embedding = partial_decoder(skeleton, (), embedding=True)
             self.head = partial_model(skeleton, ())
@@ -37,7 +38,7 @@ class Stage(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The stage's own layers."""
-        layers: nn.ModuleList = getattr(self.body, self._layers_name)
+        layers: nn.ModuleList = getattr(self.body, self.traits.layers)
         return layers
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -133,12 +134,12 @@ def partial_decoder(
     Without embedding and final norm unless asked for; then it takes and returns hidden states.
     """
     decoder = _shallow_copy(skeleton.base)
-    setattr(decoder, skeleton.layers_name, nn.ModuleList(skeleton.layers[index] for index in layers))
+    setattr(decoder, skeleton.traits.layers, nn.ModuleList(skeleton.layers[index] for index in layers))
     if not norm:
-        setattr(decoder, skeleton.norm_name, nn.Identity())
+        setattr(decoder, skeleton.traits.final_norm, nn.Identity())
     decoder.config = shortened(skeleton.base.config, layers)
     if not embedding:
-        _remove_embedding(decoder)
+        _remove_embedding(decoder, skeleton.traits)
     return decoder
 
 
@@ -157,15 +158,14 @@ def _shallow_copy(module: PreTrainedModel) -> PreTrainedModel:
     return clone
 
 
-def _remove_embedding(decoder: PreTrainedModel) -> None:
+def _remove_embedding(decoder: PreTrainedModel, traits: ArchitectureTraits) -> None:
     decoder.set_input_embeddings(nn.Identity())
-    if hasattr(decoder, "wpe"):
-        decoder.wpe = _NoPosition()
-    for name in ("drop", "emb_dropout"):
-        if hasattr(decoder, name):
-            setattr(decoder, name, nn.Identity())
-    if hasattr(decoder, "embedding_multiplier"):
-        decoder.embedding_multiplier = 1.0
+    if traits.position_embedding is not None:
+        setattr(decoder, traits.position_embedding, _NoPosition())
+    if traits.embedding_dropout is not None:
+        setattr(decoder, traits.embedding_dropout, nn.Identity())
+    if traits.embedding_factor is not None:
+        setattr(decoder, traits.embedding_factor, 1.0)
 
 
 class _NoPosition(nn.Module):

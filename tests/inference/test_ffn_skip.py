@@ -15,7 +15,7 @@ from skippipe.inference.ffn_skipping import FfnSkipping
 from skippipe.inference.generation.generation import generate
 from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy
-from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.skeleton import find_parts
 
 ROWS = torch.randint(0, 64, (3, 14), generator=torch.Generator().manual_seed(5))

@@ -20,7 +20,7 @@ from skippipe.inference.generation.generation import Sampling, generate
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy
-from skippipe.model.architecture import ARCHITECTURES as EVERY
+from skippipe.model.architecture_traits import ARCHITECTURES as EVERY
 from skippipe.model.skeleton import find_parts
 
 NEW = 8

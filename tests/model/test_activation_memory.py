@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from skippipe.model.activation_checkpointing import Mode, enable
 from skippipe.model.activation_memory import activation_memory, forget_gradient
-from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.live_memory import LiveMemory
 from skippipe.model.skeleton import build_skeleton
 from skippipe.model.stage import Stage, build_stage

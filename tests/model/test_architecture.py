@@ -9,7 +9,6 @@ from tiny_models import SIZES, tiny
 
 from skippipe.errors import ConfigError
 from skippipe.model.architecture import (
-    ARCHITECTURES,
     attention_in_use,
     build_config,
     config_from_directory,
@@ -17,6 +16,7 @@ from skippipe.model.architecture import (
     fingerprint,
     num_layers,
 )
+from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.skeleton import build_skeleton
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import CPU, stages_of, tiny
 
-from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.cost import model_cost
 from skippipe.model.full_model import build_full
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from skippipe.errors import CheckpointError
-from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.full_model import build_full, stages_to_full
 
 HALF: dict[str, dict[str, object]] = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from skippipe.errors import CheckpointError
-from skippipe.model.architecture import ARCHITECTURES
+from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.full_model import build_full
 from skippipe.model.stage import build_stage
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from skippipe.errors import InputError
-from skippipe.model.architecture import check_architecture
+from skippipe.model.architecture_traits import traits_of
 
 GGUF_NEEDS = ("gguf", "accelerate")
 
@@ -51,7 +51,7 @@ def load_pretrained(source: WeightSource) -> PreTrainedModel:
     Raises `InputError` where it cannot be read, `ConfigError` where its architecture cannot be split into stages.
     """
     model: PreTrainedModel = _load(AutoModelForCausalLM, source, dtype="auto", **_only_safe(source))
-    check_architecture(model.config.model_type, str(source))
+    traits_of(model.config.model_type, str(source))
     return model
 
 

@@ -18,7 +18,6 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.ffn_skipping import NEVER, FfnRule, FfnSkipping, skipping
 from skippipe.inference.policies.base import Policy, PolicyContext, check_keep
-from skippipe.model.feed_forward import feed_forward_name
 
 MOST_WARM_UP = 8
 """Tokens that skip nothing at the start of a long text; a sixteenth of a short one."""
@@ -51,7 +50,7 @@ def build(request: PolicyContext) -> Policy:
     check_keep(request.keep)
     decoder = request.decoder
     for layer in decoder.layers:
-        feed_forward_name(layer)
+        decoder.skeleton.traits.feed_forward_name(layer)
     unset = -2.0
     warm_up = max(1, min(MOST_WARM_UP, request.num_generated // 16))
     chosen = request.options(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from skippipe.config.recipe_options import DropoutOptions, RecipeOptions
 from skippipe.errors import ConfigError
 from skippipe.model.dropout.probability import kept_samples, probability
-from skippipe.model.feed_forward import find_feed_forward
 from skippipe.model.stage import Stage
 
 
@@ -95,8 +94,8 @@ class LeftOut(nn.Module):
         if not kept:
             return left_out
         index = torch.tensor(kept, device=hidden.device)  # (K,)
-        cut_arguments = [_cut(one, index, num_samples) for one in arguments]
-        cut_options = {name: _cut(one, index, num_samples) for name, one in options.items()}
+        cut_arguments = [_cut(argument, index, num_samples) for argument in arguments]
+        cut_options = {name: _cut(option, index, num_samples) for name, option in options.items()}
         computed = self.inner(hidden[index], *cut_arguments, **cut_options)  # (K, T, D)
         return left_out.index_copy(0, index, computed)
 
@@ -104,7 +103,7 @@ class LeftOut(nn.Module):
 def _cut(argument: Any, index: Tensor, num_samples: int) -> Any:
     """Return the rows of the kept samples, also of tensors in a tuple; what is the same for all samples stays."""
     if isinstance(argument, tuple):
-        return tuple(_cut(one, index, num_samples) for one in argument)
+        return tuple(_cut(part, index, num_samples) for part in argument)
     if isinstance(argument, Tensor) and argument.ndim > 1 and argument.shape[0] == num_samples:
         return argument[index]
     return argument
@@ -115,7 +114,7 @@ def _unchanged(hidden: Tensor) -> Tensor:
 
 
 def _ffn_name(layer: nn.Module, stage: Stage) -> str:
-    name = find_feed_forward(layer)
+    name = stage.traits.find_feed_forward(layer)
     if name is None:
         raise ConfigError(
             f"recipe.ffn_dropout: the layers of {stage.body.config.model_type!r} have no feed-forward part of their "
