@@ -14,6 +14,9 @@ import psutil
 PRELOADED = [
     "safetensors.torch",
     "transformers.models.llama.modeling_llama",
+    "wandb.sdk.launch",
+    "skippipe.cluster.profile",
+    "skippipe.monitor.report.reports",
     "skippipe.planning.experiment_plan",
     "skippipe.runtime.distributed_runner",
     "skippipe.runtime.local_runner",
@@ -21,6 +24,9 @@ PRELOADED = [
     "skippipe.inference.distributed.session",
     "skippipe.inference.evaluation.perplexity",
     "skippipe.inference.generation.speculative",
+    "skippipe_scheduler.search.portfolio",
+    "skippipe_scheduler.solver.layer_split",
+    "skippipe_scheduler.solver.replan",
 ]
 
 
