@@ -10,15 +10,12 @@ from .errors import (
     SkipPipeError as SkipPipeError,
 )
 from .inference.decoder import Decoder as Decoder
-from .inference.evaluation.perplexity import (
-    Evaluation as Evaluation,
-    PerplexityOptions as PerplexityOptions,
-    evaluate as evaluate,
-)
+from .inference.evaluation.perplexity import PerplexityOptions as PerplexityOptions, evaluate as evaluate
 from .inference.generation.generation import Generated as Generated, Sampling as Sampling, generate as generate
 from .inference.model_loading import LoadedModel as LoadedModel, load_model as load_model
 from .inference.policies.base import FixedLayers as FixedLayers, Policy as Policy, PolicyContext as PolicyContext
 from .inference.policies.registry import build_policy as build_policy
+from .monitor.evaluation_results import Evaluation as Evaluation
 from .monitor.metrics import read_metrics as read_metrics
 from .planning.experiment_plan import plan_experiment as plan_experiment
 from .training.loop import TrainingSummary as TrainingSummary

@@ -27,7 +27,8 @@ from common.table import MARKS, Columns, Result, machine, markdown
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
-from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model, write_evaluation
+from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model
+from skippipe.monitor.evaluation_results import write_evaluation
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_depth_comparison
 from skippipe.planning.sharing import choose_plans

@@ -21,9 +21,9 @@ from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
 from skippipe.errors import SkipPipeError
 from skippipe.inference.evaluation import lm_eval_tasks as tasks
-from skippipe.inference.evaluation.perplexity import DepthResult, Evaluation, PerplexityOptions, evaluate_model
+from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model
 from skippipe.model.architecture import experiment_model
-from skippipe.monitor.report import run_record as shown
+from skippipe.monitor.evaluation_results import DepthResult, Evaluation
 from skippipe.monitor.report.curves import depth_figure
 
 BATCHES = 3
@@ -209,8 +209,8 @@ def test_several_policies_make_one_table_and_one_picture(
     assert not stop.value.code
     table = capsys.readouterr().out
     assert all(f"\n{policy} " in table for policy in policies)
-    evaluation = shown.Evaluation.model_validate_json(result.read_text())
-    assert evaluation == shown.Evaluation.model_validate_json((run_dir / "evaluation.json").read_text())
+    evaluation = Evaluation.model_validate_json(result.read_text())
+    assert evaluation == Evaluation.model_validate_json((run_dir / "evaluation.json").read_text())
     whole = {rows[0].perplexity for rows in evaluation.by_policy().values()}
     assert len(whole) == 1, "all policies are the same model at full depth"
     lines = depth_figure({"run": evaluation}).data

@@ -83,6 +83,7 @@ def write_run(folder: Path, plan: Plan, name: str) -> Path:
             "policy": "random",
             "keep": keep,
             "kept_stages": round(4 * keep),
+            "kept_layers": 4 * keep,
             "share_computed": keep,
             "perplexity": 3.2 / keep,
             "perplexity_std": 0.1 * (1 - keep),
@@ -90,7 +91,14 @@ def write_run(folder: Path, plan: Plan, name: str) -> Path:
         }
         for keep in (1.0, 0.75, 0.5)
     ]
-    (folder / "evaluation.json").write_text(json.dumps({"policies": ["random"], "model": name, "results": results}))
+    evaluation = {
+        "model": name,
+        "checkpoint": "step-00000024",
+        "tokens": 4096,
+        "policies": ["random"],
+        "results": results,
+    }
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
     write_trace(folder / "trace", plan)
     return folder
 

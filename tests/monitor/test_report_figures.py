@@ -8,12 +8,12 @@ import pytest
 from crowding import at_most_s
 from hypothesis import given, strategies as st
 
+from skippipe.monitor.evaluation_results import DepthResult, Evaluation
 from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
 from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, memory_figure
 from skippipe.monitor.report.page import Bar
 from skippipe.monitor.report.route_map import RouteMap, routes_figure
-from skippipe.monitor.report.run_record import DepthResult, Evaluation
 from skippipe.monitor.report.spans import REDUCE, ChartSpan, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant
@@ -241,13 +241,30 @@ def test_iteration_bars_show_prediction_median_and_spread() -> None:
     assert percentiles([7.0]) == (7.0, 7.0)
 
 
+def depth_result(policy: str, *, kept_stages: int | None, share: float, perplexity: float) -> DepthResult:
+    return DepthResult(
+        policy=policy,
+        keep=share,
+        kept_stages=kept_stages,
+        kept_layers=4 * share,
+        share_computed=share,
+        perplexity=perplexity,
+        perplexity_std=0.0,
+        samples=1,
+    )
+
+
+def evaluation_of(policies: list[str], results: list[DepthResult]) -> Evaluation:
+    return Evaluation(model="model", checkpoint="step-00000001", tokens=32, policies=policies, results=results)
+
+
 @pytest.mark.parametrize(("worst", "axis"), [(6.0, None), (600.0, "log")])
 def test_depth_curve_is_sorted_and_logarithmic_where_it_must_be(worst: float, axis: str | None) -> None:
     results = [
-        DepthResult(policy="random", kept_stages=4, share_computed=1.0, perplexity=3.0),
-        DepthResult(policy="random", kept_stages=2, share_computed=0.5, perplexity=worst),
+        depth_result("random", kept_stages=4, share=1.0, perplexity=3.0),
+        depth_result("random", kept_stages=2, share=0.5, perplexity=worst),
     ]
-    figure = depth_figure({"one": Evaluation(policies=["random"], results=results)})
+    figure = depth_figure({"one": evaluation_of(["random"], results)})
     assert list(figure.data[0].x) == [50.0, 100.0]
     assert list(figure.data[0].y) == [worst, 3.0]
     assert figure.layout.yaxis.type == axis
@@ -255,18 +272,18 @@ def test_depth_curve_is_sorted_and_logarithmic_where_it_must_be(worst: float, ax
 
 def evaluation(*policies: str) -> Evaluation:
     results = [
-        DepthResult(policy=policy, kept_stages=None, share_computed=share, perplexity=4 / share)
+        depth_result(policy, kept_stages=None, share=share, perplexity=4 / share)
         for policy in policies
         for share in (1.0, 0.5)
     ]
-    return Evaluation(policies=list(policies), results=results)
+    return evaluation_of(list(policies), results)
 
 
 def test_policies_have_colours_and_markers_models_have_line_styles() -> None:
     models = {"normal": evaluation("full", "random", "exit"), "skip": evaluation("exit", "random", "best")}
     figure = depth_figure(models)
     lines = {(line.legendgroup, line.name): line for line in figure.data}
-    assert set(lines) == {(name, policy) for name, one in models.items() for policy in one.policies}
+    assert set(lines) == {(name, policy) for name, model in models.items() for policy in model.policies}
     looks = {key: (line.line.color, line.marker.symbol) for key, line in lines.items()}
     for policy in ("random", "exit"):
         assert looks["normal", policy] == looks["skip", policy]

@@ -58,7 +58,8 @@ def test_missing_file_is_named_with_the_remedy(run_dir: Path, name: str) -> None
 
 def test_wrong_evaluation_is_named(run_dir: Path) -> None:
     (run_dir / "evaluation.json").write_text(
-        '{"policies": ["random"], "results": [{"policy": "random", "kept_stages": 4}]}'
+        '{"model": "tiny", "checkpoint": "step-00000001", "tokens": 1, "policies": ["random"], '
+        '"results": [{"policy": "random", "keep": 1.0, "kept_stages": 4, "kept_layers": 4.0}]}'
     )
     with pytest.raises(InputError, match=r"evaluation\.json: results\.0\.share_computed"):
         read_run_record(run_dir)
@@ -94,8 +95,8 @@ def test_command_without_a_run_ends_with_exit_code_2(tmp_path: Path, capsys: pyt
 def test_command_shows_several_runs_or_evaluations_in_one_page(run_dir: Path, full_plan: Plan, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", full_plan, "full depth")
     files = [run_dir / "evaluation.json", other / "evaluation.json", tmp_path / "copy.json"]
-    tasks = [{"task": "riddles", "policy": "random", "share_computed": 0.5, "metric": "acc", "value": 0.25}]
-    content = json.loads(files[0].read_text()) | {"tasks": [one | {"standard_error": None} for one in tasks]}
+    task = {"task": "riddles", "policy": "random", "keep": 0.5, "share_computed": 0.5, "metric": "acc", "value": 0.25}
+    content = json.loads(files[0].read_text()) | {"tasks": [task | {"standard_error": None, "documents": 4}]}
     files[2].write_text(json.dumps(content))
     out = tmp_path / "page.html"
     result = CliRunner().invoke(command, [str(run_dir), str(other), "--out", str(out)])

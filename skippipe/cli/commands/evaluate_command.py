@@ -12,7 +12,7 @@ from skippipe.cli.shared_options import ABSENT, POLICIES, FloatList, GreedyComma
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions
-    from skippipe.inference.evaluation.perplexity import Evaluation
+    from skippipe.monitor.evaluation_results import Evaluation
 
 FILE = click.Path(path_type=Path)
 
@@ -65,10 +65,9 @@ def command(
     before --keep, --policy and --lm-eval-tasks, or after `--`: those take all the words that follow them. Start it with
     torchrun to spread a run's stages over several processes.
     """
-    from dataclasses import asdict
-
     from skippipe.inference.distributed.session import open_model
-    from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate, write_evaluation
+    from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
+    from skippipe.monitor.evaluation_results import write_evaluation
 
     of_tasks = {name: options.pop(name) for name in ("tasks", "include_path", "limit", "num_fewshot", "batch_size")}
     chosen = PerplexityOptions(**options, tasks=_task_options(**of_tasks))
@@ -81,11 +80,10 @@ def command(
         write_evaluation(evaluation, out)
     if plot is not None:
         from skippipe.monitor.report.reports import write_depth_report
-        from skippipe.monitor.report.run_record import Evaluation as Shown
 
-        write_depth_report(plot, {evaluation.model: Shown.model_validate(asdict(evaluation))})
+        write_depth_report(plot, {evaluation.model: evaluation})
     tables = [*evaluation_table(evaluation), *tasks_table(evaluation)]
-    click.echo(json.dumps(asdict(evaluation)) if as_json else "\n".join(tables))
+    click.echo(json.dumps(evaluation.model_dump()) if as_json else "\n".join(tables))
     if absence:
         click.echo(absence, err=True)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from skippipe.cli.demo.ranks import run_ranks
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
-from skippipe.inference.evaluation.perplexity import DepthResult, evaluate_model
+from skippipe.inference.evaluation.perplexity import evaluate_model
+from skippipe.monitor.evaluation_results import DepthResult
 from skippipe.monitor.metrics import read_metrics
 from skippipe.monitor.report import write_comparison_report
 from skippipe.planning.experiment_plan import plan_experiment

@@ -1,6 +1,5 @@
 """Tasks of EleutherAI's lm-eval (arXiv 2405.14782), run under a policy: what the parts left out cost in answers."""
 
-import difflib
 import logging
 import math
 import os
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from skippipe.errors import InputError
+from skippipe.errors import InputError, did_you_mean
 from skippipe.inference.depth_schedule import Flop
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import Policy
 from skippipe.inference.text import PromptTokenizer
+from skippipe.monitor.evaluation_results import TaskResult
 
 RESAMPLINGS = 1000
 """For the standard errors of metrics that have no formula."""
@@ -40,23 +40,6 @@ class TaskOptions:
     num_fewshot: int | None = None
     """Examples before each document; what the task says where None."""
     batch_size: int = 16
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One metric of one task under one policy at one share."""
-
-    task: str
-    policy: str
-    keep: float
-    """The share that was asked for; what the policy came to, where it decides that itself."""
-    share_computed: float
-    """Share of the layers' FLOP that was really computed for the task's requests."""
-    metric: str
-    """As lm-eval names it, with the filter of the answers behind a comma where there is one."""
-    value: float
-    standard_error: float | None
-    documents: int
 
 
 class Tasks:
@@ -87,7 +70,16 @@ class Tasks:
             share = _flop_of(task, adapter.flop, found["group_subtasks"]).share
             for metric, value, error in _metrics(metrics):
                 kept = share if keep is None else keep
-                yield TaskResult(task, name, kept, share, metric, value, error, metrics["sample_len"])
+                yield TaskResult(
+                    task=task,
+                    policy=name,
+                    keep=kept,
+                    share_computed=share,
+                    metric=metric,
+                    value=value,
+                    standard_error=error,
+                    documents=metrics["sample_len"],
+                )
 
     def _choose_examples(self) -> None:
         """Make all tasks ask the same under every policy; a task that wants no examples gets none."""
@@ -111,9 +103,7 @@ def _loaded(options: TaskOptions) -> Any:
         manager = TaskManager(include_path=options.include_path)
     for name in options.names:
         if name not in manager.all_tasks and not Path(name).is_file():
-            close = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"--lm-eval-tasks: no task or file {name!r}{hint}")
+            raise InputError(f"--lm-eval-tasks: no task or file {name!r}{did_you_mean(name, manager.all_tasks)}")
     try:
         loaded: Any = manager.load(list(options.names))
     except Exception as reason:  # readers of data sets raise errors of many kinds

@@ -1,10 +1,9 @@
 """Perplexity of a model against the share of its layers' compute that is kept."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,49 +12,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from skippipe.data.samples import Batch
-from skippipe.errors import InputError, NodeLostError, StorageError
+from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import segments, share_computed
-from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, TaskResult, Tasks
+from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, Tasks
 from skippipe.inference.model_loading import LoadedModel, load_model
 from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.registry import build_policy, find_policy
 from skippipe.inference.text import TextSource
-from skippipe_scheduler.files import write_atomically
-
-
-@dataclass(frozen=True)
-class DepthResult:
-    """Perplexity under one policy at one share."""
-
-    policy: str
-    keep: float
-    """The share that was asked for; what the policy came to, where it decides that itself."""
-    kept_stages: int | None
-    """None where the policy does not choose stages."""
-    kept_layers: float
-    """Layers that ran, mean over the positions."""
-    share_computed: float
-    """Share of the layers' FLOP that was really computed."""
-    perplexity: float
-    perplexity_std: float
-    """Standard deviation over the repeats, which differ in the random choices of stages alone."""
-    samples: int
-    """Batches evaluated over all repeats, each with a choice of stages of its own."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What `skippipe evaluate` writes to evaluation.json."""
-
-    model: str
-    checkpoint: str
-    tokens: int
-    policies: list[str]
-    results: list[DepthResult]
-    absent_stages: list[int] = field(default_factory=list)
-    """Stages that no node held."""
-    tasks: list[TaskResult] = field(default_factory=list)
+from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskResult, write_evaluation
 
 
 @dataclass(frozen=True)
@@ -125,18 +90,18 @@ def evaluate(
         if model.decoder.absent_stages != absent:
             raise NodeLostError("a stage was lost while measuring; start again with --absent NODE for its node")
     tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
-    evaluation = Evaluation(model.name, model.checkpoint, tokens, list(policies), results, sorted(absent), of_tasks)
+    evaluation = Evaluation(
+        model=model.name,
+        checkpoint=model.checkpoint,
+        tokens=tokens,
+        policies=list(policies),
+        results=results,
+        absent_stages=sorted(absent),
+        tasks=of_tasks,
+    )
     if model.run_dir is not None and not absent:
         write_evaluation(evaluation, model.run_dir / "evaluation.json")
     return evaluation
-
-
-def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write `evaluation` as JSON; raise `StorageError` where that fails."""
-    try:
-        write_atomically(path, json.dumps(asdict(evaluation), indent=1) + "\n")
-    except OSError as reason:
-        raise StorageError(f"{path}: cannot be written ({reason.strerror or reason})") from None
 
 
 class _Measurement:

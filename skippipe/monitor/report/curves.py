@@ -7,7 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from skippipe.monitor.report.run_record import DepthResult, Evaluation, Step
+from skippipe.monitor.evaluation_results import DepthResult, Evaluation
+from skippipe.monitor.report.run_record import Step
 from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, dash, label, symbol
 from skippipe.monitor.report.units import seconds
 
@@ -95,7 +96,7 @@ def depth_figure(evaluations: Mapping[str, Evaluation]) -> go.Figure:
     where there is one policy alone, each model has a colour too.
     """
     figure = go.Figure(layout=_layout("share of the depth computed (%)", "perplexity", height=400))
-    policies = list(dict.fromkeys(policy for one in evaluations.values() for policy in one.policies))
+    policies = list(dict.fromkeys(policy for evaluation in evaluations.values() for policy in evaluation.policies))
     values = []
     for number, (name, evaluation) in enumerate(evaluations.items()):
         for policy, results in evaluation.by_policy().items():
@@ -121,7 +122,7 @@ def _depth_line(name: str, policy: str, results: Sequence[DepthResult], look: tu
     """Return a model's line under a policy; `look` is its colour, marker and line style."""
     results = results[::-1]
     line_colour, marker, style = look
-    stages = [f"{one.kept_stages} stages" if one.kept_stages is not None else "by layers" for one in results]
+    stages = [f"{result.kept_stages} stages" if result.kept_stages is not None else "by layers" for result in results]
     return go.Scatter(
         name=label(policy),
         x=[result.share_computed * 100 for result in results],
@@ -130,7 +131,7 @@ def _depth_line(name: str, policy: str, results: Sequence[DepthResult], look: tu
         mode="lines+markers",
         line={"color": line_colour, "width": 2, "dash": style},
         marker={"size": 8, "symbol": marker},
-        customdata=[(text, one.samples, label(name)) for text, one in zip(stages, results, strict=True)],
+        customdata=[(text, result.samples, label(name)) for text, result in zip(stages, results, strict=True)],
         hovertemplate="%{x:.3~g} % of the depth (%{customdata[0]})<br>perplexity %{y:.4~g}"
         "<br>%{customdata[1]} batches<br>%{customdata[2]}<extra>%{fullData.name}</extra>",
     )

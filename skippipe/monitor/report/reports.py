@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
 from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
 from skippipe.monitor.report.load_over_time import load_figure, memory_figure
 from skippipe.monitor.report.page import Page, PageSection, Picture, write_report
 from skippipe.monitor.report.route_map import routes_figure
-from skippipe.monitor.report.run_record import Evaluation, RunRecord, read_evaluation, read_run_record
+from skippipe.monitor.report.run_record import RunRecord, read_run_record
 from skippipe.monitor.report.spans import ChartSpan, end_s, timeline_spans
 from skippipe.monitor.report.summary import (
     depth_table,
@@ -227,7 +228,7 @@ def write_depth_comparison(path: Path, files: Sequence[Path]) -> None:
     """
     evaluations = [read_evaluation(file) for file in files]
     places = [file.parent if file.name == "evaluation.json" else file for file in files]
-    names = distinct([one.model for one in evaluations], places)
+    names = distinct([evaluation.model for evaluation in evaluations], places)
     write_depth_report(path, dict(zip(names, evaluations, strict=True)))
 
 

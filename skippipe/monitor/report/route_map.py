@@ -48,14 +48,14 @@ class RouteMap:
     @cached_property
     def traffic(self) -> Counter[tuple[str, str]]:
         """Microbatches that go straight from one node to another in the forward (not back to the origin)."""
-        return Counter(pair for one in self.plan.microbatches for pair in pairwise(one.route))
+        return Counter(pair for microbatch in self.plan.microbatches for pair in pairwise(microbatch.route))
 
     @cached_property
     def _lane(self) -> dict[tuple[int, str], float]:
         visitors: dict[str, list[int]] = defaultdict(list)
-        for one in self.plan.microbatches:
-            for node in one.route:
-                visitors[node].append(one.id)
+        for microbatch in self.plan.microbatches:
+            for node in microbatch.route:
+                visitors[node].append(microbatch.id)
         width = {node: min(LANE, 0.5 / len(ids)) for node, ids in visitors.items()}
         return {
             (microbatch, node): (index - (len(ids) - 1) / 2) * width[node]
@@ -118,8 +118,8 @@ def _bands(routes: RouteMap) -> list[go.Scatter]:
 def _lines(routes: RouteMap) -> list[go.Scatter]:
     """Return one trace per origin group, with one line for each of its microbatches."""
     by_group: dict[str, list[int]] = defaultdict(list)
-    for one in routes.plan.microbatches:
-        by_group[routes.group_of[one.route[0]]].append(one.id)
+    for microbatch in routes.plan.microbatches:
+        by_group[routes.group_of[microbatch.route[0]]].append(microbatch.id)
     traces = []
     for group, microbatches in by_group.items():
         lines = [routes.line(microbatch) for microbatch in microbatches]
@@ -143,7 +143,7 @@ def _nodes(routes: RouteMap) -> list[go.Scatter]:
     by_group: dict[str, list[str]] = defaultdict(list)
     for node in routes.plan.nodes:
         by_group[routes.group_of[node]].append(node)
-    visits = Counter(node for one in routes.plan.microbatches for node in one.route)
+    visits = Counter(node for microbatch in routes.plan.microbatches for node in microbatch.route)
     return [
         go.Scatter(
             x=[routes.place[node][0] for node in nodes],

@@ -15,6 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
+from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
 from skippipe.monitor.report.spans import ChartSpan, end_s
 from skippipe_scheduler.files import parse, read_json
 from skippipe_scheduler.plan.plan import Plan
@@ -23,44 +24,6 @@ from skippipe_scheduler.plan.validate import load_plan
 WARM_UP_STEPS = 10
 Step = dict[str, float]
 _SPAN = TypeAdapter(ChartSpan)
-
-
-class DepthResult(BaseModel):
-    """Perplexity at one share of the depth."""
-
-    policy: str
-    kept_stages: int | None
-    share_computed: float
-    perplexity: float
-    perplexity_std: float = 0.0
-    samples: int = 1
-
-
-class TaskResult(BaseModel):
-    """One metric of one task at one share of the depth."""
-
-    task: str
-    policy: str
-    share_computed: float
-    metric: str
-    value: float
-    standard_error: float | None
-
-
-class Evaluation(BaseModel):
-    """The part of evaluation.json that a report shows."""
-
-    model: str = ""
-    policies: list[str]
-    results: list[DepthResult]
-    tasks: list[TaskResult] = []
-
-    def by_policy(self) -> dict[str, list[DepthResult]]:
-        """Return the results of each policy, the deepest first."""
-        found: dict[str, list[DepthResult]] = {policy: [] for policy in self.policies}
-        for result in sorted(self.results, key=lambda one: -one.share_computed):
-            found[result.policy].append(result)
-        return found
 
 
 class RankMemory(BaseModel):
@@ -174,11 +137,6 @@ def _read_steps(path: Path) -> tuple[list[Step], int]:
             continue
         steps[step] = {key: float(value) for key, value in content.items() if _is_number(value)}
     return [steps[step] for step in sorted(steps)], damaged
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Read what `skippipe evaluate` wrote; raise `InputError` where it is missing or wrong."""
-    return parse(Evaluation, read_json(path, InputError), str(path), InputError)
 
 
 def _read_memory(path: Path) -> list[RankMemory]:

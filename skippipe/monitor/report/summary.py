@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 
 from skippipe.config.experiment import Experiment
+from skippipe.monitor.evaluation_results import Evaluation
 from skippipe.monitor.report.page import Bar, Table
-from skippipe.monitor.report.run_record import Evaluation, RunRecord
+from skippipe.monitor.report.run_record import RunRecord
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline
@@ -75,7 +76,7 @@ def runs_table(runs: Mapping[str, RunRecord]) -> Table:
         "Measured: median wall-clock time of an iteration after warm-up. Model FLOP: of the layers on the routes and "
         "the losses, on all nodes; MFU: their share of what the devices can do at most. Losses: the newest values.",
         (
-            *("RunRecord", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
+            *("Run", "Steps", "Predicted", "Measured", "Measured / predicted", "Standard deviation"),
             *("Throughput", "Model FLOP", "MFU", "Training loss", "Validation loss"),
         ),
         rows,
@@ -86,18 +87,18 @@ def memory_table(name: str, run: RunRecord) -> Table:
     """The memory that the plan promised each rank beside what it took."""
     rows = [
         (
-            str(one.rank),
-            one.node,
-            size_text(one.state_bytes),
-            size_text(one.copy_bytes),
-            size_text(one.activation_bytes),
-            size_text(one.working_bytes + one.message_bytes),
-            size_text(one.update_bytes),
-            size_text(one.estimated_bytes),
-            size_text(one.peak_bytes),
-            times(one.peak_bytes / one.estimated_bytes) if one.estimated_bytes else NONE,
+            str(memory.rank),
+            memory.node,
+            size_text(memory.state_bytes),
+            size_text(memory.copy_bytes),
+            size_text(memory.activation_bytes),
+            size_text(memory.working_bytes + memory.message_bytes),
+            size_text(memory.update_bytes),
+            size_text(memory.estimated_bytes),
+            size_text(memory.peak_bytes),
+            times(memory.peak_bytes / memory.estimated_bytes) if memory.estimated_bytes else NONE,
         )
-        for one in run.memory
+        for memory in run.memory
     ]
     return Table(
         f"{name}: memory at its peak. State: weights, gradients, optimizer. Copy: what a checkpoint is written from. "
@@ -156,7 +157,7 @@ def tasks_table(evaluations: Mapping[str, Evaluation]) -> Table:
 def nodes_table(plan: Plan, timeline: Timeline, name: str = "") -> Table:
     """Utilisation, memory and traffic of each node in the simulated iteration."""
     regions = plan.regions or (NONE,) * len(plan.nodes)
-    visits = Counter(node for one in plan.microbatches for node in one.route)
+    visits = Counter(node for microbatch in plan.microbatches for node in microbatch.route)
     rows = []
     for node, region in sorted(zip(plan.nodes, regions, strict=True), key=lambda pair: plan.stage_of[pair[0]]):
         busy_s, held, room = timeline.busy_s[node], timeline.peak_memory[node], plan.costs.memory[node]

@@ -1,0 +1,84 @@
+"""evaluation.json: what `skippipe evaluate` writes and reports read."""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from skippipe.errors import InputError, StorageError
+from skippipe_scheduler.files import parse, read_json, write_atomically
+
+
+class DepthResult(BaseModel):
+    """Perplexity under one policy at one share of the depth."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: str
+    keep: float
+    """The share that was asked for; what the policy came to, where it decides that itself."""
+    kept_stages: int | None
+    """None where the policy does not choose stages."""
+    kept_layers: float
+    """Layers that ran, mean over the positions."""
+    share_computed: float
+    """Share of the layers' FLOP that was really computed."""
+    perplexity: float
+    perplexity_std: float
+    """Standard deviation over the repeats, which differ in the random choices of stages alone."""
+    samples: int
+    """Batches evaluated over all repeats, each with a choice of stages of its own."""
+
+
+class TaskResult(BaseModel):
+    """One metric of one task of lm-eval under one policy at one share of the depth."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    policy: str
+    keep: float
+    """The share that was asked for; what the policy came to, where it decides that itself."""
+    share_computed: float
+    """Share of the layers' FLOP that was really computed for the task's requests."""
+    metric: str
+    """As lm-eval names it, with the filter of the answers behind a comma where there is one."""
+    value: float
+    standard_error: float | None
+    documents: int
+
+
+class Evaluation(BaseModel):
+    """A model's results under some policies. Fields with a default came later: files of before lack them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    checkpoint: str
+    tokens: int
+    """Tokens of the text whose prediction was measured."""
+    policies: list[str]
+    results: list[DepthResult]
+    absent_stages: list[int] = []
+    """Stages that no node held."""
+    tasks: list[TaskResult] = []
+
+    def by_policy(self) -> dict[str, list[DepthResult]]:
+        """Return the results of each policy, the deepest first."""
+        found: dict[str, list[DepthResult]] = {policy: [] for policy in self.policies}
+        for result in sorted(self.results, key=lambda result: -result.share_computed):
+            found[result.policy].append(result)
+        return found
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `write_evaluation` wrote; raise `InputError` where it is missing or wrong."""
+    return parse(Evaluation, read_json(path, InputError), str(path), InputError)
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write `evaluation` as JSON; raise `StorageError` where that fails."""
+    try:
+        write_atomically(path, json.dumps(evaluation.model_dump(), indent=1) + "\n")
+    except OSError as reason:
+        raise StorageError(f"{path}: cannot be written ({reason.strerror or reason})") from None
