@@ -72,7 +72,7 @@ def forked(target: Callable[..., None], *arguments: Any) -> int | None:
 def run_ranks_in(arguments: list[str], num_ranks: int, output: Path, folder: Path) -> None:
     redirect(output)
     os.chdir(folder)
-    run_ranks(arguments, num_ranks)
+    run_ranks(arguments, num_ranks, start_method="fork")  # this process has imported everything
 
 
 def run_shell(command: str, folder: Path) -> tuple[int | None, str]:

@@ -9,6 +9,7 @@ import os
 import runpy
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -25,8 +26,13 @@ PRELOADED = (
 )
 
 
-def run_ranks(arguments: Sequence[str], num_ranks: int) -> None:
+StartMethod = Literal["forkserver", "fork"]
+
+
+def run_ranks(arguments: Sequence[str], num_ranks: int, start_method: StartMethod = "forkserver") -> None:
     """Run the command line with `arguments` on ranks 0 to num_ranks - 1 and wait for all.
+
+    With `fork` they are copies of this process, which should then have one thread and have imported what they need.
 
     The agent of torchrun watches them: where one fails, the others are ended. Raises `SkipPipeError` then, and
     `KeyboardInterrupt` where a signal has ended them all.
@@ -42,7 +48,7 @@ def run_ranks(arguments: Sequence[str], num_ranks: int) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        start_method="forkserver",
+        start_method=start_method,
     )
     try:
         elastic_launch(agent, run_command)(list(arguments))
