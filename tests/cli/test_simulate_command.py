@@ -55,8 +55,8 @@ def test_json_is_one_object_that_adds_up(plan: Plan, path: str) -> None:
     content = printed_object(path)
     assert content["iteration_s"] == plan.predicted.iteration_s
     assert list(content["nodes"]) == list(plan.nodes)
-    pieces = content["critical_path"]["pieces"]
-    assert sum(piece["end_s"] - piece["start_s"] for piece in pieces) == pytest.approx(plan.predicted.iteration_s)
+    segments = content["critical_path"]["segments"]
+    assert sum(part["end_s"] - part["start_s"] for part in segments) == pytest.approx(plan.predicted.iteration_s)
     assert sum(link["num_transfers"] for link in content["links"]) == len(simulate(plan).transfers)
     assert "samples" not in content
 

@@ -136,18 +136,20 @@ def test_critical_path_runs_from_the_start_to_the_end_below_its_bars(plan: Plan)
     line = path_line(path, position)
     assert (line.x[0], line.x[-1]) == pytest.approx((0.0, plan.predicted.iteration_s))
     assert list(line.x) == sorted(line.x)
-    for piece, start, end in zip(path.pieces, line.y[::2], line.y[1::2], strict=True):
-        arrives = piece.destination if piece.kind == "transfer" else piece.node
-        assert (start, end) == (position[piece.node] + BELOW_BAR, position[arrives or ""] + BELOW_BAR)
+    for segment, start, end in zip(path.segments, line.y[::2], line.y[1::2], strict=True):
+        arrives = segment.destination if segment.kind == "transfer" else segment.node
+        assert (start, end) == (position[segment.node] + BELOW_BAR, position[arrives or ""] + BELOW_BAR)
     assert len(line.text) == len(line.x)
 
 
 def test_critical_path_has_a_gap_where_a_node_is_not_drawn(plan: Plan) -> None:
     path = critical_path(plan)
-    gone = path.pieces[0].node
+    gone = path.segments[0].node
     position = {row.node: index for index, row in enumerate(gantt_rows(plan)) if row.node != gone}
     line = path_line(path, position)
-    missing = sum(gone in (piece.node, piece.kind == "transfer" and piece.destination) for piece in path.pieces)
+    missing = sum(
+        gone in (segment.node, segment.kind == "transfer" and segment.destination) for segment in path.segments
+    )
     assert list(line.x).count(None) == missing > 0
     assert len(line.text) == len(line.x) == len(line.y)
 

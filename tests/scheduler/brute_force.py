@@ -70,8 +70,8 @@ def choices(problem: Problem, stages: Stages) -> Iterator[tuple[Route, ...]]:
         for origin in stages[0]
     ]
     for share in _shares(problem):
-        each = (combinations_with_replacement(of_origin[one], count) for one, count in enumerate(share))
-        for chosen in product(*each):
+        choices = (combinations_with_replacement(of_origin[origin], count) for origin, count in enumerate(share))
+        for chosen in product(*choices):
             routes = tuple(chain.from_iterable(chosen))
             visits = Counter(stage_of[node] for route in routes for node in route)
             counts = [visits[stage] for stage in range(problem.num_stages)]
@@ -105,14 +105,14 @@ class _Case:
         reduce_s = problem.reduce_s(stages)
         self.routes = list(routes)
         self.lengths = [len(route) for route in routes]
-        self.path = [[self.names.index(node) for node in (*one, one[0], *reversed(one))] for one in routes]
+        self.path = [[self.names.index(node) for node in (*route, route[0], *reversed(route))] for route in routes]
         self.work_s = [
             [
-                *(costs.forward_s[node] * weight[node] for node in one),
-                costs.loss_s[one[0]],
-                *(costs.backward_s[node] * weight[node] for node in reversed(one)),
+                *(costs.forward_s[node] * weight[node] for node in route),
+                costs.loss_s[route[0]],
+                *(costs.backward_s[node] * weight[node] for node in reversed(route)),
             ]
-            for one in routes
+            for route in routes
         ]
         self.hop_s = [
             [*(costs.transfer_s[self.names[a]][self.names[b]] for a, b in pairwise(path)), 0.0] for path in self.path
@@ -120,16 +120,16 @@ class _Case:
         self.memory = [costs.memory[name] for name in self.names]
         self.reduce_s = [reduce_s[stage[name]] for name in self.names]
         self.idle_reduce_s = max(reduce_s)
-        self.tail_s = [self._tails(one) for one in range(len(routes))]
+        self.tail_s = [self._tails(microbatch) for microbatch in range(len(routes))]
 
-    def _tails(self, one: int) -> list[float]:
+    def _tails(self, microbatch: int) -> list[float]:
         """Return the least time from the end of each task to the end of the iteration."""
         tails: list[float] = []
         later_s = 0.0
-        for step in range(2 * self.lengths[one], -1, -1):
-            is_backward = step > self.lengths[one]
-            tails.append(max(later_s, self.reduce_s[self.path[one][step]] if is_backward else 0.0))
-            later_s = self.work_s[one][step] + tails[-1] + (self.hop_s[one][step - 1] if step else 0.0)
+        for step in range(2 * self.lengths[microbatch], -1, -1):
+            is_backward = step > self.lengths[microbatch]
+            tails.append(max(later_s, self.reduce_s[self.path[microbatch][step]] if is_backward else 0.0))
+            later_s = self.work_s[microbatch][step] + tails[-1] + (self.hop_s[microbatch][step - 1] if step else 0.0)
         return tails[::-1]
 
     def root(self) -> _State:
@@ -147,29 +147,30 @@ class _Case:
             if not state.sent and all(done > 2 * length for done, length in zip(state.done, self.lengths, strict=True)):
                 limit_s = state.reached_s
             elif self.costs.contention != "none" or not _is_dominated(state, seen):
-                following = [(self.bound_s(one), one) for one in self.successors(state)]
+                following = [(self.bound_s(successor), successor) for successor in self.successors(state)]
                 stack += sorted(following, key=lambda pair: -pair[0])
         return limit_s
 
     def successors(self, state: _State) -> Iterator[_State]:
         first_ready_s = state.sent[0][0] if state.sent else math.inf
-        waiting = {one for _, one in state.sent}
-        for one, done in enumerate(state.done):
-            if done > 2 * self.lengths[one] or one in waiting or self._repeats(state, one):
+        waiting = {microbatch for _, microbatch in state.sent}
+        for microbatch, done in enumerate(state.done):
+            if done > 2 * self.lengths[microbatch] or microbatch in waiting or self._repeats(state, microbatch):
                 continue
-            start_s = max(state.input_s[one], state.idle_s[self.path[one][done]])
+            start_s = max(state.input_s[microbatch], state.idle_s[self.path[microbatch][done]])
             has_room = (
-                done >= self.lengths[one] or self._held(state, self.path[one][done]) < self.memory[self.path[one][done]]
+                done >= self.lengths[microbatch]
+                or self._held(state, self.path[microbatch][done]) < self.memory[self.path[microbatch][done]]
             )
             if state.now_s <= start_s <= first_ready_s and has_room:
-                yield self._start(state, one, start_s)
+                yield self._start(state, microbatch, start_s)
         if state.sent:
             yield self._send(state)
 
-    def _repeats(self, state: _State, one: int) -> bool:
+    def _repeats(self, state: _State, microbatch: int) -> bool:
         """Microbatches that take the same route begin in order."""
-        return state.done[one] == 0 and any(
-            state.done[other] == 0 for other in range(one) if self.routes[other] == self.routes[one]
+        return state.done[microbatch] == 0 and any(
+            state.done[other] == 0 for other in range(microbatch) if self.routes[other] == self.routes[microbatch]
         )
 
     def _held(self, state: _State, node: int) -> int:
@@ -180,26 +181,26 @@ class _Case:
             if path[hop] == node
         )
 
-    def _start(self, state: _State, one: int, start_s: float) -> _State:
-        step = state.done[one]
-        node, end_s = self.path[one][step], start_s + self.work_s[one][step]
-        is_last, shared = step == 2 * self.lengths[one], self.costs.contention != "none"
-        reduced_s = end_s + (self.reduce_s[node] if step > self.lengths[one] else 0.0)
+    def _start(self, state: _State, microbatch: int, start_s: float) -> _State:
+        step = state.done[microbatch]
+        node, end_s = self.path[microbatch][step], start_s + self.work_s[microbatch][step]
+        is_last, shared = step == 2 * self.lengths[microbatch], self.costs.contention != "none"
+        reduced_s = end_s + (self.reduce_s[node] if step > self.lengths[microbatch] else 0.0)
         return replace(
             state,
             now_s=start_s,
-            done=_with(state.done, one, step + 1),
-            input_s=_with(state.input_s, one, end_s + (0.0 if shared else self.hop_s[one][step])),
+            done=_with(state.done, microbatch, step + 1),
+            input_s=_with(state.input_s, microbatch, end_s + (0.0 if shared else self.hop_s[microbatch][step])),
             idle_s=_with(state.idle_s, node, end_s + self.costs.task_overhead_s),
-            sent=state.sent if is_last or not shared else tuple(sorted([*state.sent, (end_s, one)])),
+            sent=state.sent if is_last or not shared else tuple(sorted([*state.sent, (end_s, microbatch)])),
             reached_s=max(state.reached_s, reduced_s),
         )
 
     def _send(self, state: _State) -> _State:
         """Begin the transfer that has been ready longest, once all that it needs is free."""
-        ready_s, one = state.sent[0]
-        step = state.done[one]
-        source, sink = self.names[self.path[one][step - 1]], self.names[self.path[one][step]]
+        ready_s, microbatch = state.sent[0]
+        step = state.done[microbatch]
+        source, sink = self.names[self.path[microbatch][step - 1]], self.names[self.path[microbatch][step]]
         cards = [("out", source), ("in", sink)] if self.costs.contention == "node" else []
         needs = [(source, sink, "link"), *cards]
         free_s = dict(state.shared_s)
@@ -208,7 +209,7 @@ class _Case:
         return replace(
             state,
             now_s=max(state.now_s, ready_s),
-            input_s=_with(state.input_s, one, start_s + self.hop_s[one][step - 1]),
+            input_s=_with(state.input_s, microbatch, start_s + self.hop_s[microbatch][step - 1]),
             shared_s=tuple(free_s.items()),
             sent=state.sent[1:],
         )
@@ -217,17 +218,17 @@ class _Case:
         """Return a time that no completion beats: each microbatch alone, each node with its remaining work alone."""
         bound_s, count = state.reached_s, len(self.names)
         begin_s, tail_s, work_s = [math.inf] * count, [math.inf] * count, [0.0] * count
-        waiting = {one for _, one in state.sent}
-        for one, done in enumerate(state.done):
-            at_s = state.input_s[one] + (self.hop_s[one][done - 1] if one in waiting else 0.0)
-            for step in range(done, 2 * self.lengths[one] + 1):
-                node = self.path[one][step]
+        waiting = {microbatch for _, microbatch in state.sent}
+        for microbatch, done in enumerate(state.done):
+            at_s = state.input_s[microbatch] + (self.hop_s[microbatch][done - 1] if microbatch in waiting else 0.0)
+            for step in range(done, 2 * self.lengths[microbatch] + 1):
+                node = self.path[microbatch][step]
                 at_s = max(at_s, state.idle_s[node], state.now_s)
                 begin_s[node] = min(begin_s[node], at_s)
-                tail_s[node] = min(tail_s[node], self.tail_s[one][step])
-                work_s[node] += self.work_s[one][step] + self.costs.task_overhead_s
-                bound_s = max(bound_s, at_s + self.work_s[one][step] + self.tail_s[one][step])
-                at_s += self.work_s[one][step] + self.hop_s[one][step]
+                tail_s[node] = min(tail_s[node], self.tail_s[microbatch][step])
+                work_s[node] += self.work_s[microbatch][step] + self.costs.task_overhead_s
+                bound_s = max(bound_s, at_s + self.work_s[microbatch][step] + self.tail_s[microbatch][step])
+                at_s += self.work_s[microbatch][step] + self.hop_s[microbatch][step]
         ends = zip(begin_s, work_s, tail_s, strict=True)
         busy_s = (begin + work - self.costs.task_overhead_s + tail for begin, work, tail in ends if work)
         return max(bound_s, *busy_s, 0.0)
@@ -239,7 +240,7 @@ def _is_dominated(state: _State, seen: dict[tuple[int, ...], list[tuple[float, .
     others = seen.setdefault(state.done, [])
     if any(all(a <= b for a, b in zip(other, times, strict=True)) for other in others):
         return True
-    others[:] = [one for one in others if any(a < b for a, b in zip(one, times, strict=True))]
+    others[:] = [known for known in others if any(a < b for a, b in zip(known, times, strict=True))]
     others.append(times)
     return False
 

@@ -172,8 +172,8 @@ def _most_held(node: str, spans: Spans) -> int:
     gradient where there is one.
     """
     changes = [(start_s, 1) for (where, what, _), (start_s, _) in spans.items() if (where, what) == (node, "F")]
-    ends = {one: span[1] for (where, what, one), span in spans.items() if (where, what) == (node, "B")}
-    ends |= {one: span[1] for (where, what, one), span in spans.items() if (where, what) == (node, "W")}
+    ends = {microbatch: span[1] for (where, what, microbatch), span in spans.items() if (where, what) == (node, "B")}
+    ends |= {microbatch: span[1] for (where, what, microbatch), span in spans.items() if (where, what) == (node, "W")}
     changes += [(end_s, -1) for end_s in ends.values()]
     held = most = 0
     for _, change in sorted(changes):
@@ -215,9 +215,11 @@ def replay(content: Content) -> Spans | None:
         ready.sort()
         ready_s, microbatch, step = ready.pop(0)
         (source, _), (sink, operation) = chains[microbatch][step : step + 2]
-        start_s = max([ready_s, *(shared_from_s.get(one, 0.0) for one in _shared(costs["contention"], source, sink))])
-        for one in _shared(costs["contention"], source, sink):
-            shared_from_s[one] = start_s + occupancy_s(costs, source, sink)
+        start_s = max(
+            [ready_s, *(shared_from_s.get(queue, 0.0) for queue in _shared(costs["contention"], source, sink))]
+        )
+        for queue in _shared(costs["contention"], source, sink):
+            shared_from_s[queue] = start_s + occupancy_s(costs, source, sink)
         arrived_s[sink, operation, microbatch] = start_s + costs["transfer_s"][source][sink]
 
 

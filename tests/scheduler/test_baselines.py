@@ -14,7 +14,7 @@ def test_full_pipeline_visits_every_stage_in_order():
     plan = solve_full_pipeline(make_problem(0, [2, 1, 2], 2, 5), QUICK)
     validate(plan)
     assert plan.visits == (5, 5, 5)
-    assert all([plan.stage_of[node] for node in one.route] == [0, 1, 2] for one in plan.microbatches)
+    assert all([plan.stage_of[node] for node in microbatch.route] == [0, 1, 2] for microbatch in plan.microbatches)
 
 
 def test_full_pipeline_considers_every_even_distribution_of_nodes():

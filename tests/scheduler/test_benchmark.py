@@ -34,7 +34,7 @@ def run(data: Path, out: Path, *arguments: str) -> str:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    return {one["name"]: one for one in json.loads((folder / "results.json").read_text())}
+    return {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
 
 
 @pytest.mark.extended
@@ -69,9 +69,9 @@ def test_no_such_row_is_said(tmp_path: Path) -> None:
 
 
 def test_drawn_problems_are_repeatable_and_can_be_planned(instances: ModuleType) -> None:
-    one, again, other = (instances.varied_problem(seed) for seed in (5, 5, 6))
-    assert one == again
-    assert one != other
+    problem, again, other = (instances.varied_problem(seed) for seed in (5, 5, 6))
+    assert problem == again
+    assert problem != other
     small = instances.Shape(num_nodes=12, num_stages=4, route_length=3, num_microbatches=12, num_regions=3)
     problem = instances.synthetic_problem(small, seed=2)
     assert len(problem.nodes) == 12

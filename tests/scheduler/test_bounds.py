@@ -82,8 +82,8 @@ def test_a_single_microbatch_meets_the_round_trip_bound():
 
 
 def test_waves_count_an_origins_memory():
-    one, two = (make_problem(0, [1, 1], 2, 4, memory=memory) for memory in (1, 2))
-    assert lower_bounds(one)["origin waves"] > 1.7 * lower_bounds(two)["origin waves"]
+    narrow, wide = (make_problem(0, [1, 1], 2, 4, memory=memory) for memory in (1, 2))
+    assert lower_bounds(narrow)["origin waves"] > 1.7 * lower_bounds(wide)["origin waves"]
 
 
 @pytest.mark.parametrize("memory", [1, 2, 3])
@@ -147,9 +147,9 @@ def test_origins_are_on_no_route_of_each_other():
 
 
 def test_work_of_a_stage_is_shared_by_its_replicas():
-    one = lower_bounds(make_problem(0, [1, 1], 2, 12, memory=9))["node work"]
+    single = lower_bounds(make_problem(0, [1, 1], 2, 12, memory=9))["node work"]
     many = lower_bounds(make_problem(0, [3, 3], 2, 12, memory=9))["node work"]
-    assert one > 2 * many
+    assert single > 2 * many
 
 
 def test_bounds_take_no_longer_than_their_budget():
@@ -178,9 +178,9 @@ def test_an_explanation_names_the_origin_and_the_cure():
 @pytest.mark.parametrize("fixed", [True, False])
 def test_every_bound_has_an_explanation(fixed):
     problem = make_problem(6, [2, 2, 2], 3, 8, fixed=fixed)
-    for one in (problem, VARIANTS["free origin counts"](problem)):
-        bounds = lower_bounds(one)
-        texts = {name: explain_bound(one, {name: bound_s}) for name, bound_s in bounds.items()}
+    for variant in (problem, VARIANTS["free origin counts"](problem)):
+        bounds = lower_bounds(variant)
+        texts = {name: explain_bound(variant, {name: bound_s}) for name, bound_s in bounds.items()}
         assert all(f"{bounds[name]:.3g} s" in text for name, text in texts.items())
 
 

@@ -58,7 +58,7 @@ def routes_of(network):
     """Return every route of the network as (origin, classes, nodes)."""
     for origin, home in enumerate(network.origins):
         for classes in accepted(network.automaton):
-            for rest in itertools.product(*(network.nodes_of[one] for one in classes[1:])):
+            for rest in itertools.product(*(network.nodes_of[kind] for kind in classes[1:])):
                 nodes = (int(home), *map(int, rest))
                 apart = all(a != b for a, b in itertools.pairwise((*nodes, int(home))))
                 if apart and int(home) not in rest:
@@ -153,7 +153,7 @@ def test_listed_routes_visit_no_node_twice():
 def test_residences_are_those_of_the_chain():
     problem = make_problem(3, [1, 2, 2], 3, 4)
     network = Network(problem)
-    slots = SlotCosts(network.layout, network.placement)
+    slots = SlotCosts(network.slot_model, network.placement)
     for origin, classes, nodes in routes_of(network):
         route = tuple(network.placement.index(node) for node in nodes)
         assert residences_s(network, origin, classes, nodes) == pytest.approx(slots.chain(route).residence_s)

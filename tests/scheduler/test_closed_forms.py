@@ -39,8 +39,8 @@ def line_problem(
 
 
 def gpipe(line: tuple[str, ...], count: int) -> Order:
-    order = {node: [Task(what, one) for what in ("F", "B") for one in range(count)] for node in line}
-    order[line[0]][count:count] = [Task("L", one) for one in range(count)]
+    order = {node: [Task(what, microbatch) for what in ("F", "B") for microbatch in range(count)] for node in line}
+    order[line[0]][count:count] = [Task("L", microbatch) for microbatch in range(count)]
     return order
 
 
@@ -49,12 +49,12 @@ def one_f_one_b(line: tuple[str, ...], count: int, hop_s: float, held: int) -> O
     stages = len(line)
     round_s = stages * (2 + 2 * hop_s)
     starts: dict[str, list[tuple[float, bool, Task]]] = {node: [] for node in line}
-    for one in range(count):
-        begin_s = one // held * round_s + one % held * 2
+    for microbatch in range(count):
+        begin_s = microbatch // held * round_s + microbatch % held * 2
         for stage, node in enumerate(line):
-            starts[node].append((begin_s + stage * (1 + hop_s), True, Task("F", one)))
-            starts[node].append((begin_s + round_s - 1 - stage * (1 + hop_s), True, Task("B", one)))
-        starts[line[0]].append((begin_s + stages * (1 + hop_s), False, Task("L", one)))
+            starts[node].append((begin_s + stage * (1 + hop_s), True, Task("F", microbatch)))
+            starts[node].append((begin_s + round_s - 1 - stage * (1 + hop_s), True, Task("B", microbatch)))
+        starts[line[0]].append((begin_s + stages * (1 + hop_s), False, Task("L", microbatch)))
     return {node: [task for *_, task in sorted(rows)] for node, rows in starts.items()}
 
 

@@ -38,7 +38,7 @@ def has_plan(problem: Problem) -> bool:
     reached = {(0,) * len(stages)}
     choices = {frozenset(sequence) for sequence in legal_stage_sequences(rules)}
     for length, count in rules.length_counts(total).items():
-        steps = [tuple(stage in one for stage in stages) for one in choices if len(one) == length]
+        steps = [tuple(stage in visited for stage in stages) for visited in choices if len(visited) == length]
         for _ in range(count):
             reached = {tuple(map(sum, zip(visits, step, strict=True))) for visits in reached for step in steps}
     return any(coverage_offence((total, *visits), rules) is None for visits in reached)
@@ -131,7 +131,7 @@ def with_rules(problem: Problem, update: dict[str, Any]) -> Problem:
 
 
 def changed(before: Problem, after: Problem) -> set[str]:
-    old, new = (one.model_dump() | one.rules.model_dump() for one in (before, after))
+    old, new = (problem.model_dump() | problem.rules.model_dump() for problem in (before, after))
     return {key for key in old if old[key] != new[key] and key != "rules"}
 
 
@@ -160,7 +160,7 @@ def assert_obeyed(sequences: list[tuple[int, ...]], problem: Problem) -> None:
     rules = problem.rules
     visits = Counter(stage for sequence in sequences for stage in sequence)
     assert len(sequences) == problem.num_microbatches
-    assert [first_offence(one, rules) for one in sequences if first_offence(one, rules)] == []
+    assert [offence for sequence in sequences if (offence := first_offence(sequence, rules))] == []
     assert length_offence(map(len, sequences), rules) is None
     assert coverage_offence([visits[stage] for stage in range(rules.num_stages)], rules) is None
 

@@ -1,4 +1,4 @@
-"""The critical path: pieces that touch, add up to the iteration, and really are what it waits for."""
+"""The critical path: segments that touch, add up to the iteration, and really are what it waits for."""
 
 import itertools
 
@@ -36,8 +36,8 @@ def two_microbatches(contention: Contention) -> Plan:
         }
     )
     order = {
-        origin: tuple(Task(one, m) for one in "FLB" for m in (0, 1)),  # type: ignore[arg-type]
-        other: tuple(Task(one, m) for one in "FB" for m in (0, 1)),  # type: ignore[arg-type]
+        origin: tuple(Task(operation, m) for operation in "FLB" for m in (0, 1)),  # type: ignore[arg-type]
+        other: tuple(Task(operation, m) for operation in "FB" for m in (0, 1)),  # type: ignore[arg-type]
     }
     changed = {
         "nodes": both,
@@ -55,7 +55,7 @@ def test_by_hand() -> None:
     plan = two_microbatches("link")
     path = critical_path(plan)
     origin, other = plan.nodes
-    assert [(piece.kind, piece.place, piece.reason) for piece in path.pieces] == [
+    assert [(segment.kind, segment.place, segment.reason) for segment in path.segments] == [
         ("forward", origin, "start"),
         ("transfer", f"{origin} to {other}", "input"),
         ("forward", other, "input"),
@@ -79,10 +79,10 @@ def test_a_queue_shows_the_transfer_that_is_in_the_way() -> None:
     plan = two_microbatches("link")
     quick = plan.costs.model_copy(update={"backward_s": dict.fromkeys(plan.nodes, 0.01), "reduce_s": (0.0, 0.0)})
     path = critical_path(plan.model_copy(update={"costs": quick}))
-    queueing = [piece for piece in path.pieces if piece.kind == "queueing"]
-    assert [piece.duration_s for piece in queueing] == pytest.approx([0.4])
+    queueing = [segment for segment in path.segments if segment.kind == "queueing"]
+    assert [segment.duration_s for segment in queueing] == pytest.approx([0.4])
     assert queueing[0].microbatch == 0
-    assert path.pieces[path.pieces.index(queueing[0]) + 1].reason == "link"
+    assert path.segments[path.segments.index(queueing[0]) + 1].reason == "link"
 
 
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, jitter_sigma=st.sampled_from([0.0, 0.5]))
@@ -91,10 +91,10 @@ def test_pieces_touch_and_add_up(seed: int, contention: Contention, jitter_sigma
     plan = random_plan(seed, contention=contention, num_microbatches=8)
     timeline = simulate(plan, jitter_sigma=jitter_sigma, seed=seed)
     path = critical_path(plan, timeline)
-    assert path.pieces[0].start_s == 0.0
-    assert path.pieces[0].reason == "start"
+    assert path.segments[0].start_s == 0.0
+    assert path.segments[0].reason == "start"
     assert path.iteration_s == timeline.iteration_s
-    for before, after in itertools.pairwise(path.pieces):
+    for before, after in itertools.pairwise(path.segments):
         assert before.end_s == after.start_s
     for total_s in (path.by_kind, path.by_place):
         assert sum(total_s.values()) == pytest.approx(timeline.iteration_s)
@@ -107,7 +107,7 @@ def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None
     plan = random_plan(seed)
     path = critical_path(plan)
     node, longer_s = plan.nodes[seed % len(plan.nodes)], 0.01
-    on_path = sum((piece.kind, piece.node) == ("forward", node) for piece in path.pieces)
+    on_path = sum((segment.kind, segment.node) == ("forward", node) for segment in path.segments)
     forward_s = plan.costs.forward_s | {node: plan.costs.forward_s[node] + longer_s}
     slower = plan.model_copy(update={"costs": plan.costs.model_copy(update={"forward_s": forward_s})})
     assert simulate(slower).iteration_s >= path.iteration_s + on_path * longer_s - 1e-9
@@ -118,20 +118,20 @@ def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None
 def test_reasons_fit_the_pieces(seed: int, contention: Contention) -> None:
     plan = random_plan(seed, contention=contention)
     path = critical_path(plan)
-    for before, piece in itertools.pairwise(path.pieces):
-        if piece.kind in ("forward", "loss", "backward"):
+    for before, segment in itertools.pairwise(path.segments):
+        if segment.kind in ("forward", "loss", "backward"):
             expected = {"transfer": "input"}.get(before.kind, "node")
-            assert (piece.destination, piece.reason) == (None, expected)
-        elif piece.kind in ("transfer", "queueing"):
-            assert piece.reason == ("link" if before.kind == "queueing" else "input")
-        elif piece.kind == "overhead":
-            assert (piece.reason, before.node) == ("node", piece.node)
+            assert (segment.destination, segment.reason) == (None, expected)
+        elif segment.kind in ("transfer", "queueing"):
+            assert segment.reason == ("link" if before.kind == "queueing" else "input")
+        elif segment.kind == "overhead":
+            assert (segment.reason, before.node) == ("node", segment.node)
 
 
 def test_explanation_names_what_matters() -> None:
     plan = two_microbatches("link")
     text = explain(plan)
-    assert "Critical path: 8.9500 s in 9 pieces" in text
+    assert "Critical path: 8.9500 s in 9 segments" in text
     assert "backward 4.0000 s (44.7%)" in text
     assert f"{plan.nodes[1]}: 3.0000 s; it waits for the last backward of its stage" in text
     assert f"Busiest node: {plan.nodes[0]} (stage 0) computes 52.5% of the time" in text

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from small_problems import make_problem, problems, share_links
 
-from skippipe_scheduler.baselines.dispatch import DISPATCH_RULES, best_dispatch, dispatch, dispatch_state, slots_of_plan
+from skippipe_scheduler.baselines.dispatch import (
+    DISPATCH_RULES,
+    best_dispatch,
+    dispatch,
+    dispatch_solution,
+    slots_of_plan,
+)
 from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.plan.plan import Task
 from skippipe_scheduler.plan.simulate import simulate
@@ -37,8 +43,8 @@ def uniform_problem(sizes, microbatches, memory, *, length=None, swaps=0, loss_s
 
 
 def start(problem, seed=0):
-    layout = SlotModel(problem)
-    return layout.given_placement() or random_placement(layout, seed), balanced_routes(layout, seed)
+    slot_model = SlotModel(problem)
+    return slot_model.given_placement() or random_placement(slot_model, seed), balanced_routes(slot_model, seed)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -51,8 +57,8 @@ def test_plans_are_valid_and_timed_as_the_rule_ran_them(problem, seed, rule):
         assert rule not in NEVER_DEADLOCK
         assume(False)
     validate(plan)
-    state = dispatch_state(SlotCosts(SlotModel(problem), placement), routes, rule)
-    assert plan.predicted.iteration_s == pytest.approx(state.iteration_s)
+    solution = dispatch_solution(SlotCosts(SlotModel(problem), placement), routes, rule)
+    assert plan.predicted.iteration_s == pytest.approx(solution.iteration_s)
     assert slots_of_plan(plan) == (placement, routes)
 
 
@@ -102,7 +108,7 @@ def test_shared_links_are_timed_exactly():
 def test_gpipe_sends_a_whole_wave_forward_first():
     problem = uniform_problem([1, 1, 1], 4, 4)
     plan = dispatch(problem, (0, 1, 2), ((0, 1, 2),) * 4, "gpipe")
-    assert plan.order["node-2"] == tuple(Task(operation, one) for operation in "FB" for one in range(4))
+    assert plan.order["node-2"] == tuple(Task(operation, microbatch) for operation in "FB" for microbatch in range(4))
     assert plan.predicted.iteration_s == pytest.approx((4 + 3 - 1) * (1 + 2))  # Huang et al.: M + S - 1 slots each way
 
 
@@ -151,12 +157,12 @@ def test_an_unknown_rule_is_refused():
 def test_every_rule_ends_with_many_tasks():
     rng = random.Random(0)
     problem = uniform_problem([10] * 6, 600, 4, length=4)
-    layout = SlotModel(problem)
+    slot_model = SlotModel(problem)
     routes = tuple(
-        (one % 10, *(rng.choice(layout.slots_of[stage]) for stage in sorted(rng.sample(range(1, 6), 3))))
-        for one in range(600)
+        (microbatch % 10, *(rng.choice(slot_model.slots_of[stage]) for stage in sorted(rng.sample(range(1, 6), 3))))
+        for microbatch in range(600)
     )
-    placement = layout.given_placement()
-    states = [dispatch_state(SlotCosts(layout, placement), routes, rule) for rule in DISPATCH_RULES]
+    placement = slot_model.given_placement()
+    solutions = [dispatch_solution(SlotCosts(slot_model, placement), routes, rule) for rule in DISPATCH_RULES]
     work_s = 600 * 3 / 50 * 3.0
-    assert all(work_s < state.iteration_s < 20 * work_s for state in states)
+    assert all(work_s < solution.iteration_s < 20 * work_s for solution in solutions)

@@ -182,5 +182,5 @@ def test_exchanged_tasks_are_judged_alike(seed: int, contention: str, memory: in
     else:
         content["predicted"] |= times_s(content, spans)
         assert content["predicted"]["iteration_s"] == pytest.approx(simulate(changed).iteration_s, rel=1e-12)
-        assert {(one.node, one.operation, one.microbatch) for one in simulate(changed).tasks} == set(spans)
+        assert {(span.node, span.operation, span.microbatch) for span in simulate(changed).tasks} == set(spans)
     assert (first_offence_of(content) is None) == is_valid(content)

@@ -28,21 +28,21 @@ CONTENTIONS = st.sampled_from(["none", "link", "node"])
 
 
 def begin(problem: Problem, seed: int = 0, robustness: Robustness | None = None) -> tuple[LocalSearch, Solution]:
-    layout = SlotModel(problem)
-    search = LocalSearch(layout, seed, robustness)
-    placement = layout.given_placement() or tuple(range(len(problem.nodes)))
-    return search, search.start(placement, balanced_routes(layout, seed))
+    slot_model = SlotModel(problem)
+    search = LocalSearch(slot_model, seed, robustness)
+    placement = slot_model.given_placement() or tuple(range(len(problem.nodes)))
+    return search, search.start(placement, balanced_routes(slot_model, seed))
 
 
-def plan_of(search: LocalSearch, state: Solution) -> Plan:
-    return finished_plan(search.layout, state, 0.0, SOLVER, None)
+def plan_of(search: LocalSearch, solution: Solution) -> Plan:
+    return finished_plan(search.slot_model, solution, 0.0, SOLVER, None)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(problems(), CONTENTIONS, st.integers(0, 5), st.integers(0, 400))
 def test_every_schedule_is_valid_and_timed_exactly(problem: Problem, contention: str, seed: int, steps: int) -> None:
-    search, state = begin(share_links(problem, contention), seed)
-    for found in (state, search.improve(Budget(1.0, steps)) if steps else state):
+    search, solution = begin(share_links(problem, contention), seed)
+    for found in (solution, search.improve(Budget(1.0, steps)) if steps else solution):
         plan = plan_of(search, found)
         validate(plan)
         assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
@@ -62,30 +62,30 @@ def test_changing_in_place_keeps_schedules_valid(problem: Problem, steps: int) -
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(problems(), st.integers(1, 2000))
 def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
-    layout = SlotModel(problem)
-    search = LocalSearch(layout, 1)
-    placement = layout.given_placement() or tuple(range(len(problem.nodes)))
-    lighter, routes = search.lighten(placement, balanced_routes(layout, 0), steps)
+    slot_model = SlotModel(problem)
+    search = LocalSearch(slot_model, 1)
+    placement = slot_model.given_placement() or tuple(range(len(problem.nodes)))
+    lighter, routes = search.balance_loads(placement, balanced_routes(slot_model, 0), steps)
     assert sorted(lighter) == sorted(placement)
     validate(plan_of(search, search.start(lighter, routes)))
 
 
 def test_one_microbatch_takes_its_round_trip() -> None:
     problem = make_problem(3, [1, 1, 1], 3, 1)
-    _, state = begin(problem)
+    _, solution = begin(problem)
     costs = problem.costs
-    names = [problem.nodes[slot] for slot in state.routes[0]]
+    names = [problem.nodes[slot] for slot in solution.routes[0]]
     hops = list(zip(names, [*names[1:], names[0]], strict=True))
     trip_s = sum(costs.forward_s[name] + costs.backward_s[name] for name in names) + costs.loss_s[names[0]]
     trip_s += sum(costs.transfer_s[a][b] + costs.transfer_s[b][a] for a, b in hops)
-    assert state.iteration_s == pytest.approx(trip_s)
+    assert solution.iteration_s == pytest.approx(trip_s)
 
 
 def test_search_improves_and_repeats() -> None:
     problem = make_problem(6, [3, 2, 2, 2], 3, 12, fixed=False)
-    (search, state), (again, _) = begin(problem, 3), begin(problem, 3)
+    (search, solution), (again, _) = begin(problem, 3), begin(problem, 3)
     found = search.improve(Budget(1.0, 3000))
-    assert found.iteration_s < state.iteration_s
+    assert found.iteration_s < solution.iteration_s
     assert found == again.improve(Budget(1.0, 3000))
 
 
@@ -93,7 +93,7 @@ def test_resumed_schedule_is_the_same() -> None:
     problem = make_problem(6, [3, 2, 2, 2], 3, 12)
     search, _ = begin(problem)
     found = search.improve(Budget(1.0, 500))
-    resumed = LocalSearch(search.layout, 9).resume(found)
+    resumed = LocalSearch(search.slot_model, 9).resume(found)
     assert resumed.routes == found.routes
     assert resumed.iteration_s == pytest.approx(found.iteration_s)
 
@@ -103,7 +103,7 @@ def test_mixed_route_lengths_keep_their_counts() -> None:
     rules = problem.rules.model_copy(update={"route_lengths": {4: 1, 3: 1, 2: 2}})
     plan = solve(problem.model_copy(update={"rules": rules}), SolveOptions(max_evaluations=2000))
     validate(plan)
-    assert Counter(len(one.route) for one in plan.microbatches) == {2: 4, 3: 2, 4: 2}
+    assert Counter(len(microbatch.route) for microbatch in plan.microbatches) == {2: 4, 3: 2, 4: 2}
 
 
 def test_free_origins_send_the_work_where_it_is_cheap() -> None:
@@ -112,10 +112,10 @@ def test_free_origins_send_the_work_where_it_is_cheap() -> None:
     costs = problem.costs.model_copy(update={"loss_s": {**problem.costs.loss_s, slow: 30.0}})
     even = problem.model_copy(update={"costs": costs})
     auto = even.model_copy(update={"microbatches_per_origin": AutoMicrobatches(auto=8)})
-    fixed, free = (solve(one, SolveOptions(max_evaluations=4000)) for one in (even, auto))
+    fixed, free = (solve(posed, SolveOptions(max_evaluations=4000)) for posed in (even, auto))
     validate(free)
-    assert sum(one.route[0] == slow for one in fixed.microbatches) == 4
-    assert sum(one.route[0] == slow for one in free.microbatches) < 2
+    assert sum(microbatch.route[0] == slow for microbatch in fixed.microbatches) == 4
+    assert sum(microbatch.route[0] == slow for microbatch in free.microbatches) < 2
     assert free.predicted.iteration_s < 0.5 * fixed.predicted.iteration_s
 
 

@@ -68,7 +68,9 @@ def test_a_slow_stage_gets_fewer_layers(slow: int, skip_ratio: float) -> None:
     validate(plan)
     assert plan.layers_per_stage == layers
     assert plan.predicted.iteration_s < 0.8 * iteration_s(posed.pose((3, 3, 3)), QUICK)
-    near = [(a, b, 9 - a - b) for a, b in itertools.product(*(range(max(1, one - 1), one + 2) for one in layers[:2]))]
+    near = [
+        (a, b, 9 - a - b) for a, b in itertools.product(*(range(max(1, count - 1), count + 2) for count in layers[:2]))
+    ]
     legal = [split for split in near if split[2] >= 1]
     best_s = min(iteration_s(posed.pose(split), SolveOptions(max_evaluations=300)) for split in legal)
     assert plan.predicted.iteration_s < 1.05 * best_s
@@ -103,8 +105,8 @@ def test_the_choice_is_never_worse_than_the_even_split(
 
 def test_the_choice_repeats_and_leaves_most_of_the_budget() -> None:
     posed = open_problem(cluster_of([1.0, 4.0, 4.0, 1.0]))
-    (one, rest), (two, again) = choose_layers(posed, BUDGET), choose_layers(posed, BUDGET)
-    assert (one, rest) == (two, again)
+    (first, rest), (second, again) = choose_layers(posed, BUDGET), choose_layers(posed, BUDGET)
+    assert (first, rest) == (second, again)
     assert 0.7 * 20_000 < (rest.max_evaluations or 0) < 20_000
     _, timed = choose_layers(posed, SolveOptions(time_limit_s=12.0))  # of a shorter one comparisons take more
     assert 6.0 < timed.time_limit_s < 12.0

@@ -34,8 +34,8 @@ def test_the_account_of_a_loss_is_complete(seed: int, contention: Contention, sh
     lost = plan.nodes[seed % len(plan.nodes)]
     loss = simulate_loss(plan, {lost: share * plan.predicted.iteration_s})
     ran = {(task.node, task.operation, task.microbatch) for task in loss.timeline.tasks}
-    for one in plan.microbatches:
-        assert (one.id in loss.unfinished) == ((one.route[0], "B", one.id) not in ran)
+    for microbatch in plan.microbatches:
+        assert (microbatch.id in loss.unfinished) == ((microbatch.route[0], "B", microbatch.id) not in ran)
     assert sum(loss.open_tasks.values()) + len(ran) <= sum(len(tasks) for tasks in plan.order.values())
     everything = (*loss.timeline.tasks, *loss.timeline.cut)
     assert loss.done_s == pytest.approx(sum(task.end_s - task.start_s for task in everything))
@@ -82,11 +82,11 @@ def test_percentiles_are_samples_in_order(iterations_s: list[float]) -> None:
     summary = summarise(tuple(iterations_s))
     assert summary.samples == len(iterations_s)
     assert min(iterations_s) <= summary.p50_s <= summary.p95_s <= summary.max_s == max(iterations_s)
-    assert sum(one <= summary.p95_s for one in iterations_s) >= 0.95 * len(iterations_s)
+    assert sum(iteration_s <= summary.p95_s for iteration_s in iterations_s) >= 0.95 * len(iterations_s)
 
 
 def test_percentiles_by_hand() -> None:
-    summary = summarise(tuple(float(one) for one in range(1, 101)))
+    summary = summarise(tuple(float(second) for second in range(1, 101)))
     assert (summary.mean_s, summary.p50_s, summary.p95_s, summary.max_s) == (50.5, 50.0, 95.0, 100.0)
 
 

@@ -32,7 +32,7 @@ def test_plans_of_random_problems_are_valid_and_exact(problem, seed):
     validate(plan)
     assert simulate(plan).iteration_s == plan.predicted.iteration_s
     assert plan.rules == problem.rules
-    starts = [sum(one.route[0] == origin for one in plan.microbatches) for origin in plan.stages[0].nodes]
+    starts = [sum(microbatch.route[0] == origin for microbatch in plan.microbatches) for origin in plan.stages[0].nodes]
     assert tuple(starts) == problem.microbatches_of_origins()
 
 
@@ -42,7 +42,7 @@ def test_mixed_lengths_and_free_origins_are_obeyed():
     update = {"rules": mixed, "microbatches_per_origin": AutoMicrobatches(auto=8)}
     plan = solve_paper_method(problem.model_copy(update=update), max_generations=20)
     validate(plan)
-    assert sorted(len(one.route) for one in plan.microbatches) == [2] * 4 + [4] * 4
+    assert sorted(len(microbatch.route) for microbatch in plan.microbatches) == [2] * 4 + [4] * 4
 
 
 def test_same_seed_and_generations_give_the_same_plan():
@@ -114,11 +114,11 @@ def test_breeding_improves_the_placement():
 
 
 def routes_by_force(costs, origin):
-    layout = costs.layout
+    slot_model = costs.slot_model
     return [
         (origin, *slots)
-        for sequence in legal_stage_sequences(layout.problem.rules)
-        for slots in itertools.product(*(layout.slots_of[stage] for stage in sequence[1:]))
+        for sequence in legal_stage_sequences(slot_model.problem.rules)
+        for slots in itertools.product(*(slot_model.slots_of[stage] for stage in sequence[1:]))
     ]
 
 
@@ -143,7 +143,7 @@ def test_constraints_are_kept():
     assert free.route[1] not in avoiding.route
     assert avoiding.cost_s >= free.cost_s
     kept = finder.find(agent, Constraints(stages=frozenset({1, 3})))
-    assert {costs.layout.stage_of[slot] for slot in kept.route} == {0, 1, 3}
+    assert {costs.slot_model.stage_of[slot] for slot in kept.route} == {0, 1, 3}
     assert finder.find(agent, Constraints(forbidden_slots=frozenset(range(1, 7)))) is None
 
 
@@ -190,7 +190,7 @@ def test_path_sets_cover_the_stages_and_fit_the_memory():
         visits = [0] * 6
         for route in routes:
             for slot in route:
-                visits[costs.layout.stage_of[slot]] += 6
+                visits[costs.slot_model.stage_of[slot]] += 6
         assert visits == [30, 18, 18, 18, 18, 18]
         assert max(sum(slot in route for route in routes) for slot in range(5, 20)) == 1
 
@@ -224,9 +224,9 @@ def test_two_agents_at_a_node_at_the_same_time_are_parted():
 
 def test_effort_finds_more_sets():
     problem = make_problem(0, [3, 2, 2, 2], 3, 6, memory=3)
-    layout = SlotModel(problem)
-    costs = SlotCosts(layout, layout.given_placement())
-    agents = groupings(layout, 0)[-1]
+    slot_model = SlotModel(problem)
+    costs = SlotCosts(slot_model, slot_model.given_placement())
+    agents = groupings(slot_model, 0)[-1]
     once, twice = (len(list(path_sets(costs, agents, Budget(0, 1000), 0, effort))) for effort in (1, 2))
     assert once < twice
 

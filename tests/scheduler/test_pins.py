@@ -46,11 +46,11 @@ def keeps_pins(problem: Problem, plan: Plan) -> bool:
     return all(plan.stage_of[node] == stage for node, stage in (problem.pinned or {}).items())
 
 
-def is_allowed(layout: SlotModel, placement: SlotPlacement) -> bool:
-    names = [layout.problem.nodes[rank] for rank in placement]
-    pins = layout.problem.pinned or {}
-    at_home = all(pins.get(name, stage) == stage for name, stage in zip(names, layout.stage_of, strict=True))
-    return at_home and sorted(names) == sorted(layout.problem.nodes)
+def is_allowed(slot_model: SlotModel, placement: SlotPlacement) -> bool:
+    names = [slot_model.problem.nodes[rank] for rank in placement]
+    pins = slot_model.problem.pinned or {}
+    at_home = all(pins.get(name, stage) == stage for name, stage in zip(names, slot_model.stage_of, strict=True))
+    return at_home and sorted(names) == sorted(slot_model.problem.nodes)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -68,12 +68,12 @@ def test_plans_keep_the_pins(problem: Problem) -> None:
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(pinned_problems(), st.integers(0, 100))
 def test_placements_to_begin_from_keep_the_pins(problem: Problem, seed: int) -> None:
-    layout = SlotModel(problem)
-    search = LocalSearch(layout, seed)
-    for placement in (random_placement(layout, seed), regional_placement(layout)):
-        assert is_allowed(layout, placement)
-        lighter, _ = search.lighten(placement, balanced_routes(layout, seed), 500)
-        assert is_allowed(layout, lighter)
+    slot_model = SlotModel(problem)
+    search = LocalSearch(slot_model, seed)
+    for placement in (random_placement(slot_model, seed), regional_placement(slot_model)):
+        assert is_allowed(slot_model, placement)
+        lighter, _ = search.balance_loads(placement, balanced_routes(slot_model, seed), 500)
+        assert is_allowed(slot_model, lighter)
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
@@ -124,9 +124,9 @@ def test_nodes_too_small_for_stage_0_where_others_are_pinned_to_it() -> None:
 
 def test_full_pipeline_keeps_the_pins_where_they_fit() -> None:
     problem = make_problem(0, [3, 1, 1], 2, 6, fixed=False)
-    one, all_three = pin(problem, {"node-0": 0}), pin(problem, {"node-0": 0, "node-1": 0, "node-2": 0})
-    assert {variant.stage_sizes for variant in full_pipeline_problem(one)} == {(2, 2, 1), (2, 1, 2), (1, 2, 2)}
-    assert solve_full_pipeline(one, SHORT).stage_of["node-0"] == 0
+    pinned, all_three = pin(problem, {"node-0": 0}), pin(problem, {"node-0": 0, "node-1": 0, "node-2": 0})
+    assert {variant.stage_sizes for variant in full_pipeline_problem(pinned)} == {(2, 2, 1), (2, 1, 2), (1, 2, 2)}
+    assert solve_full_pipeline(pinned, SHORT).stage_of["node-0"] == 0
     kept = {tuple(variant.pinned or {}) for variant in full_pipeline_problem(all_three)}
     assert kept == {("node-0", "node-1"), ("node-0",)}
 

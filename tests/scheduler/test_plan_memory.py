@@ -37,22 +37,26 @@ def test_peaks_of_random_plans(seed: int) -> None:
     timeline = simulate(plan)
     needs = stage_needs(WORKLOAD, plan.layers_per_stage, [len(stage.nodes) for stage in plan.stages])
     estimates = plan_memory(plan, WORKLOAD)
-    assert [one.node for one in estimates] == list(plan.nodes)
-    for one in estimates:
-        need = needs[plan.stage_of[one.node]]
+    assert [estimate.node for estimate in estimates] == list(plan.nodes)
+    for estimate in estimates:
+        need = needs[plan.stage_of[estimate.node]]
         # Some task runs while the most microbatches are held: the first of them that makes the number.
-        assert one.held == timeline.peak_memory[one.node]
-        assert one.activation_bytes == one.held * need.resident_bytes
-        assert one.working_bytes == (need.working_bytes if one.held else 0)
-        assert 0 <= one.message_bytes <= 2 * len(plan.microbatches) * WORKLOAD.activation_bytes
-        writer = plan.stages[one.stage].nodes[0] == one.node
-        assert one.copy_bytes == (need.copy_bytes if writer else 0)
-        assert one.total_bytes == (
-            one.state_bytes + one.copy_bytes + one.activation_bytes + one.working_bytes + one.message_bytes
+        assert estimate.held == timeline.peak_memory[estimate.node]
+        assert estimate.activation_bytes == estimate.held * need.resident_bytes
+        assert estimate.working_bytes == (need.working_bytes if estimate.held else 0)
+        assert 0 <= estimate.message_bytes <= 2 * len(plan.microbatches) * WORKLOAD.activation_bytes
+        writer = plan.stages[estimate.stage].nodes[0] == estimate.node
+        assert estimate.copy_bytes == (need.copy_bytes if writer else 0)
+        assert estimate.total_bytes == (
+            estimate.state_bytes
+            + estimate.copy_bytes
+            + estimate.activation_bytes
+            + estimate.working_bytes
+            + estimate.message_bytes
         )
         # What the planner lets a node hold, it has room for.
-        limit_bytes = need.fixed_bytes + one.held * need.resident_bytes
-        assert need.held(limit_bytes) == one.held
+        limit_bytes = need.fixed_bytes + estimate.held * need.resident_bytes
+        assert need.held(limit_bytes) == estimate.held
 
 
 def test_one_process_holds_one_microbatch_in_all_its_stages() -> None:
@@ -66,8 +70,8 @@ def test_one_process_holds_one_microbatch_in_all_its_stages() -> None:
 def test_node_that_is_too_small_is_refused_with_every_part() -> None:
     plan = random_plan(1)
     estimates = plan_memory(plan, WORKLOAD)
-    origin = next(one for one in estimates if one.stage == 0 and one.copy_bytes)
-    check_memory(estimates, {one.node: one.total_bytes for one in estimates})
+    origin = next(estimate for estimate in estimates if estimate.stage == 0 and estimate.copy_bytes)
+    check_memory(estimates, {estimate.node: estimate.total_bytes for estimate in estimates})
     with pytest.raises(InfeasibleError) as caught:
         check_memory(estimates, {origin.node: origin.total_bytes - 1})
     message = str(caught.value)

@@ -42,11 +42,11 @@ def reducing(
     st.sampled_from(["none", "link", "node"]),
 )
 def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], reduction: str, contention: str) -> None:
-    search, state = begin(reducing(seed, sizes, reduction, contention=contention))
-    plan = plan_of(search, state)
+    search, solution = begin(reducing(seed, sizes, reduction, contention=contention))
+    plan = plan_of(search, solution)
     validate(plan)
-    assert plan.costs.reduce_s == pytest.approx(search.layout.problem.reduce_s(tuple(s.nodes for s in plan.stages)))
-    assert state.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
+    assert plan.costs.reduce_s == pytest.approx(search.slot_model.problem.reduce_s(tuple(s.nodes for s in plan.stages)))
+    assert solution.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
 
 
 @pytest.mark.parametrize("replicas", range(1, 10))
@@ -55,7 +55,7 @@ def test_times_of_equal_links(replicas: int) -> None:
     sizes = (replicas, 1, 1)
     # 8 Gbit at 2 Gbit/s and half a second of latency.
     reductions = ("ring", "tree", "direct")
-    ring_s, tree_s, direct_s = (reducing(0, sizes, one, even=True).reduce_s(nodes) for one in reductions)
+    ring_s, tree_s, direct_s = (reducing(0, sizes, reduction, even=True).reduce_s(nodes) for reduction in reductions)
     assert ring_s == pytest.approx((2 * (replicas - 1) * (0.5 + 4.0 / replicas), 0, 0))
     assert tree_s == pytest.approx((2 * math.ceil(math.log2(replicas)) * 4.5, 0, 0))
     one_s = 0.5 + 4.0 / replicas

@@ -31,7 +31,7 @@ def test_any_node_can_be_lost(node: str) -> None:
     assert sorted(found.nodes) == sorted(set(PLAN.nodes) - {node})
     assert len(found.microbatches) == len(PLAN.microbatches)
     kept = sum(new.route == old.route for new, old in zip(found.microbatches, PLAN.microbatches, strict=True))
-    through = sum(node in one.route for one in PLAN.microbatches)
+    through = sum(node in microbatch.route for microbatch in PLAN.microbatches)
     assert kept > 0 or through > 6
 
 
@@ -57,7 +57,7 @@ def test_same_problem_gives_nothing_worse() -> None:
 
 
 def test_slower_node_gets_less_to_do() -> None:
-    node = max(PLAN.nodes, key=lambda one: sum(one in route.route for route in PLAN.microbatches))
+    node = max(PLAN.nodes, key=lambda name: sum(name in route.route for route in PLAN.microbatches))
     before = sum(node in route.route for route in PLAN.microbatches)
     found = replan(PLAN, slower(PROBLEM, node, 6.0), SolveOptions(max_evaluations=4000))
     validate(found)
@@ -68,7 +68,7 @@ def test_other_rules_begin_anew() -> None:
     longer = make_problem(5, [3, 2, 2, 2], 4, 12, fixed=False)
     found = replan(PLAN, longer, SolveOptions(max_evaluations=200))
     validate(found)
-    assert {len(one.route) for one in found.microbatches} == {4}
+    assert {len(microbatch.route) for microbatch in found.microbatches} == {4}
 
 
 def test_fewer_nodes_than_stages_are_not_enough() -> None:

@@ -8,18 +8,18 @@ from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 
 
 def costs_of(problem):
-    layout = SlotModel(problem)
-    return SlotCosts(layout, layout.given_placement())
+    slot_model = SlotModel(problem)
+    return SlotCosts(slot_model, slot_model.given_placement())
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_chosen_routes_are_legal_and_cover_all_stages(seed):
     costs = costs_of(make_problem(seed, [2, 2, 1, 2], 3, 7))
     choice = choose_routes(costs, Budget(5, 10), seed)
-    layout = costs.layout
-    assert tuple(route[0] for route in choice.routes) == layout.origins
-    assert layout.covers(choice.routes)
-    assert all(tuple(layout.stage_of[slot] for slot in route) in layout.sequences for route in choice.routes)
+    slot_model = costs.slot_model
+    assert tuple(route[0] for route in choice.routes) == slot_model.origins
+    assert slot_model.covers(choice.routes)
+    assert all(tuple(slot_model.stage_of[slot] for slot in route) in slot_model.sequences for route in choice.routes)
 
 
 def test_routes_spread_over_the_replicas_of_a_stage_where_these_are_the_bottleneck():
@@ -52,13 +52,13 @@ def test_a_limited_list_without_even_coverage_does_not_make_a_problem_infeasible
     assert not list_routes(costs, 0).complete
     choice = choose_routes(costs, Budget(5, 10), 0)
     assert choice.bound_s == 0
-    assert costs.layout.covers(choice.routes)
+    assert costs.slot_model.covers(choice.routes)
 
 
 def test_a_limited_list_still_covers_every_stage():
     costs = costs_of(make_problem(0, [2, 2, 2, 2], 3, 4))
     visited = {slot for route in list_routes(costs, 0, limit=10).routes for slot in route}
-    assert {costs.layout.stage_of[slot] for slot in visited} == {0, 1, 2, 3}
+    assert {costs.slot_model.stage_of[slot] for slot in visited} == {0, 1, 2, 3}
 
 
 def test_balanced_routes_visit_the_replicas_of_a_stage_equally_often():
@@ -68,6 +68,6 @@ def test_balanced_routes_visit_the_replicas_of_a_stage_equally_often():
 
 
 def test_a_jump_that_is_too_short_is_named():
-    layout = SlotModel(make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0))
+    slot_model = SlotModel(make_problem(0, [1, 1, 1, 1, 1], 2, 4, jump=1, swaps=0))
     with pytest.raises(InfeasibleError, match=r"max_forward_jump 1 .* no route gets past stage 1"):
-        balanced_routes(layout, 0)
+        balanced_routes(slot_model, 0)

@@ -59,12 +59,12 @@ def test_too_few_nodes() -> None:
 
 def test_variants_keep_pins_and_the_number_of_microbatches() -> None:
     problem = make_problem(1, [5, 3, 3, 3, 3, 3], 4, 30, fixed=False)
-    each = problem.model_copy(update={"microbatches_per_origin": 6})
-    assert [variant.sizes[0] for variant in size_variants(each)] == [5, 6, 7, 8]
-    assert {variant.num_microbatches for variant in size_variants(each)} == {30}
-    assert size_variants(each)[1].microbatches_per_origin == EvenMicrobatches(even=30)
+    per_origin = problem.model_copy(update={"microbatches_per_origin": 6})
+    assert [variant.sizes[0] for variant in size_variants(per_origin)] == [5, 6, 7, 8]
+    assert {variant.num_microbatches for variant in size_variants(per_origin)} == {30}
+    assert size_variants(per_origin)[1].microbatches_per_origin == EvenMicrobatches(even=30)
     last = dict.fromkeys(problem.nodes[:3], 5)
-    assert [one.sizes for one in size_variants(problem.model_copy(update={"pinned": last}))] == [problem.sizes]
+    assert [variant.sizes for variant in size_variants(problem.model_copy(update={"pinned": last}))] == [problem.sizes]
     fixed = make_problem(1, [5, 3, 3, 3, 3, 3], 4, 30)
     assert size_variants(fixed) == [fixed]
 

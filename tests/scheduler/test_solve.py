@@ -46,15 +46,15 @@ def test_every_route_visits_the_protected_stages(solver, fixed, protected):
 
 def best_by_enumeration_s(problem):
     """Try all routes and all orders in which two microbatches' tasks can alternate."""
-    layout = SlotModel(problem)
-    costs = SlotCosts(layout, layout.given_placement())
+    slot_model = SlotModel(problem)
+    costs = SlotCosts(slot_model, slot_model.given_placement())
     every = [
         route
-        for sequence in layout.sequences
-        for route in itertools.product(*(layout.slots_of[stage] for stage in sequence))
+        for sequence in slot_model.sequences
+        for route in itertools.product(*(slot_model.slots_of[stage] for stage in sequence))
     ]
-    by_origin = [[route for route in every if route[0] == origin] for origin in layout.origins]
-    pairs = [pair for pair in itertools.product(*by_origin) if layout.covers(pair)]
+    by_origin = [[route for route in every if route[0] == origin] for origin in slot_model.origins]
+    pairs = [pair for pair in itertools.product(*by_origin) if slot_model.covers(pair)]
     return min(_best_order_s(costs, pair) for pair in pairs)
 
 
@@ -66,21 +66,21 @@ def _best_order_s(costs, pair):
         turns = set(firsts)
         free, held, ready, step = {}, {}, [0.0, 0.0], [0, 0]
         for turn in range(sum(tasks)):
-            one = 0 if turn in turns else 1
-            index, chain = step[one], chains[one]
+            microbatch = 0 if turn in turns else 1
+            index, chain = step[microbatch], chains[microbatch]
             slot = chain.slots[index]
-            length = len(pair[one])
+            length = len(pair[microbatch])
             if index < length:
                 held[slot] = held.get(slot, 0) + 1
                 if held[slot] > costs.memory[slot]:
                     break
-            start_s = max(free.get(slot, 0.0), ready[one])
+            start_s = max(free.get(slot, 0.0), ready[microbatch])
             end_s = start_s + chain.durations_s[index]
             free[slot] = end_s + costs.overhead_s
-            ready[one] = end_s + chain.delays_s[index]
-            step[one] += 1
+            ready[microbatch] = end_s + chain.delays_s[index]
+            step[microbatch] += 1
             held[slot] = held[slot] - (index > length)
-            if ready[one] >= best_s:
+            if ready[microbatch] >= best_s:
                 break
         else:
             best_s = min(best_s, max(ready))
@@ -153,7 +153,7 @@ def test_shared_links_are_timed_by_the_simulator():
 def test_progress_reports_only_improvements():
     seen = []
     problem = make_problem(6, [3, 2, 2, 2], 3, 12)
-    solve(problem, SolveOptions(max_evaluations=300, progress=lambda one: seen.append(one.iteration_s)))
+    solve(problem, SolveOptions(max_evaluations=300, progress=lambda progress: seen.append(progress.iteration_s)))
     assert seen
     assert seen == sorted(set(seen), reverse=True)
 

@@ -157,8 +157,8 @@ def break_no_microbatches(content: Content) -> None:
 def exchange(content: Content, first: str, second: str) -> None:
     """Exchange two tasks of microbatch 0 at its origin."""
     order = content["order"][content["microbatches"][0]["route"][0]]
-    one, other = order.index([first, 0]), order.index([second, 0])
-    order[one], order[other] = order[other], order[one]
+    place, other = order.index([first, 0]), order.index([second, 0])
+    order[place], order[other] = order[other], order[place]
 
 
 def break_loss_after_backward(content: Content) -> None:
@@ -233,12 +233,12 @@ def test_a_changed_copy_of_a_proved_plan_is_proved_anew() -> None:
     plan = random_plan(3, num_nodes=4, num_stages=4, route_length=4, num_microbatches=2, swaps=0)
     validate(plan)
     assert plan.stage_of  # cached, and copied by model_copy
-    one, two = plan.stages[1], plan.stages[3]
+    first, second = plan.stages[1], plan.stages[3]
     exchanged = (
         plan.stages[0],
-        one.model_copy(update={"nodes": two.nodes}),
+        first.model_copy(update={"nodes": second.nodes}),
         plan.stages[2],
-        two.model_copy(update={"nodes": one.nodes}),
+        second.model_copy(update={"nodes": first.nodes}),
     )
     with pytest.raises(PlanError, match="max_swap_distance"):
         validate(with_exact_times(plan.model_copy(update={"stages": exchanged})))

@@ -15,7 +15,7 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Costs, Problem, Rules, StageNodes
 from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_network_blind
-from skippipe_scheduler.solver.split_backward import Pass, plan_weight_gradients, split_bound_s
+from skippipe_scheduler.solver.split_backward import SplitSearch, plan_weight_gradients, split_bound_s
 
 
 def line(num_nodes: int, num_microbatches: int, *, memory: int = 99, transfer_s: float = 0.0) -> Problem:
@@ -30,7 +30,7 @@ def line(num_nodes: int, num_microbatches: int, *, memory: int = 99, transfer_s:
             backward_s=dict.fromkeys(nodes, 2.0),
             weight_s=dict.fromkeys(nodes, 1.0),
             loss_s=dict.fromkeys(nodes, 0.0),
-            transfer_s={one: {other: transfer_s for other in nodes if other != one} for one in nodes},
+            transfer_s={source: {sink: transfer_s for sink in nodes if sink != source} for source in nodes},
             memory=dict.fromkeys(nodes, memory),
             reduce_s=(0.0,) * num_nodes,
         ),
@@ -89,7 +89,7 @@ def test_never_longer_and_always_valid(seed: int, contention: str, memory: int) 
     plan = random_plan(seed, contention=contention, memory=memory)  # type: ignore[arg-type]
     weight_s = {node: 0.4 * taken_s for node, taken_s in plan.costs.backward_s.items()}
     plan = plan.model_copy(update={"costs": plan.costs.model_copy(update={"weight_s": weight_s})})
-    order, timeline = Pass(plan, Budget(60.0, 500), random.Random(seed)).run()
+    order, timeline = SplitSearch(plan, Budget(60.0, 500), random.Random(seed)).run()
     assert timeline.iteration_s <= plan.predicted.iteration_s
     predicted = plan.predicted.model_copy(
         update={name: getattr(timeline, name) for name in ("iteration_s", "pipeline_s", "reduce_exposed_s")}

@@ -1,7 +1,7 @@
 """The critical path: the chain of work and waiting that makes an iteration as long as it is.
 
 Walked back from the end: every task and transfer started when the last of the things it waited for was there, and
-that one is the piece before it. The pieces touch, so that their lengths add up to the iteration time.
+that one is the segment before it. The segments touch, so that their lengths add up to the iteration time.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ from skippipe_scheduler.plan.simulate import (
     transfer_ends,
 )
 
-PieceKind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
+SegmentKind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
 Reason = Literal["start", "input", "node", "link", "reduction"]
 REASONS: dict[Reason, str] = {
     "start": "it is the first",
@@ -33,14 +33,14 @@ REASONS: dict[Reason, str] = {
 }
 
 
-class Piece(NamedTuple):
+class PathSegment(NamedTuple):
     """One link of the chain, on `node` or from there to `destination`; `reason` is why it could not be earlier.
 
-    A piece of `queueing` is the time for which the transfer of `microbatch` keeps the link (or the card) from the
+    A segment of `queueing` is the time for which the transfer of `microbatch` keeps the link (or the card) from the
     next one. A reduction has microbatch -1.
     """
 
-    kind: PieceKind
+    kind: SegmentKind
     node: str
     destination: str | None
     microbatch: int
@@ -61,24 +61,24 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class CriticalPath:
-    """Pieces from the start of the iteration to its end; each begins where the one before it ends."""
+    """Segments from the start of the iteration to its end; each begins where the one before it ends."""
 
-    pieces: tuple[Piece, ...]
+    segments: tuple[PathSegment, ...]
 
     @cached_property
     def iteration_s(self) -> float:
-        """End of the last piece: the iteration time."""
-        return self.pieces[-1].end_s if self.pieces else 0.0
+        """End of the last segment: the iteration time."""
+        return self.segments[-1].end_s if self.segments else 0.0
 
     @cached_property
     def by_kind(self) -> dict[str, float]:
         """Seconds of each kind, the largest first."""
-        return _totals(self.pieces, lambda piece: piece.kind)
+        return _totals(self.segments, lambda segment: segment.kind)
 
     @cached_property
     def by_place(self) -> dict[str, float]:
         """Seconds on each node and on each link ("a to b"), the largest first."""
-        return _totals(self.pieces, lambda piece: piece.place)
+        return _totals(self.segments, lambda segment: segment.place)
 
     def by_region(self, plan: Plan) -> dict[str, float]:
         """Return seconds in each region and between regions ("x to y"), the largest first; empty without regions."""
@@ -86,11 +86,11 @@ class CriticalPath:
             return {}
         region = dict(zip(plan.nodes, plan.regions, strict=True))
 
-        def name(piece: Piece) -> str:
-            here, there = region[piece.node], region[piece.destination or piece.node]
+        def name(segment: PathSegment) -> str:
+            here, there = region[segment.node], region[segment.destination or segment.node]
             return here if here == there else f"{here} to {there}"
 
-        return _totals(self.pieces, name)
+        return _totals(self.segments, name)
 
 
 def critical_path(plan: Plan, timeline: Timeline | None = None) -> CriticalPath:
@@ -98,17 +98,17 @@ def critical_path(plan: Plan, timeline: Timeline | None = None) -> CriticalPath:
 
     Where two causes end at the same time, an input goes before the node's order and an idle link before a busy one.
     """
-    return CriticalPath(_Walk(plan, timeline or simulate(plan)).back())
+    return CriticalPath(_PathTracer(plan, timeline or simulate(plan)).trace())
 
 
-def _totals(pieces: tuple[Piece, ...], name: Callable[[Piece], str]) -> dict[str, float]:
+def _totals(segments: tuple[PathSegment, ...], name: Callable[[PathSegment], str]) -> dict[str, float]:
     total_s: dict[str, float] = defaultdict(float)
-    for piece in pieces:
-        total_s[name(piece)] += piece.duration_s
+    for segment in segments:
+        total_s[name(segment)] += segment.duration_s
     return dict(sorted(total_s.items(), key=lambda item: (-item[1], item[0])))
 
 
-class _Walk:
+class _PathTracer:
     """What came before each task and each transfer."""
 
     def __init__(self, plan: Plan, timeline: Timeline) -> None:
@@ -124,14 +124,14 @@ class _Walk:
         self.last = last
         self.arrival = inputs(plan, timeline)
         self.before_on_link = _queues(timeline, plan.costs.contention == "node")
-        self.pieces: list[Piece] = []
+        self.segments: list[PathSegment] = []
 
-    def back(self) -> tuple[Piece, ...]:
-        """Return the pieces in order of time."""
+    def trace(self) -> tuple[PathSegment, ...]:
+        """Return the segments in order of time."""
         span: TaskSpan | TransferSpan | None = self._end()
         while span is not None:
             span = self._task(span) if isinstance(span, TaskSpan) else self._transfer(span)
-        return tuple(reversed(self.pieces))
+        return tuple(reversed(self.segments))
 
     def _end(self) -> TaskSpan | None:
         """Add the reduction that ends the iteration, if one does, and return the task before it."""
@@ -145,10 +145,10 @@ class _Walk:
 
     def _reduction(self, span: ReductionSpan) -> TaskSpan | None:
         ends = [self.last[node] for node in self.plan.stages[span.stage].nodes if node in self.last]
-        task = max(ends, key=lambda one: one.end_s, default=None)
+        task = max(ends, key=lambda span: span.end_s, default=None)
         node = self.plan.stages[span.stage].nodes[0] if task is None else task.node
         reason: Reason = "start" if task is None else "reduction"
-        self.pieces.append(Piece("reduction", node, None, -1, span.start_s, span.end_s, reason))
+        self.segments.append(PathSegment("reduction", node, None, -1, span.start_s, span.end_s, reason))
         return task
 
     def _task(self, span: TaskSpan) -> TaskSpan | TransferSpan | None:
@@ -157,22 +157,24 @@ class _Walk:
         before = self.before_on_node.get(span)
         came_last = arrival if arrival is not None and arrival.end_s >= span.start_s else before
         reason: Reason = "start" if came_last is None else "input" if came_last is arrival else "node"
-        kind: PieceKind = OPERATION_NAMES[span.operation]  # type: ignore[assignment]
-        self.pieces.append(Piece(kind, span.node, None, span.microbatch, span.start_s, span.end_s, reason))
+        kind: SegmentKind = OPERATION_NAMES[span.operation]  # type: ignore[assignment]
+        self.segments.append(PathSegment(kind, span.node, None, span.microbatch, span.start_s, span.end_s, reason))
         if isinstance(came_last, TaskSpan) and came_last.end_s < span.start_s:
-            self.pieces.append(
-                Piece("overhead", span.node, None, came_last.microbatch, came_last.end_s, span.start_s, "node")
+            self.segments.append(
+                PathSegment("overhead", span.node, None, came_last.microbatch, came_last.end_s, span.start_s, "node")
             )
         return came_last
 
     def _transfer(self, span: TransferSpan) -> TaskSpan | TransferSpan:
         """Add a transfer and all that kept its link busy before; return the task that the first one waited for."""
-        kind: PieceKind = "transfer"
+        kind: SegmentKind = "transfer"
         end_s = span.end_s
         while True:
             waited = span.start_s > span.ready_s
             reason: Reason = "link" if waited else "input"
-            self.pieces.append(Piece(kind, span.source, span.destination, span.microbatch, span.start_s, end_s, reason))
+            self.segments.append(
+                PathSegment(kind, span.source, span.destination, span.microbatch, span.start_s, end_s, reason)
+            )
             if not waited:
                 maker, _ = transfer_ends(span, len(self.plan.microbatches[span.microbatch].route))
                 return self.task[span.source, maker, span.microbatch]
@@ -186,8 +188,8 @@ def _queues(timeline: Timeline, by_card: bool) -> dict[TransferSpan, TransferSpa
     newest: dict[tuple[str, str], TransferSpan] = {}
     for span in sorted(timeline.transfers, key=lambda span: (span.start_s, span.free_s)):
         shared = [(span.source, "out"), (span.destination, "in")] if by_card else [(span.source, span.destination)]
-        earlier = [newest[one] for one in shared if one in newest]
+        earlier = [newest[queue] for queue in shared if queue in newest]
         if earlier:
-            before[span] = max(earlier, key=lambda one: one.free_s)
+            before[span] = max(earlier, key=lambda span: span.free_s)
         newest.update(dict.fromkeys(shared, span))
     return before

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 
-from skippipe_scheduler.analysis.critical_path import REASONS, CriticalPath, Piece, critical_path
+from skippipe_scheduler.analysis.critical_path import REASONS, CriticalPath, PathSegment, critical_path
 from skippipe_scheduler.analysis.usage import Analysis, NodeAnalysis, analyse
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 
 MOST_SHOWN = 5
-"""So many nodes, links and pieces are named at most in each list."""
+"""So many nodes, links and segments are named at most in each list."""
 
 
 def explain(plan: Plan) -> str:
@@ -22,23 +22,23 @@ def path_summary(plan: Plan, path: CriticalPath) -> list[str]:
     """Return the lines that say what the iteration time is made of."""
     whole_s = path.iteration_s
     lines = [
-        f"Critical path: {whole_s:.4f} s in {len(path.pieces)} pieces, each waiting for the one before it",
+        f"Critical path: {whole_s:.4f} s in {len(path.segments)} segments, each waiting for the one before it",
         f"  by kind     {_shares(path.by_kind, whole_s)}",
         f"  by place    {_shares(path.by_place, whole_s)}",
     ]
     if plan.regions is not None:
         lines.append(f"  by region   {_shares(path.by_region(plan), whole_s)}")
-    longest = sorted(path.pieces, key=lambda piece: (-piece.duration_s, piece.start_s))[:MOST_SHOWN]
-    lines.append("  its longest pieces:")
-    lines += [f"    {describe(piece)}" for piece in longest]
-    return [*lines, *(f"  and its last: {describe(piece)}" for piece in path.pieces[-1:])]
+    longest = sorted(path.segments, key=lambda segment: (-segment.duration_s, segment.start_s))[:MOST_SHOWN]
+    lines.append("  its longest segments:")
+    lines += [f"    {describe(segment)}" for segment in longest]
+    return [*lines, *(f"  and its last: {describe(segment)}" for segment in path.segments[-1:])]
 
 
-def describe(piece: Piece) -> str:
-    """Return one piece of the critical path in words, with why it could not be earlier."""
-    whose = "" if piece.microbatch < 0 else f" of microbatch {piece.microbatch}"
-    reason = REASONS[piece.reason]
-    return f"{piece.start_s:.4f} s  {piece.kind}{whose}, {piece.place}: {piece.duration_s:.4f} s; {reason}"
+def describe(segment: PathSegment) -> str:
+    """Return one segment of the critical path in words, with why it could not be earlier."""
+    whose = "" if segment.microbatch < 0 else f" of microbatch {segment.microbatch}"
+    reason = REASONS[segment.reason]
+    return f"{segment.start_s:.4f} s  {segment.kind}{whose}, {segment.place}: {segment.duration_s:.4f} s; {reason}"
 
 
 def _nodes(analysis: Analysis) -> list[str]:
@@ -81,7 +81,7 @@ def _links(analysis: Analysis) -> list[str]:
         f"Busiest link: {link.source} to {link.destination}, {link.num_transfers} transfers, "
         f"occupied {link.occupancy:.1%} of the time"
     ]
-    queued = max(analysis.links, key=lambda one: one.queued_s)
+    queued = max(analysis.links, key=lambda link: link.queued_s)
     if queued.queued_s > 0:
         lines.append(
             f"Longest queue: {queued.source} to {queued.destination}, {queued.queued_s:.4f} s in all, "

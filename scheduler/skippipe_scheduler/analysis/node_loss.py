@@ -51,7 +51,9 @@ def simulate_loss(
     timeline = simulate(plan, slowdown=slowdown, jitter_sigma=jitter_sigma, seed=seed, lost_s=lost_s)
     planned = Counter(task.microbatch for tasks in plan.order.values() for task in tasks)
     finished = {
-        one for one, done in Counter(task.microbatch for task in timeline.tasks).items() if done == planned[one]
+        microbatch
+        for microbatch, done in Counter(task.microbatch for task in timeline.tasks).items()
+        if done == planned[microbatch]
     }
     others = [node for node in plan.nodes if node not in lost_s]
     run = Counter(task.node for task in timeline.tasks)
@@ -66,7 +68,7 @@ def simulate_loss(
             dry_s[task.node] = max(dry_s[task.node], task.end_s)
     return NodeLoss(
         lost_s=dict(lost_s),
-        unfinished=tuple(one.id for one in plan.microbatches if one.id not in finished),
+        unfinished=tuple(microbatch.id for microbatch in plan.microbatches if microbatch.id not in finished),
         dry_s=dry_s,
         open_tasks={node: len(plan.order.get(node, ())) - run[node] for node in others},
         done_s=sum(timeline.busy_s.values()),

@@ -140,9 +140,9 @@ def _node(
     reduction_s: float,
 ) -> NodeAnalysis:
     iteration_s = timeline.iteration_s
-    gaps = _Gaps()
+    idle = _IdleTime()
     for task in tasks:
-        gaps.before(task, arrivals.get((node, task.operation, task.microbatch)), plan.costs.task_overhead_s)
+        idle.before(task, arrivals.get((node, task.operation, task.microbatch)), plan.costs.task_overhead_s)
     last_s = tasks[-1].end_s if tasks else 0.0
     return NodeAnalysis(
         node=node,
@@ -150,10 +150,10 @@ def _node(
         region=region,
         num_tasks=len(tasks),
         busy_s=timeline.busy_s[node],
-        overhead_s=gaps.overhead_s,
-        exposed_communication_s=gaps.exposed_s,
-        exposed_queueing_s=gaps.queueing_s,
-        waiting_s=gaps.waiting_s,
+        overhead_s=idle.overhead_s,
+        exposed_communication_s=idle.exposed_s,
+        exposed_queueing_s=idle.queueing_s,
+        waiting_s=idle.waiting_s,
         reduction_s=reduction_s,
         ending_s=iteration_s - last_s - reduction_s,
         utilisation=timeline.busy_s[node] / iteration_s if iteration_s else 0.0,
@@ -165,7 +165,7 @@ def _node(
 
 
 @dataclass
-class _Gaps:
+class _IdleTime:
     """Adds up why a node was idle before each of its tasks."""
 
     end_s: float | None = None

@@ -88,25 +88,25 @@ def dispatch(problem: Problem, placement: SlotPlacement, routes: Sequence[SlotRo
     waits, `PlanError` where there is no such rule.
     """
     begin_s = perf_counter()
-    layout = SlotModel(problem)
-    state = dispatch_state(SlotCosts(layout, placement), routes, rule)
-    return _plan(layout, state, rule, perf_counter() - begin_s)
+    slot_model = SlotModel(problem)
+    solution = dispatch_solution(SlotCosts(slot_model, placement), routes, rule)
+    return _plan(slot_model, solution, rule, perf_counter() - begin_s)
 
 
 def best_dispatch(problem: Problem, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Plan:
     """Return the plan of the best rule of `DISPATCH_RULES` that does not deadlock; there always is one."""
     begin_s = perf_counter()
-    layout = SlotModel(problem)
-    costs = SlotCosts(layout, placement)
-    found = states_by_rule(costs, routes)
+    slot_model = SlotModel(problem)
+    costs = SlotCosts(slot_model, placement)
+    found = solutions_by_rule(costs, routes)
     if problem.costs.contention != "none":
-        plans = [_plan(layout, state, name, perf_counter() - begin_s) for name, state in found.items()]
+        plans = [_plan(slot_model, solution, name, perf_counter() - begin_s) for name, solution in found.items()]
         return min(plans, key=lambda plan: plan.predicted.iteration_s)
     best = min(found, key=lambda name: found[name].iteration_s)
-    return _plan(layout, found[best], best, perf_counter() - begin_s)
+    return _plan(slot_model, found[best], best, perf_counter() - begin_s)
 
 
-def dispatch_state(costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> Solution:
+def dispatch_solution(costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> Solution:
     """Return the schedule by slot that the named rule makes; raise like `dispatch`."""
     if rule not in DISPATCH_RULES:
         raise PlanError(f"dispatch rule {rule!r} is unknown; choose one of {', '.join(DISPATCH_RULES)}")
@@ -121,12 +121,12 @@ def dispatch_state(costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> 
     return Solution(costs.placement, tuple(routes), tuple(map(tuple, starts)), iteration_s, iteration_s)
 
 
-def states_by_rule(costs: SlotCosts, routes: Sequence[SlotRoute]) -> dict[str, Solution]:
+def solutions_by_rule(costs: SlotCosts, routes: Sequence[SlotRoute]) -> dict[str, Solution]:
     """Return the schedule of every rule that does not deadlock; those that reserve rooms never do."""
     found: dict[str, Solution] = {}
     for name in DISPATCH_RULES:
         try:
-            found[name] = dispatch_state(costs, routes, name)
+            found[name] = dispatch_solution(costs, routes, name)
         except DeadlockError:
             continue
     return found
@@ -137,12 +137,12 @@ def slots_of_plan(plan: Plan) -> tuple[SlotPlacement, tuple[SlotRoute, ...]]:
     names = [node for stage in plan.stages for node in stage.nodes]
     slot = {name: index for index, name in enumerate(names)}
     placement = tuple(plan.rank_of[name] for name in names)
-    return placement, tuple(tuple(slot[name] for name in one.route) for one in plan.microbatches)
+    return placement, tuple(tuple(slot[name] for name in microbatch.route) for microbatch in plan.microbatches)
 
 
-def _plan(layout: SlotModel, state: Solution, rule: str, wall_s: float) -> Plan:
+def _plan(slot_model: SlotModel, solution: Solution, rule: str, wall_s: float) -> Plan:
     solver = Solver(name=f"dispatch {rule}", version="1", seed=0, time_limit_s=0.0, wall_s=round(wall_s, 3))
-    return finished_plan(layout, state, 0.0, solver, None)
+    return finished_plan(slot_model, solution, 0.0, solver, None)
 
 
 def _iteration_s(costs: SlotCosts, routes: Sequence[SlotRoute], starts: Sequence[Sequence[float]]) -> float:
@@ -151,7 +151,7 @@ def _iteration_s(costs: SlotCosts, routes: Sequence[SlotRoute], starts: Sequence
     for route, row in zip(routes, starts, strict=True):
         for hop, slot in enumerate(route):
             last_s[slot] = max(last_s[slot], row[2 * len(route) - hop] + costs.backward_s[slot])
-    slots_of = costs.layout.slots_of
+    slots_of = costs.slot_model.slots_of
     return max(
         max(last_s[slot] for slot in slots) + reduce_s for slots, reduce_s in zip(slots_of, costs.reduce_s, strict=True)
     )
@@ -260,7 +260,7 @@ class _DispatchRun:
         return min(memory, len(self.routes[microbatch]) - index + 1) if self.rule.limits_in_flight else memory
 
     def _who_waits(self) -> str:
-        problem, waiting = self.costs.layout.problem, []
+        problem, waiting = self.costs.slot_model.problem, []
         for slot, forwards in enumerate(self.forwards):
             if forwards:
                 name = problem.nodes[self.costs.placement[slot]]
@@ -308,8 +308,10 @@ def _earliest_starts(
 
 
 def _by_start(starts: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    tasks = sorted((start_s, index, one) for one, row in enumerate(starts) for index, start_s in enumerate(row))
-    return [(one, index) for _, index, one in tasks]
+    tasks = sorted(
+        (start_s, index, microbatch) for microbatch, row in enumerate(starts) for index, start_s in enumerate(row)
+    )
+    return [(microbatch, index) for _, index, microbatch in tasks]
 
 
 def _in_waves(costs: SlotCosts, routes: Sequence[SlotRoute]) -> Iterator[tuple[int, int]]:

@@ -73,12 +73,12 @@ def _successors(state: _State, rules: Rules) -> list[_State]:
 
 def _visit(state: _State, stage: int, swaps: int, rules: Rules) -> _State | None:
     """Return the state after a visit, or None where a protected stage can be visited no more."""
-    skipped = [(one, 0) for one in range(state.frontier + 1, stage)]
-    late = [(one, distance + (one < stage)) for one, distance in (*state.late, *skipped) if one != stage]
+    skipped = [(passed, 0) for passed in range(state.frontier + 1, stage)]
+    late = [(lower, distance + (lower < stage)) for lower, distance in (*state.late, *skipped) if lower != stage]
     reachable = [
-        (one, distance) for one, distance in late if distance <= rules.max_swap_distance and swaps < rules.max_swaps
+        (lower, distance) for lower, distance in late if distance <= rules.max_swap_distance and swaps < rules.max_swaps
     ]
-    if any(one in rules.protected_stages for one, _ in set(late).difference(reachable)):
+    if any(lower in rules.protected_stages for lower, _ in set(late).difference(reachable)):
         return None
     return _State(stage, state.length + 1, swaps, max(state.frontier, stage), tuple(reachable))
 
@@ -102,5 +102,7 @@ def _without_dead_ends(states: list[_State], edges: list[list[int]], rules: Rule
         stage=tuple(states[index].stage for index in kept),
         length=tuple(states[index].length for index in kept),
         accepts=tuple(accepts[index] for index in kept),
-        next_states=tuple(tuple(number[one] for one in edges[index] if one in number) for index in kept),
+        next_states=tuple(
+            tuple(number[successor] for successor in edges[index] if successor in number) for index in kept
+        ),
     )

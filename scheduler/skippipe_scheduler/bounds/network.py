@@ -25,8 +25,8 @@ class Network:
     def __init__(self, problem: Problem) -> None:
         costs, names = problem.costs, problem.nodes
         self.problem = problem
-        self.layout = SlotModel(problem)
-        self.placement = self.layout.given_placement()
+        self.slot_model = SlotModel(problem)
+        self.placement = self.slot_model.given_placement()
         self.fixed = self.placement is not None
         legal = legal_sequences(problem.rules) if self.fixed else None
         self.by_stage = legal is not None
@@ -100,7 +100,7 @@ class Network:
         every = np.arange(len(self.problem.nodes))
         if self.placement is None:
             return [every, every]
-        stages = [np.array([self.placement[slot] for slot in slots]) for slots in self.layout.slots_of]
+        stages = [np.array([self.placement[slot] for slot in slots]) for slots in self.slot_model.slots_of]
         return stages if self.by_stage else [stages[0], np.concatenate(stages[1:])]
 
     def _weighted(self, seconds: dict[str, float]) -> list[Vector]:
@@ -108,17 +108,17 @@ class Network:
         plain = np.array([seconds[name] for name in self.problem.nodes])
         weight = self.problem.stage_weight
         if self.by_stage:
-            return [plain * each for each in weight]
+            return [plain * factor for factor in weight]
         if self.placement is None:
             return [plain * weight[0], plain * min(weight[1:])]
         held = np.empty(len(plain))
-        held[list(self.placement)] = [weight[stage] for stage in self.layout.stage_of]
+        held[list(self.placement)] = [weight[stage] for stage in self.slot_model.stage_of]
         return [plain * held, plain * held]
 
     def _reduce_s(self) -> tuple[float, ...]:
         """Return the least gradient reduction time of each class."""
         if self.placement is not None:
-            stages = self.problem.reduce_s(self.layout.stages(self.placement))
+            stages = self.problem.reduce_s(self.slot_model.stages(self.placement))
         else:
             stages = self.problem.costs.reduce_s or (0.0,) * self.problem.num_stages
         return stages if self.by_stage else (stages[0], min(stages[1:]))

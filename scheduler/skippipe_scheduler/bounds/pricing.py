@@ -74,8 +74,8 @@ class Pricing:
         origins, prices = self.network.origins, self.prices
         held = prices.holding[0][origins]
         own = held * self.network.work_s[0][origins] + prices.visit[0][origins]
-        each = np.arange(len(origins))
-        start: Vector = own + self._at(self.rest[0][each, each], held)
+        rows = np.arange(len(origins))
+        start: Vector = own + self._at(self.rest[0][rows, rows], held)
         return start
 
     def _at(self, values: Cube, sums: npt.NDArray[np.float64]) -> Vector:
@@ -146,7 +146,7 @@ class Pricing:
             costs = held * network.both_ways_s[node, nodes] + self.apart[node, nodes]
             costs = costs + sums * network.work_s[stage][nodes] + self.prices.visit[stage][nodes]
             costs = costs + self._at(self.rest[successor][origin], sums) + NO_WAY * (nodes == home)
-            ways += [(float(cost), successor, int(one)) for cost, one in zip(costs, nodes, strict=True)]
+            ways += [(float(cost), successor, int(reached)) for cost, reached in zip(costs, nodes, strict=True)]
         return ways
 
     def _follow(self, origin: int, state: int, node: int) -> PricedRoute | None:
@@ -154,7 +154,7 @@ class Pricing:
         network, prices = self.network, self.prices
         classes, nodes = [0, network.automaton.stage[state]], [int(network.origins[origin]), node]
         while True:
-            held = sum(float(prices.holding[one, at]) for one, at in zip(classes, nodes, strict=True))
+            held = sum(float(prices.holding[stage, at]) for stage, at in zip(classes, nodes, strict=True))
             cost, state, node = min(self._hops(origin, state, nodes[-1], held))
             if cost >= NO_WAY / 2:
                 return None
@@ -167,7 +167,9 @@ class Pricing:
     def _cost(self, origin: int, classes: Sequence[int], nodes: Sequence[int]) -> float:
         held_s = residences_s(self.network, origin, classes, nodes)
         places = list(zip(classes, nodes, strict=True))
-        holding = sum(float(self.prices.holding[place]) * each_s for place, each_s in zip(places, held_s, strict=True))
+        holding = sum(
+            float(self.prices.holding[place]) * held_here_s for place, held_here_s in zip(places, held_s, strict=True)
+        )
         return holding + sum(float(self.prices.visit[place]) for place in places) + self.prices.length[len(nodes)]
 
 

@@ -59,14 +59,14 @@ def capacity_within(network: Network, idle: Idle, within_s: float) -> Capacity:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OriginChoice:
     """Of a free placement: the candidates that must be origins, and those that must not."""
 
     required: Mask
     barred: Mask
 
 
-def equal_prices(network: Network) -> Multipliers:
+def equal_multipliers(network: Network) -> Multipliers:
     """Return multipliers to begin with: holding costs the same everywhere."""
     holding = np.zeros((len(network.nodes_of), len(network.problem.nodes)))
     for stage, nodes in enumerate(network.nodes_of):
@@ -83,9 +83,11 @@ def prices(network: Network, multipliers: Multipliers) -> Prices:
     return Prices(multipliers.holding, visit, {length: -price for length, price in multipliers.length.items()})
 
 
-def value(network: Network, capacity: Capacity, multipliers: Multipliers, choice: Choice, cheapest: Vector) -> float:
+def lagrangian_bound_s(
+    network: Network, capacity: Capacity, multipliers: Multipliers, choice: OriginChoice, cheapest: Vector
+) -> float:
     """Return the value of the relaxed program, where `cheapest` bounds the cost of each origin's routes."""
-    low, high = np.array(network.layout.coverage[: len(multipliers.coverage)]).T
+    low, high = np.array(network.slot_model.coverage[: len(multipliers.coverage)]).T
     counts = network.problem.rules.length_counts(network.num_microbatches)
     total = float(np.where(multipliers.coverage > 0, low, high) @ multipliers.coverage)
     total += sum(multipliers.length[length] * count for length, count in counts.items())

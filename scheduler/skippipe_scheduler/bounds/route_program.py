@@ -10,11 +10,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from skippipe_scheduler.bounds.known_routes import KnownRoutes
 from skippipe_scheduler.bounds.listed_routes import ListedRoutes
 from skippipe_scheduler.bounds.network import Mask, Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoutes, Pricing
-from skippipe_scheduler.bounds.relaxation import Choice, Multipliers, capacity_within, equal_prices, prices, value
+from skippipe_scheduler.bounds.relaxation import (
+    Multipliers,
+    OriginChoice,
+    capacity_within,
+    equal_multipliers,
+    lagrangian_bound_s,
+    prices,
+)
+from skippipe_scheduler.bounds.restricted_master import RestrictedMaster
 from skippipe_scheduler.bounds.walks import Idle
 from skippipe_scheduler.budget import Budget
 
@@ -67,10 +74,10 @@ def route_program_s(
     """
     if network.steps > MOST_STEPS or not np.isfinite(known_s):
         return known_s
-    rounds = _Rounds(network, idle, known_s, listed, budget)
+    rounds = _ColumnGeneration(network, idle, known_s, listed, budget)
     nobody = np.zeros(len(network.origins), dtype=bool)
     least_s = np.zeros(len(nobody)) if network.fixed else least_beside_s(nobody)
-    root = _Branch(known_s, 0, nobody, nobody, least_s, equal_prices(network), np.zeros(len(nobody)))
+    root = _Branch(known_s, 0, nobody, nobody, least_s, equal_multipliers(network), np.zeros(len(nobody)))
     queue, closed_s = [rounds.solve(root)], math.inf
     numbers = itertools.count(1)
     while queue and queue[0].bound_s < closed_s and budget.left_s > 0:
@@ -91,18 +98,18 @@ def route_program_s(
     return min([closed_s, *(branch.bound_s for branch in queue)])
 
 
-class _Rounds:
+class _ColumnGeneration:
     """Column generation; the routes found for one branch serve the others."""
 
     def __init__(
         self, network: Network, idle: Idle, known_s: float, listed: ListedRoutes | None, budget: Budget
     ) -> None:
         self.network, self.idle, self.listed, self.budget = network, idle, listed, budget
-        self.program = KnownRoutes(network, known_s)
+        self.program = RestrictedMaster(network, known_s)
 
     def _price(self, multipliers: Multipliers) -> PricedRoutes:
-        each = prices(self.network, multipliers)
-        return self.listed.price(each) if self.listed else Pricing(self.network, each)
+        route_prices = prices(self.network, multipliers)
+        return self.listed.price(route_prices) if self.listed else Pricing(self.network, route_prices)
 
     def solve(self, branch: _Branch) -> _Branch:
         """Return the branch with a better bound, multipliers that prove it, and the shares of its origins."""
@@ -128,8 +135,8 @@ class _Rounds:
                 break
         return replace(branch, bound_s=bound_s, multipliers=multipliers, shares=shares)
 
-    def _choice(self, branch: _Branch, bound_s: float) -> Choice:
-        return Choice(branch.required, branch.barred | (branch.least_s > bound_s))
+    def _choice(self, branch: _Branch, bound_s: float) -> OriginChoice:
+        return OriginChoice(branch.required, branch.barred | (branch.least_s > bound_s))
 
     def _next_s(self, branch: _Branch, bound_s: float) -> float:
         """Return the time from which on one candidate more can be an origin."""
@@ -141,4 +148,4 @@ class _Rounds:
         if (choice.required & choice.barred).any():
             return math.inf
         capacity = capacity_within(self.network, self.idle, bound_s)
-        return value(self.network, capacity, multipliers, choice, pricing.least())
+        return lagrangian_bound_s(self.network, capacity, multipliers, choice, pricing.least())

@@ -17,7 +17,7 @@ def node_work_s(network: Network, idle: Idle) -> float:
     """
     stages: Sequence[int] = range(network.problem.num_stages)
     if not network.fixed:
-        sizes, coverage = network.problem.sizes, network.layout.coverage
+        sizes, coverage = network.problem.sizes, network.slot_model.coverage
         stages = (0, max(stages[1:], key=lambda stage: coverage[stage][0] / sizes[stage]))
     return max(stage_work_s(network, idle, stage) for stage in stages)
 
@@ -26,7 +26,7 @@ def stage_work_s(network: Network, idle: Idle, stage: int) -> float:
     """Return the bound of `node_work_s` for one stage."""
     kind = stage if network.by_stage else min(stage, 1)
     nodes = _nodes(network, stage)
-    items = network.layout.coverage[stage][0]
+    items = network.slot_model.coverage[stage][0]
     if not items:
         return 0.0
     work_s = network.work_s[kind] + 2 * network.overhead_s
@@ -47,7 +47,7 @@ def stage_work_s(network: Network, idle: Idle, stage: int) -> float:
 def _nodes(network: Network, stage: int) -> list[int]:
     if network.placement is None:
         return list(range(len(network.problem.nodes)))
-    return [network.placement[slot] for slot in network.layout.slots_of[stage]]
+    return [network.placement[slot] for slot in network.slot_model.slots_of[stage]]
 
 
 def window_s(memory: int, staggered_s: float, overhead_s: float, open_s: float) -> float:

@@ -46,7 +46,7 @@ class MemoryEstimate:
             "messages": self.message_bytes,
             "reduction and optimizer step, after these": self.update_bytes,
         }
-        return ", ".join(f"{name} {size_text(one)}" for name, one in parts.items() if one)
+        return ", ".join(f"{name} {size_text(size_bytes)}" for name, size_bytes in parts.items() if size_bytes)
 
 
 def plan_memory(plan: Plan, workload: Workload) -> tuple[MemoryEstimate, ...]:

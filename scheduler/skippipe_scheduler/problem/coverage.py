@@ -85,7 +85,7 @@ def _take_one(left: dict[_Point, Counter[_Point]]) -> tuple[int, ...]:
     sequence, point = [], (0, 1)
     while point[0] != _END:
         sequence.append(point[0])
-        following = next(one for one, flow in left[point].items() if flow > 0)
+        following = next(successor for successor, flow in left[point].items() if flow > 0)
         left[point][following] -= 1
         point = following
     return tuple(sequence)

@@ -67,8 +67,8 @@ def find_conflict(problem: Problem) -> Conflict | None:
         remedies = (*_longer_jump(problem), _longer_routes(problem), *_unprotected(problem))
         reason = f"a route through stages {', '.join(map(str, (0, *rules.protected_stages)))} visits {least} at least"
         return Conflict(_name_rules(rules, remedies, "protected_stages"), reason, remedies)
-    crowd = _crowd(problem)
-    if crowd is None and _protection_leaves_coverage(problem):
+    violation = _coverage_violation(problem)
+    if violation is None and _protection_leaves_coverage(problem):
         return None
     remedies = (
         *_longer_jump(problem),
@@ -77,12 +77,14 @@ def find_conflict(problem: Problem) -> Conflict | None:
         *_unprotected(problem),
         _with_rules(problem, "uniform_coverage", "set uniform_coverage to false", uniform_coverage=False),
     )
-    return Conflict(f"{_name_rules(rules, remedies)} for {total} microbatches", _reason(rules, total, crowd), remedies)
+    return Conflict(
+        f"{_name_rules(rules, remedies)} for {total} microbatches", _reason(rules, total, violation), remedies
+    )
 
 
 def _has_plan(problem: Problem) -> bool:
     reached = _least_length(problem.rules) <= _shortest(problem)
-    return reached and _crowd(problem) is None and _protection_leaves_coverage(problem)
+    return reached and _coverage_violation(problem) is None and _protection_leaves_coverage(problem)
 
 
 def _protection_leaves_coverage(problem: Problem) -> bool:
@@ -109,7 +111,7 @@ def _shortest(problem: Problem) -> int:
 
 
 @dataclass(frozen=True)
-class _Crowd:
+class _CoverageViolation:
     """The stages from 1 to `last_stage` are visited `least` times or more, and may be `most` times at most."""
 
     last_stage: int
@@ -117,7 +119,7 @@ class _Crowd:
     most: int
 
 
-def _crowd(problem: Problem) -> _Crowd | None:
+def _coverage_violation(problem: Problem) -> _CoverageViolation | None:
     """Return the first stages that have to be visited more often than uniform coverage allows."""
     rules = problem.rules
     if not rules.uniform_coverage:
@@ -130,7 +132,7 @@ def _crowd(problem: Problem) -> _Crowd | None:
         most_before = sum(high for _, high in bounds[1 : last_stage + 1])
         most = min(most_before, visits - sum(low for low, _ in bounds[last_stage + 1 :]))
         if least > most:
-            return _Crowd(last_stage, least, most)
+            return _CoverageViolation(last_stage, least, most)
     return None
 
 
@@ -142,8 +144,8 @@ def _fewest_visits(rules: Rules, length: int, last_stage: int) -> int:
     return max(hops + further, length - 1 - after)
 
 
-def _reason(rules: Rules, total: int, crowd: _Crowd | None) -> str:
-    if crowd is None:
+def _reason(rules: Rules, total: int, violation: _CoverageViolation | None) -> str:
+    if violation is None:
         return "routes through the protected stages cannot visit the others equally often"
     last, (least, _) = rules.num_stages - 1, rules.coverage(total)[-1]
     longest = max(length for length, count in rules.length_counts(total).items() if count)
@@ -152,8 +154,8 @@ def _reason(rules: Rules, total: int, crowd: _Crowd | None) -> str:
         return (
             f"no route gets past stage {furthest}, and stage {last} is to be visited by {least} microbatches at least"
         )
-    stages = "stage 1" if crowd.last_stage == 1 else f"stages 1 to {crowd.last_stage}"
-    return f"{stages} get {crowd.least} visits at least, and coverage allows {crowd.most}"
+    stages = "stage 1" if violation.last_stage == 1 else f"stages 1 to {violation.last_stage}"
+    return f"{stages} get {violation.least} visits at least, and coverage allows {violation.most}"
 
 
 def _name_rules(rules: Rules, remedies: tuple[Remedy, ...], *always: str) -> str:
@@ -222,7 +224,7 @@ def _other_number(problem: Problem) -> Iterator[Remedy]:
     """Yield the nearest number of microbatches with a plan, if one lies between half and twice as many."""
     given = problem.microbatches_per_origin
     now = given if isinstance(given, int) else problem.num_microbatches
-    for number in sorted(range((now + 1) // 2, 2 * now + 1), key=lambda one: (abs(one - now), one)):
+    for number in sorted(range((now + 1) // 2, 2 * now + 1), key=lambda number: (abs(number - now), number)):
         remedy = _with_number(problem, number)
         if _has_plan(remedy.problem):
             yield remedy

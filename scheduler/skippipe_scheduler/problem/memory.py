@@ -86,7 +86,7 @@ def microbatches_held(
         return node.max_in_flight or 1
     memory_bytes = int(node.memory_gib * GIB)
     needs = stage_needs(workload, layers, sizes)
-    least = min(needs[one].held(memory_bytes) for one in stages)
+    least = min(needs[stage].held(memory_bytes) for stage in stages)
     if least < 1:
         worst = max(stages, key=lambda stage: needs[stage].least_bytes)
         conflict = _Conflict(memory_bytes, needs, workload, layers, worst)
@@ -132,7 +132,7 @@ class _Conflict:
         if need.state_bytes < self.memory_bytes:
             yield "use a smaller micro-batch"
             yield "checkpoint activations"
-        too_large = [stage for stage, one in enumerate(self.needs) if one.held(self.memory_bytes) < 1]
+        too_large = [stage for stage, other in enumerate(self.needs) if other.held(self.memory_bytes) < 1]
         if len(too_large) < len(self.needs):
             numbers = ", ".join(map(str, too_large))
             yield f"fix the placement so that other nodes hold stage{'s' * (len(too_large) > 1)} {numbers}"

@@ -95,7 +95,7 @@ class Rules(StrictModel):
     def limits(self, total: int) -> dict[int, tuple[int, int]]:
         """Return `coverage` of the stages behind 0 that not just any number of `total` microbatches may visit."""
         bounds = enumerate(self.coverage(total))
-        return {stage: each for stage, each in bounds if stage and each != (0, total)}
+        return {stage: bound for stage, bound in bounds if stage and bound != (0, total)}
 
 
 class Costs(StrictModel):

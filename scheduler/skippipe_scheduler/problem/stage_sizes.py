@@ -95,7 +95,7 @@ def _shares(weights: Sequence[float]) -> list[float]:
 def _whole(shares: Sequence[float], total: int) -> StageSizes:
     """Divide `total` by shares, at least 1 each, rests to the largest remainders."""
     spare = [share * total for share in shares]
-    sizes = [max(1, int(each)) for each in spare]
+    sizes = [max(1, int(share)) for share in spare]
     while sum(sizes) != total:
         step = 1 if sum(sizes) < total else -1
         open_to = [stage for stage, size in enumerate(sizes) if size + step >= 1]

@@ -115,9 +115,9 @@ def stage_sizes(
         )
     always = sorted({0, *protected_stages})
     others = [stage for stage in range(num_stages) if stage not in always]
-    each = max(1, min(math.floor(num_nodes / route_length + 0.5), (num_nodes - len(others)) // len(always)))
-    sizes = dict.fromkeys(always, each)
-    share, rest = divmod(num_nodes - each * len(always), len(others) or len(always))
+    size_of_always = max(1, min(math.floor(num_nodes / route_length + 0.5), (num_nodes - len(others)) // len(always)))
+    sizes = dict.fromkeys(always, size_of_always)
+    share, rest = divmod(num_nodes - size_of_always * len(always), len(others) or len(always))
     for place, stage in enumerate(others or always):
         sizes[stage] = sizes.get(stage, 0) + share + (place < rest)
     return tuple(sizes[stage] for stage in range(num_stages))

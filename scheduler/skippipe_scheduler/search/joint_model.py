@@ -33,17 +33,19 @@ class JointResult:
     bound_s: float
 
 
-def is_small_enough(layout: SlotModel) -> bool:
+def is_small_enough(slot_model: SlotModel) -> bool:
     """Return whether the problem is small enough for the joint model, with one route length and even origins."""
-    if layout.problem.free_origins or layout.problem.rules.route_lengths is not None:
+    if slot_model.problem.free_origins or slot_model.problem.rules.route_lengths is not None:
         return False
-    origins = len(layout.slots_of[0])
-    return layout.lists_all_sequences and count_routes(layout) * len(layout.origins) <= MAX_CHOICES * origins
+    origins = len(slot_model.slots_of[0])
+    return (
+        slot_model.lists_all_sequences and count_routes(slot_model) * len(slot_model.origins) <= MAX_CHOICES * origins
+    )
 
 
 def solve_joint_model(
-    layout: SlotModel,
-    state: Solution,
+    slot_model: SlotModel,
+    solution: Solution,
     known: Sequence[SlotRoute],
     budget: Budget,
     seed: int,
@@ -52,22 +54,22 @@ def solve_joint_model(
     part: float,
     at_most_s: float,
 ) -> JointResult | None:
-    """Solve the joint model from the hint of `state`: over all routes where it `is_small_enough`, else over `known`.
+    """Solve the joint model from the hint of `solution`: over all routes where it `is_small_enough`, else over `known`.
 
     The bound is then 0, because it would hold for the known routes alone. None where these are none, too many, or
     differ in length.
     """
-    whole = is_small_enough(layout)
-    if not whole and (not known or layout.problem.rules.route_lengths is not None):
+    whole = is_small_enough(slot_model)
+    if not whole and (not known or slot_model.problem.rules.route_lengths is not None):
         return None
-    costs = SlotCosts(layout, state.placement)
-    routes = list_routes(costs, seed, MAX_CHOICES).routes if whole else tuple(dict.fromkeys((*state.routes, *known)))
-    by_origin = {origin: [route for route in routes if route[0] == origin] for origin in layout.slots_of[0]}
-    if sum(len(by_origin[route[0]]) for route in state.routes) > MAX_CHOICES:
+    costs = SlotCosts(slot_model, solution.placement)
+    routes = list_routes(costs, seed, MAX_CHOICES).routes if whole else tuple(dict.fromkeys((*solution.routes, *known)))
+    by_origin = {origin: [route for route in routes if route[0] == origin] for origin in slot_model.slots_of[0]}
+    if sum(len(by_origin[route[0]]) for route in solution.routes) > MAX_CHOICES:
         return None
-    model = _JointModel(costs, state, by_origin)
+    model = _JointModel(costs, solution, by_origin)
     solver = cp_model.CpSolver()
-    least = _SMALL_UNITS if layout.num_tasks <= _SMALL_TASKS else _LARGE_UNITS
+    least = _SMALL_UNITS if slot_model.num_tasks <= _SMALL_TASKS else _LARGE_UNITS
     budget.configure(solver, seed, num_workers, part, at_most_s, least)
     status = budget.run(solver, model.model)
     bound_s = max(0.0, solver.best_objective_bound) * model.unit_s if whole else 0.0
@@ -82,11 +84,11 @@ class _JointModel:
     them.
     """
 
-    def __init__(self, costs: SlotCosts, state: Solution, by_origin: dict[int, list[SlotRoute]]) -> None:
+    def __init__(self, costs: SlotCosts, solution: Solution, by_origin: dict[int, list[SlotRoute]]) -> None:
         self.model = cp_model.CpModel()
         self.costs = costs
-        self.state = state
-        self.unit_s = state.iteration_s / _UNITS
+        self.solution = solution
+        self.unit_s = solution.iteration_s / _UNITS
         self.horizon = _UNITS + 1
         slots = range(len(costs.placement))
         self.busy: list[list[Any]] = [[] for _ in slots]
@@ -95,8 +97,8 @@ class _JointModel:
         self.makespan = self.model.new_int_var(0, self.horizon, "iteration")
         self.starts: list[list[Any]] = []
         self.choices: list[dict[SlotRoute, Any]] = []
-        for microbatch in range(len(state.routes)):
-            self._add_microbatch(microbatch, by_origin[state.routes[microbatch][0]])
+        for microbatch in range(len(solution.routes)):
+            self._add_microbatch(microbatch, by_origin[solution.routes[microbatch][0]])
         for slot in slots:
             self.model.add_no_overlap(self.busy[slot])
             if len(self.held[slot]) > costs.memory[slot]:
@@ -109,12 +111,12 @@ class _JointModel:
         return floor(seconds / self.unit_s * (1 - 1e-12))
 
     def _add_microbatch(self, microbatch: int, routes: list[SlotRoute]) -> None:
-        model, costs, hint = self.model, self.costs, self.state.routes[microbatch]
+        model, costs, hint = self.model, self.costs, self.solution.routes[microbatch]
         length = len(hint)
         starts = [model.new_int_var(0, self.horizon, "") for _ in range(2 * length + 1)]
         choice = {route: model.new_bool_var("") for route in routes}
         model.add_exactly_one(choice.values())
-        for start, value_s in zip(starts, self.state.starts[microbatch], strict=True):
+        for start, value_s in zip(starts, self.solution.starts[microbatch], strict=True):
             model.add_hint(start, round(value_s / self.unit_s))
         for route, literal in choice.items():
             model.add_hint(literal, route == hint)
@@ -149,7 +151,7 @@ class _JointModel:
                 span = model.new_int_var(0, self.horizon, "")
                 self.held[slot].append(model.new_optional_interval_var(forward, span, end, present, ""))
                 self.visits[slot].append(present)
-                reduce_s = costs.reduce_s[costs.layout.stage_of[slot]]
+                reduce_s = costs.reduce_s[costs.slot_model.stage_of[slot]]
                 after = self._units(costs.backward_s[slot] + reduce_s)
                 model.add(self.makespan >= backward + after).only_enforce_if(present)
         origin = next(iter(choice))[0]
@@ -157,18 +159,18 @@ class _JointModel:
         self.busy[origin].append(model.new_fixed_size_interval_var(starts[length], loss, ""))
 
     def _balance(self) -> None:
-        layout = self.costs.layout
-        for stage, bounds in layout.limits.items():
-            visits = sum(literal for slot in layout.slots_of[stage] for literal in self.visits[slot])
+        slot_model = self.costs.slot_model
+        for stage, bounds in slot_model.limits.items():
+            visits = sum(literal for slot in slot_model.slots_of[stage] for literal in self.visits[slot])
             self.model.add_linear_constraint(visits, *bounds)
 
     def _break_symmetry(self) -> None:
         """Microbatches of one origin start in the sequence in which the hint starts them."""
         origins: dict[int, list[int]] = {}
-        for microbatch, route in enumerate(self.state.routes):
+        for microbatch, route in enumerate(self.solution.routes):
             origins.setdefault(route[0], []).append(microbatch)
         for members in origins.values():
-            members.sort(key=lambda one: self.state.starts[one][0])
+            members.sort(key=lambda microbatch: self.solution.starts[microbatch][0])
             for earlier, later in pairwise(members):
                 self.model.add(self.starts[earlier][0] <= self.starts[later][0])
 

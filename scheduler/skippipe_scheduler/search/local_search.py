@@ -7,7 +7,16 @@ import numpy as np
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Robustness
-from skippipe_scheduler.search.kernel.anneal import add, anneal, anneal_in_place, better, build, copy, judge, recount
+from skippipe_scheduler.search.kernel.anneal import (
+    anneal,
+    anneal_in_place,
+    construct,
+    copy_schedule,
+    count_visits,
+    evaluate,
+    insert_sequence,
+    is_better,
+)
 from skippipe_scheduler.search.kernel.arrays import (
     BUSY,
     CONTENTION,
@@ -48,17 +57,17 @@ _LOAD_STEPS_AT_A_TIME = 500_000
 
 
 class LocalSearch:
-    """Improves one schedule of a layout; all randomness comes from `seed`."""
+    """Improves one schedule of a problem by slot; all randomness comes from `seed`."""
 
-    def __init__(self, layout: SlotModel, seed: int, robustness: Robustness | None = None) -> None:
-        self.layout, self.seed = layout, seed
-        self.free = layout.given_placement() is None
-        self.instance = make_instance(layout, robustness)
+    def __init__(self, slot_model: SlotModel, seed: int, robustness: Robustness | None = None) -> None:
+        self.slot_model, self.seed = slot_model, seed
+        self.free = slot_model.given_placement() is None
+        self.instance = make_instance(slot_model, robustness)
         self.work = make_work(self.instance, self._padded([()]), seed)
-        self.width = _row_width(layout)
+        self.width = _row_width(slot_model)
         self.scores: Floats = np.full((3, 2), np.inf)
-        self.large = layout.num_tasks > LARGE_TASKS
-        self.heat = _HEAT * max(1.0, _SMALL_TASKS / layout.num_tasks)
+        self.large = slot_model.num_tasks > LARGE_TASKS
+        self.temperature = _HEAT * max(1.0, _SMALL_TASKS / slot_model.num_tasks)
         self.steps = 0
         self.rate = _FIRST_CHUNK / _CHUNK_S
 
@@ -69,7 +78,7 @@ class LocalSearch:
             self._pack(placement, routes)
             if self.scores[2, 0] < np.inf:
                 return self._continue()
-        costs = SlotCosts(self.layout, placement)
+        costs = SlotCosts(self.slot_model, placement)
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
         turn: dict[int, int] = {}
         turns = [turn.setdefault(route[0], 0) for route in routes]
@@ -80,17 +89,17 @@ class LocalSearch:
         waits_s = np.array([1.0, 4.0]) * np.mean(self.instance.node_s[1])
         for sequence in (waves, np.argsort(-trips_s, kind="stable")):
             for wait_s in waits_s:
-                if build(self.instance, self.candidate, self.work, sequence, float(wait_s)):
+                if construct(self.instance, self.candidate, self.work, sequence, float(wait_s)):
                     self._keep_better()
         return self._continue()
 
     def _pack(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
         """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
-        costs = SlotCosts(self.layout, placement)
+        costs = SlotCosts(self.slot_model, placement)
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
         origins = np.array([route[0] for route in routes])
         shuffled = np.random.default_rng(self.seed).permutation(len(routes))
-        rows = [shuffled[origins[shuffled] == origin] for origin in range(len(self.layout.slots_of[0]))]
+        rows = [shuffled[origins[shuffled] == origin] for origin in range(len(self.slot_model.slots_of[0]))]
         members = np.full((len(rows), max(len(row) for row in rows)), -1)
         left_s = np.zeros(len(routes))
         for origin, row in enumerate(rows):
@@ -102,7 +111,7 @@ class LocalSearch:
             if pack(self.instance, self.candidate, self.work, turns, members.copy(), wait_s, _PACKING_CHOICES):
                 self._keep_better()
 
-    def lighten(
+    def balance_loads(
         self,
         placement: SlotPlacement,
         routes: Sequence[SlotRoute],
@@ -119,77 +128,84 @@ class LocalSearch:
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
         loads = np.zeros((4, max(4, len(placement))))
         share = _EXCHANGE_SHARE / (1 + len(routes) / 100) if self.free and exchange else 0.0
-        heat = _LOAD_HEAT * min(1.0, _LOAD_HEAT_ROUTES / len(routes)) ** 2
+        temperature = _LOAD_HEAT * min(1.0, _LOAD_HEAT_ROUTES / len(routes)) ** 2
         parts = max(1, steps // _LOAD_STEPS_AT_A_TIME)
         cooling = _LOAD_COOLING ** (1 / parts)
         for part in range(parts):
             if stop is not None and stop.is_set():
                 break
-            cooled = heat * cooling**part
+            cooled = temperature * cooling**part
             anneal_loads(self.instance, changed, self.work, loads, steps // parts, cooled, cooling, share)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 
-    def resume(self, state: Solution) -> Solution:
-        """Begin at a given state, whose order is kept and timed anew."""
-        self._allocate(state.placement, state.routes)
-        fill(self.candidate, state.starts)
+    def resume(self, solution: Solution) -> Solution:
+        """Begin at a given solution, whose order is kept and timed anew."""
+        self._allocate(solution.placement, solution.routes)
+        fill(self.candidate, solution.starts)
         if retime(self.instance, self.candidate, self.work.queue, -1):
             self._keep_better()
         return self._continue()
 
-    def mend(self, state: Solution) -> Solution:
-        """Begin at a state in which some microbatches have no starts: they are inserted, the order of the rest stays.
+    def repair(self, solution: Solution) -> Solution:
+        """Begin at a solution in which some microbatches have no starts: they are inserted, the rest keep their order.
 
         Where that order breaks a rule by now, all are inserted anew.
         """
-        missing = [m for m, row in enumerate(state.starts) if not row]
-        self._allocate(state.placement, state.routes)
-        fill(self.candidate, state.starts)
+        missing = [m for m, row in enumerate(solution.starts) if not row]
+        self._allocate(solution.placement, solution.routes)
+        fill(self.candidate, solution.starts)
         retime(self.instance, self.candidate, self.work.queue, -1)
         wait_s = 2.0 * float(np.mean(self.instance.node_s[1]))
-        if add(self.instance, self.candidate, self.work, np.array(missing, np.int64), wait_s):
+        if insert_sequence(self.instance, self.candidate, self.work, np.array(missing, np.int64), wait_s):
             self._keep_better()
             return self._continue()
-        return self.start(state.placement, state.routes)
+        return self.start(solution.placement, solution.routes)
 
-    def insert_in_turn(self, state: Solution) -> Solution:
-        """Begin at the routes of a state, its microbatches inserted in the sequence of their starts."""
-        self._allocate(state.placement, state.routes)
-        sequence = np.argsort([row[0] for row in state.starts], kind="stable")
+    def greedy_insert(self, solution: Solution) -> Solution:
+        """Begin at the routes of a solution, its microbatches inserted in the sequence of their starts."""
+        self._allocate(solution.placement, solution.routes)
+        sequence = np.argsort([row[0] for row in solution.starts], kind="stable")
         for factor in (1, 2, 4, 8, 16, 32):
             wait_s = factor * float(self.instance.node_s[1].max())
-            if build(self.instance, self.candidate, self.work, sequence, wait_s):
+            if construct(self.instance, self.candidate, self.work, sequence, wait_s):
                 self._keep_better()
         return self._continue()
 
     def improve(
-        self, budget: Budget, goal_s: float = 0.0, report: Callable[[Solution], None] | None = None, heat: float = 1.0
+        self,
+        budget: Budget,
+        goal_s: float = 0.0,
+        report: Callable[[Solution], None] | None = None,
+        temperature: float = 1.0,
     ) -> Solution:
-        """Anneal from `heat` (relative) to nothing until the budget is spent or an iteration takes at most `goal_s`."""
+        """Anneal until the budget is spent or an iteration takes at most `goal_s`.
+
+        The temperature falls from `temperature` times the usual one to nothing. `report` gets every better solution.
+        """
         limit_s = goal_s * (1 + 1e-9) + 1e-9
         while not budget.exhausted and self.scores[2, 0] > limit_s:
             before = budget.fraction
             chunk = self._chunk(budget)
             reached = self.scores[2, 0]
             until = min(1.0, before + self._share(budget, chunk))
-            heat_s = heat * self.heat * self.scores[2, 1]
-            spent = self._anneal(chunk, heat_s * (1 - before) ** 2, heat_s * (1 - until) ** 2, limit_s)
+            temperature_s = temperature * self.temperature * self.scores[2, 1]
+            spent = self._anneal(chunk, temperature_s * (1 - before) ** 2, temperature_s * (1 - until) ** 2, limit_s)
             budget.spent += max(1, spent)
             if report and self.scores[2, 0] < reached:
-                report(self.state())
+                report(self.best_solution())
             if spent < chunk:
                 break
-        return self.state()
+        return self.best_solution()
 
     def restart(self) -> None:
-        """Continue from the best state."""
-        copy(self.current, self.best)
-        recount(self.instance, self.current, self.work)
+        """Continue from the best solution."""
+        copy_schedule(self.current, self.best)
+        count_visits(self.instance, self.current, self.work)
         self.scores[0] = self.scores[2]
 
-    def state(self) -> Solution:
-        """Return the best state so far."""
+    def best_solution(self) -> Solution:
+        """Return the best solution so far."""
         lengths = self.best.lengths.tolist()
         return Solution(
             tuple(self.best.placement.tolist()),
@@ -207,20 +223,20 @@ class LocalSearch:
         self.scores[:] = np.inf
 
     def _padded(self, routes: Sequence[SlotRoute]) -> Integers:
-        table = np.zeros((len(self.layout.origins), self.layout.longest), np.int64)
+        table = np.zeros((len(self.slot_model.origins), self.slot_model.longest), np.int64)
         for row, route in zip(table, routes, strict=False):
             row[: len(route)] = route
         return table
 
     def _keep_better(self) -> None:
-        judge(self.instance, self.candidate, self.work, self.scores[0])
-        if better(self.scores):
-            copy(self.best, self.candidate)
+        evaluate(self.instance, self.candidate, self.work, self.scores[0])
+        if is_better(self.scores):
+            copy_schedule(self.best, self.candidate)
             self.scores[2] = self.scores[0]
 
     def _continue(self) -> Solution:
         self.restart()
-        return self.state()
+        return self.best_solution()
 
     def _chunk(self, budget: Budget) -> int:
         if budget.evaluations is not None:
@@ -233,25 +249,25 @@ class LocalSearch:
             return chunk / max(1, budget.evaluations)
         return chunk / self.rate / max(1e-9, budget.limit_s)
 
-    def _anneal(self, steps: int, heat_from_s: float, heat_to_s: float, goal_s: float) -> int:
+    def _anneal(self, steps: int, temperature_from_s: float, temperature_to_s: float, goal_s: float) -> int:
         clock = Budget(1.0)
         if self.large:
             spent = anneal_in_place(
                 *(self.instance, self.current, self.best, self.work, self.scores),
-                *(steps, heat_from_s, heat_to_s, goal_s),
+                *(steps, temperature_from_s, temperature_to_s, goal_s),
             )
         else:
             spent = anneal(
                 *(self.instance, self.current, self.candidate, self.best, self.work, self.scores),
-                *(steps, heat_from_s, heat_to_s, self.free, goal_s),
+                *(steps, temperature_from_s, temperature_to_s, self.free, goal_s),
             )
         self.rate = 0.5 * self.rate + 0.5 * max(1, spent) / max(1e-6, clock.elapsed_s)
         return spent
 
 
-def make_instance(layout: SlotModel, robustness: Robustness | None = None) -> Instance:
-    """Return a layout's problem as arrays."""
-    problem, costs, rules = layout.problem, layout.problem.costs, layout.problem.rules
+def make_instance(slot_model: SlotModel, robustness: Robustness | None = None) -> Instance:
+    """Return the problem as arrays."""
+    problem, costs, rules = slot_model.problem, slot_model.problem.costs, slot_model.problem.rules
     names = problem.nodes
     tables = (costs.forward_s, costs.backward_s, costs.loss_s)
     shared = costs.contention != "none"
@@ -263,16 +279,16 @@ def make_instance(layout: SlotModel, robustness: Robustness | None = None) -> In
                 links[1, a, b] = costs.occupancy_s(source, sink) if shared else 0.0
                 links[2, a, b] = costs.latency_s[source][sink] if costs.latency_s else 0.0
                 links[3, a, b] = costs.gbit_per_s[source][sink] if costs.gbit_per_s else 1.0
-    fixed_s, gbit = _reductions(layout)
+    fixed_s, gbit = _reductions(slot_model)
     return Instance(
         node_s=np.array([[table[name] for name in names] for table in tables]),
         memory=np.array([costs.memory[name] for name in names]),
-        pinned=np.array(layout.pinned),
+        pinned=np.array(slot_model.pinned),
         links=links,
         stages=np.array([problem.stage_weight, fixed_s, gbit]),
-        stage_of=np.array(layout.stage_of),
+        stage_of=np.array(slot_model.stage_of),
         first_slot=np.concatenate([[0], np.cumsum(problem.sizes)]),
-        visits=np.array(layout.coverage).T.copy(),
+        visits=np.array(slot_model.coverage).T.copy(),
         factors=_factors(robustness),
         overhead_s=costs.task_overhead_s,
         contention=CONTENTION[costs.contention],
@@ -284,9 +300,9 @@ def make_instance(layout: SlotModel, robustness: Robustness | None = None) -> In
     )
 
 
-def _reductions(layout: SlotModel) -> tuple[Sequence[float], Sequence[float]]:
+def _reductions(slot_model: SlotModel) -> tuple[Sequence[float], Sequence[float]]:
     """Return fixed reduction seconds and, where they follow from the placement, gradient Gbit of every stage."""
-    problem, costs = layout.problem, layout.problem.costs
+    problem, costs = slot_model.problem, slot_model.problem.costs
     none = [0.0] * problem.num_stages
     if costs.reduce_s is not None:
         return costs.reduce_s, none
@@ -302,10 +318,10 @@ def _factors(robustness: Robustness | None) -> Floats:
     return np.exp(drawn)
 
 
-def _row_width(layout: SlotModel) -> int:
+def _row_width(slot_model: SlotModel) -> int:
     """Return tasks per slot to make room for: all that can be on it, or many times its fair share."""
-    everything = 3 * len(layout.origins)
-    smallest = min(layout.problem.sizes)
+    everything = 3 * len(slot_model.origins)
+    smallest = min(slot_model.problem.sizes)
     return min(everything, max(60, 8 * everything // smallest)) + 1
 
 

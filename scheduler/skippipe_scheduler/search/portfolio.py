@@ -19,7 +19,7 @@ from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacem
 from skippipe_scheduler.slots.solution import Solution
 
 _MOST_STARTS_OF_GIVEN, _MOST_STARTS = 12, 24
-"""Where the placement is given, and for each layout where it is free."""
+"""Where the placement is given, and for each variant of the problem where it is free."""
 _FEW_PLACEMENTS = 24
 """Up to this number of placements there are, the search begins at each."""
 _RANDOM_START_TASKS = 10_000
@@ -45,7 +45,7 @@ _LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
 """About how long a step on the loads takes, and how much of it each slot adds."""
 _TEAMS = 3
 _TEAM_EXPANSIONS, _LEAST_TEAM_EXPANSIONS = 2000, 200
-"""Effort for the routes of teams, about a tenth of a second, and in short searches."""
+"""Effort for the path search, about a tenth of a second, and in short searches."""
 _COUNT_MODEL_TASKS = 1000
 """The count model is worth its time up to this number of tasks."""
 _STEP_S, _TASK_S = 1e-5, 6e-8
@@ -56,17 +56,17 @@ _LARGE_STEP_S, _LARGE_TASK_S = 5e-5, 2.5e-9
 
 @dataclass(frozen=True)
 class Incumbent:
-    """A state and the layout it belongs to."""
+    """A solution and the problem by slot that it belongs to."""
 
-    layout: SlotModel
-    state: Solution
+    slot_model: SlotModel
+    solution: Solution
 
 
 @dataclass
 class PortfolioSearch:
-    """Searches over one or more layouts (variants of one problem) within one budget."""
+    """Searches over one or more variants of a problem within one budget."""
 
-    layouts: Sequence[SlotModel]
+    slot_models: Sequence[SlotModel]
     budget: Budget
     seed: int
     num_workers: int
@@ -82,211 +82,222 @@ class PortfolioSearch:
 
     def run(self, warm: Solution | None = None) -> Incumbent:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
-        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s / len(self.layouts)
-        bounds = (lower_bounds(layout.problem, limit_s, self.budget.stop) for layout in self.layouts)
-        self.bound_s = min(max(each.values()) for each in bounds)
+        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s / len(self.slot_models)
+        bounds = (lower_bounds(slot_model.problem, limit_s, self.budget.stop) for slot_model in self.slot_models)
+        self.bound_s = min(max(of_variant.values()) for of_variant in bounds)
         with ThreadPoolExecutor(self.num_workers) as pool:
             if warm is not None:
                 self._resume(warm, pool)
             else:
-                for layout in self.layouts:
-                    self._begin(layout, pool)
+                for slot_model in self.slot_models:
+                    self._start_searches(slot_model, pool)
             self._race(pool)
-            self._join()
-            self._deepen(pool)
+            self._solve_joint_model()
+            self._intensify(pool)
         if self.best is None:
-            raise RuntimeError("a campaign without layouts")
+            raise RuntimeError("a portfolio search without a problem")
         return self.best
 
     def _resume(self, warm: Solution, pool: ThreadPoolExecutor) -> None:
-        """Begin at an older plan: in its own order and, where there is time, with lighter loads in a new one."""
-        layout = self.layouts[0]
-        anew = self.num_workers if self._steps_left(layout) > layout.num_tasks else 0
-        steps, stop = self._light_steps(layout, max(1, anew)), self.budget.stop
+        """Begin at an older plan: in its own order and, where there is time, with balanced loads in a new one."""
+        slot_model = self.slot_models[0]
+        anew = self.num_workers if self._steps_left(slot_model) > slot_model.num_tasks else 0
+        steps, stop = self._balancing_steps(slot_model, max(1, anew)), self.budget.stop
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
-            search = LocalSearch(layout, self.seed + index, self.robustness)
+            search = LocalSearch(slot_model, self.seed + index, self.robustness)
             if index == 0:
-                return search, search.mend(warm)
-            return search, search.start(*search.lighten(warm.placement, warm.routes, steps, exchange=False, stop=stop))
+                return search, search.repair(warm)
+            return search, search.start(
+                *search.balance_loads(warm.placement, warm.routes, steps, exchange=False, stop=stop)
+            )
 
-        for search, state in pool.map(begin, range(1 + anew)):
-            self._add(search, state)
-        self.searches = sorted(self.searches, key=lambda search: search.state().rank)[: max(1, self.num_workers)]
+        for search, solution in pool.map(begin, range(1 + anew)):
+            self._add(search, solution)
+        self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[: max(1, self.num_workers)]
 
-    def _begin(self, layout: SlotModel, pool: ThreadPoolExecutor) -> None:
-        """Add searches from several placements and routes, each with its loads lightened first."""
-        every = () if layout.given_placement() else few_placements(layout, _FEW_PLACEMENTS)
-        count = len(every) or max(2, self._affordable_starts(layout) // len(self.layouts))
-        steps = self._light_steps(layout, count)
+    def _start_searches(self, slot_model: SlotModel, pool: ThreadPoolExecutor) -> None:
+        """Add searches from several placements and routes, each with its loads balanced first."""
+        every = () if slot_model.given_placement() else few_placements(slot_model, _FEW_PLACEMENTS)
+        count = len(every) or max(2, self._affordable_starts(slot_model) // len(self.slot_models))
+        steps = self._balancing_steps(slot_model, count)
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
-            search = LocalSearch(layout, self.seed + index, self.robustness)
-            base = _base(layout, self.seed, index, every)
-            placement, routes = search.lighten(*base, steps, exchange=not every, stop=self.budget.stop)
+            search = LocalSearch(slot_model, self.seed + index, self.robustness)
+            base = _base(slot_model, self.seed, index, every)
+            placement, routes = search.balance_loads(*base, steps, exchange=not every, stop=self.budget.stop)
             return search, search.start(placement, routes)
 
-        for search, state in pool.map(begin, range(count)):
-            self._add(search, state)
-        if layout.given_placement() is not None and layout.num_tasks <= _COUNT_MODEL_TASKS:
-            self._begin_with_counts(layout)
-            self._begin_with_teams(layout)
+        for search, solution in pool.map(begin, range(count)):
+            self._add(search, solution)
+        if slot_model.given_placement() is not None and slot_model.num_tasks <= _COUNT_MODEL_TASKS:
+            self._start_from_count_model(slot_model)
+            self._start_from_path_sets(slot_model)
 
-    def _begin_with_counts(self, layout: SlotModel) -> None:
+    def _start_from_count_model(self, slot_model: SlotModel) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""
-        placement = layout.given_placement() or ()
-        choice = choose_routes(SlotCosts(layout, placement), self.budget, self.seed, self.num_workers, part=0.1)
-        if len(self.layouts) == 1:
+        placement = slot_model.given_placement() or ()
+        choice = choose_routes(SlotCosts(slot_model, placement), self.budget, self.seed, self.num_workers, part=0.1)
+        if len(self.slot_models) == 1:
             self.bound_s = max(self.bound_s, choice.bound_s)
-        search = LocalSearch(layout, self.seed + _MOST_STARTS + 1, self.robustness)
+        search = LocalSearch(slot_model, self.seed + _MOST_STARTS + 1, self.robustness)
         self._add(search, search.start(placement, choice.routes))
 
-    def _begin_with_teams(self, layout: SlotModel) -> None:
+    def _start_from_path_sets(self, slot_model: SlotModel) -> None:
         """Add searches from routes that groups of microbatches share (`skippipe_scheduler.baselines.paper_method`)."""
-        placement = layout.given_placement() or ()
+        placement = slot_model.given_placement() or ()
         affordable = self.budget.evaluations // 10 if self.budget.evaluations is not None else 1000 * self.budget.left_s
         expansions = min(_TEAM_EXPANSIONS, max(_LEAST_TEAM_EXPANSIONS, int(affordable)))
         budget = Budget(0.0, expansions, self.budget.stop)
-        costs = SlotCosts(layout, placement)
-        teams = islice(route_sets(costs, budget, self.seed), _TEAMS)
-        for index, routes in enumerate(teams):
-            search = LocalSearch(layout, self.seed + _MOST_STARTS + 2 + index, self.robustness)
+        costs = SlotCosts(slot_model, placement)
+        sets = islice(route_sets(costs, budget, self.seed), _TEAMS)
+        for index, routes in enumerate(sets):
+            search = LocalSearch(slot_model, self.seed + _MOST_STARTS + 2 + index, self.robustness)
             self._add(search, search.resume(best_run(costs, routes)))
 
-    def _light_steps(self, layout: SlotModel, count: int) -> int:
-        step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(layout.stage_of))
+    def _balancing_steps(self, slot_model: SlotModel, count: int) -> int:
+        step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(slot_model.stage_of))
         if self.budget.evaluations is not None:
             return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
-        return max(100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.layouts)))
+        return max(
+            100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.slot_models))
+        )
 
-    def _affordable_starts(self, layout: SlotModel) -> int:
+    def _affordable_starts(self, slot_model: SlotModel) -> int:
         """Return how many full annealings fit into the race."""
-        most = _MOST_STARTS if layout.given_placement() is None else _MOST_STARTS_OF_GIVEN
-        affordable = int(_race_part(layout) * self._steps_left(layout) / _full_annealing(layout))
-        return min(most * len(self.layouts), affordable)
+        most = _MOST_STARTS if slot_model.given_placement() is None else _MOST_STARTS_OF_GIVEN
+        affordable = int(_race_part(slot_model) * self._steps_left(slot_model) / _full_annealing(slot_model))
+        return min(most * len(self.slot_models), affordable)
 
-    def _steps_left(self, layout: SlotModel) -> float:
+    def _steps_left(self, slot_model: SlotModel) -> float:
         """Return about how many steps all workers can still make."""
         if self.budget.evaluations is not None:
             return self.budget.evaluations - self.budget.spent
-        step_s = _STEP_S + _TASK_S * layout.num_tasks
-        if layout.num_tasks > LARGE_TASKS:
-            step_s = _LARGE_STEP_S + _LARGE_TASK_S * layout.num_tasks
+        step_s = _STEP_S + _TASK_S * slot_model.num_tasks
+        if slot_model.num_tasks > LARGE_TASKS:
+            step_s = _LARGE_STEP_S + _LARGE_TASK_S * slot_model.num_tasks
         return self.num_workers * self.budget.left_s / slowness() / step_s
 
-    def _add(self, search: LocalSearch, state: Solution) -> None:
+    def _add(self, search: LocalSearch, solution: Solution) -> None:
         self.searches.append(search)
-        self._report(search, state)
+        self._report(search, solution)
 
-    def _report(self, search: LocalSearch, state: Solution) -> None:
+    def _report(self, search: LocalSearch, solution: Solution) -> None:
         """Remember an improvement."""
-        if self.best is None or state.rank < self.best.state.rank:
-            self.best = Incumbent(search.layout, state)
-        self._announce(state)
+        if self.best is None or solution.key < self.best.solution.key:
+            self.best = Incumbent(search.slot_model, solution)
+        self._announce(solution)
 
-    def _announce(self, state: Solution) -> None:
+    def _announce(self, solution: Solution) -> None:
         """Tell the caller of an improvement, from any thread."""
         with self.lock:
-            if self.progress is None or state.iteration_s >= self.announced_s:
+            if self.progress is None or solution.iteration_s >= self.announced_s:
                 return
-            self.announced_s = state.iteration_s
-            spent = sum(one.steps for one in self.searches)
-            self.progress(Progress(self.budget.elapsed_s, spent, state.iteration_s, self.bound_s))
+            self.announced_s = solution.iteration_s
+            spent = sum(search.steps for search in self.searches)
+            self.progress(Progress(self.budget.elapsed_s, spent, solution.iteration_s, self.bound_s))
 
-    def _anneal(self, pool: ThreadPoolExecutor, searches: Sequence[LocalSearch], part: float, heat: float) -> None:
+    def _anneal(
+        self, pool: ThreadPoolExecutor, searches: Sequence[LocalSearch], part: float, temperature: float
+    ) -> None:
         """Give every search its share of `part` of what is left; as many as there are workers run at a time."""
         at_once = min(len(searches), self.num_workers)
-        each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
-        left = self.budget.share(each)
-        steps = part * self._steps_left(searches[0].layout) / len(searches)
-        heat *= min(1.0, steps / _full_annealing(searches[0].layout)) ** 1.5
+        share_each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
+        left = self.budget.share(share_each)
+        steps = part * self._steps_left(searches[0].slot_model) / len(searches)
+        temperature *= min(1.0, steps / _full_annealing(searches[0].slot_model)) ** 1.5
 
         def improve(search: LocalSearch) -> tuple[Budget, Solution]:
             budget = Budget(left.limit_s, left.evaluations, left.stop)
-            return budget, search.improve(budget, self.bound_s, self._announce, heat)
+            return budget, search.improve(budget, self.bound_s, self._announce, temperature)
 
-        for search, (used, state) in zip(searches, pool.map(improve, searches), strict=True):
+        for search, (used, solution) in zip(searches, pool.map(improve, searches), strict=True):
             self.budget.charge(used)
             search.steps += used.spent
-            self._report(search, state)
+            self._report(search, solution)
 
     def _race(self, pool: ThreadPoolExecutor) -> None:
         """Anneal from every start and keep the best two."""
         if len(self.searches) > 2 and not self._finished():
-            self._anneal(pool, self.searches, _race_part(self.searches[0].layout), 1.0)
-            self.searches.sort(key=lambda search: search.state().rank)
-            leaders = [one for one in self.searches[:_CROSSED] if one.layout is self.searches[0].layout]
-            if leaders[0].layout.given_placement() is not None:
-                self.known = [route for search in leaders for route in search.state().routes]
+            self._anneal(pool, self.searches, _race_part(self.searches[0].slot_model), 1.0)
+            self.searches.sort(key=lambda search: search.best_solution().key)
+            leaders = [
+                search for search in self.searches[:_CROSSED] if search.slot_model is self.searches[0].slot_model
+            ]
+            if leaders[0].slot_model.given_placement() is not None:
+                self.known = [route for search in leaders for route in search.best_solution().routes]
             self.searches = self.searches[:2]
             for search in self.searches:
                 search.restart()
 
-    def _join(self) -> None:
+    def _solve_joint_model(self) -> None:
         """Let the joint model improve the best, where it is small enough, and prove it where the placement is fixed."""
         if self.best is None or self._finished() or self.robustness:
             return
-        layout, state = self.best.layout, self.best.state
-        part = _CROSSING_PART if self.known and not is_small_enough(layout) else _JOINT_PART_OF_GIVEN
-        part = _JOINT_PART if layout.given_placement() is None else part
+        slot_model, solution = self.best.slot_model, self.best.solution
+        part = _CROSSING_PART if self.known and not is_small_enough(slot_model) else _JOINT_PART_OF_GIVEN
+        part = _JOINT_PART if slot_model.given_placement() is None else part
         limits = {"part": part, "at_most_s": _JOINT_AT_MOST_S}
-        result = solve_joint_model(layout, state, self.known, self.budget, self.seed, self.num_workers, **limits)
+        result = solve_joint_model(slot_model, solution, self.known, self.budget, self.seed, self.num_workers, **limits)
         if result is None:
             return
-        if layout.given_placement() is not None and len(self.layouts) == 1:
-            self.bound_s = max(self.bound_s, min(result.bound_s, state.iteration_s))
+        if slot_model.given_placement() is not None and len(self.slot_models) == 1:
+            self.bound_s = max(self.bound_s, min(result.bound_s, solution.iteration_s))
         if result.routes is not None:
-            search = LocalSearch(layout, self.seed + _MOST_STARTS, self.robustness)
-            found = Solution(state.placement, result.routes, result.starts, state.iteration_s, state.score)
+            search = LocalSearch(slot_model, self.seed + _MOST_STARTS, self.robustness)
+            found = Solution(solution.placement, result.routes, result.starts, solution.iteration_s, solution.score)
             self._add(search, search.resume(found))
-            self.searches = sorted(self.searches, key=lambda one: one.state().rank)[:2]
+            self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[:2]
 
-    def _deepen(self, pool: ThreadPoolExecutor) -> None:
+    def _intensify(self, pool: ThreadPoolExecutor) -> None:
         """Anneal the finalists again and again, cooler each time; one far behind starts again from the best."""
-        heat = 1.0
+        temperature = 1.0
         while not self._finished():
-            full = len(self.searches) * _full_annealing(self.searches[0].layout)
-            part = max(_CYCLE_PART, full / max(1.0, self._steps_left(self.searches[0].layout)))
-            self._anneal(pool, self.searches, part if part < 0.7 else 1.0, heat)
-            self.searches.sort(key=lambda search: search.state().rank)
+            full = len(self.searches) * _full_annealing(self.searches[0].slot_model)
+            part = max(_CYCLE_PART, full / max(1.0, self._steps_left(self.searches[0].slot_model)))
+            self._anneal(pool, self.searches, part if part < 0.7 else 1.0, temperature)
+            self.searches.sort(key=lambda search: search.best_solution().key)
             leader = self.searches[0]
             for search in self.searches[1:]:
-                if search.layout is leader.layout and search.state().iteration_s > 1.005 * leader.state().iteration_s:
-                    search.resume(leader.state())
+                if (
+                    search.slot_model is leader.slot_model
+                    and search.best_solution().iteration_s > 1.005 * leader.best_solution().iteration_s
+                ):
+                    search.resume(leader.best_solution())
             for search in self.searches:
                 search.restart()
-            heat = max(0.3, 0.7 * heat)
+            temperature = max(0.3, 0.7 * temperature)
 
     def _finished(self) -> bool:
-        reached = self.best is not None and self.best.state.iteration_s <= self.bound_s * (1 + _PROVEN) + 1e-9
+        reached = self.best is not None and self.best.solution.iteration_s <= self.bound_s * (1 + _PROVEN) + 1e-9
         return reached or self.budget.exhausted
 
 
 def _base(
-    layout: SlotModel, seed: int, index: int, every: Sequence[SlotPlacement] = ()
+    slot_model: SlotModel, seed: int, index: int, every: Sequence[SlotPlacement] = ()
 ) -> tuple[SlotPlacement, Sequence[SlotRoute]]:
-    """Return a placement (of `every` where given) and routes to lighten.
+    """Return a placement (of `every` where given) and routes whose loads to balance.
 
     The first is the most promising, the others differ.
     """
-    placement = every[index] if every else layout.given_placement()
-    if placement is None and index and layout.num_tasks <= _RANDOM_START_TASKS:
-        return random_placement(layout, seed + index), balanced_routes(layout, seed + index)
-    placement = placement or regional_placement(layout)
-    return placement, priced_routes(SlotCosts(layout, placement), seed + index)
+    placement = every[index] if every else slot_model.given_placement()
+    if placement is None and index and slot_model.num_tasks <= _RANDOM_START_TASKS:
+        return random_placement(slot_model, seed + index), balanced_routes(slot_model, seed + index)
+    placement = placement or regional_placement(slot_model)
+    return placement, priced_routes(SlotCosts(slot_model, placement), seed + index)
 
 
-def _race_part(layout: SlotModel) -> float:
-    return _RACE_PART_OF_JOINT if _joint_follows(layout) else _RACE_PART
+def _race_part(slot_model: SlotModel) -> float:
+    return _RACE_PART_OF_JOINT if _joint_follows(slot_model) else _RACE_PART
 
 
-def _full_annealing(layout: SlotModel) -> int:
-    if _joint_follows(layout):
-        return _STEPS_PER_TASK_OF_JOINT * layout.num_tasks
-    if layout.given_placement() is not None:
-        return _STEPS_PER_TASK * layout.num_tasks
-    return int(_STEPS_PER_TASK * layout.num_tasks * min(1.0, layout.num_tasks / _STEPS_FROM_TASKS))
+def _full_annealing(slot_model: SlotModel) -> int:
+    if _joint_follows(slot_model):
+        return _STEPS_PER_TASK_OF_JOINT * slot_model.num_tasks
+    if slot_model.given_placement() is not None:
+        return _STEPS_PER_TASK * slot_model.num_tasks
+    return int(_STEPS_PER_TASK * slot_model.num_tasks * min(1.0, slot_model.num_tasks / _STEPS_FROM_TASKS))
 
 
-def _joint_follows(layout: SlotModel) -> bool:
-    return layout.given_placement() is not None and is_small_enough(layout)
+def _joint_follows(slot_model: SlotModel) -> bool:
+    return slot_model.given_placement() is not None and is_small_enough(slot_model)

@@ -1,4 +1,4 @@
-"""From a state of the search, which speaks of slots, to an exactly timed plan, which names nodes."""
+"""From a solution of the search, which speaks of slots, to an exactly timed plan, which names nodes."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,20 +10,20 @@ from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 from skippipe_scheduler.slots.solution import Solution
 
 
-def draft_plan(layout: SlotModel, state: Solution) -> Plan:
-    """Return the plan of a state without predicted times."""
-    problem, costs = layout.problem, SlotCosts(layout, state.placement)
+def draft_plan(slot_model: SlotModel, solution: Solution) -> Plan:
+    """Return the plan of a solution without predicted times."""
+    problem, costs = slot_model.problem, SlotCosts(slot_model, solution.placement)
     names = [problem.nodes[rank] for rank in costs.placement]
     order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
-    chains = [costs.chain(route) for route in state.routes]
+    chains = [costs.chain(route) for route in solution.routes]
     # A loss may take no time: then it comes before the task that starts with it.
     sequence = sorted(
-        (start_s, index != len(state.routes[microbatch]), index, microbatch)
-        for microbatch, row in enumerate(state.starts)
+        (start_s, index != len(solution.routes[microbatch]), index, microbatch)
+        for microbatch, row in enumerate(solution.starts)
         for index, start_s in enumerate(row)
     )
     for _, _, index, microbatch in sequence:
-        length = len(state.routes[microbatch])
+        length = len(solution.routes[microbatch])
         operation: Operation = "F" if index < length else "L" if index == length else "B"
         order[names[chains[microbatch].slots[index]]].append(Task(operation, microbatch))
     resolved = problem.costs.model_copy(
@@ -38,9 +38,10 @@ def draft_plan(layout: SlotModel, state: Solution) -> Plan:
     return Plan(
         nodes=problem.nodes,
         regions=problem.regions,
-        stages=_stages(layers, layout.stages(costs.placement)),
+        stages=_stages(layers, slot_model.stages(costs.placement)),
         microbatches=tuple(
-            Route(id=one, route=tuple(names[slot] for slot in route)) for one, route in enumerate(state.routes)
+            Route(id=microbatch, route=tuple(names[slot] for slot in route))
+            for microbatch, route in enumerate(solution.routes)
         ),
         order={name: tuple(tasks) for name, tasks in order.items()},
         costs=resolved,
@@ -51,10 +52,10 @@ def draft_plan(layout: SlotModel, state: Solution) -> Plan:
 
 
 def finished_plan(
-    layout: SlotModel, state: Solution, bound_s: float, solver: Solver, layers: Sequence[int] | None
+    slot_model: SlotModel, solution: Solution, bound_s: float, solver: Solver, layers: Sequence[int] | None
 ) -> Plan:
-    """Return the plan of a state, timed by the exact simulator."""
-    plan = draft_plan(layout, state)
+    """Return the plan of a solution, timed by the exact simulator."""
+    plan = draft_plan(slot_model, solution)
     if layers is not None:
         plan = plan.model_copy(update={"stages": _stages(layers, [stage.nodes for stage in plan.stages])})
     timeline = simulate(plan)

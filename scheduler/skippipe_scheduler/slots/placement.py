@@ -7,17 +7,17 @@ from itertools import combinations, islice
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 
 
-def regional_placement(layout: SlotModel) -> SlotPlacement:
+def regional_placement(slot_model: SlotModel) -> SlotPlacement:
     """Return a placement that gives every region its share of every stage, so that routes can stay near.
 
     Within a region, nodes with much memory and fast ones hold early stages, where microbatches stay longest.
     """
-    problem, costs = layout.problem, layout.problem.costs
+    problem, costs = slot_model.problem, slot_model.problem.costs
     regions = problem.regions or ("",) * len(problem.nodes)
     ranks = range(len(problem.nodes))
     by_region = sorted(ranks, key=lambda rank: (regions.index(regions[rank]), rank))
     held: list[list[int]] = [[] for _ in problem.sizes]
-    dealt = list(zip(by_region, _deal(layout), strict=True))
+    dealt = list(zip(by_region, _deal(slot_model), strict=True))
     for region in dict.fromkeys(regions):
         stages = sorted(stage for rank, stage in dealt if regions[rank] == region)
         nodes = [rank for rank in by_region if regions[rank] == region]
@@ -25,56 +25,56 @@ def regional_placement(layout: SlotModel) -> SlotPlacement:
         nodes.sort(key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
         for stage, rank in zip(stages, nodes, strict=True):
             held[stage].append(rank)
-    return with_pins(layout, tuple(rank for replicas in held for rank in replicas))
+    return with_pins(slot_model, tuple(rank for replicas in held for rank in replicas))
 
 
-def random_placement(layout: SlotModel, seed: int) -> SlotPlacement:
+def random_placement(slot_model: SlotModel, seed: int) -> SlotPlacement:
     """Return a random placement: a uniform one, in which the pinned nodes are then put where they belong."""
-    nodes = list(range(len(layout.problem.nodes)))
+    nodes = list(range(len(slot_model.problem.nodes)))
     random.Random(seed).shuffle(nodes)
-    return with_pins(layout, tuple(nodes))
+    return with_pins(slot_model, tuple(nodes))
 
 
-def with_pins(layout: SlotModel, placement: SlotPlacement) -> SlotPlacement:
+def with_pins(slot_model: SlotModel, placement: SlotPlacement) -> SlotPlacement:
     """Return the placement with every pinned node at its stage: it changes places with one that is not pinned there.
 
     That one is of the same region where there is such a one.
     """
     nodes = list(placement)
-    regions = layout.problem.regions or ("",) * len(nodes)
-    for rank, stage in enumerate(layout.pinned):
+    regions = slot_model.problem.regions or ("",) * len(nodes)
+    for rank, stage in enumerate(slot_model.pinned):
         here = nodes.index(rank)
-        if stage in (-1, layout.stage_of[here]):
+        if stage in (-1, slot_model.stage_of[here]):
             continue
-        open_slots = [slot for slot in layout.slots_of[stage] if layout.pinned[nodes[slot]] != stage]
+        open_slots = [slot for slot in slot_model.slots_of[stage] if slot_model.pinned[nodes[slot]] != stage]
         there = min(open_slots, key=lambda slot: regions[nodes[slot]] != regions[rank])
         nodes[here], nodes[there] = nodes[there], rank
     return tuple(nodes)
 
 
-def few_placements(layout: SlotModel, most: int) -> tuple[SlotPlacement, ...]:
+def few_placements(slot_model: SlotModel, most: int) -> tuple[SlotPlacement, ...]:
     """Return all placements, replicas of a stage taken as alike, where there are at most `most`; else none."""
-    free = tuple(rank for rank, stage in enumerate(layout.pinned) if stage < 0)
-    found = tuple(islice(_placements(layout, free), most + 1))
+    free = tuple(rank for rank, stage in enumerate(slot_model.pinned) if stage < 0)
+    found = tuple(islice(_placements(slot_model, free), most + 1))
     return found if len(found) <= most else ()
 
 
-def _placements(layout: SlotModel, free: tuple[int, ...], stage: int = 0) -> Iterator[SlotPlacement]:
+def _placements(slot_model: SlotModel, free: tuple[int, ...], stage: int = 0) -> Iterator[SlotPlacement]:
     """Yield the placements of `stage` and those after it: pinned nodes, then some of the `free` ones."""
-    sizes = layout.problem.sizes
+    sizes = slot_model.problem.sizes
     if stage == len(sizes):
         yield ()
         return
-    held = tuple(rank for rank, pin in enumerate(layout.pinned) if pin == stage)
+    held = tuple(rank for rank, pin in enumerate(slot_model.pinned) if pin == stage)
     for chosen in combinations(free, sizes[stage] - len(held)):
         rest = tuple(rank for rank in free if rank not in chosen)
-        for others in _placements(layout, rest, stage + 1):
+        for others in _placements(slot_model, rest, stage + 1):
             yield held + chosen + others
 
 
-def _deal(layout: SlotModel) -> list[int]:
+def _deal(slot_model: SlotModel) -> list[int]:
     """Return one stage per node in turn: always the one that is furthest behind its share."""
-    sizes = layout.problem.sizes
+    sizes = slot_model.problem.sizes
     whole = sum(sizes)
     given = [0] * len(sizes)
     dealt = []

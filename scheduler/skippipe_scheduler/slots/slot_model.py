@@ -108,11 +108,11 @@ class SlotModel:
 class SlotCosts:
     """Costs by slot under one placement, in plain lists because the search reads them in its inner loop."""
 
-    def __init__(self, layout: SlotModel, placement: SlotPlacement) -> None:
-        problem, costs = layout.problem, layout.problem.costs
+    def __init__(self, slot_model: SlotModel, placement: SlotPlacement) -> None:
+        problem, costs = slot_model.problem, slot_model.problem.costs
         names = [problem.nodes[rank] for rank in placement]
-        weights = [problem.stage_weight[stage] for stage in layout.stage_of]
-        self.layout = layout
+        weights = [problem.stage_weight[stage] for stage in slot_model.stage_of]
+        self.slot_model = slot_model
         self.placement = placement
         self.forward_s = [costs.forward_s[n] * w for n, w in zip(names, weights, strict=True)]
         self.backward_s = [costs.backward_s[n] * w for n, w in zip(names, weights, strict=True)]
@@ -122,7 +122,7 @@ class SlotCosts:
         self.transfer_s = [
             [0.0 if source == sink else costs.transfer_s[source][sink] for sink in names] for source in names
         ]
-        self.reduce_s = problem.reduce_s(layout.stages(placement))
+        self.reduce_s = problem.reduce_s(slot_model.stages(placement))
         self._chains: dict[SlotRoute, Chain] = {}
 
     def chain(self, route: SlotRoute) -> "Chain":
@@ -134,12 +134,12 @@ class SlotCosts:
 
     def weight_s(self) -> dict[str, float] | None:
         """Return the weight gradient's part of `backward_s` by node, where the problem gives one."""
-        problem = self.layout.problem
+        problem = self.slot_model.problem
         given = problem.costs.weight_s
         if given is None:
             return None
         stage_of = {
-            problem.nodes[rank]: stage for rank, stage in zip(self.placement, self.layout.stage_of, strict=True)
+            problem.nodes[rank]: stage for rank, stage in zip(self.placement, self.slot_model.stage_of, strict=True)
         }
         return {node: taken_s * problem.stage_weight[stage_of[node]] for node, taken_s in given.items()}
 

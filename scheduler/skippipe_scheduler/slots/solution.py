@@ -19,6 +19,6 @@ class Solution:
     score: float
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """What of two states the better one has less of: its time and, of equals, its score."""
+    def key(self) -> tuple[float, float]:
+        """What of two solutions the better one has less of: its time and, of equals, its score."""
         return round(self.iteration_s, 9), self.score

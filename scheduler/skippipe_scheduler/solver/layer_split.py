@@ -132,34 +132,34 @@ class _Trials:
         fitting = {layers: trial.iteration_s for layers, trial in self.done.items() if trial is not None}
         return sorted(fitting, key=lambda layers: fitting[layers])
 
-    def _search(self, layout: SlotModel) -> _Trial:
+    def _search(self, slot_model: SlotModel) -> _Trial:
         from skippipe_scheduler.search.local_search import LocalSearch
 
-        steps = max(_LEAST_STEPS, int(_STEPS_PER_TASK * layout.num_tasks / self._slowness))
-        placement = layout.given_placement() or regional_placement(layout)
-        routes = priced_routes(SlotCosts(layout, placement), self.options.seed)
-        search = LocalSearch(layout, self.options.seed, self.options.robustness)
-        search.start(*search.lighten(placement, routes, steps))
+        steps = max(_LEAST_STEPS, int(_STEPS_PER_TASK * slot_model.num_tasks / self._slowness))
+        placement = slot_model.given_placement() or regional_placement(slot_model)
+        routes = priced_routes(SlotCosts(slot_model, placement), self.options.seed)
+        search = LocalSearch(slot_model, self.options.seed, self.options.robustness)
+        search.start(*search.balance_loads(placement, routes, steps))
         used = Budget(self.budget.limit_s / _TRIALS, None, self.options.stop)
         if self.budget.evaluations is not None:
             used = Budget(0.0, max(steps, self.budget.evaluations // _TRIALS), self.options.stop)
-        state = search.improve(used)
+        solution = search.improve(used)
         self.budget.charge(used)
-        return _Trial(state.iteration_s, _work_s(layout, state))
+        return _Trial(solution.iteration_s, _work_s(slot_model, solution))
 
     @property
     def _slowness(self) -> float:
         return 1.0 if self.budget.repeatable else slowness()
 
 
-def _work_s(layout: SlotModel, state: Solution) -> tuple[float, ...]:
-    costs = SlotCosts(layout, state.placement)
-    busy_s = [0.0] * len(layout.stage_of)
-    for route in state.routes:
+def _work_s(slot_model: SlotModel, solution: Solution) -> tuple[float, ...]:
+    costs = SlotCosts(slot_model, solution.placement)
+    busy_s = [0.0] * len(slot_model.stage_of)
+    for route in solution.routes:
         chain = costs.chain(route)
         for slot, duration_s in zip(chain.slots, chain.durations_s, strict=True):
             busy_s[slot] += duration_s
-    return tuple(max(busy_s[slot] for slot in slots) for slots in layout.slots_of)
+    return tuple(max(busy_s[slot] for slot in slots) for slots in slot_model.slots_of)
 
 
 def _climb(trials: _Trials, layers: LayersPerStage) -> None:
@@ -194,7 +194,7 @@ def _shortest(
     open_layers: LayerSplitProblem, options: SolveOptions, variants: Variants, finalists: Sequence[LayersPerStage]
 ) -> LayersPerStage:
     """Return the split with the shortest plan when all are solved with the same budget, the first of equals."""
-    from skippipe_scheduler.search import portfolio as campaign  # noqa: F401 (loaded here, or the first finalist would lose this time)
+    from skippipe_scheduler.search import portfolio  # noqa: F401 (loaded here, or the first finalist would lose this time)
 
     limit_s = options.time_limit_s
     short = replace(

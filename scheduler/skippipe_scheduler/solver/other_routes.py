@@ -40,5 +40,5 @@ def solve_other_routes(plan: Plan, rules: Rules, options: SolveOptions, *, free_
 
 def route_distance(first: Plan, second: Plan) -> float:
     """Return the share of the microbatches whose routes two plans do not have in common, whatever their numbers."""
-    routes = [Counter(one.route for one in plan.microbatches) for plan in (first, second)]
+    routes = [Counter(microbatch.route for microbatch in plan.microbatches) for plan in (first, second)]
     return (routes[0] - routes[1]).total() / len(first.microbatches)

@@ -21,13 +21,13 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
     those that went through a node that is gone. Where the rules or the number of microbatches are others, the search
     begins anew. Raises what `solve` raises.
     """
-    layout = SlotModel(problem)
-    similar = plan.rules == problem.rules and len(plan.microbatches) == len(layout.origins)
+    slot_model = SlotModel(problem)
+    similar = plan.rules == problem.rules and len(plan.microbatches) == len(slot_model.origins)
     if not similar:
         return solve(problem, options, layers=layers)
-    placement = layout.given_placement() or _placement(plan, problem)
-    routes = _routes(plan, layout, placement)
-    starts = _starts(plan, layout, placement, routes)
+    placement = slot_model.given_placement() or _placement(plan, problem)
+    routes = _routes(plan, slot_model, placement)
+    starts = _starts(plan, slot_model, placement, routes)
     warm = Solution(placement, routes, starts, iteration_s=0.0, score=0.0)
     return solve(problem, options, layers=layers, warm=warm)
 
@@ -43,7 +43,7 @@ def without_node(problem: Problem, plan: Plan, node: str) -> Problem:
             f"without node {node!r} {len(problem.nodes) - 1} nodes are left for {problem.num_stages} stages; "
             "add a node or plan with fewer stages"
         )
-    sizes = [len([one for one in stage.nodes if one != node]) for stage in plan.stages]
+    sizes = [len([replica for replica in stage.nodes if replica != node]) for stage in plan.stages]
     for stage, size in enumerate(sizes):
         if size == 0:
             sizes[sizes.index(max(sizes))] -= 1
@@ -83,12 +83,12 @@ def _placement(plan: Plan, problem: Problem) -> SlotPlacement:
     return with_pins(SlotModel(problem), tuple(node for nodes in kept for node in nodes))
 
 
-def _routes(plan: Plan, layout: SlotModel, placement: SlotPlacement) -> tuple[SlotRoute, ...]:
+def _routes(plan: Plan, slot_model: SlotModel, placement: SlotPlacement) -> tuple[SlotRoute, ...]:
     """Keep the routes; what is gone is replaced by the least visited replica of the same stage."""
-    slot_of = {layout.problem.nodes[rank]: slot for slot, rank in enumerate(placement)}
-    stage_of = layout.stage_of
+    slot_of = {slot_model.problem.nodes[rank]: slot for slot, rank in enumerate(placement)}
+    stage_of = slot_model.stage_of
     visits = [0] * len(placement)
-    quota = list(layout.problem.microbatches_of_origins())
+    quota = list(slot_model.problem.microbatches_of_origins())
     routes: list[list[int]] = []
     for microbatch in plan.microbatches:
         route = []
@@ -96,7 +96,7 @@ def _routes(plan: Plan, layout: SlotModel, placement: SlotPlacement) -> tuple[Sl
             slot, stage = slot_of.get(node), plan.stage_of[node]
             lost = slot is None or stage_of[slot] != stage
             route.append(-1 - stage if lost or slot is None else slot)
-        if route[0] >= 0 and not layout.problem.free_origins and quota[route[0]] == 0:
+        if route[0] >= 0 and not slot_model.problem.free_origins and quota[route[0]] == 0:
             route[0] = -1
         if route[0] >= 0:
             quota[route[0]] -= 1
@@ -107,22 +107,22 @@ def _routes(plan: Plan, layout: SlotModel, placement: SlotPlacement) -> tuple[Sl
     for route in routes:
         for hop, slot in enumerate(route):
             if slot < 0:
-                choices = layout.slots_of[-1 - slot]
-                if hop == 0 and not layout.problem.free_origins:
-                    choices = tuple(one for one in choices if quota[one] > 0)
-                route[hop] = min(choices, key=lambda one: visits[one])
+                choices = slot_model.slots_of[-1 - slot]
+                if hop == 0 and not slot_model.problem.free_origins:
+                    choices = tuple(replica for replica in choices if quota[replica] > 0)
+                route[hop] = min(choices, key=lambda replica: visits[replica])
                 visits[route[hop]] += 1
                 if hop == 0:
                     quota[route[0]] -= 1
     return tuple(tuple(route) for route in routes)
 
 
-def _starts(plan: Plan, layout: SlotModel, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Starts:
+def _starts(plan: Plan, slot_model: SlotModel, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Starts:
     """Return the old starts of the microbatches whose routes are as before, nothing for the others."""
     begun: dict[tuple[int, str, str], float] = {
         (task.microbatch, task.operation, task.node): task.start_s for task in simulate(plan).tasks
     }
-    names = [layout.problem.nodes[rank] for rank in placement]
+    names = [slot_model.problem.nodes[rank] for rank in placement]
     starts: list[tuple[float, ...]] = []
     for microbatch, route in zip(plan.microbatches, routes, strict=True):
         nodes = tuple(names[slot] for slot in route)

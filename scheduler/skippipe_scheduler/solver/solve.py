@@ -61,15 +61,17 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     budget = options.budget()
     check_feasible(fixed)
     if fixed.stages is None:
-        found = _campaign([SlotModel(fixed)], options, budget.share(0.2)).run()
-        fixed = _fix(fixed, found.layout.stages(found.state.placement))
-    layout = SlotModel(fixed)
+        found = _portfolio_search([SlotModel(fixed)], options, budget.share(0.2)).run()
+        fixed = _fix(fixed, found.slot_model.stages(found.solution.placement))
+    slot_model = SlotModel(fixed)
     searched = 0.8 * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
-    blind = _campaign([SlotModel(network_blind(fixed))], options, budget.share(searched)).run()
-    search = LocalSearch(layout, options.seed)
-    state = min(search.resume(blind.state), search.insert_in_turn(blind.state), key=lambda one: one.iteration_s)
+    blind = _portfolio_search([SlotModel(network_blind(fixed))], options, budget.share(searched)).run()
+    search = LocalSearch(slot_model, options.seed)
+    solution = min(
+        search.resume(blind.solution), search.greedy_insert(blind.solution), key=lambda candidate: candidate.iteration_s
+    )
     bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s, budget.stop)
-    plan = finished_plan(layout, state, max(bounds.values()), _solver(options, budget), None)
+    plan = finished_plan(slot_model, solution, max(bounds.values()), _solver(options, budget), None)
     return _split(plan, fixed, budget, options)
 
 
@@ -93,26 +95,26 @@ def _solve_best(
     variants: Sequence[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "Solution | None"
 ) -> Plan:
     budget = options.budget()
-    layouts = [SlotModel(problem) for problem in variants]
+    slot_models = [SlotModel(problem) for problem in variants]
     for problem in variants:
         check_feasible(problem)
     splits = any(problem.costs.weight_s for problem in variants)
     searched = budget.share(1 - SPLIT_SHARE) if splits else budget
-    campaign = _campaign(layouts, options, searched)
-    campaign.progress = options.progress
-    found = campaign.run(warm)
+    portfolio = _portfolio_search(slot_models, options, searched)
+    portfolio.progress = options.progress
+    found = portfolio.run(warm)
     if splits:
         budget.charge(searched)
-    plan = finished_plan(found.layout, found.state, campaign.bound_s, _solver(options, budget), layers)
-    return _split(plan, found.layout.problem, budget, options)
+    plan = finished_plan(found.slot_model, found.solution, portfolio.bound_s, _solver(options, budget), layers)
+    return _split(plan, found.slot_model.problem, budget, options)
 
 
-def _campaign(layouts: list[SlotModel], options: SolveOptions, budget: Budget) -> "PortfolioSearch":
+def _portfolio_search(slot_models: list[SlotModel], options: SolveOptions, budget: Budget) -> "PortfolioSearch":
     # The kernel is imported here, because compiling it may not be worth its time.
     prepare(options.time_limit_s if options.max_evaluations is None else None)
     from skippipe_scheduler.search.portfolio import PortfolioSearch
 
-    return PortfolioSearch(layouts, budget, options.seed, options.num_workers, options.robustness)
+    return PortfolioSearch(slot_models, budget, options.seed, options.num_workers, options.robustness)
 
 
 def _solver(options: SolveOptions, budget: Budget) -> Solver:

@@ -48,7 +48,7 @@ def plan_weight_gradients(plan: Plan, problem: Problem, budget: Budget, seed: in
 
     Needs `costs.weight_s`. The bound of the returned plan is one that holds with backwards split, too.
     """
-    pass_over = Pass(plan, budget, random.Random(seed))
+    pass_over = SplitSearch(plan, budget, random.Random(seed))
     order, timeline = pass_over.run()
     predicted = Predicted(
         iteration_s=timeline.iteration_s,
@@ -86,12 +86,12 @@ class _Timed:
     score: float
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def key(self) -> tuple[float, float]:
         """What makes one better than another: a shorter iteration, then the score; rounding does not count."""
         return float(f"{self.timeline.iteration_s:.9g}"), float(f"{self.score:.9g}")
 
 
-class Pass:
+class SplitSearch:
     """One pass over one plan."""
 
     def __init__(self, plan: Plan, budget: Budget, generator: random.Random) -> None:
@@ -110,7 +110,7 @@ class Pass:
         if not self.splittable:
             return whole.order, whole.timeline
         starts = [whole, self.timed(self._all_at_once()), self.timed(self._in_gaps(self._all_at_once()))]
-        best = self._search(min((one for one in starts if one is not None), key=lambda one: one.rank))
+        best = self._search(min((start for start in starts if start is not None), key=lambda start: start.key))
         best = self._joined(best)
         chosen = best if best.timeline.iteration_s < whole.timeline.iteration_s else whole
         return chosen.order, chosen.timeline
@@ -140,9 +140,9 @@ class Pass:
         """Split everything; each weight gradient follows its input gradient."""
         return {
             node: tuple(
-                one
+                part
                 for task in tasks
-                for one in (
+                for part in (
                     (task, Task("W", task.microbatch))
                     if task.operation == "B" and (node, task.microbatch) in self.splittable
                     else (task,)
@@ -205,20 +205,20 @@ class Pass:
             if candidate is not None and candidate.score <= max(current.score, scores[step % _MEMORY]):
                 current = candidate
                 changes = [*self._changes(current)]
-                if current.rank < best.rank:
+                if current.key < best.key:
                     best, last_better = current, step
             scores[step % _MEMORY] = current.score
         return best
 
     def _changes(self, timed: _Timed) -> Iterator[Change]:
         """Yield every change of a task on the critical path: split, join, move, exchange with the one before it."""
-        pieces = [
-            piece
-            for piece in critical_path(self.plan, timed.timeline).pieces
-            if piece.destination is None and piece.kind not in ("overhead", "reduction")
+        segments = [
+            segment
+            for segment in critical_path(self.plan, timed.timeline).segments
+            if segment.destination is None and segment.kind not in ("overhead", "reduction")
         ]
         operations = {"forward": "F", "loss": "L", "backward": "B", "weight gradient": "W"}
-        on_path = [(piece.node, Task(operations[piece.kind], piece.microbatch)) for piece in pieces]  # type: ignore[arg-type]
+        on_path = [(segment.node, Task(operations[segment.kind], segment.microbatch)) for segment in segments]  # type: ignore[arg-type]
         for node, task in on_path:
             tasks = timed.order[node]
             weight = Task("W", task.microbatch)

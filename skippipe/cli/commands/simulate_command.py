@@ -125,7 +125,7 @@ def _summary(
         "by_kind": path.by_kind,
         "by_place": path.by_place,
         "by_region": path.by_region(plan),
-        "pieces": [piece._asdict() for piece in path.pieces],
+        "segments": [segment._asdict() for segment in path.segments],
     }
     if spread is not None:
         content["samples"] = asdict(spread)

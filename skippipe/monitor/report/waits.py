@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.theme import label
 from skippipe.monitor.report.units import percent, seconds
-from skippipe_scheduler.analysis.critical_path import REASONS, CriticalPath, Piece
+from skippipe_scheduler.analysis.critical_path import REASONS, CriticalPath, PathSegment
 from skippipe_scheduler.plan.plan import Plan
 
 COLOUR = "#d6246e"
@@ -22,15 +22,15 @@ def path_line(path: CriticalPath, position: Mapping[str, int]) -> go.Scatter:
     xs: list[float | None] = []
     ys: list[float | None] = []
     texts: list[str] = []
-    for piece in path.pieces:
-        ends = _ends(piece)
+    for segment in path.segments:
+        ends = _ends(segment)
         rows = [position.get(node) for node in ends]
         if None in rows:
             xs, ys, texts = [*xs, None], [*ys, None], [*texts, ""]
             continue
-        xs += [round(piece.start_s, 7), round(piece.end_s, 7)]
+        xs += [round(segment.start_s, 7), round(segment.end_s, 7)]
         ys += [row + BELOW_BAR for row in rows if row is not None]
-        texts += [_describe(piece)] * 2
+        texts += [_describe(segment)] * 2
     line: dict[str, Any] = {"color": COLOUR, "width": 2.5}
     return go.Scatter(
         x=xs,
@@ -61,16 +61,16 @@ def _shares(column: str, caption: str, seconds_of: Mapping[str, float], whole_s:
     return Table(f"{caption}.", (column, "Time", "Share of the iteration"), rows)
 
 
-def _ends(piece: Piece) -> tuple[str, str]:
-    """Return the nodes at which the line of a piece begins and ends; queueing stays where it is."""
-    if piece.kind == "transfer" and piece.destination is not None:
-        return piece.node, piece.destination
-    return piece.node, piece.node
+def _ends(segment: PathSegment) -> tuple[str, str]:
+    """Return the nodes at which the line of a segment begins and ends; queueing stays where it is."""
+    if segment.kind == "transfer" and segment.destination is not None:
+        return segment.node, segment.destination
+    return segment.node, segment.node
 
 
-def _describe(piece: Piece) -> str:
-    whose = "" if piece.microbatch < 0 else f" of microbatch {piece.microbatch}"
+def _describe(segment: PathSegment) -> str:
+    whose = "" if segment.microbatch < 0 else f" of microbatch {segment.microbatch}"
     return (
-        f"<b>Critical path: {piece.kind}{whose}</b><br>{label(piece.place)}<br>"
-        f"starts at {seconds(piece.start_s)}, takes {seconds(piece.duration_s)}; {REASONS[piece.reason]}"
+        f"<b>Critical path: {segment.kind}{whose}</b><br>{label(segment.place)}<br>"
+        f"starts at {seconds(segment.start_s)}, takes {seconds(segment.duration_s)}; {REASONS[segment.reason]}"
     )

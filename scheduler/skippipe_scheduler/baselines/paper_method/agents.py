@@ -36,19 +36,21 @@ class Wave:
     num_waves: int
 
 
-def groupings(layout: SlotModel, seed: int) -> list[tuple[Agent, ...]]:
+def groupings(slot_model: SlotModel, seed: int) -> list[tuple[Agent, ...]]:
     """Return the sets of agents to try, coarsest first; the last has one microbatch per agent."""
-    problem, rules = layout.problem, layout.problem.rules
+    problem, rules = slot_model.problem, slot_model.problem.rules
     counts = problem.microbatches_of_origins()
-    lengths = [n for n, count in rules.length_counts(len(layout.origins)).items() for _ in range(count)]
+    lengths = [n for n, count in rules.length_counts(len(slot_model.origins)).items() for _ in range(count)]
     random.Random(seed).shuffle(lengths)
-    single = tuple(Agent(origin, length, 1) for origin, length in zip(layout.origins, lengths, strict=True))
+    single = tuple(Agent(origin, length, 1) for origin, length in zip(slot_model.origins, lengths, strict=True))
     if len(set(counts)) > 1 or len(rules.lengths) > 1 or problem.free_origins:
         return [single]
     found = []
     for size in range(counts[0], 1, -1):
         agents = tuple(
-            Agent(origin, rules.route_length, size) for origin in layout.slots_of[0] for _ in range(counts[0] // size)
+            Agent(origin, rules.route_length, size)
+            for origin in slot_model.slots_of[0]
+            for _ in range(counts[0] // size)
         )
         visits = len(agents) * (rules.route_length - 1 - len(rules.protected_stages))
         balanced = visits % (len(rules.shared_stages) or 1) == 0
@@ -63,20 +65,22 @@ def wave_of(costs: SlotCosts, agents: tuple[Agent, ...]) -> Wave:
     A slot serves at most its memory in each wave; there are as many waves as the busiest origin needs, and
     at least as many as give every stage room for its visits.
     """
-    layout = costs.layout
-    rules, total = layout.problem.rules, sum(agent.size for agent in agents)
+    slot_model = costs.slot_model
+    rules, total = slot_model.problem.rules, sum(agent.size for agent in agents)
     visits = sum(agent.size * (agent.length - 1 - len(rules.protected_stages)) for agent in agents)
     shared = len(rules.shared_stages)
-    low, high = layout.coverage[rules.shared_stages[0]] if shared else (total, total)
+    low, high = slot_model.coverage[rules.shared_stages[0]] if shared else (total, total)
     full = visits - low * shared if rules.uniform_coverage and high > low else shared
-    starts = [0] * len(layout.stage_of)
+    starts = [0] * len(slot_model.stage_of)
     for agent in agents:
         starts[agent.origin] += agent.size
-    waves = [ceil(starts[slot] / costs.memory[slot]) for slot in layout.slots_of[0]]
-    each = [ceil(visits / shared) if stage in rules.shared_stages else total for stage in range(1, rules.num_stages)]
+    waves = [ceil(starts[slot] / costs.memory[slot]) for slot in slot_model.slots_of[0]]
+    visits_of = [
+        ceil(visits / shared) if stage in rules.shared_stages else total for stage in range(1, rules.num_stages)
+    ]
     rooms = [
         ceil(visits_here / sum(costs.memory[slot] for slot in slots))
-        for visits_here, slots in zip(each, layout.slots_of[1:], strict=True)
+        for visits_here, slots in zip(visits_of, slot_model.slots_of[1:], strict=True)
     ]
     num_waves = max(*waves, *rooms, 1)
     caps = tuple(num_waves * memory for memory in costs.memory)

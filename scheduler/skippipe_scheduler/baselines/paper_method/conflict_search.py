@@ -84,7 +84,7 @@ class _ConflictSearch:
 
     def _resolved(self, nodes: Sequence[_Node], overload: "_FindOverload", budget: Budget, limit: int) -> list[_Node]:
         """Expand nodes best first until `limit` have no overload."""
-        heap = [(self._rank(node, overload(node)), next(self.ties), node) for node in nodes]
+        heap = [(self._priority_s(node, overload(node)), next(self.ties), node) for node in nodes]
         heapq.heapify(heap)
         solved: list[_Node] = []
         while heap and len(solved) < limit and not budget.exhausted:
@@ -95,7 +95,7 @@ class _ConflictSearch:
                 solved.append(node)
                 continue
             for child in self._children(node, found):
-                heapq.heappush(heap, (self._rank(child, overload(child)), next(self.ties), child))
+                heapq.heappush(heap, (self._priority_s(child, overload(child)), next(self.ties), child))
         return solved
 
     def _children(self, node: _Node, overload: "_Overload") -> list[_Node]:
@@ -108,9 +108,11 @@ class _ConflictSearch:
                 detour = self.finder.find(self.agents[index], constraints)
                 if detour is not None:
                     detours.append((detour.cost_s, index, constraints, detour))
-        detours.sort(key=lambda one: one[:2])
+        detours.sort(key=lambda detour: detour[:2])
         last = min(_MAX_CHILDREN, len(detours) - overload.excess + 1)
-        return [_changed(node, [one[1:] for one in detours[first : first + overload.excess]]) for first in range(last)]
+        return [
+            _changed(node, [detour[1:] for detour in detours[first : first + overload.excess]]) for first in range(last)
+        ]
 
     def _with_stages_kept(self, node: _Node) -> _Node:
         """Constrain every agent to the stages that it visits now."""
@@ -119,7 +121,7 @@ class _ConflictSearch:
 
     def without_collisions(self, nodes: Sequence[_Node]) -> Iterator[_Node]:
         """Resolve conflicts of kind 3, best first; yield up to `_SOLUTIONS * effort` nodes without them."""
-        heap = [(self._rank(node, len(self._collisions(node))), next(self.ties), node) for node in nodes]
+        heap = [(self._priority_s(node, len(self._collisions(node))), next(self.ties), node) for node in nodes]
         heapq.heapify(heap)
         solved = 0
         while heap and solved < _SOLUTIONS * self.effort and not self.budget.exhausted:
@@ -136,38 +138,40 @@ class _ConflictSearch:
                 path = self.finder.find(self.agents[index], constraints)
                 if path is not None:
                     child = _changed(node, [(index, constraints, path)])
-                    heapq.heappush(heap, (self._rank(child, len(self._collisions(child))), next(self.ties), child))
+                    heapq.heappush(
+                        heap, (self._priority_s(child, len(self._collisions(child))), next(self.ties), child)
+                    )
 
     def _with(self, constraints: Sequence[Constraints]) -> _Node | None:
         paths = []
-        for agent, one in zip(self.agents, constraints, strict=True):
-            path = None if self.budget.exhausted else self.finder.find(agent, one)
+        for agent, own in zip(self.agents, constraints, strict=True):
+            path = None if self.budget.exhausted else self.finder.find(agent, own)
             if path is None:
                 return None
             paths.append(path)
         return _Node(tuple(constraints), tuple(paths))
 
-    def _rank(self, node: _Node, overload: "_Overload | int | None") -> float:
+    def _priority_s(self, node: _Node, overload: "_Overload | int | None") -> float:
         conflicts = overload.excess if isinstance(overload, _Overload) else overload or 0
         return max(path.cost_s for path in node.paths) * (1 + _PENALTY * conflicts)
 
     def _stages(self, path: Path) -> frozenset[int]:
-        return frozenset(self.costs.layout.stage_of[slot] for slot in path.route[1:])
+        return frozenset(self.costs.slot_model.stage_of[slot] for slot in path.route[1:])
 
     def _stage_overload(self, node: _Node) -> "_Overload | None":
         """Return the stage with the most visits too many, or None."""
-        visits = [0] * self.costs.layout.problem.num_stages
+        visits = [0] * self.costs.slot_model.problem.num_stages
         for path in node.paths:
             for stage in self._stages(path):
                 visits[stage] += self.size
-        shared = self.costs.layout.problem.rules.shared_stages
+        shared = self.costs.slot_model.problem.rules.shared_stages
         if not shared:
             return None
-        stage = max(shared, key=lambda one: visits[one])
-        slots = frozenset(self.costs.layout.slots_of[stage])
+        stage = max(shared, key=lambda stage: visits[stage])
+        slots = frozenset(self.costs.slot_model.slots_of[stage])
         if visits[stage] > self.wave.stage_cap:
             return _Overload(slots, ceil((visits[stage] - self.wave.stage_cap) / self.size))
-        if sum(visits[one] == self.wave.stage_cap for one in shared) > self.wave.full_stages:
+        if sum(visits[other] == self.wave.stage_cap for other in shared) > self.wave.full_stages:
             return _Overload(slots, 1)
         return None
 
@@ -176,9 +180,9 @@ class _ConflictSearch:
         if self.size > 1:
             return []
         kept = []
-        sequences = balanced_sequences(self.costs.layout, seed)
+        sequences = balanced_sequences(self.costs.slot_model, seed)
         for agent in self.agents:
-            sequence = next(one for one in sequences if len(one) == agent.length)
+            sequence = next(stages for stages in sequences if len(stages) == agent.length)
             sequences.remove(sequence)
             kept.append(Constraints(stages=frozenset(sequence[1:])))
         node = self._with(kept)
@@ -218,7 +222,7 @@ class _ConflictSearch:
         """Return the agents that may wait for the other one of a pair, and when they then may not compute."""
         half_s = sorted(path.cost_s for path in node.paths)[len(node.paths) // 2]
         forwards = [(node.paths[stay.agent].cost_s, stay, other) for stay, other in (pair, pair[::-1]) if stay.forward]
-        forwards.sort(key=lambda one: (one[0], one[1]))
+        forwards.sort(key=lambda forward: forward[:2])
         return [
             (stay.agent, (stay.slot, other.begin_s, other.end_s))
             for place, (cost_s, stay, other) in enumerate(forwards)

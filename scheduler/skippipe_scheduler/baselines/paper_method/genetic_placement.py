@@ -29,18 +29,18 @@ Groups = tuple[frozenset[int], ...]
 """Nodes (ranks) of each group; the first is stage 0, the others have no order yet."""
 
 
-def genetic_placement(layout: SlotModel, budget: Budget, seed: int) -> SlotPlacement:
+def genetic_placement(slot_model: SlotModel, budget: Budget, seed: int) -> SlotPlacement:
     """Return the best placement found within `budget`, whose steps are children bred."""
-    search = _Genetics(layout, random.Random(seed))
+    search = _GeneticAlgorithm(slot_model, random.Random(seed))
     search.breed(budget)
     _, order, groups = search.population[0]
-    return with_pins(layout, tuple(node for index in order for node in sorted(groups[index])))
+    return with_pins(slot_model, tuple(node for index in order for node in sorted(groups[index])))
 
 
-class _Genetics:
-    def __init__(self, layout: SlotModel, generator: random.Random) -> None:
-        names, transfer_s = layout.problem.nodes, layout.problem.costs.transfer_s
-        self.sizes = layout.problem.sizes
+class _GeneticAlgorithm:
+    def __init__(self, slot_model: SlotModel, generator: random.Random) -> None:
+        names, transfer_s = slot_model.problem.nodes, slot_model.problem.costs.transfer_s
+        self.sizes = slot_model.problem.sizes
         self.generator = generator
         self.edge_s = [[0.0 if a == b else (transfer_s[a][b] + transfer_s[b][a]) / 2 for b in names] for a in names]
         self.apart_s: dict[tuple[frozenset[int], frozenset[int]], float] = {}
@@ -73,7 +73,7 @@ class _Genetics:
                 return
             self.population.pop()
         self.population.append(individual)
-        self.population.sort(key=lambda one: one[0])
+        self.population.sort(key=lambda individual: individual[0])
 
     def _crossed(self, first: Groups, second: Groups) -> Groups:
         """Take the group of each node from one parent or the other, changing at five cuts, then repair the sizes."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from skippipe_scheduler.baselines.dispatch import states_by_rule
+from skippipe_scheduler.baselines.dispatch import solutions_by_rule
 from skippipe_scheduler.baselines.paper_method.agents import Agent, groupings
 from skippipe_scheduler.baselines.paper_method.conflict_search import path_sets
 from skippipe_scheduler.baselines.paper_method.genetic_placement import genetic_placement
@@ -34,18 +34,18 @@ def solve_paper_method(
     Raises `InfeasibleError` naming the rules that conflict.
     """
     budget = Budget(budget_s, max_generations)
-    layout = SlotModel(problem)
+    slot_model = SlotModel(problem)
     check_feasible(problem)
-    placement = layout.given_placement()
+    placement = slot_model.given_placement()
     if placement is None:
-        placement = genetic_placement(layout, budget if budget.repeatable else budget.share(_PLACEMENT_SHARE), seed)
+        placement = genetic_placement(slot_model, budget if budget.repeatable else budget.share(_PLACEMENT_SHARE), seed)
         budget.spent = 0
-    costs = SlotCosts(layout, placement)
+    costs = SlotCosts(slot_model, placement)
     best: Solution | None = None
     for routes in route_sets(costs, budget, seed):
-        state = best_run(costs, routes)
-        if best is None or state.iteration_s < best.iteration_s:
-            best = state
+        solution = best_run(costs, routes)
+        if best is None or solution.iteration_s < best.iteration_s:
+            best = solution
     best = best or best_run(costs, priced_routes(costs, seed))
     solver = Solver(
         name="SkipPipe paper's method",
@@ -54,33 +54,33 @@ def solve_paper_method(
         time_limit_s=0.0 if budget.repeatable else budget_s,
         wall_s=0.0 if budget.repeatable else round(budget.elapsed_s, 3),
     )
-    return finished_plan(layout, best, max(lower_bounds(problem, budget_s=0.0).values()), solver, None)
+    return finished_plan(slot_model, best, max(lower_bounds(problem, budget_s=0.0).values()), solver, None)
 
 
 def route_sets(costs: SlotCosts, budget: Budget, seed: int) -> Iterator[tuple[SlotRoute, ...]]:
     """Yield a route per microbatch, from the coarsest agents to single microbatches, again with twice the effort."""
-    sets = groupings(costs.layout, seed)
+    sets = groupings(costs.slot_model, seed)
     for effort in (2**turn for turn in range(_MAX_ROUNDS)):
         for left, agents in zip(range(len(sets), 0, -1), sets, strict=True):
             share = budget.share(1 / left)
             for paths in path_sets(costs, agents, share, seed, effort):
-                yield _route_of_each(costs.layout, agents, paths)
+                yield _route_of_each(costs.slot_model, agents, paths)
             share.spent += 1
             budget.charge(share)
         if budget.exhausted:
             return
 
 
-def _route_of_each(layout: SlotModel, agents: Sequence[Agent], paths: Sequence[SlotRoute]) -> tuple[SlotRoute, ...]:
+def _route_of_each(slot_model: SlotModel, agents: Sequence[Agent], paths: Sequence[SlotRoute]) -> tuple[SlotRoute, ...]:
     """Return the routes in order of origin; the agents of an origin take turns, wave by wave."""
     waiting: dict[int, list[tuple[int, SlotRoute]]] = {}
     for agent, path in zip(agents, paths, strict=True):
         waiting.setdefault(agent.origin, []).extend((turn, path) for turn in range(agent.size))
     for routes in waiting.values():
-        routes.sort(key=lambda one: one[0])
-    return tuple(path for origin in layout.slots_of[0] for _, path in waiting.get(origin, []))
+        routes.sort(key=lambda turn_and_path: turn_and_path[0])
+    return tuple(path for origin in slot_model.slots_of[0] for _, path in waiting.get(origin, []))
 
 
 def best_run(costs: SlotCosts, routes: Sequence[SlotRoute]) -> Solution:
     """Return the shortest schedule that a dispatch rule makes of `routes`."""
-    return min(states_by_rule(costs, routes).values(), key=lambda state: state.iteration_s)
+    return min(solutions_by_rule(costs, routes).values(), key=lambda solution: solution.iteration_s)

@@ -83,7 +83,7 @@ class PathFinder:
         while heap:
             _, number, label = heapq.heappop(heap)
             closed = len(label.slots) == agent.length
-            state = (label.slots[-1], frozenset(costs.layout.stage_of[s] for s in label.slots), label.swaps, closed)
+            state = (label.slots[-1], frozenset(costs.slot_model.stage_of[s] for s in label.slots), label.swaps, closed)
             if closed:
                 return self._path(label)
             if state in done:
@@ -107,7 +107,7 @@ class PathFinder:
         costs, found = self.costs, []
         last = label.slots[-1]
         for stage, swaps in self._next_stages(agent, label, constraints):
-            for slot in costs.layout.slots_of[stage]:
+            for slot in costs.slot_model.slots_of[stage]:
                 if slot in constraints.forbidden_slots:
                     continue
                 arrival_s = label.forward_s + costs.transfer_s[last][slot]
@@ -119,7 +119,7 @@ class PathFinder:
 
     def _next_stages(self, agent: Agent, label: _Label, constraints: Constraints) -> list[tuple[int, int]]:
         """Return the stages that may come next (rules of `rules.py`), with the swaps there are then."""
-        rules, visited = self.costs.layout.problem.rules, [self.costs.layout.stage_of[s] for s in label.slots]
+        rules, visited = self.costs.slot_model.problem.rules, [self.costs.slot_model.stage_of[s] for s in label.slots]
         found = []
         missing = set(rules.protected_stages).difference(visited)
         for stage in range(1, min(rules.num_stages, max(visited) + rules.max_forward_jump + 1)):
@@ -127,7 +127,7 @@ class PathFinder:
             unwanted |= len(missing - {stage}) > agent.length - len(visited) - 1
             if unwanted or stage in visited:
                 continue
-            distance = sum(one > stage for one in visited)
+            distance = sum(earlier > stage for earlier in visited)
             swaps = label.swaps + (distance > 0)
             if distance <= rules.max_swap_distance and swaps <= rules.max_swaps:
                 found.append((stage, swaps))

@@ -10,15 +10,15 @@ from skippipe_scheduler.search.kernel.arrays import BACKWARD, BUSY, HELD, Floats
 from skippipe_scheduler.search.kernel.insertion import fits_width, insert, remove, restore
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import (
-    choose,
-    choose_users,
-    forget,
     longest_first,
     may_exchange,
-    move,
     obeys_rules,
-    save,
+    perturb,
+    select_destroyed,
+    select_visitors,
     shuffle,
+    snapshot,
+    undo_visits,
 )
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 from skippipe_scheduler.search.kernel.timing import fits_memory, iteration_s, retime, score_s
@@ -39,7 +39,7 @@ _WAITS = 5
 
 
 @compiled
-def recount(p: Instance, s: Schedule, w: Work) -> None:
+def count_visits(p: Instance, s: Schedule, w: Work) -> None:
     """Count the visits of the stages anew."""
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
@@ -49,7 +49,7 @@ def recount(p: Instance, s: Schedule, w: Work) -> None:
 
 
 @compiled
-def build(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
+def construct(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
     """Insert the microbatches in `sequence` into an empty schedule and start everything as early as possible.
 
     Returns False where a slot would get more tasks than its row holds.
@@ -57,11 +57,11 @@ def build(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) 
     for slot in range(s.placement.shape[0]):
         s.counts[BUSY, slot] = 0
         s.counts[HELD, slot] = 0
-    return add(p, s, w, sequence, wait_s)
+    return insert_sequence(p, s, w, sequence, wait_s)
 
 
 @compiled
-def add(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
+def insert_sequence(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
     """Insert the microbatches in `sequence` into a schedule that is timed; False where it cannot take them.
 
     That is where a slot would get more tasks than its row holds or, already before, more than its memory.
@@ -72,12 +72,12 @@ def add(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) ->
         if not fits_width(s, sequence[index]):
             return False
         insert(p, s, w.chain_s, sequence[index], wait_s, math.inf)
-    recount(p, s, w)
+    count_visits(p, s, w)
     return retime(p, s, w.queue, -1)
 
 
 @compiled
-def judge(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
+def evaluate(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
     """Write the iteration time (mean over the samples where there are any) and the score into `scores`."""
     samples = p.factors.shape[0]
     total_s = 0.0
@@ -93,7 +93,7 @@ def judge(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
 
 
 @compiled
-def better(scores: Floats) -> bool:
+def is_better(scores: Floats) -> bool:
     """Return whether the first row of `scores` (iteration seconds, score) is better than the last."""
     gained_s = scores[2, 0] - scores[0, 0]
     return gained_s > _EPSILON_S or (gained_s > -_EPSILON_S and scores[0, 1] < scores[2, 1] - _EPSILON_S)
@@ -107,7 +107,7 @@ def _set_scores(scores: Floats, row: int, source: int) -> None:
 
 
 @compiled
-def copy(target: Schedule, source: Schedule) -> None:
+def copy_schedule(target: Schedule, source: Schedule) -> None:
     """Make `target` equal to `source`."""
     # The rows BUSY_FROM and BUSY_TO of `times_s` go with BUSY, the others with HELD.
     for m in range(source.routes.shape[0]):
@@ -150,24 +150,24 @@ def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
         return -1
     if uniform(w.random) < _ONLY_EXCHANGE:
         return 0
-    return choose_users(s, w, left, right)
+    return select_visitors(s, w, left, right)
 
 
 @called
-def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool, limit_s: float) -> bool:
+def _destroy_and_repair(p: Instance, s: Schedule, w: Work, count: int, routes: bool, limit_s: float) -> bool:
     """Take the chosen out, perhaps change their routes, insert them again.
 
     False where a rule forbids it, or one would end after `limit_s`.
 
     Then the chosen are out and their routes are whatever they are; `w.visits` is as before.
     """
-    save(s, w, count)
+    snapshot(s, w, count)
     for index in range(count):
         remove(s, w.chosen[index])
     if count and routes and uniform(w.random) < _CHANGE_ROUTES:
-        move(p, s, w, count)
+        perturb(p, s, w, count)
         if uniform(w.random) < _CHANGE_TWICE:
-            move(p, s, w, count)
+            perturb(p, s, w, count)
     if not obeys_rules(p, s, w, count):
         return False
     shuffle(w, count)
@@ -178,19 +178,19 @@ def _change(p: Instance, s: Schedule, w: Work, count: int, routes: bool, limit_s
         if not fits_width(s, w.chosen[index]) or not insert(p, s, w.chain_s, w.chosen[index], wait_s, limit_s):
             for before in range(index):
                 remove(s, w.chosen[before])
-            forget(p, s, w, count)
+            undo_visits(p, s, w, count)
             return False
     return True
 
 
 @called
-def _alter(p: Instance, s: Schedule, w: Work, free_placement: bool) -> int:
+def _propose(p: Instance, s: Schedule, w: Work, free_placement: bool) -> int:
     """Make one random change; return how many microbatches were inserted again, -1 where a rule forbids it."""
     if uniform(w.random) < _EXCHANGE_TASKS:
         return 0 if _exchange_tasks(s, w) and fits_memory(p, s) else -1
     exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
-    count = _exchange_nodes(p, s, w) if exchange else choose(s, w)
-    if count < 0 or not _change(p, s, w, count, not exchange, _NO_LIMIT_S):
+    count = _exchange_nodes(p, s, w) if exchange else select_destroyed(s, w)
+    if count < 0 or not _destroy_and_repair(p, s, w, count, not exchange, _NO_LIMIT_S):
         return -1
     return count
 
@@ -209,8 +209,8 @@ def _exchange_tasks(s: Schedule, w: Work) -> bool:
 
 
 @inlined
-def _accepts(w: Work, score: float, current: float, heat_s: float) -> bool:
-    return score <= current - heat_s * math.log(uniform(w.random))
+def _accepts(w: Work, score: float, current: float, temperature_s: float) -> bool:
+    return score <= current - temperature_s * math.log(uniform(w.random))
 
 
 @compiled
@@ -222,8 +222,8 @@ def anneal(
     w: Work,
     scores: Floats,
     steps: int,
-    heat_from_s: float,
-    heat_to_s: float,
+    temperature_from_s: float,
+    temperature_to_s: float,
     free_placement: bool,
     goal_s: float,
 ) -> int:
@@ -234,23 +234,23 @@ def anneal(
     for step in range(steps):
         if scores[2, 0] <= goal_s:
             return step
-        copy(candidate, current)
-        count = _alter(p, candidate, w, free_placement)
+        copy_schedule(candidate, current)
+        count = _propose(p, candidate, w, free_placement)
         if count < 0 or not retime(p, candidate, w.queue, -1):
             continue
-        judge(p, candidate, w, scores[1])
-        heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
-        if _accepts(w, scores[1, 1], scores[0, 1], heat_s):
-            copy(current, candidate)
+        evaluate(p, candidate, w, scores[1])
+        temperature_s = temperature_from_s + (temperature_to_s - temperature_from_s) * step / steps
+        if _accepts(w, scores[1, 1], scores[0, 1], temperature_s):
+            copy_schedule(current, candidate)
             _set_scores(scores, 0, 1)
-            if better(scores):
-                copy(best, current)
+            if is_better(scores):
+                copy_schedule(best, current)
                 _set_scores(scores, 2, 0)
         else:
-            forget(p, candidate, w, count)
+            undo_visits(p, candidate, w, count)
             if step % _RETURN_TO_BEST == 0:
-                copy(current, best)
-                recount(p, current, w)
+                copy_schedule(current, best)
+                count_visits(p, current, w)
                 _set_scores(scores, 0, 2)
     return steps
 
@@ -263,35 +263,35 @@ def anneal_in_place(
     w: Work,
     scores: Floats,
     steps: int,
-    heat_from_s: float,
-    heat_to_s: float,
+    temperature_from_s: float,
+    temperature_to_s: float,
     goal_s: float,
 ) -> int:
     """Search like `anneal`, for schedules too large to copy at every step; the placement stays."""
     for step in range(steps):
         if scores[2, 0] <= goal_s:
             return step
-        heat_s = heat_from_s + (heat_to_s - heat_from_s) * step / steps
-        most = scores[0, 1] - heat_s * math.log(uniform(w.random))
+        temperature_s = temperature_from_s + (temperature_to_s - temperature_from_s) * step / steps
+        most = scores[0, 1] - temperature_s * math.log(uniform(w.random))
         # What comes on top of the iteration time hardly changes in one step: who ends this late would be refused.
         limit_s = most - _MARGIN * (scores[0, 1] - scores[0, 0])
-        count = choose(current, w)
-        changed = _change(p, current, w, count, True, limit_s)
+        count = select_destroyed(current, w)
+        changed = _destroy_and_repair(p, current, w, count, True, limit_s)
         if changed:
-            judge(p, current, w, scores[1])
+            evaluate(p, current, w, scores[1])
         if changed and scores[1, 1] <= most:
             _set_scores(scores, 0, 1)
         else:
             if changed:
-                forget(p, current, w, count)
+                undo_visits(p, current, w, count)
                 for index in range(count):
                     remove(current, w.chosen[index])
             for index in range(count):
                 restore(p, current, w, w.chosen[index], index)
         if step % _RETIME_EVERY == _RETIME_EVERY - 1 or step == steps - 1:
             retime(p, current, w.queue, -1)
-            judge(p, current, w, scores[0])
-            if better(scores):
-                copy(best, current)
+            evaluate(p, current, w, scores[0])
+            if is_better(scores):
+                copy_schedule(best, current)
                 _set_scores(scores, 2, 0)
     return steps

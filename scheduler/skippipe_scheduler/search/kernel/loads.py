@@ -20,7 +20,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     Work,
 )
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
-from skippipe_scheduler.search.kernel.moves import forget, may_exchange, move, obeys_rules, save
+from skippipe_scheduler.search.kernel.moves import may_exchange, obeys_rules, perturb, snapshot, undo_visits
 from skippipe_scheduler.search.kernel.reduction_time import reduction_s
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 
@@ -35,11 +35,19 @@ _POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
 
 @compiled
 def anneal_loads(
-    p: Instance, s: Schedule, w: Work, loads: Floats, steps: int, heat: float, cooling: float, exchange_share: float
+    p: Instance,
+    s: Schedule,
+    w: Work,
+    loads: Floats,
+    steps: int,
+    temperature: float,
+    cooling: float,
+    exchange_share: float,
 ) -> float:
     """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
 
-    `loads` (4, slots) is working memory. Acceptance falls from `heat` (relative to the value) to `cooling` of it.
+    `loads` (4, slots) is working memory. The temperature, relative to the value, falls from `temperature` to
+    `cooling` times that.
     """
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
@@ -47,20 +55,20 @@ def anneal_loads(
         for hop in range(s.lengths[m]):
             w.visits[p.stage_of[s.routes[m, hop]]] += 1
     _rescale(p, s, loads)
-    value = _value(p, s, loads)
+    value_s = _objective_s(p, s, loads)
     for step in range(steps):
-        heat_s = heat * value * cooling ** (step / steps)
+        temperature_s = temperature * value_s * cooling ** (step / steps)
         # Powers of what is refused can be so large that taking them away again would leave a rounding error.
         powers = loads[_SUMS, _POWERS]
-        most = value - heat_s * math.log(uniform(w.random))
+        most = value_s - temperature_s * math.log(uniform(w.random))
         if uniform(w.random) < exchange_share:
             left = below(w.random, s.placement.shape[0])
             right = below(w.random, s.placement.shape[0])
             if not may_exchange(p, s, left, right):
                 continue
             _exchange(p, s, loads, left, right)
-            changed = _value(p, s, loads)
-            if changed > most:
+            changed_s = _objective_s(p, s, loads)
+            if changed_s > most:
                 _exchange(p, s, loads, left, right)
                 loads[_SUMS, _POWERS] = powers
                 continue
@@ -70,39 +78,39 @@ def anneal_loads(
             w.chosen[1] = below(w.random, s.routes.shape[0])
             if count == 2 and w.chosen[0] == w.chosen[1]:
                 continue
-            save(s, w, count)
-            move(p, s, w, count)
+            snapshot(s, w, count)
+            perturb(p, s, w, count)
             if not obeys_rules(p, s, w, count):
                 _put_back(s, w, count)
                 continue
-            _recount(p, s, w, loads, count)
-            changed = _value(p, s, loads)
-            if changed > most:
-                forget(p, s, w, count)
+            _move_loads(p, s, w, loads, count)
+            changed_s = _objective_s(p, s, loads)
+            if changed_s > most:
+                undo_visits(p, s, w, count)
                 for index in range(count):
                     _swap_saved(s, w, index)
-                _recount(p, s, w, loads, count)
+                _move_loads(p, s, w, loads, count)
                 loads[_SUMS, _POWERS] = powers
                 continue
-        value = changed
+        value_s = changed_s
         if step % _RESCALE_EVERY == 0:
             _rescale(p, s, loads)
-            value = _value(p, s, loads)
-    return value
+            value_s = _objective_s(p, s, loads)
+    return value_s
 
 
 @called
-def _recount(p: Instance, s: Schedule, w: Work, loads: Floats, count: int) -> None:
+def _move_loads(p: Instance, s: Schedule, w: Work, loads: Floats, count: int) -> None:
     """Count the chosen on their routes instead of on those saved."""
     for index in range(count):
         _swap_saved(s, w, index)
-        _count(p, s, loads, w.chosen[index], -1.0)
+        _add_load(p, s, loads, w.chosen[index], -1.0)
         _swap_saved(s, w, index)
-        _count(p, s, loads, w.chosen[index], 1.0)
+        _add_load(p, s, loads, w.chosen[index], 1.0)
 
 
 @called
-def _count(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> None:
+def _add_load(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> None:
     """Add `m` to the loads of its slots and to the sums (take it away with sign -1)."""
     length = s.lengths[m]
     origin = s.placement[s.routes[m, 0]]
@@ -142,7 +150,7 @@ def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
     loads[_SUMS, _TRIPS_S] = 0.0
     loads[_SUMS, _UNIT_S] = 1.0
     for m in range(s.routes.shape[0]):
-        _count(p, s, loads, m, 1.0)
+        _add_load(p, s, loads, m, 1.0)
     unit_s = 1e-300
     for slot in range(s.placement.shape[0]):
         unit_s = max(unit_s, loads[_HELD, slot], loads[_BUSY, slot])
@@ -163,7 +171,7 @@ def _slowest_reduction_s(p: Instance, s: Schedule) -> float:
 
 
 @inlined
-def _value(p: Instance, s: Schedule, loads: Floats) -> float:
+def _objective_s(p: Instance, s: Schedule, loads: Floats) -> float:
     loads_s = loads[_SUMS, _UNIT_S] * max(0.0, loads[_SUMS, _POWERS]) ** (1.0 / _POWER)
     trip_s = loads[_SUMS, _TRIPS_S] / s.routes.shape[0]
     return loads_s + _REDUCTION_WEIGHT * loads[_SUMS, _REDUCTION_S] + _TRIP_WEIGHT * trip_s
@@ -172,21 +180,21 @@ def _value(p: Instance, s: Schedule, loads: Floats) -> float:
 @called
 def _exchange(p: Instance, s: Schedule, loads: Floats, left: int, right: int) -> None:
     """Two slots exchange their nodes."""
-    _count_users(p, s, loads, left, right, -1.0)
+    _add_visitors(p, s, loads, left, right, -1.0)
     node = s.placement[left]
     s.placement[left] = s.placement[right]
     s.placement[right] = node
-    _count_users(p, s, loads, left, right, 1.0)
+    _add_visitors(p, s, loads, left, right, 1.0)
     loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
 
 
 @called
-def _count_users(p: Instance, s: Schedule, loads: Floats, left: int, right: int, sign: float) -> None:
+def _add_visitors(p: Instance, s: Schedule, loads: Floats, left: int, right: int, sign: float) -> None:
     """Count all that visit one of two slots."""
     for m in range(s.routes.shape[0]):
         for hop in range(s.lengths[m]):
             if s.routes[m, hop] == left or s.routes[m, hop] == right:
-                _count(p, s, loads, m, sign)
+                _add_load(p, s, loads, m, sign)
                 break
 
 

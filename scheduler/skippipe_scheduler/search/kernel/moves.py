@@ -12,7 +12,7 @@ _SHARING_A_SLOT = 0.8
 
 
 @called
-def choose(s: Schedule, w: Work) -> int:
+def select_destroyed(s: Schedule, w: Work) -> int:
     """Choose some microbatches: late ones, of one origin, that share a slot, or any; return how many."""
     microbatches = s.routes.shape[0]
     most = 6 if uniform(w.random) < _FEW else w.chosen.shape[0] - 2
@@ -20,7 +20,7 @@ def choose(s: Schedule, w: Work) -> int:
     way = uniform(w.random)
     size = 0
     if way < _LATE:
-        return _choose_late(s, w, count)
+        return _draw_late(s, w, count)
     if way < _OF_ONE_ORIGIN:
         origin = s.routes[below(w.random, microbatches), 0]
         for m in range(microbatches):
@@ -34,12 +34,12 @@ def choose(s: Schedule, w: Work) -> int:
             w.pool[index] = s.tasks[HELD, slot, index]
         size = s.counts[HELD, slot]
     else:
-        return _choose_any(w, 0, count, microbatches)
-    return _choose_from_pool(w, 0, min(count, size), size)
+        return _draw_any(w, 0, count, microbatches)
+    return _draw_from_pool(w, 0, min(count, size), size)
 
 
 @called
-def _choose_from_pool(w: Work, chosen: int, count: int, size: int) -> int:
+def _draw_from_pool(w: Work, chosen: int, count: int, size: int) -> int:
     """Draw `count` of the first `size` in the pool; return how many are chosen now."""
     for index in range(count):
         other = index + below(w.random, size - index)
@@ -50,7 +50,7 @@ def _choose_from_pool(w: Work, chosen: int, count: int, size: int) -> int:
 
 
 @called
-def _choose_any(w: Work, chosen: int, count: int, microbatches: int) -> int:
+def _draw_any(w: Work, chosen: int, count: int, microbatches: int) -> int:
     """Draw from all microbatches until `count` are chosen."""
     while chosen < count:
         m = below(w.random, microbatches)
@@ -65,7 +65,7 @@ def _choose_any(w: Work, chosen: int, count: int, microbatches: int) -> int:
 
 
 @called
-def _choose_late(s: Schedule, w: Work, count: int) -> int:
+def _draw_late(s: Schedule, w: Work, count: int) -> int:
     """Choose half of them among the latest to finish, the others among all."""
     latest = min(s.routes.shape[0], count + 2)
     size = 0
@@ -82,8 +82,8 @@ def _choose_late(s: Schedule, w: Work, count: int) -> int:
         if place < latest:
             w.pool[place] = m
             size = min(size + 1, latest)
-    chosen = _choose_from_pool(w, 0, min((count + 1) // 2, size), size)
-    return _choose_any(w, chosen, count, s.routes.shape[0])
+    chosen = _draw_from_pool(w, 0, min((count + 1) // 2, size), size)
+    return _draw_any(w, chosen, count, s.routes.shape[0])
 
 
 @inlined
@@ -95,7 +95,7 @@ def may_exchange(p: Instance, s: Schedule, left: int, right: int) -> bool:
 
 
 @called
-def save(s: Schedule, w: Work, count: int) -> None:
+def snapshot(s: Schedule, w: Work, count: int) -> None:
     """Remember the chosen microbatches as they are."""
     for index in range(count):
         m = w.chosen[index]
@@ -107,27 +107,27 @@ def save(s: Schedule, w: Work, count: int) -> None:
 
 
 @called
-def move(p: Instance, s: Schedule, w: Work, count: int) -> None:
+def perturb(p: Instance, s: Schedule, w: Work, count: int) -> None:
     """Apply one random move to the chosen microbatches, which are not in the schedule now."""
-    one = w.chosen[below(w.random, count)]
-    two = w.chosen[below(w.random, count)]
+    first = w.chosen[below(w.random, count)]
+    second = w.chosen[below(w.random, count)]
     kind = below(w.random, 8 if p.free_origins else 7)
-    hop = 1 + below(w.random, s.lengths[one] - 1)
+    hop = 1 + below(w.random, s.lengths[first] - 1)
     if kind <= 1:
-        _exchange_replicas(p, s, one, two, hop)
+        _exchange_replicas(p, s, first, second, hop)
     elif kind == 2:
-        stage = p.stage_of[s.routes[one, hop]]
-        s.routes[one, hop] = p.first_slot[stage] + below(w.random, p.first_slot[stage + 1] - p.first_slot[stage])
+        stage = p.stage_of[s.routes[first, hop]]
+        s.routes[first, hop] = p.first_slot[stage] + below(w.random, p.first_slot[stage + 1] - p.first_slot[stage])
     elif kind == 3:
-        _exchange_tails(s, one, two)
+        _exchange_tails(s, first, second)
     elif kind == 4:
-        _exchange_stages(p, s, w, one, two, hop)
+        _exchange_stages(p, s, w, first, second, hop)
     elif kind == 5:
-        _arrange(p, s, w, one)
+        _arrange(p, s, w, first)
     elif kind == 6:
-        _copy_sibling(p, s, w, one)
+        _copy_sibling(p, s, w, first)
     else:
-        s.routes[one, 0] = below(w.random, p.first_slot[1])
+        s.routes[first, 0] = below(w.random, p.first_slot[1])
 
 
 @inlined
@@ -140,45 +140,45 @@ def _hop_at(p: Instance, s: Schedule, m: int, stage: int) -> int:
 
 
 @called
-def _exchange_replicas(p: Instance, s: Schedule, one: int, two: int, hop: int) -> None:
+def _exchange_replicas(p: Instance, s: Schedule, first: int, second: int, hop: int) -> None:
     """Two microbatches exchange the replicas they use of a stage that both visit."""
-    other = _hop_at(p, s, two, p.stage_of[s.routes[one, hop]])
+    other = _hop_at(p, s, second, p.stage_of[s.routes[first, hop]])
     if other > 0:
-        slot = s.routes[one, hop]
-        s.routes[one, hop] = s.routes[two, other]
-        s.routes[two, other] = slot
+        slot = s.routes[first, hop]
+        s.routes[first, hop] = s.routes[second, other]
+        s.routes[second, other] = slot
 
 
 @called
-def _exchange_tails(s: Schedule, one: int, two: int) -> None:
+def _exchange_tails(s: Schedule, first: int, second: int) -> None:
     """Two microbatches exchange all but their origins."""
-    for hop in range(1, max(s.lengths[one], s.lengths[two])):
-        slot = s.routes[one, hop]
-        s.routes[one, hop] = s.routes[two, hop]
-        s.routes[two, hop] = slot
-    length = s.lengths[one]
-    s.lengths[one] = s.lengths[two]
-    s.lengths[two] = length
+    for hop in range(1, max(s.lengths[first], s.lengths[second])):
+        slot = s.routes[first, hop]
+        s.routes[first, hop] = s.routes[second, hop]
+        s.routes[second, hop] = slot
+    length = s.lengths[first]
+    s.lengths[first] = s.lengths[second]
+    s.lengths[second] = length
 
 
 @called
-def _exchange_stages(p: Instance, s: Schedule, w: Work, one: int, two: int, hop: int) -> None:
+def _exchange_stages(p: Instance, s: Schedule, w: Work, first: int, second: int, hop: int) -> None:
     """A microbatch gives a stage visit for one of another's, or, where coverage may allow it, for any slot."""
-    gives = s.routes[one, hop]
-    if one == two or uniform(w.random) < 0.2:
+    gives = s.routes[first, hop]
+    if first == second or uniform(w.random) < 0.2:
         slots = p.stage_of.shape[0]
         takes = p.first_slot[1] + below(w.random, slots - p.first_slot[1])
-        if _hop_at(p, s, one, p.stage_of[takes]) < 0:
-            s.routes[one, hop] = takes
-            _arrange(p, s, w, one)
+        if _hop_at(p, s, first, p.stage_of[takes]) < 0:
+            s.routes[first, hop] = takes
+            _arrange(p, s, w, first)
         return
-    other = 1 + below(w.random, s.lengths[two] - 1)
-    takes = s.routes[two, other]
-    if _hop_at(p, s, one, p.stage_of[takes]) < 0 and _hop_at(p, s, two, p.stage_of[gives]) < 0:
-        s.routes[one, hop] = takes
-        s.routes[two, other] = gives
-        _arrange(p, s, w, one)
-        _arrange(p, s, w, two)
+    other = 1 + below(w.random, s.lengths[second] - 1)
+    takes = s.routes[second, other]
+    if _hop_at(p, s, first, p.stage_of[takes]) < 0 and _hop_at(p, s, second, p.stage_of[gives]) < 0:
+        s.routes[first, hop] = takes
+        s.routes[second, other] = gives
+        _arrange(p, s, w, first)
+        _arrange(p, s, w, second)
 
 
 @called
@@ -204,9 +204,9 @@ def _arrange(p: Instance, s: Schedule, w: Work, m: int) -> None:
 def _copy_sibling(p: Instance, s: Schedule, w: Work, m: int) -> None:
     """A microbatch uses the replicas that another of the same origin uses, stage by stage."""
     microbatches = s.routes.shape[0]
-    first = below(w.random, microbatches)
+    start = below(w.random, microbatches)
     for step in range(microbatches):
-        sibling = (first + step) % microbatches
+        sibling = (start + step) % microbatches
         if sibling != m and s.routes[sibling, 0] == s.routes[m, 0]:
             for hop in range(1, s.lengths[m]):
                 other = _hop_at(p, s, sibling, p.stage_of[s.routes[m, hop]])
@@ -221,18 +221,18 @@ def obeys_rules(p: Instance, s: Schedule, w: Work, count: int) -> bool:
     for index in range(count):
         if not _legal(p, s, w.chosen[index]):
             return False
-    _count_visits(p, s, w, count, 1)
+    _add_visits(p, s, w, count, 1)
     fine = True
     for stage in range(1, w.visits.shape[0]):
         if w.visits[stage] < p.visits[LEAST, stage] or w.visits[stage] > p.visits[MOST, stage]:
             fine = False
     if not fine:
-        _count_visits(p, s, w, count, -1)
+        _add_visits(p, s, w, count, -1)
     return fine
 
 
 @called
-def _count_visits(p: Instance, s: Schedule, w: Work, count: int, sign: int) -> None:
+def _add_visits(p: Instance, s: Schedule, w: Work, count: int, sign: int) -> None:
     for index in range(count):
         m = w.chosen[index]
         for hop in range(s.lengths[m]):
@@ -242,9 +242,9 @@ def _count_visits(p: Instance, s: Schedule, w: Work, count: int, sign: int) -> N
 
 
 @called
-def forget(p: Instance, s: Schedule, w: Work, count: int) -> None:
+def undo_visits(p: Instance, s: Schedule, w: Work, count: int) -> None:
     """Take back the visits that `obeys_rules` counted."""
-    _count_visits(p, s, w, count, -1)
+    _add_visits(p, s, w, count, -1)
 
 
 @called
@@ -300,7 +300,7 @@ def _exchange_saved(w: Work, index: int, other: int) -> None:
 
 
 @called
-def choose_users(s: Schedule, w: Work, left: int, right: int) -> int:
+def select_visitors(s: Schedule, w: Work, left: int, right: int) -> int:
     """Choose 2 to 8 of the microbatches that visit one of two slots; return how many."""
     size = 0
     for slot in (left, right):
@@ -313,4 +313,4 @@ def choose_users(s: Schedule, w: Work, left: int, right: int) -> int:
             if new:
                 w.pool[size] = m
                 size += 1
-    return _choose_from_pool(w, 0, min(size, 2 + below(w.random, 7)), size)
+    return _draw_from_pool(w, 0, min(size, 2 + below(w.random, 7)), size)

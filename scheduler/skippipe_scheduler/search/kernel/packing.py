@@ -2,7 +2,7 @@
 
 import math
 
-from skippipe_scheduler.search.kernel.anneal import recount
+from skippipe_scheduler.search.kernel.anneal import count_visits
 from skippipe_scheduler.search.kernel.arrays import BUSY, DURATION, HELD, START, Instance, Integers, Schedule, Work
 from skippipe_scheduler.search.kernel.insertion import commit, find, fits_width
 from skippipe_scheduler.search.kernel.jit import called, compiled
@@ -33,7 +33,7 @@ def pack(p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, 
             members[origin, last] = members[origin, last + 1]
             last += 1
         members[origin, last] = -1
-    recount(p, s, w)
+    count_visits(p, s, w)
     return retime(p, s, w.queue, -1)
 
 

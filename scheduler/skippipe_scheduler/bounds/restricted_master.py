@@ -8,13 +8,13 @@ from ortools.linear_solver import pywraplp
 
 from skippipe_scheduler.bounds.network import Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoute, residences_s
-from skippipe_scheduler.bounds.relaxation import Capacity, Choice, Multipliers
+from skippipe_scheduler.bounds.relaxation import Capacity, Multipliers, OriginChoice
 from skippipe_scheduler.budget import Budget
 
 NodeAtStage = tuple[int, int]
 
 
-class KnownRoutes:
+class RestrictedMaster:
     """Rows for all nodes, columns for the known routes. Counts may be missed at a high price, so that a solution
     always exists.
     """
@@ -51,7 +51,7 @@ class KnownRoutes:
     def _add_coverage(self) -> dict[int, Any]:
         if not self.network.by_stage:
             return {}
-        return {stage: self._row(*bounds) for stage, bounds in self.network.layout.limits.items()}
+        return {stage: self._row(*bounds) for stage, bounds in self.network.slot_model.limits.items()}
 
     def _add_lengths(self) -> dict[int, Any]:
         counts = self.network.problem.rules.length_counts(self.network.num_microbatches)
@@ -87,8 +87,8 @@ class KnownRoutes:
             column = self._column(0.0)
             held_s = residences_s(network, route.origin, route.classes, route.nodes)
             visits: dict[NodeAtStage, list[float]] = {}
-            for place, each_s in zip(zip(route.classes, route.nodes, strict=True), held_s, strict=True):
-                visits.setdefault(place, []).append(each_s + network.overhead_s)
+            for place, held_here_s in zip(zip(route.classes, route.nodes, strict=True), held_s, strict=True):
+                visits.setdefault(place, []).append(held_here_s + network.overhead_s)
                 if place[0] in self.coverage:
                     self.coverage[place[0]].SetCoefficient(column, 1.0)
             for place, times_s in visits.items():
@@ -99,7 +99,9 @@ class KnownRoutes:
                 row.SetCoefficient(column, 1.0)
         return len(self.known) - before
 
-    def solve(self, capacity: Capacity, choice: Choice, budget: Budget) -> tuple[float, Multipliers, Vector] | None:
+    def solve(
+        self, capacity: Capacity, choice: OriginChoice, budget: Budget
+    ) -> tuple[float, Multipliers, Vector] | None:
         """Return the least t over the known routes, its multipliers made valid for the relaxed program, and with a
         free placement the share of each candidate that is an origin. None where the solver fails numerically, which may
         be that it turns in circles until the budget is spent.
@@ -120,7 +122,7 @@ class KnownRoutes:
         for stage, row in self.coverage.items():
             coverage[stage] = row.dual_value()
         weight = max(1.0, float((holding * self.network.memory).sum() + work.sum()))
-        length = {one: row.dual_value() / weight for one, row in self.length.items()}
+        length = {stages: row.dual_value() / weight for stages, row in self.length.items()}
         multipliers = Multipliers(holding / weight, work / weight, coverage / weight, length)
         shares = np.array([share.solution_value() for share in self.shares])
         return float(self.objective.Value()), multipliers, shares
