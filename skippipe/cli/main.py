@@ -23,6 +23,7 @@ COMMANDS = {
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
     "export": "Write a checkpoint in the Hugging Face format.",
     "report": "Write one self-contained HTML page about a run, or several.",
+    "config": "Say what every key of an experiment or another file means.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
 

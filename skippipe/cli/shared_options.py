@@ -9,6 +9,7 @@ POLICIES = "full, random, stages:0,2,.., without:NODE,.., best, unified, skipdec
 """For help texts, which must not load what the policies need; a test holds it to the registry."""
 
 
+DEVICE = "What to compute on; auto: a GPU where there is one."
 ABSENT = "A node of the plan that is gone; stages that it alone holds are left out. May be repeated."
 
 

@@ -14,25 +14,25 @@ class DataOptions(Section):
 
     source: DataSource
     """text, jsonl and parquet read local files; huggingface a dataset of the hub or a local directory of one."""
-    paths: tuple[str, ...] = ()
+    paths: tuple[str, ...] = Field(default=(), examples=[["corpus/*.jsonl"]])
     """Files, directories or glob patterns, for text, jsonl and parquet."""
-    dataset: str | None = None
+    dataset: str | None = Field(default=None, examples=["HuggingFaceFW/fineweb-edu"])
     """Name of a dataset on the hub, or a local directory, for huggingface."""
-    subset: str | None = None
-    """Configuration of the dataset."""
+    subset: str | None = Field(default=None, examples=["sample-10BT"])
+    """Configuration of the dataset, for huggingface; its default one where not given."""
     split: str = "train"
     """Split of the dataset to read, for huggingface; the validation text is taken out of it."""
     text_key: str = "text"
     """Key or column that holds the text."""
-    tokenizer: str = "bytes"
+    tokenizer: str = Field(default="bytes", examples=["bpe:4096"])
     """bytes; bpe:SIZE, trained on the corpus; or a Hugging Face name or directory."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents held out, chosen by their content."""
-    max_documents: Annotated[int, Field(ge=1)] | None = None
-    """Stop reading the corpus after so many documents."""
-    max_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Stop reading the corpus after so many bytes of text."""
-    cache_dir: str | None = None
+    max_documents: Annotated[int, Field(ge=1)] | None = Field(default=None, examples=[1_000_000])
+    """Stop reading the corpus after so many documents; null reads all of them."""
+    max_bytes: Annotated[int, Field(ge=1)] | None = Field(default=None, examples=[2_000_000])
+    """Stop reading the corpus after so many bytes of text; null reads all of it."""
+    cache_dir: str | None = Field(default=None, examples=["cache/tokens"])
     """Folder of token caches; SKIPPIPE_CACHE_DIR or the user's cache folder where not given."""
 
     @model_validator(mode="after")

@@ -21,12 +21,13 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class ModelOptions(Section):
     """The model: a Hugging Face decoder, from its configuration alone."""
 
-    architecture: str = "llama"
+    architecture: str = Field(default="llama", examples=["qwen3"])
     """Hugging Face model_type, see docs/models.md."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Keys of that architecture's configuration class, such as hidden_size."""
-    directory: str | None = None
-    """A Hugging Face directory to read config.json from, instead of architecture and options."""
+    options: dict[str, Any] = Field(default_factory=dict, examples=[{"hidden_size": 1024, "num_hidden_layers": 24}])
+    """Keys of that architecture's configuration class; what is left out has the class's default."""
+    directory: str | None = Field(default=None, examples=["models/SmolLM2-135M"])
+    """A Hugging Face directory to read config.json from, instead of architecture and options. A relative path starts
+    at the file that names it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -38,12 +39,13 @@ class ModelOptions(Section):
 class PlannerOptions(Section):
     """How long and from which seed the planner searches."""
 
-    time_limit_s: PositiveFloat = 2.0
+    time_limit_s: PositiveFloat = Field(default=2.0, examples=[60.0])
     """Wall-clock seconds of the search; the baselines printed beside a plan share it equally with the plan."""
-    seed: NonNegativeInt = 0
-    max_evaluations: PositiveInt | None = None
+    seed: NonNegativeInt = Field(default=0, examples=[1])
+    """Seed of the search's random choices."""
+    max_evaluations: PositiveInt | None = Field(default=None, examples=[20_000])
     """Steps of the search: a budget that does not depend on the machine's speed. Same seed and budget, same plan."""
-    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = Field(default=0.0, examples=[0.3])
     """Above 0, plans are judged by their mean time under lognormal jitter of this sigma on every task and transfer."""
 
 
@@ -51,26 +53,36 @@ class PipelineOptions(Section):
     """Stages, routes and the rules that routes obey (docs/plan-file.md)."""
 
     num_stages: Annotated[int, Field(ge=2)] = 6
-    skip_ratio: Share = 0.33
+    """Into how many stages the model's layers are cut."""
+    skip_ratio: Share = Field(default=0.33, examples=[0.5])
     """Share of the stages that each microbatch leaves out; 0 is the full pipeline."""
-    route_lengths: dict[Annotated[int, Field(ge=2)], PositiveInt] | None = None
+    route_lengths: dict[Annotated[int, Field(ge=2)], PositiveInt] | None = Field(
+        default=None, examples=[{6: 1, 3: 1, 2: 3}]
+    )
     """A mix instead of one skip ratio: shares of the microbatches by the number of stages they visit."""
     microbatches_per_origin: Literal["even", "auto"] = "even"
     """Whether every origin starts equally many microbatches or the planner chooses; the total is the same."""
-    layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = Field(default=None, examples=["auto"])
     """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
-    stage_sizes: tuple[PositiveInt, ...] | Literal["auto"] | None = None
+    stage_sizes: tuple[PositiveInt, ...] | Literal["auto"] | None = Field(default=None, examples=[[2, 1, 1, 1, 1, 1]])
     """Replicas of each stage; auto lets the planner choose them; from the skip ratio where not given."""
-    placement: tuple[tuple[str, ...], ...] | None = None
+    placement: tuple[tuple[str, ...], ...] | None = Field(
+        default=None, examples=[[["berlin-0", "iowa-0"], ["berlin-1"]]]
+    )
     """Nodes of each stage, every node once; chosen by the planner where not given."""
-    pinned: dict[str, NonNegativeInt] | None = None
+    pinned: dict[str, NonNegativeInt] | None = Field(default=None, examples=[{"berlin-0": 0, "iowa-0": 2}])
     """Stage of single nodes; the planner chooses those of the others. Not beside placement."""
-    max_swaps: NonNegativeInt = 0
-    """How many stages a route may visit late; swaps shorten iterations and cost quality (docs/recipes.md)."""
-    max_swap_distance: NonNegativeInt = 1
+    max_swaps: NonNegativeInt = Field(default=0, examples=[1])
+    """How many stages a route may visit late, that is after a higher one; such swaps shorten iterations and cost
+    quality (docs/recipes.md)."""
+    max_swap_distance: NonNegativeInt = Field(default=1, examples=[2])
+    """How many higher stages may come before a late visit; 0 turns swaps off."""
     max_forward_jump: PositiveInt = 4
+    """How many stages past the furthest one visited a route may jump; one less can be left out in a row."""
     uniform_coverage: bool = True
-    protected_stages: tuple[NonNegativeInt, ...] = ()
+    """Whether the stages that routes may leave out are all visited equally often in an iteration, to within one
+    visit, so that each gets the same number of gradient samples."""
+    protected_stages: tuple[NonNegativeInt, ...] = Field(default=(), examples=[[5]])
     """Stages that no route leaves out; stage 0 never is."""
     split_backward: bool = False
     """Whether weight gradients may run apart from their backward, where a node would be idle (docs/planning.md)."""
@@ -83,6 +95,7 @@ class TrainingOptions(Section):
     """One iteration and how many of them."""
 
     max_steps: PositiveInt = 1000
+    """Steps of the whole training; the learning rate and a recipe's phases are spread over them."""
     num_microbatches: PositiveInt = 12
     """Microbatches of one iteration over all origins."""
     micro_batch_size: PositiveInt = 4
@@ -90,7 +103,9 @@ class TrainingOptions(Section):
     sequence_length: Annotated[int, Field(ge=2)] = 256
     """Tokens in one sample."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of weights, activations and gradients; with bfloat16 the optimizer keeps a master copy in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What every rank computes on; auto: a GPU where there is one."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Global gradient norm to clip at; null turns clipping off."""
     gradient_normalization: Literal["global", "visits"] = "global"
@@ -99,7 +114,7 @@ class TrainingOptions(Section):
     """What a layer keeps for its backward: everything, matrix products and attention, or its input alone."""
     compile: bool = False
     """Compile each stage with torch.compile before the first iteration; not beside pipeline.split_backward."""
-    threads: PositiveInt | None = None
+    threads: PositiveInt | None = Field(default=None, examples=[1])
     """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
 
 
@@ -111,13 +126,17 @@ class OptimizerOptions(Section):
     DeepSpeed's ZeRO-1 or ZeRO-2."""
     offload: bool = False
     """Keep the state in host memory and update there, with DeepSpeed's CPU Adam; for its back-ends."""
-    fused: bool | Literal["auto"] = "auto"
+    fused: bool | Literal["auto"] = Field(default="auto", examples=[True])
     """One kernel for the whole update; auto: on a GPU. On a CPU it is faster too, but there the last bits depend on
     where a number lies in its tensor, so back-ends and replicas of another split differ by rounding."""
     lr: PositiveFloat = 3e-4
+    """Peak learning rate, reached at the end of the warm-up."""
     betas: tuple[Share, Share] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second mean, against division by zero."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay, times the learning rate at each step; on matrices only, not on norms and biases."""
 
     @model_validator(mode="after")
     def _offload_needs_deepspeed(self) -> Self:
@@ -133,7 +152,9 @@ class SchedulerOptions(Section):
     """Learning rate: linear warm-up, then a cosine to `min_lr_ratio` of the peak at the last step."""
 
     warmup_steps: NonNegativeInt = 100
+    """Steps over which the learning rate rises linearly to its peak, optimizer.lr."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate of the last step as a share of the peak."""
 
 
 class CheckpointOptions(Section):
@@ -142,6 +163,7 @@ class CheckpointOptions(Section):
     interval: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves only at the end and on SIGTERM."""
     keep_last: PositiveInt = 3
+    """How many of the newest checkpoints stay; older ones are deleted."""
     asynchronous: bool = True
     """Whether training goes on while a checkpoint is written; it stands still for a copy in memory only."""
     resume: Literal["auto", "never"] | str = "auto"
@@ -161,11 +183,17 @@ class WandbOptions(Section):
     """Weights & Biases, on rank 0 only. Environment variables WANDB_* are honoured where a key is null."""
 
     mode: Literal["online", "offline", "disabled"] = "offline"
+    """online sends while the run goes on; offline writes what `wandb sync` sends later; disabled does neither."""
     project: str = "skippipe"
-    entity: str | None = None
-    name: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
+    """Project that the run belongs to."""
+    entity: str | None = Field(default=None, examples=["my-team"])
+    """User or team that owns the project; the user's default where not given."""
+    name: str | None = Field(default=None, examples=["baseline"])
+    """Name shown for the run; the experiment's name where not given."""
+    group: str | None = Field(default=None, examples=["skip-ratios"])
+    """Group that the run is shown in, beside others of one comparison."""
+    tags: tuple[str, ...] = Field(default=(), examples=[["three-regions"]])
+    """Labels to filter runs by."""
 
 
 class LoggingOptions(Section):
@@ -186,19 +214,19 @@ class PowerSgdOptions(Section):
 
 
 class CommunicationOptions(Section):
-    """torch.distributed."""
+    """What travels between ranks, in what form, and for how long they wait for each other."""
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """What carries activations between stages; auto takes nccl where every rank has a GPU of its own, else gloo."""
     executor: Literal["static", "dynamic"] = "static"
     """Whether ranks keep to the plan's order or run what has arrived when the plan's next task is late (gloo only)."""
-    timeout_s: PositiveFloat = 120.0
+    timeout_s: PositiveFloat = Field(default=120.0, examples=[300.0])
     """A rank that hears nothing for so long stops and says whom it waited for."""
     receive_window: PositiveInt = 16
     """Receives posted ahead of the instruction that needs them."""
-    activation_dtype: Literal["float32", "bfloat16"] | None = None
+    activation_dtype: Literal["float32", "bfloat16"] | None = Field(default=None, examples=["bfloat16"])
     """In what activations and their gradients travel; training.dtype where not given."""
-    gradient_dtype: Literal["float32", "bfloat16"] | None = None
+    gradient_dtype: Literal["float32", "bfloat16"] | None = Field(default=None, examples=["bfloat16"])
     """In what gradients travel between the replicas of a stage; training.dtype where not given. Sums are in fp32."""
     activation_compression: Literal["none", "int8"] = "none"
     """int8: activations and their gradients travel as one byte a number and a scale for each token."""
@@ -233,27 +261,31 @@ class EmulationOptions(Section):
     """Deliver each message after the plan's latency + bytes / bandwidth, queueing on each directed link."""
     compute: bool = False
     """Stretch each task to the plan's time for its node."""
-    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.0
+    jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = Field(default=0.0, examples=[0.3])
     """Above 0, emulated tasks and transfers take their planned time by a lognormal factor of this sigma (median 1)."""
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(default=0, examples=[1])
     """Seed of the jitter: the same factors for the same seed and iteration, whatever executor runs."""
 
 
 class Experiment(Section):
     """Everything that a run needs to know."""
 
-    name: str = "skippipe"
-    run_dir: str | None = None
-    """Directory of the run; runs/<name> where not given."""
-    seed: NonNegativeInt = 0
-    cluster: str
-    """Cluster file; a relative path starts at the file that names it."""
+    name: str = Field(default="skippipe", examples=["tiny"])
+    """Name of the run: of its directory below runs/, and of its Weights & Biases run."""
+    run_dir: str | None = Field(default=None, examples=["runs/tiny-second-try"])
+    """Directory of the run; runs/NAME where not given."""
+    seed: NonNegativeInt = Field(default=0, examples=[1])
+    """Seed of the initial weights, the held-out documents, the order of samples, and what a recipe draws."""
+    cluster: str = Field(examples=["clusters/three-regions.yaml"])
+    """Cluster file, see docs/clusters.md; a relative path starts at the file that names it."""
     model: ModelOptions = ModelOptions()
     data: DataOptions
     pipeline: PipelineOptions = PipelineOptions()
     recipe: RecipeOptions = RecipeOptions()
     training: TrainingOptions = TrainingOptions()
-    optimizer: OptimizerOptions = OptimizerOptions()
+    optimizer: OptimizerOptions = Field(
+        default=OptimizerOptions(), examples=[{"lr": 3e-3, "backend": "zero_redundancy"}]
+    )
     lr_scheduler: SchedulerOptions = SchedulerOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     evaluation: EvaluationOptions = EvaluationOptions()

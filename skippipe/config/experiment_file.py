@@ -1,17 +1,16 @@
 """Reading an experiment: safe YAML, `base:` files, overrides, and messages that name the nearest right key."""
 
-import difflib
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from yaml import YAMLError
 
 from skippipe.config.experiment import Experiment
+from skippipe.config.key_names import suggestion
 from skippipe.errors import ConfigError, InputError, StorageError
 from skippipe_scheduler.files import describe, write_atomically
 
@@ -47,7 +46,7 @@ def validate_experiment(content: Any, place: str) -> Experiment:
         unknown = [error for error in reason.errors() if error["type"] == "extra_forbidden"]
         if unknown:
             key = ".".join(str(part) for part in unknown[0]["loc"])
-            raise ConfigError(f"{place}: unknown key {key!r}{suggestion(key)}") from None
+            raise ConfigError(f"{place}: unknown key {key!r}{suggestion(key, Experiment)}") from None
         raise ConfigError(f"{place}: {describe(reason)}") from None
 
 
@@ -62,29 +61,6 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 def to_yaml(experiment: Experiment) -> str:
     """Return the complete experiment as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(experiment.model_dump(mode="json")))
-
-
-def suggestion(key: str) -> str:
-    """Return '; did you mean ...?' with the known key nearest to `key`, or an empty string."""
-    known = list(known_keys(Experiment))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:
-        last = key.rsplit(".", maxsplit=1)[-1]
-        by_last = {name.rsplit(".", maxsplit=1)[-1]: name for name in known}
-        close = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
-    return f"; did you mean {close[0]!r}?" if close else f"; top-level keys are {', '.join(Experiment.model_fields)}"
-
-
-def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every key of `model` and of its sections in dotted form."""
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from known_keys(annotation, f"{prefix}{name}.")
-        for part in typing.get_args(annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from known_keys(part, f"{prefix}{name}.")
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:

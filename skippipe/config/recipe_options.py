@@ -12,13 +12,14 @@ RouteLengths = dict[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=1)]]
 class DepthPhase(Section):
     """A part of training whose routes have a length of their own; all else is as `pipeline` says."""
 
-    share: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Part of the steps, relative to the sum over all phases."""
-    skip_ratio: Share | None = None
-    route_lengths: RouteLengths | None = None
-    """A mix of lengths in place of the skip ratio."""
-    max_swaps: Annotated[int, Field(ge=0)] | None = None
-    """Swaps of a route; those of `pipeline` where not given."""
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False, examples=[1.0])]
+    """Part of the steps, relative to the sum of the shares of all phases."""
+    skip_ratio: Share | None = Field(default=None, examples=[0.5])
+    """Share of the stages that each microbatch leaves out during this phase. Give this or route_lengths."""
+    route_lengths: RouteLengths | None = Field(default=None, examples=[{6: 1, 4: 1, 3: 2}])
+    """Shares of the microbatches by the number of stages that they visit, in place of skip_ratio."""
+    max_swaps: Annotated[int, Field(ge=0)] | None = Field(default=None, examples=[1])
+    """Swaps of a route; pipeline.max_swaps where not given."""
 
     @model_validator(mode="after")
     def _one_depth(self) -> Self:
@@ -30,7 +31,7 @@ class DepthPhase(Section):
 class DropoutOptions(Section):
     """How often a part of a layer's work is left out in training; never in evaluation."""
 
-    probability: Share = 0.0
+    probability: Share = Field(default=0.0, examples=[0.2])
     """The highest probability, at the last layer and, where it grows, at the last step; 0 turns it off."""
     over_depth: Literal["exponential", "uniform"] = "exponential"
     """exponential: 2^(l/(L-1)) - 1 of it at layer l of L, so never at the first; uniform: all of it everywhere."""
@@ -43,18 +44,20 @@ class DropoutOptions(Section):
 class RecipeOptions(Section):
     """What is varied in training so that the model works with parts left out. Nothing unless asked for."""
 
-    full_depth_interval: Annotated[int, Field(ge=2)] | None = None
-    """Every so many steps, one in which all microbatches visit all stages in order."""
-    redrawn_routes: Annotated[int, Field(ge=1, le=64)] = 1
+    full_depth_interval: Annotated[int, Field(ge=2)] | None = Field(default=None, examples=[10])
+    """Every so many steps comes one in which all microbatches visit all stages in order; null: never."""
+    redrawn_routes: Annotated[int, Field(ge=1, le=64)] = Field(default=1, examples=[4])
     """How many plans of the same kind there are, of which each step draws one."""
-    depth_curriculum: tuple[DepthPhase, ...] = ()
+    depth_curriculum: tuple[DepthPhase, ...] = Field(
+        default=(), examples=[[{"share": 1, "skip_ratio": 0}, {"share": 3, "route_lengths": {6: 1, 3: 2}}]]
+    )
     """Phases of training by the length of their routes, in order."""
     layer_dropout: DropoutOptions = DropoutOptions()
     """Leave out whole layers."""
     ffn_dropout: DropoutOptions = DropoutOptions()
     """Leave out the feed-forward part of layers; their attention runs."""
-    early_exit_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of the loss right behind the origin's own layers, beside the loss at the route's end."""
+    early_exit_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(default=0.0, examples=[0.1])
+    """Weight of the loss right behind the origin's own layers, beside the loss at the route's end; 0 turns it off."""
 
     @property
     def needs_further_plans(self) -> bool:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from skippipe.config.experiment import Experiment
-from skippipe.config.experiment_file import known_keys, load_experiment, save_experiment
+from skippipe.config.experiment_file import load_experiment, save_experiment
+from skippipe.config.key_names import known_keys
 from skippipe.errors import ConfigError
 
 MINIMAL = """

@@ -40,45 +40,65 @@ def split_backwards(tasks: Iterable[tuple[str, int]]) -> frozenset[int]:
 class PlanStage(StrictModel):
     """Layers [first, last) and the nodes that hold them."""
 
-    layers: tuple[Count, Count]
-    nodes: Annotated[tuple[str, ...], Field(min_length=1)]
+    layers: tuple[Count, Count] = Field(examples=[[0, 4]])
+    """The stage's first layer, and the one after its last."""
+    nodes: Annotated[tuple[str, ...], Field(min_length=1, examples=[["iowa-0", "london-0"]])]
+    """The nodes that hold the stage."""
 
 
 class Route(StrictModel):
     """The nodes that one microbatch visits, origin first."""
 
-    id: Count
-    route: Annotated[tuple[str, ...], Field(min_length=2)]
+    id: Count = Field(examples=[0])
+    """Number of the microbatch: 0, 1, 2, ... without gaps."""
+    route: Annotated[tuple[str, ...], Field(min_length=2, examples=[["iowa-0", "oregon-1", "london-0"]])]
+    """The nodes, in the order of the forward; the loss is at the first, and the backward goes the same way back."""
 
 
 class Predicted(StrictModel):
     """Times of one iteration that follow from the rest of the plan alone."""
 
-    iteration_s: Seconds
-    pipeline_s: Seconds
-    reduce_exposed_s: Seconds
-    lower_bound_s: Seconds
+    iteration_s: Seconds = Field(examples=[8.15])
+    """Seconds of the whole iteration."""
+    pipeline_s: Seconds = Field(examples=[7.9])
+    """Seconds until the last task has ended: the makespan."""
+    reduce_exposed_s: Seconds = Field(examples=[0.25])
+    """Seconds of gradient reduction after that, which no task hides."""
+    lower_bound_s: Seconds = Field(examples=[7.4])
+    """No plan of the same problem is shorter than this."""
 
 
 class Solver(StrictModel):
     """How the plan came about."""
 
-    name: str
-    version: str
-    seed: int
-    time_limit_s: Seconds
-    wall_s: Seconds
+    name: str = Field(examples=["skippipe_scheduler"])
+    """The program that made the plan."""
+    version: str = Field(examples=["0.2.0"])
+    """Its version."""
+    seed: int = Field(examples=[0])
+    """Seed of its search."""
+    time_limit_s: Seconds = Field(examples=[60.0])
+    """Seconds that it was given."""
+    wall_s: Seconds = Field(examples=[58.2])
+    """Seconds that it took; 0 where its budget was a number of steps."""
 
 
 class Plan(StrictModel):
-    """See the module's docstring. Nodes are in rank order; microbatch ids are 0, 1, 2, ... without gaps."""
+    """Placement, routes, order and predicted times of one iteration; solved once, identified by its hash."""
 
     format: Literal["skippipe.plan/1"] = FORMAT
-    nodes: tuple[str, ...]
-    regions: tuple[str, ...] | None = None
+    """What kind of file this is, and of which version."""
+    nodes: tuple[str, ...] = Field(examples=[["iowa-0", "london-0"]])
+    """Names of the nodes, in rank order."""
+    regions: tuple[str, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
+    """Region of each node, in the order of nodes; for reports."""
     stages: tuple[PlanStage, ...]
+    """The placement: every layer once, every node once."""
     microbatches: tuple[Route, ...]
-    order: dict[str, tuple[Task, ...]]
+    """The routes, one for each microbatch of an iteration."""
+    order: dict[str, tuple[Task, ...]] = Field(examples=[{"iowa-0": [["F", 0], ["F", 1], ["L", 0], ["B", 0]]}])
+    """What each node runs, in sequence: F forward, L loss at the origin, B backward, W weight gradient of a split
+    backward, each with its microbatch."""
     costs: Costs
     rules: Rules
     predicted: Predicted

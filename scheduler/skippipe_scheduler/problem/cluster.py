@@ -27,21 +27,31 @@ NamePair = tuple[str, str]
 class Node(StrictModel):
     """One worker process with its device, or `count` equal ones named `name-0`, `name-1`, ...
 
-    Speed: either `compute_tflop_per_s`, what the device sustains, or measured seconds per microbatch and
-    stage of mean size. Memory: either `memory_gib` or `max_in_flight`, the microbatches it may hold at once.
-    `peak_tflop_per_s`, the most that the device can do, changes no plan: a run's share of it is reported.
+    Speed: either `compute_tflop_per_s` or `forward_s`, `backward_s` and `loss_s`. Memory: either `memory_gib` or
+    `max_in_flight`.
     """
 
-    name: Name
-    region: Name
-    count: PositiveCount | None = None
-    compute_tflop_per_s: Positive | None = None
-    forward_s: PositiveSeconds | None = None
-    backward_s: PositiveSeconds | None = None
-    loss_s: Seconds | None = None
-    memory_gib: Positive | None = None
-    max_in_flight: PositiveCount | None = None
-    peak_tflop_per_s: Positive | None = None
+    name: Name = Field(examples=["iowa"])
+    """Name of the node; of several equal ones what stands before their number."""
+    region: Name = Field(examples=["Iowa"])
+    """Where the node is; links are given between regions."""
+    count: PositiveCount | None = Field(default=None, examples=[3])
+    """How many equal nodes the entry stands for; one, named as it is, where not given."""
+    compute_tflop_per_s: Positive | None = Field(default=None, examples=[125.0])
+    """What the device sustains on this model (not its peak); task times follow from the model's FLOP."""
+    forward_s: PositiveSeconds | None = Field(default=None, examples=[0.08])
+    """Seconds of the forward of one microbatch on a stage of mean size, measured."""
+    backward_s: PositiveSeconds | None = Field(default=None, examples=[0.16])
+    """Seconds of the backward of one microbatch on a stage of mean size, measured."""
+    loss_s: Seconds | None = Field(default=None, examples=[0.02])
+    """Seconds of final norm, head and loss of one microbatch, forward and backward, measured."""
+    memory_gib: Positive | None = Field(default=None, examples=[72.0])
+    """Memory for weights, gradients, optimizer state and activations; what is left decides how many microbatches the
+    node may hold at once."""
+    max_in_flight: PositiveCount | None = Field(default=None, examples=[8])
+    """How many microbatches the node may hold at once, in place of memory_gib."""
+    peak_tflop_per_s: Positive | None = Field(default=None, examples=[312.0])
+    """The most that the device can do; changes no plan, only the share of it that a run reports (MFU)."""
 
     @model_validator(mode="after")
     def _one_speed_and_one_memory(self) -> Self:
@@ -65,15 +75,19 @@ class Node(StrictModel):
 class Link(StrictModel):
     """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds."""
 
-    latency_ms: Annotated[float, Field(ge=0)]
-    gbit_per_s: Positive
+    latency_ms: Annotated[float, Field(ge=0, examples=[48.1])]
+    """Milliseconds, one way."""
+    gbit_per_s: Positive = Field(examples=[0.188])
+    """Bandwidth, one way."""
 
 
 class PairLink(Link):
     """A link with its ends: one way (`from`, `to`) or the same both ways (the key that a subclass adds)."""
 
-    source: str | None = Field(default=None, alias="from")
-    destination: str | None = Field(default=None, alias="to")
+    source: str | None = Field(default=None, alias="from", examples=["Iowa"])
+    """The end that sends, where the entry is for one way; it wins over an entry for both ways."""
+    destination: str | None = Field(default=None, alias="to", examples=["London"])
+    """The end that receives, where the entry is for one way."""
 
     @property
     def both_ways(self) -> NamePair | None:
@@ -98,7 +112,8 @@ class PairLink(Link):
 class RegionLink(PairLink):
     """The link from every node of one region to every node of another (or of the same)."""
 
-    regions: NamePair | None = None
+    regions: NamePair | None = Field(default=None, examples=[["Iowa", "London"]])
+    """The two regions, where the link is the same both ways."""
 
     @property
     def both_ways(self) -> NamePair | None:
@@ -109,7 +124,8 @@ class RegionLink(PairLink):
 class NodeLink(PairLink):
     """The link between two nodes."""
 
-    nodes: NamePair | None = None
+    nodes: NamePair | None = Field(default=None, examples=[["iowa-0", "london-1"]])
+    """The two nodes, where the link is the same both ways."""
 
     @property
     def both_ways(self) -> NamePair | None:
@@ -118,24 +134,38 @@ class NodeLink(PairLink):
 
 
 class ClusterLinks(StrictModel):
-    """All links; `contention` says whether transfers queue on a directed link or on a node's network card."""
+    """All links. Every pair of nodes needs one: between the two nodes, else their regions, else the default."""
 
     contention: Contention = "link"
-    within_region: Link | None = None
-    between_regions: tuple[RegionLink, ...] = ()
-    between_nodes: tuple[NodeLink, ...] = ()
-    default: Link | None = None
+    """What carries one transfer at a time: every directed link; with node also every node's network card; or none."""
+    within_region: Link | None = Field(default=None, examples=[{"latency_ms": 1, "gbit_per_s": 17.2}])
+    """The link between any two nodes of one region."""
+    between_regions: tuple[RegionLink, ...] = Field(
+        default=(), examples=[[{"regions": ["Iowa", "London"], "latency_ms": 48.1, "gbit_per_s": 0.188}]]
+    )
+    """Links between the nodes of two regions."""
+    between_nodes: tuple[NodeLink, ...] = Field(
+        default=(), examples=[[{"from": "iowa-0", "to": "london-1", "latency_ms": 45, "gbit_per_s": 0.5}]]
+    )
+    """Links between two nodes; they win over those between regions."""
+    default: Link | None = Field(default=None, examples=[{"latency_ms": 100, "gbit_per_s": 0.1}])
+    """The link of every pair that no other entry names."""
 
 
 class Cluster(StrictModel):
     """The content of a cluster file; node names are unique and every node reaches every other."""
 
     format: Literal["skippipe.cluster/1"] = "skippipe.cluster/1"
-    name: Name
-    nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
+    """What kind of file this is, and of which version."""
+    name: Name = Field(examples=["three-regions"])
+    """Name of the cluster, for messages and reports."""
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1)] = Field(
+        examples=[[{"name": "iowa", "region": "Iowa", "count": 3, "compute_tflop_per_s": 125, "memory_gib": 72}]]
+    )
+    """The nodes, in rank order."""
     links: ClusterLinks
-    task_overhead_s: Seconds = 0.0
-    """For how long a node is busy after each task: handing over what the task needs and makes."""
+    task_overhead_s: Seconds = Field(default=0.0, examples=[0.002])
+    """For how long a node is busy after each task with handing over what the task needs and makes."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -25,15 +25,23 @@ RouteLength = Annotated[int, Field(ge=2)]
 class Rules(StrictModel):
     """What a route may do (SkipPipe section on constraints; made exact in docs/plan-file.md)."""
 
-    num_stages: Annotated[int, Field(ge=2)]
-    route_length: Annotated[int, Field(ge=2)]
+    num_stages: Annotated[int, Field(ge=2, examples=[6])]
+    """Stages of the model."""
+    route_length: Annotated[int, Field(ge=2, examples=[4])]
+    """How many stages a route visits; of a mix the longest."""
     max_swaps: Count = 1
+    """How many stages a route may visit late, that is after a higher one."""
     max_swap_distance: Count = 1
+    """How many higher stages may come before a late visit; 0 turns swaps off."""
     max_forward_jump: PositiveCount = 4
+    """How many stages past the furthest one visited a route may jump."""
     uniform_coverage: bool = True
-    route_lengths: Annotated[dict[RouteLength, PositiveCount], Field(min_length=1)] | None = None
+    """Whether the stages that routes may leave out are all visited equally often, to within one visit."""
+    route_lengths: Annotated[dict[RouteLength, PositiveCount], Field(min_length=1)] | None = Field(
+        default=None, examples=[{6: 1, 4: 1, 3: 2}]
+    )
     """A mix of lengths: shares of the microbatches by route length. `route_length` is then the longest of them."""
-    protected_stages: tuple[Count, ...] = ()
+    protected_stages: tuple[Count, ...] = Field(default=(), examples=[[5]])
     """Stages beside 0 that every route visits, ascending."""
 
     @field_validator("protected_stages")
@@ -101,25 +109,36 @@ class Rules(StrictModel):
 class Costs(StrictModel):
     """Seconds of every task and transfer.
 
-    `memory` is the number of microbatches a node can hold between their forward and their backward.
-    `transfer_s[src][dst]` is the time of one activation (or gradient) alone on the link. With `contention` other
-    than "none", the part of it that occupies the link is `activation_bytes / bandwidth`; the rest is latency.
-    `reduce_s[stage]` is the gradient reduction over the replicas of a stage.
-    `weight_s` is the part of `backward_s` that weight gradients take, on nodes that can run them as their own task.
+    With `contention` other than "none", the part of a transfer that occupies the link is `activation_bytes /
+    bandwidth`; the rest is latency.
     """
 
-    forward_s: dict[str, PositiveSeconds]
-    backward_s: dict[str, PositiveSeconds]
-    loss_s: dict[str, Seconds]
-    weight_s: dict[str, PositiveSeconds] | None = None
-    task_overhead_s: Seconds = 0.0
-    transfer_s: dict[str, dict[str, Seconds]]
-    memory: dict[str, PositiveCount]
-    reduce_s: tuple[Seconds, ...] | None = None
+    forward_s: dict[str, PositiveSeconds] = Field(examples=[{"iowa-0": 0.08, "london-0": 0.1}])
+    """Seconds of one forward on each node."""
+    backward_s: dict[str, PositiveSeconds] = Field(examples=[{"iowa-0": 0.16, "london-0": 0.2}])
+    """Seconds of one whole backward on each node."""
+    loss_s: dict[str, Seconds] = Field(examples=[{"iowa-0": 0.02, "london-0": 0.03}])
+    """Seconds of one loss on each node that may be an origin."""
+    weight_s: dict[str, PositiveSeconds] | None = Field(default=None, examples=[{"iowa-0": 0.07}])
+    """The part of backward_s that weight gradients take, on nodes that can run them as a task of their own."""
+    task_overhead_s: Seconds = Field(default=0.0, examples=[0.002])
+    """For how long a node is busy after each task."""
+    transfer_s: dict[str, dict[str, Seconds]] = Field(examples=[{"iowa-0": {"london-0": 0.7}}])
+    """Seconds from node to node of one activation, or of its gradient, alone on the link."""
+    memory: dict[str, PositiveCount] = Field(examples=[{"iowa-0": 8, "london-0": 6}])
+    """How many microbatches each node can hold between their forward and their backward on it."""
+    reduce_s: tuple[Seconds, ...] | None = Field(default=None, examples=[[0.5, 0.4]])
+    """Seconds of the gradient reduction over the replicas of each stage."""
     contention: Contention = "none"
-    activation_bytes: PositiveCount | None = None
-    latency_s: dict[str, dict[str, Seconds]] | None = None
-    gbit_per_s: dict[str, dict[str, PositiveSeconds]] | None = None
+    """What carries one transfer at a time: nothing; every directed link; or with node every network card, too."""
+    activation_bytes: PositiveCount | None = Field(default=None, examples=[16_777_216])
+    """Bytes of one activation, which follow each other on a link or card that is shared."""
+    latency_s: dict[str, dict[str, Seconds]] | None = Field(default=None, examples=[{"iowa-0": {"london-0": 0.0481}}])
+    """Seconds from node to node before the first byte arrives."""
+    gbit_per_s: dict[str, dict[str, PositiveSeconds]] | None = Field(
+        default=None, examples=[{"iowa-0": {"london-0": 0.188}}]
+    )
+    """Bandwidth from node to node."""
 
     @model_validator(mode="after")
     def _contention_is_resolved(self) -> Self:
@@ -168,42 +187,55 @@ class Costs(StrictModel):
 class StageNodes(StrictModel):
     """The replicas of one stage where the placement is given."""
 
-    nodes: Annotated[tuple[str, ...], Field(min_length=1)]
+    nodes: Annotated[tuple[str, ...], Field(min_length=1, examples=[["iowa-0", "london-0"]])]
+    """The nodes that hold the stage."""
 
 
 class EvenMicrobatches(StrictModel):
     """The origins start equal shares of `even` microbatches, to one where they do not divide."""
 
-    even: PositiveCount
+    even: PositiveCount = Field(examples=[40])
+    """Microbatches of one iteration, over all origins, which start equal shares."""
 
 
 class AutoMicrobatches(StrictModel):
     """The planner chooses how many of `auto` microbatches each origin starts; it may be none."""
 
-    auto: PositiveCount
+    auto: PositiveCount = Field(examples=[40])
+    """Microbatches of one iteration, over all origins, where the planner chooses the shares."""
 
 
 class Problem(StrictModel):
-    """Everything the planner needs to know; see the module's docstring."""
+    """Everything the planner needs to know; a problem needs neither a model nor a cluster."""
 
     format: Literal["skippipe.problem/1"] = FORMAT
-    about: str = ""
-    nodes: Annotated[tuple[str, ...], Field(min_length=2)]
-    regions: tuple[str, ...] | None = None
-    stages: tuple[StageNodes, ...] | None = None
-    stage_sizes: tuple[PositiveCount, ...] | None = None
-    pinned: dict[str, Count] | None = None
+    """What kind of file this is, and of which version."""
+    about: str = Field(default="", examples=["18 nodes in 12 regions"])
+    """Where the problem comes from, in words."""
+    nodes: Annotated[tuple[str, ...], Field(min_length=2, examples=[["iowa-0", "london-0"]])]
+    """Names of the nodes, in rank order."""
+    regions: tuple[str, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
+    """Region of each node, in the order of nodes; for reports."""
+    stages: tuple[StageNodes, ...] | None = Field(
+        default=None, examples=[[{"nodes": ["iowa-0"]}, {"nodes": ["london-0"]}]]
+    )
+    """The placement, where it is given: every node once."""
+    stage_sizes: tuple[PositiveCount, ...] | None = Field(default=None, examples=[[1, 1]])
+    """Replicas of each stage, where the planner chooses the placement."""
+    pinned: dict[str, Count] | None = Field(default=None, examples=[{"iowa-0": 0}])
     """Stage of the nodes that must not move, beside stage_sizes; the other nodes are free."""
-    stage_layers: tuple[PositiveCount, ...] | None = None
+    stage_layers: tuple[PositiveCount, ...] | None = Field(default=None, examples=[[4, 4]])
     """Layers of each stage; task times scale with them against the mean. Even where not given."""
-    microbatches_per_origin: PositiveCount | EvenMicrobatches | AutoMicrobatches
-    stage_bytes: tuple[PositiveCount, ...] | None = None
+    microbatches_per_origin: PositiveCount | EvenMicrobatches | AutoMicrobatches = Field(examples=[{"even": 40}])
+    """How many microbatches each origin starts in an iteration: a number, or how a total is shared out."""
+    stage_bytes: tuple[PositiveCount, ...] | None = Field(default=None, examples=[[200_000_000, 100_000_000]])
     """Gradient bytes of each stage, from which reduce_s follows for any placement (needs latency and bandwidth)."""
     reduction: Reduction = "ring"
-    """How replicas reduce stage_bytes (see `Problem.reduce_s`)."""
+    """How the replicas of a stage reduce their stage_bytes (docs/plan-file.md)."""
     costs: Costs
     rules: Rules
-    published: dict[str, Any] | None = None
+    published: dict[str, Any] | None = Field(default=None, examples=[{"iteration_s": 31.2}])
+    """What others report for the problem; not used."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

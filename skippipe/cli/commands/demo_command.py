@@ -10,7 +10,13 @@ if TYPE_CHECKING:
 
 
 @click.command("demo")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder for both runs and the report.",
+)
 @click.argument("overrides", nargs=-1)
 def command(out: Path, overrides: tuple[str, ...]) -> None:
     """Plan, train with and without skipping on emulated links, evaluate at reduced depth, write report.html.

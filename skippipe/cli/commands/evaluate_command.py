@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.shared_options import ABSENT, POLICIES, FloatList, GreedyCommand, WordList, node_names
+from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, FloatList, GreedyCommand, WordList, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions
@@ -21,7 +21,14 @@ FILE = click.Path(path_type=Path)
 @click.argument("path", metavar="RUN_OR_DIR", type=FILE)
 @click.option("--policy", "policies", type=WordList(), default="random", show_default=True, help=POLICIES)
 @click.option("--keep", "keeps", type=FloatList(), default="1.0 0.67 0.5", show_default=True, help="Shares of compute.")
-@click.option("--batches", "num_batches", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option(
+    "--batches",
+    "num_batches",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    help="Batches of held-out text to measure on.",
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random choices.")
 @click.option(
@@ -38,7 +45,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
 @click.option("--out", type=FILE, help="Write the result to this file too.")
 @click.option("--plot", type=FILE, help="Draw perplexity against compute, all policies in one picture (HTML).")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)
 @click.option(
     "--lm-eval-tasks", "tasks", type=WordList(), default="", help="Tasks of lm-eval to run too: names or YAML files."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.shared_options import ABSENT, POLICIES, node_names
+from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.generation.generation import Generated
@@ -22,12 +22,20 @@ FILE = click.Path(path_type=Path)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Text to continue; several make a batch.")
 @click.option("--policy", default="full", show_default=True, help=POLICIES)
 @click.option("--keep", type=float, default=1.0, show_default=True, help="Share of the layers' compute.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write, at most."
+)
 @click.option("--do-sample", is_flag=True, help="Draw tokens at random instead of taking the likeliest.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="With --do-sample.")
 @click.option("--top-k", type=click.IntRange(min=0), default=50, show_default=True, help="With --do-sample; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="With --do-sample.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Above 1, tokens that stand in the text already become less likely.",
+)
 @click.option(
     "--speculative",
     "num_drafted",
@@ -38,7 +46,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
 @click.option("--absent", multiple=True, metavar="NODE", help=ABSENT)
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def command(
     path: Path,

@@ -1,0 +1,43 @@
+"""Write the pages of docs/ that are made from the program itself, or check that they are as it would write them.
+
+python docs/tools/generate.py
+python docs/tools/generate.py --check
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from commands_page import commands_page
+from keys_pages import configuration_page, files_page
+
+DOCS = Path(__file__).parents[1]
+PAGES: Final[dict[str, Callable[[], str]]] = {
+    "configuration.md": configuration_page,
+    "file-keys.md": files_page,
+    "commands.md": commands_page,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Write what differs; with `--check` only name it, and return 1 where something does."""
+    stale = []
+    for name, page in PAGES.items():
+        path, text = DOCS / name, page()
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if arguments != ["--check"]:
+                path.write_text(text, encoding="utf-8")
+    if not stale:
+        print("all generated pages are up to date")
+    elif arguments == ["--check"]:
+        print(f"stale: {', '.join(stale)}; renew with: python docs/tools/generate.py", file=sys.stderr)
+        return 1
+    else:
+        print(f"written: {', '.join(stale)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
