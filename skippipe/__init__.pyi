@@ -16,7 +16,7 @@ from .inference.model_loading import LoadedModel as LoadedModel, load_model as l
 from .inference.policies.base import FixedLayers as FixedLayers, Policy as Policy, PolicyContext as PolicyContext
 from .inference.policies.registry import build_policy as build_policy
 from .monitor.evaluation_results import Evaluation as Evaluation
-from .monitor.metrics import read_metrics as read_metrics
+from .monitor.metrics_file import read_metrics as read_metrics
 from .planning.experiment_plan import plan_experiment as plan_experiment
 from .training.loop import TrainingSummary as TrainingSummary
 from .training.train_experiment import train_experiment as train_experiment

@@ -16,7 +16,7 @@ from random_plans import random_plan
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.planning.sharing import share_plans
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train

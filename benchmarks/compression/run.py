@@ -71,7 +71,8 @@ def main(steps: int, seeds: tuple[int, ...], only: tuple[str, ...], out: Path) -
 
 def measure(folder: Path, names: list[str], seed: int, steps: int) -> dict[str, dict[str, Any]]:
     """Train every row in one set of processes; return bytes and the loss under this seed."""
-    from skippipe.monitor.metrics import read_metrics
+    from skippipe.monitor.metrics import Metric
+    from skippipe.monitor.metrics_file import read_metrics
     from skippipe.planning.experiment_plan import plan_experiment
 
     (folder / "cluster.yaml").write_text(CLUSTER)
@@ -89,7 +90,7 @@ def measure(folder: Path, names: list[str], seed: int, steps: int) -> dict[str, 
     results = {}
     for name, experiment in zip(names, experiments, strict=True):
         entries = read_metrics(experiment.run_path / "metrics.jsonl")
-        losses = {str(seed): {"steps": steps, "loss": entries[-1]["val/loss"]}}
+        losses = {str(seed): {"steps": steps, "loss": entries[-1][Metric.VALIDATION_LOSS]}}
         results[name] = {**bytes_per_step(experiment, plan), **losses}
     return results
 

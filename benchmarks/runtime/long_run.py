@@ -14,7 +14,7 @@ import psutil
 from setting import Setting, best_plan, skip_shapes
 
 from skippipe.config.experiment_file import save_experiment
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 
 SAMPLE_S = 0.5
 PORT = 29590

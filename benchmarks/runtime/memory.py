@@ -17,6 +17,9 @@ from typing import Any
 
 import yaml
 
+from skippipe.monitor.metrics import Metric
+from skippipe.monitor.metrics_file import read_metrics
+
 MIB = 2**20
 WORLD_SIZE = 3
 LONG_STEPS, SETTLED_STEP = 500, 100
@@ -103,10 +106,7 @@ def growth(folder: Path) -> None:
     """Train a small model for many steps with checkpoints; print how much the peak grew after it had settled."""
     config = experiment(folder, "long", SMALL, LONG_STEPS, training={"micro_batch_size": 1, "sequence_length": 32})
     train(config)
-    peaks = {
-        entry["step"]: entry["memory/peak_bytes"]
-        for entry in map(json.loads, (folder / "long" / "metrics.jsonl").read_text().splitlines())
-    }
+    peaks = {entry[Metric.STEP]: entry[Metric.PEAK_BYTES] for entry in read_metrics(folder / "long" / "metrics.jsonl")}
     grown = (peaks[LONG_STEPS] - peaks[SETTLED_STEP]) / MIB
     print(
         f"growth of the highest peak from step {SETTLED_STEP} to {LONG_STEPS}: {grown:.1f} MiB of "

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from skippipe.config.experiment import Experiment
+from skippipe.monitor.metrics import Metric
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
@@ -26,7 +27,7 @@ class Ours:
         """Run one step as `Trainer.run` does."""
         metrics, _ = self._trainer.one_step(self._stop)
         self._trainer.reporter.write(metrics)
-        return metrics["train/loss"]
+        return metrics[Metric.TRAIN_LOSS]
 
     def requests(self) -> dict[str, Callable[..., Any]]:
         """Return nothing: steps are all it does."""

@@ -29,7 +29,8 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model
 from skippipe.monitor.evaluation_results import write_evaluation
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics import Metric
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report import write_depth_comparison
 from skippipe.planning.sharing import choose_plans
 from skippipe.runtime.ranks.context import DistributedContext
@@ -73,7 +74,7 @@ def main(model: Path | None, steps: int, tokens: int, quick: bool, work: Path | 
     out.mkdir(parents=True, exist_ok=True)
     write_depth_comparison(work / "pretrained.html", [before, after])
     last = read_metrics(run.run_path / "metrics.jsonl")[-1]
-    facts = {"steps": last["step"], "trained": last["tokens"], "minutes": last["perf/elapsed_s"] / 60}
+    facts = {"steps": last[Metric.STEP], "trained": last[Metric.TOKENS], "minutes": last[Metric.ELAPSED_S] / 60}
     record(out, json.loads(before.read_text()), json.loads(after.read_text()), facts | {"quick": quick})
     click.echo((out / "pretrained.md").read_text())
 

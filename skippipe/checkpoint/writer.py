@@ -80,7 +80,7 @@ class CheckpointWriter:
         self._pending_step = 0
         self._complete = False
         self._abandoned = threading.Event()
-        self.stopped_s: float | None = None
+        self.blocked_s: float | None = None
         """Seconds for which the last `save` kept training from going on; None before the first."""
 
     def save(self, metadata: Metadata) -> None:
@@ -107,7 +107,7 @@ class CheckpointWriter:
         if not self._options.asynchronous:
             self.finish()
             self._images.clear()
-        self.stopped_s = time.perf_counter() - start_s
+        self.blocked_s = time.perf_counter() - start_s
 
     def finish(self) -> bool:
         """Wait until the checkpoint begun last is written; say whether it is complete, the same on every rank.

@@ -1,11 +1,11 @@
 """What rank 0 shows of a run: a table at the start, a line a step, a bar where there is a terminal."""
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from tqdm import tqdm
 
+from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.plans.plan_set import MAIN_PLAN
 from skippipe_scheduler.plan.plan import Plan
 
 
@@ -24,10 +24,10 @@ class Console:
             file=sys.stderr,
         )
 
-    def write(self, metrics: Mapping[str, Any]) -> None:
+    def write(self, metrics: StepMetrics) -> None:
         """Show one step."""
-        step = int(metrics["step"])
-        if step % self._interval == 0 or step == self._max_steps or "val/loss" in metrics:
+        step = int(metrics[Metric.STEP])
+        if step % self._interval == 0 or step == self._max_steps or Metric.VALIDATION_LOSS in metrics:
             tqdm.write(step_line(metrics, self._max_steps), file=sys.stdout)
             sys.stdout.flush()
         self._bar.update()
@@ -37,25 +37,25 @@ class Console:
         self._bar.close()
 
 
-def step_line(metrics: Mapping[str, Any], max_steps: int) -> str:
+def step_line(metrics: StepMetrics, max_steps: int) -> str:
     """Return one step's metrics as a line."""
     line = (
-        f"step {metrics['step']:.0f}/{max_steps}  loss {metrics['train/loss']:.4f}  "
-        f"grad norm {metrics['train/grad_norm']:.3f}  lr {metrics['train/lr']:.2e}  "
-        f"{metrics['perf/iteration_s']:.3f} s ({_plan(metrics)} {metrics['pipeline/predicted_s']:.3f} s)  "
-        f"{metrics['perf/tokens_per_s']:,.0f} tokens/s"
+        f"step {metrics[Metric.STEP]:.0f}/{max_steps}  loss {metrics[Metric.TRAIN_LOSS]:.4f}  "
+        f"grad norm {metrics[Metric.GRADIENT_NORM]:.3f}  lr {metrics[Metric.LEARNING_RATE]:.2e}  "
+        f"{metrics[Metric.ITERATION_S]:.3f} s ({_plan(metrics)} {metrics[Metric.PREDICTED_S]:.3f} s)  "
+        f"{metrics[Metric.TOKENS_PER_S]:,.0f} tokens/s"
     )
-    if "perf/mfu" in metrics:
-        line += f"  MFU {metrics['perf/mfu']:.1%}"
-    if "val/loss" in metrics:
-        line += f"  validation loss {metrics['val/loss']:.4f}"
+    if Metric.MFU in metrics:
+        line += f"  MFU {metrics[Metric.MFU]:.1%}"
+    if Metric.VALIDATION_LOSS in metrics:
+        line += f"  validation loss {metrics[Metric.VALIDATION_LOSS]:.4f}"
     return line
 
 
-def _plan(metrics: Mapping[str, Any]) -> str:
+def _plan(metrics: StepMetrics) -> str:
     """Return how a line calls the plan of its step: by name where it is not the main one."""
-    name = metrics.get("pipeline/plan", "main")
-    return "plan" if name == "main" else f"plan {name}"
+    name = metrics.get(Metric.PLAN, MAIN_PLAN)
+    return "plan" if name == MAIN_PLAN else f"plan {name}"
 
 
 def further_line(name: str, plan: Plan) -> str:

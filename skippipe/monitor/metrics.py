@@ -1,55 +1,91 @@
-"""metrics.jsonl: one JSON object a step."""
+"""Every metric of a training step: its key, its unit, what it means and which module measures it, in this one table.
 
-import json
+metrics.jsonl, the console, Weights & Biases and reports have a metric under its key.
+"""
+
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from enum import StrEnum
+from typing import Any, Self
 
-from skippipe.errors import InputError, StorageError
-from skippipe_scheduler.files import write_atomically
-
-
-class MetricsWriter:
-    """Appends steps to a file, each written out at once. Steps after `first_step` of an earlier try are removed."""
-
-    def __init__(self, path: Path, first_step: int = 0) -> None:
-        kept = [entry for entry in read_metrics(path) if entry["step"] <= first_step] if path.exists() else []
-        write_atomically(path, "".join(_line(entry) for entry in kept))
-        self._path = path
-        self._stream: TextIO = path.open("a", encoding="utf-8")
-
-    def write(self, metrics: Mapping[str, Any]) -> None:
-        """Append one step; raise `StorageError` where that is impossible."""
-        try:
-            self._stream.write(_line(metrics))
-            self._stream.flush()
-        except OSError as reason:
-            raise StorageError(f"{self._path}: cannot be written ({reason.strerror or reason})") from None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+_LOOP = "skippipe.training.loop"
+_UTILISATION = "skippipe.training.utilisation"
+_MEMORY = "skippipe.training.memory_report"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics file in order; lines that a crash cut short are left out.
+class Metric(StrEnum):
+    """A key of a step's metrics; docs/monitoring.md has this table too, held to it by a test."""
 
-    Raises `InputError` where there is no such file.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as reason:
-        raise InputError(f"{path}: cannot be read ({reason.strerror}); give a run that has been trained") from None
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
-    return entries
+    unit: str
+    meaning: str
+    measured_in: str
+    """The module whose code fills it in."""
+
+    def __new__(cls, key: str, unit: str, meaning: str, measured_in: str) -> Self:
+        """Make the member a string equal to its key."""
+        member = str.__new__(cls, key)
+        member._value_ = key
+        member.unit, member.meaning, member.measured_in = unit, meaning, measured_in
+        return member
+
+    STEP = "step", "count", "optimizer steps so far, this one included", _LOOP
+    TOKENS = "tokens", "count", "tokens trained on so far", _LOOP
+
+    TRAIN_LOSS = "train/loss", "nats per token", "mean loss over all microbatches of the step", _LOOP
+    EARLY_EXIT_LOSS = (
+        "train/early_exit_loss",
+        "nats per token",
+        "loss right behind the origin's layers; only with `recipe.early_exit_loss`",
+        _LOOP,
+    )
+    GRADIENT_NORM = "train/grad_norm", "none", "norm of all gradients before clipping", _LOOP
+    LEARNING_RATE = "train/lr", "none", "learning rate of the step", _LOOP
+
+    ITERATION_S = (
+        "perf/iteration_s",
+        "seconds",
+        "wall-clock time of the step, with reduction, clipping and optimizer",
+        _LOOP,
+    )
+    TOKENS_PER_S = "perf/tokens_per_s", "tokens per second", "tokens of the step over its time", _LOOP
+    ELAPSED_S = "perf/elapsed_s", "seconds", "time of all steps so far, without validation and saving", _LOOP
+    TFLOP_PER_S = (
+        "perf/tflop_per_s",
+        "TFLOP per second",
+        "model FLOP of all ranks together: layers on the routes and losses, forward and backward",
+        _UTILISATION,
+    )
+    MFU = "perf/mfu", "share", "that rate over the devices' peak; only where the peak is known", _UTILISATION
+
+    PLAN = "pipeline/plan", "name", "plan that the step followed: `main`, or one of the recipe's", _LOOP
+    PREDICTED_S = "pipeline/predicted_s", "seconds", "iteration time that this plan predicts", _LOOP
+    BUBBLE_FRACTION = "pipeline/bubble_fraction", "share", "time in which the ranks did not compute, measured", _LOOP
+
+    PEAK_BYTES = "memory/peak_bytes", "bytes", "highest memory of any rank so far", _MEMORY
+    ESTIMATED_BYTES = "memory/estimated_bytes", "bytes", "memory that the plan estimates for that rank", _MEMORY
+
+    BLOCKED_S = (
+        "checkpoint/blocked_s",
+        "seconds",
+        "time for which the save before blocked training; only at the step after a save",
+        _LOOP,
+    )
+
+    VALIDATION_LOSS = (
+        "val/loss",
+        "nats per token",
+        "loss on held-out text at full depth; only at steps with a validation",
+        _LOOP,
+    )
+    VALIDATION_PERPLEXITY = "val/perplexity", "none", "exponential of `val/loss`", _LOOP
 
 
-def _line(metrics: Mapping[str, Any]) -> str:
-    return json.dumps(dict(metrics)) + "\n"
+StepMetrics = dict[Metric, Any]
+"""One step: numbers, and the name of the plan."""
+
+FORMER_KEYS = {"checkpoint/stopped_s": Metric.BLOCKED_S}
+"""Keys in files of earlier versions."""
+
+
+def with_current_keys(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of metrics.jsonl under the keys of today."""
+    return {str(FORMER_KEYS.get(key, key)): value for key, value in entry.items()}

@@ -2,11 +2,12 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from skippipe.config.experiment import Experiment, WandbOptions
+from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe_scheduler.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,10 @@ class WandbRun:
         self._failed = experiment.logging.wandb.mode == "disabled"
         self._guard("start", lambda: self._open(experiment, run_dir, run_id))
 
-    def write(self, metrics: Mapping[str, Any]) -> None:
+    def write(self, metrics: StepMetrics) -> None:
         """Log one step."""
-        self._guard("log", lambda: self._run.log(dict(metrics), step=int(metrics["step"])))
+        entry = {str(metric): value for metric, value in metrics.items()}
+        self._guard("log", lambda: self._run.log(entry, step=int(metrics[Metric.STEP])))
 
     def log_plan(self, path: Path) -> None:
         """Store the plan file as an artifact of the run."""

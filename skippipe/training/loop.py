@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device
 from skippipe.monitor.console import further_line, start_table
+from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.sinks import Reporter, open_reporter
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.plans.plan_schedule import PlanSchedule
@@ -34,7 +36,6 @@ from skippipe.training.agreement import together
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
-from skippipe.training.reporting import Reporter, open_reporter
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware, check_start
@@ -166,9 +167,9 @@ class Trainer:
         stopped = False
         while self.step < max_steps and not stopped:
             metrics, stopped = self.one_step(stop)
-            loss = metrics["train/loss"]
-            if self.writer.stopped_s is not None:
-                metrics["checkpoint/stopped_s"], self.writer.stopped_s = self.writer.stopped_s, None
+            loss = metrics[Metric.TRAIN_LOSS]
+            if self.writer.blocked_s is not None:
+                metrics[Metric.BLOCKED_S], self.writer.blocked_s = self.writer.blocked_s, None
             if self._due(self.experiment.evaluation.interval):
                 metrics |= self._validate()
             self.reporter.write(metrics)
@@ -194,7 +195,7 @@ class Trainer:
         self.reporter.close()
         self.optimizer.close()
 
-    def one_step(self, stop: StopSignal) -> tuple[dict[str, Any], bool]:
+    def one_step(self, stop: StopSignal) -> tuple[StepMetrics, bool]:
         """Run one iteration; return its metrics and whether any rank was asked to stop."""
         start_s = time.perf_counter()
         lr = self.optimizer.lr
@@ -235,23 +236,23 @@ class Trainer:
 
     def _metrics(
         self, plan: str, totals: StepTotals, lr: float, duration_s: float, result: IterationResult
-    ) -> dict[str, Any]:
+    ) -> StepMetrics:
         if plan == MAIN_PLAN:  # what reads the trace compares it with the main plan
             self.trace.record(self.step, result.spans, result.transfers)
-        exits = {"train/early_exit_loss": totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}
+        exits = {Metric.EARLY_EXIT_LOSS: totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}
         return (
             {
-                "step": self.step,
-                "train/loss": totals.loss,
-                "train/grad_norm": totals.grad_norm,
-                "train/lr": lr,
-                "perf/iteration_s": duration_s,
-                "perf/tokens_per_s": self.tokens_per_step / duration_s,
-                "perf/elapsed_s": self.elapsed_s,
-                "pipeline/plan": plan,
-                "pipeline/predicted_s": self.plans[plan].predicted.iteration_s,
-                "pipeline/bubble_fraction": max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
-                "tokens": self.step * self.tokens_per_step,
+                Metric.STEP: self.step,
+                Metric.TRAIN_LOSS: totals.loss,
+                Metric.GRADIENT_NORM: totals.grad_norm,
+                Metric.LEARNING_RATE: lr,
+                Metric.ITERATION_S: duration_s,
+                Metric.TOKENS_PER_S: self.tokens_per_step / duration_s,
+                Metric.ELAPSED_S: self.elapsed_s,
+                Metric.PLAN: plan,
+                Metric.PREDICTED_S: self.plans[plan].predicted.iteration_s,
+                Metric.BUBBLE_FRACTION: max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
+                Metric.TOKENS: self.step * self.tokens_per_step,
             }
             | exits
             | self.utilisation[plan].metrics(duration_s)
@@ -262,13 +263,13 @@ class Trainer:
         dtype = getattr(torch, training.dtype)
         return model_cost(self.config, training.micro_batch_size, training.sequence_length, dtype)
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> StepMetrics:
         training = self.experiment.training
         num_microbatches = self.experiment.evaluation.batches * training.num_microbatches
         loss = self.runner.evaluate(
             lambda microbatch: self.order.validation_batch(microbatch, training.micro_batch_size), num_microbatches
         )
-        return {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        return {Metric.VALIDATION_LOSS: loss, Metric.VALIDATION_PERPLEXITY: math.exp(min(loss, 700.0))}
 
     def _train_batch(self, microbatch: int) -> tuple[Tensor, Tensor]:
         training = self.experiment.training

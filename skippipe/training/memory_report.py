@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from skippipe.config.experiment import Experiment
+from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
@@ -33,7 +34,7 @@ def estimate_memory(experiment: Experiment, plans: PlanSet, world_size: int) -> 
         (memory_of_one_process(plan, workload),) if world_size == 1 else plan_memory(plan, workload)
         for _, plan in plans.items()
     ]
-    return tuple(max(estimates, key=lambda one: one.total_bytes) for estimates in zip(*by_plan, strict=True))
+    return tuple(max(estimates, key=lambda estimate: estimate.total_bytes) for estimates in zip(*by_plan, strict=True))
 
 
 def check_room(
@@ -67,13 +68,13 @@ class MemoryReport:
         """Return this rank's peak at its place and zeros elsewhere, so that the sum over ranks has all peaks."""
         return [float(self._peak.read()) if rank == self._rank else 0.0 for rank in range(len(self.estimates))]
 
-    def metrics(self, peaks: Sequence[float]) -> dict[str, float]:
+    def metrics(self, peaks: Sequence[float]) -> StepMetrics:
         """Remember the peaks of all ranks; return the metrics of a step, for the rank with the highest peak."""
         self.peak_bytes = [round(peak) for peak in peaks]
-        rank = max(range(len(peaks)), key=lambda one: self.peak_bytes[one])
+        rank = max(range(len(peaks)), key=self.peak_bytes.__getitem__)
         return {
-            "memory/peak_bytes": self.peak_bytes[rank],
-            "memory/estimated_bytes": self.estimates[rank].total_bytes,
+            Metric.PEAK_BYTES: self.peak_bytes[rank],
+            Metric.ESTIMATED_BYTES: self.estimates[rank].total_bytes,
         }
 
     def write(self, run_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from skippipe.model.cost import ModelCost
+from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe_scheduler.plan.plan import Plan
 
 BACKWARD_AND_FORWARD = 3
@@ -16,12 +17,12 @@ class Utilisation:
     flop: float
     peak_tflop_per_s: float | None
 
-    def metrics(self, iteration_s: float) -> dict[str, float]:
+    def metrics(self, iteration_s: float) -> StepMetrics:
         """Return the rate at which an iteration of this duration ran, and its share of the peak where that is known."""
         rate = self.flop / iteration_s / 1e12
-        metrics = {"perf/tflop_per_s": rate}
+        metrics: StepMetrics = {Metric.TFLOP_PER_S: rate}
         if self.peak_tflop_per_s is not None:
-            metrics["perf/mfu"] = rate / self.peak_tflop_per_s
+            metrics[Metric.MFU] = rate / self.peak_tflop_per_s
         return metrics
 
 

@@ -10,7 +10,7 @@ import pytest
 from browsing import Browser, open_page
 from selenium.webdriver.common.by import By
 
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe_scheduler.plan.plan import Plan, parse_plan
 
 STEPS = 8

@@ -9,6 +9,7 @@ from crowding import at_most_s
 from hypothesis import given, strategies as st
 
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
+from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
 from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, memory_figure
@@ -217,7 +218,7 @@ def test_loss_curves_take_what_was_recorded() -> None:
         {"tokens": 20.0, "train/loss": 2.0, "val/loss": 2.5},
         {"step": 3.0},
     ]
-    training, validation = loss_figure({"one": steps}, "tokens", "tokens").data
+    training, validation = loss_figure({"one": steps}, Metric.TOKENS, "tokens").data
     assert list(training.x) == [10.0, 20.0]
     assert list(training.y) == [3.0, 2.0]
     assert list(validation.y) == [2.5]

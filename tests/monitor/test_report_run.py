@@ -10,6 +10,7 @@ from small_runs import write_run
 from skippipe.cli.commands.report_command import command
 from skippipe.cli.main import main
 from skippipe.errors import InputError
+from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.reports import write_comparison_report, write_plan_report, write_run_report
 from skippipe.monitor.report.run_record import read_run_record
 from skippipe.monitor.report.summary import nodes_table, plans_table, runs_table
@@ -32,7 +33,7 @@ def test_steps_that_a_resumed_run_did_again_count_once(run_dir: Path) -> None:
         stream.write('\n{"step": 24, "train/loss": 9.0}\n{"step": 25, "train/loss": NaN, "tokens": 7}\n')
     run = read_run_record(run_dir)
     assert len(run.steps) == 25
-    assert run.last("train/loss") == 9.0
+    assert run.last(Metric.TRAIN_LOSS) == 9.0
     assert run.last("tokens") == 7
 
 

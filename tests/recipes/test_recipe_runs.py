@@ -11,7 +11,7 @@ from training_runs import ALONE, losses, make_experiment, small_plan, train_alon
 from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.errors import InfeasibleError, PlanError, ProblemError
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.planning.recipe_plans import warn_of_draws
 from skippipe.planning.sharing import choose_plans
 from skippipe.plans.plan_set import PlanSet

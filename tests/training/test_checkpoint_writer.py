@@ -118,8 +118,8 @@ def test_next_save_waits_for_the_one_before_and_says_so(
     opener = threading.Timer(0.3, gate.open.set)
     opener.start()
     saving.save(2)
-    assert saving.writer.stopped_s is not None
-    assert saving.writer.stopped_s > 0.1
+    assert saving.writer.blocked_s is not None
+    assert saving.writer.blocked_s > 0.1
     assert "until the checkpoint of step 1 was written; raise checkpoint.interval" in caplog.text
     assert saving.complete()[0] == "step-00000001"
     assert saving.writer.finish()

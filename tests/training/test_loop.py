@@ -16,7 +16,7 @@ from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
 from skippipe.cli.commands.train_command import command
 from skippipe.cli.main import main
 from skippipe.errors import PlanError, SkipPipeError, StorageError
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.run_record import read_run_record
 from skippipe.planning.sharing import choose_plan, share_plans
 from skippipe.runtime.local_runner import LocalRunner

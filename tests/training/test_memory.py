@@ -10,7 +10,7 @@ from training_runs import ALONE, make_experiment, ranks_plan, small_plan, train_
 
 from skippipe.cli.main import main
 from skippipe.errors import InfeasibleError
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
 from skippipe.plans.plan_set import PlanSet
 from skippipe.training.memory_report import check_room, estimate_memory
@@ -37,7 +37,7 @@ def test_run_shows_estimate_and_peak(tmp_path: Path, capsys: pytest.CaptureFixtu
     (estimate,) = estimate_memory(experiment, PlanSet(small_plan()), 1)
     entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert {entry["memory/estimated_bytes"] for entry in entries} == {estimate.total_bytes}
-    assert "checkpoint/stopped_s" in entries[2]
+    assert "checkpoint/blocked_s" in entries[2]
     (row,) = json.loads((tmp_path / "run" / "memory.json").read_text())["ranks"]
     assert row["estimated_bytes"] == estimate.total_bytes
     assert capsys.readouterr().out.count("memory by plan") == 2

@@ -11,7 +11,7 @@ from training_runs import losses, make_experiment, train_alone, train_on_ranks
 
 from skippipe.checkpoint.reader import checkpoint_path, complete_checkpoints
 from skippipe.config.experiment import Experiment
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe_scheduler.plan.plan import Plan
 
 STEPS, LEG = 20, 4

@@ -21,7 +21,7 @@ from training_runs import (
 )
 
 from skippipe.checkpoint.reader import complete_checkpoints
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import load_plan

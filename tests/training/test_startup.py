@@ -15,7 +15,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.training.startup import (
     _check_agreement,
     _peak,

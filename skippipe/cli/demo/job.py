@@ -12,7 +12,8 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.inference.evaluation.perplexity import evaluate_model
 from skippipe.monitor.evaluation_results import DepthResult
-from skippipe.monitor.metrics import read_metrics
+from skippipe.monitor.metrics import Metric
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report import write_comparison_report
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
@@ -86,7 +87,7 @@ def run_demo(out: Path, overrides: Sequence[str], announce: Announce) -> DemoRes
 
 def measured_iteration_s(run_dir: Path) -> float:
     """Return the median measured iteration time of a run after warm-up, seconds."""
-    durations = [float(entry["perf/iteration_s"]) for entry in read_metrics(run_dir / "metrics.jsonl")]
+    durations = [float(entry[Metric.ITERATION_S]) for entry in read_metrics(run_dir / "metrics.jsonl")]
     return statistics.median(durations[min(WARM_UP_STEPS, len(durations) // 2) :])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
+from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.run_record import Step
 from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, dash, label, symbol
 from skippipe.monitor.report.units import seconds
@@ -17,19 +18,23 @@ LOG_RANGE = 20.0
 """From this ratio between the largest and the smallest value on, the axis is logarithmic."""
 
 
-def loss_figure(runs: Mapping[str, Sequence[Step]], key: str, axis: str) -> go.Figure:
-    """Draw each run's training and validation loss over `key` ("tokens" or "perf/elapsed_s")."""
+def loss_figure(runs: Mapping[str, Sequence[Step]], over: Metric, axis: str) -> go.Figure:
+    """Draw each run's training and validation loss over another metric: tokens, or the time."""
     figure = go.Figure(layout=_layout(axis, "loss (nats a token)"))
     figure.update_xaxes(rangemode="tozero")
     for index, (name, steps) in enumerate(runs.items()):
-        training = thin([(step[key], step["train/loss"]) for step in steps if key in step and "train/loss" in step])
-        checks = [(step[key], step["val/loss"]) for step in steps if key in step and "val/loss" in step]
+        training = thin(_points(steps, over, Metric.TRAIN_LOSS))
+        checks = _points(steps, over, Metric.VALIDATION_LOSS)
         line = {"color": colour(index), "width": 2}
         figure.add_trace(_curve(f"{name}, training", training, mode="lines", line=line))
         if checks:
             dashed = {"color": colour(index), "width": 1.5, "dash": "dot"}
             figure.add_trace(_curve(f"{name}, validation", checks, mode="lines+markers", line=dashed))
     return figure
+
+
+def _points(steps: Sequence[Step], over: Metric, metric: Metric) -> list[tuple[float, float]]:
+    return [(step[over], step[metric]) for step in steps if over in step and metric in step]
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
+from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
 from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
 from skippipe.monitor.report.load_over_time import load_figure, memory_figure
@@ -113,7 +114,7 @@ def _run_facts(run: RunRecord) -> dict[str, str]:
     facts = {"Predicted iteration": seconds(run.predicted_s)}
     if run.measured_s is not None and run.ratio is not None:
         facts |= {"Measured iteration": seconds(run.measured_s), "Measured / predicted": times(run.ratio)}
-    tokens, loss = run.last("tokens"), run.last("train/loss")
+    tokens, loss = run.last(Metric.TOKENS), run.last(Metric.TRAIN_LOSS)
     if tokens is not None:
         facts["Tokens"] = count(tokens)
     if loss is not None:
@@ -210,11 +211,11 @@ def _training(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     if not steps:
         return []
     over_tokens = Picture(
-        loss_figure(steps, "tokens", "tokens seen"),
+        loss_figure(steps, Metric.TOKENS, "tokens seen"),
         "Mean loss of each iteration over the tokens trained on so far.",
     )
     over_time = Picture(
-        loss_figure(steps, "perf/elapsed_s", "time (s)"),
+        loss_figure(steps, Metric.ELAPSED_S, "time (s)"),
         "The same over wall-clock time since the start of training, without validation and checkpoints.",
     )
     text = "Lower is better. Validation is at full depth on text that training never sees."

@@ -1,11 +1,10 @@
 """Reading a run directory. A crash may have cut files short: damaged lines are counted, not fatal."""
 
-import json
 import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
+from skippipe.monitor.metrics import Metric
+from skippipe.monitor.metrics_file import json_lines, metrics_lines
 from skippipe.monitor.report.spans import ChartSpan, end_s
 from skippipe_scheduler.files import parse, read_json
 from skippipe_scheduler.plan.plan import Plan
@@ -23,6 +24,7 @@ from skippipe_scheduler.plan.validate import load_plan
 
 WARM_UP_STEPS = 10
 Step = dict[str, float]
+"""The numbers of one step by their keys, which are those of `Metric`."""
 _SPAN = TypeAdapter(ChartSpan)
 
 
@@ -75,9 +77,9 @@ class RunRecord:
         Steps that a recipe ran under another plan, with another prediction, do not count.
         """
         durations = [
-            step["perf/iteration_s"]
+            step[Metric.ITERATION_S]
             for step in self.steps
-            if "perf/iteration_s" in step and step.get("pipeline/predicted_s", self.predicted_s) == self.predicted_s
+            if Metric.ITERATION_S in step and step.get(Metric.PREDICTED_S, self.predicted_s) == self.predicted_s
         ]
         return durations[min(WARM_UP_STEPS, len(durations) // 2) :]
 
@@ -97,9 +99,14 @@ class RunRecord:
         """Measured over predicted iteration time."""
         return self.measured_s / self.predicted_s if self.measured_s and self.predicted_s else None
 
-    def last(self, key: str) -> float | None:
+    def last(self, metric: Metric) -> float | None:
         """Return the newest value of a metric, None where it was never recorded."""
-        return next((step[key] for step in reversed(self.steps) if key in step), None)
+        return next((step[metric] for step in reversed(self.steps) if metric in step), None)
+
+    def median(self, metric: Metric) -> float | None:
+        """Return the median of a metric over all steps, None where it was never recorded."""
+        values = [step[metric] for step in self.steps if metric in step]
+        return statistics.median(values) if values else None
 
 
 def read_run_record(folder: Path) -> RunRecord:
@@ -130,12 +137,11 @@ def _read_steps(path: Path) -> tuple[list[Step], int]:
     """Return the steps in order, each once (the newest, where a resumed run redid it), and damaged lines."""
     steps: dict[int, Step] = {}
     damaged = 0
-    for content in _json_lines(path):
-        step = content.get("step") if content is not None else None
-        if content is None or not isinstance(step, int):
+    for entry in metrics_lines(path) if path.exists() else ():
+        if entry is None:
             damaged += 1
-            continue
-        steps[step] = {key: float(value) for key, value in content.items() if _is_number(value)}
+        else:
+            steps[entry[Metric.STEP]] = {key: float(value) for key, value in entry.items() if _is_number(value)}
     return [steps[step] for step in sorted(steps)], damaged
 
 
@@ -148,7 +154,7 @@ def _read_trace(folder: Path) -> MeasuredIteration | None:
     by_step: dict[int, list[ChartSpan]] = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
         in_name = re.search(r"step-(\d+)", path.stem)
-        for content in _json_lines(path):
+        for content in json_lines(path):
             span = _span(content)
             if content is not None and span is not None:
                 step = content.get("step", int(in_name[1]) if in_name else 0)
@@ -167,19 +173,6 @@ def _span(content: dict[str, Any] | None) -> ChartSpan | None:
         return _SPAN.validate_python(fields)
     except ValidationError:
         return None
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield each line's object, None for a damaged line; nothing where there is no such file."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                content = json.loads(line)
-            except json.JSONDecodeError:
-                content = None
-            yield content if isinstance(content, dict) else None
 
 
 def _is_number(value: Any) -> bool:

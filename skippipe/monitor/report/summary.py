@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.evaluation_results import Evaluation
+from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run_record import RunRecord
 from skippipe.monitor.report.units import count, percent, seconds, significant, times
@@ -54,9 +55,7 @@ def runs_table(runs: Mapping[str, RunRecord]) -> Table:
     rows = []
     for name, run in runs.items():
         durations_s = run.iterations_s
-        throughput = [step["perf/tokens_per_s"] for step in run.steps if "perf/tokens_per_s" in step]
-        rate = [step["perf/tflop_per_s"] for step in run.steps if "perf/tflop_per_s" in step]
-        mfu = [step["perf/mfu"] for step in run.steps if "perf/mfu" in step]
+        throughput, rate, mfu = map(run.median, (Metric.TOKENS_PER_S, Metric.TFLOP_PER_S, Metric.MFU))
         rows.append(
             (
                 name,
@@ -65,11 +64,11 @@ def runs_table(runs: Mapping[str, RunRecord]) -> Table:
                 seconds(statistics.median(durations_s)) if durations_s else NONE,
                 times(run.ratio) if run.ratio else NONE,
                 seconds(statistics.pstdev(durations_s)) if durations_s else NONE,
-                f"{count(statistics.median(throughput))} tokens/s" if throughput else NONE,
-                f"{significant(statistics.median(rate))} TFLOP/s" if rate else NONE,
-                percent(statistics.median(mfu)) if mfu else NONE,
-                _number(run.last("train/loss")),
-                _number(run.last("val/loss")),
+                f"{count(throughput)} tokens/s" if throughput is not None else NONE,
+                f"{significant(rate)} TFLOP/s" if rate is not None else NONE,
+                percent(mfu) if mfu is not None else NONE,
+                _number(run.last(Metric.TRAIN_LOSS)),
+                _number(run.last(Metric.VALIDATION_LOSS)),
             )
         )
     return Table(

@@ -1,13 +1,14 @@
 """Where a step's metrics go on rank 0: metrics.jsonl, the console, Weights & Biases. Other ranks report nothing."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from skippipe.config.experiment import Experiment
 from skippipe.errors import StorageError
 from skippipe.monitor.console import Console
-from skippipe.monitor.metrics import MetricsWriter
+from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.metrics_file import MetricsWriter
 from skippipe.monitor.wandb_run import WandbRun
 
 logger = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Sink(Protocol):
     """Takes a step's metrics."""
 
-    def write(self, metrics: Mapping[str, Any]) -> None:
+    def write(self, metrics: StepMetrics) -> None:
         """Take one step."""
 
     def close(self) -> None:
@@ -29,13 +30,13 @@ class Reporter:
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self._sinks = list(sinks)
 
-    def write(self, metrics: Mapping[str, Any]) -> None:
+    def write(self, metrics: StepMetrics) -> None:
         """Report one step."""
         for sink in tuple(self._sinks):
             try:
                 sink.write(metrics)
             except StorageError as reason:
-                logger.warning("step %d: %s; no further steps are recorded there", metrics["step"], reason)
+                logger.warning("step %d: %s; no further steps are recorded there", metrics[Metric.STEP], reason)
                 self._sinks.remove(sink)
 
     def close(self) -> None:
@@ -45,7 +46,10 @@ class Reporter:
 
 
 def open_reporter(experiment: Experiment, first_step: int, run_id: str | None) -> Reporter:
-    """Return the reporter of rank 0; steps after `first_step` of an earlier try leave metrics.jsonl."""
+    """Return the reporter of rank 0; steps after `first_step` of an earlier try leave metrics.jsonl.
+
+    `run_id` is that of the W&B run, None without one. A further place for metrics is a further entry of the list.
+    """
     run_dir = experiment.run_path
     sinks: list[Sink] = [
         MetricsWriter(run_dir / "metrics.jsonl", first_step),
