@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.wait import WebDriverWait
 
-Browser = webdriver.Chrome
+Browser: TypeAlias = webdriver.Chrome
 PLOTS = "[...document.querySelectorAll('.plotly-graph-div')]"
 REMEDY = (
     "needs Chromium and its driver: apt-get install chromium chromium-driver "

@@ -216,11 +216,12 @@ def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> li
 def _die_while_saving(config: Path, plan: Path, fatal_step: int) -> None:
     """Run `skippipe train` as it is, but with a kill before the checkpoint of `fatal_step` gets its name."""
     from skippipe.checkpoint import writer as checkpoint_writer
+    from skippipe.checkpoint.reader import Metadata
     from skippipe.cli.main import main
 
     finish = checkpoint_writer._finish
 
-    def finish_or_die(aside: Path, final: Path, metadata: checkpoint_writer.Metadata) -> None:
+    def finish_or_die(aside: Path, final: Path, metadata: Metadata) -> None:
         if metadata.step == fatal_step:
             os.kill(os.getpid(), signal.SIGKILL)
         finish(aside, final, metadata)

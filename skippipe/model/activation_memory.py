@@ -120,7 +120,7 @@ class _StageTrace:
         with self._counting() as live:
             hidden = torch.empty(self._hidden_shape, dtype=self._dtype).requires_grad_()
             loss = self._stage.loss(hidden, torch.zeros(self._shape, dtype=torch.int64)) / 1
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return live.peak_bytes
 
     @contextmanager
@@ -149,7 +149,7 @@ def _give_fake_weights(model: PreTrainedModel) -> None:
             if parameter is not None:
                 if parameter not in parameters:
                     fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-                    fake.register_post_accumulate_grad_hook(forget_gradient)  # type: ignore[no-untyped-call]
+                    fake.register_post_accumulate_grad_hook(forget_gradient)
                     parameters[parameter] = fake
                 module._parameters[name] = parameters[parameter]
         for name, buffer in module._buffers.items():

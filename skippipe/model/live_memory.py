@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveMemory(TorchDispatchMode):
     """While entered, counts every storage that an operation makes, once, until the last tensor on it is gone.
 
     What was there before, such as parameters, does not count.
@@ -28,7 +28,7 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):  # a view of a parameter is no new memory
-                self._known.setdefault(tensor.untyped_storage(), 0)  # type: ignore[no-untyped-call]
+                self._known.setdefault(tensor.untyped_storage(), 0)
         results = _run(function, args, kwargs or {})
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):

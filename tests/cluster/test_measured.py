@@ -8,7 +8,7 @@ import pytest
 from skippipe.cluster.measured import MeasuredTask, MeasuredWait, Trace, measured_cluster, read_trace, write_measured
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.plan import Operation, Plan
 from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.build import build_problem
@@ -84,7 +84,7 @@ def trace_of(plan: Plan) -> Trace:
         trace.tasks += [MeasuredTask(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
         for one in timeline.transfers:
             loss = one.direction == "forward" and one.destination == plan.microbatches[one.microbatch].route[0]
-            operation = "L" if loss else "F" if one.direction == "forward" else "B"
+            operation: Operation = "L" if loss else "F" if one.direction == "forward" else "B"
             ready = ready_s[one.destination, operation, one.microbatch]
             shift_s = zero_s[one.destination]
             wait = MeasuredWait(
@@ -146,7 +146,8 @@ def test_without_a_trace_costs_stay(plan: Plan) -> None:
 def test_files(plan: Plan, tmp_path: Path) -> None:
     trace = trace_of(recost(plan, TRUE))
     (tmp_path / "run" / "trace").mkdir(parents=True)
-    lines = [json.dumps(one._asdict()) for one in (*trace.tasks, *trace.waits)]
+    lines = [json.dumps(task._asdict()) for task in trace.tasks]
+    lines += [json.dumps(wait._asdict()) for wait in trace.waits]
     (tmp_path / "run" / "trace" / "rank-0.jsonl").write_text("\n".join([*lines, '{"step": 4, "no']))
     assert read_trace(tmp_path / "run" / "trace") == trace
     from skippipe.cluster.description import write_cluster

@@ -33,12 +33,14 @@ def logits_of_run(run_dir: Path, input_ids: torch.Tensor) -> torch.Tensor:
     """Return what our own stages say (B, T, V)."""
     experiment = make_experiment(run_dir.parent)
     config, plan = experiment_model(experiment), small_plan()
-    where = {"seed": 9, "device": choose_device("cpu"), "dtype": torch.float32}
+    device, dtype = choose_device("cpu"), torch.float32
     stages = [
-        build_stage(config, *stage.layers, with_embedding_and_head=index == 0, **where)
+        build_stage(config, *stage.layers, with_embedding_and_head=index == 0, seed=9, device=device, dtype=dtype)
         for index, stage in enumerate(plan.stages)
     ]
-    load_parameters(latest_checkpoint(run_dir), config, stages)
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
+    load_parameters(checkpoint, config, stages)
     hidden = stages[0].embed(input_ids)
     for stage in stages:
         hidden = stage(hidden)

@@ -5,13 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from processes import free_port, preloaded, run_skippipe
+from pydantic_core import to_json
 from random_plans import random_plan
 from torch import Tensor
 from training_runs import MODEL_OPTIONS, make_experiment, train_alone
@@ -76,8 +76,8 @@ def answer(model: LoadedModel, question: str) -> Any:
 
 
 def as_json(result: Any) -> Any:
-    """Return a dataclass as JSON keeps it."""
-    return json.loads(json.dumps(asdict(result)))
+    """Return a result as JSON keeps it."""
+    return json.loads(to_json(result))
 
 
 def continued(model: LoadedModel, prompt: Sequence[int], count: int) -> dict[str, Any]:

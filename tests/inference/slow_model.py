@@ -36,7 +36,7 @@ class SlowModel:
                 inputs[index].append(hidden)
                 assert len(inputs[index]) == position + 1, "a layer came back"
                 middle = self.attend(index, torch.stack(inputs[index]))  # (D,)
-                if skips_left > 0:
+                if rule is not None and skips_left > 0:
                     skips_left -= 1
                     hidden = middle
                     rule.skipped.append((position, index))
@@ -63,9 +63,12 @@ class SlowModel:
         layer, rows = self.layers[index], inputs.unsqueeze(0)  # (1, T, D)
         mask = self.mask(index, len(inputs))
         if self.kind == "gpt2":
-            return (rows + layer.attn(layer.ln_1(rows), attention_mask=mask)[0])[0, -1]
+            added: Tensor = layer.attn(layer.ln_1(rows), attention_mask=mask)[0]
+            return (rows + added)[0, -1]
         turned = self.base.rotary_emb(rows, torch.arange(len(inputs)).unsqueeze(0))
-        attended = layer.self_attn(layer.input_layernorm(rows), position_embeddings=turned, attention_mask=mask)[0]
+        attended: Tensor = layer.self_attn(
+            layer.input_layernorm(rows), position_embeddings=turned, attention_mask=mask
+        )[0]
         if self.kind == "gemma2":
             attended = layer.post_attention_layernorm(attended)
         return (rows + attended)[0, -1]
@@ -74,10 +77,12 @@ class SlowModel:
         """Return what the layer's feed-forward block adds: (D,) -> (D,)."""
         layer, row = self.layers[index], middle.view(1, 1, -1)
         if self.kind == "gpt2":
-            return layer.mlp(layer.ln_2(row))[0, 0]
-        if self.kind == "gemma2":
-            return layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(row)))[0, 0]
-        return layer.mlp(layer.post_attention_layernorm(row))[0, 0]
+            fed: Tensor = layer.mlp(layer.ln_2(row))
+        elif self.kind == "gemma2":
+            fed = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(row)))
+        else:
+            fed = layer.mlp(layer.post_attention_layernorm(row))
+        return fed[0, 0]
 
     def head(self, hidden: Tensor) -> Tensor:
         norm = self.base.ln_f if self.kind == "gpt2" else self.base.norm

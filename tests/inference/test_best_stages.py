@@ -21,8 +21,8 @@ def decoder(idle: tuple[int, ...] = (), num_layers: int = 6) -> Decoder:
     """Return a model whose layers `idle` add almost nothing."""
     made = decoder_of(tiny("llama", num_hidden_layers=num_layers, initializer_range=0.2), STAGES[: num_layers - 2])
     for layer in idle:
-        made.layers[layer].self_attn.o_proj.weight.data *= 1e-3
-        made.layers[layer].mlp.down_proj.weight.data *= 1e-3
+        made.layers[layer].get_parameter("self_attn.o_proj.weight").data *= 1e-3
+        made.layers[layer].get_parameter("mlp.down_proj.weight").data *= 1e-3
     return made
 
 
@@ -37,8 +37,8 @@ def test_idle_stages_are_left_out(method: str, idle: tuple[int, ...], kept: tupl
 def test_many_stages_are_judged_one_by_one() -> None:
     made = decoder_of(tiny("llama", num_hidden_layers=9, initializer_range=0.2))
     for layer in (2, 4, 5, 7):
-        made.layers[layer].self_attn.o_proj.weight.data *= 1e-3
-        made.layers[layer].mlp.down_proj.weight.data *= 1e-3
+        made.layers[layer].get_parameter("self_attn.o_proj.weight").data *= 1e-3
+        made.layers[layer].get_parameter("mlp.down_proj.weight").data *= 1e-3
     policy = build_policy("best:gradient", PolicyContext(made, 5 / 9, calibration=lambda: TEXT))
     assert policy.layers_at(0, 0) == (0, 1, 3, 6, 8)
 

@@ -137,6 +137,6 @@ def test_what_cannot_be_had_is_refused() -> None:
     refuse("ffn-skip", 0.8, "give --calibration FILE", (False,))
     refuse("ffn-skip:first=3,last=3,threshold=0", 0.8, "no region")
     for layer in decoder.layers:
-        layer.add_module("mix", layer.mlp)
+        layer.add_module("mix", layer.get_submodule("mlp"))
         del layer.mlp
     refuse("ffn-skip", 0.8, "no feed-forward block apart from the rest")

@@ -29,7 +29,7 @@ from lm_eval.models.huggingface import HFLM
 
 from skippipe.inference.evaluation.lm_eval_adapter import PolicyModel
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"question": "line 3 of text", "choices": [" 4 has", " has 4", " 4 words"], "answer": 0},
     {"question": "has 12 words", "choices": ["\nline", " line 9 of", "x"], "answer": 1},
     {"question": "", "choices": ["line 1", "words of 1"], "answer": 1},
@@ -251,9 +251,9 @@ def test_long_texts_are_cut_from_the_left_or_measured_in_windows(
     text = "line 12 of text 3 has"
     (found,) = adapter.loglikelihood([Instance("loglikelihood", {}, (text, " 36 "), 0, ("a", 0, 1))])
     assert found[0] == pytest.approx(plain.log_likelihood(text[-5:], " 36 "), abs=1e-4)
-    (found,) = adapter.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0, ("a", 0, 1))])
+    (rolled,) = adapter.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0, ("a", 0, 1))])
     windows = [("", text[:8]), (text[7], text[8:16]), (text[12:16], text[16:])]
-    assert found == pytest.approx(sum(plain.log_likelihood(*window) for window in windows), abs=1e-3)
+    assert rolled == pytest.approx(sum(plain.log_likelihood(*window) for window in windows), abs=1e-3)
     (said,) = adapter.generate_until([Instance("generate_until", {}, (text, {"max_gen_toks": 3}), 0, ("a", 0, 1))])
     assert said == plain.write(text[-5:], 3)
     with pytest.raises(InputError, match="task a, document 0: the continuation 'line 12 of text 3 has' has 21 tokens"):
@@ -270,10 +270,12 @@ def test_full_depth_is_what_lm_evals_own_model_says(run_dir: Path, tmp_path: Pat
     model = load_model(run_dir, device="cpu")
     model.decoder.config.max_position_embeddings = 32
     ours = PolicyModel(model.decoder, PromptTokenizer(model), FixedLayers(model.decoder.all_layers), batch_size=2)
-    texts = [(one["question"], one["choices"][0]) for one in QUESTIONS] + [("a long text, " * 5 + " ", "and its end")]
+    texts: list[tuple[str, str]] = [(question["question"], question["choices"][0]) for question in QUESTIONS]
+    texts.append(("a long text, " * 5 + " ", "and its end"))
     pairs = [Instance("loglikelihood", {}, text, 0, ("a", 0, 1)) for text in texts]
     for found, expected in zip(ours.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True):
-        assert found == (pytest.approx(expected[0], abs=1e-4), expected[1])
+        assert found[0] == pytest.approx(expected[0], abs=1e-4)
+        assert found[1] == expected[1]
     whole = [Instance("loglikelihood_rolling", {}, ("".join(text),), 0, ("a", 0, 1)) for text in texts]
     assert ours.loglikelihood_rolling(whole) == pytest.approx(theirs.loglikelihood_rolling(whole), abs=1e-3)
     asked = {"until": ["3"], "max_gen_toks": 6, "do_sample": False}

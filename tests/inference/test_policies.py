@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -27,7 +28,7 @@ def six() -> Decoder:
     return decoder
 
 
-def policy(decoder: Decoder, specification: str, keep: float = 1.0, **options: int) -> Policy:
+def policy(decoder: Decoder, specification: str, keep: float = 1.0, **options: Any) -> Policy:
     return build_policy(specification, PolicyContext(decoder, keep, **options))
 
 

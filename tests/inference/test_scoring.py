@@ -1,6 +1,7 @@
 """Log-likelihoods in padded batches against a slow model that reads one text after the other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from slow_model import FfnRule, SlowModel
@@ -60,7 +61,7 @@ def test_batch_equals_the_slow_model(architecture: str, prompts: bool, name: str
 
 @pytest.mark.parametrize(("architecture", "threshold"), [("llama", 0.85), ("gpt2", 0.9), ("gemma2", 0.92)])
 def test_skipped_feed_forward_blocks_in_a_batch(architecture: str, threshold: float) -> None:
-    rules = {"first": 1, "last": 6, "warm_up": 1, "span": 2, "threshold": threshold}
+    rules: dict[str, Any] = {"first": 1, "last": 6, "warm_up": 1, "span": 2, "threshold": threshold}
     decoder, policy = decoder_and(
         architecture, "ffn-skip:" + ",".join(f"{key}={value}" for key, value in rules.items())
     )

@@ -39,8 +39,8 @@ def test_output_is_greedy_decoding(architecture: str) -> None:
 def test_good_drafts_save_passes_of_the_whole_model() -> None:
     decoder = decoder_of(tiny("llama", num_hidden_layers=6))
     for layer in list(decoder.layers)[3:]:
-        layer.self_attn.o_proj.weight.data *= 0
-        layer.mlp.down_proj.weight.data *= 0
+        layer.get_parameter("self_attn.o_proj.weight").data *= 0
+        layer.get_parameter("mlp.down_proj.weight").data *= 0
     result = speculate(decoder, (0, 1, 2), [3, 4], max_new_tokens=16, num_drafted=4)
     assert result.acceptance == 1
     assert result.checks == 3

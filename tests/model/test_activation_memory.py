@@ -58,7 +58,8 @@ def loss_bytes(stage: Stage, config: PretrainedConfig, dtype: torch.dtype) -> in
     with LiveMemory() as live:
         hidden = torch.empty(*SHAPE, config.hidden_size, dtype=dtype).normal_().requires_grad_()  # (B, T, D)
         stage.loss(hidden, torch.randint(0, config.vocab_size, SHAPE)).backward()
-        return live.peak_bytes
+        peak_bytes: int = live.peak_bytes
+        return peak_bytes
 
 
 @pytest.mark.parametrize(("dtype_name", "mode"), CASES)

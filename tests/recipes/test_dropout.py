@@ -1,6 +1,7 @@
 """What is left out inside a stage: the draws, the samples that stay, their gradients, and an early exit's."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,7 +65,8 @@ def drawn(recipe: RecipeOptions, part: str, step: int, microbatch: int, layer: i
 
 def sample_by_sample(stage: Stage, hidden: Tensor, step: int, microbatch: int) -> Tensor:
     """Run each sample alone, without the layers and FFNs that it leaves out: slow and obvious."""
-    every, outputs = list(stage.layers), []
+    every: list[Any] = list(stage.layers)
+    outputs = []
     for sample in range(NUM_SAMPLES):
         kept = [one for one in range(2, NUM_LAYERS) if sample in drawn(BOTH, "layer", step, microbatch, one)]
         silenced = [one for one in kept if sample not in drawn(BOTH, "ffn", step, microbatch, one)]
@@ -97,7 +99,7 @@ def assert_alike(measured: dict[str, Tensor], expected: dict[str, Tensor]) -> No
     for name, gradient in measured.items():
         scale = max(1.0, float(expected[name].abs().max()))
         torch.testing.assert_close(
-            gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=lambda text, n=name: f"{n}: {text}"
+            gradient, expected[name], rtol=1e-5, atol=1e-5 * scale, msg=partial("{}: {}".format, name)
         )
 
 
@@ -135,7 +137,7 @@ def test_samples_run_what_they_keep_and_nothing_else(architecture: str) -> None:
     results = []
     for stage, run in ((plain, sample_by_sample), (dropping, lambda stage, hidden, *_: stage(hidden))):
         hidden = inputs(0).requires_grad_()
-        output = run(stage, hidden, 2, 1)  # type: ignore[operator]
+        output = run(stage, hidden, 2, 1)
         output.backward(inputs(1))
         results.append((output, hidden.grad, gradients(stage)))
     (expected, by_hidden, by_weights), (measured, found, weights) = results
@@ -251,7 +253,7 @@ def test_early_exit_adds_the_loss_behind_the_origins_layers() -> None:
             hidden = plain.stages[plain.plans.main.stage_of[node]](hidden)
         total = total + origin.loss(hidden, labels) / 3
         exits = exits + origin.loss(early, labels) / 3
-    (total + 0.4 * exits).backward()  # type: ignore[no-untyped-call]
+    (total + 0.4 * exits).backward()
     assert result.loss == pytest.approx(float(total.detach()), rel=1e-6)
     assert runner.tally().exit_loss == pytest.approx(float(exits.detach()), rel=1e-6)
     for index, stage in runner.stages.items():

@@ -54,7 +54,7 @@ def descend(runner: Runner) -> list[float]:
     def step() -> None:
         for parameter in runner.parameters().values():
             if parameter.grad is not None:
-                parameter -= LEARNING_RATE * parameter.grad
+                parameter.sub_(LEARNING_RATE * parameter.grad)
 
     losses = []
     for number, name in enumerate(COURSE):

@@ -47,7 +47,7 @@ def sum_all(folder: Path, context: DistributedContext) -> None:
     group = dist.new_group(list(range(WORLD_SIZE)))
     for name, maker in MAKERS.items():
         bucket_sum = maker(group)
-        sums = {}
+        sums: dict[str, Tensor] = {}
         for step in range(STEPS):
             gradients = gradients_of(context.rank, step)
             if name != "unexpected":

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from skippipe.errors import PlanError
 from skippipe.model.full_model import build_full
 from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_factory import make_runner
 from skippipe_scheduler.plan.plan import Plan
 
@@ -93,7 +95,7 @@ def test_gradients_equal_those_of_one_process(
         sections = {name: section for name, section in options.items() if name != "matching"}
         local = make_runner(make_experiment(**sections), plan, make_config(plan.num_layers), ALONE)
         expected: dict[str, Tensor] = {}
-        result = local.train_iteration(make_batch, lambda e=expected, r=local: e.update(gradients_of(r)))
+        result = local.train_iteration(make_batch, partial(keep_gradients, expected, local))
         evaluated = local.evaluate(make_batch, 3)
         owned: list[str] = []
         for rank, node in enumerate(plan.nodes):
@@ -139,6 +141,10 @@ def test_full_pipeline_equals_the_plain_model(
             assert_close(gradient, expected[name], name)
             seen.add(name)
     assert seen == set(expected)
+
+
+def keep_gradients(kept: dict[str, Tensor], runner: Runner) -> None:
+    kept.update(gradients_of(runner))
 
 
 def test_wrong_number_of_processes_is_refused() -> None:

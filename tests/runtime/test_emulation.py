@@ -137,7 +137,7 @@ def test_jitter_depends_on_what_and_which_iteration_not_on_when() -> None:
     def durations_s(order: Sequence[int], **more: int) -> dict[str, float]:
         emulation = Emulation(plan, node, EmulationOptions.model_validate(options | {"seed": more.get("seed", 0)}))
         emulation.start_iteration(0, more.get("iteration", 1))
-        found = {}
+        found: dict[str, float] = {}
         for microbatch in order:
             found[f"transfer {microbatch}"] = emulation.deliver_ns(send_to(1, microbatch)) - emulation.end_ns
             found[f"task {microbatch}"] = emulation._jitter(node, "F", microbatch)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import preloaded
+from torch._C._distributed_c10d import FileStore
 
 from skippipe.errors import ConfigError
 from skippipe.runtime.operators import check_operators
@@ -17,10 +18,10 @@ from skippipe.runtime.ranks.groups import ProcessGroups
 
 def run_rank(rank: int, folder: Path, gradient_dtype: torch.dtype, alone: bool) -> None:
     """Check the operators on two real ranks; write what came of it."""
-    store = dist.FileStore(str(folder / "store"), 2)
+    store = FileStore(str(folder / "store"), 2)
     os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=20))
-    groups = ProcessGroups(rank, *(dist.new_group() for _ in range(4)), (0, 1))
+    groups = ProcessGroups(rank, dist.new_group(), dist.new_group(), dist.new_group(), dist.new_group(), (0, 1))
     dist.barrier()  # both have connected all groups
     if alone and rank == 1:
         os._exit(0)

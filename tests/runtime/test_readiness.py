@@ -43,7 +43,9 @@ class Weather:
         self.split = [{one.microbatch for one in program.select(Opcode.WEIGHT)} for program in self.programs]
 
     def run(self) -> None:
-        events = [(0.0, number, rank, None) for number, rank in enumerate(range(len(self.programs)))]
+        events: list[tuple[float, int, int, Instruction | None]] = [
+            (0.0, number, rank, None) for number, rank in enumerate(range(len(self.programs)))
+        ]
         idle = set(range(len(self.programs)))
         number = len(events)
         while events:
@@ -57,12 +59,12 @@ class Weather:
                 for peer, task in self.received_by(rank, done):
                     number += 1
                     heapq.heappush(events, (now_s + self.generator.expovariate(1), number, peer, task))
-            task = self.tasks[rank].take() if rank in idle else None
-            if task is not None:
+            taken = self.tasks[rank].take() if rank in idle else None
+            if taken is not None:
                 idle.remove(rank)
-                self.ran[rank].append(task)
-                ends = Opcode.WEIGHT if task.microbatch in self.split[rank] else Opcode.BACKWARD
-                self.held[rank] += (task.opcode is Opcode.FORWARD) - (task.opcode is ends)
+                self.ran[rank].append(taken)
+                ends = Opcode.WEIGHT if taken.microbatch in self.split[rank] else Opcode.BACKWARD
+                self.held[rank] += (taken.opcode is Opcode.FORWARD) - (taken.opcode is ends)
                 assert self.held[rank] <= self.plan.costs.memory[self.programs[rank].node]
                 number += 1
                 heapq.heappush(events, (now_s + self.generator.expovariate(1), number, rank, None))

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,8 +40,8 @@ def folder(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "copy"))
 
 
-def resumable(folder: Path, **sections: object) -> Experiment:
-    return make_experiment(folder, **{"training": {"max_steps": 6}} | sections)
+def resumable(folder: Path, **sections: Any) -> Experiment:
+    return make_experiment(folder, **({"training": {"max_steps": 6}} | sections))
 
 
 def test_checkpoint_holds_hugging_face_names_and_what_it_belongs_to(trained: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 from training_runs import ALONE, make_experiment, small_plan, train_alone
 
 from skippipe.checkpoint import writer as checkpoint_writer
@@ -186,7 +186,7 @@ def test_image_is_a_safetensors_file_and_its_record_is_true(tmp_path: Path) -> N
 
 
 def two_boards() -> list[ReportBoard]:
-    store = dist.HashStore()
+    store = HashStore()
     return [ReportBoard(store, rank, 2) for rank in (0, 1)]
 
 

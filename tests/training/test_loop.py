@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -158,7 +159,7 @@ def test_bfloat16_learns_and_resumes(tmp_path: Path) -> None:
 
 
 def test_wandb_offline_is_one_run_over_a_resume(tmp_path: Path) -> None:
-    wandb = {"logging": {"wandb": {"mode": "offline"}}}
+    wandb: dict[str, Any] = {"logging": {"wandb": {"mode": "offline"}}}
     train_alone(make_experiment(tmp_path, training={"max_steps": 2}, **wandb))
     train_alone(make_experiment(tmp_path, training={"max_steps": 3}, **wandb))
     run_id = (tmp_path / "run" / "wandb_id").read_text().strip()

@@ -38,8 +38,8 @@ def make_cases() -> dict[str, dict[str, Any]]:
     cases["three"] = {"plan": "three"}
     cases["three-zero2"] = {"plan": "three", "optimizer": {"backend": "deepspeed_zero2"}}
     if OPERATOR_FILE.exists():
-        chain = [{"backend": "deepspeed_zero2", "offload": True}, {"backend": "deepspeed_zero1", "offload": True}]
-        cases["float32-offload"] = {"plan": "two", "chain": chain}
+        offloaded = [{"backend": f"deepspeed_{stage}", "offload": True} for stage in ("zero2", "zero1")]
+        cases["float32-offload"] = {"plan": "two", "chain": offloaded}
     return cases
 
 

@@ -4,6 +4,7 @@ With sharded optimizer state and without; the losses stay those of the run that 
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from random_plans import random_plan
@@ -69,7 +70,9 @@ def test_a_run_goes_on_in_any_place(tmp_path: Path) -> None:
     assert not list((tmp_path / "begin" / "checkpoints").glob(".*"))
     assert losses(tmp_path / "begin") == pytest.approx(expected[:LEG], abs=1e-5)
 
-    places = (("two", two, {}), ("one", None, {}), ("replicas", replicas, sharded), ("four", four, {}))
+    places: list[tuple[str, Plan | None, dict[str, Any]]] = [
+        *(("two", two, {}), ("one", None, {}), ("replicas", replicas, sharded), ("four", four, {}))
+    ]
     before = "begin"
     for leg, (name, plan, sections) in enumerate(places, start=1):
         chosen = experiment(tmp_path, name, leg * LEG + STEPS, (before, leg * LEG), **sections)
