@@ -34,7 +34,7 @@ def test_steps_that_a_resumed_run_did_again_count_once(run_dir: Path) -> None:
     run = read_run_record(run_dir)
     assert len(run.steps) == 25
     assert run.last(Metric.TRAIN_LOSS) == 9.0
-    assert run.last("tokens") == 7
+    assert run.last(Metric.TOKENS) == 7
 
 
 def test_trace_shows_the_recorded_step_nearest_the_median(run_dir: Path, plan: Plan) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement
 
 
 def make_problem(
@@ -106,3 +107,15 @@ def alike(problem: Problem) -> Problem:
         },
     }
     return problem.model_copy(update={"costs": problem.costs.model_copy(update=update)})
+
+
+def given_placement(problem: Problem) -> SlotPlacement:
+    """Return the placement that the problem fixes."""
+    placement = SlotModel(problem).given_placement()
+    assert placement is not None
+    return placement
+
+
+def slot_costs(problem: Problem) -> SlotCosts:
+    """Return the costs by slot under the placement that the problem fixes."""
+    return SlotCosts(SlotModel(problem), given_placement(problem))

@@ -10,32 +10,32 @@ from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_full_pipe
 QUICK = SolveOptions(max_evaluations=150)
 
 
-def test_full_pipeline_visits_every_stage_in_order():
+def test_full_pipeline_visits_every_stage_in_order() -> None:
     plan = solve_full_pipeline(make_problem(0, [2, 1, 2], 2, 5), QUICK)
     validate(plan)
     assert plan.visits == (5, 5, 5)
     assert all([plan.stage_of[node] for node in microbatch.route] == [0, 1, 2] for microbatch in plan.microbatches)
 
 
-def test_full_pipeline_considers_every_even_distribution_of_nodes():
+def test_full_pipeline_considers_every_even_distribution_of_nodes() -> None:
     variants = full_pipeline_problem(make_problem(0, [2, 1, 2], 2, 5))
     assert {problem.stage_sizes for problem in variants} == {(2, 2, 1), (2, 1, 2), (1, 2, 2)}
     assert all(problem.num_microbatches == 5 for problem in variants)
 
 
-def test_the_number_of_distributions_is_bounded():
+def test_the_number_of_distributions_is_bounded() -> None:
     variants = full_pipeline_problem(make_problem(0, [4, 1, 1, 1, 1, 1, 1, 1], 4, 4))
     assert 1 < len(variants) <= MAX_SIZE_VARIANTS
 
 
-def test_full_pipeline_needs_a_node_per_stage():
+def test_full_pipeline_needs_a_node_per_stage() -> None:
     problem = make_problem(0, [1, 1, 1], 2, 2)
     short = problem.model_copy(update={"nodes": problem.nodes[:2]})
     with pytest.raises(InfeasibleError, match="needs 3 nodes; there are 2"):
         full_pipeline_problem(short)
 
 
-def test_blind_costs_tell_nothing_apart_but_stage_and_rules_remain():
+def test_blind_costs_tell_nothing_apart_but_stage_and_rules_remain() -> None:
     problem = make_problem(0, [2, 1, 2], 2, 4)
     blind = network_blind(problem)
     assert len(set(blind.costs.forward_s.values())) == 1
@@ -47,7 +47,7 @@ def test_blind_costs_tell_nothing_apart_but_stage_and_rules_remain():
     )
 
 
-def test_blind_plan_is_timed_with_the_true_costs_on_the_given_placement():
+def test_blind_plan_is_timed_with_the_true_costs_on_the_given_placement() -> None:
     problem = make_problem(0, [2, 2, 2], 2, 8, fixed=False)
     plan = solve(problem, QUICK)
     stages = [stage.nodes for stage in plan.stages]
@@ -58,7 +58,7 @@ def test_blind_plan_is_timed_with_the_true_costs_on_the_given_placement():
     assert simulate(blind).iteration_s == blind.predicted.iteration_s
 
 
-def test_knowing_the_network_pays():
+def test_knowing_the_network_pays() -> None:
     problem = make_problem(2, [2, 2, 2], 2, 8)
     options = SolveOptions(max_evaluations=400)
     assert solve(problem, options).predicted.iteration_s < solve_network_blind(problem, options).predicted.iteration_s

@@ -1,27 +1,28 @@
 """The parts of the bounds against brute force."""
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from small_problems import alike, make_problem, problems
+from small_problems import alike, given_placement, make_problem, problems, slot_costs
 
-from skippipe_scheduler.bounds.automaton import any_sequence, legal_sequences
+from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
 from skippipe_scheduler.bounds.listed_routes import ListedRoutes, number_of_walks
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.pricing import Prices, Pricing, residences_s
 from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
 from skippipe_scheduler.bounds.walks import idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import window_s
-from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.problem import Problem, Rules
 from skippipe_scheduler.problem.rules import legal_stage_sequences
-from skippipe_scheduler.slots.slot_model import SlotCosts
 
 
-def accepted(automaton):
+def accepted(automaton: Automaton) -> list[tuple[int, ...]]:
     """Return every accepted path as stages."""
-    paths, found = [((0,), (0,))], []
+    paths: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((0,), (0,))]
+    found = []
     while paths:
         states, stages = paths.pop()
         if automaton.accepts[states[-1]]:
@@ -33,7 +34,7 @@ def accepted(automaton):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(2, 7), st.data())
-def test_the_automaton_accepts_the_legal_sequences(num_stages, data):
+def test_the_automaton_accepts_the_legal_sequences(num_stages: int, data: st.DataObject) -> None:
     lengths = data.draw(st.sets(st.integers(2, num_stages), min_size=1, max_size=2))
     rules = Rules(
         num_stages=num_stages,
@@ -45,16 +46,19 @@ def test_the_automaton_accepts_the_legal_sequences(num_stages, data):
         protected_stages=tuple(data.draw(st.sets(st.integers(0, num_stages - 1), max_size=2))),
     )
     automaton = legal_sequences(rules)
+    assert automaton is not None
     assert accepted(automaton) == sorted(legal_stage_sequences(rules))
 
 
-def test_the_automaton_stays_small_where_sequences_are_many():
+def test_the_automaton_stays_small_where_sequences_are_many() -> None:
     rules = Rules(num_stages=24, route_length=16, max_swaps=2, max_forward_jump=4)
-    assert len(legal_sequences(rules).stage) < 2000
+    automaton = legal_sequences(rules)
+    assert automaton is not None
+    assert len(automaton.stage) < 2000
     assert len(any_sequence(rules).stage) == 16
 
 
-def routes_of(network):
+def routes_of(network: Network) -> Iterator[tuple[int, Sequence[int], Sequence[int]]]:
     """Return every route of the network as (origin, classes, nodes)."""
     for origin, home in enumerate(network.origins):
         for classes in accepted(network.automaton):
@@ -67,7 +71,7 @@ def routes_of(network):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(problems())
-def test_shortest_trips_are_those_of_the_shortest_routes(problem):
+def test_shortest_trips_are_those_of_the_shortest_routes(problem: Problem) -> None:
     network = Network(problem)
     trips = shortest_trips(network)
     best = np.full(len(network.origins), np.inf)
@@ -80,7 +84,7 @@ def test_shortest_trips_are_those_of_the_shortest_routes(problem):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(0, 1000), st.sets(st.integers(0, 4), max_size=2))
-def test_trips_avoid_other_origins(seed, chosen):
+def test_trips_avoid_other_origins(seed: int, chosen: set[int]) -> None:
     network = Network(make_problem(seed, [1, 2, 1, 1], 3, 2, fixed=False))
     avoided = np.isin(np.arange(5), list(chosen))
     best, apart = np.full(5, np.inf), np.full(5, np.inf)
@@ -94,7 +98,7 @@ def test_trips_avoid_other_origins(seed, chosen):
     assert ListedRoutes(network).trip_s(avoided) == pytest.approx(apart)
 
 
-def test_nodes_that_are_alike_can_be_exchanged():
+def test_nodes_that_are_alike_can_be_exchanged() -> None:
     problem = alike(make_problem(3, [2, 2, 2], 3, 4, fixed=False))
     first = Network(problem).alike
     slow = [problem.costs.forward_s[name] for name in problem.nodes]
@@ -106,7 +110,7 @@ def test_nodes_that_are_alike_can_be_exchanged():
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(problems(), st.integers(0, 1000))
-def test_priced_routes_are_close_below_the_cheapest(problem, seed):
+def test_priced_routes_are_close_below_the_cheapest(problem: Problem, seed: int) -> None:
     network = Network(problem)
     rng = np.random.default_rng(seed)
     shape = (len(network.nodes_of), len(network.problem.nodes))
@@ -135,7 +139,7 @@ def test_priced_routes_are_close_below_the_cheapest(problem, seed):
         assert listed.least() == pytest.approx(best)
 
 
-def test_listed_routes_visit_no_node_twice():
+def test_listed_routes_visit_no_node_twice() -> None:
     problem = make_problem(2, [2, 2, 1, 1], 4, 4, fixed=False)
     network = Network(problem)
     listed = ListedRoutes(network)
@@ -150,16 +154,16 @@ def test_listed_routes_visit_no_node_twice():
     assert routes[0].cost == pytest.approx(sum(held_s) + 4)
 
 
-def test_residences_are_those_of_the_chain():
+def test_residences_are_those_of_the_chain() -> None:
     problem = make_problem(3, [1, 2, 2], 3, 4)
     network = Network(problem)
-    slots = SlotCosts(network.slot_model, network.placement)
+    slots = slot_costs(problem)
     for origin, classes, nodes in routes_of(network):
-        route = tuple(network.placement.index(node) for node in nodes)
+        route = tuple(given_placement(problem).index(node) for node in nodes)
         assert residences_s(network, origin, classes, nodes) == pytest.approx(slots.chain(route).residence_s)
 
 
-def test_idle_ends_of_a_chain_of_nodes():
+def test_idle_ends_of_a_chain_of_nodes() -> None:
     problem = make_problem(0, [1, 1], 2, 1, reduce_s=0.5)
     network, (first, second) = Network(problem), problem.nodes
     costs, idle = problem.costs, idle_ends(network)
@@ -170,8 +174,8 @@ def test_idle_ends_of_a_chain_of_nodes():
 
 @given(st.lists(st.floats(0.1, 5.0), min_size=1, max_size=4), st.integers(1, 8), st.data())
 @settings(max_examples=50, deadline=None, derandomize=True)
-def test_shares_are_the_best_division(each_s, items, data):
-    def time_s(worker, count):
+def test_shares_are_the_best_division(each_s: list[float], items: int, data: st.DataObject) -> None:
+    def time_s(worker: int, count: int) -> float:
         return each_s[worker] * count
 
     workers = range(len(each_s))
@@ -184,7 +188,7 @@ def test_shares_are_the_best_division(each_s, items, data):
     assert least_time_of_best_s(time_s, workers, chosen, items) == pytest.approx(best_s, rel=1e-4)
 
 
-def test_a_window_loses_the_staggered_ends():
+def test_a_window_loses_the_staggered_ends() -> None:
     assert window_s(1, 9.0, 0.5, 10.0) == 10.5
     assert window_s(3, 2.0, 0.0, 10.0) == 30.0 - 6.0
     assert window_s(9, 2.0, 0.0, 3.0) == 4.0

@@ -150,7 +150,7 @@ def test_a_large_plan_is_simulated_at_a_million_tasks_a_minute() -> None:
     problem = line_problem(24, 1230, forward_s=1.0, backward_s=2.0, hop_s=0.5, memory=1230)
     problem = share_links(problem, "node")
     order = gpipe(problem.nodes, problem.num_microbatches)
-    speeds = []
+    speeds: list[float] = []
     while len(speeds) < 3 and max(speeds, default=0.0) <= 0.5 * 1e6 / 60:  # once is enough on an idle machine
         begin_s = time.process_time()
         count = len(timed(problem, order).tasks)

@@ -61,7 +61,11 @@ def small(draw: st.DrawFn) -> Problem:
         protected_stages=tuple(protected),
     )
     origins, number = draw(st.integers(1, 2)), draw(st.integers(1, 5))
-    given = [EvenMicrobatches(even=number), AutoMicrobatches(auto=number), (number + 1) // 2]
+    given: list[int | EvenMicrobatches | AutoMicrobatches] = [
+        EvenMicrobatches(even=number),
+        AutoMicrobatches(auto=number),
+        (number + 1) // 2,
+    ]
     return problem_with(rules, draw(st.sampled_from(given)), origins)
 
 

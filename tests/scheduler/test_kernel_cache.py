@@ -40,11 +40,11 @@ def test_a_short_search_without_compiled_code_does_not_wait_for_it(tmp_path: Pat
 def test_compiled_functions_do_not_count_references() -> None:
     @compiled
     def first(values: Floats) -> float:
-        return values[0]
+        return float(values[0])
 
     @compiled
     def first_of_copy(values: Floats) -> float:
-        return values.copy()[0]
+        return float(values.copy()[0])
 
     assert first(np.ones(1)) == 1.0
     with pytest.raises(NumbaError, match="NRT required"):

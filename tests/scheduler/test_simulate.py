@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -183,7 +184,10 @@ def test_trace_holds_every_span() -> None:
 def test_bars_of_one_trace_thread_never_overlap() -> None:
     timeline = simulate(random_plan(2, num_nodes=4, num_microbatches=12, contention="link"))
     events = [event for event in to_chrome_trace(timeline)["traceEvents"] if event["ph"] == "X"]
-    lane = lambda event: (event["pid"], event["tid"])  # noqa: E731
+
+    def lane(event: dict[str, Any]) -> tuple[int, int]:
+        return event["pid"], event["tid"]
+
     for _, bars in itertools.groupby(sorted(events, key=lambda event: (*lane(event), event["ts"])), key=lane):
         for before, after in itertools.pairwise(bars):
             assert before["ts"] + before["dur"] <= after["ts"] * (1 + 1e-12)

@@ -13,7 +13,7 @@ from skippipe_scheduler.baselines.dispatch import dispatch
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.problem import Costs, Problem, Rules, StageNodes
+from skippipe_scheduler.problem.problem import Contention, Costs, Problem, Rules, StageNodes
 from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_network_blind
 from skippipe_scheduler.solver.split_backward import SplitSearch, plan_weight_gradients, split_bound_s
 
@@ -85,8 +85,8 @@ def test_same_seed_and_budget_give_the_same_plan() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node"]), st.integers(1, 3))
-def test_never_longer_and_always_valid(seed: int, contention: str, memory: int) -> None:
-    plan = random_plan(seed, contention=contention, memory=memory)  # type: ignore[arg-type]
+def test_never_longer_and_always_valid(seed: int, contention: Contention, memory: int) -> None:
+    plan = random_plan(seed, contention=contention, memory=memory)
     weight_s = {node: 0.4 * taken_s for node, taken_s in plan.costs.backward_s.items()}
     plan = plan.model_copy(update={"costs": plan.costs.model_copy(update={"weight_s": weight_s})})
     order, timeline = SplitSearch(plan, Budget(60.0, 500), random.Random(seed)).run()
@@ -102,9 +102,9 @@ def test_never_longer_and_always_valid(seed: int, contention: str, memory: int) 
 @settings(max_examples=4, deadline=None)
 @given(problems(), st.sampled_from(["none", "link"]), st.integers(0, 3), st.floats(0.1, 0.9))
 def test_plans_of_the_planner_are_valid_and_above_the_bound(
-    problem: Problem, contention: str, seed: int, share: float
+    problem: Problem, contention: Contention, seed: int, share: float
 ) -> None:
-    posed = with_weights(share_links(problem, contention), share)  # type: ignore[arg-type]
+    posed = with_weights(share_links(problem, contention), share)
     plan = solve(posed, SolveOptions(seed=seed, max_evaluations=100))
     validate(plan)
     assert plan.costs.weight_s is not None
