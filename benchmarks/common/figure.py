@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -31,7 +32,13 @@ def write_curves(
     for curve in curves:
         place = groups.index(curve.group or curve.label)
         line = "--" if curve.dashed else "-"
-        look = {"color": colours(place), "linestyle": line, "marker": "os^v"[place % 4], "markersize": 4, "capsize": 2}
+        look: dict[str, Any] = {
+            "color": colours(place),
+            "linestyle": line,
+            "marker": "os^v"[place % 4],
+            "markersize": 4,
+            "capsize": 2,
+        }
         axes.errorbar(curve.x, curve.y, yerr=curve.spread, label=curve.label, linewidth=1.3, **look)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, yscale="log")
     axes.set_ylim(0.93 * min(value for curve in curves for value in curve.y), y_limit)

@@ -32,7 +32,8 @@ class Crew:
         replies = self._ask({"steps": count})
         for losses in zip(*(reply["losses"] for reply in replies), strict=True):
             self.losses += [loss for loss in losses if loss is not None][:1]
-        begin_s, end_s = (choose(reply[key] for reply in replies) for choose, key in ((min, "begin_s"), (max, "end_s")))
+        begin_s: float = min(reply["begin_s"] for reply in replies)
+        end_s: float = max(reply["end_s"] for reply in replies)
         return (end_s - begin_s) / count
 
     def call(self, name: str, **arguments: Any) -> list[Any]:

@@ -67,7 +67,7 @@ def train_long(folder: Path, *, steps: int, world_size: int, interval: int) -> G
 
 
 def _start(folder: Path, rank: int, world_size: int) -> subprocess.Popen[bytes]:
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "OMP_NUM_THREADS": 1}
+    environment: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "OMP_NUM_THREADS": 1}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT}
     command = [sys.executable, "-m", "skippipe", "train", "--config", str(folder / "experiment.yaml")]
     with (folder / f"rank-{rank}.log").open("w") as log:

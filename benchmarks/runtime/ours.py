@@ -27,7 +27,7 @@ class Ours:
         """Run one step as `Trainer.run` does."""
         metrics, _ = self._trainer.one_step(self._stop)
         self._trainer.reporter.write(metrics)
-        return metrics[Metric.TRAIN_LOSS]
+        return float(metrics[Metric.TRAIN_LOSS])
 
     def requests(self) -> dict[str, Callable[..., Any]]:
         """Return nothing: steps are all it does."""

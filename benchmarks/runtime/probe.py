@@ -49,12 +49,12 @@ class Probe:
         dist.recv(torch.empty(1), destination)  # its receives are posted
         time.sleep(IDLE_S)
         left_s = time.monotonic()
-        for work in [dist.isend(torch.zeros(size_bytes, dtype=torch.uint8), destination) for _ in range(count)]:
+        for work in [_begun(dist.isend(_message(size_bytes), destination)) for _ in range(count)]:
             work.wait()
         return [left_s] * count
 
     def _receive(self, source: int, count: int, size_bytes: int) -> list[float]:
-        posted = [dist.irecv(torch.empty(size_bytes, dtype=torch.uint8), source) for _ in range(count)]
+        posted = [_begun(dist.irecv(_message(size_bytes), source)) for _ in range(count)]
         dist.send(torch.zeros(1), source)
         arrived_s = []
         for work in posted:
@@ -77,3 +77,12 @@ def link_costs(left: dict[str, list[float]], arrived: dict[str, list[float]], si
 def make(experiment: Experiment, options: dict[str, Any]) -> Probe:
     """Return this rank."""
     return Probe()
+
+
+def _message(size_bytes: int) -> torch.Tensor:
+    return torch.zeros(size_bytes, dtype=torch.uint8)
+
+
+def _begun(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "every rank of the default group may send and receive"
+    return work

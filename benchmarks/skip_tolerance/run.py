@@ -48,9 +48,13 @@ def main(only: tuple[str, ...], seeds: tuple[int, ...], jobs: int, quick: bool, 
     out = folder_of_results(out, quick, HERE)
     out.mkdir(parents=True, exist_ok=True)
     todo = [(name, seed) for seed in seeds for name in names]
+
+    def trained_pair(pair: tuple[str, int]) -> dict[str, Any] | None:
+        return trained(*pair, work, quick)
+
     failed = []
     with ThreadPoolExecutor(jobs) as pool:
-        for (name, seed), result in zip(todo, pool.map(lambda one: trained(*one, work, quick), todo), strict=True):
+        for (name, seed), result in zip(todo, pool.map(trained_pair, todo), strict=True):
             if result is None:
                 failed.append(f"{name}, seed {seed}")
             else:

@@ -107,7 +107,7 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
         },
         "data": {"source": "python_stdlib", "max_bytes": 500_000 if quick else 10_000_000},
         "pipeline": {"num_stages": setup.num_stages, "planner": {"max_evaluations": 2000 if not quick else 20}}
-        | setup.pipeline,
+        | dict(setup.pipeline),
         "recipe": setup.recipe,
         "training": {
             "max_steps": steps,

@@ -1,9 +1,12 @@
 """The source itself: types, lint, format, size of files, shipped configurations."""
 
 import ast
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -18,8 +21,24 @@ HEAVY = {"torch", "transformers", "ortools", "plotly", "wandb", "datasets", "num
     "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=" ".join
 )
 def test_checker_is_content(command: list[str]) -> None:
+    check(command)
+
+
+def test_benchmarks_are_typed() -> None:
+    """Folder by folder, since each has a run.py of its own; what they share is followed from there."""
+    for folder in sorted({path.parent for path in (ROOT / "benchmarks").glob("*/run.py")}):
+        check(["mypy", *map(str, sorted(folder.glob("*.py")))], {"MYPYPATH": str(folder)})
+
+
+def check(command: list[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=170, check=False
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 
