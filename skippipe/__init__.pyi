@@ -14,7 +14,8 @@ from .inference.evaluation.perplexity import PerplexityOptions as PerplexityOpti
 from .inference.generation.generation import Generated as Generated, Sampling as Sampling, generate as generate
 from .inference.model_loading import LoadedModel as LoadedModel, load_model as load_model
 from .inference.policies.base import FixedLayers as FixedLayers, Policy as Policy, PolicyContext as PolicyContext
-from .inference.policies.registry import build_policy as build_policy
+from .inference.policies.construction import build_policy as build_policy
+from .inference.policies.registry import PolicyEntry as PolicyEntry, register_policy as register_policy
 from .monitor.evaluation_results import Evaluation as Evaluation
 from .monitor.metrics_file import read_metrics as read_metrics
 from .planning.experiment_plan import plan_experiment as plan_experiment

@@ -24,7 +24,7 @@ from common.table import MARKS, Columns, Result, machine
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.generation.generation import Generated, generate
 from skippipe.inference.policies.base import PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 from skippipe.model.architecture import build_config
 from skippipe.model.skeleton import find_parts
 

@@ -5,10 +5,9 @@ from typing import ClassVar
 
 import click
 
-POLICIES = "full, random, stages:0,2,.., without:NODE,.., best, unified, skipdecode, exit, ffn-skip."
-"""For help texts, which must not load what the policies need; a test holds it to the registry."""
+from skippipe.inference.policies.registry import OWN, describe_policies
 
-
+POLICIES = f"What runs: {', '.join(entry.usage for entry in OWN)}, or one of your own."
 DEVICE = "What to compute on; auto: a GPU where there is one."
 ABSENT = "A node of the plan that is gone; stages that it alone holds are left out. May be repeated."
 
@@ -47,7 +46,16 @@ class FloatList(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r}: expected numbers such as 1.0 0.67 0.5", param, ctx)
 
 
-class GreedyCommand(click.Command):
+class PolicyCommand(click.Command):
+    """A command whose help lists all policies that there are, those of installed packages too."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what runs under each."""
+        with formatter.section("Policies"):
+            formatter.write_dl(list(describe_policies().items()))
+
+
+class GreedyCommand(PolicyCommand):
     """A command some of whose options, such as `--keep` and `--policy`, take all the words that follow them."""
 
     greedy: ClassVar[tuple[str, ...]] = ("--keep", "--policy", "--lm-eval-tasks")

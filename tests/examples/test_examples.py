@@ -34,3 +34,14 @@ def test_train(tmp_path: Path) -> None:
     output = run("train.py", tmp_path, str(experiment), "training.max_steps=3", "checkpoint.asynchronous=false")
     assert output.count("loss ") >= 2
     assert (tmp_path / "runs" / "tiny" / "checkpoints" / "step-00000003").is_dir()
+
+
+@pytest.mark.slow
+def test_own_policy(tmp_path: Path) -> None:
+    experiment = EXAMPLES.parent / "configs" / "experiments" / "tiny.yaml"
+    run("train.py", tmp_path, str(experiment), "training.max_steps=2", "checkpoint.asynchronous=false")
+    rows = [line.split() for line in run("own_policy.py", tmp_path, "runs/tiny").splitlines()]
+    assert [row[0] for row in rows] == ["no-middle"] * 3 + ["exit"] * 3
+    assert rows[0][1:] == rows[3][1:], "at full depth both are the whole model"
+    assert rows[2][1] == rows[5][1]
+    assert rows[2][-1] != rows[5][-1]

@@ -27,7 +27,7 @@ from skippipe.inference.generation.generation import Sampling, generate
 from skippipe.inference.generation.speculative import draft_layers, speculate_all
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import Policy, PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 
 PROMPTS = [[5, 17, 3, 60, 22, 9], [44], [1, 2, 3, 40]]
 NEW = 8
@@ -88,7 +88,7 @@ def continued(model: LoadedModel, prompt: Sequence[int], count: int) -> dict[str
 
 def _policy(model: LoadedModel, name: str) -> Policy:
     request = PolicyContext(model.decoder, KEEPS[name], seed=1, num_generated=NEW, calibration=_calibration)
-    return build_policy(name, request).draw(0)
+    return build_policy(name, request).sample(0)
 
 
 def _calibration() -> Tensor:

@@ -12,7 +12,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.inference_run import stages_without
 from skippipe.inference.policies.base import PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 from skippipe.model.skeleton import find_parts
 
 NODES = (("a", "b"), ("c",), ("d",), ("e", "f"))
@@ -48,7 +48,7 @@ def test_policies_leave_out_what_is_absent(
     answer: tuple[int, ...],
     num_stages: int | None,
 ) -> None:
-    policy = build_policy(name, PolicyContext(without_second, keep, num_generated=5)).draw(0)
+    policy = build_policy(name, PolicyContext(without_second, keep, num_generated=5)).sample(0)
     assert policy.layers_at(0, 4) == prompt
     assert policy.layers_at(8, 4) == answer
     assert policy.num_stages == num_stages
@@ -57,13 +57,13 @@ def test_policies_leave_out_what_is_absent(
 def test_shrinking_depth_is_spread_over_other_lengths_too(without_second: Decoder) -> None:
     policy = build_policy("skipdecode", PolicyContext(without_second, 0.75, num_generated=5))
     assert [policy.layers_at(position, 4) for position in (4, 5)] == [(0, 3, 4, 5)] * 2
-    assert [policy.over(2).layers_at(position, 4) for position in (4, 5)] == [(0, 3, 4, 5), (0, 4, 5)]
-    assert policy.over(2) == policy.over(2) != policy.over(3)
+    assert [policy.for_length(2).layers_at(position, 4) for position in (4, 5)] == [(0, 3, 4, 5), (0, 4, 5)]
+    assert policy.for_length(2) == policy.for_length(2) != policy.for_length(3)
 
 
 def test_random_stages_are_drawn_from_those_that_are_there(without_second: Decoder) -> None:
     policy = build_policy("random", PolicyContext(without_second, 0.5))
-    drawn = {policy.draw(index).layers_at(0, 0) for index in range(40)}
+    drawn = {policy.sample(index).layers_at(0, 0) for index in range(40)}
     assert drawn == {(0, 3, 4), (0, 5)}
     assert policy.num_stages == 2
 
@@ -71,10 +71,10 @@ def test_random_stages_are_drawn_from_those_that_are_there(without_second: Decod
 def test_random_stages_keep_those_that_the_training_protected(without_second: Decoder) -> None:
     whole = Decoder(without_second.skeleton, BOUNDS, NODES, protected_stages=[3])
     policy = build_policy("random", PolicyContext(whole, 0.75))
-    assert {policy.draw(index).layers_at(0, 0) for index in range(40)} == {(0, 1, 2, 5), (0, 3, 4, 5)}
+    assert {policy.sample(index).layers_at(0, 0) for index in range(40)} == {(0, 1, 2, 5), (0, 3, 4, 5)}
     alone = Decoder(without_second.skeleton, BOUNDS, NODES, absent_stages=[3], protected_stages=[3])
     drawn = build_policy("random", PolicyContext(alone, 0.5))
-    assert {drawn.draw(index).layers_at(0, 0) for index in range(40)} == {(0, 1, 2), (0, 3, 4)}
+    assert {drawn.sample(index).layers_at(0, 0) for index in range(40)} == {(0, 1, 2), (0, 3, 4)}
     with pytest.raises(InputError, match=r"leaves 1 of 4 stages, and no .* left out stages 0, 3; .* share is 0\.50"):
         build_policy("random", PolicyContext(whole, 0.25))
 

@@ -11,7 +11,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.best_stages import block_influence, gradient_similarity
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 
 TEXT = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(2))
 STAGES = [(0, 1), (1, 3), (3, 4), (4, 6)]

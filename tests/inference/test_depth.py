@@ -8,7 +8,7 @@ from tiny_decoders import ARCHITECTURES, model_of
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import segments
 from skippipe.inference.policies.base import PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 from skippipe.model.skeleton import find_parts
 
 PROMPT_LENGTH, LENGTH = 3, 10
@@ -24,7 +24,7 @@ def tokens(seed: int = 0, rows: int = 2) -> torch.Tensor:
 def test_whole_sequences_equal_one_position_at_a_time(architecture: str, name: str) -> None:
     model = model_of(architecture)
     decoder = Decoder(find_parts(model))
-    policy = build_policy(name, PolicyContext(decoder, 0.6, num_generated=LENGTH - PROMPT_LENGTH)).draw(1)
+    policy = build_policy(name, PolicyContext(decoder, 0.6, num_generated=LENGTH - PROMPT_LENGTH)).sample(1)
     input_ids = tokens()
     layers_of = [policy.layers_at(position, PROMPT_LENGTH) for position in range(LENGTH)]
     with torch.inference_mode():
@@ -39,7 +39,7 @@ def test_whole_sequences_equal_one_position_at_a_time(architecture: str, name: s
 def test_all_kept_is_the_whole_model_to_the_bit(architecture: str, name: str) -> None:
     model = model_of(architecture)
     decoder = Decoder(find_parts(model))
-    policy = build_policy(name, PolicyContext(decoder, 1.0, num_generated=LENGTH)).draw(4)
+    policy = build_policy(name, PolicyContext(decoder, 1.0, num_generated=LENGTH)).sample(4)
     layers_of = [policy.layers_at(position, 0) for position in range(LENGTH)]
     with torch.inference_mode():
         assert torch.equal(decoder.logits(tokens(), segments(layers_of)), model(input_ids=tokens()).logits)

@@ -14,7 +14,7 @@ from skippipe.inference.depth_schedule import Segment, share_computed
 from skippipe.inference.ffn_skipping import FfnSkipping
 from skippipe.inference.generation.generation import generate
 from skippipe.inference.policies.base import Policy, PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.skeleton import find_parts
 

@@ -19,7 +19,7 @@ from skippipe.inference.depth_schedule import Segment
 from skippipe.inference.generation.generation import Sampling, generate
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 from skippipe.model.architecture_traits import ARCHITECTURES as EVERY
 from skippipe.model.skeleton import find_parts
 
@@ -29,7 +29,7 @@ PROMPTS = [[5, 17, 3, 60, 22, 9], [44], [1, 2, 3, 40]]
 
 def decoder_and(architecture: str, name: str, keep: float, num_generated: int = NEW) -> tuple[Decoder, Policy]:
     decoder = Decoder(find_parts(model_of(architecture)))
-    return decoder, build_policy(name, PolicyContext(decoder, keep, num_generated=num_generated)).draw(1)
+    return decoder, build_policy(name, PolicyContext(decoder, keep, num_generated=num_generated)).sample(1)
 
 
 def library(model: PreTrainedModel, prompts: Sequence[Sequence[int]], **options: object) -> list[list[int]]:

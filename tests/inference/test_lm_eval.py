@@ -19,7 +19,8 @@ from skippipe.cli.main import main
 from skippipe.errors import InputError
 from skippipe.inference.model_loading import load_model
 from skippipe.inference.policies.base import FixedLayers, PolicyContext
-from skippipe.inference.policies.registry import KINDS, build_policy
+from skippipe.inference.policies.construction import build_policy
+from skippipe.inference.policies.registry import OWN
 from skippipe.inference.text import PromptTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval takes long to install and is no part of the extra `test`")
@@ -192,7 +193,7 @@ def test_every_policy_runs_every_kind_of_task(capsys: pytest.CaptureFixture[str]
     lost = ",".join(small_plan().stages[1].nodes)
     policies = ["full", "random", "stages:0,2,1", f"without:{lost}", "best", "best:gradient", "exit", "unified"]
     policies += ["skipdecode", "ffn-skip"]
-    assert {policy.partition(":")[0] for policy in policies} == set(KINDS)
+    assert {policy.partition(":")[0] for policy in policies} == {entry.name for entry in OWN}
     chosen = {"policy": " ".join(policies), "keep": "0.8", "include_path": tasks, "num_fewshot": 1}
     rows = evaluate(capsys, run_dir, "both", "rolling", "writing", **chosen)
     assert {policy for _, policy, _ in rows} == set(policies)
@@ -226,7 +227,7 @@ def test_draws_go_by_document_whatever_the_batch(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path
 ) -> None:
     policy = build_policy("random", PolicyContext(load_model(run_dir, device="cpu").decoder, 0.67, seed=2))
-    stages = [[0, policy.draw(number).layers_at(0, 0)[-1] // 2] for number in range(3)]
+    stages = [[0, policy.sample(number).layers_at(0, 0)[-1] // 2] for number in range(3)]
     assert {drawn[1] for drawn in stages} == {1, 2}
     plain = [Plain(run_dir, drawn) for drawn in stages]
     texts = [one["question"] + one["choices"][0] for one in QUESTIONS]

@@ -15,7 +15,8 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment, segments
 from skippipe.inference.policies.base import Policy, PolicyContext, kept_stages
-from skippipe.inference.policies.registry import KINDS, build_policy
+from skippipe.inference.policies.construction import build_policy
+from skippipe.inference.policies.registry import OWN
 from skippipe.inference.policies.skipdecode import SkipDecode
 from skippipe.inference.policies.unified import unified_layers
 
@@ -37,24 +38,24 @@ def twelve() -> Decoder:
     return decoder_of(tiny("llama", num_hidden_layers=12))
 
 
-@given(num_stages=st.integers(1, 12), data=st.data(), draw=st.integers(0, 100), seed=st.integers(0, 5))
+@given(num_stages=st.integers(1, 12), data=st.data(), index=st.integers(0, 100), seed=st.integers(0, 5))
 def test_random_stages_are_a_sorted_subset_with_stage_zero(
-    num_stages: int, data: st.DataObject, draw: int, seed: int
+    num_stages: int, data: st.DataObject, index: int, seed: int
 ) -> None:
     decoder = copy.copy(twelve())
     decoder.stages = decoder.stages[:num_stages]
     kept = data.draw(st.integers(1, num_stages))
-    layers = policy(decoder, "random", kept / num_stages, seed=seed).draw(draw).layers_at(0, 0)
+    layers = policy(decoder, "random", kept / num_stages, seed=seed).sample(index).layers_at(0, 0)
     assert len(layers) == len(set(layers)) == kept
     assert layers[0] == 0
     assert list(layers) == sorted(layers)
     assert max(layers) < num_stages
-    assert layers == policy(decoder, "random", kept / num_stages, seed=seed).draw(draw).layers_at(7, 3)
+    assert layers == policy(decoder, "random", kept / num_stages, seed=seed).sample(index).layers_at(7, 3)
 
 
 def test_random_choices_are_uniform_over_the_other_stages(six: Decoder) -> None:
     drawn = policy(six, "random", 0.5)
-    counts = Counter(drawn.draw(index).layers_at(0, 0) for index in range(3000))
+    counts = Counter(drawn.sample(index).layers_at(0, 0) for index in range(3000))
     assert set(counts) == {(0, 1, 2), (0, 3, 4), (0, 5)}
     assert all(abs(count - 1000) < 110 for count in counts.values())
 
@@ -152,4 +153,4 @@ def test_layers_that_come_back_are_refused(layers_of: Sequence[tuple[int, ...]])
 
 
 def test_help_lists_every_policy() -> None:
-    assert all(name in POLICIES for name in KINDS)
+    assert all(entry.name in POLICIES for entry in OWN)

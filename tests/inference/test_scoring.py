@@ -12,7 +12,7 @@ from skippipe.inference.depth_schedule import flop_of
 from skippipe.inference.evaluation import scoring
 from skippipe.inference.evaluation.scoring import Passage, batches, score
 from skippipe.inference.policies.base import Policy, PolicyContext
-from skippipe.inference.policies.registry import build_policy
+from skippipe.inference.policies.construction import build_policy
 from skippipe.model.skeleton import find_parts
 
 TEXTS = [([5, 17, 3, 60, 22, 9], [4, 8]), ([44], [2, 50, 13, 9]), ([1, 2, 3], [40]), ([7, 7], [6, 61, 12])]
@@ -21,7 +21,7 @@ AFTER = 3
 
 def decoder_and(architecture: str, name: str, keep: float = 0.6) -> tuple[Decoder, Policy]:
     decoder = Decoder(find_parts(model_of(architecture)))
-    return decoder, build_policy(name, PolicyContext(decoder, keep)).draw(1).over(AFTER)
+    return decoder, build_policy(name, PolicyContext(decoder, keep)).sample(1).for_length(AFTER)
 
 
 def passages(*, prompts: bool) -> list[Passage]:

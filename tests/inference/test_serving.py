@@ -108,7 +108,10 @@ def test_evaluation_prints_the_table_of_one_process(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--policy", "ffn-skip", "--keep", "0.9"], "ffn-skip and best:gradient look into layers"),
+        (
+            ["--policy", "ffn-skip", "--keep", "0.9"],
+            "--policy ffn-skip: it looks into layers, some of which lie",
+        ),
         (["--absent", "node-2"], "stage 0 holds embedding and head, and of its nodes (node-2) none is there"),
     ],
 )

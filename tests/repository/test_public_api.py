@@ -11,9 +11,10 @@ import skippipe_scheduler
 
 SKIPPIPE = {
     *("CheckpointError", "ConfigError", "DataError", "Decoder", "Evaluation", "Experiment", "FixedLayers"),
-    *("Generated", "LoadedModel", "PerplexityOptions", "Policy", "PolicyContext", "Sampling", "SkipPipeError"),
-    *("TrainingSummary", "build_policy", "evaluate", "export_run", "generate", "import_model", "load_experiment"),
-    *("load_model", "load_run", "plan_experiment", "read_metrics", "train_experiment"),
+    *("Generated", "LoadedModel", "PerplexityOptions", "Policy", "PolicyContext", "PolicyEntry", "Sampling"),
+    *("SkipPipeError", "TrainingSummary", "build_policy", "evaluate", "export_run", "generate", "import_model"),
+    *("load_experiment", "load_model", "load_run", "plan_experiment", "read_metrics", "register_policy"),
+    *("train_experiment",),
 }
 SCHEDULER = {
     *("Analysis", "Cluster", "ClusterLinks", "Costs", "CriticalPath", "DeadlockError", "InfeasibleError"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, node_names
+from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, PolicyCommand, node_names
 
 if TYPE_CHECKING:
     from skippipe.inference.generation.generation import Generated
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 
 
-@click.command("generate")
+@click.command("generate", cls=PolicyCommand)
 @click.argument("path", metavar="RUN_OR_DIR", type=FILE)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Text to continue; several make a batch.")
 @click.option("--policy", default="full", show_default=True, help=POLICIES)
@@ -77,7 +77,7 @@ def command(
     from skippipe.inference.generation.generation import Sampling, generate
     from skippipe.inference.generation.speculative import draft_layers, speculate_all
     from skippipe.inference.policies.base import PolicyContext
-    from skippipe.inference.policies.registry import build_policy
+    from skippipe.inference.policies.construction import build_policy
     from skippipe.inference.text import PromptTokenizer, TextSource, streaming
 
     sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty, seed)
@@ -97,7 +97,7 @@ def command(
             num_generated=max_new_tokens,
             calibration=lambda: text.calibration_tokens(calibration).to(decoder.device),
         )
-        chosen = build_policy(policy, request).draw(0)
+        chosen = build_policy(policy, request).sample(0)
         draft = draft_layers(chosen, decoder) if num_drafted is not None else ()
         limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": tokenizer.eos_id}
         start_s = time.perf_counter()

@@ -39,10 +39,10 @@ class DistributedDecoder(Decoder):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Raise `InputError`: most layers are elsewhere."""
+        """Raise `InputError`: they lie in several processes, and the modules here have no weights for most."""
         raise InputError(
-            "--policy: ffn-skip and best:gradient look into layers, which lie in other processes here; "
-            "choose another policy, or start one process without torchrun"
+            "the layers of this model lie in several processes and cannot be looked into; "
+            "start one process without torchrun"
         )
 
     def is_here(self, layers: Sequence[int]) -> bool:

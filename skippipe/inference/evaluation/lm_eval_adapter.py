@@ -89,7 +89,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what follows each context, up to the first of the request's stop sequences."""
         texts: dict[int, str] = {}
-        keys = [(one.task_name, self._drawn(one), json.dumps(one.args[1], sort_keys=True)) for one in requests]
+        keys = [(one.task_name, self._sampled(one), json.dumps(one.args[1], sort_keys=True)) for one in requests]
         with tqdm(total=len(requests), desc="generating", disable=disable_tqdm) as progress:
             for (task, policy, _), numbers in _grouped(keys).items():
                 options = _GenerationOptions(requests[numbers[0]].args[1], task, self.max_length)
@@ -111,7 +111,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
         decode = self._tokenizer.decode
         result = generate(
             self._decoder,
-            policy.over(options.max_new_tokens),
+            policy.for_length(options.max_new_tokens),
             prompts,
             max_new_tokens=options.max_new_tokens,
             sampling=Sampling(**options.sampling, seed=seed),
@@ -123,7 +123,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
 
     def _scores(self, requests: Sequence[Instance], passages: Sequence[Passage], quiet: bool) -> list[Score]:
         keys = [
-            (request.task_name, self._drawn(request).over(max(passage.num_after_prompt, 1)))
+            (request.task_name, self._sampled(request).for_length(max(passage.num_after_prompt, 1)))
             for request, passage in zip(requests, passages, strict=True)
         ]
         scores: dict[int, Score] = {}
@@ -137,8 +137,8 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
                     progress.update(len(batch))
         return [scores[number] for number in range(len(passages))]
 
-    def _drawn(self, request: Instance) -> Policy:
-        return self._policy.draw(request.doc_id or 0)
+    def _sampled(self, request: Instance) -> Policy:
+        return self._policy.sample(request.doc_id or 0)
 
     def _passage(self, request: Instance) -> Passage:
         """Return the request's tokens, the context cut from the left where both do not fit."""

@@ -18,7 +18,8 @@ from skippipe.inference.depth_schedule import segments, share_computed
 from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, Tasks
 from skippipe.inference.model_loading import LoadedModel, load_model
 from skippipe.inference.policies.base import Policy, PolicyContext
-from skippipe.inference.policies.registry import build_policy, find_policy
+from skippipe.inference.policies.construction import build_policy
+from skippipe.inference.policies.registry import find_policy
 from skippipe.inference.text import TextSource
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskResult, write_evaluation
 
@@ -69,7 +70,7 @@ def evaluate(
     text = TextSource(model, sequence_length=options.sequence_length)
     _check_lengths(text.sequence_length, options.prompt_length, model.decoder)
     calibration = cache(lambda: text.calibration_tokens(options.calibration).to(model.decoder.device))
-    request = PolicyContext(
+    context = PolicyContext(
         decoder=model.decoder,
         keep=1.0,
         seed=options.seed,
@@ -77,7 +78,9 @@ def evaluate(
         calibration=calibration,
     )
     wanted = [(name, keep) for name in policies for keep in _keeps_of(name, keeps)]
-    built = [(name, keep, build_policy(name, request.at(keep if keep is not None else 1.0))) for name, keep in wanted]
+    built = [
+        (name, keep, build_policy(name, context.with_keep(keep if keep is not None else 1.0))) for name, keep in wanted
+    ]
     batches = text.validation_batches(options.num_batches, options.text)
     absent = model.decoder.absent_stages
     results: list[DepthResult] = []
@@ -115,11 +118,11 @@ class _Measurement:
         self._layers: list[float] = []
 
     def run(self, batches: Sequence[Batch], policy: Policy, name: str, keep: float | None, repeats: int) -> DepthResult:
-        draws = policy.draw(0) is not policy and policy.num_stages != len(self._decoder.present_stages)
-        for repeat in range(repeats if draws else 1):
+        is_random = policy.sample(0) is not policy and policy.num_stages != len(self._decoder.present_stages)
+        for repeat in range(repeats if is_random else 1):
             self._losses.append([])
             for index, batch in enumerate(batches):
-                self._measure(policy.draw(repeat * len(batches) + index), batch)
+                self._measure(policy.sample(repeat * len(batches) + index), batch)
         perplexities = [math.exp(statistics.fmean(repeat)) for repeat in self._losses]
         share = statistics.fmean(self._shares)
         return DepthResult(

@@ -29,14 +29,14 @@ class WithoutAbsent(Policy):
         gone = set(self.decoder.layers_of_stages(sorted(self.decoder.absent_stages)))
         return tuple(layer for layer in layers if layer not in gone) if gone else layers
 
-    def draw(self, index: int) -> Policy:
+    def sample(self, index: int) -> Policy:
         """Return the choice with this number."""
-        drawn = self.policy.draw(index)
+        drawn = self.policy.sample(index)
         return self if drawn is self.policy else WithoutAbsent(drawn, self.decoder)
 
-    def over(self, num_generated: int) -> Policy:
+    def for_length(self, num_generated: int) -> Policy:
         """Return the policy for so many positions after the prompt."""
-        return WithoutAbsent(self.policy.over(num_generated), self.decoder)
+        return WithoutAbsent(self.policy.for_length(num_generated), self.decoder)
 
     def installed(self, decoder: Decoder) -> AbstractContextManager[FlopMeter | None]:
         """Return the context of the policy."""

@@ -41,11 +41,11 @@ class Policy(ABC):
         From one position to the next, layers may only go, and the others keep their order.
         """
 
-    def draw(self, index: int) -> "Policy":
+    def sample(self, index: int) -> "Policy":
         """Return the choice with this number, where the policy draws at random; else the policy itself."""
         return self
 
-    def over(self, num_generated: int) -> "Policy":
+    def for_length(self, num_generated: int) -> "Policy":
         """Return the policy for so many positions after the prompt, where its depth is spread over them."""
         return self
 
@@ -86,8 +86,8 @@ class PolicyContext:
     calibration: Callable[[], Tensor] | None = None
     """Returns text to measure on, (B, T + 1) tokens."""
 
-    def at(self, keep: float) -> "PolicyContext":
-        """Return the same request for another share."""
+    def with_keep(self, keep: float) -> "PolicyContext":
+        """Return the same for another share."""
         return replace(self, keep=keep)
 
     def options(self, defaults: Mapping[str, float]) -> dict[str, float]:
@@ -108,6 +108,15 @@ class PolicyContext:
         if self.calibration is None:
             raise InputError("--policy: this policy is calibrated on text, and there is none; give --calibration FILE")
         return self.calibration()
+
+
+def check_layers_are_here(decoder: Decoder, policy: str) -> None:
+    """Raise `InputError` for a policy that looks into layers, where other processes hold some."""
+    if not decoder.is_here(decoder.all_layers):
+        raise InputError(
+            f"--policy {policy}: it looks into layers, some of which lie in other processes here; "
+            "choose another policy, or start one process without torchrun"
+        )
 
 
 def check_keep(keep: float) -> None:

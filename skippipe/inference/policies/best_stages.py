@@ -19,7 +19,7 @@ from torch.nn import functional
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment
-from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, kept_stages
+from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, check_layers_are_here, kept_stages
 
 MOST_SUBSETS = 32
 GRADIENT_SAMPLES = 2
@@ -27,21 +27,22 @@ GRADIENT_SAMPLES = 2
 Stages = tuple[int, ...]
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return the stages with the best score, as many as come nearest to the share."""
-    decoder = request.decoder
+    decoder = context.decoder
     present = decoder.present_stages
-    kept = min(kept_stages(request.keep, len(decoder.stages)), len(present))
-    method = request.argument or "influence"
+    kept = min(kept_stages(context.keep, len(decoder.stages)), len(present))
+    method = context.argument or "influence"
     if method not in ("influence", "gradient"):
         raise InputError(f"--policy best:{method}: there are best:influence and best:gradient")
     if kept == len(present):
         stages = present
     elif method == "influence":
-        influence = block_influence(decoder, request.calibration_tokens()[:, :-1])
+        influence = block_influence(decoder, context.calibration_tokens()[:, :-1])
         stages = _highest({stage: influence[stage] for stage in present}, kept)
     else:
-        stages = _most_alike(decoder, request.calibration_tokens()[:GRADIENT_SAMPLES], kept)
+        check_layers_are_here(decoder, "best:gradient")
+        stages = _most_alike(decoder, context.calibration_tokens()[:GRADIENT_SAMPLES], kept)
     return FixedLayers(decoder.layers_of_stages(stages), kept)
 
 
@@ -78,7 +79,7 @@ def _most_alike(decoder: Decoder, tokens: Tensor, kept: int) -> Stages:
         similarity = gradient_similarity(decoder, tokens, subsets)
         return subsets[similarity.index(max(similarity))]
     without = [(0, *(stage for stage in others if stage != gone)) for gone in others]
-    loss = [-one for one in gradient_similarity(decoder, tokens, without)]
+    loss = [-similarity for similarity in gradient_similarity(decoder, tokens, without)]
     return _highest(dict(zip(others, loss, strict=True)), kept)
 
 
@@ -100,5 +101,5 @@ def _gradients(decoder: Decoder, tokens: Tensor, stages: Stages) -> dict[int, Te
     return {layer: torch.cat([next(found).flatten().float() for _ in group]) for layer, group in parameters.items()}
 
 
-def _correlation(one: Tensor, other: Tensor) -> float:
-    return float(functional.cosine_similarity(one - one.mean(), other - other.mean(), dim=0))
+def _correlation(first: Tensor, second: Tensor) -> float:
+    return float(functional.cosine_similarity(first - first.mean(), second - second.mean(), dim=0))

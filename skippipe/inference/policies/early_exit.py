@@ -3,7 +3,7 @@
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, kept_layers
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return the first layers, as many as come nearest to the share."""
-    kept = kept_layers(request.keep, request.decoder.num_layers, at_least=1, policy="exit")
+    kept = kept_layers(context.keep, context.decoder.num_layers, at_least=1, policy="exit")
     return FixedLayers(tuple(range(kept)))

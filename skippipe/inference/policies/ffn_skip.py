@@ -17,7 +17,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.ffn_skipping import NEVER, FfnRule, FfnSkipping, skipping
-from skippipe.inference.policies.base import Policy, PolicyContext, check_keep
+from skippipe.inference.policies.base import Policy, PolicyContext, check_keep, check_layers_are_here
 
 MOST_WARM_UP = 8
 """Tokens that skip nothing at the start of a long text; a sixteenth of a short one."""
@@ -45,28 +45,29 @@ class FfnSkip(Policy):
         return skipping(decoder, self.rule)
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return the policy calibrated for the share, or with the rule that the argument spells out."""
-    check_keep(request.keep)
-    decoder = request.decoder
+    check_keep(context.keep)
+    decoder = context.decoder
+    check_layers_are_here(decoder, "ffn-skip")
     for layer in decoder.layers:
         decoder.skeleton.traits.feed_forward_name(layer)
     unset = -2.0
-    warm_up = max(1, min(MOST_WARM_UP, request.num_generated // 16))
-    chosen = request.options(
+    warm_up = max(1, min(MOST_WARM_UP, context.num_generated // 16))
+    chosen = context.options(
         {"warm_up": warm_up, "first": 1, "last": decoder.num_layers - 1, "span": 1, "threshold": unset}
     )
     rule = FfnRule(
         int(chosen["first"]), int(chosen["last"]), int(chosen["warm_up"]), chosen["threshold"], int(chosen["span"])
     )
     if not 0 <= rule.first < rule.last <= decoder.num_layers or rule.span < 1 or rule.warm_up < 0:
-        raise InputError(f"--policy ffn-skip: {request.argument}: no region or span within {decoder.num_layers} layers")
-    if request.keep == 1.0:
+        raise InputError(f"--policy ffn-skip: {context.argument}: no region or span within {decoder.num_layers} layers")
+    if context.keep == 1.0:
         rule = replace(rule, threshold=NEVER)
     elif chosen["threshold"] == unset and decoder.absent_stages:
         raise InputError("--policy ffn-skip: it is calibrated with all stages there; give a whole rule, threshold= too")
     elif chosen["threshold"] == unset:
-        rule = _Calibration(decoder, request.calibration_tokens()[:, :-1], rule.warm_up).rule(request.keep)
+        rule = _Calibration(decoder, context.calibration_tokens()[:, :-1], rule.warm_up).rule(context.keep)
     return FfnSkip(decoder.all_layers, rule)
 
 
@@ -92,7 +93,7 @@ class _Calibration:
                 f"alone, which keeps at least {smallest:.2f} of this model's compute"
             )
         to_skip = (1 - keep) * self._whole_flop / self._decoder.cost.ffn_flop
-        _, rule = min((self._candidate(*place, to_skip) for place in self._places(to_skip)), key=lambda one: one[0])
+        _, rule = min((self._candidate(*place, to_skip) for place in self._places(to_skip)), key=_badness)
         return self._refined(rule, keep)
 
     def _places(self, to_skip: float) -> list[tuple[int, int, int]]:
@@ -149,7 +150,7 @@ class _Calibration:
             aim *= (1 - keep) / max(1 - share, 0.1 * (1 - keep))
             aim = min(max(aim, 0.2 * to_skip), 5 * to_skip)
             rule = replace(rule, threshold=self._threshold(rule.first, rule.last, rule.span, aim))
-        return min(found, key=lambda one: one[0])[1]
+        return min(found, key=_badness)[1]
 
     def _reached(self, rule: FfnRule) -> float:
         return 1 - self._run(rule).skipped_flop / self._whole_flop
@@ -162,3 +163,7 @@ class _Calibration:
             state.begin(torch.arange(self._tokens.shape[1], device=self._tokens.device).expand_as(self._tokens))
             self._decoder.logits(self._tokens, route, num_last=1)
         return state
+
+
+def _badness(candidate: tuple[float, FfnRule]) -> float:
+    return candidate[0]

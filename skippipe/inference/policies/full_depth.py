@@ -3,7 +3,7 @@
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, check_keep
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return the whole model, whatever share is asked for."""
-    check_keep(request.keep)
-    return FixedLayers(request.decoder.all_layers, len(request.decoder.present_stages))
+    check_keep(context.keep)
+    return FixedLayers(context.decoder.all_layers, len(context.decoder.present_stages))

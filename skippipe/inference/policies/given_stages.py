@@ -5,27 +5,27 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
 
 
-def build_given(request: PolicyContext) -> Policy:
+def build_given(context: PolicyContext) -> Policy:
     """Return the stages of `stages:0,3,2`, in that order; routes of training, swaps included, can be asked for."""
-    count = len(request.decoder.stages)
+    count = len(context.decoder.stages)
     try:
-        stages = [int(part) for part in request.argument.split(",")]
+        stages = [int(part) for part in context.argument.split(",")]
     except ValueError:
         raise InputError(
-            f"--policy stages:{request.argument}: expected numbers of stages such as stages:0,2,3"
+            f"--policy stages:{context.argument}: expected numbers of stages such as stages:0,2,3"
         ) from None
     for stage in stages:
         if not 0 <= stage < count:
             raise InputError(f"--policy stages: there is no stage {stage}; the model has {count}, from 0 on")
     if len(set(stages)) < len(stages):
-        raise InputError(f"--policy stages:{request.argument}: a stage is there twice; a stage runs once")
-    return _of_stages(request.decoder, stages)
+        raise InputError(f"--policy stages:{context.argument}: a stage is there twice; a stage runs once")
+    return _of_stages(context.decoder, stages)
 
 
-def build_without(request: PolicyContext) -> Policy:
+def build_without(context: PolicyContext) -> Policy:
     """Return what still runs without the nodes of `without:NODE,...`: stages that another node holds stay."""
-    decoder = request.decoder
-    gone = set(filter(None, request.argument.split(",")))
+    decoder = context.decoder
+    gone = set(filter(None, context.argument.split(",")))
     known = {node for nodes in decoder.stage_nodes for node in nodes}
     if not known:
         raise InputError("--policy without: this model has no plan that says which node holds what; use stages:0,2,...")

@@ -36,23 +36,23 @@ class RandomStages(Policy):
         others = [stage for stage in present if stage not in always]
         return tuple(sorted([*always, *generator.sample(others, self.count - len(always))]))
 
-    def draw(self, index: int) -> Policy:
+    def sample(self, index: int) -> Policy:
         """Return the choice with this number."""
         drawn = RandomStages(self.decoder, self.count, self.seed, index)
         return FixedLayers(drawn.layers_at(0, 0), self.count)
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return random stages, as many as come nearest to the share."""
-    decoder = request.decoder
-    count = min(kept_stages(request.keep, len(decoder.stages)), len(decoder.present_stages))
+    decoder = context.decoder
+    count = min(kept_stages(context.keep, len(decoder.stages)), len(decoder.present_stages))
     always = _protected(decoder)
     if count < len(always):
         raise InputError(
-            f"--keep {request.keep}: leaves {count} of {len(decoder.stages)} stages, and no route of the training left "
+            f"--keep {context.keep}: leaves {count} of {len(decoder.stages)} stages, and no route of the training left "
             f"out stages {', '.join(map(str, always))}; the smallest share is {len(always) / len(decoder.stages):.2f}"
         )
-    return RandomStages(decoder, count, request.seed)
+    return RandomStages(decoder, count, context.seed)
 
 
 def _protected(decoder: Decoder) -> list[int]:

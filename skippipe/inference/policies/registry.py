@@ -1,64 +1,165 @@
-"""The policies by name."""
+"""The policies by name: SkipPipe's own, those that a program registers, and those of installed packages.
 
-import difflib
-import importlib
+The table loads nothing that a policy needs, so that help texts can show it at once. An installed package offers a
+policy as an entry point of the group `skippipe.policies`, whose name is the policy's and whose object is a
+`PolicyEntry`.
+"""
+
+import logging
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
-from skippipe.errors import InputError
-from skippipe.inference.policies.absence import WithoutAbsent
-from skippipe.inference.policies.base import Policy, PolicyContext
+from skippipe.errors import InputError, did_you_mean
 
-PACKAGE = "skippipe.inference.policies"
+if TYPE_CHECKING:
+    from skippipe.inference.policies.base import Policy, PolicyContext
+
+logger = logging.getLogger(__name__)
+
+GROUP = "skippipe.policies"
+"""The group of entry points."""
+
+PolicyBuilder = Callable[["PolicyContext"], "Policy"]
 
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """A kind of policy and where it is built."""
+    """A policy as `--policy` knows it."""
 
-    module: str
+    name: str
+    """Letters, digits, dots, dashes and underscores."""
     summary: str
-    build: str = "build"
-    has_argument: bool = False
+    """What runs, in a few words."""
+    build: PolicyBuilder | str
+    """Returns the policy; or where that function is, `module:function`, to be imported when it is needed."""
+    argument: str = ""
+    """An example of what may follow the name and a colon; empty where nothing may."""
     decides_keep: bool = False
-    """Whether the argument alone says what runs, so that --keep says nothing."""
+    """Whether the argument alone says what runs: then it has to be given, and --keep says nothing."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise InputError(
+                f"policy {self.name!r}: a name is made of letters, digits, dots, dashes and underscores; a colon "
+                "begins the argument"
+            )
+        if self.decides_keep and not self.argument:
+            raise InputError(f"policy {self.name!r}: decides_keep needs an example of the argument that decides")
+
+    @property
+    def usage(self) -> str:
+        """How it is written: the name, with an argument where that has to be there."""
+        return f"{self.name}:{self.argument}" if self.decides_keep else self.name
+
+    def builder(self) -> PolicyBuilder:
+        """Return the function that builds the policy."""
+        if not isinstance(self.build, str):
+            return self.build
+        function: PolicyBuilder = EntryPoint(self.name, self.build, GROUP).load()
+        return function
 
 
-KINDS = {
-    "full": PolicyEntry("full_depth", "every layer"),
-    "random": PolicyEntry("random_stages", "random stages, drawn anew for each batch"),
-    "stages": PolicyEntry("given_stages", "these stages, in this order: stages:0,2,3", "build_given", True, True),
-    "without": PolicyEntry(
-        "given_stages", "stages left when nodes are gone: without:NODE,...", "build_without", True, True
+_PACKAGE = "skippipe.inference.policies"
+OWN = (
+    PolicyEntry("full", "every layer", f"{_PACKAGE}.full_depth:build"),
+    PolicyEntry("random", "random stages, drawn anew for each batch", f"{_PACKAGE}.random_stages:build"),
+    PolicyEntry(
+        "stages",
+        "these stages, in this order",
+        f"{_PACKAGE}.given_stages:build_given",
+        argument="0,2,3",
+        decides_keep=True,
     ),
-    "best": PolicyEntry("best_stages", "stages that matter most on a calibration text", has_argument=True),
-    "unified": PolicyEntry("unified", "layers spread evenly, after a full prompt"),
-    "skipdecode": PolicyEntry("skipdecode", "fewer layers for later tokens", has_argument=True),
-    "exit": PolicyEntry("early_exit", "the first layers"),
-    "ffn-skip": PolicyEntry("ffn_skip", "all attention, feed-forward blocks skipped token by token", has_argument=True),
-}
+    PolicyEntry(
+        "without",
+        "stages left when nodes are gone",
+        f"{_PACKAGE}.given_stages:build_without",
+        argument="NODE,...",
+        decides_keep=True,
+    ),
+    PolicyEntry(
+        "best", "stages that matter most on a calibration text", f"{_PACKAGE}.best_stages:build", argument="gradient"
+    ),
+    PolicyEntry("unified", "layers spread evenly, after a full prompt", f"{_PACKAGE}.unified:build"),
+    PolicyEntry("skipdecode", "fewer layers for later tokens", f"{_PACKAGE}.skipdecode:build", argument="warm_up=2"),
+    PolicyEntry("exit", "the first layers", f"{_PACKAGE}.early_exit:build"),
+    PolicyEntry(
+        "ffn-skip",
+        "all attention, feed-forward blocks skipped token by token",
+        f"{_PACKAGE}.ffn_skip:build",
+        argument="warm_up=16",
+    ),
+)
+"""SkipPipe's own policies, in the order in which help texts list them."""
+
+_registered = {entry.name: entry for entry in OWN}
+
+
+def register_policy(entry: PolicyEntry) -> PolicyEntry:
+    """Make a policy known by its name in this process, and return it.
+
+    Raises `InputError` for a name that another one has.
+    """
+    if _registered.get(entry.name, entry) != entry:
+        raise InputError(f"policy {entry.name!r}: there is another of this name; choose a name of its own")
+    _registered[entry.name] = entry
+    return entry
+
+
+def describe_policies() -> dict[str, str]:
+    """Return what runs under each policy, by how it is written; packages are named, not loaded."""
+    described = {entry.usage: entry.summary for entry in _registered.values()}
+    for offer in entry_points(group=GROUP):
+        if offer.name not in _registered:
+            described[offer.name] = f"of {_origin(offer)}"
+    return described
 
 
 def find_policy(specification: str) -> tuple[PolicyEntry, str]:
-    """Return the kind of `NAME` or `NAME:ARGUMENT` and the argument; raise `InputError` for an unknown one."""
+    """Return the entry of `NAME` or `NAME:ARGUMENT`, and the argument.
+
+    Raises `InputError` for a name that nobody has or two packages offer, for an argument that is missing or too many,
+    and where a package's entry cannot be loaded.
+    """
     name, colon, argument = specification.partition(":")
-    kind = KINDS.get(name)
-    if kind is None:
-        close = difflib.get_close_matches(name, list(KINDS), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"policy {name!r}: unknown{hint}; there are {', '.join(KINDS)}")
-    if colon and not kind.has_argument:
+    entry = _find_entry(name)
+    if colon and not entry.argument:
         raise InputError(f"policy {specification!r}: {name} takes nothing after its name")
-    if kind.decides_keep and not argument:
-        raise InputError(f"policy {name!r}: say what runs: {kind.summary}")
-    return kind, argument
+    if entry.decides_keep and not argument:
+        raise InputError(f"policy {name!r}: say what runs: {entry.summary}: {entry.usage}")
+    return entry, argument
 
 
-def build_policy(specification: str, request: PolicyContext) -> Policy:
-    """Return the policy that `NAME` or `NAME:ARGUMENT` names; raise `InputError` where it cannot be had."""
-    kind, argument = find_policy(specification)
-    build: Callable[[PolicyContext], Policy] = getattr(importlib.import_module(f"{PACKAGE}.{kind.module}"), kind.build)
-    policy = build(replace(request, argument=argument))
-    decoder = request.decoder
-    whole = not decoder.absent_stages and decoder.is_here(decoder.all_layers)
-    return policy if whole else WithoutAbsent(policy, decoder)
+def _find_entry(name: str) -> PolicyEntry:
+    offers = sorted(entry_points(group=GROUP, name=name), key=_origin)
+    if name in _registered:
+        for offer in offers:
+            if _registered[name] in OWN:
+                logger.warning("policy %r: SkipPipe's own; that of %s is left aside", name, _origin(offer))
+        return _registered[name]
+    if not offers:
+        known = [*_registered, *dict.fromkeys(offer.name for offer in entry_points(group=GROUP))]
+        raise InputError(f"policy {name!r}: unknown{did_you_mean(name, known)}; there are {', '.join(known)}")
+    if len(offers) > 1:
+        raise InputError(f"policy {name!r}: offered by {' and by '.join(map(_origin, offers))}; uninstall one of them")
+    return _loaded(offers[0])
+
+
+def _loaded(offer: EntryPoint) -> PolicyEntry:
+    place = f"policy {offer.name!r} of {_origin(offer)}"
+    try:
+        entry = offer.load()
+    except Exception as reason:  # a package's modules may raise anything when they are imported
+        raise InputError(f"{place}: {offer.value} cannot be loaded ({type(reason).__name__}: {reason})") from None
+    if not isinstance(entry, PolicyEntry):
+        raise InputError(f"{place}: {offer.value} is a {type(entry).__name__}; it has to be a PolicyEntry")
+    if entry.name != offer.name:
+        raise InputError(f"{place}: {offer.value} calls itself {entry.name!r}; the entry point has to have its name")
+    return register_policy(entry)
+
+
+def _origin(offer: EntryPoint) -> str:
+    return f"the package {offer.dist.name}" if offer.dist is not None else offer.value

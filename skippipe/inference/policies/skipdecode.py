@@ -28,7 +28,7 @@ class SkipDecode(Policy):
         warm_up = min(self.warm_up, depth)
         return (*range(warm_up), *range(self.num_layers - (depth - warm_up), self.num_layers))
 
-    def over(self, num_generated: int) -> Policy:
+    def for_length(self, num_generated: int) -> Policy:
         """Return the same line, drawn over so many positions."""
         return replace(self, num_generated=num_generated)
 
@@ -39,19 +39,19 @@ class SkipDecode(Policy):
         return round(self.most - (self.most - self.fewest) * passed)
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return the widest schedule whose mean depth is the share to keep, unless `max` and `min` say which."""
-    check_keep(request.keep)
-    count = request.decoder.num_layers
-    chosen = request.options({"warm_up": 1, "max": 0, "min": 0})
+    check_keep(context.keep)
+    count = context.decoder.num_layers
+    chosen = context.options({"warm_up": 1, "max": 0, "min": 0})
     warm_up = int(chosen["warm_up"])
     lowest = min(warm_up + 1, count)
-    both = 2 * request.keep * count
+    both = 2 * context.keep * count
     most = int(chosen["max"]) or min(count, round(both - lowest))
     fewest = int(chosen["min"]) or round(both - most)
     if not 0 <= warm_up <= count or not lowest <= fewest <= most <= count:
         raise InputError(
-            f"--keep {request.keep}: policy skipdecode would go from {most} to {fewest} of {count} layers with a "
+            f"--keep {context.keep}: policy skipdecode would go from {most} to {fewest} of {count} layers with a "
             f"warm-up of {warm_up}; the smallest share is {lowest / count:.2f}"
         )
-    return SkipDecode(count, most, fewest, warm_up, request.num_generated)
+    return SkipDecode(count, most, fewest, warm_up, context.num_generated)

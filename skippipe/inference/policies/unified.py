@@ -29,14 +29,14 @@ def unified_layers(num_layers: int, kept: int) -> LayerSelection:
     return (0, *between, num_layers - 1)
 
 
-def build(request: PolicyContext) -> Policy:
+def build(context: PolicyContext) -> Policy:
     """Return the policy for a speed-up of 1 / keep: floor(L keep) layers."""
-    check_keep(request.keep)
-    count = request.decoder.num_layers
-    kept = int(count * request.keep + 1e-9)
+    check_keep(context.keep)
+    count = context.decoder.num_layers
+    kept = int(count * context.keep + 1e-9)
     if kept < 2 or count < 2:
         raise InputError(
-            f"--keep {request.keep}: policy unified runs the first and the last of {count} layers at least; "
+            f"--keep {context.keep}: policy unified runs the first and the last of {count} layers at least; "
             f"the smallest share is {2 / count:.2f}"
         )
-    return UnifiedLayerSkipping(request.decoder.all_layers, unified_layers(count, kept))
+    return UnifiedLayerSkipping(context.decoder.all_layers, unified_layers(count, kept))
