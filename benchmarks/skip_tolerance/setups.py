@@ -118,7 +118,7 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
             "threads": 1,
             "compile": "ffn_dropout" not in setup.recipe,  # not built for both; the same but for rounding
         }
-        | setup.training,
+        | dict(setup.training),
         "optimizer": {"lr": 2e-3},
         "lr_scheduler": {"warmup_steps": min(50, steps)},
         "checkpoint": {"interval": 100, "keep_last": 1},
