@@ -6,9 +6,11 @@ python docs/tools/generate.py --check
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from api_pages import api_page
 from commands_page import commands_page
 from keys_pages import configuration_page, files_page
 
@@ -17,6 +19,8 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "configuration.md": configuration_page,
     "file-keys.md": files_page,
     "commands.md": commands_page,
+    "api/skippipe.md": partial(api_page, "skippipe"),
+    "api/skippipe_scheduler.md": partial(api_page, "skippipe_scheduler"),
 }
 
 

@@ -1,0 +1,51 @@
+"""The pages of the public Python names: a table of them, and for each what mkdocstrings shows on the site."""
+
+import importlib
+import re
+from pathlib import Path
+
+import griffe
+
+ROOT = Path(__file__).parents[2]
+SEARCH_PATHS = (ROOT, ROOT / "scheduler")
+INTRODUCTIONS = {
+    "skippipe": "What a program uses of the trainer: experiments, training, a trained model, its evaluation.",
+    "skippipe_scheduler": "The planner by itself: it needs no torch, and no experiment.",
+}
+ABOUT = """
+
+A name that is not here may change without notice. Each is imported from the package, as in `from {package} import
+{example}`, and loaded when it is first used. The site shows signature and members below the table; in Python,
+`help({package}.{example})` does.
+"""
+EXAMPLES = {"skippipe": "train_experiment", "skippipe_scheduler": "solve"}
+KINDS = {"Functions": "function", "Classes": "class", "Errors": "error"}
+
+
+def api_page(package: str) -> str:
+    """Return the page of one package; the names are those of its `__all__`."""
+    loader = griffe.GriffeLoader(search_paths=SEARCH_PATHS)
+    loaded = {name: loader.load(name) for name in INTRODUCTIONS}  # both, for one exports errors of the other
+    loader.resolve_aliases()
+    exported = sorted(importlib.import_module(package).__all__)
+    names = {name: loaded[package][name].final_target for name in exported}
+    introduction = INTRODUCTIONS[package] + ABOUT.format(package=package, example=EXAMPLES[package])
+    parts = [f"# Python: {package}\n", introduction]
+    for heading, kind in KINDS.items():
+        chosen = {name: found for name, found in names.items() if _kind(found) == kind}
+        parts += [f"## {heading}\n", "| name | what it is |", "|---|---|"]
+        parts += [f"| [`{name}`](#{package}.{name}) | {_summary(found)} |" for name, found in chosen.items()]
+        parts += ["", *(f"::: {package}.{name}\n" for name in chosen)]
+    return "\n".join(parts)
+
+
+def _kind(found: griffe.Object) -> str:
+    return "error" if found.name.endswith("Error") else found.kind.value
+
+
+def _summary(found: griffe.Object) -> str:
+    """Return the first sentence of a docstring."""
+    if found.docstring is None:
+        raise LookupError(f"{found.canonical_path} needs a docstring")
+    paragraph = " ".join(found.docstring.value.split("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z`])", paragraph)[0].replace("|", "\\|")
