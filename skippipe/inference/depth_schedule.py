@@ -73,9 +73,9 @@ def share_computed(
 
 def flop_of(layers_of: Sequence[LayerSelection], num_layers: int, cost: TokenCost, first: int = 0) -> Flop:
     """Return the FLOP of a sequence from position `first` on, of which `layers_of` has the layers of each."""
-    flop = [cost.layer_flop(position + 1) for position in range(first, first + len(layers_of))]
-    left_out = sum((num_layers - len(layers)) * one for layers, one in zip(layers_of, flop, strict=True))
-    whole = num_layers * sum(flop)
+    layer_flop = [cost.layer_flop(position + 1) for position in range(first, first + len(layers_of))]
+    left_out = sum((num_layers - len(layers)) * flop for layers, flop in zip(layers_of, layer_flop, strict=True))
+    whole = num_layers * sum(layer_flop)
     return Flop(whole, whole - left_out)
 
 

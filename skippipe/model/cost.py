@@ -1,5 +1,7 @@
 """What one microbatch costs on a layer, and on embedding and head, in FLOP and bytes, from the configuration alone."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -54,18 +56,12 @@ def model_cost(
     """
     skeleton = build_skeleton(config, dtype)
     experts = f".{skeleton.traits.experts}."
-    layer_parameters = embedding_and_head_parameters = expert_parameters = 0
-    layer_shapes: list[tuple[int, ...]] = []
-    embedding_and_head_shapes: list[tuple[int, ...]] = []
-    for name, parameter in skeleton.model.named_parameters():
-        is_outside = is_layer_of(name, skeleton) is None
-        (embedding_and_head_shapes if is_outside else layer_shapes).append(tuple(parameter.shape))
-        if is_outside:
-            embedding_and_head_parameters += parameter.numel()
-        else:
-            layer_parameters += parameter.numel()
-            expert_parameters += parameter.numel() if experts in name else 0
     layers = num_layers(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.model.named_parameters()}
+    of_layers = {name: shape for name, shape in shapes.items() if is_layer_of(name, skeleton) is not None}
+    of_embedding_and_head = [shape for name, shape in shapes.items() if name not in of_layers]
+    layer_parameters = _count(of_layers.values())
+    expert_parameters = _count(shape for name, shape in of_layers.items() if experts in name)
     tokens = micro_batch_size * sequence_length
     active = (layer_parameters - expert_parameters * (1 - _active_share(config))) / layers
     deferrable = sum(weight_of(module).numel() for module in _deferrable(skeleton))
@@ -76,7 +72,7 @@ def model_cost(
     return ModelCost(
         num_layers=layers,
         layer_parameters=layer_parameters // layers,
-        embedding_and_head_parameters=embedding_and_head_parameters,
+        embedding_and_head_parameters=_count(of_embedding_and_head),
         layer_forward_flop=2 * active * tokens + attention_flop,
         loss_flop=3 * head_flop,
         activation_bytes=activation_bytes,
@@ -88,8 +84,8 @@ def model_cost(
         backward_to_forward=3.0 if mode == "full" else 2.0,
         weight_to_forward=2 * tokens * deferrable / (2 * active * tokens + attention_flop),
         weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),
-        layer_shapes=tuple(layer_shapes),
-        embedding_and_head_shapes=tuple(embedding_and_head_shapes),
+        layer_shapes=tuple(of_layers.values()),
+        embedding_and_head_shapes=tuple(of_embedding_and_head),
     )
 
 
@@ -120,6 +116,11 @@ def token_cost(skeleton: Skeleton) -> TokenCost:
         linear += flop
         ffn += flop if name.split(".")[1] == traits.feed_forward else 0.0
     return TokenCost(linear, ffn, 4 * _attention_width(config))
+
+
+def _count(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Return the number of parameters in all of these tensors."""
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _deferrable(skeleton: Skeleton) -> list[nn.Module]:

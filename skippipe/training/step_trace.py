@@ -24,5 +24,5 @@ class TraceRecorder:
 
     def write(self) -> None:
         """Replace the file; raise `SkipPipeError` where that is impossible."""
-        lines = [json.dumps({"step": step} | one._asdict()) for step, entries in self._steps for one in entries]
+        lines = [json.dumps({"step": step} | entry._asdict()) for step, entries in self._steps for entry in entries]
         write_atomically(self._path, "".join(line + "\n" for line in lines))

@@ -21,7 +21,7 @@ from skippipe.inference.model_loading import load_model
 from skippipe.inference.policies.base import FixedLayers, PolicyContext
 from skippipe.inference.policies.construction import build_policy
 from skippipe.inference.policies.registry import OWN
-from skippipe.inference.text import PromptTokenizer
+from skippipe.inference.prompt_tokenizer import PromptTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval takes long to install and is no part of the extra `test`")
 
@@ -50,7 +50,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a task of each kind, and their data."""
     folder = tmp_path_factory.mktemp("tasks")
     data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(one) + "\n" for one in QUESTIONS))
+    data.write_text("".join(json.dumps(entry) + "\n" for entry in QUESTIONS))
     kinds: dict[str, dict[str, Any]] = {
         "choosing": {"output_type": "multiple_choice", "doc_to_choice": "choices"},
         "likelihood": {
@@ -154,13 +154,13 @@ def test_results_are_those_of_the_plain_model(
     rows = evaluate(capsys, run_dir, *names, policy=policy, batch_size=2)
     plain = Plain(run_dir, stages)
     right = sums = 0.0
-    for one in QUESTIONS:
-        likely = [plain.log_likelihood(one["question"], choice) for choice in one["choices"]]
-        right += likely.index(max(likely)) == one["answer"]
-        sums += likely[one["answer"]]
+    for entry in QUESTIONS:
+        likely = [plain.log_likelihood(entry["question"], choice) for choice in entry["choices"]]
+        right += likely.index(max(likely)) == entry["answer"]
+        sums += likely[entry["answer"]]
     assert rows["choosing", policy, "acc"]["value"] == pytest.approx(right / 3)
     assert rows["likelihood", policy, "perplexity"]["value"] == pytest.approx(math.exp(-sums / 3), rel=1e-4)
-    texts = [one["question"] + one["choices"][0] for one in QUESTIONS]
+    texts = [entry["question"] + entry["choices"][0] for entry in QUESTIONS]
     of_byte = sum(plain.log_likelihood("", text) for text in texts) / sum(len(text.encode()) for text in texts)
     assert rows["rolling", policy, "byte_perplexity"]["value"] == pytest.approx(math.exp(-of_byte), rel=1e-4)
     assert {row["documents"] for row in rows.values()} == {3}
@@ -171,14 +171,14 @@ def test_what_is_written_ends_at_the_first_stop(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Plain(run_dir, FULL)
-    said = [plain.write(one["question"], 5) for one in QUESTIONS]
+    said = [plain.write(entry["question"], 5) for entry in QUESTIONS]
     stop = said[0][3]
     expected = [text.split(stop)[0] for text in said]
     data = tasks / "said.jsonl"
     data.write_text(
         "".join(
-            json.dumps({"question": one["question"], "said": text}) + "\n"
-            for one, text in zip(QUESTIONS, expected, strict=True)
+            json.dumps({"question": entry["question"], "said": text}) + "\n"
+            for entry, text in zip(QUESTIONS, expected, strict=True)
         )
     )
     task = yaml.safe_load((tasks / "writing.yaml").read_text())
@@ -230,7 +230,7 @@ def test_draws_go_by_document_whatever_the_batch(
     stages = [[0, policy.sample(number).layers_at(0, 0)[-1] // 2] for number in range(3)]
     assert {drawn[1] for drawn in stages} == {1, 2}
     plain = [Plain(run_dir, drawn) for drawn in stages]
-    texts = [one["question"] + one["choices"][0] for one in QUESTIONS]
+    texts = [entry["question"] + entry["choices"][0] for entry in QUESTIONS]
     likely = sum(model.log_likelihood("", text) for model, text in zip(plain, texts, strict=True))
     expected = math.exp(-likely / sum(len(text.encode()) for text in texts))
     for batch_size in (1, 3):

@@ -82,7 +82,7 @@ def test_greedy_is_what_the_model_would_say() -> None:
     for _ in said:  # each pass makes one more token right
         said = slow_score("llama", policy, Passage(TEXTS[0][0], said, 6))[1]
     right, wrong = Passage(TEXTS[0][0], said, 6), Passage(TEXTS[0][0], [said[0], (said[1] + 1) % 64], 6)
-    assert [one.is_greedy for one in score(decoder, policy, [right, wrong, right])[0]] == [True, False, True]
+    assert [found.is_greedy for found in score(decoder, policy, [right, wrong, right])[0]] == [True, False, True]
 
 
 def test_batches_hold_every_passage_once_within_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,10 +28,10 @@ def stage_with(config: PretrainedConfig, mode: Mode) -> Stage:
 def gradients(stage: Stage, hidden: Tensor) -> list[Tensor]:
     """Return the gradients by the input and by every parameter after two microbatches, the second's backward first."""
     inputs = [hidden.clone().requires_grad_(), (2 * hidden).requires_grad_()]
-    outputs = [stage(one) for one in inputs]
+    outputs = [stage(hidden) for hidden in inputs]
     for output in reversed(outputs):
         torch.autograd.backward(output, torch.ones_like(output))
-    return [one.grad for one in (*inputs, *stage.parameters()) if one.grad is not None]
+    return [tensor.grad for tensor in (*inputs, *stage.parameters()) if tensor.grad is not None]
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
@@ -39,17 +39,17 @@ def gradients(stage: Stage, hidden: Tensor) -> list[Tensor]:
 def test_gradients_are_the_same_to_the_bit(architecture: str, mode: Mode) -> None:
     config = tiny(architecture)
     hidden = torch.randn(2, 16, config.hidden_size, generator=torch.Generator().manual_seed(0))  # (B, T, D)
-    expected, found = (gradients(stage_with(config, one), hidden) for one in ("none", mode))
+    expected, found = (gradients(stage_with(config, chosen), hidden) for chosen in ("none", mode))
     assert len(expected) == len(found) > 5
-    for one, other in zip(expected, found, strict=True):
-        assert torch.equal(one, other)
+    for plain, again in zip(expected, found, strict=True):
+        assert torch.equal(plain, again)
 
 
 def live_storages() -> dict[int, torch.UntypedStorage]:
     """Return the storages of all tensors that are alive, by address; they live as long as what is returned."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
-    return {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
 
 
 def saved_bytes(stage: Stage, hidden: Tensor) -> int:

@@ -38,7 +38,7 @@ def test_plan_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path: Path
         "Nodes",
     ]
     reductions = 4
-    assert bars(browser) == [len(simulate(one).tasks) + reductions for one in (plan, full_plan)]
+    assert bars(browser) == [len(simulate(drawn).tasks) + reductions for drawn in (plan, full_plan)]
     assert len(browser.find_elements(By.CSS_SELECTOR, "table")) == 5
     kinds = f"return {PLOTS}.map(plot => plot.data.filter(trace => trace.type === 'heatmap').length)"
     assert browser.execute_script(kinds) == [0, 0, 1, 1, 0]
@@ -87,10 +87,10 @@ def test_comparison_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path
     open_page(browser, page)
     assert browser.title == "Two runs"
     assert "0.62 of the other" in browser.find_element(By.CSS_SELECTOR, ".facts").text
-    full, skip = (len(simulate(one).tasks) for one in (full_plan, plan))
+    full, skip = (len(simulate(drawn).tasks) for drawn in (full_plan, plan))
     assert bars(browser) == [4, full + 4, full, skip + 4, skip]
     ranges = browser.execute_script(f"return {PLOTS}.slice(1, 5).map(plot => plot._fullLayout.xaxis.range)")
-    assert all(one == ranges[0] for one in ranges), "the Gantt charts share one time axis"
+    assert all(axis == ranges[0] for axis in ranges), "the Gantt charts share one time axis"
     rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "tbody tr")]
     assert any(row.startswith("SkipPipe 24 ") and "1.02 ×" in row for row in rows)
 
@@ -123,10 +123,10 @@ def test_pictures_keep_their_height_when_the_window_changes(browser: Browser, pl
     assert [new[1:] for new in after] == [old[1:] for old in before]
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """Return the contrast ratio of two CSS colours, 1 to 21 (WCAG 2)."""
     luminances = []
-    for text in (one, other):
+    for text in (first, second):
         parts = [int(part) / 255 for part in text[text.index("(") + 1 : -1].split(",")[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         luminances.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)

@@ -1,7 +1,6 @@
 """`skippipe generate`: text from a model of which a part runs."""
 
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,7 @@ import click
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, PolicyCommand, node_names
 
 if TYPE_CHECKING:
-    from skippipe.inference.generation.generation import Generated
-    from skippipe.inference.generation.speculative import Speculated
+    from skippipe.inference.generation.text_generation import TextOptions
 
 FILE = click.Path(path_type=Path)
 
@@ -51,21 +49,11 @@ FILE = click.Path(path_type=Path)
 def command(
     path: Path,
     prompts: tuple[str, ...],
-    policy: str,
-    keep: float,
-    max_new_tokens: int,
-    do_sample: bool,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    repetition_penalty: float,
-    num_drafted: int | None,
-    seed: int,
     num_stages: int | None,
     absent: tuple[str, ...],
-    calibration: tuple[Path, ...],
     device: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Continue a text with a model of which only a share of the layers' compute runs.
 
@@ -74,51 +62,42 @@ def command(
     to spread a run's stages over several processes.
     """
     from skippipe.inference.distributed.session import open_model
-    from skippipe.inference.generation.generation import Sampling, generate
-    from skippipe.inference.generation.speculative import draft_layers, speculate_all
-    from skippipe.inference.policies.base import PolicyContext
-    from skippipe.inference.policies.construction import build_policy
-    from skippipe.inference.text import PromptTokenizer, TextSource, streaming
+    from skippipe.inference.generation.text_generation import continue_texts
 
-    sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty, seed)
-    sampling.processors()
-    if num_drafted is not None and sampling.changes_scores:
-        raise click.UsageError("--speculative gives the likeliest tokens: leave out --do-sample and the penalty")
+    chosen = _text_options(**options)
     with open_model(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
         if model is None:
             return
-        tokenizer, decoder = PromptTokenizer(model), model.decoder
-        ids = [tokenizer.encode(prompt) for prompt in prompts]
-        text = TextSource(model)
-        request = PolicyContext(
-            decoder,
-            keep,
-            seed=seed,
-            num_generated=max_new_tokens,
-            calibration=lambda: text.calibration_tokens(calibration).to(decoder.device),
-        )
-        chosen = build_policy(policy, request).sample(0)
-        draft = draft_layers(chosen, decoder) if num_drafted is not None else ()
-        limits: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos_id": tokenizer.eos_id}
-        start_s = time.perf_counter()
-        result: Generated | Speculated
-        with streaming(tokenizer, ids[0] if len(ids) == 1 and not as_json else None) as on_tokens:
-            if num_drafted is not None:
-                result = speculate_all(decoder, draft, ids, num_drafted=num_drafted, on_tokens=on_tokens, **limits)
-            else:
-                result = generate(decoder, chosen, ids, sampling=sampling, on_tokens=on_tokens, **limits)
-        duration_s = time.perf_counter() - start_s
-    texts = [tokenizer.decode(tokens) for tokens in result.tokens]
-    described = {"model": model.name, "checkpoint": model.checkpoint, "policy": policy, "keep": keep}
-    described["absent_stages"] = sorted(decoder.absent_stages)
+        found = continue_texts(model, prompts, chosen, stream=len(prompts) == 1 and not as_json)
+    decoder = model.decoder
     if as_json:
-        pairs = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-        click.echo(json.dumps(described | {"texts": pairs, "duration_s": duration_s} | asdict(result)))
+        described = {"model": model.name, "checkpoint": model.checkpoint, "policy": chosen.policy, "keep": chosen.keep}
+        described["absent_stages"] = sorted(decoder.absent_stages)
+        pairs = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, found.texts, strict=True)]
+        click.echo(json.dumps(described | {"texts": pairs, "duration_s": found.duration_s} | asdict(found.result)))
         return
     if len(prompts) > 1:
-        click.echo("\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))
-    count = sum(map(len, result.tokens))
-    speed = f"{count} tokens, {count / duration_s:.1f} tokens/s"
-    click.echo(f"{model.name}, {model.checkpoint}, policy {policy}: {speed}; {result.summary}", err=True)
+        click.echo("\n\n".join(prompt + text for prompt, text in zip(prompts, found.texts, strict=True)))
+    speed = f"{found.num_tokens} tokens, {found.num_tokens / found.duration_s:.1f} tokens/s"
+    click.echo(f"{model.name}, {model.checkpoint}, policy {chosen.policy}: {speed}; {found.result.summary}", err=True)
     if decoder.absence:
         click.echo(decoder.absence, err=True)
+
+
+def _text_options(
+    policy: str,
+    keep: float,
+    max_new_tokens: int,
+    num_drafted: int | None,
+    calibration: tuple[Path, ...],
+    **sampling: Any,
+) -> "TextOptions":
+    """Return what is asked for; what the sampling refuses is said before a model is loaded."""
+    from skippipe.inference.generation.generation import Sampling
+    from skippipe.inference.generation.text_generation import TextOptions
+
+    chosen = Sampling(**sampling)
+    chosen.processors()
+    if num_drafted is not None and chosen.changes_scores:
+        raise click.UsageError("--speculative gives the likeliest tokens: leave out --do-sample and the penalty")
+    return TextOptions(policy, keep, max_new_tokens, chosen, num_drafted, calibration)

@@ -22,7 +22,7 @@ from skippipe.inference.depth_schedule import Flop
 from skippipe.inference.evaluation.scoring import Passage, Score, batches, score
 from skippipe.inference.generation.generation import Sampling, generate
 from skippipe.inference.policies.base import Policy
-from skippipe.inference.text import PromptTokenizer
+from skippipe.inference.prompt_tokenizer import PromptTokenizer
 
 DEFAULT_NEW_TOKENS = 256
 """What a task may generate where it does not say; lm-eval's own models have the same."""
@@ -68,7 +68,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation, and whether it is what greedy decoding says."""
         passages = [self._passage(request) for request in requests]
-        return [(one.log_likelihood, one.is_greedy) for one in self._scores(requests, passages, disable_tqdm)]
+        return [(found.log_likelihood, found.is_greedy) for found in self._scores(requests, passages, disable_tqdm)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, in windows as long as the model's context."""
@@ -82,22 +82,25 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
                 passages.append(Passage(context, continuation, prompt_length=0))
         scores = self._scores([requests[owner] for owner in owners], passages, disable_tqdm)
         sums = [0.0] * len(requests)
-        for owner, one in zip(owners, scores, strict=True):
-            sums[owner] += one.log_likelihood
+        for owner, found in zip(owners, scores, strict=True):
+            sums[owner] += found.log_likelihood
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what follows each context, up to the first of the request's stop sequences."""
         texts: dict[int, str] = {}
-        keys = [(one.task_name, self._sampled(one), json.dumps(one.args[1], sort_keys=True)) for one in requests]
+        keys = [
+            (request.task_name, self._sampled(request), json.dumps(request.args[1], sort_keys=True))
+            for request in requests
+        ]
         with tqdm(total=len(requests), desc="generating", disable=disable_tqdm) as progress:
             for (task, policy, _), numbers in _grouped(keys).items():
                 options = _GenerationOptions(requests[numbers[0]].args[1], task, self.max_length)
-                prompts = {one: self._prompt(requests[one].args[0], options) for one in numbers}
-                numbers.sort(key=lambda one: -len(prompts[one]))
+                prompts = {number: self._prompt(requests[number].args[0], options) for number in numbers}
+                numbers.sort(key=lambda number: -len(prompts[number]))
                 for first in range(0, len(numbers), self._batch_size):
                     batch = numbers[first : first + self._batch_size]
-                    made = self._generated(task, policy, [prompts[one] for one in batch], options, seed=first)
+                    made = self._generated(task, policy, [prompts[number] for number in batch], options, seed=first)
                     texts |= zip(batch, made, strict=True)
                     progress.update(len(batch))
         return [texts[number] for number in range(len(requests))]

@@ -18,7 +18,7 @@ from skippipe.errors import InputError, did_you_mean
 from skippipe.inference.depth_schedule import Flop
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import Policy
-from skippipe.inference.text import PromptTokenizer
+from skippipe.inference.prompt_tokenizer import PromptTokenizer
 from skippipe.monitor.evaluation_results import TaskResult
 
 RESAMPLINGS = 1000

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from skippipe.inference.model_loading import LoadedModel, load_model
 from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.construction import build_policy
 from skippipe.inference.policies.registry import find_policy
-from skippipe.inference.text import TextSource
+from skippipe.inference.text_source import TextSource
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskResult, write_evaluation
 
 
@@ -77,10 +77,7 @@ def evaluate(
         num_generated=text.sequence_length - options.prompt_length,
         calibration=calibration,
     )
-    wanted = [(name, keep) for name in policies for keep in _keeps_of(name, keeps)]
-    built = [
-        (name, keep, build_policy(name, context.with_keep(keep if keep is not None else 1.0))) for name, keep in wanted
-    ]
+    built = list(_build_policies(policies, keeps, context))
     batches = text.validation_batches(options.num_batches, options.text)
     absent = model.decoder.absent_stages
     results: list[DepthResult] = []
@@ -156,8 +153,16 @@ def _loss(logits: Tensor, labels: Tensor, prompt_length: int) -> float:
     return float(functional.cross_entropy(predictions.flatten(0, 1), expected.flatten()))
 
 
-def _keeps_of(policy: str, keeps: Sequence[float]) -> Sequence[float | None]:
-    return [None] if find_policy(policy)[0].decides_keep else keeps
+def _build_policies(
+    names: Sequence[str], keeps: Sequence[float], context: PolicyContext
+) -> Iterator[tuple[str, float | None, Policy]]:
+    """Yield each policy at each share; once without a share where it decides that itself."""
+    for name in names:
+        if find_policy(name)[0].decides_keep:
+            yield name, None, build_policy(name, context)
+        else:
+            for keep in keeps:
+                yield name, keep, build_policy(name, context.with_keep(keep))
 
 
 def _check_lengths(sequence_length: int, prompt_length: int, decoder: Decoder) -> None:

@@ -55,7 +55,7 @@ def batches(decoder: Decoder, passages: Sequence[Passage], batch_size: int) -> I
     order = sorted(range(len(passages)), key=lambda number: passages[number].length, reverse=True)
     batch: list[int] = []
     for number in order:
-        grown = [passages[one] for one in (*batch, number)]
+        grown = [passages[member] for member in (*batch, number)]
         logits = len(grown) * _num_columns(grown) * decoder.config.vocab_size
         if batch and (len(grown) > batch_size or logits > MOST_LOGITS):
             yield batch
@@ -102,7 +102,8 @@ class _Batch:
         self.prompt_length = max(passage.prompt_length for passage in passages)
         self.shifts = [self.prompt_length - passage.prompt_length for passage in passages]
         self.lengths = [passage.length for passage in passages]
-        self.ids = _padded(([0] * shift + one.inputs for shift, one in zip(self.shifts, passages, strict=True)), device)
+        rows = ([0] * shift + passage.inputs for shift, passage in zip(self.shifts, passages, strict=True))
+        self.ids = _padded(rows, device)
         self.length = self.ids.shape[1]
         shift, length = (torch.tensor(counts, device=device).unsqueeze(1) for counts in (self.shifts, self.lengths))
         columns = torch.arange(self.length, device=device)
@@ -120,7 +121,7 @@ def _num_columns(passages: Sequence[Passage]) -> int:
     """Return how many of the last columns have logits that are needed."""
     prompt = max(passage.prompt_length for passage in passages)
     length = prompt + max(passage.num_after_prompt for passage in passages)
-    return length - min(prompt - one.prompt_length + len(one.context) - 1 for one in passages)
+    return length - min(prompt - passage.prompt_length + len(passage.context) - 1 for passage in passages)
 
 
 def _score(logits: Tensor, passage: Passage) -> Score:

@@ -48,11 +48,12 @@ def speculate_all(
     """Continue prompts one after the other, since each accepts drafts at its own pace; see `speculate`."""
     check_prompts(decoder, prompts, max_new_tokens)
     results = [speculate(decoder, draft, prompt, max_new_tokens=max_new_tokens, **options) for prompt in prompts]
-    tokens = [one.tokens[0] for one in results]
-    drafted, accepted, checks = (
-        sum(getattr(one, name) for one in results) for name in ("drafted", "accepted", "checks")
+    return Speculated(
+        tokens=[result.tokens[0] for result in results],
+        drafted=sum(result.drafted for result in results),
+        accepted=sum(result.accepted for result in results),
+        checks=sum(result.checks for result in results),
     )
-    return Speculated(tokens, drafted, accepted, checks)
 
 
 @torch.inference_mode()

@@ -1,17 +1,13 @@
-"""Text for a loaded model: samples to measure on, prompts, and what comes out."""
+"""Text to measure a loaded model on: samples of fixed length, of its own text or of files."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TextStreamer
 
-from skippipe.checkpoint.huggingface.source import WeightSource, load_tokenizer
 from skippipe.config.data_options import DataOptions
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import Batch, SampleOrder
@@ -41,7 +37,7 @@ class TextSource:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the samples are made with."""
-        return _tokenizer_of(self._experiment)
+        return experiment_tokenizer(self._experiment)
 
     def validation_batches(self, count: int, files: Sequence[Path] = ()) -> list[Batch]:
         """Return at most `count` batches, (B, T) inputs and labels: of held-out text, or of `files`."""
@@ -74,50 +70,8 @@ class TextSource:
         return tokens[: count * length + 1].unfold(0, length + 1, length)  # (N, T + 1)
 
 
-class PromptTokenizer:
-    """Text to token ids and back as the model expects it in generation."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        """A tokenizer of Hugging Face adds the special tokens that its files ask for; one made here has none."""
-        options = model.experiment.data
-        self._library: Any = None
-        if options.tokenizer == "bytes" or is_trained(options):
-            self._own: Tokenizer = _tokenizer_of(model.experiment)
-        else:
-            self._library = load_tokenizer(WeightSource(Path(options.tokenizer)))
-        self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
-        self.bos_id: int | None = self._library.bos_token_id if self._library else None
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a prompt."""
-        if self._library is not None:
-            ids: list[int] = self._library(text, add_special_tokens=add_special_tokens)["input_ids"]
-            return ids
-        return [int(token) for token in self._own.encode(text)]
-
-    def decode(self, tokens: Iterable[int] | int, **_: Any) -> str:
-        """Return the text of token ids, special tokens left out."""
-        ids = [tokens] if isinstance(tokens, int) else list(tokens)
-        if self._library is not None:
-            text: str = self._library.decode(ids, skip_special_tokens=True)
-            return text
-        return self._own.decode(ids)
-
-
-def _tokenizer_of(experiment: Experiment) -> Tokenizer:
+def experiment_tokenizer(experiment: Experiment) -> Tokenizer:
     """Return the tokenizer of an experiment; only one that is trained on the corpus needs it at hand."""
     if is_trained(experiment.data):
         return open_cache(experiment.data, experiment.seed).tokenizer
     return build_tokenizer(experiment.data, iter(()))
-
-
-@contextmanager
-def streaming(tokenizer: PromptTokenizer, prompt: Sequence[int] | None) -> Iterator[Callable[[Tensor], None] | None]:
-    """Print a prompt and what follows it to standard output, as it comes; nothing where `prompt` is None."""
-    if prompt is None:
-        yield None
-        return
-    streamer = TextStreamer(tokenizer)
-    streamer.put(torch.tensor(prompt))
-    yield lambda tokens: streamer.put(tokens.cpu())
-    streamer.end()

@@ -1,0 +1,78 @@
+"""Prompts as text, continued by a loaded model under a policy."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skippipe.inference.generation.generation import Generated, Sampling, generate
+from skippipe.inference.generation.speculative import Speculated, draft_layers, speculate_all
+from skippipe.inference.model_loading import LoadedModel
+from skippipe.inference.policies.base import PolicyContext
+from skippipe.inference.policies.construction import build_policy
+from skippipe.inference.prompt_tokenizer import PromptTokenizer, streaming
+from skippipe.inference.text_source import TextSource
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How prompts are continued."""
+
+    policy: str = "full"
+    keep: float = 1.0
+    """Share of the layers' compute."""
+    max_new_tokens: int = 64
+    sampling: Sampling = field(default_factory=Sampling)
+    """Its seed is that of random stages too."""
+    num_drafted: int | None = None
+    """Tokens that the policy drafts before each check at full depth; None where nothing is drafted."""
+    calibration: tuple[Path, ...] = ()
+    """Text for policies that are calibrated; the text that the model is trained on where there is none."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows the prompts."""
+
+    texts: list[str]
+    """In the order of the prompts, without them."""
+    result: Generated | Speculated
+    """The same as tokens, and what it took."""
+    duration_s: float
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all prompts together."""
+        return sum(map(len, self.result.tokens))
+
+
+def continue_texts(
+    model: LoadedModel, prompts: Sequence[str], options: TextOptions, *, stream: bool = False
+) -> Continuation:
+    """Continue the prompts as one batch; with `stream` the only prompt and its text go to standard output as they come.
+
+    Raises `InputError` for a policy, share or draft that cannot be had, and where prompts do not fit into the context.
+    """
+    tokenizer, decoder = PromptTokenizer(model), model.decoder
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    text = TextSource(model)
+    context = PolicyContext(
+        decoder,
+        options.keep,
+        seed=options.sampling.seed,
+        num_generated=options.max_new_tokens,
+        calibration=lambda: text.calibration_tokens(options.calibration).to(decoder.device),
+    )
+    policy = build_policy(options.policy, context).sample(0)
+    draft = draft_layers(policy, decoder) if options.num_drafted is not None else ()
+    limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.eos_id}
+    start_s = time.perf_counter()
+    result: Generated | Speculated
+    with streaming(tokenizer, ids[0] if stream else None) as on_tokens:
+        if options.num_drafted is not None:
+            result = speculate_all(decoder, draft, ids, num_drafted=options.num_drafted, on_tokens=on_tokens, **limits)
+        else:
+            result = generate(decoder, policy, ids, sampling=options.sampling, on_tokens=on_tokens, **limits)
+    duration_s = time.perf_counter() - start_s
+    return Continuation([tokenizer.decode(tokens) for tokens in result.tokens], result, duration_s)

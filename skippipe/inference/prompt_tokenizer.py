@@ -1,0 +1,57 @@
+"""Text to tokens and back as a loaded model expects it in generation, and text on the terminal as it comes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TextStreamer
+
+from skippipe.checkpoint.huggingface.source import WeightSource, load_tokenizer
+from skippipe.data.tokenizer import Tokenizer, is_trained
+from skippipe.inference.model_loading import LoadedModel
+from skippipe.inference.text_source import experiment_tokenizer
+
+
+class PromptTokenizer:
+    """Text to token ids and back as the model expects it in generation."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        """A tokenizer of Hugging Face adds the special tokens that its files ask for; one made here has none."""
+        options = model.experiment.data
+        self._library: Any = None
+        if options.tokenizer == "bytes" or is_trained(options):
+            self._own: Tokenizer = experiment_tokenizer(model.experiment)
+        else:
+            self._library = load_tokenizer(WeightSource(Path(options.tokenizer)))
+        self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
+        self.bos_id: int | None = self._library.bos_token_id if self._library else None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a prompt."""
+        if self._library is not None:
+            ids: list[int] = self._library(text, add_special_tokens=add_special_tokens)["input_ids"]
+            return ids
+        return [int(token) for token in self._own.encode(text)]
+
+    def decode(self, tokens: Iterable[int] | int, **_: Any) -> str:
+        """Return the text of token ids, special tokens left out."""
+        ids = [tokens] if isinstance(tokens, int) else list(tokens)
+        if self._library is not None:
+            text: str = self._library.decode(ids, skip_special_tokens=True)
+            return text
+        return self._own.decode(ids)
+
+
+@contextmanager
+def streaming(tokenizer: PromptTokenizer, prompt: Sequence[int] | None) -> Iterator[Callable[[Tensor], None] | None]:
+    """Print a prompt and what follows it to standard output, as it comes; nothing where `prompt` is None."""
+    if prompt is None:
+        yield None
+        return
+    streamer = TextStreamer(tokenizer)
+    streamer.put(torch.tensor(prompt))
+    yield lambda tokens: streamer.put(tokens.cpu())
+    streamer.end()
