@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Final
 
 from api_pages import api_page
+from architecture_parts import architecture_page, layers_picture
 from commands_page import commands_page
 from keys_pages import configuration_page, files_page
 
 DOCS = Path(__file__).parents[1]
+
+
+def architecture() -> str:
+    """Return docs/architecture.md, of which only a part is made."""
+    return architecture_page((DOCS / "architecture.md").read_text(encoding="utf-8"))
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "configuration.md": configuration_page,
     "file-keys.md": files_page,
     "commands.md": commands_page,
+    "architecture.md": architecture,
+    "layers.svg": layers_picture,
     "api/skippipe.md": partial(api_page, "skippipe"),
     "api/skippipe_scheduler.md": partial(api_page, "skippipe_scheduler"),
 }

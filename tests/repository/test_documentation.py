@@ -92,6 +92,13 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_every_place_that_the_architecture_names_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    places = re.findall(r"`((?:skippipe|scheduler|tests|docs)/[\w/.-]*)`", text)
+    assert len(places) > 30
+    assert [place for place in places if not (ROOT / place).exists()] == []
+
+
 def test_every_dependency_has_its_reason() -> None:
     import tomllib
 
