@@ -12,6 +12,11 @@ from .errors import (
 from .inference.decoder import Decoder as Decoder
 from .inference.evaluation.perplexity import PerplexityOptions as PerplexityOptions, evaluate as evaluate
 from .inference.generation.generation import Generated as Generated, Sampling as Sampling, generate as generate
+from .inference.generation.text_generation import (
+    Continuation as Continuation,
+    TextOptions as TextOptions,
+    generate_texts as generate_texts,
+)
 from .inference.model_loading import LoadedModel as LoadedModel, load_model as load_model
 from .inference.policies.base import FixedLayers as FixedLayers, Policy as Policy, PolicyContext as PolicyContext
 from .inference.policies.construction import build_policy as build_policy

@@ -10,11 +10,11 @@ import skippipe
 import skippipe_scheduler
 
 SKIPPIPE = {
-    *("CheckpointError", "ConfigError", "DataError", "Decoder", "Evaluation", "Experiment", "FixedLayers"),
-    *("Generated", "LoadedModel", "PerplexityOptions", "Policy", "PolicyContext", "PolicyEntry", "Sampling"),
-    *("SkipPipeError", "TrainingSummary", "build_policy", "evaluate", "export_run", "generate", "import_model"),
-    *("load_experiment", "load_model", "load_run", "plan_experiment", "read_metrics", "register_policy"),
-    *("train_experiment",),
+    *("CheckpointError", "ConfigError", "Continuation", "DataError", "Decoder", "Evaluation", "Experiment"),
+    *("FixedLayers", "Generated", "LoadedModel", "PerplexityOptions", "Policy", "PolicyContext", "PolicyEntry"),
+    *("Sampling", "SkipPipeError", "TextOptions", "TrainingSummary", "build_policy", "evaluate", "export_run"),
+    *("generate", "generate_texts", "import_model", "load_experiment", "load_model", "load_run", "plan_experiment"),
+    *("read_metrics", "register_policy", "train_experiment"),
 }
 SCHEDULER = {
     *("Analysis", "Cluster", "ClusterLinks", "Costs", "CriticalPath", "DeadlockError", "InfeasibleError"),

@@ -62,13 +62,13 @@ def command(
     to spread a run's stages over several processes.
     """
     from skippipe.inference.distributed.session import open_model
-    from skippipe.inference.generation.text_generation import continue_texts
+    from skippipe.inference.generation.text_generation import generate_texts
 
     chosen = _text_options(**options)
     with open_model(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
         if model is None:
             return
-        found = continue_texts(model, prompts, chosen, stream=len(prompts) == 1 and not as_json)
+        found = generate_texts(model, prompts, chosen, stream=len(prompts) == 1 and not as_json)
     decoder = model.decoder
     if as_json:
         described = {"model": model.name, "checkpoint": model.checkpoint, "policy": chosen.policy, "keep": chosen.keep}

@@ -47,7 +47,7 @@ class Continuation:
         return sum(map(len, self.result.tokens))
 
 
-def continue_texts(
+def generate_texts(
     model: LoadedModel, prompts: Sequence[str], options: TextOptions, *, stream: bool = False
 ) -> Continuation:
     """Continue the prompts as one batch; with `stream` the only prompt and its text go to standard output as they come.
