@@ -87,8 +87,8 @@ def continued(model: LoadedModel, prompt: Sequence[int], count: int) -> dict[str
 
 
 def _policy(model: LoadedModel, name: str) -> Policy:
-    request = PolicyContext(model.decoder, KEEPS[name], seed=1, num_generated=NEW, calibration=_calibration)
-    return build_policy(name, request).sample(0)
+    context = PolicyContext(model.decoder, KEEPS[name], seed=1, num_generated=NEW, calibration=_calibration)
+    return build_policy(name, context).sample(0)
 
 
 def _calibration() -> Tensor:

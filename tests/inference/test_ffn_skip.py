@@ -129,9 +129,9 @@ def test_what_cannot_be_had_is_refused() -> None:
     text = ROWS
 
     def refuse(specification: str, keep: float, expected: str, calibrated: Sequence[bool] = (True,)) -> None:
-        request = PolicyContext(decoder, keep, calibration=(lambda: text) if calibrated[0] else None)
+        context = PolicyContext(decoder, keep, calibration=(lambda: text) if calibrated[0] else None)
         with pytest.raises(InputError, match=expected):
-            build_policy(specification, request)
+            build_policy(specification, context)
 
     refuse("ffn-skip", 0.2, "keeps at least 0")
     refuse("ffn-skip", 0.8, "give --calibration FILE", (False,))
