@@ -19,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SET_UP = "python3 -m venv .venv"
 """The two set-up lines are run whole elsewhere: the tests are running, and the demo has a test of its own."""
+TERMS = (
+    "node, rank, stage, replica, origin, route, hop, skip ratio, swap, placement, plan, program, iteration, microbatch",
+    "1f1b, zero bubble, split backward, all-reduce, reduce-scatter, all-gather, activation checkpointing, zero",
+    "lower bound, gap, makespan, contention, policy, recipe, coverage, critical path, warm start, perplexity",
+)
+"""What a reader of any page may look up in the glossary."""
 TORCHRUN = re.compile(r"torchrun --nproc-per-node \d+ -m skippipe ")
 
 
@@ -90,6 +96,15 @@ def test_links_between_pages_lead_somewhere() -> None:
             if not target.startswith("http") and not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")
     assert broken == []
+
+
+def test_glossary_says_what_each_term_means() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    entries = dict(re.findall(r"^### (.+)\n\n((?:(?!#).+\n?\n?)+)", text, flags=re.MULTILINE))
+    assert list(entries) == re.findall(r"^### (.+)", text, flags=re.MULTILINE)
+    assert [term for term, meaning in entries.items() if not 30 < len(meaning) < 500] == []
+    known = {term.lower() for heading in entries for term in heading.split(", ")}
+    assert {word for line in TERMS for word in line.split(", ")} - known == set()
 
 
 def test_every_place_that_the_architecture_names_exists() -> None:

@@ -23,7 +23,7 @@ RouteLength = Annotated[int, Field(ge=2)]
 
 
 class Rules(StrictModel):
-    """What a route may do (SkipPipe section on constraints; made exact in docs/plan-file.md)."""
+    """What routes may do: the constraints of the SkipPipe paper, made exact in docs/plan-file.md."""
 
     num_stages: Annotated[int, Field(ge=2, examples=[6])]
     """Stages of the model."""
