@@ -1,7 +1,9 @@
 """The pages of the public Python names: a table of them, and for each what mkdocstrings shows on the site."""
 
+import ast
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import griffe
@@ -30,13 +32,24 @@ def api_page(package: str) -> str:
     exported = sorted(importlib.import_module(package).__all__)
     names = {name: loaded[package][name].final_target for name in exported}
     introduction = INTRODUCTIONS[package] + ABOUT.format(package=package, example=EXAMPLES[package])
-    parts = [f"# Python: {package}\n", introduction]
+    parts = [f"# Python: {package}\n", introduction, *_programs(package)]
     for heading, kind in KINDS.items():
         chosen = {name: found for name, found in names.items() if _kind(found) == kind}
         parts += [f"## {heading}\n", "| name | what it is |", "|---|---|"]
         parts += [f"| [`{name}`](#{package}.{name}) | {_summary(found)} |" for name, found in chosen.items()]
         parts += ["", *(f"::: {package}.{name}\n" for name in chosen)]
     return "\n".join(parts)
+
+
+def _programs(package: str) -> Iterator[str]:
+    """Yield links to the examples that import the package, each with the first line of its docstring."""
+    yield "Programs that use it:\n"
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if re.search(rf"^(from|import) {package}\b", text, flags=re.MULTILINE):
+            about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+            yield f"- [{path.name}](../../examples/{path.name}): {about}"
+    yield ""
 
 
 def _kind(found: griffe.Object) -> str:

@@ -38,7 +38,7 @@ def test_generated_pages_are_up_to_date() -> None:
 @pytest.fixture(scope="module")
 def site() -> Path:
     """The site, built with all its checks: links, anchors and names that lead nowhere end the build."""
-    result = run("site.py")
+    result = run("build_site.py")
     assert result.returncode == 0, result.stdout + result.stderr
     return SITE
 

@@ -1,4 +1,4 @@
-"""Build the documentation as a site, under build/site: python docs/tools/site.py.
+"""Build the documentation as a site, under build/site: python docs/tools/build_site.py.
 
 The site is a view of the repository. Pages link to each other as files of the repository do, so that they read well on
 a code host: `../benchmarks/README.md` from docs/, `docs/planning.md` from the README. Here they are copied to
