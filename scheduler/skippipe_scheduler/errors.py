@@ -14,9 +14,17 @@ import difflib
 
 
 class SkipPipeError(Exception):
-    """Base of all errors whose message is meant for a person; `exit_code` is what the command line returns."""
+    """Base of all errors whose message is meant for a person; `exit_code` is what the command line returns.
 
-    exit_code = 1
+    It follows from the class; where another process failed, whose class is not known here, it is given.
+    """
+
+    exit_code: int = 1
+
+    def __init__(self, message: str = "", *, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        if exit_code is not None:
+            self.exit_code = exit_code
 
 
 class InputError(SkipPipeError):

@@ -6,13 +6,13 @@ Each rank puts one report into the store that all ranks share; rank 0 takes them
 import threading
 import time
 
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 
 from skippipe.checkpoint.reader import FileName, FileRecord
 from skippipe.errors import CheckpointError
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.store_names import Board, store_of_board
 from skippipe_scheduler.files import StrictModel
-
-POLL_S = 0.02
 
 
 class FileReport(StrictModel):
@@ -26,7 +26,7 @@ class ReportBoard:
     """The reports of one run's checkpoints; a single process needs no store."""
 
     def __init__(self, store: Store | None, rank: int, world_size: int) -> None:
-        self._store = None if store is None else PrefixStore("checkpoint", store)
+        self._store = None if store is None else store_of_board(store, Board.CHECKPOINT)
         self._own: FileReport | None = None
         self._rank = rank
         self._world_size = world_size
@@ -59,7 +59,7 @@ class ReportBoard:
                 deadline_s = deadline_s or time.monotonic() + grace_s
                 if time.monotonic() > deadline_s:
                     raise CheckpointError(f"rank {rank} did not finish its part before the run ended")
-            time.sleep(POLL_S)
+            time.sleep(time_limits.STORE_POLL_S)
         report = FileReport.model_validate_json(self._store.get(key))
         self._store.delete_key(key)
         return report

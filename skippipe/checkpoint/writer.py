@@ -31,16 +31,11 @@ from skippipe.checkpoint.reader import (
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import SkipPipeError
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.runner import Runner
 from skippipe_scheduler.files import write_atomically
 
 logger = logging.getLogger(__name__)
-
-NOTICEABLE_S = 1.0
-"""A wait of training for the checkpoint before that is worth a line."""
-POLL_S = 0.1
-GRACE_S = 5.0
-"""How long rank 0 waits for the others' parts when the run ends without waiting for its checkpoint."""
 
 
 class OptimizerState(Protocol):
@@ -93,7 +88,7 @@ class CheckpointWriter:
         before = self._pending_step
         self.finish()
         waited_s = time.perf_counter() - start_s
-        if waited_s > NOTICEABLE_S and self._runner.rank == 0:
+        if waited_s > time_limits.NOTICEABLE_S and self._runner.rank == 0:
             logger.warning(
                 "step %d: training waited %.1f s until the checkpoint of step %d was written; "
                 "raise checkpoint.interval, or put run_dir on faster storage",
@@ -165,7 +160,7 @@ class CheckpointWriter:
             self._board.post(metadata.step, report)
             failure = report.failure
             if self._runner.rank == 0:
-                files = self._board.collect(metadata.step, self._abandoned, GRACE_S)
+                files = self._board.collect(metadata.step, self._abandoned, time_limits.CHECKPOINT_GRACE_S)
                 _finish(aside, final, metadata.model_copy(update={"files": files}))
                 self._remove_old()
         except (OSError, SkipPipeError, RuntimeError) as reason:  # the store raises the last one
@@ -229,7 +224,7 @@ def remove_unfinished(run_dir: Path) -> None:
 def _wait(pending: Future[bool]) -> bool:
     """Wait for a moment; say whether it is done."""
     try:
-        pending.exception(POLL_S)
+        pending.exception(time_limits.CHECKPOINT_POLL_S)
     except TimeoutError:
         return False
     return True

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.cluster.location import RankLocation
-from skippipe.runtime.transport.transport import translating_errors
+from skippipe.runtime.ranks.torch_errors import begun, translating_errors
 
 END, ECHO = -1, 0
 REQUEST_TAG, DATA_TAG, REPLY_TAG = 1, 2, 3
@@ -69,7 +69,7 @@ class Peer:
 
     def _start(self, call: Callable[[], dist.Work | None]) -> dist.Work:
         start_s = time.perf_counter()
-        work: dist.Work = translating_errors(self._action, (self.rank,), call)
+        work = begun(translating_errors(self._action, (self.rank,), call))
         self.call_s.append(time.perf_counter() - start_s)
         return work
 

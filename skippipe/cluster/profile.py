@@ -24,10 +24,10 @@ from skippipe.cluster.regions import NEAR_S, regions
 from skippipe.cluster.rounding import rounded
 from skippipe.errors import PeerLostError
 from skippipe.model.device import device_name, peak_tflop_per_s
+from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import all_gather_json
-from skippipe.runtime.ranks.failure import TransferError
-from skippipe.runtime.transport.transport import translating_errors
+from skippipe.runtime.ranks.store_names import Topic
+from skippipe.runtime.ranks.torch_errors import TransferError, translating_errors
 from skippipe_scheduler.problem.cluster import Node, NodeLink
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
 
     All ranks call this together and get the same result. Raises `PeerLostError` where a rank stops.
     """
-    found = all_gather_json(context, "profile/place", lambda: asdict(own_location(device)))
+    found = all_gather_json(context, Topic.PROFILE_PLACE, lambda: asdict(own_location(device)))
     places = tuple(RankLocation(**content) for content in found)
     names = node_names(places)
     say = logger.info if context.rank == 0 else logger.debug
@@ -117,7 +117,7 @@ def _compute(
             "loss_s": times.loss_s,
         }
 
-    return all_gather_json(context, "profile/compute", measure)
+    return all_gather_json(context, Topic.PROFILE_COMPUTE, measure)
 
 
 def _measure_links(
@@ -138,7 +138,7 @@ def _measure_links(
         except TransferError as reason:
             _lost(context, reason)
         own += [link] if link is not None else []
-    gathered = all_gather_json(context, "profile/links", lambda: own)
+    gathered = all_gather_json(context, Topic.PROFILE_LINKS, lambda: own)
     by_network = {}
     for content in (entry for entries in gathered for entry in entries):
         link = MeasuredLink(*content)

@@ -1,27 +1,22 @@
 """One set of plans for all ranks: rank 0 reads or solves it, the others receive its text through the store."""
 
-import json
 import logging
-from datetime import timedelta
 from pathlib import Path
 
-from torch._C._distributed_c10d import Store
-
-from skippipe import errors
 from skippipe.config.experiment import Experiment
-from skippipe.errors import CommunicationError, InfeasibleError, SkipPipeError
+from skippipe.errors import InfeasibleError
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe.planning.experiment_problem import experiment_problem
 from skippipe.planning.recipe_plans import load_or_solve_recipe_plans
 from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 from skippipe_scheduler.problem.build import LayerSplitProblem
 
 logger = logging.getLogger(__name__)
-
-PLAN_KEY = "plans"
 
 
 def share_plans(experiment: Experiment, path: Path | None, context: DistributedContext) -> PlanSet:
@@ -32,15 +27,9 @@ def share_plans(experiment: Experiment, path: Path | None, context: DistributedC
     """
     if context.store is None:
         return choose_plans(experiment, path)
-    if context.rank == 0:
-        try:
-            plans = choose_plans(experiment, path)
-        except SkipPipeError as error:
-            context.store.set(PLAN_KEY, json.dumps({"error": type(error).__name__, "message": str(error)}))
-            raise
-        context.store.set(PLAN_KEY, plans.to_json())
-        return plans
-    return _receive(experiment, context.store, context)
+    limit_s = context.timeout_s + 2 * experiment.pipeline.planner.time_limit_s  # main plan and recipe
+    text = on_first_rank(context, Topic.PLANS, lambda: choose_plans(experiment, path).to_json(), limit_s=limit_s)
+    return PlanSet.from_json(text)
 
 
 def choose_plans(experiment: Experiment, path: Path | None) -> PlanSet:
@@ -92,20 +81,3 @@ def difference_from(experiment: Experiment, plan: Plan) -> str | None:
         "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
     }
     return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
-
-
-def _receive(experiment: Experiment, store: Store, context: DistributedContext) -> PlanSet:
-    timeout_s = context.timeout_s + 2 * experiment.pipeline.planner.time_limit_s  # main plan and recipe
-    failure = ""
-    try:
-        store.wait([PLAN_KEY], timedelta(seconds=timeout_s))
-        text = store.get(PLAN_KEY).decode()
-    except RuntimeError as reason:
-        failure = str(reason).splitlines()[0]
-    if failure:
-        raise CommunicationError(f"rank {context.rank} got no plan from rank 0 within {timeout_s:g} s ({failure})")
-    content = json.loads(text)
-    if "error" in content:
-        kind = getattr(errors, content["error"], SkipPipeError)
-        raise kind(f"rank 0: {content['message']}")
-    return PlanSet.from_json(text)

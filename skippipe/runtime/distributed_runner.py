@@ -28,12 +28,12 @@ from skippipe.runtime.operators import check_operators
 from skippipe.runtime.program.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.failure import FailureBoard, TransferError
+from skippipe.runtime.ranks.failure import FailureBoard
 from skippipe.runtime.ranks.groups import create_groups
+from skippipe.runtime.ranks.torch_errors import TransferError, translating_errors
 from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
-from skippipe.runtime.transport.transport import translating_errors
 from skippipe_scheduler.plan.plan import Plan
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ Without this, an operator that a build of torch lacks would show only at its fir
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,8 +14,8 @@ import torch.distributed as dist
 from skippipe.errors import ConfigError
 from skippipe.runtime.gradients.collectives import DirectAllGather
 from skippipe.runtime.gradients.reduction import DirectAllReduce, all_reduce_over_replicas
-from skippipe.runtime.ranks.failure import TransferError
 from skippipe.runtime.ranks.groups import ProcessGroups
+from skippipe.runtime.ranks.torch_errors import TransferError, raising_outside
 
 MISSING = re.compile(
     r"could not run|not implemented|not support|unsupported|invalid scalar type|no backend", re.IGNORECASE
@@ -31,34 +32,41 @@ def check_operators(groups: ProcessGroups, activation_dtype: torch.dtype, gradie
     Raises `ConfigError` naming operator, dtype and remedy where one is missing, `TransferError` where a peer is.
     """
     others = tuple(rank for rank in range(dist.get_world_size()) if rank != groups.rank)
-    for name, remedy, call in _operators(groups, activation_dtype, gradient_dtype):
-        missing = ""
-        try:
-            call()
-        except RuntimeError as reason:
-            missing = str(reason).splitlines()[0]
-        if MISSING.search(missing):
-            raise ConfigError(f"this torch ({torch.__version__}) cannot {name}: {missing}; {remedy}")
-        if missing:
-            raise TransferError(f"tried to {name}", others, missing)
+    for operator in _operators(groups, activation_dtype, gradient_dtype):
+        raising_outside(operator.call, partial(operator.error, others))
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """Something that an iteration asks of the back-end: in words, how to do without it, and a small trial."""
+
+    name: str
+    remedy: str
+    call: Callable[[], object]
+
+    def error(self, others: Sequence[int], cause: str) -> Exception:
+        """Return what a trial that failed by `cause` means: the operator is missing, or one of the others is."""
+        if MISSING.search(cause):
+            return ConfigError(f"this torch ({torch.__version__}) cannot {self.name}: {cause}; {self.remedy}")
+        return TransferError(f"tried to {self.name}", others, cause)
 
 
 def _operators(
     groups: ProcessGroups, activation_dtype: torch.dtype, gradient_dtype: torch.dtype
-) -> Iterator[tuple[str, str, Callable[[], object]]]:
+) -> Iterator[_Operator]:
     install = "install the torch that pyproject.toml asks for"
     for name, group in (("forward", groups.forward), ("backward", groups.backward)):
         task = f"send {activation_dtype} activations {name}"
         remedy = f"set comm.activation_dtype to float32, or {install}"
-        yield task, remedy, partial(_pass_on, group, activation_dtype)
+        yield _Operator(task, remedy, partial(_pass_on, group, activation_dtype))
     meeting = DirectAllGather(groups.control, MEETING_TAG)
     for dtype in (torch.float64, torch.int64):
         call = partial(meeting.hear, torch.ones(SIZE, dtype=dtype))
-        yield f"exchange {dtype} between all ranks", install, call
+        yield _Operator(f"exchange {dtype} between all ranks", install, call)
     if groups.replicas is not None:
         task = f"sum {gradient_dtype} gradients over the replicas of a stage"
         remedy = f"set comm.gradient_dtype to float32, or {install}"
-        yield task, remedy, partial(_sum_over_replicas, groups.replicas, gradient_dtype)
+        yield _Operator(task, remedy, partial(_sum_over_replicas, groups.replicas, gradient_dtype))
 
 
 def _pass_on(group: dist.ProcessGroup, dtype: torch.dtype) -> None:

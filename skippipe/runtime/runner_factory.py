@@ -13,14 +13,13 @@ from skippipe.model.stage import Stage, build_stage
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.local_runner import LocalRunner
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import all_gather_json
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_options import RunnerOptions, runner_options
 from skippipe_scheduler.plan.plan import Plan
-
-COMPILATION_LIMIT_S = 1800.0
-"""A rank that has not compiled its stage by then is given up."""
 
 
 def make_runner(
@@ -59,19 +58,17 @@ def compiled_together(build: Callable[[], Stage], context: DistributedContext) -
 
     Ranks meet outside of any process group: compiling may take longer than `comm.timeout_s`.
     """
-    built: list[Stage] = []
 
-    def build_own() -> None:
+    def build_own() -> Stage:
         try:
-            built.append(build())
+            return build()
         except RuntimeError as reason:  # whatever torch.compile and its compilers raise
             first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
             raise ConfigError(
                 f"training.compile: the stage cannot be compiled: {first_line}; set training.compile to false"
             ) from reason
 
-    all_gather_json(context, "compiled", build_own, limit_s=COMPILATION_LIMIT_S)
-    return built[0]
+    return on_all_ranks(context, Topic.COMPILED, build_own, limit_s=time_limits.COMPILATION_S)
 
 
 def check_plan(plan: Plan, num_layers: int, world_size: int) -> None:

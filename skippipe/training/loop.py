@@ -29,10 +29,11 @@ from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.plans.plan_schedule import PlanSchedule
 from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.runner import IterationResult, Runner
 from skippipe.runtime.runner_factory import make_runner
-from skippipe.training.agreement import together
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
@@ -94,8 +95,10 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
     runner = make_runner(experiment, plans, experiment_model(experiment), context)
     with closing(runner):
-        open_run_directory(experiment, runner, context)
+        open_run_directory(experiment, plans, context)
         with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
+            trainer.restore()
+            trainer.open_records()
             yield trainer
 
 
@@ -118,7 +121,7 @@ class StepTotals(NamedTuple):
 
 
 class Trainer:
-    """The state of a run between two steps."""
+    """The state of a run between two steps. All ranks make theirs, then `restore` it and `open_records`, together."""
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class Trainer:
         hardware: Hardware,
         memory: MemoryReport,
     ) -> None:
-        self.experiment, self.runner, self.order = experiment, runner, order
+        self.experiment, self.runner, self.order, self.context = experiment, runner, order, context
         self.memory = memory
         self.plans, self.run_dir = runner.plans, experiment.run_path
         self.schedule = PlanSchedule.of(experiment)
@@ -142,23 +145,33 @@ class Trainer:
         self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length
         self.optimizer = make_optimizer(experiment, runner)
         runner.reduce_with(self.optimizer.reduce)
-        checkpoint = choose_checkpoint(experiment, runner)
-        metadata = together(runner, "loading the checkpoint", lambda: self._load(checkpoint) if checkpoint else None)
-        self.first_step = self.step
-        self.wandb_id = metadata.wandb_id if metadata is not None else None
+        self.first_step = 0
+        self.wandb_id: str | None = None
         self.writer = CheckpointWriter(
             self.run_dir, runner, self.optimizer, experiment.checkpoint, context.store, context.world_size
         )
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
-        num_parameters = sum(parameter.numel() for parameter in runner.owned_parameters().values())
         cost = self._cost()
         self.utilisation = {
             name: Utilisation(iteration_flop(plan, cost, experiment.recipe.num_losses), hardware.peak_tflop_per_s)
             for name, plan in self.plans.items()
         }
-        total = round(runner.sum_over_ranks([num_parameters])[0])
-        together(runner, "starting the records", lambda: self._open_records(total) if runner.rank == 0 else None)
+
+    def restore(self) -> None:
+        """Go to where the checkpoint that the experiment names left the run, where there is one."""
+        checkpoint = choose_checkpoint(self.experiment, self.context)
+        if checkpoint is None:
+            return
+        metadata = on_all_ranks(self.context, Topic.CHECKPOINT_LOADED, lambda: self._load(checkpoint))
+        self.first_step = self.step
+        self.wandb_id = metadata.wandb_id
+
+    def open_records(self) -> None:
+        """Print the start table and open metrics.jsonl and the monitors, on rank 0; raise on all where it cannot."""
+        owned = sum(parameter.numel() for parameter in self.runner.owned_parameters().values())
+        total = sum(all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: owned))
+        on_first_rank(self.context, Topic.RECORDS, lambda: self._open_records(total))
 
     def run(self, stop: StopSignal) -> TrainingSummary:
         """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
@@ -323,7 +336,7 @@ class Trainer:
         return metadata
 
     def _open_records(self, num_parameters: int) -> None:
-        """Print the start table and open metrics.jsonl and the monitors, on rank 0."""
+        """Do what `open_records` says, on rank 0."""
         check_nothing_beyond(self.experiment, self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
         print(start_table(self.plans.main, num_parameters, self.world_size))

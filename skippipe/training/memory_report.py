@@ -10,8 +10,9 @@ from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import all_gather_json
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.peak_memory import PeakMemory
 from skippipe_scheduler.files import write_atomically
 from skippipe_scheduler.plan.plan_memory import (
@@ -52,7 +53,7 @@ def check_room(
             total_bytes = torch.cuda.get_device_properties(device).total_memory
             check_memory([own], {own.node: total_bytes}, named="the GPU's memory")
 
-    all_gather_json(context, "room", check_own)
+    on_all_ranks(context, Topic.ROOM, check_own)
 
 
 class MemoryReport:

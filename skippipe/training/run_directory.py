@@ -11,35 +11,26 @@ from skippipe.config.experiment_file import save_experiment
 from skippipe.errors import CheckpointError, ConfigError, StorageError
 from skippipe.planning.recipe_plans import save_recipe_plans
 from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.agreement import on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner import Runner
-from skippipe.training.agreement import together
-
-VISIBLE_WITHIN_S = 10.0
-"""Network file systems show a new file to other machines only after a while."""
-NONCE_KEY = "run_directory_nonce"
+from skippipe.runtime.ranks.store_names import Topic
 
 
-def open_run_directory(experiment: Experiment, runner: Runner, context: DistributedContext) -> None:
+def open_run_directory(experiment: Experiment, plans: PlanSet, context: DistributedContext) -> None:
     """Make the run directory, write config.yaml and the plans, and make sure that every rank sees it.
 
     Raises `StorageError` where it cannot be written, or where a rank sees another directory under this path.
     """
     mark = experiment.run_path / ".visible"
-    first = runner.rank == 0
-    together(
-        runner,
-        "opening the run directory",
-        lambda: _prepare(experiment, runner.plans, mark, context) if first else None,
-    )
-    if context.store is not None:
-        expected = context.store.get(NONCE_KEY).decode()
-        together(runner, "looking for the run directory", lambda: _see(mark, expected, runner.rank))
-    if first:
+    expected = on_first_rank(context, Topic.RUN_DIRECTORY, lambda: _prepare(experiment, plans, mark))
+    on_all_ranks(context, Topic.RUN_DIRECTORY_SEEN, lambda: _see(mark, expected, context.rank))
+    if context.rank == 0:
         mark.unlink(missing_ok=True)
 
 
-def _prepare(experiment: Experiment, plans: PlanSet, mark: Path, context: DistributedContext) -> None:
+def _prepare(experiment: Experiment, plans: PlanSet, mark: Path) -> str:
+    """Write what belongs into the directory; return what stands in the mark."""
     run_dir = experiment.run_path
     nonce = uuid.uuid4().hex
     try:
@@ -55,12 +46,11 @@ def _prepare(experiment: Experiment, plans: PlanSet, mark: Path, context: Distri
     save_experiment(experiment, run_dir / "config.yaml")
     plans.main.save(run_dir / "plan.json")
     save_recipe_plans(plans, run_dir)
-    if context.store is not None:
-        context.store.set(NONCE_KEY, nonce)
+    return nonce
 
 
 def _see(mark: Path, expected: str, rank: int) -> None:
-    deadline_s = time.monotonic() + VISIBLE_WITHIN_S
+    deadline_s = time.monotonic() + time_limits.VISIBLE_FILE_S
     while True:
         try:
             if mark.read_text() == expected:
@@ -72,21 +62,25 @@ def _see(mark: Path, expected: str, rank: int) -> None:
                 f"{mark.parent.absolute()}: rank {rank} does not see the directory that rank 0 made; "
                 "put run_dir on storage that every rank shares"
             )
-        time.sleep(0.1)
+        time.sleep(time_limits.FILE_POLL_S)
 
 
-def choose_checkpoint(experiment: Experiment, runner: Runner) -> Path | None:
+def choose_checkpoint(experiment: Experiment, context: DistributedContext) -> Path | None:
     """Return the checkpoint to continue from, the same on every rank, or None to begin anew.
 
     Raises `ConfigError` where the run directory holds checkpoints beyond it, which the run would mix with its own.
     """
     run_dir = experiment.run_path
     resume = experiment.checkpoint.resume
-    found = latest_checkpoint(run_dir) if runner.rank == 0 and resume == "auto" else None
-    newest = round(runner.sum_over_ranks([_step_of(found) + 1 if found else 0])[0]) - 1
     if resume == "auto":
-        return checkpoint_path(run_dir, newest) if newest >= 0 else None
+        newest: int | None = on_first_rank(context, Topic.NEWEST_CHECKPOINT, lambda: _newest_step(run_dir))
+        return checkpoint_path(run_dir, newest) if newest is not None else None
     return None if resume == "never" else Path(resume)
+
+
+def _newest_step(run_dir: Path) -> int | None:
+    found = latest_checkpoint(run_dir)
+    return _step_of(found) if found is not None else None
 
 
 def check_nothing_beyond(experiment: Experiment, step: int) -> None:

@@ -16,8 +16,9 @@ from packaging.version import Version
 from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, InputError
 from skippipe.model.device import check_dtype, choose_device, device_identity, device_name, peak_tflop_per_s
+from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import all_gather_json
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.cluster import load_cluster
 
@@ -42,8 +43,7 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
 
     All ranks call this together. Raises `ConfigError`, on every rank, naming the first that cannot and the remedy.
     """
-    reports = all_gather_json(context, "start", lambda: _report(experiment, context))
-    _check_agreement(reports)
+    reports = all_gather_json(context, Topic.START, lambda: _report(experiment, context), check=_check_agreement)
     counts = Counter(report["device"] for report in reports)
     devices = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
     return Hardware(devices, _peak(experiment, plan, reports))

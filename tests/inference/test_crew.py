@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from skippipe.errors import NodeLostError, SkipPipeError
+from skippipe.errors import CheckpointError, NodeLostError
 from skippipe.inference.distributed.connections import Connections
 from skippipe.inference.distributed.stage_assignment import StageAssignment
 from skippipe.inference.distributed.worker_pool import WorkerPool
+from skippipe.runtime.ranks.remote_errors import error_content
 
 CAST = StageAssignment(("a", "b", "c"), ((0,), (1,), (1,)))
 
@@ -40,14 +41,14 @@ def test_who_does_not_come_is_lost(links: tuple[Connections, ...]) -> None:
 def test_a_failure_elsewhere_ends_all_when_all_are_here(links: tuple[Connections, ...]) -> None:
     crew = WorkerPool(links[0], CAST, limit_s=5.0)
     links[1].send(0, {"here": True})
-    links[1].send(0, {"failed": "its disk is damaged", "exit_code": 2})
+    links[1].send(0, {"failed": error_content(CheckpointError("its disk is damaged"))})
     links[2].send(0, {"here": True})
 
     def start() -> None:
         crew.assemble()  # may see all before it hears of the failure
         crew.wait_until_ready()
 
-    with pytest.raises(SkipPipeError, match="b: its disk is damaged") as failure:
+    with pytest.raises(CheckpointError, match="b: its disk is damaged") as failure:
         start()
     assert failure.value.exit_code == 2
     crew.end(2)

@@ -12,8 +12,8 @@ from torch._C._distributed_c10d import FileStore
 
 from skippipe.errors import ConfigError
 from skippipe.runtime.operators import check_operators
-from skippipe.runtime.ranks.failure import TransferError
 from skippipe.runtime.ranks.groups import ProcessGroups
+from skippipe.runtime.ranks.torch_errors import TransferError
 
 
 def run_rank(rank: int, folder: Path, gradient_dtype: torch.dtype, alone: bool) -> None:

@@ -25,6 +25,7 @@ from skippipe.checkpoint.writer import CheckpointWriter
 from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import CheckpointError
 from skippipe.model.architecture import experiment_model
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.optimizer import AdamW
@@ -111,7 +112,7 @@ def test_training_goes_on_and_the_checkpoint_has_the_values_of_its_step(
 def test_next_save_waits_for_the_one_before_and_says_so(
     saving: Saving, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checkpoint_writer, "NOTICEABLE_S", 0.0)
+    monkeypatch.setattr(time_limits, "NOTICEABLE_S", 0.0)
     gate = Gate(monkeypatch)
     saving.save(1)
     assert gate.reached.wait(30)

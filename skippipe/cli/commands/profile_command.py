@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from skippipe.errors import ConfigError
+from skippipe.runtime.ranks import time_limits
 
 if TYPE_CHECKING:
     import torch
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from skippipe.cluster.profile import Profile, ProfileOptions
     from skippipe.config.experiment import Experiment
     from skippipe.runtime.ranks.context import DistributedContext
-
-TIMEOUT_S = 120.0
-"""Where no experiment says how long to wait for a silent rank."""
 
 
 @click.command("profile")
@@ -58,7 +56,7 @@ def command(
     from skippipe.runtime.ranks.context import DistributedContext
 
     experiment = _experiment(config_path, overrides)
-    timeout_s = TIMEOUT_S if experiment is None else experiment.comm.timeout_s
+    timeout_s = time_limits.PROFILE_S if experiment is None else experiment.comm.timeout_s
     with closing(DistributedContext.from_environment(timeout_s)) as context:
         if out is None and context.world_size > 1:
             raise ConfigError("--out: give the cluster file to write")
@@ -90,21 +88,21 @@ def prepare(
     from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device
     from skippipe.planning.experiment_workload import experiment_workload
-    from skippipe.runtime.ranks.exchange import all_gather_json
+    from skippipe.runtime.ranks.agreement import on_all_ranks
+    from skippipe.runtime.ranks.store_names import Topic
 
     if experiment is None:
-        all_gather_json(context, "profile/device", lambda: str(choose_device(device, context.local_rank)))
-        chosen = choose_device(device, context.local_rank)
+        chosen = on_all_ranks(context, Topic.PROFILE_DEVICE, lambda: choose_device(device, context.local_rank))
         return chosen, ProfileOptions(typical_workload(chosen), mean_layers=None)
     training = experiment.training
     dtype = getattr(torch, training.dtype)
 
-    def check() -> str:
+    def choose() -> torch.device:
         found = choose_device(training.device, context.local_rank)
         check_dtype(found, dtype, "training.dtype")
-        return str(found)
+        return found
 
-    all_gather_json(context, "profile/device", check)
+    chosen = on_all_ranks(context, Topic.PROFILE_DEVICE, choose)
     if training.threads is not None:
         torch.set_num_threads(training.threads)
     cost = experiment_workload(experiment)
@@ -117,9 +115,7 @@ def prepare(
         dtype,
         training.activation_checkpointing,
     )
-    return choose_device(training.device, context.local_rank), ProfileOptions(
-        workload, mean_layers, cost.activation_bytes
-    )
+    return chosen, ProfileOptions(workload, mean_layers, cost.activation_bytes)
 
 
 def _subject(options: "ProfileOptions", config_path: Path | None) -> str:

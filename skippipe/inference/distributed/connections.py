@@ -24,11 +24,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skippipe.errors import CommunicationError
+from skippipe.runtime.ranks import time_limits
 
-HELLO_S = 10.0
-"""How long one that connects has to say who it is."""
-KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-"""Seconds, seconds and probes after which a silent machine counts as gone."""
+KEEP_ALIVE = {
+    "TCP_KEEPIDLE": time_limits.KEEP_ALIVE_IDLE_S,
+    "TCP_KEEPINTVL": time_limits.KEEP_ALIVE_INTERVAL_S,
+    "TCP_KEEPCNT": time_limits.KEEP_ALIVE_PROBES,
+}
+"""What the kernel does to notice a machine that is gone."""
 HELLO_BYTES = 40
 
 
@@ -111,7 +114,7 @@ class Connections:
 
     def _welcome(self, stream: socket.socket) -> int | None:
         """Return the rank of one that knows the token; None for anybody else."""
-        deadline_s = time.monotonic() + HELLO_S
+        deadline_s = time.monotonic() + time_limits.HELLO_S
         hello = b""
         try:
             while len(hello) < HELLO_BYTES:

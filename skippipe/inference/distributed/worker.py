@@ -11,6 +11,7 @@ from skippipe.errors import PeerLostError, SkipPipeError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.distributed.connections import Connections, Frame
 from skippipe.inference.key_value_cache import RouteCache
+from skippipe.runtime.ranks.remote_errors import error_content
 
 
 class Worker:
@@ -34,7 +35,7 @@ class Worker:
         try:
             self._decoder = load()
         except SkipPipeError as error:
-            self._tell_driver({"failed": str(error), "exit_code": error.exit_code})
+            self._tell_driver({"failed": error_content(error)})
         else:
             self._tell_driver({"ready": True})
         while True:

@@ -11,6 +11,7 @@ from skippipe.errors import NodeLostError, SkipPipeError
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.distributed.connections import Connections, Frame
 from skippipe.inference.distributed.stage_assignment import StageAssignment
+from skippipe.runtime.ranks.remote_errors import error_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,7 @@ class WorkerPool:
 
     def _take_in(self, rank: int, frame: Frame) -> None:
         if "failed" in frame.header:
-            self._failure = SkipPipeError(f"{self._cast.names[rank]}: {frame.header['failed']}")
-            self._failure.exit_code = int(frame.header["exit_code"])
+            self._failure = error_elsewhere(frame.header["failed"], self._cast.names[rank])
         if "ready" in frame.header:
             self._ready.add(rank)
 

@@ -23,7 +23,7 @@ from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.executors.static_executor import ProgramClock
 from skippipe.runtime.program.program import Instruction, Opcode, Program
 from skippipe.runtime.program.readiness import ReadyTasks, TaskDependencies
-from skippipe.runtime.ranks.failure import TransferError
+from skippipe.runtime.ranks.torch_errors import TransferError
 from skippipe.runtime.runner import BatchLoader, Span, TransferWait
 from skippipe.runtime.stage_compute import StageCompute
 from skippipe.runtime.transport.mailbox import Letter, Mailbox

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from skippipe.runtime.ranks.torch_errors import begun
+
 
 class Waitable(Protocol):
     """Communication that has begun."""
@@ -133,21 +135,15 @@ class _Ends:
     def receive(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Post the receives of rows (R, n)."""
         return [
-            _begun(dist.irecv(_bytes(rows[rank]), group=self.group, group_src=rank, tag=tag)) for rank in self._others
+            begun(dist.irecv(_bytes(rows[rank]), group=self.group, group_src=rank, tag=tag)) for rank in self._others
         ]
 
     def send(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Send each rank its row of (R, n)."""
         return [
-            _begun(dist.isend(_bytes(rows[rank]), group=self.group, group_dst=rank, tag=tag)) for rank in self._others
+            begun(dist.isend(_bytes(rows[rank]), group=self.group, group_dst=rank, tag=tag)) for rank in self._others
         ]
 
 
 def _bytes(row: Tensor) -> Tensor:
     return row.view(torch.uint8)  # gloo does not know every dtype
-
-
-def _begun(work: dist.Work | None) -> Waitable:
-    if work is None:
-        raise ValueError("this process is not in the group of the exchange")
-    return work

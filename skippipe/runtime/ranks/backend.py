@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from skippipe.errors import ConfigError
+from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.exchange import all_gather_json
+from skippipe.runtime.ranks.store_names import Topic
 
 Backend = Literal["gloo", "nccl"]
 
@@ -35,7 +36,7 @@ def choose_backend(
     if asked == "gloo" or context.store is None:
         return "gloo"
     own = RankDevice(_gpu(device), dist.is_nccl_available())
-    devices = [RankDevice(*one) for one in all_gather_json(context, "device", lambda: own)]
+    devices = [RankDevice(*device) for device in all_gather_json(context, Topic.DEVICE, lambda: own)]
     obstacle = nccl_obstacle(devices)
     if obstacle and asked == "nccl":
         raise ConfigError(f"comm.backend: nccl cannot be used: {obstacle}")

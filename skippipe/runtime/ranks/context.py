@@ -1,16 +1,21 @@
 """Which process this is, and how processes find each other: torchrun's environment, or one process alone."""
 
 import os
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Self
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from skippipe.errors import CommunicationError, ConfigError
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.store_names import Topic, store_of_run
+from skippipe.runtime.ranks.torch_errors import raising_outside
 
 NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -24,6 +29,10 @@ class DistributedContext:
     local_rank: int
     timeout_s: float
     store: Store | None = None
+    _meetings: Counter[Topic] = field(default_factory=Counter, init=False, repr=False)
+    """How often ranks have met about each topic: the same on all ranks, so that no meeting finds another one's keys."""
+    _read_key: str = field(default="", init=False, repr=False)
+    """Where the store counts who has read what was said in the last meeting."""
 
     @classmethod
     def from_environment(
@@ -59,6 +68,40 @@ class DistributedContext:
         store = _meet(rank, own_rank, world_size, timeout_s + patience_s, values, process_groups)
         return cls(own_rank, world_size, local_rank, timeout_s, store)
 
+    def meet(self, topic: Topic, own: str, limit_s: float | None = None) -> list[str]:
+        """Tell all ranks a text and return what each of them says, in rank order. All ranks call this together.
+
+        Raises `CommunicationError` where one says nothing within `limit_s` (default: the timeout).
+        """
+        if self.store is None:
+            return [own]
+        store, limit_s = self.store, limit_s or self.timeout_s
+        meeting = f"{topic.value}/{self._meetings[topic]}"
+        self._meetings[topic] += 1
+        self._read_key = f"{meeting}/read"
+        keys = [f"{meeting}/{rank}" for rank in range(self.world_size)]
+
+        def exchange() -> list[str]:
+            store.set(keys[self.rank], own)
+            store.wait(keys, timedelta(seconds=limit_s))
+            texts = [store.get(key).decode() for key in keys]
+            store.add(self._read_key, 1)
+            return texts
+
+        silence = f"rank {self.rank} did not hear from all {self.world_size} ranks within {limit_s:g} s ({topic})"
+        return raising_outside(exchange, lambda cause: CommunicationError(f"{silence}: {cause}"))
+
+    def wait_for_readers(self) -> None:
+        """Stay for a moment until all have read what the last meeting said: the store may end with this process."""
+        if self.store is None or not self._read_key:
+            return
+        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
+        try:
+            while self.store.add(self._read_key, 0) < self.world_size and time.monotonic() < deadline_s:
+                time.sleep(time_limits.STORE_POLL_S)
+        except RuntimeError:
+            return
+
     def close(self) -> None:
         """Leave the process group; safe to call twice."""
         if dist.is_initialized():
@@ -91,18 +134,19 @@ def _meet(
     """
     os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
     timeout = timedelta(seconds=timeout_s)
-    failure = None
-    try:
-        store, _, _ = next(iter(rendezvous("env://", launched_rank, world_size, timeout=timeout)))
-        prefixed = PrefixStore("skippipe", store)
+
+    def meet() -> Store:
+        store = store_of_run(next(iter(rendezvous("env://", launched_rank, world_size, timeout=timeout)))[0])
         if process_groups:
-            dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world_size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
-        failure = str(error).splitlines()[0]
-    if failure is not None:
-        address = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
-        raise CommunicationError(
-            f"rank {rank} of {world_size} could not meet the others at {address} within {timeout_s:g} s: {failure}; "
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+        return store
+
+    address = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
+    return raising_outside(
+        meet,
+        lambda cause: CommunicationError(
+            f"rank {rank} of {world_size} could not meet the others at {address} within {timeout_s:g} s: {cause}; "
             "check that all processes run and that the address can be reached from here"
-        )
-    return prefixed
+        ),
+        kinds=(RuntimeError, ValueError),
+    )

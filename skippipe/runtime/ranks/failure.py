@@ -11,21 +11,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import Store
 
-ANSWER_S = 2.0
-"""How long a rank that stops waits for the others to say whom they waited for."""
-POLL_S = 0.02
-
-
-class TransferError(Exception):
-    """A wait, send or collective of gloo failed: `peers` are the ranks it needed, `action` says what it was."""
-
-    def __init__(self, action: str, peers: Sequence[int], cause: str) -> None:
-        super().__init__(f"{action}: {cause}")
-        self.action = action
-        self.peers = tuple(peers)
-        self.cause = cause
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.store_names import Board, store_of_board
 
 
 class FailureReport(NamedTuple):
@@ -40,7 +29,7 @@ class FailureBoard:
     """Reports of the ranks that stopped, in the store that all ranks share."""
 
     def __init__(self, store: Store, rank: int, nodes: Sequence[str]) -> None:
-        self._store = PrefixStore("failure", store)
+        self._store = store_of_board(store, Board.FAILURE)
         self._rank = rank
         self._nodes = nodes
         self._silent: list[int] = []
@@ -48,14 +37,14 @@ class FailureBoard:
     def report(self, message: str, peers: Sequence[int], place: str = "") -> None:
         """Publish that this rank stops at `place` and which ranks it waited for; none where the fault is its own."""
         try:
-            self._store.set_timeout(timedelta(seconds=ANSWER_S))
+            self._store.set_timeout(timedelta(seconds=time_limits.LAST_WORDS_S))
             self._store.set(str(self._rank), json.dumps({"message": message, "peers": list(peers), "place": place}))
         except RuntimeError:
             return  # the rank that holds the store is gone; the others find out by themselves
 
     def root_cause(self, peers: Sequence[int]) -> str:
         """Return the cause in words, found by following who waited for whom from `peers`; "" where unknown."""
-        deadline_s = time.monotonic() + ANSWER_S
+        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
         seen, stopped = {self._rank}, []
         frontier = list(peers)
         try:
@@ -79,18 +68,18 @@ class FailureBoard:
 
     def leave(self) -> None:
         """Wait until the other ranks have read what they need: the store may end with this process."""
-        deadline_s = time.monotonic() + ANSWER_S
+        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
         others = [rank for rank in range(len(self._nodes)) if rank not in self._silent]
         try:
             self._store.set(f"left-{self._rank}", "")
             while not self._store.check([f"left-{rank}" for rank in others]) and time.monotonic() < deadline_s:
-                time.sleep(POLL_S)
+                time.sleep(time_limits.STORE_POLL_S)
         except RuntimeError:
             return
 
     def table(self) -> str:
         """Return who waits for whom, a line for each rank: its place, and the ranks it waited for."""
-        deadline_s = time.monotonic() + ANSWER_S
+        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
         lines = ["who waits for whom:"]
         try:
             for rank in range(len(self._nodes)):
@@ -114,7 +103,7 @@ class FailureBoard:
         while not self._store.check([key]):
             if time.monotonic() > deadline_s:
                 return None
-            time.sleep(POLL_S)
+            time.sleep(time_limits.STORE_POLL_S)
         report = json.loads(self._store.get(key))
         return FailureReport(str(report["message"]), [int(peer) for peer in report["peers"]], str(report["place"]))
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from skippipe.runtime.program.program import Opcode, Program
+from skippipe.runtime.ranks import time_limits
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Direction
 
@@ -129,7 +130,7 @@ def _poison(group: dist.ProcessGroup, peer: int) -> None:
     try:
         work = dist.irecv(torch.empty(1), peer, group=group, tag=POISON_TAG)
         if work is not None:
-            work.wait(timedelta(milliseconds=1))
+            work.wait(timedelta(seconds=time_limits.ABORT_S))
     except RuntimeError:
         return
 

@@ -9,24 +9,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.runtime.program.program import Instruction
-from skippipe.runtime.ranks.failure import TransferError
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.groups import ProcessGroups
+from skippipe.runtime.ranks.torch_errors import TransferError, begun, translating_errors
 from skippipe.runtime.transport.message import MessageFormat
-from skippipe.runtime.transport.transport import Outbox, describe_instruction, translating_errors
+from skippipe.runtime.transport.transport import Outbox, describe_instruction
 from skippipe_scheduler.plan.simulate import Direction
 
 NUM_NUMBERS = 2
 """Before each activation: the tag that says which message it is, and its stamp."""
 FIRST_TAG = 2**30
 """Above all tags of the static executor."""
-PATIENT = timedelta(days=365)
-"""A listener waits for as long as its peer lives; who computes knows when something is overdue."""
+PATIENT = timedelta(seconds=time_limits.LISTENER_S)
 
 
 class Letter(NamedTuple):
@@ -66,10 +67,10 @@ class Mailbox:
         """Start to send (B, T, D); the message is kept until it has left."""
         message = self._messages.pack(activation, instruction.tag, stamp_ns)
         group = self._groups[instruction.direction]
-        work: dist.Work = translating_errors(
+        work = translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: dist.isend(message, instruction.peer, group=group, tag=FIRST_TAG + self._parity),
+            lambda: begun(dist.isend(message, instruction.peer, group=group, tag=FIRST_TAG + self._parity)),
         )
         self._outbox.add(instruction, message, work)
 
@@ -86,10 +87,10 @@ class Mailbox:
             for index in range(count):
                 while len(posted) < min(self._receives_ahead, count - index):
                     buffer = self._messages.empty()
-                    work = translating_errors("", (peer,), lambda b=buffer: dist.irecv(b, peer, group=group, tag=tag))  # type: ignore[misc]
-                    posted.append((buffer, work))
+                    receive = partial(dist.irecv, buffer, peer, group=group, tag=tag)
+                    posted.append((buffer, begun(translating_errors("", (peer,), receive))))
                 buffer, work = posted.popleft()
-                translating_errors("", (peer,), lambda w=work: w.wait(PATIENT))  # type: ignore[misc]
+                translating_errors("", (peer,), partial(work.wait, PATIENT))
                 activation, (message_tag, stamp_ns) = self._messages.unpack(buffer)
                 deliver(Letter(peer, direction, message_tag, activation, stamp_ns))
         except TransferError as error:

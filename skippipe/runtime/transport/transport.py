@@ -12,27 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.runtime.program.program import Instruction
-from skippipe.runtime.ranks.failure import TransferError
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.groups import Channels, ProcessGroups
+from skippipe.runtime.ranks.torch_errors import TransferError, begun, translating_errors
 from skippipe.runtime.transport.message import MessageFormat
-
-POLL_S = 1e-4
-
-
-def translating_errors(action: str, peers: tuple[int, ...], call: Callable[[], Any]) -> Any:
-    """Call torch.distributed; raise `TransferError` outside the except block, whose traceback keeps sockets open."""
-    cause = ""
-    try:
-        return call()
-    except RuntimeError as error:
-        cause = str(error).splitlines()[0]
-    raise TransferError(action, peers, cause)
 
 
 @dataclass(frozen=True)
@@ -131,12 +120,11 @@ class TaggedTransport:
     def _post(self, function: Callable[..., dist.Work | None], message: Tensor, instruction: Instruction) -> dist.Work:
         group = self._groups[instruction.direction]
         tag = 2 * instruction.tag + self._parity
-        work: dist.Work = translating_errors(
+        return translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: function(message, instruction.peer, group=group, tag=tag),
+            lambda: begun(function(message, instruction.peer, group=group, tag=tag)),
         )
-        return work
 
 
 class OrderedTransport:
@@ -161,10 +149,10 @@ class OrderedTransport:
         """Post a receive; see `Transport`."""
         group = self._channels.group(instruction.peer, self._rank, instruction.direction)
         buffer = self._messages.empty()
-        work: dist.Work = translating_errors(
+        work = translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: dist.irecv(buffer, instruction.peer, group=group),
+            lambda: begun(dist.irecv(buffer, instruction.peer, group=group)),
         )
         return Incoming(instruction, buffer, work)
 
@@ -184,16 +172,16 @@ class OrderedTransport:
             if time.monotonic() > deadline_s:
                 cause = f"nothing came within {self._channels.timeout_s:g} s"
                 raise TransferError(describe_instruction(incoming.instruction), peers, cause)
-            time.sleep(POLL_S)
+            time.sleep(time_limits.DEVICE_POLL_S)
 
     def send(self, instruction: Instruction, activation: Tensor, stamp_ns: int = 0) -> None:
         """Start to send; see `Transport`."""
         group = self._channels.group(self._rank, instruction.peer, instruction.direction)
         message = self._messages.pack(activation, stamp_ns)
-        work: dist.Work = translating_errors(
+        work = translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: dist.isend(message, instruction.peer, group=group),
+            lambda: begun(dist.isend(message, instruction.peer, group=group)),
         )
         self._outbox.add(instruction, message, work)
 

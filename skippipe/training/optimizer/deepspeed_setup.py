@@ -14,14 +14,13 @@ from filelock import FileLock
 
 from skippipe.config.experiment import Experiment, OptimizerOptions
 from skippipe.errors import ConfigError
+from skippipe.runtime.ranks import time_limits
 
 logger = logging.getLogger(__name__)
 
 OLDEST = (0, 19, 7)
 """The first version with all that is used: sums instead of means, reduction apart from the step."""
 OPERATOR = "cpu_adam"
-BUILD_PATIENCE_S = 900.0
-"""How much longer ranks wait for those that compile."""
 
 
 def uses_deepspeed(options: OptimizerOptions) -> bool:
@@ -50,7 +49,7 @@ def prepare(experiment: Experiment) -> float:
     if not options.offload:
         return 0.0
     build_operator()
-    return BUILD_PATIENCE_S
+    return time_limits.DEEPSPEED_BUILD_S
 
 
 def check_version(backend: str) -> None:

@@ -1,0 +1,71 @@
+"""Every name under which ranks put something into the store that they share, so that no two uses meet under one key.
+
+skippipe/<topic>/<number>/<rank>    what a rank says in the meeting of that number about a topic (`context`)
+skippipe/<topic>/<number>/read      how many ranks have read what all say there
+skippipe/failure/<rank>             why a rank stopped (`failure`), and left-<rank>: that it has read why others did
+skippipe/checkpoint/<step>/<rank>   what a rank wrote of a checkpoint (`skippipe.checkpoint.report_board`)
+
+torch keeps its own keys for the process groups below skippipe/, too.
+"""
+
+from enum import StrEnum
+
+from torch._C._distributed_c10d import PrefixStore, Store
+
+RUN = "skippipe"
+
+
+class Topic(StrEnum):
+    """What ranks tell each other about; all of them meet about the same topics in the same order."""
+
+    PLANS = "plans"
+    """The plans of the run, from rank 0."""
+    START = "start"
+    """What each rank computes on and was asked for."""
+    ROOM = "room"
+    """Whether each rank's GPU has the memory."""
+    DEVICE = "device"
+    """Whether each rank's device can use NCCL."""
+    COMPILED = "compiled"
+    """Whether each rank has compiled its stage."""
+    RUN_DIRECTORY = "run-directory"
+    """The mark that rank 0 left in the run directory."""
+    RUN_DIRECTORY_SEEN = "run-directory-seen"
+    """Whether each rank sees that mark."""
+    NEWEST_CHECKPOINT = "newest-checkpoint"
+    """From which step the run goes on, as rank 0 sees it."""
+    CHECKPOINT_LOADED = "checkpoint-loaded"
+    """Whether each rank has loaded its part."""
+    NUM_PARAMETERS = "num-parameters"
+    """How many parameters each rank answers for."""
+    RECORDS = "records"
+    """Whether rank 0 could open its records."""
+    PROFILE_DEVICE = "profile/device"
+    """Whether each rank has the device that is to be measured."""
+    PROFILE_PLACE = "profile/place"
+    """On which machine and network each rank is."""
+    PROFILE_COMPUTE = "profile/compute"
+    """How fast each rank computes."""
+    PROFILE_LINKS = "profile/links"
+    """The links that each rank has measured."""
+    SERVED_RUN = "inference/run"
+    """Whether each rank can read the run that is to be served."""
+    SERVING = "inference"
+    """Where each rank can be reached, and as which node of the plan."""
+
+
+class Board(StrEnum):
+    """Where ranks leave reports that others may read later, or never."""
+
+    FAILURE = "failure"
+    CHECKPOINT = "checkpoint"
+
+
+def store_of_run(store: Store) -> Store:
+    """Return the part of the launcher's store in which all keys of this run lie; no key of ours is outside."""
+    return PrefixStore(RUN, store)
+
+
+def store_of_board(store: Store, board: Board) -> Store:
+    """Return the part of a run's store in which one board lies."""
+    return PrefixStore(board.value, store)
