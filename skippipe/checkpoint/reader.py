@@ -29,7 +29,7 @@ DIRECTORY = re.compile(r"step-(\d{8,})")
 NOT_THE_MODEL = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
 """Keys of a Hugging Face configuration that say nothing about shapes or values."""
 
-FileKind = Literal["model", "optimizer"]
+TensorFileKind = Literal["model", "optimizer"]
 FileName = Annotated[str, Field(pattern=r"^(model|optimizer)-stage-\d+(-rank-\d+)?\.safetensors$")]
 
 
@@ -128,7 +128,9 @@ def load_parameters(directory: Path, config: PretrainedConfig, stages: Iterable[
     return metadata
 
 
-def load_tensors(directory: Path, metadata: Metadata, kind: FileKind, parameters: Iterable[str]) -> dict[str, Tensor]:
+def load_tensors(
+    directory: Path, metadata: Metadata, kind: TensorFileKind, parameters: Iterable[str]
+) -> dict[str, Tensor]:
     """Return the tensors of the named parameters from the files of `kind`, after checking those files' hashes.
 
     In optimizer files a tensor belongs to a parameter where its name is the parameter's plus one more part.
@@ -185,7 +187,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _parameter_of(key: str, kind: FileKind) -> str:
+def _parameter_of(key: str, kind: TensorFileKind) -> str:
     return key if kind == "model" else key.rpartition(".")[0]
 
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -56,5 +57,24 @@ def test_a_module_name_means_one_thing() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_MEANING} == {}
 
 
+def test_a_class_name_exists_once() -> None:
+    places = defaultdict(list)
+    for path in SOURCES:
+        for name in _types(_parsed(path)):
+            places[name].append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
+
+
+def _types(module: ast.Module) -> Iterator[str]:
+    """Yield the classes and the aliases of types at the top of a module."""
+    for statement in module.body:
+        if isinstance(statement, ast.ClassDef):
+            yield statement.name
+        elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name = statement.targets[0].id
+            if name[0].isupper() and not name.isupper():
+                yield name
