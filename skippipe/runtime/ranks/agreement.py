@@ -49,7 +49,7 @@ def all_gather_json(
         if check is not None:
             check(answers)
     except Exception:
-        context.wait_for_readers()
+        context.leave_meeting()
         raise
     return answers
 
@@ -78,7 +78,7 @@ def _agree(
     answers = [json.loads(text) for text in context.meet(topic, own, limit_s)]
     for rank, answer in enumerate(answers):
         if "error" in answer:
-            context.wait_for_readers()
+            context.leave_meeting()
             raise error_elsewhere(answer["error"], f"rank {rank}")
     return result, [answer["value"] for answer in answers]
 
@@ -92,4 +92,4 @@ def _tell(context: DistributedContext, topic: Topic, failure: Exception, limit_s
         limit_s = time_limits.LAST_WORDS_S
     with suppress(CommunicationError):  # what failed here says more
         context.meet(topic, json.dumps({"error": error_content(failure)}), limit_s)
-    context.wait_for_readers()
+    context.leave_meeting(heard=True)

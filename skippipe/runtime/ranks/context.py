@@ -29,10 +29,12 @@ class DistributedContext:
     local_rank: int
     timeout_s: float
     store: Store | None = None
+    holds_store: bool = False
+    """Whether the store may end with this process: it does on the first one of a launch without torchrun's agent."""
     _meetings: Counter[Topic] = field(default_factory=Counter, init=False, repr=False)
     """How often ranks have met about each topic: the same on all ranks, so that no meeting finds another one's keys."""
-    _read_key: str = field(default="", init=False, repr=False)
-    """Where the store counts who has read what was said in the last meeting."""
+    _meeting: str = field(default="", init=False, repr=False)
+    """Under what the last one's keys lie."""
 
     @classmethod
     def from_environment(
@@ -66,7 +68,7 @@ class DistributedContext:
             return cls(rank, world_size, local_rank, timeout_s)
         own_rank = _rank_of_node(values, nodes, rank)
         store = _meet(rank, own_rank, world_size, timeout_s + patience_s, values, process_groups)
-        return cls(own_rank, world_size, local_rank, timeout_s, store)
+        return cls(own_rank, world_size, local_rank, timeout_s, store, holds_store=rank == 0)
 
     def meet(self, topic: Topic, own: str, limit_s: float | None = None) -> list[str]:
         """Tell all ranks a text and return what each of them says, in rank order. All ranks call this together.
@@ -76,31 +78,42 @@ class DistributedContext:
         if self.store is None:
             return [own]
         store, limit_s = self.store, limit_s or self.timeout_s
-        meeting = f"{topic.value}/{self._meetings[topic]}"
+        self._meeting = f"{topic.value}/{self._meetings[topic]}"
         self._meetings[topic] += 1
-        self._read_key = f"{meeting}/read"
-        keys = [f"{meeting}/{rank}" for rank in range(self.world_size)]
+        keys = [f"{self._meeting}/{rank}" for rank in range(self.world_size)]
 
         def exchange() -> list[str]:
             store.set(keys[self.rank], own)
             store.wait(keys, timedelta(seconds=limit_s))
             texts = [store.get(key).decode() for key in keys]
-            store.add(self._read_key, 1)
+            store.add(f"{self._meeting}/read", 1)
             return texts
 
         silence = f"rank {self.rank} did not hear from all {self.world_size} ranks within {limit_s:g} s ({topic})"
         return raising_outside(exchange, lambda cause: CommunicationError(f"{silence}: {cause}"))
 
-    def wait_for_readers(self) -> None:
-        """Stay for a moment until all have read what the last meeting said: the store may end with this process."""
-        if self.store is None or not self._read_key:
+    def leave_meeting(self, *, heard: bool = False) -> None:
+        """Say that this process ends and all others do, by what was said in the last meeting.
+
+        With `heard` it stays until all have read that. The one that holds the store stays until all have left. But
+        nobody stays for long.
+        """
+        if self.store is None or not self._meeting:
             return
-        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
         try:
-            while self.store.add(self._read_key, 0) < self.world_size and time.monotonic() < deadline_s:
-                time.sleep(time_limits.STORE_POLL_S)
+            if heard and not self.holds_store:
+                self._wait_for_all(self.store, "read")
+            self.store.add(f"{self._meeting}/left", 1)
+            if self.holds_store:
+                self._wait_for_all(self.store, "left")
         except RuntimeError:
             return
+
+    def _wait_for_all(self, store: Store, what: str) -> None:
+        """Wait until all ranks have counted themselves, for a moment at most."""
+        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
+        while store.add(f"{self._meeting}/{what}", 0) < self.world_size and time.monotonic() < deadline_s:
+            time.sleep(time_limits.STORE_POLL_S)
 
     def close(self) -> None:
         """Leave the process group; safe to call twice."""

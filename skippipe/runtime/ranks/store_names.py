@@ -1,7 +1,7 @@
 """Every name under which ranks put something into the store that they share, so that no two uses meet under one key.
 
 skippipe/<topic>/<number>/<rank>    what a rank says in the meeting of that number about a topic (`context`)
-skippipe/<topic>/<number>/read      how many ranks have read what all say there
+skippipe/<topic>/<number>/read      how many ranks have read what all say there; left: how many need no store any more
 skippipe/failure/<rank>             why a rank stopped (`failure`), and left-<rank>: that it has read why others did
 skippipe/checkpoint/<step>/<rank>   what a rank wrote of a checkpoint (`skippipe.checkpoint.report_board`)
 
