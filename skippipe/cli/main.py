@@ -14,6 +14,7 @@ from skippipe.errors import SkipPipeError
 
 COMMANDS = {
     "demo": "Run the whole job on an embedded default and write a report.",
+    "init": "Write example experiments, clusters and launch templates into a folder.",
     "plan": "Solve placement, routes and order; write a plan file.",
     "simulate": "Replay a plan exactly.",
     "profile": "Measure nodes and links (under torchrun); write a cluster file.",

@@ -1,9 +1,8 @@
-"""Every command shown in the README and in docs/ is run, page by page, in one working directory."""
+"""Every command shown in the README and in docs/ is run, page by page, in a folder as `skippipe init` writes it."""
 
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 from processes import preloaded, redirect, run_skippipe
 
 from skippipe.cli.demo.ranks import run_ranks
+from skippipe.cli.starter.folder import write_starter
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,15 +38,15 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_of_page_run(page: Path, tmp_path: Path) -> None:
-    copy_configurations(tmp_path)
+    begin_in(tmp_path)
     for command in commands(page):
         code, output = runner_of(command, page)(command, tmp_path)
         assert code == 0, f"{command}\n{output[-6000:]}"
 
 
-def copy_configurations(folder: Path) -> None:
-    """Copy configs/; the tiny experiment's planner gets less time, since how good a plan is matters to no command."""
-    shutil.copytree(ROOT / "configs", folder / "configs")
+def begin_in(folder: Path) -> None:
+    """Write the starter; the tiny experiment's planner gets less time, since how good a plan is matters to no command."""
+    write_starter(folder)
     tiny = folder / "configs" / "experiments" / "tiny.yaml"
     whole, shorter = "time_limit_s: 2.0", "time_limit_s: 0.5"
     assert whole in tiny.read_text()

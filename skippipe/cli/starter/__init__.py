@@ -1,0 +1,1 @@
+"""The folder with which a user begins: example experiments, clusters, launch templates."""
