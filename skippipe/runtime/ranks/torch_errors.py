@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-Result = TypeVar("Result")
+CallResult = TypeVar("CallResult")
 
 
 class TransferError(Exception):
@@ -19,10 +19,10 @@ class TransferError(Exception):
 
 
 def raising_outside(
-    call: Callable[[], Result],
+    call: Callable[[], CallResult],
     error_of: Callable[[str], Exception],
     kinds: tuple[type[Exception], ...] = (RuntimeError,),
-) -> Result:
+) -> CallResult:
     """Call; where it raises one of `kinds`, raise what `error_of` makes of the first line of the message.
 
     It is raised outside of the except block. Inside, torch's error would be its context, `from None` or not, and that
@@ -44,6 +44,6 @@ def begun(work: dist.Work | None) -> dist.Work:
     return work
 
 
-def translating_errors(action: str, peers: Sequence[int], call: Callable[[], Result]) -> Result:
+def translating_errors(action: str, peers: Sequence[int], call: Callable[[], CallResult]) -> CallResult:
     """Call torch.distributed; raise `TransferError` where it fails."""
     return raising_outside(call, lambda cause: TransferError(action, peers, cause))
