@@ -45,7 +45,7 @@ def test_commands_of_page_run(page: Path, tmp_path: Path) -> None:
 
 
 def begin_in(folder: Path) -> None:
-    """Write the starter; the tiny experiment's planner gets less time, since how good a plan is matters to no command."""
+    """Write the starter, with less time for the planner of the tiny experiment: no command needs a good plan."""
     write_starter(folder)
     tiny = folder / "configs" / "experiments" / "tiny.yaml"
     whole, shorter = "time_limit_s: 2.0", "time_limit_s: 0.5"
