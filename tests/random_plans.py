@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate
-from skippipe_scheduler.problem.problem import Contention, Costs, Rules
-from skippipe_scheduler.problem.rules import legal_stage_sequences
+from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.rules import Rules, stage_sequences
 
 
 def random_plan(
@@ -97,7 +98,7 @@ def _random_routes(
     generator: random.Random, stages: Sequence[tuple[str, ...]], rules: Rules, count: int
 ) -> list[tuple[str, ...]]:
     """Draw stage sequences so that coverage stays uniform, then any replica of each stage."""
-    sequences = legal_stage_sequences(rules)
+    sequences = tuple(stage_sequences(rules))
     visits = [0] * rules.num_stages
     routes = []
     for _ in range(count):

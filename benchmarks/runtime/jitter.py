@@ -23,7 +23,7 @@ from instances import Shape, synthetic_problem
 
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan, parse_plan
-from skippipe_scheduler.problem.problem import Costs
+from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.solver.solve import solve
 
 NUM_NODES = 6

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 
-from skippipe_scheduler.problem.problem import AutoMicrobatches, Costs, EvenMicrobatches, Problem, Rules
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import route_length, stage_sizes
 
 _FORWARD_S = 0.44

@@ -23,7 +23,7 @@ from .options import Progress as Progress, Robustness as Robustness, SolveOption
 from .plan.plan import Plan as Plan
 from .plan.simulate import Timeline as Timeline, simulate as simulate
 from .plan.validate import load_plan as load_plan, validate as validate
-from .problem.build import build_problem as build_problem, write_problem as write_problem
+from .problem.build import build_problem as build_problem
 from .problem.cluster import (
     Cluster as Cluster,
     ClusterLinks as ClusterLinks,
@@ -33,7 +33,9 @@ from .problem.cluster import (
     RegionLink as RegionLink,
     load_cluster as load_cluster,
 )
-from .problem.problem import Costs as Costs, Problem as Problem, Rules as Rules, load_problem as load_problem
+from .problem.costs import Costs as Costs
+from .problem.problem import Problem as Problem, load_problem as load_problem, write_problem as write_problem
+from .problem.rules import Rules as Rules
 from .problem.workload import Workload as Workload
 from .solver.replan import replan as replan, without_node as without_node
 from .solver.solve import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from skippipe.config.experiment import Experiment
 from skippipe.config.recipe_options import DepthPhase
 from skippipe.plans.plan_set import MAIN_PLAN
-from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import route_length
 
 FULL_DEPTH = "full-depth"

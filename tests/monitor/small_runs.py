@@ -8,7 +8,8 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.problem.problem import Costs, Rules
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.rules import Rules
 
 STAGES = (("ams-0", "nyc-0"), ("nyc-1",), ("ams-1",), ("ams-2", "nyc-2"))
 ROUTES = (

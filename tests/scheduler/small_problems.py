@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement
 
 

@@ -12,8 +12,7 @@ import pytest
 from small_problems import make_problem
 
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.build import write_problem
-from skippipe_scheduler.problem.problem import load_problem
+from skippipe_scheduler.problem.problem import load_problem, write_problem
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "scheduler"

@@ -12,16 +12,10 @@ from small_problems import make_problem, problems, share_links
 
 from skippipe_scheduler.bounds import explain_bound, lower_bounds
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.problem import (
-    AutoMicrobatches,
-    Contention,
-    Costs,
-    EvenMicrobatches,
-    Problem,
-    Rules,
-    StageNodes,
-)
-from skippipe_scheduler.problem.rules import coverage_offence
+from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules, coverage_offence
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
@@ -195,6 +189,11 @@ def test_every_bound_has_an_explanation(fixed: bool) -> None:
         bounds = lower_bounds(variant)
         texts = {name: explain_bound(variant, {name: bound_s}) for name, bound_s in bounds.items()}
         assert all(f"{bounds[name]:.3g} s" in text for name, text in texts.items())
+
+
+def test_what_is_no_bound_is_not_explained() -> None:
+    with pytest.raises(ValueError, match="'luck' is not one of node work, round trip"):
+        explain_bound(make_problem(0, [1, 2], 2, 6), {"luck": 3.0})
 
 
 def test_an_explanation_names_the_stage_whose_replicas_work_longest() -> None:

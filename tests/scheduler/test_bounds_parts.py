@@ -15,8 +15,8 @@ from skippipe_scheduler.bounds.pricing import Prices, Pricing, residences_s
 from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
 from skippipe_scheduler.bounds.walks import idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import window_s
-from skippipe_scheduler.problem.problem import Problem, Rules
-from skippipe_scheduler.problem.rules import legal_stage_sequences
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.rules import Rules, stage_sequences
 
 
 def accepted(automaton: Automaton) -> list[tuple[int, ...]]:
@@ -47,7 +47,7 @@ def test_the_automaton_accepts_the_legal_sequences(num_stages: int, data: st.Dat
     )
     automaton = legal_sequences(rules)
     assert automaton is not None
-    assert accepted(automaton) == sorted(legal_stage_sequences(rules))
+    assert accepted(automaton) == sorted(stage_sequences(rules))
 
 
 def test_the_automaton_stays_small_where_sequences_are_many() -> None:

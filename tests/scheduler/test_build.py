@@ -8,9 +8,9 @@ import pytest
 
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import parse
-from skippipe_scheduler.problem.build import build_problem, write_problem
+from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster, load_cluster
-from skippipe_scheduler.problem.problem import Problem, load_problem
+from skippipe_scheduler.problem.problem import Problem, load_problem, write_problem
 from skippipe_scheduler.problem.workload import Workload
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"

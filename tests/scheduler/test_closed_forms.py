@@ -13,7 +13,9 @@ from small_problems import make_problem, share_links
 
 from skippipe_scheduler.plan.plan import Task
 from skippipe_scheduler.plan.simulate import Timeline, peak_held, simulate_order
-from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_full_pipeline
 
 Order = dict[str, list[Task]]

@@ -13,8 +13,14 @@ from small_problems import make_problem
 from skippipe_scheduler.errors import InfeasibleError, SkipPipeError
 from skippipe_scheduler.problem.coverage import even_sequences
 from skippipe_scheduler.problem.infeasibility import Conflict, find_conflict, infeasibility_message
-from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
-from skippipe_scheduler.problem.rules import coverage_offence, first_offence, legal_stage_sequences, length_offence
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem
+from skippipe_scheduler.problem.rules import (
+    Rules,
+    coverage_offence,
+    first_offence,
+    length_offence,
+    stage_sequences,
+)
 from skippipe_scheduler.slots.routes import balanced_sequences
 from skippipe_scheduler.slots.slot_model import SlotModel
 
@@ -36,7 +42,7 @@ def has_plan(problem: Problem) -> bool:
     rules, total = problem.rules, problem.num_microbatches
     stages = range(1, rules.num_stages)
     reached = {(0,) * len(stages)}
-    choices = {frozenset(sequence) for sequence in legal_stage_sequences(rules)}
+    choices = {frozenset(sequence) for sequence in stage_sequences(rules)}
     for length, count in rules.length_counts(total).items():
         steps = [tuple(stage in visited for stage in stages) for visited in choices if len(visited) == length]
         for _ in range(count):

@@ -10,7 +10,8 @@ from skippipe_scheduler.analysis.critical_path import critical_path
 from skippipe_scheduler.analysis.explain import explain, path_summary
 from skippipe_scheduler.plan.plan import Plan, PlanStage, Route, Task
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.problem.problem import Contention, Rules
+from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.rules import Rules
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

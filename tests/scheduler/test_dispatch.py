@@ -16,7 +16,9 @@ from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.plan.plan import Task
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.problem import Costs, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.slots.placement import random_placement
 from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute

@@ -7,7 +7,7 @@ from random_plans import random_plan
 from skippipe_scheduler.analysis.jitter import sample_iterations, summarise
 from skippipe_scheduler.analysis.node_loss import simulate_loss
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.problem.problem import Contention
+from skippipe_scheduler.problem.contention import Contention
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 

@@ -22,7 +22,7 @@ from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.problem.rules import legal_stage_sequences
+from skippipe_scheduler.problem.rules import stage_sequences
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
 
@@ -118,7 +118,7 @@ def routes_by_force(costs: SlotCosts, origin: int) -> list[SlotRoute]:
     slot_model = costs.slot_model
     return [
         (origin, *slots)
-        for sequence in legal_stage_sequences(slot_model.problem.rules)
+        for sequence in stage_sequences(slot_model.problem.rules)
         for slots in itertools.product(*(slot_model.slots_of[stage] for stage in sequence[1:]))
     ]
 

@@ -13,7 +13,8 @@ from skippipe_scheduler.analysis.chrome_trace import to_chrome_trace
 from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.plan.plan import Operation, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
-from skippipe_scheduler.problem.problem import Contention, Costs
+from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.costs import Costs
 
 LINE = ("a", "b", "c")
 

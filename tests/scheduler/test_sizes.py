@@ -6,7 +6,8 @@ from small_problems import make_problem
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.problem.problem import EvenMicrobatches, Rules
+from skippipe_scheduler.problem.problem import EvenMicrobatches
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.stage_sizes import least_sizes, size_choices, size_variants
 from skippipe_scheduler.problem.workload import stage_sizes
 from skippipe_scheduler.solver.solve import solve, solve_variants

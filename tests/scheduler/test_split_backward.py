@@ -17,7 +17,7 @@ from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.plan.plan import Plan, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.problem import Costs
+from skippipe_scheduler.problem.costs import Costs
 
 CONTENTIONS = st.sampled_from(["none", "link", "node"])
 
@@ -99,7 +99,8 @@ def test_analysis_and_critical_path_add_up(seed: int, contention: str) -> None:
     assert path.iteration_s == pytest.approx(analysis.iteration_s)
     assert sum(path.by_kind.values()) == pytest.approx(analysis.iteration_s)
     for node in analysis.nodes:
-        assert node.busy_s + node.bubble_s == pytest.approx(analysis.iteration_s)
+        parts = (node.overhead_s, node.exposed_communication_s, node.waiting_s, node.reduction_s, node.ending_s)
+        assert node.busy_s + sum(parts) == pytest.approx(analysis.iteration_s)
         assert max(count for _, count in node.held) == node.peak_held
 
 

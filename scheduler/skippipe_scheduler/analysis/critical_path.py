@@ -21,6 +21,7 @@ from skippipe_scheduler.plan.simulate import (
     simulate,
     transfer_ends,
 )
+from skippipe_scheduler.problem.contention import Contention, Resource, occupied_resources
 
 SegmentKind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
 Reason = Literal["start", "input", "node", "link", "reduction"]
@@ -123,7 +124,7 @@ class _PathTracer:
             last[span.node] = span
         self.last = last
         self.arrival = inputs(plan, timeline)
-        self.before_on_link = _queues(timeline, plan.costs.contention == "node")
+        self.before_on_link = _queues(timeline, plan.costs.contention)
         self.segments: list[PathSegment] = []
 
     def trace(self) -> tuple[PathSegment, ...]:
@@ -182,14 +183,14 @@ class _PathTracer:
             span = self.before_on_link[span]
 
 
-def _queues(timeline: Timeline, by_card: bool) -> dict[TransferSpan, TransferSpan]:
-    """Return for every transfer the one that was the last to free its link, or with `by_card` its network cards."""
+def _queues(timeline: Timeline, contention: Contention) -> dict[TransferSpan, TransferSpan]:
+    """Return for every transfer the one that was the last to free what it occupies: its link or its network cards."""
     before: dict[TransferSpan, TransferSpan] = {}
-    newest: dict[tuple[str, str], TransferSpan] = {}
+    newest: dict[Resource, TransferSpan] = {}
     for span in sorted(timeline.transfers, key=lambda span: (span.start_s, span.free_s)):
-        shared = [(span.source, "out"), (span.destination, "in")] if by_card else [(span.source, span.destination)]
-        earlier = [newest[queue] for queue in shared if queue in newest]
+        occupied = occupied_resources(contention, span.source, span.destination)
+        earlier = [newest[resource] for resource in occupied if resource in newest]
         if earlier:
             before[span] = max(earlier, key=lambda span: span.free_s)
-        newest.update(dict.fromkeys(shared, span))
+        newest.update(dict.fromkeys(occupied, span))
     return before

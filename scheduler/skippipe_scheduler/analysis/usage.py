@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from skippipe_scheduler.plan.plan import Operation, Plan, Task, split_backwards
 from skippipe_scheduler.plan.simulate import TaskSpan, Timeline, TransferSpan, ends_hold, inputs, simulate
-from skippipe_scheduler.problem.problem import Costs
+from skippipe_scheduler.problem.costs import Costs
 
 LOAD_PARTS = 100
 """The load is given for this many equal parts of the iteration."""
@@ -39,11 +39,6 @@ class NodeAnalysis:
     peak_held: int
     memory: int
     load: tuple[float, ...]
-
-    @property
-    def bubble_s(self) -> float:
-        """Seconds in which the node computes nothing."""
-        return self.overhead_s + self.exposed_communication_s + self.waiting_s + self.reduction_s + self.ending_s
 
 
 @dataclass(frozen=True)

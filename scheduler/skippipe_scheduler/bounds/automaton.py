@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.rules import Rules
 
 MOST_STATES = 20_000
 

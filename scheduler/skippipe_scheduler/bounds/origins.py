@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
-from skippipe_scheduler.bounds.walks import Trips
+from skippipe_scheduler.bounds.walks import Trips, shortest_trips
 
 
 def trip_s(network: Network, trips: Trips, origin: int, count: int) -> float:
@@ -53,3 +53,44 @@ def over_origins_s(network: Network, time_s: Callable[[int, int], float]) -> flo
     needed = sorted(count for count in network.counts if count)
     ranked = {count: sorted(time_s(origin, count) for origin in candidates) for count in set(needed)}
     return max(ranked[count][len(needed) - place - 1] for place, count in enumerate(needed))
+
+
+def by_need(network: Network, trips: Trips) -> list[tuple[int, int]]:
+    """Return origins and counts whose schedules decide the bound, most needed first: the slowest origins or, where the
+    best nodes become origins, the fastest.
+    """
+    if network.problem.free_origins:
+        return []
+    counts = network.counts if network.fixed else (network.least_count,) * len(network.origins)
+    sign = -1 if network.fixed else 1
+    return sorted(enumerate(counts), key=lambda pair: sign * waves_s(network, trips, *pair))
+
+
+def explain_origin(network: Network, bound_s: float) -> str:
+    """Return which origin is bound by its round trips, and what would help."""
+    if network.problem.free_origins:
+        return (
+            f"However the origins divide {network.num_microbatches} microbatches, their round trips in waves take "
+            f"{bound_s:.3g} s: give them memory for more, or nearer replicas of the stages that their routes visit."
+        )
+    origin, count = _slowest_origin(network)
+    node = int(network.origins[origin])
+    memory = int(network.memory[node])
+    waves = math.ceil(count / memory)
+    trip_s = float(shortest_trips(network).trip_s[origin])
+    cure = f", or memory for {math.ceil(count / (waves - 1))}" if waves > 1 else ""
+    where = "origin" if network.fixed else "even with the best origins,"
+    return (
+        f"{where.capitalize()} {network.problem.nodes[node]} is bound by its round trip of {trip_s:.3g} s in {waves} "
+        f"wave{'s' * (waves != 1)} ({count} microbatches, memory for {memory}): no plan is shorter than "
+        f"{bound_s:.3g} s. Give it fewer microbatches{cure}, or nearer replicas of the stages that it visits."
+    )
+
+
+def _slowest_origin(network: Network) -> tuple[int, int]:
+    """Return the origin that binds and its microbatches (with a free placement, the last of the best ones)."""
+    trips, size = shortest_trips(network), network.problem.sizes[0]
+    counts = network.counts if network.fixed else (network.greatest_count,) * len(network.origins)
+    order = sorted(range(len(counts)), key=lambda origin: waves_s(network, trips, origin, counts[origin]))
+    binding = order[-1] if network.fixed else order[size - 1]
+    return binding, counts[binding]

@@ -107,3 +107,12 @@ def lagrangian_bound_s(
         return math.inf
     chosen = float(as_origin[choice.required].sum()) + float(open_to[:more].sum())
     return total + network.num_microbatches * least - float(room[1].sum()) + chosen
+
+
+def explain_route_program(network: Network, bound_s: float) -> str:
+    """Return what binds where the routes of all origins together do, and what would help."""
+    return (
+        f"No plan is shorter than {bound_s:.3g} s: whichever routes they take together, the microbatches of all "
+        "origins fill the memory or the time of the nodes near them. More memory there, more near replicas or shorter "
+        "routes would help."
+    )

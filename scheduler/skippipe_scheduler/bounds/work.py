@@ -6,7 +6,7 @@ import numpy as np
 
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
-from skippipe_scheduler.bounds.walks import Idle
+from skippipe_scheduler.bounds.walks import Idle, idle_ends
 
 
 def node_work_s(network: Network, idle: Idle) -> float:
@@ -48,6 +48,17 @@ def _nodes(network: Network, stage: int) -> list[int]:
     if network.placement is None:
         return list(range(len(network.problem.nodes)))
     return [network.placement[slot] for slot in network.slot_model.slots_of[stage]]
+
+
+def explain_work(network: Network, bound_s: float) -> str:
+    """Return which stage is bound by its work, and what would help."""
+    idle = idle_ends(network)
+    stage = max(range(network.problem.num_stages), key=lambda stage: stage_work_s(network, idle, stage))
+    replicas = network.problem.sizes[stage]
+    return (
+        f"Stage {stage} is bound by the work of its {replicas} replica{'s' * (replicas != 1)} ({bound_s:.3g} s): "
+        "give it more or faster replicas, or fewer layers."
+    )
 
 
 def window_s(memory: int, staggered_s: float, overhead_s: float, open_s: float) -> float:

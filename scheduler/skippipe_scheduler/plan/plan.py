@@ -15,7 +15,8 @@ from pydantic import Field
 
 from skippipe_scheduler.errors import PlanError
 from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, write_atomically
-from skippipe_scheduler.problem.problem import Costs, Rules
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.rules import Rules
 
 FORMAT: Final = "skippipe.plan/1"
 Operation = Literal["F", "L", "B", "W"]

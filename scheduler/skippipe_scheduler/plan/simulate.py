@@ -9,13 +9,14 @@ import heapq
 import math
 import random
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.plan.plan import Operation, Plan, Task, split_backwards
-from skippipe_scheduler.problem.problem import Costs
+from skippipe_scheduler.problem.contention import Resource, occupied_resources
+from skippipe_scheduler.problem.costs import Costs
 
 Direction = Literal["forward", "backward"]
 OPERATION_NAMES = {"F": "forward", "L": "loss", "B": "backward", "W": "weight gradient"}
@@ -192,38 +193,48 @@ def ends_hold(task: Task, split: Set[int]) -> bool:
     return task.operation == ("W" if task.microbatch in split else "B")
 
 
-@dataclass
-class _SimulationRun:
-    """State of one simulation. Events are transfers that become ready, in order of time."""
+_Event = tuple[float, int, int, str, str, Task, Direction]
+"""A transfer that becomes ready, by time: seconds, microbatch, hop, source, destination, the task that uses it."""
 
-    routes: Sequence[tuple[str, ...]]
-    order: Mapping[str, Sequence[Task]]
-    costs: Costs
-    slowdown: Mapping[str, float]
-    jitter_sigma: float
-    generator: random.Random
-    lost_s: Mapping[str, float] = field(default_factory=dict)
-    tasks: list[TaskSpan] = field(default_factory=list)
-    transfers: list[TransferSpan] = field(default_factory=list)
-    cut: list[TaskSpan] = field(default_factory=list)
+
+class _SimulationRun:
+    """One discrete-event simulation. Its events are the transfers that become ready, in order of time."""
+
+    def __init__(
+        self,
+        routes: Sequence[tuple[str, ...]],
+        order: Mapping[str, Sequence[Task]],
+        costs: Costs,
+        slowdown: Mapping[str, float],
+        jitter_sigma: float,
+        generator: random.Random,
+        lost_s: Mapping[str, float],
+    ) -> None:
+        self.routes, self.order, self.costs, self.slowdown = routes, order, costs, slowdown
+        self.jitter_sigma, self.generator, self.lost_s = jitter_sigma, generator, lost_s
+        self.split = {node: split_backwards(tasks) for node, tasks in order.items()}
+        self.table_s: dict[Operation, Mapping[str, float]] = {
+            "F": costs.forward_s,
+            "L": costs.loss_s,
+            "B": costs.backward_s,
+            "W": costs.weight_s or {},
+        }
+        self.hop_of = [{node: hop for hop, node in enumerate(route)} for route in routes]
+        self.tasks: list[TaskSpan] = []
+        self.transfers: list[TransferSpan] = []
+        self.cut: list[TaskSpan] = []
+        self.position = dict.fromkeys(order, 0)
+        """Tasks that each node has begun."""
+        self.free_s = dict.fromkeys(order, 0.0)
+        """When each node has ended its last task and its overhead."""
+        self.resource_free_s: dict[Resource, float] = {}
+        """When each link or network card that is shared has sent its last transfer."""
+        self.arrived_s = {(route[0], Task("F", microbatch)): 0.0 for microbatch, route in enumerate(routes)}
+        """When the input of each task of each node was there."""
+        self.ready: list[_Event] = []
 
     def execute(self) -> None:
-        self.position = dict.fromkeys(self.order, 0)
-        self.free_s = dict.fromkeys(self.order, 0.0)
-        self.link_free_s: dict[tuple[str, str], float] = {}
-        self.card_free_s: dict[tuple[str, str], float] = {}
-        self.split = {node: split_backwards(tasks) for node, tasks in self.order.items()}
-        self.table_s = {
-            "F": self.costs.forward_s,
-            "L": self.costs.loss_s,
-            "B": self.costs.backward_s,
-            "W": self.costs.weight_s or {},
-        }
-        self.hop_of = [{node: hop for hop, node in enumerate(route)} for route in self.routes]
-        self.arrived_s: dict[tuple[str, Task], float] = {}
-        for microbatch, route in enumerate(self.routes):
-            self.arrived_s[route[0], Task("F", microbatch)] = 0.0
-        self.ready: list[tuple[float, int, int, str, str, Task, Direction]] = []
+        """Run until no transfer is on its way; raise `DeadlockError` where tasks are left and no node was lost."""
         for node in self.order:
             self._advance(node)
         while self.ready:
@@ -275,8 +286,9 @@ class _SimulationRun:
         route = self.routes[task.microbatch]
         last = len(route) - 1
         if task.operation == "F":
-            following, successor = (hop + 1, "F") if hop < last else (0, "L")
-            self._send(node, route[following], Task(successor, task.microbatch), hop, "forward", end_s)  # type: ignore[arg-type]
+            following = hop + 1 if hop < last else 0
+            successor: Operation = "F" if hop < last else "L"
+            self._send(node, route[following], Task(successor, task.microbatch), hop, "forward", end_s)
         elif task.operation == "L":
             self._send(node, route[last], Task("B", task.microbatch), last, "backward", end_s)
         elif task.operation == "B":
@@ -289,22 +301,21 @@ class _SimulationRun:
     ) -> None:
         heapq.heappush(self.ready, (ready_s, successor.microbatch, hop, source, destination, successor, direction))
 
-    def _deliver(self, event: tuple[float, int, int, str, str, Task, Direction]) -> None:
+    def _deliver(self, event: _Event) -> None:
         """Start a transfer as soon as what it needs is free, and let its destination go on."""
         ready_s, microbatch, hop, source, destination, successor, direction = event
         gone_s = min(self.lost_s.get(source, math.inf), self.lost_s.get(destination, math.inf))
         start_s = free_s = ready_s
         factor = self._factor()
-        if self.costs.contention != "none":
-            start_s = max(start_s, self.link_free_s.get((source, destination), 0.0))
-            shared = [("out", source), ("in", destination)] if self.costs.contention == "node" else []
-            start_s = max([start_s, *(self.card_free_s.get(card, 0.0) for card in shared)])
+        occupied = occupied_resources(self.costs.contention, source, destination)
+        if occupied:
+            for resource in occupied:
+                start_s = max(start_s, self.resource_free_s.get(resource, 0.0))
             if start_s >= gone_s:
                 return
             free_s = min(start_s + self.costs.occupancy_s(source, destination) * factor, gone_s)
-            self.link_free_s[source, destination] = free_s
-            for card in shared:
-                self.card_free_s[card] = free_s
+            for resource in occupied:
+                self.resource_free_s[resource] = free_s
         end_s = start_s + self.costs.transfer_s[source][destination] * factor
         if end_s > gone_s:
             return

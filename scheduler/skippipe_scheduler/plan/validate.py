@@ -35,14 +35,8 @@ def validate(plan: Plan) -> None:
         _check_memory,
         _check_times,
     )
-    fresh = _without_cache(plan)
     for check in checks:
-        check(fresh)
-
-
-def _without_cache(plan: Plan) -> Plan:
-    """Return the plan without cached properties: `model_copy` carries those of the original into a changed plan."""
-    return Plan.model_construct(**{name: getattr(plan, name) for name in Plan.model_fields})
+        check(plan)
 
 
 def _check_placement(plan: Plan) -> None:

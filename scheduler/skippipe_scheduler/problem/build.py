@@ -2,25 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from skippipe_scheduler.errors import ProblemError, nearest
-from skippipe_scheduler.files import describe, write_atomically
+from skippipe_scheduler.files import describe
 from skippipe_scheduler.problem.cluster import Cluster, Link, Node
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.gradient_reduction import Reduction
 from skippipe_scheduler.problem.memory import microbatches_held, per_stage
 from skippipe_scheduler.problem.pins import check_pins, open_stages
-from skippipe_scheduler.problem.problem import (
-    AutoMicrobatches,
-    Costs,
-    EvenMicrobatches,
-    Problem,
-    Reduction,
-    Rules,
-    StageNodes,
-)
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.stage_sizes import StageSizes, least_sizes, size_choices
 from skippipe_scheduler.problem.workload import Workload, route_length, split_layers
 
@@ -110,9 +104,7 @@ def build_problem(
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),
-            costs=_costs(
-                *(cluster, workload, layers, least_sizes(choices), stages_of, num_microbatches, task_overhead_s)
-            ),
+            costs=_costs(cluster, workload, layers, least_sizes(choices), stages_of, num_microbatches, task_overhead_s),
             rules=rules,
         )
     except ValidationError as reason:
@@ -140,11 +132,6 @@ def _choices_of_sizes(
         return [tuple(stage_sizes)]
     choices = size_choices(num_nodes, rules)
     return choices if stage_sizes == "auto" else choices[:1]
-
-
-def write_problem(problem: Problem, path: Path) -> None:
-    """Write the problem as JSON, whole or not at all; `load_problem` reads the same problem back."""
-    write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")
 
 
 def _checked_placement(

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.files import PositiveCount, PositiveSeconds, Seconds, StrictModel
-from skippipe_scheduler.problem.problem import Contention
+from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.yaml_file import parse_yaml, read_yaml
 
 FORMAT = "skippipe.cluster/1"

@@ -6,7 +6,7 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.errors import SkipPipeError
-from skippipe_scheduler.problem.problem import Rules
+from skippipe_scheduler.problem.rules import Rules
 
 _Point = tuple[int, int]
 """A stage, and the number of stages visited with it."""

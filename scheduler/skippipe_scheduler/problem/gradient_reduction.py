@@ -1,7 +1,16 @@
-"""How long the gradients of a stage take to be summed over its replicas, by the way they are exchanged."""
+"""How long the all-reduce of a stage's gradients over its replicas takes, by its algorithm.
 
-from collections.abc import Callable, Mapping, Sequence
+To add an algorithm, add its name to `Reduction`: mypy then names `reduction_s`, and the kernel, whose
+`search.kernel.reduction_time` has the same algorithms compiled, fails to import until the name has its number
+(`search.kernel.arrays`). The table of docs/plan-file.md describes them.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, assert_never
+
+Reduction = Literal["ring", "tree", "direct"]
+"""Algorithms of an all-reduce: round a ring, over a binomial tree, or from everyone to everyone in two halves."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,19 @@ class LinkSpeeds:
     def wire_s(self, source: str, sink: str, gbit: float) -> float:
         """Return how long a message occupies the link."""
         return gbit / self.gbit_per_s[source][sink]
+
+
+def reduction_s(kind: Reduction, links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
+    """Return the seconds in which two or more `nodes` all-reduce `gbit` of gradients."""
+    match kind:
+        case "ring":
+            return ring_s(links, nodes, gbit)
+        case "tree":
+            return tree_s(links, nodes, gbit)
+        case "direct":
+            return direct_s(links, nodes, gbit)
+        case _:
+            assert_never(kind)
 
 
 def ring_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
@@ -62,10 +84,3 @@ def direct_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
         return max(links.message_s(source, sink, chunk_gbit) for sink in sinks)
 
     return 2 * max(map(leaving_s, nodes))
-
-
-SECONDS: dict[str, Callable[[LinkSpeeds, Sequence[str], float], float]] = {
-    "ring": ring_s,
-    "tree": tree_s,
-    "direct": direct_s,
-}

@@ -21,7 +21,8 @@ from typing import Any
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem.coverage import may_cover
-from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem
+from skippipe_scheduler.problem.rules import Rules
 
 
 @dataclass(frozen=True)

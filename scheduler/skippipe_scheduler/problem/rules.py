@@ -1,17 +1,110 @@
-"""Which sequences of stages a route may take (SkipPipe's convergence constraints, made exact in docs/plan-file.md).
+"""The rules of routes, and which sequences of stages obey them.
 
-A visit is *late* when a higher stage was visited before it; its distance is the number of such stages.
+They are SkipPipe's convergence constraints (arXiv 2502.19913), made exact in docs/plan-file.md. A visit is *late* where
+a higher stage was visited before it; its distance is the number of such stages.
 """
 
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Self
 
-from skippipe_scheduler.problem.problem import Rules
+from pydantic import Field, field_validator, model_validator
+
+from skippipe_scheduler.files import Count, PositiveCount, StrictModel
+
+RouteLength = Annotated[int, Field(ge=2)]
+
+
+class Rules(StrictModel):
+    """What routes may do: the constraints of the SkipPipe paper, made exact in docs/plan-file.md."""
+
+    num_stages: Annotated[int, Field(ge=2, examples=[6])]
+    """Stages of the model."""
+    route_length: Annotated[int, Field(ge=2, examples=[4])]
+    """How many stages a route visits; of a mix the longest."""
+    max_swaps: Count = 1
+    """How many stages a route may visit late, that is after a higher one."""
+    max_swap_distance: Count = 1
+    """How many higher stages may come before a late visit; 0 turns swaps off."""
+    max_forward_jump: PositiveCount = 4
+    """How many stages past the furthest one visited a route may jump."""
+    uniform_coverage: bool = True
+    """Whether the stages that routes may leave out are all visited equally often, to within one visit."""
+    route_lengths: Annotated[dict[RouteLength, PositiveCount], Field(min_length=1)] | None = Field(
+        default=None, examples=[{6: 1, 4: 1, 3: 2}]
+    )
+    """A mix of lengths: shares of the microbatches by route length. `route_length` is then the longest of them."""
+    protected_stages: tuple[Count, ...] = Field(default=(), examples=[[5]])
+    """Stages beside 0 that every route visits, ascending."""
+
+    @field_validator("protected_stages")
+    @classmethod
+    def _sorted_beside_the_first(cls, stages: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(stages) - {0}))
+
+    @model_validator(mode="after")
+    def _route_fits(self) -> Self:
+        if self.route_length > self.num_stages:
+            raise ValueError(f"route_length {self.route_length} is more than the {self.num_stages} stages there are")
+        if self.route_lengths and max(self.route_lengths) != self.route_length:
+            raise ValueError(
+                f"route_length is {self.route_length}, but the longest of route_lengths is {max(self.route_lengths)}"
+            )
+        if self.protected_stages and self.protected_stages[-1] >= self.num_stages:
+            raise ValueError(
+                f"protected_stages has stage {self.protected_stages[-1]}, stages are 0 to {self.num_stages - 1}"
+            )
+        return self
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Every length that a route may have, shortest first."""
+        return tuple(sorted(self.route_lengths)) if self.route_lengths else (self.route_length,)
+
+    @property
+    def shared_stages(self) -> tuple[int, ...]:
+        """Stages that a route may leave out."""
+        return tuple(stage for stage in range(1, self.num_stages) if stage not in self.protected_stages)
+
+    def describe_lengths(self) -> str:
+        """Return the lengths that routes may have, in words: "4", or "6, 4 or 3"."""
+        *others, last = [str(length) for length in reversed(self.lengths)]
+        return f"{', '.join(others)} or {last}" if others else last
+
+    def length_counts(self, total: int) -> dict[int, int]:
+        """Return how many of `total` microbatches have each length: by share, rests to the largest remainders."""
+        shares = self.route_lengths or {self.route_length: 1}
+        whole = sum(shares.values())
+        counts = {length: total * share // whole for length, share in shares.items()}
+        largest = sorted(shares, key=lambda length: (-(total * shares[length] % whole), -length))
+        for length in largest[: total - sum(counts.values())]:
+            counts[length] += 1
+        return dict(sorted(counts.items()))
+
+    def coverage(self, total: int) -> tuple[tuple[int, int], ...]:
+        """Return by stage the least and the greatest number of `total` microbatches that may visit it.
+
+        All visit stage 0 and those protected; the others share the rest of the visits, to within one where coverage is
+        uniform.
+        """
+        always = 1 + len(self.protected_stages)
+        visits = sum(count * (length - always) for length, count in self.length_counts(total).items())
+        share, rest = divmod(visits, len(self.shared_stages) or 1)
+        bounds = (share, share + (rest > 0)) if self.uniform_coverage else (0, total)
+        return tuple(bounds if stage in self.shared_stages else (total, total) for stage in range(self.num_stages))
+
+    def limits(self, total: int) -> dict[int, tuple[int, int]]:
+        """Return `coverage` of the stages behind 0 that not just any number of `total` microbatches may visit."""
+        bounds = enumerate(self.coverage(total))
+        return {stage: bound for stage, bound in bounds if stage and bound != (0, total)}
 
 
 def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
-    """Yield every legal sequence of stages in lexicographic order (depth first, pruned)."""
+    """Yield every legal sequence of stages in lexicographic order (depth first, pruned).
+
+    Their number grows fast beyond about eight stages.
+    """
     lengths, protected = rules.lengths, frozenset(rules.protected_stages)
 
     def extend(sequence: tuple[int, ...], swaps: int) -> Iterator[tuple[int, ...]]:
@@ -30,11 +123,6 @@ def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
                 yield from extend((*sequence, stage), late)
 
     return extend((0,), 0)
-
-
-def legal_stage_sequences(rules: Rules) -> tuple[tuple[int, ...], ...]:
-    """Return every legal sequence of stages, sorted. Their number grows fast beyond about eight stages."""
-    return tuple(stage_sequences(rules))
 
 
 def sample_sequences(rules: Rules, count: int = 300) -> tuple[tuple[int, ...], ...]:

@@ -8,7 +8,8 @@ early stages want more replicas. Which of the two counts depends on the network,
 from collections.abc import Sequence
 
 from skippipe_scheduler.problem.pins import open_stages, pins_within
-from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, Rules
+from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import stage_sizes
 
 _PARTS = (1 / 3, 2 / 3, 1.0)

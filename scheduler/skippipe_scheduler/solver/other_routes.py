@@ -5,7 +5,8 @@ from collections import Counter
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, Rules, StageNodes
+from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 
 
 def other_routes_problem(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:

@@ -17,6 +17,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
+from typing import assert_never
 
 from skippipe.config.experiment import EmulationOptions
 from skippipe.runtime.program.program import Instruction
@@ -95,11 +96,23 @@ class Emulation:
         destination = self._nodes[send.peer]
         factor = self._jitter(self._node, destination, send.microbatch, send.hop, send.direction)
         start_ns = self.end_ns
-        if self._costs.contention != "none":
-            card = destination if self._costs.contention == "link" else ""
-            start_ns = max(start_ns, self._link_free_ns.get(card, 0))
-            self._link_free_ns[card] = start_ns + _ns(self._costs.occupancy_s(self._node, destination) * factor)
+        queue = self._queue_to(destination)
+        if queue is not None:
+            start_ns = max(start_ns, self._link_free_ns.get(queue, 0))
+            self._link_free_ns[queue] = start_ns + _ns(self._costs.occupancy_s(self._node, destination) * factor)
         return start_ns + _ns(self._costs.transfer_s[self._node][destination] * factor)
+
+    def _queue_to(self, destination: str) -> str | None:
+        """Return what a message queues for on this node: its link, or the card of all links (""); None for nothing."""
+        match self._costs.contention:
+            case "none":
+                return None
+            case "link":
+                return destination
+            case "node":
+                return ""
+            case _:
+                assert_never(self._costs.contention)
 
     def _jitter(self, *what: object) -> float:
         """Return the factor by which something takes longer or shorter in this iteration."""

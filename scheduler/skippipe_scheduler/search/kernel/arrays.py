@@ -3,17 +3,21 @@
 Rows of equal shape share one array, because compiled functions hand every array on by value.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.gradient_reduction import Reduction
+
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-CONTENTION: Final = {"none": 0, "link": 1, "node": 2}
-SHARED_CARDS: Final = CONTENTION["node"]
-REDUCTION: Final = {"ring": 0, "tree": 1, "direct": 2}
+CONTENTION: Final[dict[Contention, int]] = {kind: number for number, kind in enumerate(get_args(Contention))}
+NOT_SHARED, SHARED_LINKS, SHARED_CARDS = CONTENTION.values()  # a new kind fails here: teach it to `timing.retime` first
+REDUCTION: Final[dict[Reduction, int]] = {kind: number for number, kind in enumerate(get_args(Reduction))}
+RING, TREE, DIRECT = REDUCTION.values()  # a new algorithm fails here: teach it to `reduction_time` first
 MOST_CHOSEN: Final = 16
 """Microbatches that one step takes out at most."""
 
@@ -43,7 +47,7 @@ class Instance(NamedTuple):
     visits: Integers  # (LEAST | MOST, stages) microbatches of an iteration
     factors: Floats  # (samples, table) of task and transfer times, (0, 1) where the nominal time counts
     overhead_s: float
-    contention: int
+    contention: int  # what transfers share, one of CONTENTION
     reduction: int  # how gradients are reduced, one of REDUCTION
     max_swaps: int
     max_swap_distance: int
@@ -107,7 +111,7 @@ def make_work(instance: Instance, routes: Integers, seed: int) -> Work:
     microbatches, longest = routes.shape
     slots = len(instance.stage_of)
     tasks = 2 * longest + 1
-    shared = slots if instance.contention else 0
+    shared = 0 if instance.contention == NOT_SHARED else slots
     return Work(
         random=np.random.default_rng(seed).integers(1, 2147483398, 2),
         chosen=np.zeros(MOST_CHOSEN, np.int64),

@@ -5,14 +5,13 @@ from skippipe_scheduler.search.kernel.arrays import (
     LATENCY_S,
     REDUCE_GBIT,
     REDUCE_S,
-    REDUCTION,
+    RING,
     SHARED_CARDS,
+    TREE,
     Instance,
     Schedule,
 )
 from skippipe_scheduler.search.kernel.jit import called, inlined
-
-_RING, _TREE = REDUCTION["ring"], REDUCTION["tree"]
 
 
 @called
@@ -23,9 +22,9 @@ def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
     gbit = p.stages[REDUCE_GBIT, stage]
     if gbit == 0 or count == 1:
         return p.stages[REDUCE_S, stage]
-    if p.reduction == _RING:
+    if p.reduction == RING:
         return _ring_s(p, s, first, count, gbit)
-    if p.reduction == _TREE:
+    if p.reduction == TREE:
         return _tree_s(p, s, first, count, gbit)
     return _direct_s(p, s, first, count, gbit)
 

@@ -16,7 +16,9 @@ from skippipe_scheduler.search.kernel.arrays import (
     INDEX_MASK,
     LAST_END,
     LOSS,
+    NOT_SHARED,
     OCCUPANCY_S,
+    SHARED_CARDS,
     TRANSFER_S,
     WEIGHT,
     Floats,
@@ -49,7 +51,8 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
     counts, tasks, times_s = s.counts, s.tasks, s.times_s
     ready_s, following, position, slot_s = q.ready_s, q.following, q.position, q.slot_s
     pending_s, pending, link_free_s = q.pending_s, q.pending, q.link_free_s
-    shared, overhead_s = p.contention, p.overhead_s
+    shares_links, shares_cards = p.contention != NOT_SHARED, p.contention == SHARED_CARDS
+    overhead_s = p.overhead_s
     waiting = 0
     origin = 0
     while origin < p.first_slot[1] or waiting:
@@ -57,7 +60,7 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
             slot = origin
             origin += 1
         else:
-            task = _next(pending_s, pending, waiting) if shared else pending[waiting - 1]
+            task = _next(pending_s, pending, waiting) if shares_links else pending[waiting - 1]
             waiting -= 1
             m = task >> INDEX_BITS
             index = task & INDEX_MASK
@@ -68,9 +71,9 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
                 here = placement[source]
                 there = placement[slot]
                 factor = _factor(factors, sample, task + _TRANSFERS)
-                if shared:
+                if shares_links:
                     arrival_s = max(arrival_s, link_free_s[source, slot])
-                    if shared == 2:
+                    if shares_cards:
                         arrival_s = max(arrival_s, slot_s[CARD_OUT, source], slot_s[CARD_IN, slot])
                     until_s = arrival_s + links[OCCUPANCY_S, here, there] * factor
                     link_free_s[source, slot] = until_s
@@ -111,7 +114,7 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
                 times_s[HELD_TO, slot, held] = end_s
             following[m] = -1
             if index < 2 * length:
-                if shared:
+                if shares_links:
                     _push(pending_s, pending, waiting, end_s, task + 1)
                 else:
                     pending_s[waiting] = end_s
