@@ -1,10 +1,11 @@
-"""The wheel: what is in it, and that it works where there is no repository."""
+"""What is distributed: what is in it, and that the wheel works where there is no repository."""
 
 import email
 import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -18,11 +19,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this source."""
-    target = tmp_path_factory.mktemp("wheel")
-    check([sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(target)], ROOT)
-    (path,) = target.iterdir()
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution of this source."""
+    target = tmp_path_factory.mktemp("distributions")
+    check([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", str(target)], ROOT)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> Path:
+    (path,) = distributions.glob("*.whl")
     return path
 
 
@@ -59,6 +65,13 @@ def test_the_wheel_says_what_pyproject_says(wheel: Path) -> None:
     assert {"Programming Language :: Python :: 3.11", "Typing :: Typed"} <= set(metadata.get_all("Classifier", []))
     required = [entry for entry in metadata.get_all("Requires-Dist", []) if "extra ==" not in entry]
     assert len(required) == len(project["dependencies"])
+
+
+def test_the_source_distribution_holds_the_repository_and_nothing_else(distributions: Path) -> None:
+    (path,) = distributions.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {member.name.split("/", maxsplit=1)[1] for member in archive.getmembers()}
+    assert names == sources() | {"PKG-INFO"}
 
 
 @pytest.fixture
