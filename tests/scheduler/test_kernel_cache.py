@@ -1,6 +1,7 @@
 """How functions are compiled, where that is kept, and what happens where it cannot be."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from numba.core.errors import NumbaError
 
 from skippipe_scheduler.search.kernel.arrays import Floats
-from skippipe_scheduler.search.kernel.jit import compiled
+from skippipe_scheduler.search.kernel.jit import cache_folder, compiled
 
+SCHEDULER = Path(__file__).parents[2] / "scheduler"
 PROGRAM = """
 import sys; sys.path[:0] = sys.argv[1:]
 from small_problems import make_problem
@@ -29,6 +31,25 @@ def test_a_short_search_without_compiled_code_does_not_wait_for_it(tmp_path: Pat
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)],
         env=os.environ | {"XDG_CACHE_HOME": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.split() == ["True", "350.0"]
+
+
+def test_code_compiled_for_another_copy_of_the_sources_is_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled_here = cache_folder() / "kernel" / "anneal.anneal-1.py311.nbi"
+    compiled_here.parent.mkdir(parents=True)
+    compiled_here.touch()
+    copy = shutil.copytree(SCHEDULER, tmp_path / "copy")
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(copy), str(Path(__file__).parent)],
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         timeout=60,

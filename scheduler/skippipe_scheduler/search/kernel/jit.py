@@ -79,8 +79,10 @@ def _can_keep() -> bool:
 def cache_folder() -> Path:
     """Return where the machine code of these sources is kept.
 
-    Numba only looks at the file of a function itself; here a change in any of them makes a new folder.
+    Numba only looks at the file of a function itself; here a change in any of them makes a new folder. So does another
+    place: numba finds code by the path of its source, and what was compiled for another copy would seem to be here.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    here = Path(__file__).resolve().parent
+    sources = str(here).encode() + b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return home / "skippipe" / f"kernel-{hashlib.sha256(sources).hexdigest()[:16]}"
