@@ -17,6 +17,7 @@ from training_runs import (
     start_ranks_that_die_while_saving,
     start_torchrun,
     train_alone,
+    train_on_ranks,
     write_inputs,
 )
 
@@ -43,10 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """The same run on several ranks, never stopped."""
-    arguments = write_inputs(make_experiment(folder, "whole", training=LONG), ranks_plan(), folder)
+    experiment = make_experiment(folder, "whole", training=LONG)
     (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {WORLD_SIZE}"))
-    code, output = finish(start_torchrun(arguments))
-    assert code == 0, output
+    train_on_ranks(experiment, ranks_plan())
     return folder / "whole"
 
 

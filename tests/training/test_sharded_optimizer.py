@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from processes import finish
 from safetensors.torch import load_file
-from training_runs import losses, make_experiment, ranks_plan, start_torchrun, train_alone, write_inputs
+from training_runs import losses, make_experiment, ranks_plan, train_alone, train_on_ranks
 
 from skippipe.checkpoint.reader import checkpoint_path
 from skippipe.config.experiment import Experiment
@@ -22,18 +21,13 @@ def experiment(folder: Path, name: str, dtype: str = "float32", **sections: obje
     return make_experiment(folder, name, training=training, checkpoint={"interval": HALF}, **sections)
 
 
-def train_on_ranks(folder: Path, chosen: Experiment) -> None:
-    code, output = finish(start_torchrun(write_inputs(chosen, ranks_plan(), folder)))
-    assert code == 0, output
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs of both back-ends on several ranks, and one of a single process."""
     path = tmp_path_factory.mktemp("sharded")
     train_alone(experiment(path, "alone"), ranks_plan())
-    train_on_ranks(path, experiment(path, "replicated"))
-    train_on_ranks(path, experiment(path, "sharded", optimizer=SHARDED))
+    train_on_ranks(experiment(path, "replicated"), ranks_plan())
+    train_on_ranks(experiment(path, "sharded", optimizer=SHARDED), ranks_plan())
     return path
 
 
@@ -77,14 +71,14 @@ def test_one_process_continues_a_sharded_run(folder: Path) -> None:
 def test_ranks_continue_the_run_of_one_process_with_shards(folder: Path) -> None:
     resume = {"interval": HALF, "resume": str(checkpoint_path(folder / "alone", HALF))}
     chosen = make_experiment(folder, "scattered", training={"max_steps": STEPS}, checkpoint=resume, optimizer=SHARDED)
-    train_on_ranks(folder, chosen)
+    train_on_ranks(chosen, ranks_plan())
     assert continued(folder, chosen) == pytest.approx(losses(folder / "alone")[HALF:], abs=1e-5)
 
 
 @pytest.mark.extended
 def test_master_copies_are_sharded_too(tmp_path: Path) -> None:
     for name, backend in (("replicated", {}), ("sharded", SHARDED)):
-        train_on_ranks(tmp_path, experiment(tmp_path, name, "bfloat16", optimizer=backend))
+        train_on_ranks(experiment(tmp_path, name, "bfloat16", optimizer=backend), ranks_plan())
     assert losses(tmp_path / "sharded") == losses(tmp_path / "replicated")
 
 
