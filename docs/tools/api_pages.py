@@ -18,8 +18,15 @@ ABOUT = """
 
 A name that is not here may change without notice. Each is imported from the package, as in `from {package} import
 {example}`, and loaded when it is first used. The site shows signature and members below the table; in Python,
-`help({package}.{example})` does.
+`help({package}.{example})` does. The examples run in the tests, from the folder of the repository; {made}
 """
+MADE = {
+    "skippipe": """`experiment` is that of `load_experiment`, `summary` and runs/tiny are what `train_experiment` made,
+and `model` is what `load_model` returned.""",
+    "skippipe_scheduler": """`cluster`, `workload`, `problem`, `plan` and `timeline` are those of `Cluster`, `Workload`,
+`build_problem`, `solve` and `simulate`.""",
+}
+"""What an example finds; the makers of tests/repository/test_api_examples.py."""
 EXAMPLES = {"skippipe": "train_experiment", "skippipe_scheduler": "solve"}
 KINDS = {"Functions": "function", "Classes": "class", "Errors": "error"}
 
@@ -31,7 +38,7 @@ def api_page(package: str) -> str:
     loader.resolve_aliases()
     exported = sorted(importlib.import_module(package).__all__)
     names = {name: loaded[package][name].final_target for name in exported}
-    introduction = INTRODUCTIONS[package] + ABOUT.format(package=package, example=EXAMPLES[package])
+    introduction = INTRODUCTIONS[package] + ABOUT.format(package=package, example=EXAMPLES[package], made=MADE[package])
     parts = [f"# Python: {package}\n", introduction, *_programs(package)]
     for heading, kind in KINDS.items():
         chosen = {name: found for name, found in names.items() if _kind(found) == kind}

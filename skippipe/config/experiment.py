@@ -268,7 +268,17 @@ class EmulationOptions(Section):
 
 
 class Experiment(Section):
-    """Everything that a run needs to know."""
+    """Everything that a run needs to know.
+
+    The configuration reference lists every key with its unit and default. An experiment does not change; a changed
+    copy is read again, with overrides.
+
+    Example:
+        >>> experiment.name, experiment.training.max_steps, str(experiment.run_path)
+        ('tiny', 2, 'runs/tiny')
+        >>> load_experiment(Path("configs/experiments/tiny.yaml"), ["pipeline.skip_ratio=0"]).pipeline.skip_ratio
+        0.0
+    """
 
     name: str = Field(default="skippipe", examples=["tiny"])
     """Name of the run: of its directory below runs/, and of its Weights & Biases run."""

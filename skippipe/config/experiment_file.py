@@ -18,9 +18,26 @@ PATH_KEYS = ("cluster", "model.directory")
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read `path` with its `base:` files, apply `key.sub=value` overrides, validate.
+    """Read and validate the experiment of a YAML file.
 
-    Raises `ConfigError` naming the file, the key and the nearest right key or value.
+    Args:
+        path: The file; what it leaves out comes from its `base:` files, then from the defaults. A relative path in a
+            file starts at that file.
+        overrides: `key.sub=value` each; they win over the files. A relative path in them starts at the working
+            directory.
+
+    Returns:
+        The complete experiment.
+
+    Raises:
+        ConfigError: A file cannot be read, or a key or value is wrong; the message names the file, the key and the
+            nearest right one.
+
+    Example:
+        >>> overrides = ["training.max_steps=2", "pipeline.planner.max_evaluations=200"]
+        >>> experiment = load_experiment(Path("configs/experiments/tiny.yaml"), overrides)
+        >>> experiment.pipeline.num_stages
+        3
     """
     try:
         merged = OmegaConf.merge(_read(path, seen=()), _parse_overrides(overrides))
@@ -31,7 +48,22 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def load_run(run_dir: Path) -> Experiment:
-    """Return the experiment of a run directory; raise `InputError` where it is none."""
+    """Read the experiment of a run.
+
+    Args:
+        run_dir: The run's directory, in which training keeps the experiment as config.yaml.
+
+    Returns:
+        The complete experiment as the run was started with.
+
+    Raises:
+        InputError: The directory is none of a run.
+        ConfigError: Its config.yaml is damaged.
+
+    Example:
+        >>> load_run(Path("runs/tiny")).training.max_steps
+        2
+    """
     path = run_dir / "config.yaml"
     if not path.exists():
         raise InputError(f"{run_dir}: not a run directory (no config.yaml)")

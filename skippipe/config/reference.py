@@ -3,6 +3,7 @@
 The one source of `skippipe config --explain` and of the generated pages of the documentation.
 """
 
+import inspect
 import json
 import shlex
 from collections.abc import Iterator
@@ -151,11 +152,12 @@ class _Reader:
 
 
 def _meaning(model: type[BaseModel], name: str, sections: list[type[BaseModel]]) -> str:
-    """Return the docstring of the field or, of a section, that of its class."""
-    text = model.model_fields[name].description or (sections[0].__doc__ if sections else "")
+    """Return the docstring of the field or, of a section, that of its class without the example in Python."""
+    text = model.model_fields[name].description or (sections[0].__doc__ if sections else None)
     if not text:
         raise LookupError(f"{model.__name__}.{name} needs a docstring that says what it means")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    told = inspect.cleandoc(text).partition("\n\nExample:")[0]
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in told.split("\n\n"))
 
 
 def _default(field: FieldInfo) -> Any:

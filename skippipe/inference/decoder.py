@@ -22,7 +22,20 @@ Bounds = tuple[int, int]
 
 
 class Decoder:
-    """The layers of a model and what comes before and after them. B rows, T positions, D hidden size, V vocabulary."""
+    """The layers of a model and what comes before and after them. B rows, T positions, D hidden size, V vocabulary.
+
+    `load_model` makes it. Layers and stages are numbered from 0.
+
+    Example:
+        >>> decoder = model.decoder
+        >>> decoder.num_layers, decoder.stages, decoder.layers_of_stages([0, 2])
+        (6, ((0, 1), (2, 3), (4, 5)), (0, 1, 4, 5))
+        >>> hidden = decoder.embed(torch.tensor([[72, 105, 33]]))
+        >>> hidden.shape  # (B, T, D)
+        torch.Size([1, 3, 64])
+        >>> decoder.head(decoder.run_layers(hidden, decoder.layers_of_stages([0, 2]))).shape  # (B, T, V)
+        torch.Size([1, 3, 257])
+    """
 
     def __init__(
         self,
@@ -118,7 +131,16 @@ class Decoder:
     ) -> Tensor:
         """Return logits of new positions along a route: (B, T) -> (B, T, V), or of the `num_last` last ones alone.
 
-        `position_ids` (B, T) are 0, 1, ... where not given; `attention_mask` (B, seen + T) is 0 for padding.
+        Args:
+            input_ids: Token ids of the new positions, (B, T).
+            route: Which layers run for how many of the new positions; every segment serves a prefix of them.
+            position_ids: Positions in the text, (B, T); those behind the cache where not given.
+            attention_mask: 1 for tokens and 0 for padding, (B, positions in the cache + T); no padding where not given.
+            cache: Keys and values of the positions before; those of the new ones are added. None: there are none.
+            num_last: How many of the last positions to return; all where it is 0.
+
+        Returns:
+            The logits, in the dtype of the model.
         """
         if len(route) == 1 and route[0].served == input_ids.shape[1] and self.is_here(route[0].layers):
             model = self._part("model", route[0].layers, lambda: self._whole(route[0].layers))

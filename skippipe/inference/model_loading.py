@@ -21,14 +21,25 @@ from skippipe.model.skeleton import find_parts
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, what it is called, and the experiment that says which text belongs to it."""
+    """A model, what it is called, and the experiment that says which text belongs to it.
+
+    Example:
+        >>> model.name, model.checkpoint, model.experiment.data.tokenizer
+        ('tiny', 'step-00000002', 'bytes')
+        >>> model.decoder.stage_nodes[1]
+        ('worker-0',)
+    """
 
     decoder: Decoder
+    """The layers, embedding and head."""
     name: str
+    """Name of the run, or of the Hugging Face directory."""
     checkpoint: str
+    """Name of the run's checkpoint; "weights as they are" for a Hugging Face directory."""
     experiment: Experiment
+    """The run's experiment: whose tokenizer, text and lengths an evaluation takes."""
     run_dir: Path | None
-    """None where it is a Hugging Face directory."""
+    """Directory of the run; None where it is a Hugging Face directory."""
 
 
 def load_model(
@@ -36,9 +47,26 @@ def load_model(
 ) -> LoadedModel:
     """Load the newest checkpoint of a run, or a Hugging Face directory with safetensors.
 
-    Stages are those of the run's plan; without a plan every layer is one, and `num_stages` asks for another split, as
-    even as possible. Stages that the nodes `absent` alone hold are left out. Raises `InputError` where `path` is
-    neither or is damaged.
+    Args:
+        path: Directory of the run, or the Hugging Face directory.
+        device: `"auto"` (a GPU where there is one), `"cpu"` or `"cuda"`.
+        num_stages: Into how many stages the layers are cut, as evenly as possible. Where not given, stages are those of
+            the run's plan, and in a Hugging Face directory every layer is one.
+        absent: Nodes of the run's plan that are gone; the stages that no other node holds are left out.
+
+    Returns:
+        The model, whole and in this process but for absent stages.
+
+    Raises:
+        InputError: `path` is neither or is damaged, it has fewer layers than `num_stages`, a node of `absent` is
+            unknown, or there is no such device.
+
+    Example:
+        >>> model = load_model(Path("runs/tiny"), device="cpu")
+        >>> model.decoder.num_layers, model.decoder.stages
+        (6, ((0, 1), (2, 3), (4, 5)))
+        >>> load_model(Path("runs/tiny"), absent=["worker-0"]).decoder.absence
+        "stage 1 has no node left: answered at 2 of 3 stages (67% of the layers' compute)"
     """
     chosen = choose_device(device)
     if is_directory(path):

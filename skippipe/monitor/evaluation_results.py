@@ -49,19 +49,31 @@ class TaskResult(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """A model's results under some policies. Fields with a default came later: files of before lack them."""
+    """A model's results under some policies. Fields with a default came later: files of before lack them.
+
+    Example:
+        >>> options = PerplexityOptions(num_batches=1)
+        >>> evaluation = evaluate(model, policies=["exit"], keeps=[0.5, 1.0], options=options)
+        >>> [result.kept_layers for result in evaluation.by_policy()["exit"]]
+        [6.0, 3.0]
+    """
 
     model_config = ConfigDict(frozen=True)
 
     model: str
+    """Name of the run, or of the directory that the model came from."""
     checkpoint: str
+    """Name of the checkpoint."""
     tokens: int
     """Tokens of the text whose prediction was measured."""
     policies: list[str]
+    """The policies as they were asked for."""
     results: list[DepthResult]
+    """Perplexity, layers and compute of each policy at each share of the depth."""
     absent_stages: list[int] = []
     """Stages that no node held."""
     tasks: list[TaskResult] = []
+    """Results of lm-eval's tasks, where such were asked for."""
 
     def by_policy(self) -> dict[str, list[DepthResult]]:
         """Return the results of each policy, the deepest first."""

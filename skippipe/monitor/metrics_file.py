@@ -33,9 +33,21 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a metrics file in order; lines that a crash cut short are left out.
+    """Read the metrics of every step of a run.
 
-    Keys are those of `Metric`, also in files of earlier versions. Raises `InputError` where there is no such file.
+    Args:
+        path: The run's metrics.jsonl.
+
+    Returns:
+        A mapping for each step, in order; lines that a crash cut short are left out. The page on monitoring lists the
+        keys with their units; files of earlier versions have them, too.
+
+    Raises:
+        InputError: The file cannot be read.
+
+    Example:
+        >>> [(record["step"], record["tokens"]) for record in read_metrics(Path("runs/tiny/metrics.jsonl"))]
+        [(1, 512), (2, 1024)]
     """
     return [entry for entry in metrics_lines(path) if entry is not None]
 

@@ -88,7 +88,23 @@ def _solve_variants(
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
-    """Solve the experiment's plan, with the whole time limit for it and no baselines."""
+    """Solve the plan of an experiment on its cluster.
+
+    Args:
+        experiment: What to plan; `pipeline.planner` says how long and from which seed the planner searches.
+
+    Returns:
+        The best plan found.
+
+    Raises:
+        InputError: The cluster file, the model or the experiment's rules do not fit together.
+        InfeasibleError: No plan obeys all the rules, or a node cannot hold its stage.
+
+    Example:
+        >>> plan = plan_experiment(experiment)
+        >>> plan.layers_per_stage, plan.visits
+        ((2, 2, 2), (4, 2, 2))
+    """
     problem = experiment_problem(experiment)
     return plan_problem(problem, experiment_options(experiment), sizes=experiment_stage_size_source(experiment))
 

@@ -49,17 +49,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How a call of `train` ended."""
+    """How a training ended.
+
+    Example:
+        >>> summary.first_step, summary.step, summary.tokens, summary.stopped
+        (0, 2, 1024, False)
+        >>> summary.checkpoint.name
+        'step-00000002'
+    """
 
     first_step: int
-    """Steps that were done before."""
+    """Optimizer steps that were done before."""
     step: int
+    """Optimizer steps that are done now, those before included."""
     tokens: int
+    """Tokens trained on, in all steps."""
     loss: float | None
-    """Loss of the last step; None where there was nothing left to do."""
+    """Loss of the last step in nats per token; None where there was nothing left to do."""
     stopped: bool
     """Whether a signal ended it before `training.max_steps`."""
     checkpoint: Path | None
+    """Directory of the last checkpoint; None where there was nothing left to do."""
     rank: int
     """The process that says this."""
 

@@ -28,9 +28,13 @@ def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> T
             a lost rank, a checkpoint that cannot be saved, a loss that is not finite.
 
     Example:
-        >>> experiment = load_experiment(Path("configs/experiments/tiny.yaml"), ["training.max_steps=4"])
-        >>> train_experiment(experiment).step
-        4
+        >>> summary = train_experiment(experiment)
+        279,488 parameters, 4 microbatches over 2 of 3 stages, one process, plan ...
+        ...
+        step 2/2  loss ...
+        ...
+        >>> summary.step
+        2
     """
     patience_s = prepare(experiment)
     nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]

@@ -29,12 +29,30 @@ INDEX = "model.safetensors.index.json"
 
 
 def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None) -> Path:
-    """Write the checkpoint of `step` (default: the newest) to `target`; return the checkpoint's directory.
+    """Write a checkpoint of a run as a Hugging Face directory.
 
-    `AutoModelForCausalLM.from_pretrained(target)` and `AutoTokenizer` load the result. `dtype` converts the weights, of
-    which one stage at a time is in memory. Raises `InputError` where RUN is no run or `target` is in use,
-    `CheckpointError` where the checkpoint is damaged, `StorageError` where `target` cannot be written (then nothing is
-    left there).
+    `AutoModelForCausalLM.from_pretrained(target)` and `AutoTokenizer` load the result. One stage at a time is in
+    memory.
+
+    Args:
+        run_dir: The run's directory.
+        target: The directory to write; it must not exist, or be empty.
+        step: The optimizer step of the checkpoint; the newest one where not given.
+        dtype: What the weights are converted to, as `torch` names it (`"bfloat16"`); as trained where not given.
+
+    Returns:
+        The directory of the checkpoint that was read.
+
+    Raises:
+        InputError: `run_dir` is no run, or `target` is in use.
+        CheckpointError: There is no such checkpoint, or it is damaged.
+        StorageError: `target` cannot be written; then nothing is left there.
+
+    Example:
+        >>> export_run(Path("runs/tiny"), Path("exported"), dtype="bfloat16").name
+        'step-00000002'
+        >>> sorted(path.name for path in Path("exported").glob("*.safetensors"))[0]
+        'model-00001-of-00003.safetensors'
     """
     experiment = load_run(run_dir)
     checkpoint = newest_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)

@@ -24,12 +24,31 @@ TEMPLATES = Path(str(files("skippipe.checkpoint.huggingface")))
 
 
 def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, overrides: tuple[str, ...] = ()) -> int:
-    """Make `run_dir` from the pretrained model at `path`; return its number of parameters.
+    """Make a run that has not begun from a pretrained model.
 
-    The run gets the model's configuration and tokenizer (RUN/model), its weights as the checkpoint of step 0, a plan,
-    and the experiment at `config_path` (default: one for one machine) with its model and tokenizer replaced by these.
-    The whole model is in memory once. Raises `InputError` where `path` cannot be read or `run_dir` is in use, and
-    what planning raises; nothing is left then.
+    The run gets the model's configuration and tokenizer (RUN/model), its weights as the checkpoint of step 0, and a
+    plan. The whole model is in memory once.
+
+    Args:
+        path: A Hugging Face directory with safetensors, or a GGUF file.
+        run_dir: The run's directory; it must not exist, or be empty.
+        config_path: The experiment of the run, whose model and tokenizer are replaced by those at `path`; where not
+            given, one for one machine.
+        overrides: `key.sub=value` each, as on the command line.
+
+    Returns:
+        The number of the model's parameters.
+
+    Raises:
+        InputError: `path` cannot be read, or `run_dir` is in use; also what planning raises. Nothing is left then.
+        InfeasibleError: No plan of the experiment can exist. Nothing is left then.
+        StorageError: `run_dir` cannot be written. Nothing is left then.
+
+    Example:
+        >>> _ = export_run(Path("runs/tiny"), Path("pretrained"))
+        >>> overrides = ("pipeline.planner.max_evaluations=200",)
+        >>> import_model(Path("pretrained"), Path("runs/imported"), overrides=overrides)
+        279488
     """
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise InputError(f"{run_dir}: exists and is not empty; name another directory")

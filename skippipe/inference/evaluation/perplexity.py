@@ -26,19 +26,33 @@ from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskRes
 
 @dataclass(frozen=True)
 class PerplexityOptions:
-    """How to evaluate: which text, how much of it, and what of each sample is a prompt."""
+    """How to evaluate: which text, how much of it, and what of each sample is a prompt.
+
+    Example:
+        >>> options = PerplexityOptions(num_batches=2, sequence_length=32, prompt_length=8)
+        >>> evaluate(model, policies=["full"], keeps=[1.0], options=options).tokens  # 2 batches x 2 rows x 24 positions
+        96
+    """
 
     num_batches: int = 24
+    """The most batches of text; a batch has the model's `training.micro_batch_size` rows."""
     repeats: int = 4
+    """How often a policy that draws at random sees the text."""
     seed: int = 0
+    """Seed of the policies' random choices."""
     prompt_length: int = 0
     """Positions at the start of each sample that count as prompt: decode-only policies run them in full, and their
     predictions are not measured."""
     sequence_length: int | None = None
+    """Positions of a sample; the model's `training.sequence_length` where not given."""
     num_stages: int | None = None
+    """Into how many stages `evaluate_model` cuts the model; `evaluate` takes the model as it is."""
     text: tuple[Path, ...] = ()
+    """Files of text to measure on; the model's held-out text where there are none."""
     calibration: tuple[Path, ...] = ()
+    """Text for policies that are calibrated; the text that the model is trained on where there is none."""
     device: str = "auto"
+    """Device on which `evaluate_model` loads the model: auto, cpu or cuda."""
     tasks: TaskOptions | None = None
     """Tasks of lm-eval to run after each perplexity."""
 
@@ -59,11 +73,36 @@ def evaluate(
     keeps: Sequence[float],
     options: PerplexityOptions | None = None,
 ) -> Evaluation:
-    """Evaluate a model under policies; a run gets evaluation.json, unless stages of it are absent.
+    """Measure the perplexity of a model under policies; a run gets evaluation.json, unless stages of it are absent.
 
-    All policies and shares see the same batches of held-out text, or of `options.text`. A policy that draws at random
-    draws anew for each batch, `repeats` times over; perplexity is the exponential of the mean loss over all of them.
-    Raises `InputError` for what is wrong with text, policy, share or tasks, before anything is measured.
+    All policies and shares see the same batches of text. A policy that draws at random draws anew for each batch,
+    `options.repeats` times over. Perplexity is the exponential of the mean loss (nats per token) over all of them.
+
+    Args:
+        model: What `load_model` returns.
+        policies: `NAME` or `NAME:ARGUMENT` each; `skippipe evaluate --help` lists them.
+        keeps: Shares of the layers' compute to keep, above 0 and up to 1. Every policy is measured at each; one whose
+            argument decides what runs, only once.
+        options: Which text and how much of it; the defaults of `PerplexityOptions` where not given.
+
+    Returns:
+        The results, by policy and then by share, in the order given.
+
+    Raises:
+        InputError: Something is wrong with text, policy, share or tasks; nothing has been measured then.
+        NodeLostError: A process that served layers is gone.
+        StorageError: The run's evaluation.json cannot be written.
+
+    Example:
+        >>> options = PerplexityOptions(num_batches=1)
+        >>> evaluation = evaluate(model, policies=["exit", "stages:0,2"], keeps=[1.0, 0.5], options=options)
+        >>> for result in evaluation.results:
+        ...     print(result.policy, result.kept_layers, f"{result.share_computed:.0%}")
+        exit 6.0 100%
+        exit 3.0 50%
+        stages:0,2 4.0 67%
+        >>> evaluation.results[0].perplexity < 257  # what guessing among the 257 tokens would have
+        True
     """
     options = options or PerplexityOptions()
     tasks = Tasks(options.tasks) if options.tasks is not None else None

@@ -31,14 +31,28 @@ IsEnd = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; names, order and meaning as in `transformers`."""
+    """How the next token is chosen; names, order and meaning as in `transformers`.
+
+    Example:
+        >>> Sampling().changes_scores, Sampling(repetition_penalty=1.2).changes_scores
+        (False, True)
+        >>> drawn = Sampling(do_sample=True, temperature=0.8, top_p=0.9, seed=1)
+        >>> len(generate_texts(model, ["import "], TextOptions(sampling=drawn, max_new_tokens=3)).result.tokens[0])
+        3
+    """
 
     do_sample: bool = False
+    """Whether to draw the token; else the likeliest one is taken, and only the repetition penalty has an effect."""
     temperature: float = 1.0
+    """What the logits are divided by; above 0."""
     top_k: int = 50
+    """Draw from so many of the likeliest tokens; from all where it is 0."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens that have this probability together; from all where it is 1."""
     repetition_penalty: float = 1.0
+    """Above 1, tokens that the text has already become less likely."""
     seed: int = 0
+    """Seed of the draws."""
 
     @property
     def changes_scores(self) -> bool:
@@ -89,9 +103,16 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Generated:
-    """New tokens of each prompt, up to and with the end of text, and how much of the model made them."""
+    """New tokens of each prompt, and how much of the model made them.
+
+    Example:
+        >>> generated = generate(model.decoder, FixedLayers((0, 1, 2)), [[72, 105]], max_new_tokens=4)
+        >>> generated.summary
+        "share of the layers' compute: 50.0% for the prompt, 50.0% after it"
+    """
 
     tokens: list[list[int]]
+    """New token ids by prompt, up to and with the end of text."""
     share_of_prompt: float
     """Share of the layers' FLOP that was computed for the prompts."""
     share_of_generated: float
@@ -137,9 +158,31 @@ def generate(
     on_tokens: OnTokens | None = None,
     is_end: IsEnd | None = None,
 ) -> Generated:
-    """Continue the prompts, token ids, as one batch. Raises `InputError` where they do not fit into the context.
+    """Continue prompts that are given as token ids, as one batch. `generate_texts` takes text.
 
-    It ends when all rows have met the end of text or `is_end`; what a row says after that is left in for the latter.
+    Args:
+        decoder: The model.
+        policy: Which layers run at which position.
+        prompts: Token ids of each prompt; lengths may differ.
+        max_new_tokens: The most new tokens of each prompt.
+        sampling: How the next token is chosen; the likeliest one where not given.
+        eos_id: Token that ends a text; it ends when all rows have met their end. None: no token does.
+        on_tokens: Called with the newest token of each row, (B,), as they come.
+        is_end: Whether the new tokens of a row are a whole answer. What a row says after that is left in.
+
+    Returns:
+        The new tokens, and how much of the model made them.
+
+    Raises:
+        InputError: A prompt is empty, prompt and answer do not fit into the model's context, or a value of `sampling`
+            is refused.
+
+    Example:
+        >>> generated = generate(model.decoder, FixedLayers((0, 1, 4, 5)), [[72, 105], [33]], max_new_tokens=4)
+        >>> [len(tokens) for tokens in generated.tokens]
+        [4, 4]
+        >>> round(generated.share_of_generated, 2)
+        0.67
     """
     check_prompts(decoder, prompts, max_new_tokens)
     batch = Prompts.of(prompts, max_new_tokens, decoder.device)

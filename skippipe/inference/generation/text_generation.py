@@ -17,12 +17,22 @@ from skippipe.inference.text_source import TextSource
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How prompts are continued."""
+    """How prompts are continued.
+
+    Example:
+        >>> options = TextOptions(policy="exit", keep=0.5, max_new_tokens=6, num_drafted=3)
+        >>> drafted = generate_texts(model, ["import "], options)
+        >>> greedy = generate_texts(model, ["import "], TextOptions(max_new_tokens=6))
+        >>> drafted.texts == greedy.texts  # drafts are checked at full depth
+        True
+    """
 
     policy: str = "full"
+    """Which part of the model runs: `NAME` or `NAME:ARGUMENT`."""
     keep: float = 1.0
     """Share of the layers' compute."""
     max_new_tokens: int = 64
+    """The most new tokens of each prompt."""
     sampling: Sampling = field(default_factory=Sampling)
     """Its seed is that of random stages too."""
     num_drafted: int | None = None
@@ -33,13 +43,20 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What follows the prompts."""
+    """What follows the prompts.
+
+    Example:
+        >>> continuation = generate_texts(model, ["import ", "def "], TextOptions(max_new_tokens=4))
+        >>> len(continuation.texts), continuation.num_tokens
+        (2, 8)
+    """
 
     texts: list[str]
     """In the order of the prompts, without them."""
     result: Generated | Speculated
     """The same as tokens, and what it took."""
     duration_s: float
+    """Wall-clock seconds of the generation, without loading and calibration."""
 
     @property
     def num_tokens(self) -> int:
@@ -50,9 +67,26 @@ class Continuation:
 def generate_texts(
     model: LoadedModel, prompts: Sequence[str], options: TextOptions, *, stream: bool = False
 ) -> Continuation:
-    """Continue the prompts as one batch; with `stream` the only prompt and its text go to standard output as they come.
+    """Continue prompts as one batch, with a part of the model.
 
-    Raises `InputError` for a policy, share or draft that cannot be had, and where prompts do not fit into the context.
+    Args:
+        model: What `load_model` returns.
+        prompts: The texts to continue.
+        options: Which part of the model runs, and how the text is chosen.
+        stream: Print the only prompt and its text to standard output, as they come.
+
+    Returns:
+        What follows each prompt, and how much of the model made it.
+
+    Raises:
+        InputError: The policy, share or draft cannot be had, a prompt is empty, or prompt and answer do not fit into
+            the model's context.
+
+    Example:
+        >>> options = TextOptions(policy="exit", keep=0.5, max_new_tokens=8)
+        >>> continuation = generate_texts(model, ["import "], options)
+        >>> continuation.num_tokens, round(continuation.result.share_of_generated, 2)
+        (8, 0.5)
     """
     tokenizer, decoder = PromptTokenizer(model), model.decoder
     ids = [tokenizer.encode(prompt) for prompt in prompts]

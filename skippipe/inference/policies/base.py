@@ -27,7 +27,19 @@ class FlopMeter(Protocol):
 
 
 class Policy(ABC):
-    """Which part of a model runs."""
+    """Which part of a model runs.
+
+    A policy of one's own is a subclass with `layers_at`; where the same layers run at every position, `FixedLayers`
+    is enough.
+
+    Example:
+        >>> class HalfAfterPrompt(Policy):
+        ...     def layers_at(self, position, prompt_length):
+        ...         return (0, 1, 2, 3, 4, 5) if position < prompt_length else (0, 1, 2)
+        >>> generated = generate(model.decoder, HalfAfterPrompt(), [[72, 105]], max_new_tokens=4)
+        >>> generated.summary
+        "share of the layers' compute: 100.0% for the prompt, 50.0% after it"
+    """
 
     @property
     def num_stages(self) -> int | None:
@@ -36,9 +48,16 @@ class Policy(ABC):
 
     @abstractmethod
     def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
-        """Return the layers for a position, in the order in which they run; the prompt has the first positions.
+        """Return the layers for a position, in the order in which they run.
 
         From one position to the next, layers may only go, and the others keep their order.
+
+        Args:
+            position: The position in the text, from 0.
+            prompt_length: How many of the first positions are the prompt.
+
+        Returns:
+            Indices of layers, from 0.
         """
 
     def sample(self, index: int) -> "Policy":
@@ -56,10 +75,17 @@ class Policy(ABC):
 
 @dataclass(frozen=True)
 class FixedLayers(Policy):
-    """The same layers at every position."""
+    """The same layers at every position.
+
+    Example:
+        >>> FixedLayers((0, 1, 4, 5), stages_run=2).layers_at(7, 3)
+        (0, 1, 4, 5)
+    """
 
     layers: LayerSelection
+    """Indices of layers from 0, in the order in which they run."""
     stages_run: int | None = None
+    """How many stages these are, where stages were chosen."""
 
     @property
     def num_stages(self) -> int | None:
@@ -73,14 +99,22 @@ class FixedLayers(Policy):
 
 @dataclass(frozen=True)
 class PolicyContext:
-    """What a policy is built from."""
+    """What a policy is built from.
+
+    Example:
+        >>> context = PolicyContext(model.decoder, keep=0.5, argument="warm_up=2")
+        >>> context.options({"warm_up": 0.0, "floor": 0.1})
+        {'warm_up': 2.0, 'floor': 0.1}
+    """
 
     decoder: Decoder
+    """The model."""
     keep: float
     """Share of the layers' compute to keep."""
     argument: str = ""
     """What follows the policy's name and a colon."""
     seed: int = 0
+    """Seed of the policy's random choices."""
     num_generated: int = 1
     """Positions after the prompt, over which a depth that shrinks is spread."""
     calibration: Callable[[], Tensor] | None = None

@@ -8,9 +8,22 @@ from skippipe.inference.policies.registry import find_policy
 
 
 def build_policy(specification: str, context: PolicyContext) -> Policy:
-    """Return the policy that `NAME` or `NAME:ARGUMENT` names; raise `InputError` where it cannot be had.
+    """Build the policy of a name for a model; layers that nobody can run are left out of whatever it says.
 
-    Layers that nobody can run are left out of whatever it says.
+    Args:
+        specification: `NAME` or `NAME:ARGUMENT`; `skippipe evaluate --help` lists them.
+        context: The model and the share of its layers' compute to keep; the argument is set here.
+
+    Returns:
+        The policy.
+
+    Raises:
+        InputError: Nobody has the name, the argument is wrong or missing, or the share cannot be had.
+
+    Example:
+        >>> policy = build_policy("exit", PolicyContext(model.decoder, keep=0.5))
+        >>> policy.layers_at(0, 1)
+        (0, 1, 2)
     """
     entry, argument = find_policy(specification)
     policy = entry.builder()(replace(context, argument=argument))

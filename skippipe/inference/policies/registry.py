@@ -27,7 +27,18 @@ PolicyBuilder = Callable[["PolicyContext"], "Policy"]
 
 @dataclass(frozen=True)
 class PolicyEntry:
-    """A policy as `--policy` knows it."""
+    """A policy as `--policy` knows it.
+
+    Raises:
+        InputError: The name has other characters, or `decides_keep` has no example of an argument beside it.
+
+    Example:
+        >>> first = PolicyEntry("first", "the first layer", lambda context: FixedLayers((0,)))
+        >>> first.usage
+        'first'
+        >>> PolicyEntry("only", "one layer", "own.policies:build_only", argument="3", decides_keep=True).usage
+        'only:3'
+    """
 
     name: str
     """Letters, digits, dots, dashes and underscores."""
@@ -99,9 +110,23 @@ _registered = {entry.name: entry for entry in OWN}
 
 
 def register_policy(entry: PolicyEntry) -> PolicyEntry:
-    """Make a policy known by its name in this process, and return it.
+    """Make a policy known by its name in this process.
 
-    Raises `InputError` for a name that another one has.
+    Args:
+        entry: The policy. Registering the same one again changes nothing.
+
+    Returns:
+        The entry.
+
+    Raises:
+        InputError: Another policy has this name.
+
+    Example:
+        >>> def build(context):
+        ...     return FixedLayers(context.decoder.all_layers[-2:])
+        >>> entry = register_policy(PolicyEntry("last-two", "the last two layers", build))
+        >>> build_policy("last-two", PolicyContext(model.decoder, keep=1.0)).layers_at(0, 1)
+        (4, 5)
     """
     if _registered.get(entry.name, entry) != entry:
         raise InputError(f"policy {entry.name!r}: there is another of this name; choose a name of its own")
