@@ -12,38 +12,66 @@ _MARGIN = 0.94
 
 @dataclass(frozen=True)
 class Progress:
-    """What a search reports when it has found something better."""
+    """What a search reports when it has found something better.
+
+    Example:
+        >>> reports = []
+        >>> found = solve(problem, SolveOptions(max_evaluations=50, progress=reports.append))
+        >>> reports[-1].iteration_s == found.predicted.iteration_s
+        True
+    """
 
     elapsed_s: float
+    """Wall-clock seconds since the search began."""
     evaluations: int
+    """Steps of the search so far."""
     iteration_s: float
+    """Iteration time in seconds of the best plan so far."""
     lower_bound_s: float
+    """No plan is shorter than this, in seconds, as far as is known by now."""
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """Plans are judged by their mean time over samples of lognormal jitter instead of the nominal time."""
+    """Plans are judged by their mean time over samples of lognormal jitter instead of the nominal time.
+
+    Example:
+        >>> steady = solve(problem, SolveOptions(max_evaluations=20, robustness=Robustness(sigma=0.2, samples=2)))
+        >>> len(steady.microbatches)
+        6
+    """
 
     sigma: float
+    """Sigma of the lognormal factor (median 1) on every task and transfer."""
     samples: int = 6
+    """How many samples a plan is judged by."""
 
 
 @dataclass(frozen=True)
 class SolveOptions:
     """How long and how to search.
 
-    With `max_evaluations` (steps of the search) the clock is ignored: equal seeds then give equal plans (`wall_s` is
-    recorded as 0). `num_workers` searches run at a time; CP-SAT uses one worker where the result must be repeatable.
-    `stop` ends the search early, from any thread.
+    Example:
+        >>> within_a_minute = SolveOptions(time_limit_s=60.0)
+        >>> repeatable = SolveOptions(max_evaluations=100, seed=3)
+        >>> solve(problem, repeatable).hash == solve(problem, repeatable).hash
+        True
     """
 
     time_limit_s: float = 10.0
+    """Seconds of wall-clock time."""
     seed: int = 0
+    """Seed of the search's random choices."""
     max_evaluations: int | None = None
+    """Steps of the search, a budget in place of the clock: equal seeds then give equal plans."""
     num_workers: int = 2
+    """How many searches run at a time; CP-SAT uses one worker where the result must be repeatable."""
     robustness: Robustness | None = None
+    """How plans are judged under jitter; by their nominal time where not given."""
     progress: Callable[[Progress], None] | None = None
+    """Called with every improvement."""
     stop: Event | None = None
+    """Ends the search early, from any thread."""
 
     def budget(self) -> Budget:
         """Start the budget of a whole solve."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import skippipe
+import skippipe_scheduler
 from skippipe.inference.policies import registry
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ MAKERS = {
     "skippipe_scheduler": ("Cluster", "Workload", "build_problem", "solve", "simulate"),
 }
 """The examples that run first, in this order; the others of the package find what they have made."""
-PACKAGES = [pytest.param(package, id=package.__name__) for package in (skippipe,)]
+PACKAGES = [pytest.param(package, id=package.__name__) for package in (skippipe, skippipe_scheduler)]
 
 
 def public_names(package: ModuleType) -> dict[str, Any]:

@@ -34,7 +34,22 @@ def to_chrome_trace(timeline: Timeline) -> dict[str, Any]:
 
 
 def save_chrome_trace(path: Path, timeline: Timeline) -> None:
-    """Write the trace of `timeline` atomically; raise `SkipPipeError` where it cannot be written."""
+    """Write a timeline as a Chrome trace, which https://ui.perfetto.dev and chrome://tracing show.
+
+    Each node is a process of the trace, with its tasks, its outgoing transfers, and how many microbatches it holds.
+
+    Args:
+        path: The JSON file to write, whole or not at all.
+        timeline: What happens in one iteration.
+
+    Raises:
+        SkipPipeError: The file cannot be written.
+
+    Example:
+        >>> save_chrome_trace(Path("trace.json"), timeline)
+        >>> Path("trace.json").read_text()[:16]
+        '{"traceEvents": '
+    """
     write_atomically(path, json.dumps(to_chrome_trace(timeline)))
 
 

@@ -12,7 +12,27 @@ MOST_SHOWN = 5
 
 
 def explain(plan: Plan) -> str:
-    """Return several lines: the critical path by kind and place, the busiest node, the tightest memory, the waits."""
+    """Say in words what a plan's iteration time comes from.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Several lines: the critical path by kind and place, the busiest node, the tightest memory, the waits, the
+        busiest link. Times are in seconds.
+
+    Raises:
+        DeadlockError: The order of the plan makes nodes wait for each other.
+
+    Example:
+        >>> print(explain(plan))
+        Critical path: ... s in ... segments, each waiting for the one before it
+          by kind ...
+        Busiest node: ...
+        Tightest memory: ...
+        Nodes are idle for ...
+        Busiest link: ...
+    """
     timeline = simulate(plan)
     analysis, path = analyse(plan, timeline), critical_path(plan, timeline)
     return "\n".join([*path_summary(plan, path), *_nodes(analysis), *_links(analysis)])

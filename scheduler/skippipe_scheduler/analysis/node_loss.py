@@ -10,23 +10,32 @@ from skippipe_scheduler.plan.simulate import Timeline, simulate
 
 @dataclass(frozen=True)
 class NodeLoss:
-    """The end of an iteration in which nodes are lost.
+    """The end of an iteration in which nodes are lost. Work counts in seconds of computation, over all nodes.
 
-    `unfinished` are the microbatches whose backward never comes back to their origin, or that leave a weight gradient
-    undone. `dry_s` tells for every other
-    node when its last task ends (0 where it had none) and `open_tasks` how many of its tasks are never run.
-    Work counts in seconds of computation, over all nodes: of all there was (`done_s`), `unfinished_work_s` went into
-    microbatches that cannot finish; `lost_gradient_s` into finished ones on a lost node, whose gradients went with it.
+    Example:
+        >>> loss = simulate_loss(plan, {"turin-0": 0.0})
+        >>> "turin-0" in loss.dry_s, loss.lost_gradient_s
+        (False, 0.0)
+        >>> loss.all_dry_s <= timeline.pipeline_s
+        True
     """
 
     lost_s: dict[str, float]
+    """When each lost node stops, in seconds from the start of the iteration."""
     unfinished: tuple[int, ...]
+    """Microbatches whose backward never comes back to their origin, or that leave a weight gradient undone."""
     dry_s: dict[str, float]
+    """When the last task of every other node ends, in seconds; 0 where it had none."""
     open_tasks: dict[str, int]
+    """How many tasks of every other node are never run."""
     done_s: float
+    """All the computation that there was."""
     unfinished_work_s: float
+    """The part of it that went into microbatches that cannot finish."""
     lost_gradient_s: float
+    """The part that went into finished microbatches on a lost node, whose gradients went with it."""
     timeline: Timeline
+    """What happened until nobody could go on."""
 
     @property
     def lost_work_s(self) -> float:
@@ -47,7 +56,26 @@ def simulate_loss(
     jitter_sigma: float = 0.0,
     seed: int = 0,
 ) -> NodeLoss:
-    """Return how far the iteration gets when the nodes in `lost_s` stop at these seconds."""
+    """Simulate an iteration in which nodes are lost; the others go on until they run dry.
+
+    Args:
+        plan: The plan.
+        lost_s: When each lost node stops, in seconds from the start of the iteration, by name.
+        slowdown: Factor on the task times of single nodes, by name.
+        jitter_sigma: Every task and transfer takes its time by a lognormal factor of this sigma (median 1).
+        seed: Seed of the jitter.
+
+    Returns:
+        How far the iteration gets, and which work is lost.
+
+    Raises:
+        DeadlockError: The order of the plan makes nodes wait for each other.
+
+    Example:
+        >>> loss = simulate_loss(plan, {plan.stages[0].nodes[0]: timeline.pipeline_s / 2})
+        >>> len(loss.unfinished) > 0, 0 < loss.lost_work_s <= loss.done_s
+        (True, True)
+    """
     timeline = simulate(plan, slowdown=slowdown, jitter_sigma=jitter_sigma, seed=seed, lost_s=lost_s)
     planned = Counter(task.microbatch for tasks in plan.order.values() for task in tasks)
     finished = {

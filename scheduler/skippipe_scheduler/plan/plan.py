@@ -85,7 +85,22 @@ class Solver(StrictModel):
 
 
 class Plan(StrictModel):
-    """Placement, routes, order and predicted times of one iteration; solved once, identified by its hash."""
+    """Placement, routes, order and predicted times of one iteration; solved once, identified by its hash.
+
+    Nodes go by name, stages and microbatches by number from 0, times are in seconds. The page on the plan file lists
+    the rules that a plan obeys.
+
+    Example:
+        >>> plan.layers_per_stage, plan.visits
+        ((8, 8, 8), (6, 3, 3))
+        >>> plan.stage_of[plan.microbatches[0].route[0]]  # every route begins at an origin
+        0
+        >>> plan.predicted.lower_bound_s <= plan.predicted.iteration_s
+        True
+        >>> plan.save(Path("plan.json"))
+        >>> load_plan(Path("plan.json")).hash == plan.hash
+        True
+    """
 
     format: Literal["skippipe.plan/1"] = FORMAT
     """What kind of file this is, and of which version."""
@@ -158,7 +173,7 @@ class Plan(StrictModel):
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Write the plan file atomically."""
+        """Write the plan file, whole or not at all; raise `SkipPipeError` where it cannot be written."""
         write_atomically(path, self.to_json())
 
 

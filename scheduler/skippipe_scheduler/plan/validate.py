@@ -14,7 +14,23 @@ ABSOLUTE_TOLERANCE_S = 1e-9
 
 
 def load_plan(path: Path) -> Plan:
-    """Read and prove a plan file; raise `PlanError` with the file and the first offence."""
+    """Read a plan file and prove it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The plan, which obeys every rule and takes the times that it predicts.
+
+    Raises:
+        PlanError: The file cannot be read, or the plan breaks a rule; the message has the file and the first offence.
+            `DeadlockError` is one of its kinds.
+
+    Example:
+        >>> plan.save(Path("plan.json"))
+        >>> load_plan(Path("plan.json")) == plan
+        True
+    """
     plan = parse_plan(path)
     try:
         validate(plan)
@@ -24,7 +40,21 @@ def load_plan(path: Path) -> Plan:
 
 
 def validate(plan: Plan) -> None:
-    """Raise `PlanError` naming the first offence of `plan` against the rules of docs/plan-file.md."""
+    """Prove a plan from its own content, by the rules of the page on the plan file.
+
+    Args:
+        plan: The plan.
+
+    Raises:
+        PlanError: The plan breaks a rule; the message names the first offence. `DeadlockError` is one of its kinds.
+
+    Example:
+        >>> validate(plan)
+        >>> route = plan.microbatches[0].model_copy(update={"id": 7})
+        >>> validate(plan.model_copy(update={"microbatches": (route, *plan.microbatches[1:])}))
+        Traceback (most recent call last):
+        skippipe_scheduler.errors.PlanError: microbatches.0: id is 7; ids count 0, 1, 2, ... without gaps
+    """
     checks: tuple[Callable[[Plan], None], ...] = (
         _check_placement,
         _check_layers,

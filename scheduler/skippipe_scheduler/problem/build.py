@@ -58,17 +58,46 @@ def build_problem(
     task_overhead_s: float | None = None,
     reduction: Reduction = "ring",
 ) -> Problem:
-    """Return the problem of training `workload` on `cluster`; the placement is free where it is not given.
+    """Return the problem of training a model on a cluster; the placement is free where it is not given.
 
-    `placement` names the nodes of each stage; `stage_sizes` only says how many (else the skip ratio does; with "auto"
-    nodes hold as many microbatches as they can under all of `sizes.size_variants`), and `pinned` gives some nodes their
-    stage while the others are free.
-    `route_lengths` is a mix of lengths (shares of the microbatches) in place of the skip ratio; with `free_origins` the
-    planner chooses how many microbatches each origin starts. All routes visit `protected_stages`. `reduction` says how
-    gradients are reduced.
-    `task_overhead_s` is the cluster's where it is not given.
-    Raises `ProblemError` for input that does not fit together and `InfeasibleError` where a node cannot hold
-    one microbatch of a stage that it may get.
+    Args:
+        cluster: The nodes and their links.
+        workload: What one microbatch of the model costs.
+        num_stages: Into how many stages the model's layers are cut.
+        skip_ratio: Share of the stages that each microbatch leaves out.
+        num_microbatches: Microbatches of one iteration, over all origins.
+        layers_per_stage: Layers of each stage; as even as possible where not given.
+        stage_sizes: Replicas of each stage where the placement is free; from the skip ratio where not given. With
+            `"auto"` nodes hold as many microbatches as they can under all of `stage_sizes.size_variants`.
+        placement: Nodes of each stage, every node once.
+        pinned: Stage of single nodes; the others are free.
+        route_lengths: A mix of lengths in place of the skip ratio: shares of the microbatches by the number of stages
+            that they visit.
+        free_origins: Whether the planner chooses how many microbatches each origin starts.
+        max_swaps: How many stages a route may visit late, that is after a higher one.
+        max_swap_distance: How many higher stages may come before a late visit.
+        max_forward_jump: How many stages past the furthest one visited a route may jump.
+        uniform_coverage: Whether the stages that routes may leave out are all visited equally often, to within one
+            visit.
+        protected_stages: Stages that every route visits; stage 0 always is one.
+        task_overhead_s: For how many seconds a node is busy after each task; as the cluster says where not given.
+        reduction: How the replicas of a stage reduce their gradients: `"ring"`, `"tree"` or `"direct"`.
+
+    Returns:
+        The problem, with every cost in seconds.
+
+    Raises:
+        ProblemError: Something does not fit together.
+        InfeasibleError: There are fewer nodes than stages, or a node cannot hold one microbatch of a stage that it may
+            get.
+
+    Example:
+        >>> problem = build_problem(cluster, workload, num_stages=3, skip_ratio=0.33, num_microbatches=6)
+        >>> problem.rules.route_length, problem.sizes
+        (2, (2, 1, 1))
+        >>> build_problem(cluster, workload, num_stages=3, skip_ratio=0.7, num_microbatches=6)
+        Traceback (most recent call last):
+        skippipe_scheduler.errors.ProblemError: skip_ratio 0.7 leaves 1 of 3 stages, a route needs at least 2; ...
     """
     length = max(route_lengths) if route_lengths else route_length(num_stages, skip_ratio)
     layers = split_layers(workload.num_layers, num_stages, layers_per_stage)

@@ -29,6 +29,11 @@ class Node(StrictModel):
 
     Speed: either `compute_tflop_per_s` or `forward_s`, `backward_s` and `loss_s`. Memory: either `memory_gib` or
     `max_in_flight`.
+
+    Example:
+        >>> node = Node(name="iowa", region="Iowa", count=2, compute_tflop_per_s=125, memory_gib=72)
+        >>> [member.name for member in node.members()]
+        ['iowa-0', 'iowa-1']
     """
 
     name: Name = Field(examples=["iowa"])
@@ -73,7 +78,13 @@ class Node(StrictModel):
 
 
 class Link(StrictModel):
-    """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds."""
+    """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds.
+
+    Example:
+        >>> link = Link(latency_ms=20, gbit_per_s=0.8)
+        >>> link.latency_ms / 1e3 + 8e-9 * 10_000_000 / link.gbit_per_s  # seconds of 10 MB
+        0.12
+    """
 
     latency_ms: Annotated[float, Field(ge=0, examples=[48.1])]
     """Milliseconds, one way."""
@@ -110,7 +121,15 @@ class PairLink(Link):
 
 
 class RegionLink(PairLink):
-    """The link from every node of one region to every node of another (or of the same)."""
+    """The link from every node of one region to every node of another (or of the same).
+
+    Example:
+        >>> RegionLink(regions=("Paris", "Turin"), latency_ms=12, gbit_per_s=0.5).directions()
+        (('Paris', 'Turin'), ('Turin', 'Paris'))
+        >>> one_way = RegionLink.model_validate({"from": "Paris", "to": "Turin", "latency_ms": 12, "gbit_per_s": 0.5})
+        >>> one_way.directions()
+        (('Paris', 'Turin'),)
+    """
 
     regions: NamePair | None = Field(default=None, examples=[["Iowa", "London"]])
     """The two regions, where the link is the same both ways."""
@@ -122,7 +141,12 @@ class RegionLink(PairLink):
 
 
 class NodeLink(PairLink):
-    """The link between two nodes."""
+    """The link between two nodes.
+
+    Example:
+        >>> NodeLink(nodes=("paris-0", "turin-1"), latency_ms=9, gbit_per_s=2).both_ways
+        ('paris-0', 'turin-1')
+    """
 
     nodes: NamePair | None = Field(default=None, examples=[["iowa-0", "london-1"]])
     """The two nodes, where the link is the same both ways."""
@@ -134,7 +158,13 @@ class NodeLink(PairLink):
 
 
 class ClusterLinks(StrictModel):
-    """All links. Every pair of nodes needs one: between the two nodes, else their regions, else the default."""
+    """All links. Every pair of nodes needs one: between the two nodes, else their regions, else the default.
+
+    Example:
+        >>> links = ClusterLinks(contention="node", default=Link(latency_ms=5, gbit_per_s=1))
+        >>> links.default.gbit_per_s
+        1.0
+    """
 
     contention: Contention = "link"
     """What carries one transfer at a time: every directed link; with node also every node's network card; or none."""
@@ -153,7 +183,25 @@ class ClusterLinks(StrictModel):
 
 
 class Cluster(StrictModel):
-    """The content of a cluster file; node names are unique and every node reaches every other."""
+    """The content of a cluster file; node names are unique and every node reaches every other.
+
+    Example:
+        >>> cluster = Cluster(
+        ...     name="two cities",
+        ...     nodes=(
+        ...         Node(name="paris", region="Paris", count=2, compute_tflop_per_s=60, memory_gib=22),
+        ...         Node(name="turin", region="Turin", count=2, compute_tflop_per_s=40, memory_gib=22),
+        ...     ),
+        ...     links=ClusterLinks(
+        ...         within_region=Link(latency_ms=0.2, gbit_per_s=10),
+        ...         between_regions=(RegionLink(regions=("Paris", "Turin"), latency_ms=12, gbit_per_s=0.5),),
+        ...     ),
+        ... )
+        >>> [node.name for node in cluster.members()]
+        ['paris-0', 'paris-1', 'turin-0', 'turin-1']
+        >>> cluster.graph().edges["paris-0", "turin-1"]
+        {'latency_s': 0.012, 'gbit_per_s': 0.5}
+    """
 
     format: Literal["skippipe.cluster/1"] = "skippipe.cluster/1"
     """What kind of file this is, and of which version."""
@@ -218,7 +266,21 @@ class Cluster(StrictModel):
 
 
 def load_cluster(path: Path) -> Cluster:
-    """Read a cluster file; raise `ProblemError` naming file, key and remedy of the first offence."""
+    """Read a cluster file.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The cluster.
+
+    Raises:
+        ProblemError: The file cannot be read or is wrong; the message names file, key and remedy of the first offence.
+
+    Example:
+        >>> load_cluster(Path("configs/clusters/three-regions.yaml")).name
+        'three-regions'
+    """
     return parse_yaml(Cluster, read_yaml(path, ProblemError), str(path), ProblemError)
 
 

@@ -14,6 +14,13 @@ class Costs(StrictModel):
 
     With `contention` other than "none", the part of a transfer that occupies the link is `activation_bytes /
     bandwidth`; the rest is latency.
+
+    Example:
+        >>> costs = problem.costs
+        >>> costs.forward_s["turin-0"] > costs.forward_s["paris-0"]
+        True
+        >>> round(costs.transfer_s["paris-0"]["turin-0"], 3)  # 12 ms, and 8 MiB at 0.5 Gbit/s
+        0.146
     """
 
     forward_s: dict[str, PositiveSeconds] = Field(examples=[{"iowa-0": 0.08, "london-0": 0.1}])

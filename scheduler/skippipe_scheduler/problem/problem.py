@@ -43,7 +43,18 @@ class AutoMicrobatches(StrictModel):
 
 
 class Problem(StrictModel):
-    """Everything the planner needs to know; a problem needs neither a model nor a cluster."""
+    """Everything the planner needs to know; a problem needs neither a model nor a cluster.
+
+    `build_problem` makes it from a cluster and a workload, `load_problem` reads it. Times are in seconds, memory in
+    microbatches.
+
+    Example:
+        >>> problem.nodes, problem.num_stages, problem.num_microbatches
+        (('paris-0', 'paris-1', 'turin-0', 'turin-1'), 3, 6)
+        >>> fixed = problem.model_copy(update={"rules": Rules(num_stages=3, route_length=3)})
+        >>> fixed.rules.lengths
+        (3,)
+    """
 
     format: Literal["skippipe.problem/1"] = FORMAT
     """What kind of file this is, and of which version."""
@@ -160,7 +171,22 @@ class Problem(StrictModel):
 
 
 def load_problem(path: Path) -> Problem:
-    """Read a problem file; raise `ProblemError` naming the first offence."""
+    """Read a problem file.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The problem.
+
+    Raises:
+        ProblemError: The file cannot be read or is wrong; the message names the first offence.
+
+    Example:
+        >>> write_problem(problem, Path("problem.json"))
+        >>> load_problem(Path("problem.json")).num_stages
+        3
+    """
     content = read_json(path, ProblemError)
     if content.get("format") != FORMAT:
         raise ProblemError(f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}")
@@ -168,5 +194,18 @@ def load_problem(path: Path) -> Problem:
 
 
 def write_problem(problem: Problem, path: Path) -> None:
-    """Write the problem as JSON, whole or not at all; `load_problem` reads the same problem back."""
+    """Write a problem file.
+
+    Args:
+        problem: The problem.
+        path: The JSON file to write, whole or not at all.
+
+    Raises:
+        SkipPipeError: The file cannot be written.
+
+    Example:
+        >>> write_problem(problem, Path("problem.json"))
+        >>> load_problem(Path("problem.json")) == problem
+        True
+    """
     write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")

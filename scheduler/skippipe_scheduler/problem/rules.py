@@ -17,7 +17,15 @@ RouteLength = Annotated[int, Field(ge=2)]
 
 
 class Rules(StrictModel):
-    """What routes may do: the constraints of the SkipPipe paper, made exact in docs/plan-file.md."""
+    """What routes may do: the constraints of the SkipPipe paper, made exact in docs/plan-file.md.
+
+    Example:
+        >>> rules = Rules(num_stages=6, route_length=4)
+        >>> rules.coverage(10)  # the least and the most of 10 microbatches that may visit each stage
+        ((10, 10), (6, 6), (6, 6), (6, 6), (6, 6), (6, 6))
+        >>> Rules(num_stages=6, route_length=6, route_lengths={6: 1, 3: 3}).length_counts(8)
+        {3: 6, 6: 2}
+    """
 
     num_stages: Annotated[int, Field(ge=2, examples=[6])]
     """Stages of the model."""

@@ -11,35 +11,70 @@ from skippipe_scheduler.errors import InfeasibleError, ProblemError
 class Workload:
     """Cost of one microbatch in FLOP and bytes. "Embedding and head" include the final norm; origins own them.
 
-    `loss_flop` is head and loss, forward and backward. State is parameters, gradients and optimizer;
-    `layer_shared_bytes` is the part of it that the replicas of a stage share out among them. Copies are what an
-    asynchronous checkpoint holds of it. Resident bytes are what is kept for one microbatch between its forward and its
-    backward. The rest is there once on a node: working bytes are what a task needs besides (that of an origin at least
-    `embedding_and_head_working_bytes`), message bytes what waits to be used or sent, update bytes what the optimizer
-    needs when no microbatch is held any more, and a bucket what the reduction over replicas needs then.
+    Example:
+        >>> tokens, hidden_size, vocabulary = 4 * 1024, 1024, 32_000  # 4 samples of 1,024 tokens, in bfloat16
+        >>> layer_parameters = 12 * hidden_size**2
+        >>> workload = Workload(
+        ...     num_layers=24,
+        ...     layer_forward_flop=2 * tokens * layer_parameters,
+        ...     loss_flop=6 * tokens * hidden_size * vocabulary,
+        ...     activation_bytes=2 * tokens * hidden_size,
+        ...     layer_gradient_bytes=2 * layer_parameters,
+        ...     embedding_and_head_gradient_bytes=2 * hidden_size * vocabulary,
+        ...     layer_state_bytes=16 * layer_parameters,
+        ...     embedding_and_head_state_bytes=16 * hidden_size * vocabulary,
+        ...     layer_resident_bytes=34 * tokens * hidden_size,
+        ...     embedding_and_head_resident_bytes=2 * tokens * hidden_size,
+        ... )
+        >>> workload.activation_bytes
+        8388608
+        >>> Workload(**{**vars(workload), "num_layers": 0})
+        Traceback (most recent call last):
+        skippipe_scheduler.errors.ProblemError: workload.num_layers is 0; it must be a number of more than 0
     """
 
     num_layers: int
+    """Layers of the model."""
     layer_forward_flop: float
+    """FLOP of the forward of one layer."""
     loss_flop: float
+    """FLOP of head and loss, forward and backward."""
     activation_bytes: int
+    """Bytes that travel from stage to stage, and back as the gradient."""
     layer_gradient_bytes: int
+    """Bytes of one layer's gradients, as the replicas reduce them."""
     embedding_and_head_gradient_bytes: int
+    """The same of embedding and head."""
     layer_state_bytes: int
+    """Bytes of one layer's parameters, gradients and optimizer state."""
     embedding_and_head_state_bytes: int
+    """The same of embedding and head."""
     layer_resident_bytes: int
+    """Bytes of one layer that are kept for one microbatch between its forward and its backward."""
     embedding_and_head_resident_bytes: int
+    """The same of embedding and head."""
     stage_resident_bytes: int = 0
+    """The same that a stage keeps whatever the number of its layers."""
     working_bytes: int = 0
+    """Bytes that a task needs besides, once on a node."""
     embedding_and_head_working_bytes: int = 0
+    """The same that a task of an origin needs at least."""
     message_bytes: int = 0
+    """Bytes of what waits to be used or sent, once on a node."""
     layer_shared_bytes: int = 0
+    """Bytes of one layer's state beside `layer_state_bytes`, which the replicas of a stage share out among them."""
     layer_copy_bytes: int = 0
+    """Bytes of one layer's state that an asynchronous checkpoint holds."""
     embedding_and_head_copy_bytes: int = 0
+    """The same of embedding and head."""
     layer_update_bytes: int = 0
+    """Bytes of one layer that the optimizer needs when no microbatch is held any more."""
     embedding_and_head_update_bytes: int = 0
+    """The same of embedding and head."""
     bucket_bytes: int = 0
+    """Bytes that the reduction over replicas needs then, once on a node."""
     backward_to_forward: float = 2.0
+    """FLOP of a layer's backward by those of its forward."""
     weight_share: float = 0.0
     """Share of a backward that weight gradients take; 0 where backwards are not to be split."""
 

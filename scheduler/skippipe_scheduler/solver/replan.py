@@ -15,11 +15,30 @@ from skippipe_scheduler.solver.solve import solve
 
 
 def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None) -> Plan:
-    """Return the best plan found for `problem`, beginning at `plan`, which was made for a similar problem.
+    """Solve a problem, beginning at a plan that was made for a similar one.
 
     Nodes keep their stages as far as the new stage sizes allow; microbatches keep their routes and their order, but for
     those that went through a node that is gone. Where the rules or the number of microbatches are others, the search
-    begins anew. Raises what `solve` raises.
+    begins anew.
+
+    Args:
+        plan: The plan to begin at.
+        problem: The problem as it is now.
+        options: How long and how to search.
+        layers: Layers of each stage; the problem's where not given, or one per stage.
+
+    Returns:
+        The best plan found.
+
+    Raises:
+        InfeasibleError: No plan can exist; the message names the rules that conflict.
+        ProblemError: `layers` does not fit the problem.
+
+    Example:
+        >>> smaller = without_node(problem, plan, "turin-1")
+        >>> replanned = replan(plan, smaller, SolveOptions(max_evaluations=50))
+        >>> replanned.nodes, replanned.visits == plan.visits
+        (('paris-0', 'paris-1', 'turin-0'), True)
     """
     slot_model = SlotModel(problem)
     similar = plan.rules == problem.rules and len(plan.microbatches) == len(slot_model.origins)
@@ -33,10 +52,25 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
 
 
 def without_node(problem: Problem, plan: Plan, node: str) -> Problem:
-    """Return the problem in which `node` is gone, the other nodes free to move, from the sizes that `plan` has.
+    """Return the problem in which a node is gone and the other nodes are free to move.
 
     A stage that loses its only replica gets one from the stage with the most. Pinned nodes stay where their stage has
-    room for them. Raises `InfeasibleError` where fewer nodes than stages are left.
+    room for them.
+
+    Args:
+        problem: The problem with the node.
+        plan: A plan of it; its stages have the sizes to begin from.
+        node: Name of the node that is gone.
+
+    Returns:
+        The problem without the node; stage sizes are given, the placement is free.
+
+    Raises:
+        InfeasibleError: Fewer nodes than stages are left.
+
+    Example:
+        >>> without_node(problem, plan, "turin-1").nodes
+        ('paris-0', 'paris-1', 'turin-0')
     """
     if len(problem.nodes) <= problem.num_stages:
         raise InfeasibleError(

@@ -29,18 +29,52 @@ __all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind"
 def solve(
     problem: Problem, options: SolveOptions, *, layers: Sequence[int] | None = None, warm: "Solution | None" = None
 ) -> Plan:
-    """Return the best plan found for `problem` within `options`, with predicted times and a lower bound.
+    """Search the best plan of a problem: placement, routes and order, with predicted times and a lower bound.
 
     Where the problem gives `costs.weight_s`, a part of the budget goes into splitting backwards.
-    `layers` is the number of layers of each stage (default: the problem's stage_layers, or one per stage). The search
-    begins at `warm` where it is given (`skippipe_scheduler.solver.replan` makes one of an older plan).
-    Raises `InfeasibleError` naming the rules that conflict, `ProblemError` where `layers` does not fit.
+
+    Args:
+        problem: What to plan.
+        options: How long and how to search.
+        layers: Layers of each stage; the problem's `stage_layers` where not given, or one per stage.
+        warm: Where the search begins; `replan` makes it of an older plan.
+
+    Returns:
+        The best plan found.
+
+    Raises:
+        InfeasibleError: No plan can exist; the message names the rules that conflict.
+        ProblemError: `layers` does not fit the problem.
+
+    Example:
+        >>> plan = solve(problem, SolveOptions(max_evaluations=100))
+        >>> plan.visits  # each microbatch visits stage 0 and one of the others
+        (6, 3, 3)
+        >>> plan.predicted.lower_bound_s <= plan.predicted.iteration_s
+        True
     """
     return _solve_best([problem], options, layers, warm)
 
 
 def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
-    """Return the best plan whose microbatches visit every stage in order, with its own best placement."""
+    """Search the best plan whose microbatches visit every stage in order: a baseline.
+
+    Args:
+        problem: The problem; what its rules say about length, swaps and coverage of routes is left aside. Stage sizes
+            are as even as possible, and the placement is free but for pinned nodes, also where the problem gives one.
+        options: How long and how to search.
+
+    Returns:
+        The best plan found.
+
+    Raises:
+        InfeasibleError: No plan can exist; the message names the rules that conflict.
+
+    Example:
+        >>> full = solve_full_pipeline(problem, SolveOptions(max_evaluations=50))
+        >>> full.visits
+        (6, 6, 6)
+    """
     return solve_variants(full_pipeline_problem(problem), options)
 
 
@@ -50,10 +84,28 @@ def solve_variants(variants: Sequence[Problem], options: SolveOptions) -> Plan:
 
 
 def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None) -> Plan:
-    """Return a plan whose routes were chosen as if all links and nodes were alike, timed with the true costs.
+    """Search a plan whose routes are chosen as if all links and nodes were alike: a baseline, timed with true costs.
 
     The order is the better of the blind one and first-come insertions at the true costs, so that the plan
-    cannot deadlock. `stages` fixes the placement, usually to that of the plan it is compared with.
+    cannot deadlock.
+
+    Args:
+        problem: What to plan.
+        options: How long and how to search.
+        stages: Nodes of each stage, usually those of the plan it is compared with; where not given, and the problem
+            leaves it free, a part of the budget goes into the placement.
+
+    Returns:
+        The best such plan found.
+
+    Raises:
+        InfeasibleError: No plan can exist; the message names the rules that conflict.
+
+    Example:
+        >>> nodes = [stage.nodes for stage in plan.stages]
+        >>> blind = solve_network_blind(problem, SolveOptions(max_evaluations=50), nodes)
+        >>> blind.visits, [stage.nodes for stage in blind.stages] == nodes
+        ((6, 3, 3), True)
     """
     from skippipe_scheduler.search.local_search import LocalSearch
 

@@ -91,7 +91,7 @@ def evaluate(
     Raises:
         InputError: Something is wrong with text, policy, share or tasks; nothing has been measured then.
         NodeLostError: A process that served layers is gone.
-        StorageError: The run's evaluation.json cannot be written.
+        SkipPipeError: The run's evaluation.json cannot be written.
 
     Example:
         >>> options = PerplexityOptions(num_batches=1)

@@ -23,15 +23,33 @@ _MAX_ROUNDS = 12
 def solve_paper_method(
     problem: Problem, budget_s: float = 60.0, seed: int = 0, *, max_generations: int | None = None
 ) -> Plan:
-    """Return the best plan that the method of SkipPipe (arXiv 2502.19913) finds within `budget_s`, timed exactly.
+    """Solve a problem by the method of the SkipPipe paper (arXiv 2502.19913), timed exactly.
 
-    A genetic algorithm places the nodes (`placement.py`), conflict-based search finds one path per agent
-    (`conflicts.py`), and each set of paths is run by dispatch rules. The paper's executor takes tasks as they come and
-    prefers backwards; here every rule of `dispatch.py` is tried, so that the method is judged by its routes. It is
-    meant for up to about a hundred nodes; where no path set is found in time, the routes are `routes.priced_routes`.
-    With `max_generations` the clock is ignored: that many children are bred and that many nodes of the path search
-    expanded, so equal seeds give equal plans. The plan's lower bound is one of the quick ones.
-    Raises `InfeasibleError` naming the rules that conflict.
+    A genetic algorithm places the nodes (`genetic_placement.py`), conflict-based search finds one path per agent
+    (`conflict_search.py`), and each set of paths is run by dispatch rules. The paper's executor takes tasks as they
+    come and prefers backwards; here every rule of `dispatch.py` is tried, so that the method is judged by its routes.
+    It is meant for up to about a hundred nodes; where no path set is found in time, the routes are
+    `routes.priced_routes`.
+
+    Args:
+        problem: What to plan.
+        budget_s: Seconds of wall-clock time.
+        seed: Seed of the random choices.
+        max_generations: A budget in place of the clock: so many children are bred and so many nodes of the path search
+            expanded. Equal seeds then give equal plans.
+
+    Returns:
+        The best plan found. Its lower bound is one of the quick ones.
+
+    Raises:
+        InfeasibleError: No plan can exist; the message names the rules that conflict.
+
+    Example:
+        >>> by_paper = solve_paper_method(problem, max_generations=20)
+        >>> by_paper.solver.name
+        "SkipPipe paper's method"
+        >>> by_paper.visits
+        (6, 3, 3)
     """
     budget = Budget(budget_s, max_generations)
     slot_model = SlotModel(problem)
