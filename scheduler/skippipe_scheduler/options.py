@@ -14,7 +14,7 @@ _MARGIN = 0.94
 class Progress:
     """What a search reports when it has found something better.
 
-    Example:
+    Examples:
         >>> reports = []
         >>> found = solve(problem, SolveOptions(max_evaluations=50, progress=reports.append))
         >>> reports[-1].iteration_s == found.predicted.iteration_s
@@ -35,7 +35,7 @@ class Progress:
 class Robustness:
     """Plans are judged by their mean time over samples of lognormal jitter instead of the nominal time.
 
-    Example:
+    Examples:
         >>> steady = solve(problem, SolveOptions(max_evaluations=20, robustness=Robustness(sigma=0.2, samples=2)))
         >>> len(steady.microbatches)
         6
@@ -51,7 +51,7 @@ class Robustness:
 class SolveOptions:
     """How long and how to search.
 
-    Example:
+    Examples:
         >>> within_a_minute = SolveOptions(time_limit_s=60.0)
         >>> repeatable = SolveOptions(max_evaluations=100, seed=3)
         >>> solve(problem, repeatable).hash == solve(problem, repeatable).hash

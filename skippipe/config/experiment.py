@@ -273,7 +273,7 @@ class Experiment(Section):
     The configuration reference lists every key with its unit and default. An experiment does not change; a changed
     copy is read again, with overrides.
 
-    Example:
+    Examples:
         >>> experiment.name, experiment.training.max_steps, str(experiment.run_path)
         ('tiny', 2, 'runs/tiny')
         >>> load_experiment(Path("configs/experiments/tiny.yaml"), ["pipeline.skip_ratio=0"]).pipeline.skip_ratio

@@ -33,7 +33,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: A file cannot be read, or a key or value is wrong; the message names the file, the key and the
             nearest right one.
 
-    Example:
+    Examples:
         >>> overrides = ["training.max_steps=2", "pipeline.planner.max_evaluations=200"]
         >>> experiment = load_experiment(Path("configs/experiments/tiny.yaml"), overrides)
         >>> experiment.pipeline.num_stages
@@ -60,7 +60,7 @@ def load_run(run_dir: Path) -> Experiment:
         InputError: The directory is none of a run.
         ConfigError: Its config.yaml is damaged.
 
-    Example:
+    Examples:
         >>> load_run(Path("runs/tiny")).training.max_steps
         2
     """

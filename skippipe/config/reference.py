@@ -152,11 +152,11 @@ class _Reader:
 
 
 def _meaning(model: type[BaseModel], name: str, sections: list[type[BaseModel]]) -> str:
-    """Return the docstring of the field or, of a section, that of its class without the example in Python."""
+    """Return the docstring of the field or, of a section, that of its class without the examples in Python."""
     text = model.model_fields[name].description or (sections[0].__doc__ if sections else None)
     if not text:
         raise LookupError(f"{model.__name__}.{name} needs a docstring that says what it means")
-    told = inspect.cleandoc(text).partition("\n\nExample:")[0]
+    told = inspect.cleandoc(text).partition("\n\nExamples:")[0]
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in told.split("\n\n"))
 
 

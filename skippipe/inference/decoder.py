@@ -26,7 +26,7 @@ class Decoder:
 
     `load_model` makes it. Layers and stages are numbered from 0.
 
-    Example:
+    Examples:
         >>> decoder = model.decoder
         >>> decoder.num_layers, decoder.stages, decoder.layers_of_stages([0, 2])
         (6, ((0, 1), (2, 3), (4, 5)), (0, 1, 4, 5))

@@ -23,7 +23,7 @@ from skippipe.model.skeleton import find_parts
 class LoadedModel:
     """A model, what it is called, and the experiment that says which text belongs to it.
 
-    Example:
+    Examples:
         >>> model.name, model.checkpoint, model.experiment.data.tokenizer
         ('tiny', 'step-00000002', 'bytes')
         >>> model.decoder.stage_nodes[1]
@@ -61,7 +61,7 @@ def load_model(
         InputError: `path` is neither or is damaged, it has fewer layers than `num_stages`, a node of `absent` is
             unknown, or there is no such device.
 
-    Example:
+    Examples:
         >>> model = load_model(Path("runs/tiny"), device="cpu")
         >>> model.decoder.num_layers, model.decoder.stages
         (6, ((0, 1), (2, 3), (4, 5)))

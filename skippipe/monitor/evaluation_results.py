@@ -51,7 +51,7 @@ class TaskResult(BaseModel):
 class Evaluation(BaseModel):
     """A model's results under some policies. Fields with a default came later: files of before lack them.
 
-    Example:
+    Examples:
         >>> options = PerplexityOptions(num_batches=1)
         >>> evaluation = evaluate(model, policies=["exit"], keeps=[0.5, 1.0], options=options)
         >>> [result.kept_layers for result in evaluation.by_policy()["exit"]]

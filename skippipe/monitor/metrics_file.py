@@ -45,7 +45,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: The file cannot be read.
 
-    Example:
+    Examples:
         >>> [(record["step"], record["tokens"]) for record in read_metrics(Path("runs/tiny/metrics.jsonl"))]
         [(1, 512), (2, 1024)]
     """

@@ -100,7 +100,7 @@ def plan_experiment(experiment: Experiment) -> Plan:
         InputError: The cluster file, the model or the experiment's rules do not fit together.
         InfeasibleError: No plan obeys all the rules, or a node cannot hold its stage.
 
-    Example:
+    Examples:
         >>> plan = plan_experiment(experiment)
         >>> plan.layers_per_stage, plan.visits
         ((2, 2, 2), (4, 2, 2))

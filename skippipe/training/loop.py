@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 class TrainingSummary:
     """How a training ended.
 
-    Example:
+    Examples:
         >>> summary.first_step, summary.step, summary.tokens, summary.stopped
         (0, 2, 1024, False)
         >>> summary.checkpoint.name

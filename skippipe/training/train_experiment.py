@@ -27,7 +27,7 @@ def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> T
         SkipPipeError: One of its kinds, with the exit code of the command: input that does not fit, no feasible plan,
             a lost rank, a checkpoint that cannot be saved, a loss that is not finite.
 
-    Example:
+    Examples:
         >>> summary = train_experiment(experiment)
         279,488 parameters, 4 microbatches over 2 of 3 stages, one process, plan ...
         ...

@@ -45,7 +45,7 @@ def save_chrome_trace(path: Path, timeline: Timeline) -> None:
     Raises:
         SkipPipeError: The file cannot be written.
 
-    Example:
+    Examples:
         >>> save_chrome_trace(Path("trace.json"), timeline)
         >>> Path("trace.json").read_text()[:16]
         '{"traceEvents": '

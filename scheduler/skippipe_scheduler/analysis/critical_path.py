@@ -64,7 +64,7 @@ class PathSegment(NamedTuple):
 class CriticalPath:
     """Segments from the start of the iteration to its end; each begins where the one before it ends.
 
-    Example:
+    Examples:
         >>> path = critical_path(plan)
         >>> path.segments[0].kind, path.segments[0].start_s, path.segments[0].reason
         ('forward', 0.0, 'start')
@@ -118,7 +118,7 @@ def critical_path(plan: Plan, timeline: Timeline | None = None) -> CriticalPath:
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other.
 
-    Example:
+    Examples:
         >>> path = critical_path(plan)
         >>> path.iteration_s == plan.predicted.iteration_s
         True

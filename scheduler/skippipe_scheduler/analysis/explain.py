@@ -24,7 +24,7 @@ def explain(plan: Plan) -> str:
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other.
 
-    Example:
+    Examples:
         >>> print(explain(plan))
         Critical path: ... s in ... segments, each waiting for the one before it
           by kind ...

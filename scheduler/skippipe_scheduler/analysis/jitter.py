@@ -12,7 +12,7 @@ from skippipe_scheduler.plan.simulate import simulate
 class JitterSummary:
     """Iteration times over some seeds; a percentile is the sample at or above that share.
 
-    Example:
+    Examples:
         >>> summary = summarise((1.0, 2.0, 3.0, 6.0))
         >>> summary.p50_s, summary.p95_s, summary.max_s
         (2.0, 6.0, 6.0)
@@ -48,7 +48,7 @@ def sample_iterations(
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other.
 
-    Example:
+    Examples:
         >>> iterations_s = sample_iterations(plan, 20, jitter_sigma=0.2)
         >>> len(iterations_s), min(iterations_s) < max(iterations_s)
         (20, True)
@@ -70,7 +70,7 @@ def summarise(iterations_s: tuple[float, ...]) -> JitterSummary:
     Returns:
         The same in five numbers.
 
-    Example:
+    Examples:
         >>> summarise((1.0, 2.0, 3.0, 6.0)).mean_s
         3.0
     """

@@ -12,7 +12,7 @@ from skippipe_scheduler.plan.simulate import Timeline, simulate
 class NodeLoss:
     """The end of an iteration in which nodes are lost. Work counts in seconds of computation, over all nodes.
 
-    Example:
+    Examples:
         >>> loss = simulate_loss(plan, {"turin-0": 0.0})
         >>> "turin-0" in loss.dry_s, loss.lost_gradient_s
         (False, 0.0)
@@ -71,7 +71,7 @@ def simulate_loss(
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other.
 
-    Example:
+    Examples:
         >>> loss = simulate_loss(plan, {plan.stages[0].nodes[0]: timeline.pipeline_s / 2})
         >>> len(loss.unfinished) > 0, 0 < loss.lost_work_s <= loss.done_s
         (True, True)

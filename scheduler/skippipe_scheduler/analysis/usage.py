@@ -63,7 +63,7 @@ class LinkAnalysis:
 class Analysis:
     """What every node and link does in one iteration of a plan.
 
-    Example:
+    Examples:
         >>> analysis = analyse(plan)
         >>> [node.node for node in analysis.nodes] == list(plan.nodes)
         True
@@ -98,7 +98,7 @@ def analyse(plan: Plan, timeline: Timeline | None = None) -> Analysis:
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other.
 
-    Example:
+    Examples:
         >>> analysis = analyse(plan)
         >>> busy_s = sum(node.busy_s for node in analysis.nodes) / len(analysis.nodes)
         >>> abs(busy_s - (1 - analysis.bubble_fraction) * analysis.iteration_s) < 1e-9

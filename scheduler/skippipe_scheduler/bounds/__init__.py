@@ -115,7 +115,7 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0, stop: threading.Event 
     Returns:
         Seconds by the names of `BOUNDS`; the largest is the best known. Infinite where no route is legal.
 
-    Example:
+    Examples:
         >>> bounds = lower_bounds(problem, budget_s=0)
         >>> sorted(bounds)
         ['node work', 'origin waves', 'round trip']

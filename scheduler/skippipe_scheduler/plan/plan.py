@@ -90,7 +90,7 @@ class Plan(StrictModel):
     Nodes go by name, stages and microbatches by number from 0, times are in seconds. The page on the plan file lists
     the rules that a plan obeys.
 
-    Example:
+    Examples:
         >>> plan.layers_per_stage, plan.visits
         ((8, 8, 8), (6, 3, 3))
         >>> plan.stage_of[plan.microbatches[0].route[0]]  # every route begins at an origin

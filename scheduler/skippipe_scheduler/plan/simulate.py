@@ -63,7 +63,7 @@ class ReductionSpan(NamedTuple):
 class Timeline:
     """What happens in one iteration, in seconds from its start, and what follows from it.
 
-    Example:
+    Examples:
         >>> len(timeline.tasks)  # of 6 microbatches: 2 forwards, a loss and 2 backwards each
         30
         >>> timeline.tasks[0].operation, timeline.tasks[0].start_s
@@ -133,7 +133,7 @@ def simulate(
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other; the message names them.
 
-    Example:
+    Examples:
         >>> timeline = simulate(plan)
         >>> timeline.iteration_s == plan.predicted.iteration_s
         True

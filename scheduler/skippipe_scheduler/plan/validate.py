@@ -26,7 +26,7 @@ def load_plan(path: Path) -> Plan:
         PlanError: The file cannot be read, or the plan breaks a rule; the message has the file and the first offence.
             `DeadlockError` is one of its kinds.
 
-    Example:
+    Examples:
         >>> plan.save(Path("plan.json"))
         >>> load_plan(Path("plan.json")) == plan
         True
@@ -48,7 +48,7 @@ def validate(plan: Plan) -> None:
     Raises:
         PlanError: The plan breaks a rule; the message names the first offence. `DeadlockError` is one of its kinds.
 
-    Example:
+    Examples:
         >>> validate(plan)
         >>> route = plan.microbatches[0].model_copy(update={"id": 7})
         >>> validate(plan.model_copy(update={"microbatches": (route, *plan.microbatches[1:])}))

@@ -91,7 +91,7 @@ def build_problem(
         InfeasibleError: There are fewer nodes than stages, or a node cannot hold one microbatch of a stage that it may
             get.
 
-    Example:
+    Examples:
         >>> problem = build_problem(cluster, workload, num_stages=3, skip_ratio=0.33, num_microbatches=6)
         >>> problem.rules.route_length, problem.sizes
         (2, (2, 1, 1))

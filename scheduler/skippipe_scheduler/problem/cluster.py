@@ -30,7 +30,7 @@ class Node(StrictModel):
     Speed: either `compute_tflop_per_s` or `forward_s`, `backward_s` and `loss_s`. Memory: either `memory_gib` or
     `max_in_flight`.
 
-    Example:
+    Examples:
         >>> node = Node(name="iowa", region="Iowa", count=2, compute_tflop_per_s=125, memory_gib=72)
         >>> [member.name for member in node.members()]
         ['iowa-0', 'iowa-1']
@@ -80,7 +80,7 @@ class Node(StrictModel):
 class Link(StrictModel):
     """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds.
 
-    Example:
+    Examples:
         >>> link = Link(latency_ms=20, gbit_per_s=0.8)
         >>> link.latency_ms / 1e3 + 8e-9 * 10_000_000 / link.gbit_per_s  # seconds of 10 MB
         0.12
@@ -123,7 +123,7 @@ class PairLink(Link):
 class RegionLink(PairLink):
     """The link from every node of one region to every node of another (or of the same).
 
-    Example:
+    Examples:
         >>> RegionLink(regions=("Paris", "Turin"), latency_ms=12, gbit_per_s=0.5).directions()
         (('Paris', 'Turin'), ('Turin', 'Paris'))
         >>> one_way = RegionLink.model_validate({"from": "Paris", "to": "Turin", "latency_ms": 12, "gbit_per_s": 0.5})
@@ -143,7 +143,7 @@ class RegionLink(PairLink):
 class NodeLink(PairLink):
     """The link between two nodes.
 
-    Example:
+    Examples:
         >>> NodeLink(nodes=("paris-0", "turin-1"), latency_ms=9, gbit_per_s=2).both_ways
         ('paris-0', 'turin-1')
     """
@@ -160,7 +160,7 @@ class NodeLink(PairLink):
 class ClusterLinks(StrictModel):
     """All links. Every pair of nodes needs one: between the two nodes, else their regions, else the default.
 
-    Example:
+    Examples:
         >>> links = ClusterLinks(contention="node", default=Link(latency_ms=5, gbit_per_s=1))
         >>> links.default.gbit_per_s
         1.0
@@ -185,7 +185,7 @@ class ClusterLinks(StrictModel):
 class Cluster(StrictModel):
     """The content of a cluster file; node names are unique and every node reaches every other.
 
-    Example:
+    Examples:
         >>> cluster = Cluster(
         ...     name="two cities",
         ...     nodes=(
@@ -277,7 +277,7 @@ def load_cluster(path: Path) -> Cluster:
     Raises:
         ProblemError: The file cannot be read or is wrong; the message names file, key and remedy of the first offence.
 
-    Example:
+    Examples:
         >>> load_cluster(Path("configs/clusters/three-regions.yaml")).name
         'three-regions'
     """

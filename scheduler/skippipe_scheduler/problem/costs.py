@@ -15,7 +15,7 @@ class Costs(StrictModel):
     With `contention` other than "none", the part of a transfer that occupies the link is `activation_bytes /
     bandwidth`; the rest is latency.
 
-    Example:
+    Examples:
         >>> costs = problem.costs
         >>> costs.forward_s["turin-0"] > costs.forward_s["paris-0"]
         True

@@ -48,7 +48,7 @@ class Problem(StrictModel):
     `build_problem` makes it from a cluster and a workload, `load_problem` reads it. Times are in seconds, memory in
     microbatches.
 
-    Example:
+    Examples:
         >>> problem.nodes, problem.num_stages, problem.num_microbatches
         (('paris-0', 'paris-1', 'turin-0', 'turin-1'), 3, 6)
         >>> fixed = problem.model_copy(update={"rules": Rules(num_stages=3, route_length=3)})
@@ -182,7 +182,7 @@ def load_problem(path: Path) -> Problem:
     Raises:
         ProblemError: The file cannot be read or is wrong; the message names the first offence.
 
-    Example:
+    Examples:
         >>> write_problem(problem, Path("problem.json"))
         >>> load_problem(Path("problem.json")).num_stages
         3
@@ -203,7 +203,7 @@ def write_problem(problem: Problem, path: Path) -> None:
     Raises:
         SkipPipeError: The file cannot be written.
 
-    Example:
+    Examples:
         >>> write_problem(problem, Path("problem.json"))
         >>> load_problem(Path("problem.json")) == problem
         True

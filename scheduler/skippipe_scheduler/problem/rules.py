@@ -19,7 +19,7 @@ RouteLength = Annotated[int, Field(ge=2)]
 class Rules(StrictModel):
     """What routes may do: the constraints of the SkipPipe paper, made exact in docs/plan-file.md.
 
-    Example:
+    Examples:
         >>> rules = Rules(num_stages=6, route_length=4)
         >>> rules.coverage(10)  # the least and the most of 10 microbatches that may visit each stage
         ((10, 10), (6, 6), (6, 6), (6, 6), (6, 6), (6, 6))

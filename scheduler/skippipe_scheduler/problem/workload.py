@@ -11,7 +11,7 @@ from skippipe_scheduler.errors import InfeasibleError, ProblemError
 class Workload:
     """Cost of one microbatch in FLOP and bytes. "Embedding and head" include the final norm; origins own them.
 
-    Example:
+    Examples:
         >>> tokens, hidden_size, vocabulary = 4 * 1024, 1024, 32_000  # 4 samples of 1,024 tokens, in bfloat16
         >>> layer_parameters = 12 * hidden_size**2
         >>> workload = Workload(

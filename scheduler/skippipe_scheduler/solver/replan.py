@@ -34,7 +34,7 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
         InfeasibleError: No plan can exist; the message names the rules that conflict.
         ProblemError: `layers` does not fit the problem.
 
-    Example:
+    Examples:
         >>> smaller = without_node(problem, plan, "turin-1")
         >>> replanned = replan(plan, smaller, SolveOptions(max_evaluations=50))
         >>> replanned.nodes, replanned.visits == plan.visits
@@ -68,7 +68,7 @@ def without_node(problem: Problem, plan: Plan, node: str) -> Problem:
     Raises:
         InfeasibleError: Fewer nodes than stages are left.
 
-    Example:
+    Examples:
         >>> without_node(problem, plan, "turin-1").nodes
         ('paris-0', 'paris-1', 'turin-0')
     """

@@ -46,7 +46,7 @@ def solve(
         InfeasibleError: No plan can exist; the message names the rules that conflict.
         ProblemError: `layers` does not fit the problem.
 
-    Example:
+    Examples:
         >>> plan = solve(problem, SolveOptions(max_evaluations=100))
         >>> plan.visits  # each microbatch visits stage 0 and one of the others
         (6, 3, 3)
@@ -70,7 +70,7 @@ def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
     Raises:
         InfeasibleError: No plan can exist; the message names the rules that conflict.
 
-    Example:
+    Examples:
         >>> full = solve_full_pipeline(problem, SolveOptions(max_evaluations=50))
         >>> full.visits
         (6, 6, 6)
@@ -101,7 +101,7 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     Raises:
         InfeasibleError: No plan can exist; the message names the rules that conflict.
 
-    Example:
+    Examples:
         >>> nodes = [stage.nodes for stage in plan.stages]
         >>> blind = solve_network_blind(problem, SolveOptions(max_evaluations=50), nodes)
         >>> blind.visits, [stage.nodes for stage in blind.stages] == nodes

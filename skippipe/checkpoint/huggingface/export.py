@@ -48,7 +48,7 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
         CheckpointError: There is no such checkpoint, or it is damaged.
         StorageError: `target` cannot be written; then nothing is left there.
 
-    Example:
+    Examples:
         >>> export_run(Path("runs/tiny"), Path("exported"), dtype="bfloat16").name
         'step-00000002'
         >>> sorted(path.name for path in Path("exported").glob("*.safetensors"))[0]

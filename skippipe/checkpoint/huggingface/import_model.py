@@ -44,7 +44,7 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
         InfeasibleError: No plan of the experiment can exist. Nothing is left then.
         StorageError: `run_dir` cannot be written. Nothing is left then.
 
-    Example:
+    Examples:
         >>> _ = export_run(Path("runs/tiny"), Path("pretrained"))
         >>> overrides = ("pipeline.planner.max_evaluations=200",)
         >>> import_model(Path("pretrained"), Path("runs/imported"), overrides=overrides)

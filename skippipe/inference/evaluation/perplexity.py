@@ -28,7 +28,7 @@ from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskRes
 class PerplexityOptions:
     """How to evaluate: which text, how much of it, and what of each sample is a prompt.
 
-    Example:
+    Examples:
         >>> options = PerplexityOptions(num_batches=2, sequence_length=32, prompt_length=8)
         >>> evaluate(model, policies=["full"], keeps=[1.0], options=options).tokens  # 2 batches x 2 rows x 24 positions
         96
@@ -93,7 +93,7 @@ def evaluate(
         NodeLostError: A process that served layers is gone.
         SkipPipeError: The run's evaluation.json cannot be written.
 
-    Example:
+    Examples:
         >>> options = PerplexityOptions(num_batches=1)
         >>> evaluation = evaluate(model, policies=["exit", "stages:0,2"], keeps=[1.0, 0.5], options=options)
         >>> for result in evaluation.results:

@@ -33,7 +33,7 @@ IsEnd = Callable[[Sequence[int]], bool]
 class Sampling:
     """How the next token is chosen; names, order and meaning as in `transformers`.
 
-    Example:
+    Examples:
         >>> Sampling().changes_scores, Sampling(repetition_penalty=1.2).changes_scores
         (False, True)
         >>> drawn = Sampling(do_sample=True, temperature=0.8, top_p=0.9, seed=1)
@@ -105,7 +105,7 @@ class Prompts:
 class Generated:
     """New tokens of each prompt, and how much of the model made them.
 
-    Example:
+    Examples:
         >>> generated = generate(model.decoder, FixedLayers((0, 1, 2)), [[72, 105]], max_new_tokens=4)
         >>> generated.summary
         "share of the layers' compute: 50.0% for the prompt, 50.0% after it"
@@ -177,7 +177,7 @@ def generate(
         InputError: A prompt is empty, prompt and answer do not fit into the model's context, or a value of `sampling`
             is refused.
 
-    Example:
+    Examples:
         >>> generated = generate(model.decoder, FixedLayers((0, 1, 4, 5)), [[72, 105], [33]], max_new_tokens=4)
         >>> [len(tokens) for tokens in generated.tokens]
         [4, 4]

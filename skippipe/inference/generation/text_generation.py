@@ -19,7 +19,7 @@ from skippipe.inference.text_source import TextSource
 class TextOptions:
     """How prompts are continued.
 
-    Example:
+    Examples:
         >>> options = TextOptions(policy="exit", keep=0.5, max_new_tokens=6, num_drafted=3)
         >>> drafted = generate_texts(model, ["import "], options)
         >>> greedy = generate_texts(model, ["import "], TextOptions(max_new_tokens=6))
@@ -45,7 +45,7 @@ class TextOptions:
 class Continuation:
     """What follows the prompts.
 
-    Example:
+    Examples:
         >>> continuation = generate_texts(model, ["import ", "def "], TextOptions(max_new_tokens=4))
         >>> len(continuation.texts), continuation.num_tokens
         (2, 8)
@@ -82,7 +82,7 @@ def generate_texts(
         InputError: The policy, share or draft cannot be had, a prompt is empty, or prompt and answer do not fit into
             the model's context.
 
-    Example:
+    Examples:
         >>> options = TextOptions(policy="exit", keep=0.5, max_new_tokens=8)
         >>> continuation = generate_texts(model, ["import "], options)
         >>> continuation.num_tokens, round(continuation.result.share_of_generated, 2)

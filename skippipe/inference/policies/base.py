@@ -32,7 +32,7 @@ class Policy(ABC):
     A policy of one's own is a subclass with `layers_at`; where the same layers run at every position, `FixedLayers`
     is enough.
 
-    Example:
+    Examples:
         >>> class HalfAfterPrompt(Policy):
         ...     def layers_at(self, position, prompt_length):
         ...         return (0, 1, 2, 3, 4, 5) if position < prompt_length else (0, 1, 2)
@@ -77,7 +77,7 @@ class Policy(ABC):
 class FixedLayers(Policy):
     """The same layers at every position.
 
-    Example:
+    Examples:
         >>> FixedLayers((0, 1, 4, 5), stages_run=2).layers_at(7, 3)
         (0, 1, 4, 5)
     """
@@ -101,7 +101,7 @@ class FixedLayers(Policy):
 class PolicyContext:
     """What a policy is built from.
 
-    Example:
+    Examples:
         >>> context = PolicyContext(model.decoder, keep=0.5, argument="warm_up=2")
         >>> context.options({"warm_up": 0.0, "floor": 0.1})
         {'warm_up': 2.0, 'floor': 0.1}

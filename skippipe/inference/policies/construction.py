@@ -20,7 +20,7 @@ def build_policy(specification: str, context: PolicyContext) -> Policy:
     Raises:
         InputError: Nobody has the name, the argument is wrong or missing, or the share cannot be had.
 
-    Example:
+    Examples:
         >>> policy = build_policy("exit", PolicyContext(model.decoder, keep=0.5))
         >>> policy.layers_at(0, 1)
         (0, 1, 2)

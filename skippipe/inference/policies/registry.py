@@ -32,7 +32,7 @@ class PolicyEntry:
     Raises:
         InputError: The name has other characters, or `decides_keep` has no example of an argument beside it.
 
-    Example:
+    Examples:
         >>> first = PolicyEntry("first", "the first layer", lambda context: FixedLayers((0,)))
         >>> first.usage
         'first'
@@ -121,7 +121,7 @@ def register_policy(entry: PolicyEntry) -> PolicyEntry:
     Raises:
         InputError: Another policy has this name.
 
-    Example:
+    Examples:
         >>> def build(context):
         ...     return FixedLayers(context.decoder.all_layers[-2:])
         >>> entry = register_policy(PolicyEntry("last-two", "the last two layers", build))

@@ -44,7 +44,7 @@ def solve_paper_method(
     Raises:
         InfeasibleError: No plan can exist; the message names the rules that conflict.
 
-    Example:
+    Examples:
         >>> by_paper = solve_paper_method(problem, max_generations=20)
         >>> by_paper.solver.name
         "SkipPipe paper's method"
