@@ -58,8 +58,8 @@ def load_model(
         The model, whole and in this process but for absent stages.
 
     Raises:
-        InputError: `path` is neither or is damaged, it has fewer layers than `num_stages`, a node of `absent` is
-            unknown, or there is no such device.
+        InputError: `path` is neither or is damaged, it has fewer layers than `num_stages`, `absent` names a node that
+            the plan has not or leaves nobody for stage 0, or there is no such device.
 
     Examples:
         >>> model = load_model(Path("runs/tiny"), device="cpu")
