@@ -21,7 +21,7 @@ SlotRoute = tuple[int, ...]
 
 @dataclass(frozen=True)
 class SlotModel:
-    """What a problem fixes before any node is placed."""
+    """A problem by slot: all that holds for every placement, whichever node fills a slot."""
 
     problem: Problem
 

@@ -32,8 +32,9 @@ def open_model(
 ) -> Iterator[LoadedModel | None]:
     """Yield the model of a run or a directory; `absent` are nodes of the plan that are gone.
 
-    Where several processes were started, one of them gets the model, with layers that the others hold. Each of these
-    serves until that one leaves the context; then it gets None, or ends with the exit code of what went wrong there.
+    With one process it gets the whole model. With several, the driver (`StageAssignment.driver`) gets the model, whose
+    layers the others hold. Each other process is a worker: it serves until the driver leaves this context, and then
+    gets None. Where the driver failed, its workers end with its exit code.
     """
     with closing(DistributedContext.from_environment(time_limits.SERVING_MEETING_S, process_groups=False)) as context:
         if context.store is None:

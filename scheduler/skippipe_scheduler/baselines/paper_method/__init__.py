@@ -1,4 +1,4 @@
-"""The method of the SkipPipe paper (arXiv 2502.19913): what our own planner is compared with."""
+"""The method of the SkipPipe paper (arXiv 2502.19913): a baseline, whose route sets are also starts of the search."""
 
 from skippipe_scheduler.baselines.paper_method.method import solve_paper_method
 
