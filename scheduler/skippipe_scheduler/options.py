@@ -7,7 +7,7 @@ from threading import Event
 from skippipe_scheduler.budget import Budget
 
 _MARGIN = 0.94
-"""Share of the time limit that the search may use; the rest is for writing the plan down."""
+"""Share of the time limit that the search may use; the rest is for exact times and writing the plan. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@ from small_problems import make_problem, slot_costs
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.slots.routes import balanced_routes, choose_routes, list_routes
+from skippipe_scheduler.slots.candidate_routes import list_routes
+from skippipe_scheduler.slots.count_model import choose_routes
+from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotModel
 
 

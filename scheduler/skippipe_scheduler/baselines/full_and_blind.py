@@ -8,6 +8,7 @@ from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.stage_sizes import keeps_pins, resized, size_choices
 
 MAX_SIZE_VARIANTS = 8
+"""Choices of stages with one more replica that are raced. Chosen: more would leave each too little of the budget."""
 
 
 def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) -> list[Problem]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from skippipe_scheduler.problem.rules import Rules
 
 MOST_STATES = 20_000
+"""States up to which the automaton is built; beyond, bounds only count stages. Chosen: some tenths of a second."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from skippipe_scheduler.bounds.network import Indices, Mask, Matrix, Network, Ve
 from skippipe_scheduler.bounds.pricing import PricedRoute, Prices
 
 MOST_ROUTES = 200_000
+"""Routes up to which all are listed. Chosen: some tens of MiB, and a look at all takes milliseconds."""
 
 
 def number_of_walks(network: Network) -> float:

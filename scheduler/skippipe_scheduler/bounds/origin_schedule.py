@@ -14,11 +14,12 @@ from skippipe_scheduler.bounds.walks import Trips, shortest_trips
 from skippipe_scheduler.budget import Budget
 
 _FEW_DIGITS, _DIGITS = 4, 7
-"""Digits of a time in whole units: few are quick; with more, times given in a few decimals are exact."""
+"""Digits of a time in whole units, first and then: few are quick; with more, times given in a few decimals are exact.
+Chosen."""
 _ROUNDING = 1e-6
 """Of a unit: less than this below a whole number is taken for it (in all less than the slack of the bounds)."""
 _EFFORT = 2.0
-"""Units of CP-SAT's deterministic time, about seconds."""
+"""Units of CP-SAT's deterministic time, about seconds, for one origin. Chosen."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from skippipe_scheduler.bounds.network import Matrix, Network, Vector
 
 Cube = npt.NDArray[np.float64]
 NO_WAY = 1e12
+"""Cost of what is not allowed; finite, so that interpolation stays defined."""
 _GRID = 32
+"""Points of the grid of holding prices. Chosen: interpolation between them loses little, and time grows with them."""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,15 @@ from skippipe_scheduler.bounds.walks import Idle
 from skippipe_scheduler.budget import Budget
 
 MOST_STEPS = 1e6
-"""Additions of a walk (see `Network.steps`) up to which the program is tried."""
+"""Additions of a walk (see `Network.steps`) up to which the program is tried. Chosen: each round prices that often."""
 MOST_ROUNDS = 300
+"""Rounds of column generation on one branch. Chosen: it converges sooner or gains little."""
 _ROUTES_AT_A_TIME = 12
+"""Columns that each origin may add in a round. Chosen."""
 _GAIN = 1e-4
-"""Rounds end when the program over the known routes is within this share of the bound."""
+"""Rounds end when the restricted master problem is within this share of the bound. Chosen."""
+_UNDECIDED = 1e-4
+"""A candidate whose share is nearer than this to 0 or 1 counts as decided. Chosen: the simplex method's rounding."""
 
 
 @dataclass(frozen=True, order=True)
@@ -52,7 +56,7 @@ class _Branch:
         """The candidate to branch on: its share is nearest one half; None where all origins are required."""
         shares = np.where(self.required | self.barred, 0.0, self.shares)
         doubt = np.minimum(shares, 1.0 - shares)
-        if doubt.max(initial=0.0) > 1e-4:
+        if doubt.max(initial=0.0) > _UNDECIDED:
             return int(doubt.argmax())
         return int(shares.argmax()) if shares.max(initial=0.0) > 0.5 else None
 

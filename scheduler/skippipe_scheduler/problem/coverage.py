@@ -14,6 +14,8 @@ _Flows = dict[_Point, dict[_Point, Any]]
 """How many microbatches go from point to point."""
 _END = -1
 """What stands for the stage after the last one."""
+_EFFORT = 30
+"""Units of CP-SAT's deterministic time, about seconds. Chosen: 50 stages need less."""
 
 
 def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]:
@@ -66,7 +68,7 @@ def _solved(model: cp_model.CpModel, seed: int) -> tuple[cp_model.CpSolver, Any]
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed % 2**31
     solver.parameters.catch_sigint_signal = False
-    solver.parameters.max_deterministic_time = 30
+    solver.parameters.max_deterministic_time = _EFFORT
     solver.parameters.cp_model_presolve = False  # it aborts on some of these models (OR-tools 9.15)
     return solver, solver.solve(model)
 

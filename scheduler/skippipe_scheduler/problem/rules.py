@@ -133,7 +133,11 @@ def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
     return extend((0,), 0)
 
 
-def sample_sequences(rules: Rules, count: int = 300) -> tuple[tuple[int, ...], ...]:
+SAMPLED_SEQUENCES = 300
+"""Sequences of each length that are drawn where there are too many to list. Chosen."""
+
+
+def sample_sequences(rules: Rules, count: int = SAMPLED_SEQUENCES) -> tuple[tuple[int, ...], ...]:
     """Return up to `count` legal sequences without swaps of every length; together they visit all stages about equally.
 
     For rules that allow too many sequences to list. The draws are always the same.

@@ -13,7 +13,7 @@ from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import stage_sizes
 
 _PARTS = (1 / 3, 2 / 3, 1.0)
-"""Of memory in the shares; none is the rule of equal work."""
+"""Of memory in the shares; none is the rule of equal work. Chosen: so many sizes can be raced."""
 
 StageSizes = tuple[int, ...]
 

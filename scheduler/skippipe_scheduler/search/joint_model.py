@@ -13,15 +13,10 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.slots.routes import count_routes, list_routes
+from skippipe_scheduler.search.tuning import JOINT_MODEL
+from skippipe_scheduler.slots.candidate_routes import count_routes, list_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 from skippipe_scheduler.slots.solution import Solution, Starts
-
-MAX_CHOICES = 2500
-"""Largest number of (microbatch, route) pairs for which the model is built."""
-_UNITS = 20_000
-_SMALL_TASKS, _SMALL_UNITS, _LARGE_UNITS = 45, 1.0, 0.05
-"""Least deterministic time of CP-SAT for at most so many tasks, and for more."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +32,8 @@ def is_small_enough(slot_model: SlotModel) -> bool:
     """Return whether the problem is small enough for the joint model, with one route length and even origins."""
     if slot_model.problem.free_origins or slot_model.problem.rules.route_lengths is not None:
         return False
-    origins = len(slot_model.slots_of[0])
-    return (
-        slot_model.lists_all_sequences and count_routes(slot_model) * len(slot_model.origins) <= MAX_CHOICES * origins
-    )
+    most_choices = JOINT_MODEL.most_choices * len(slot_model.slots_of[0])  # a microbatch has the routes of one origin
+    return slot_model.lists_all_sequences and count_routes(slot_model) * len(slot_model.origins) <= most_choices
 
 
 def solve_joint_model(
@@ -63,13 +56,17 @@ def solve_joint_model(
     if not whole and (not known or slot_model.problem.rules.route_lengths is not None):
         return None
     costs = SlotCosts(slot_model, solution.placement)
-    routes = list_routes(costs, seed, MAX_CHOICES).routes if whole else tuple(dict.fromkeys((*solution.routes, *known)))
+    if whole:
+        routes = list_routes(costs, seed, JOINT_MODEL.most_choices).routes
+    else:
+        routes = tuple(dict.fromkeys((*solution.routes, *known)))
     by_origin = {origin: [route for route in routes if route[0] == origin] for origin in slot_model.slots_of[0]}
-    if sum(len(by_origin[route[0]]) for route in solution.routes) > MAX_CHOICES:
+    if sum(len(by_origin[route[0]]) for route in solution.routes) > JOINT_MODEL.most_choices:
         return None
     model = _JointModel(costs, solution, by_origin)
     solver = cp_model.CpSolver()
-    least = _SMALL_UNITS if slot_model.num_tasks <= _SMALL_TASKS else _LARGE_UNITS
+    tuning = JOINT_MODEL
+    least = tuning.small_effort if slot_model.num_tasks <= tuning.small_tasks else tuning.large_effort
     budget.configure(solver, seed, num_workers, part, at_most_s, least)
     status = budget.run(solver, model.model)
     bound_s = max(0.0, solver.best_objective_bound) * model.unit_s if whole else 0.0
@@ -88,8 +85,8 @@ class _JointModel:
         self.model = cp_model.CpModel()
         self.costs = costs
         self.solution = solution
-        self.unit_s = solution.iteration_s / _UNITS
-        self.horizon = _UNITS + 1
+        self.unit_s = solution.iteration_s / JOINT_MODEL.units
+        self.horizon = JOINT_MODEL.units + 1
         slots = range(len(costs.placement))
         self.busy: list[list[Any]] = [[] for _ in slots]
         self.held: list[list[Any]] = [[] for _ in slots]

@@ -1,4 +1,10 @@
-"""One solve from start to end: several starts, a race between them, the winners searched on until time is up."""
+"""One solve from start to end: several starts, a race between them, the winners searched on until time is up.
+
+A portfolio of annealing searches: starts that differ in placement and routes race with equal shares of the budget, in
+one round, and the best two go on. Then an exact model of routes and order together improves the best of them, where it
+is small enough. At last the finalists are annealed again and again, cooler each time, until the budget is spent or the
+plan reaches the lower bound.
+"""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,48 +16,15 @@ from skippipe_scheduler.baselines.paper_method.method import best_run, route_set
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Progress, Robustness
+from skippipe_scheduler.search.effort import SearchEffort
 from skippipe_scheduler.search.joint_model import is_small_enough, solve_joint_model
-from skippipe_scheduler.search.kernel.jit import slowness
-from skippipe_scheduler.search.local_search import LARGE_TASKS, LocalSearch
+from skippipe_scheduler.search.local_search import LocalSearch
+from skippipe_scheduler.search.tuning import PORTFOLIO, PortfolioTuning
+from skippipe_scheduler.slots.count_model import choose_routes
 from skippipe_scheduler.slots.placement import few_placements, random_placement, regional_placement
-from skippipe_scheduler.slots.routes import balanced_routes, choose_routes, priced_routes
+from skippipe_scheduler.slots.routes import balanced_routes, priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution
-
-_MOST_STARTS_OF_GIVEN, _MOST_STARTS = 12, 24
-"""Where the placement is given, and for each variant of the problem where it is free."""
-_FEW_PLACEMENTS = 24
-"""Up to this number of placements there are, the search begins at each."""
-_RANDOM_START_TASKS = 10_000
-"""With more tasks a search from a random placement does not catch up: all begin at regions, with other seeds."""
-_RACE_PART, _RACE_PART_OF_JOINT = 0.65, 0.4
-_CYCLE_PART = 0.4
-_JOINT_PART, _JOINT_PART_OF_GIVEN, _CROSSING_PART = 0.15, 0.5, 0.85
-"""Of what is left of the budget; where the placement is given, more for the joint model, because routes and order are
-then all there is, and most where it only combines known routes, after a longer race.
-"""
-_BOUNDS_PART = 0.05
-_PROVEN = 1e-6
-"""A plan within this share of the bound ends the search: bounds are rounded down by as much."""
-_JOINT_AT_MOST_S = 40.0
-_CROSSED = 6
-"""Plans whose routes the joint model may combine where there are too many for it."""
-_STEPS_PER_TASK, _STEPS_PER_TASK_OF_JOINT = 600, 300
-"""Steps of a full annealing for each task; fewer where the joint model follows."""
-_STEPS_FROM_TASKS = 480
-"""With a free placement and fewer tasks they are proportionally fewer: small problems begin at more placements."""
-_LIGHT_PART = 0.1
-_LIGHT_STEP_S, _LIGHT_SLOT_S = 1.3e-6, 4e-9
-"""About how long a step on the loads takes, and how much of it each slot adds."""
-_TEAMS = 3
-_TEAM_EXPANSIONS, _LEAST_TEAM_EXPANSIONS = 2000, 200
-"""Effort for the path search, about a tenth of a second, and in short searches."""
-_COUNT_MODEL_TASKS = 1000
-"""The count model is worth its time up to this number of tasks."""
-_STEP_S, _TASK_S = 1e-5, 6e-8
-"""About how long a step takes, and how much of it each task adds."""
-_LARGE_STEP_S, _LARGE_TASK_S = 5e-5, 2.5e-9
-"""The same for large schedules, which are changed in place."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +37,11 @@ class Incumbent:
 
 @dataclass
 class PortfolioSearch:
-    """Searches over one or more variants of a problem within one budget."""
+    """Searches over one or more variants of a problem within one budget.
+
+    `num_workers` threads run at a time; all randomness comes from `seed`. `bound_s` is the best lower bound known, of
+    all variants, in seconds, and `best` the best plan so far. `progress` is told of each better plan, from any thread.
+    """
 
     slot_models: Sequence[SlotModel]
     budget: Budget
@@ -72,6 +49,7 @@ class PortfolioSearch:
     num_workers: int
     robustness: Robustness | None = None
     progress: Callable[[Progress], None] | None = None
+    tuning: PortfolioTuning = PORTFOLIO
     bound_s: float = 0.0
     best: Incumbent | None = None
     announced_s: float = float("inf")
@@ -80,9 +58,16 @@ class PortfolioSearch:
     known: Sequence[SlotRoute] = ()
     """Routes of the best of the race, where the placement is given."""
 
+    @property
+    def effort(self) -> SearchEffort:
+        """What is left of the budget, in steps and starts."""
+        return SearchEffort(self.budget, self.num_workers, len(self.slot_models), self.tuning)
+
     def run(self, warm: Solution | None = None) -> Incumbent:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
-        limit_s = 0.0 if self.budget.repeatable else _BOUNDS_PART * self.budget.limit_s / len(self.slot_models)
+        limit_s = 0.0
+        if not self.budget.repeatable:
+            limit_s = self.tuning.bounds_part * self.budget.limit_s / len(self.slot_models)
         bounds = (lower_bounds(slot_model.problem, limit_s, self.budget.stop) for slot_model in self.slot_models)
         self.bound_s = min(max(of_variant.values()) for of_variant in bounds)
         with ThreadPoolExecutor(self.num_workers) as pool:
@@ -101,8 +86,8 @@ class PortfolioSearch:
     def _resume(self, warm: Solution, pool: ThreadPoolExecutor) -> None:
         """Begin at an older plan: in its own order and, where there is time, with balanced loads in a new one."""
         slot_model = self.slot_models[0]
-        anew = self.num_workers if self._steps_left(slot_model) > slot_model.num_tasks else 0
-        steps, stop = self._balancing_steps(slot_model, max(1, anew)), self.budget.stop
+        anew = self.num_workers if self.effort.steps_left(slot_model) > slot_model.num_tasks else 0
+        steps, stop = self.effort.balancing_steps(slot_model, max(1, anew)), self.budget.stop
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
@@ -118,65 +103,55 @@ class PortfolioSearch:
 
     def _start_searches(self, slot_model: SlotModel, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads balanced first."""
-        every = () if slot_model.given_placement() else few_placements(slot_model, _FEW_PLACEMENTS)
-        count = len(every) or max(2, self._affordable_starts(slot_model) // len(self.slot_models))
-        steps = self._balancing_steps(slot_model, count)
+        every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
+        count = len(every) or max(2, self.effort.affordable_starts(slot_model) // len(self.slot_models))
+        steps = self.effort.balancing_steps(slot_model, count)
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
-            base = _base(slot_model, self.seed, index, every)
+            base = self._start_of(slot_model, index, every)
             placement, routes = search.balance_loads(*base, steps, exchange=not every, stop=self.budget.stop)
             return search, search.start(placement, routes)
 
         for search, solution in pool.map(begin, range(count)):
             self._add(search, solution)
-        if slot_model.given_placement() is not None and slot_model.num_tasks <= _COUNT_MODEL_TASKS:
+        if slot_model.given_placement() is not None and slot_model.num_tasks <= self.tuning.count_model_tasks:
             self._start_from_count_model(slot_model)
             self._start_from_path_sets(slot_model)
+
+    def _start_of(
+        self, slot_model: SlotModel, index: int, placements: Sequence[SlotPlacement]
+    ) -> tuple[SlotPlacement, Sequence[SlotRoute]]:
+        """Return the placement (of `placements` where there are some) and the routes that start `index` begins with.
+
+        The first is the most promising, the others differ.
+        """
+        seed = self.seed + index
+        placement = placements[index] if placements else slot_model.given_placement()
+        if placement is None and index and slot_model.num_tasks <= self.tuning.random_start_tasks:
+            return random_placement(slot_model, seed), balanced_routes(slot_model, seed)
+        placement = placement or regional_placement(slot_model)
+        return placement, priced_routes(SlotCosts(slot_model, placement), seed)
 
     def _start_from_count_model(self, slot_model: SlotModel) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""
         placement = slot_model.given_placement() or ()
-        choice = choose_routes(SlotCosts(slot_model, placement), self.budget, self.seed, self.num_workers, part=0.1)
+        costs, part = SlotCosts(slot_model, placement), self.tuning.count_model_part
+        choice = choose_routes(costs, self.budget, self.seed, self.num_workers, part=part)
         if len(self.slot_models) == 1:
             self.bound_s = max(self.bound_s, choice.bound_s)
-        search = LocalSearch(slot_model, self.seed + _MOST_STARTS + 1, self.robustness)
+        search = LocalSearch(slot_model, self.seed + self.tuning.most_starts + 1, self.robustness)
         self._add(search, search.start(placement, choice.routes))
 
     def _start_from_path_sets(self, slot_model: SlotModel) -> None:
         """Add searches from routes that groups of microbatches share (`skippipe_scheduler.baselines.paper_method`)."""
         placement = slot_model.given_placement() or ()
-        affordable = self.budget.evaluations // 10 if self.budget.evaluations is not None else 1000 * self.budget.left_s
-        expansions = min(_TEAM_EXPANSIONS, max(_LEAST_TEAM_EXPANSIONS, int(affordable)))
-        budget = Budget(0.0, expansions, self.budget.stop)
+        budget = Budget(0.0, self.effort.path_set_expansions(), self.budget.stop)
         costs = SlotCosts(slot_model, placement)
-        sets = islice(route_sets(costs, budget, self.seed), _TEAMS)
+        sets = islice(route_sets(costs, budget, self.seed), self.tuning.path_sets)
         for index, routes in enumerate(sets):
-            search = LocalSearch(slot_model, self.seed + _MOST_STARTS + 2 + index, self.robustness)
+            search = LocalSearch(slot_model, self.seed + self.tuning.most_starts + 2 + index, self.robustness)
             self._add(search, search.resume(best_run(costs, routes)))
-
-    def _balancing_steps(self, slot_model: SlotModel, count: int) -> int:
-        step_s = slowness() * (_LIGHT_STEP_S + _LIGHT_SLOT_S * len(slot_model.stage_of))
-        if self.budget.evaluations is not None:
-            return max(1000, int(_LIGHT_PART * self.budget.evaluations / count))
-        return max(
-            100, int(_LIGHT_PART * self.num_workers * self.budget.left_s / step_s / count / len(self.slot_models))
-        )
-
-    def _affordable_starts(self, slot_model: SlotModel) -> int:
-        """Return how many full annealings fit into the race."""
-        most = _MOST_STARTS if slot_model.given_placement() is None else _MOST_STARTS_OF_GIVEN
-        affordable = int(_race_part(slot_model) * self._steps_left(slot_model) / _full_annealing(slot_model))
-        return min(most * len(self.slot_models), affordable)
-
-    def _steps_left(self, slot_model: SlotModel) -> float:
-        """Return about how many steps all workers can still make."""
-        if self.budget.evaluations is not None:
-            return self.budget.evaluations - self.budget.spent
-        step_s = _STEP_S + _TASK_S * slot_model.num_tasks
-        if slot_model.num_tasks > LARGE_TASKS:
-            step_s = _LARGE_STEP_S + _LARGE_TASK_S * slot_model.num_tasks
-        return self.num_workers * self.budget.left_s / slowness() / step_s
 
     def _add(self, search: LocalSearch, solution: Solution) -> None:
         self.searches.append(search)
@@ -204,8 +179,9 @@ class PortfolioSearch:
         at_once = min(len(searches), self.num_workers)
         share_each = part * at_once / len(searches) if not self.budget.repeatable else part / len(searches)
         left = self.budget.share(share_each)
-        steps = part * self._steps_left(searches[0].slot_model) / len(searches)
-        temperature *= min(1.0, steps / _full_annealing(searches[0].slot_model)) ** 1.5
+        steps = part * self.effort.steps_left(searches[0].slot_model) / len(searches)
+        completeness = min(1.0, steps / self.effort.full_annealing(searches[0].slot_model))
+        temperature *= completeness**self.tuning.short_annealing_exponent
 
         def improve(search: LocalSearch) -> tuple[Budget, Solution]:
             budget = Budget(left.limit_s, left.evaluations, left.stop)
@@ -217,16 +193,16 @@ class PortfolioSearch:
             self._report(search, solution)
 
     def _race(self, pool: ThreadPoolExecutor) -> None:
-        """Anneal from every start and keep the best two."""
-        if len(self.searches) > 2 and not self._finished():
-            self._anneal(pool, self.searches, _race_part(self.searches[0].slot_model), 1.0)
+        """Anneal from every start and keep the finalists."""
+        finalists = self.tuning.finalists
+        if len(self.searches) > finalists and not self._finished():
+            self._anneal(pool, self.searches, self.effort.race_part(self.searches[0].slot_model), 1.0)
             self.searches.sort(key=lambda search: search.best_solution().key)
-            leaders = [
-                search for search in self.searches[:_CROSSED] if search.slot_model is self.searches[0].slot_model
-            ]
-            if leaders[0].slot_model.given_placement() is not None:
+            variant = self.searches[0].slot_model
+            leaders = [search for search in self.searches[: self.tuning.combined] if search.slot_model is variant]
+            if variant.given_placement() is not None:
                 self.known = [route for search in leaders for route in search.best_solution().routes]
-            self.searches = self.searches[:2]
+            self.searches = self.searches[:finalists]
             for search in self.searches:
                 search.restart()
 
@@ -235,69 +211,48 @@ class PortfolioSearch:
         if self.best is None or self._finished() or self.robustness:
             return
         slot_model, solution = self.best.slot_model, self.best.solution
-        part = _CROSSING_PART if self.known and not is_small_enough(slot_model) else _JOINT_PART_OF_GIVEN
-        part = _JOINT_PART if slot_model.given_placement() is None else part
-        limits = {"part": part, "at_most_s": _JOINT_AT_MOST_S}
-        result = solve_joint_model(slot_model, solution, self.known, self.budget, self.seed, self.num_workers, **limits)
+        tuning, part = self.tuning, self.tuning.joint_part_of_given
+        if slot_model.given_placement() is None:
+            part = tuning.joint_part
+        elif self.known and not is_small_enough(slot_model):
+            part = tuning.joint_part_of_known
+        result = solve_joint_model(
+            slot_model,
+            solution,
+            self.known,
+            self.budget,
+            self.seed,
+            self.num_workers,
+            part=part,
+            at_most_s=tuning.joint_at_most_s,
+        )
         if result is None:
             return
         if slot_model.given_placement() is not None and len(self.slot_models) == 1:
             self.bound_s = max(self.bound_s, min(result.bound_s, solution.iteration_s))
         if result.routes is not None:
-            search = LocalSearch(slot_model, self.seed + _MOST_STARTS, self.robustness)
+            search = LocalSearch(slot_model, self.seed + self.tuning.most_starts, self.robustness)
             found = Solution(solution.placement, result.routes, result.starts, solution.iteration_s, solution.score)
             self._add(search, search.resume(found))
-            self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[:2]
+            self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[: tuning.finalists]
 
     def _intensify(self, pool: ThreadPoolExecutor) -> None:
         """Anneal the finalists again and again, cooler each time; one far behind starts again from the best."""
-        temperature = 1.0
+        tuning, temperature = self.tuning, 1.0
         while not self._finished():
-            full = len(self.searches) * _full_annealing(self.searches[0].slot_model)
-            part = max(_CYCLE_PART, full / max(1.0, self._steps_left(self.searches[0].slot_model)))
-            self._anneal(pool, self.searches, part if part < 0.7 else 1.0, temperature)
+            full = len(self.searches) * self.effort.full_annealing(self.searches[0].slot_model)
+            part = max(tuning.cycle_part, full / max(1.0, self.effort.steps_left(self.searches[0].slot_model)))
+            self._anneal(pool, self.searches, part if part < tuning.last_cycle_part else 1.0, temperature)
             self.searches.sort(key=lambda search: search.best_solution().key)
             leader = self.searches[0]
             for search in self.searches[1:]:
-                if (
-                    search.slot_model is leader.slot_model
-                    and search.best_solution().iteration_s > 1.005 * leader.best_solution().iteration_s
-                ):
+                limit_s = tuning.far_behind * leader.best_solution().iteration_s
+                if search.slot_model is leader.slot_model and search.best_solution().iteration_s > limit_s:
                     search.resume(leader.best_solution())
             for search in self.searches:
                 search.restart()
-            temperature = max(0.3, 0.7 * temperature)
+            temperature = max(tuning.least_temperature, tuning.cycle_cooling * temperature)
 
     def _finished(self) -> bool:
-        reached = self.best is not None and self.best.solution.iteration_s <= self.bound_s * (1 + _PROVEN) + 1e-9
-        return reached or self.budget.exhausted
-
-
-def _base(
-    slot_model: SlotModel, seed: int, index: int, every: Sequence[SlotPlacement] = ()
-) -> tuple[SlotPlacement, Sequence[SlotRoute]]:
-    """Return a placement (of `every` where given) and routes whose loads to balance.
-
-    The first is the most promising, the others differ.
-    """
-    placement = every[index] if every else slot_model.given_placement()
-    if placement is None and index and slot_model.num_tasks <= _RANDOM_START_TASKS:
-        return random_placement(slot_model, seed + index), balanced_routes(slot_model, seed + index)
-    placement = placement or regional_placement(slot_model)
-    return placement, priced_routes(SlotCosts(slot_model, placement), seed + index)
-
-
-def _race_part(slot_model: SlotModel) -> float:
-    return _RACE_PART_OF_JOINT if _joint_follows(slot_model) else _RACE_PART
-
-
-def _full_annealing(slot_model: SlotModel) -> int:
-    if _joint_follows(slot_model):
-        return _STEPS_PER_TASK_OF_JOINT * slot_model.num_tasks
-    if slot_model.given_placement() is not None:
-        return _STEPS_PER_TASK * slot_model.num_tasks
-    return int(_STEPS_PER_TASK * slot_model.num_tasks * min(1.0, slot_model.num_tasks / _STEPS_FROM_TASKS))
-
-
-def _joint_follows(slot_model: SlotModel) -> bool:
-    return slot_model.given_placement() is not None and is_small_enough(slot_model)
+        proven_s = self.bound_s * (1 + self.tuning.proven) + 1e-9
+        return self.budget.exhausted or (self.best is not None and self.best.solution.iteration_s <= proven_s)

@@ -1,190 +1,25 @@
-"""Routes by a count model: how many microbatches of each origin take which route (an integer program).
+"""Routes to begin from, made by rules: evenly loaded ones, and cheap ones."""
 
-The program minimises the largest of two bounds over the slots, work and memory (Little's law: the time a
-slot's microbatches are held, divided by how many it can hold), and then the mean round trip. Small problems
-list every route; large ones only cheap and some random ones per origin and stage sequence, and are then
-heuristic.
-"""
-
-import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, floor, prod
+from math import ceil
 
 import numpy as np
 import numpy.typing as npt
 from ortools.sat.python import cp_model
 
-from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.problem.coverage import even_sequences
 from skippipe_scheduler.problem.infeasibility import check_feasible
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
-MAX_ROUTES = 2500
-_MAX_SEQUENCES = 60
-_UNITS = 100_000
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Routes to choose from; `complete` when these are all legal ones."""
-
-    routes: tuple[SlotRoute, ...]
-    complete: bool
-
-
-@dataclass(frozen=True)
-class RouteChoice:
-    """One route per microbatch; `bound_s` is a lower bound of the iteration (0 unless all routes were
-    considered).
-    """
-
-    routes: tuple[SlotRoute, ...]
-    bound_s: float
-
-
-def count_routes(slot_model: SlotModel) -> int:
-    """Return the number of routes along the sequences of `slot_model`."""
-    return sum(prod(len(slot_model.slots_of[stage]) for stage in sequence) for sequence in slot_model.sequences)
-
-
-def list_routes(costs: SlotCosts, seed: int, limit: int = MAX_ROUTES) -> Candidates:
-    """Return every legal route if there are at most `limit`, else cheap and random ones."""
-    slot_model = costs.slot_model
-    if slot_model.lists_all_sequences and count_routes(slot_model) <= limit:
-        every = itertools.chain.from_iterable(
-            itertools.product(*(slot_model.slots_of[s] for s in sequence)) for sequence in slot_model.sequences
-        )
-        return Candidates(tuple(every), complete=True)
-    rng = random.Random(seed)
-    sequences = list(slot_model.sequences)
-    if len(sequences) > _MAX_SEQUENCES:
-        sequences = spread_sequences(slot_model, rng, _MAX_SEQUENCES)
-    origins = slot_model.slots_of[0]
-    per_pair = max(2, limit // (len(origins) * len(sequences)))
-    found: dict[SlotRoute, None] = {}
-    for origin in origins:
-        for sequence in sequences:
-            for route in _cheapest(costs, origin, sequence, per_pair - per_pair // 3):
-                found[route] = None
-            for _ in range(per_pair // 3):
-                found[origin, *(rng.choice(slot_model.slots_of[stage]) for stage in sequence[1:])] = None
-    return Candidates(tuple(found), complete=False)
-
-
-def spread_sequences(slot_model: SlotModel, rng: random.Random, count: int) -> list[tuple[int, ...]]:
-    """Return up to `count` legal sequences that visit the stages about equally often."""
-    visits = [0] * slot_model.problem.num_stages
-    rest = list(slot_model.sequences)
-    rng.shuffle(rest)
-    chosen: list[tuple[int, ...]] = []
-    while rest and len(chosen) < count:
-        best = min(rest[:400], key=lambda sequence: sum(visits[stage] for stage in sequence))
-        rest.remove(best)
-        chosen.append(best)
-        for stage in best:
-            visits[stage] += 1
-    return chosen
-
-
-def _cheapest(costs: SlotCosts, origin: int, sequence: tuple[int, ...], count: int) -> list[SlotRoute]:
-    """Return about the `count` cheapest routes along `sequence` (beam search that keeps every last slot)."""
-    partial: list[tuple[float, SlotRoute]] = [(0.0, (origin,))]
-    slots_of = costs.slot_model.slots_of
-    for stage in sequence[1:]:
-        longer: list[tuple[float, SlotRoute]] = []
-        for slot in slots_of[stage]:
-            work_s = costs.forward_s[slot] + costs.backward_s[slot]
-            reached = sorted(
-                (length_s + costs.both_ways_s(route[-1], slot) + work_s, (*route, slot)) for length_s, route in partial
-            )
-            longer += reached[: max(1, count // len(slots_of[stage]) + 1)]
-        partial = longer
-    closed = sorted((length_s + costs.both_ways_s(route[-1], origin), route) for length_s, route in partial)
-    return [route for _, route in closed[:count]]
-
-
-def choose_routes(
-    costs: SlotCosts,
-    budget: Budget,
-    seed: int,
-    num_workers: int = 1,
-    *,
-    part: float = 0.2,
-    at_most_s: float = 3.0,
-) -> RouteChoice:
-    """Solve the count model within `part` of `budget`; raise `InfeasibleError` where no routes obey the rules."""
-    candidates = list_routes(costs, seed)
-    solver = cp_model.CpSolver()
-    model = _CountModel(costs, candidates.routes)
-    budget.configure(solver, seed, num_workers, part / 2, at_most_s / 2)
-    model.model.minimize(model.peak)
-    status = budget.run(solver, model.model)
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return RouteChoice(balanced_routes(costs.slot_model, seed), 0.0)
-    bound_s = solver.best_objective_bound * model.unit_s if candidates.complete else 0.0
-    counts = [solver.value(count) for count in model.counts]
-    model.refine(counts, round(solver.objective_value))
-    budget.configure(solver, seed, num_workers, part / 2, at_most_s / 2)
-    if budget.run(solver, model.model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        counts = [solver.value(count) for count in model.counts]
-    rows = sorted(zip(candidates.routes, counts, strict=True))
-    return RouteChoice(tuple(route for route, count in rows for _ in range(count)), bound_s)
-
-
-class _CountModel:
-    """The integer program; times are whole units, rounded down so that its bound stays valid."""
-
-    def __init__(self, costs: SlotCosts, routes: tuple[SlotRoute, ...]) -> None:
-        slot_model, model = costs.slot_model, cp_model.CpModel()
-        self.model, self.routes = model, routes
-        self.chains = [costs.chain(route) for route in routes]
-        total = len(slot_model.origins)
-        self.unit_s = max(chain.round_trip_s for chain in self.chains) / _UNITS
-        self.counts = [model.new_int_var(0, total, "") for _ in routes]
-        self.peak = model.new_int_var(0, _UNITS * (1 + total) * 2, "peak")
-        if slot_model.problem.free_origins:
-            model.add(sum(self.counts) == total)
-        else:
-            for origin, count in enumerate(slot_model.problem.microbatches_of_origins()):
-                model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if route[0] == origin) == count)
-        for length, count in slot_model.problem.rules.length_counts(total).items():
-            model.add(sum(v for v, route in zip(self.counts, routes, strict=True) if len(route) == length) == count)
-        self._balance(slot_model)
-        for slot in range(len(slot_model.stage_of)):
-            self._limit(costs, slot)
-
-    def _balance(self, slot_model: SlotModel) -> None:
-        for stage, bounds in slot_model.limits.items():
-            here = set(slot_model.slots_of[stage])
-            visits = sum(v for v, route in zip(self.counts, self.routes, strict=True) if here.intersection(route))
-            self.model.add_linear_constraint(visits, *bounds)
-
-    def _limit(self, costs: SlotCosts, slot: int) -> None:
-        work_s = costs.forward_s[slot] + costs.backward_s[slot] + 2 * costs.overhead_s
-        if slot in costs.slot_model.slots_of[0]:
-            work_s += costs.loss_s[slot] + costs.overhead_s
-        slack = floor(costs.overhead_s / self.unit_s) + 1
-        here = [
-            (v, chain.residence_s[route.index(slot)])
-            for v, route, chain in zip(self.counts, self.routes, self.chains, strict=True)
-            if slot in route
-        ]
-        if here:
-            memory = costs.memory[slot]
-            held = sum(v * floor(residence_s / self.unit_s) for v, residence_s in here)
-            self.model.add(held <= memory * self.peak)
-            self.model.add(sum(v for v, _ in here) * floor(work_s / self.unit_s) <= self.peak + slack)
-
-    def refine(self, counts: list[int], peak: int) -> None:
-        """Turn to the mean round trip, with the peak at most what was found."""
-        self.model.add(self.peak <= peak)
-        self.model.clear_hints()
-        for variable, value in zip(self.counts, counts, strict=True):
-            self.model.add_hint(variable, value)
-        trips = (ceil(chain.round_trip_s / self.unit_s) for chain in self.chains)
-        self.model.minimize(sum(v * trip for v, trip in zip(self.counts, trips, strict=True)))
+SPARE_ROOM = 1.1
+"""How many times its share of the visits a slot may get before it costs more. Chosen."""
+CROWDING_COST = 100
+"""What a visit beyond that costs, in the longest work of a visit. Chosen: more than any detour."""
+SEQUENCES_EFFORT = 0.3
+"""Units of CP-SAT's deterministic time to find few sequences with even coverage. Chosen."""
+SEQUENCE_COSTS = (8, 12)
+"""A sequence costs a random number between these, so that seeds differ in which few are used. Chosen."""
 
 
 def balanced_routes(slot_model: SlotModel, seed: int) -> tuple[SlotRoute, ...]:
@@ -251,7 +86,7 @@ def _rooms(costs: SlotCosts, sequences: Sequence[tuple[int, ...]]) -> npt.NDArra
     for stage, slots in enumerate(slot_model.slots_of):
         visits = sum(stage in sequence for sequence in sequences)
         speed = np.array([1 / (costs.forward_s[slot] + costs.backward_s[slot]) for slot in slots])
-        room[list(slots)] = np.ceil(1.1 * visits * speed / speed.sum())
+        room[list(slots)] = np.ceil(SPARE_ROOM * visits * speed / speed.sum())
     return room
 
 
@@ -264,7 +99,7 @@ def _cheapest_with_room(
     room: npt.NDArray[np.float64],
 ) -> SlotRoute:
     """Return the cheapest closed walk along `sequence`; a slot without room costs much, but is never forbidden."""
-    crowded_s = np.where(room > 0, 0.0, 100 * work_s.max() * (1 - room))
+    crowded_s = np.where(room > 0, 0.0, CROWDING_COST * work_s.max() * (1 - room))
     length_s, slots, came_from = np.zeros(1), np.array([origin]), []
     for stage in sequence[1:]:
         here = np.array(slot_model.slots_of[stage])
@@ -306,11 +141,11 @@ def _few_sequences(slot_model: SlotModel, seed: int) -> list[tuple[int, ...]] | 
     used = [model.new_bool_var("") for _ in counts]
     for count, flag in zip(counts, used, strict=True):
         model.add(count <= total * flag)
-    model.minimize(sum(flag * rng.randint(8, 12) for flag in used))
+    model.minimize(sum(flag * rng.randint(*SEQUENCE_COSTS) for flag in used))
     solver.parameters.num_workers = 1
     solver.parameters.catch_sigint_signal = False
     solver.parameters.random_seed = seed % 2**31
-    solver.parameters.max_deterministic_time = 0.3
+    solver.parameters.max_deterministic_time = SEQUENCES_EFFORT
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None
     return [

@@ -13,6 +13,7 @@ from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.rules import sample_sequences, stage_sequences
 
 MAX_SEQUENCES = 2000
+"""Legal sequences of stages up to which all are listed. Chosen: with more, models over them get slow."""
 SlotPlacement = tuple[int, ...]
 """Index (rank) of the node in each slot; slots are numbered stage by stage."""
 SlotRoute = tuple[int, ...]
@@ -21,7 +22,11 @@ SlotRoute = tuple[int, ...]
 
 @dataclass(frozen=True)
 class SlotModel:
-    """A problem by slot: all that holds for every placement, whichever node fills a slot."""
+    """A problem by slot, before any node is placed: what does not depend on which node fills which slot.
+
+    Stages, slots and sequences follow from the problem once and are remembered; `SlotCosts` adds the costs under one
+    placement.
+    """
 
     problem: Problem
 

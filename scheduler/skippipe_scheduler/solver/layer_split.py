@@ -24,17 +24,25 @@ Variants = Callable[[Problem], Sequence[Problem]]
 """The problems of which the best plan is wanted when a problem is posed, such as its full pipelines."""
 
 _CLIMB_PART = 0.1
+"""Share of the budget for the local search. Chosen: with the finalists' a quarter together."""
 _COMPARE_PART = 0.05
+"""Share of the budget for each finalist. Chosen."""
 _FINALISTS = 3
-"""Shares of the budget for the local search and for each finalist: a quarter together."""
-_COMPARE_S, _COMPARE_MOST = 0.5, 0.1
-"""With less time than this a comparison is noise; so a short budget gives a finalist up to this share."""
+"""Splits that are solved with equal budgets in the end: the first and the two best. Chosen."""
+_COMPARE_S = 0.5
+"""Seconds with less of which a comparison is noise, ... Chosen."""
+_COMPARE_MOST = 0.1
+"""... so a short budget gives a finalist up to this share. Chosen."""
 _TRIALS = 40
-"""Trials that the local search has time for, if each makes so many steps per task at least."""
+"""Trials that the local search has time for. Chosen: a few neighbours of a few splits."""
 _STEPS_PER_TASK = 5
+"""Steps on the loads in a trial, for each task. Chosen: compiled, a trial takes milliseconds."""
 _LEAST_STEPS = 20
+"""And at least. Chosen."""
 _LEAST_GAIN = 1e-3
+"""Share of the iteration time by which a split must be shorter to be taken. Chosen: less is noise of short trials."""
 _LEAST_LEFT = 0.05
+"""Share of the time limit that is left for the solve itself at least. Chosen."""
 
 
 def choose_layers(

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from skippipe_scheduler.slots.solution import Solution
 
 SPLIT_SHARE = 0.15
-"""Part of the budget that goes into splitting backwards, where the problem allows it."""
+"""Part of the budget that goes into splitting backwards, where the problem allows it. Chosen."""
+BLIND_PLACEMENT_PART = 0.2
+"""Share of the budget in which the network-blind baseline gets a placement, where none is given. Chosen."""
+BLIND_ROUTES_PART = 0.8
+"""Share of what is left then in which it gets its routes. Chosen: the rest times them at the true costs."""
+BLIND_BOUNDS_PART = 0.05
+"""Share of the time limit for its lower bounds. Chosen: as in the portfolio search."""
 
 __all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind", "solve_variants"]
 
@@ -113,16 +119,16 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     budget = options.budget()
     check_feasible(fixed)
     if fixed.stages is None:
-        found = _portfolio_search([SlotModel(fixed)], options, budget.share(0.2)).run()
+        found = _portfolio_search([SlotModel(fixed)], options, budget.share(BLIND_PLACEMENT_PART)).run()
         fixed = _fix(fixed, found.slot_model.stages(found.solution.placement))
     slot_model = SlotModel(fixed)
-    searched = 0.8 * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
+    searched = BLIND_ROUTES_PART * (1 - SPLIT_SHARE if fixed.costs.weight_s else 1.0)
     blind = _portfolio_search([SlotModel(network_blind(fixed))], options, budget.share(searched)).run()
     search = LocalSearch(slot_model, options.seed)
     solution = min(
         search.resume(blind.solution), search.greedy_insert(blind.solution), key=lambda candidate: candidate.iteration_s
     )
-    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else 0.05 * options.time_limit_s, budget.stop)
+    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else BLIND_BOUNDS_PART * options.time_limit_s, budget.stop)
     plan = finished_plan(slot_model, solution, max(bounds.values()), _solver(options, budget), None)
     return _split(plan, fixed, budget, options)
 

@@ -4,7 +4,8 @@ Only the input gradient holds up the nodes before a node on the route; the weigh
 would be idle (zero-bubble pipelines: Qi et al., arXiv 2401.10241). The pass begins at the best of three orders: nothing
 split, all split with every weight gradient at once, all split with weight gradients in the gaps where they hold up
 nothing. From there single tasks on the critical path are split, joined again, moved and exchanged, each change
-timed by the exact simulator. Origins keep their backwards whole: nothing waits for an input gradient there.
+timed by the exact simulator, in a late acceptance hill climbing (Burke and Bykov, 2017). Origins keep their backwards
+whole: nothing waits for an input gradient there.
 """
 
 import random
@@ -32,15 +33,18 @@ Change = tuple[str, Callable[[], tuple[Task, ...]]]
 """A node, and what makes its new order."""
 
 _STEPS = 5
-"""Steps of the search that one exact simulation counts as."""
-_MEMORY = 30
-"""A change is taken where it is no longer than the current order or that of so many changes ago."""
-_SEARCH = 0.8
-"""Part of the budget for changes; the rest is for joining what need not be split."""
+"""Steps of the search that one exact simulation counts as, in a repeatable search. Chosen: a simulation of a small plan
+takes some milliseconds, a step of the search some hundredths of one, but whole budgets would then be too short."""
+_HISTORY = 30
+"""A change is taken where it is no longer than the current order or that of so many changes ago. Chosen."""
+_SEARCH_PART = 0.8
+"""Share of the budget for changes; the rest is for joining what need not be split. Chosen."""
 _PATIENCE = 600
-"""Changes without a shorter iteration after which the pass ends."""
+"""Changes without a shorter iteration after which the pass ends. Chosen."""
+_TO_THE_END = 0.2
+"""Share of the moves of a weight gradient that put it last on its node, where it is often best. Chosen."""
 _COMPACTNESS = 0.01
-"""Weight of the mean end of the nodes beside the iteration time, which many orders share."""
+"""Weight of the mean end of the nodes beside the iteration time, which many orders share. Chosen."""
 
 
 def plan_weight_gradients(plan: Plan, problem: Problem, budget: Budget, seed: int) -> Plan:
@@ -92,7 +96,7 @@ class _Timed:
 
 
 class SplitSearch:
-    """One pass over one plan."""
+    """One pass over one plan: which backwards to split and where their weight gradients run."""
 
     def __init__(self, plan: Plan, budget: Budget, generator: random.Random) -> None:
         self.plan, self.budget, self.generator = plan, budget, generator
@@ -190,11 +194,11 @@ class SplitSearch:
             yield Task("W", microbatch)
 
     def _search(self, start: _Timed) -> _Timed:
-        """Change tasks on the critical path at random (late acceptance hill climbing) until the budget is spent."""
+        """Change tasks on the critical path at random until the budget is spent or nothing has helped for long."""
         current = best = start
-        scores = [start.score] * _MEMORY
+        scores = [start.score] * _HISTORY
         changes = [*self._changes(current)]
-        budget = self.budget.share(_SEARCH)
+        budget = self.budget.share(_SEARCH_PART)
         spent_before = self.budget.spent
         step = last_better = 0
         while changes and not budget.exhausted and step - last_better < _PATIENCE:
@@ -202,12 +206,12 @@ class SplitSearch:
             budget.spent = self.budget.spent - spent_before
             node, change = self.generator.choice(changes)
             candidate = self.timed({**current.order, node: change()})
-            if candidate is not None and candidate.score <= max(current.score, scores[step % _MEMORY]):
+            if candidate is not None and candidate.score <= max(current.score, scores[step % _HISTORY]):
                 current = candidate
                 changes = [*self._changes(current)]
                 if current.key < best.key:
                     best, last_better = current, step
-            scores[step % _MEMORY] = current.score
+            scores[step % _HISTORY] = current.score
         return best
 
     def _changes(self, timed: _Timed) -> Iterator[Change]:
@@ -237,7 +241,7 @@ class SplitSearch:
         """Return `tasks` with a weight gradient at another place behind its input gradient."""
         rest = [task for task in tasks if task != weight]
         first = rest.index(Task("B", weight.microbatch)) + 1
-        place = len(rest) if self.generator.random() < 0.2 else self.generator.randint(first, len(rest))
+        place = len(rest) if self.generator.random() < _TO_THE_END else self.generator.randint(first, len(rest))
         return (*rest[:place], weight, *rest[place:])
 
     def _joined(self, timed: _Timed) -> _Timed:

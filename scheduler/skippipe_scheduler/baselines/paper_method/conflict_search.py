@@ -29,10 +29,15 @@ from skippipe_scheduler.slots.routes import balanced_sequences
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotRoute
 
 _MAX_CHILDREN = 3
+"""Ways to resolve one conflict that are tried. Chosen: the paper does not say, as for the next four."""
 _STAGE_SOLUTIONS = 16
+"""Nodes without conflicts of kind 1 or 2 that are kept, times the effort."""
 _SOLUTIONS = 8
+"""Nodes without any conflict that are looked for, times the effort."""
+_KIND_SHARE = 0.3
+"""Share of what is left of the budget for conflicts of kind 1, and again for those of kind 2."""
 _PENALTY = 0.01
-"""Share of the largest path cost that a conflict adds to a node's rank."""
+"""Share of the largest path cost that a conflict adds to a node's priority."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,14 @@ class _ConflictSearch:
     def stage_solutions(self, seed: int) -> list[_Node]:
         """Resolve conflicts of kind 1, best first; return the nodes that are left without them, stages kept."""
         root = self._with((Constraints(),) * len(self.agents))
-        share = self.budget.share(0.3)
+        share = self.budget.share(_KIND_SHARE)
         solved = self._resolved([root] if root else [], self._stage_overload, share, _STAGE_SOLUTIONS * self.effort)
         self.budget.charge(share)
         return [self._with_stages_kept(node) for node in solved] or self._counted_stages(seed)
 
     def slot_solutions(self, nodes: Sequence[_Node]) -> list[_Node]:
         """Resolve conflicts of kind 2, best first; return `nodes` as they came where that cannot be done."""
-        share = self.budget.share(0.3)
+        share = self.budget.share(_KIND_SHARE)
         solved = self._resolved(nodes, self._slot_overload, share, _STAGE_SOLUTIONS * self.effort)
         self.budget.charge(share)
         return solved or list(nodes)

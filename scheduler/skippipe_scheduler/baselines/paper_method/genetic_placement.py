@@ -20,8 +20,11 @@ from skippipe_scheduler.slots.placement import with_pins
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 
 MAX_EXACT_STAGES = 12
+"""Stages up to which the tour is exact: it takes 2^stages steps. Chosen."""
 _POPULATION = 40
+"""Individuals that are kept. Chosen: the papers do not say, as for the next two."""
 _CUTS = 5
+"""Places at which a child changes from one parent to the other."""
 _EXCHANGES = 4
 """Cyclic exchanges that the local search tries on each child."""
 

@@ -17,7 +17,9 @@ from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 from skippipe_scheduler.slots.solution import Solution
 
 _PLACEMENT_SHARE = 0.4
+"""Share of the budget for the placement. Chosen: the paper does not say."""
 _MAX_ROUNDS = 12
+"""Times that the effort of the path search doubles at most. Chosen: no budget lasts longer."""
 
 
 def solve_paper_method(

@@ -14,7 +14,8 @@ from skippipe_scheduler.baselines.paper_method.agents import Agent
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotRoute
 
 MAX_LABELS = 50_000
-"""Paths under construction after which a search gives up; many stages can be visited in very many orders."""
+"""Paths under construction after which a search gives up; many stages can be visited in very many orders. Chosen: about
+a second."""
 
 Window = tuple[int, float, float]
 """A slot and the seconds between which an agent may not compute a forward there."""

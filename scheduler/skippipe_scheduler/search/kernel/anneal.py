@@ -1,4 +1,9 @@
-"""Large neighbourhood search with annealing: take a few microbatches out, change them, insert them again.
+"""Large neighbourhood search under simulated annealing: take a few microbatches out, change them, insert them again.
+
+Destroy and repair is the large neighbourhood search of Shaw ("Using Constraint Programming and Local Search Methods to
+Solve Vehicle Routing Problems", 1998); several operators are chosen at random, as in the adaptive one of Ropke and
+Pisinger (2006), though their shares stay. A worse schedule is accepted as in simulated annealing (Kirkpatrick, Gelatt
+and Vecchi, 1983): with probability exp(-rise / temperature).
 
 Small schedules are copied, so that after each step every task starts as early as its node's order allows. Large ones
 are changed in place and put back where a step is refused.
@@ -6,7 +11,37 @@ are changed in place and put back where a step is refused.
 
 import math
 
-from skippipe_scheduler.search.kernel.arrays import BACKWARD, BUSY, HELD, Floats, Instance, Integers, Schedule, Work
+from skippipe_scheduler.search.kernel.arrays import (
+    BACKWARD,
+    BEST,
+    BUSY,
+    CANDIDATE,
+    CURRENT,
+    HELD,
+    ITERATION_S,
+    SCORE,
+    Cooling,
+    Floats,
+    Instance,
+    Integers,
+    Schedule,
+    Work,
+)
+from skippipe_scheduler.search.kernel.constants import (
+    CERTAIN_SHARE,
+    CHANGE_ROUTES,
+    CHANGE_TWICE,
+    EXCHANGE_NODES,
+    EXCHANGE_TASKS,
+    LONGEST_FIRST,
+    NO_LIMIT_S,
+    ONLY_EXCHANGE_NODES,
+    RETIME_EVERY,
+    RETURN_TO_BEST,
+    SAME_SCORE_S,
+    SHORTEST_WAIT,
+    WAIT_DOUBLINGS,
+)
 from skippipe_scheduler.search.kernel.insertion import fits_width, insert, remove, restore
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import (
@@ -22,20 +57,6 @@ from skippipe_scheduler.search.kernel.moves import (
 )
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 from skippipe_scheduler.search.kernel.timing import fits_memory, iteration_s, retime, score_s
-
-_EXCHANGE_NODES = 0.3
-_ONLY_EXCHANGE = 0.3
-_EXCHANGE_TASKS = 0.06
-_CHANGE_ROUTES = 0.62
-_CHANGE_TWICE = 0.3
-_LONGEST_FIRST = 0.4
-_RETURN_TO_BEST = 400
-_RETIME_EVERY = 300
-_MARGIN = 0.95
-_EPSILON_S = 1e-11
-_NO_LIMIT_S = 1e300
-_WAITS = 5
-"""Longest waits of a task for its node: 0.5, 1, 2, 4 or 8 mean backward times."""
 
 
 @compiled
@@ -78,37 +99,39 @@ def insert_sequence(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_
 
 @compiled
 def evaluate(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
-    """Write the iteration time (mean over the samples where there are any) and the score into `scores`."""
+    """Write the iteration time (mean over the samples where there are any) and the score into a row of scores."""
     samples = p.factors.shape[0]
     total_s = 0.0
     for sample in range(samples):
         retime(p, s, w.queue, sample)
         total_s += iteration_s(p, s, w.queue)
     if samples:
+        # The schedule keeps its nominal starts, whatever the last sample made of them.
         retime(p, s, w.queue, -1)
-        scores[0] = total_s / samples
+        scores[ITERATION_S] = total_s / samples
     else:
-        scores[0] = iteration_s(p, s, w.queue)
-    scores[1] = score_s(p, s, w.queue, scores[0])
+        scores[ITERATION_S] = iteration_s(p, s, w.queue)
+    scores[SCORE] = score_s(p, s, w.queue, scores[ITERATION_S])
 
 
 @compiled
 def is_better(scores: Floats) -> bool:
-    """Return whether the first row of `scores` (iteration seconds, score) is better than the last."""
-    gained_s = scores[2, 0] - scores[0, 0]
-    return gained_s > _EPSILON_S or (gained_s > -_EPSILON_S and scores[0, 1] < scores[2, 1] - _EPSILON_S)
+    """Return whether the current schedule is better than the best: shorter or, of equals, with the lower score."""
+    gained_s = scores[BEST, ITERATION_S] - scores[CURRENT, ITERATION_S]
+    lower = scores[CURRENT, SCORE] < scores[BEST, SCORE] - SAME_SCORE_S
+    return gained_s > SAME_SCORE_S or (gained_s > -SAME_SCORE_S and lower)
 
 
 @inlined
 def _set_scores(scores: Floats, row: int, source: int) -> None:
     """Make a row of `scores` equal to another."""
-    scores[row, 0] = scores[source, 0]
-    scores[row, 1] = scores[source, 1]
+    scores[row, ITERATION_S] = scores[source, ITERATION_S]
+    scores[row, SCORE] = scores[source, SCORE]
 
 
 @compiled
 def copy_schedule(target: Schedule, source: Schedule) -> None:
-    """Make `target` equal to `source`."""
+    """Make `target` equal to `source`: of each row only what is in use, which is far less than the whole arrays."""
     # The rows BUSY_FROM and BUSY_TO of `times_s` go with BUSY, the others with HELD.
     for m in range(source.routes.shape[0]):
         target.lengths[m] = source.lengths[m]
@@ -128,10 +151,11 @@ def copy_schedule(target: Schedule, source: Schedule) -> None:
 
 @inlined
 def _wait_s(p: Instance, w: Work) -> float:
+    """Draw the longest wait of a task for its node."""
     total_s = 0.0
     for node in range(p.memory.shape[0]):
         total_s += p.node_s[BACKWARD, node]
-    return 0.5 * 2.0 ** below(w.random, _WAITS) * total_s / p.memory.shape[0]
+    return SHORTEST_WAIT * 2.0 ** below(w.random, WAIT_DOUBLINGS) * total_s / p.memory.shape[0]
 
 
 @called
@@ -148,34 +172,34 @@ def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
     retime(p, s, w.queue, -1)
     if not fits_memory(p, s):
         return -1
-    if uniform(w.random) < _ONLY_EXCHANGE:
+    if uniform(w.random) < ONLY_EXCHANGE_NODES:
         return 0
     return select_visitors(s, w, left, right)
 
 
 @called
 def _destroy_and_repair(p: Instance, s: Schedule, w: Work, count: int, routes: bool, limit_s: float) -> bool:
-    """Take the chosen out, perhaps change their routes, insert them again.
+    """Take the chosen out, perhaps change their routes (if `routes`), insert them again.
 
-    False where a rule forbids it, or one would end after `limit_s`.
-
-    Then the chosen are out and their routes are whatever they are; `w.visits` is as before.
+    Returns False where a rule forbids it, or one would end after `limit_s`. Then the chosen are out and their routes
+    are whatever they are; `w.visits` is as before.
     """
     snapshot(s, w, count)
     for index in range(count):
         remove(s, w.chosen[index])
-    if count and routes and uniform(w.random) < _CHANGE_ROUTES:
+    if count and routes and uniform(w.random) < CHANGE_ROUTES:
         perturb(p, s, w, count)
-        if uniform(w.random) < _CHANGE_TWICE:
+        if uniform(w.random) < CHANGE_TWICE:
             perturb(p, s, w, count)
     if not obeys_rules(p, s, w, count):
         return False
     shuffle(w, count)
-    if uniform(w.random) < _LONGEST_FIRST:
+    if uniform(w.random) < LONGEST_FIRST:
         longest_first(p, s, w, count)
     wait_s = _wait_s(p, w)
     for index in range(count):
         if not fits_width(s, w.chosen[index]) or not insert(p, s, w.chain_s, w.chosen[index], wait_s, limit_s):
+            # None of the chosen stays in, not even those that were placed before this one.
             for before in range(index):
                 remove(s, w.chosen[before])
             undo_visits(p, s, w, count)
@@ -186,11 +210,11 @@ def _destroy_and_repair(p: Instance, s: Schedule, w: Work, count: int, routes: b
 @called
 def _propose(p: Instance, s: Schedule, w: Work, free_placement: bool) -> int:
     """Make one random change; return how many microbatches were inserted again, -1 where a rule forbids it."""
-    if uniform(w.random) < _EXCHANGE_TASKS:
+    if uniform(w.random) < EXCHANGE_TASKS:
         return 0 if _exchange_tasks(s, w) and fits_memory(p, s) else -1
-    exchange = free_placement and uniform(w.random) < _EXCHANGE_NODES
+    exchange = free_placement and uniform(w.random) < EXCHANGE_NODES
     count = _exchange_nodes(p, s, w) if exchange else select_destroyed(s, w)
-    if count < 0 or not _destroy_and_repair(p, s, w, count, not exchange, _NO_LIMIT_S):
+    if count < 0 or not _destroy_and_repair(p, s, w, count, not exchange, NO_LIMIT_S):
         return -1
     return count
 
@@ -209,8 +233,15 @@ def _exchange_tasks(s: Schedule, w: Work) -> bool:
 
 
 @inlined
-def _accepts(w: Work, score: float, current: float, temperature_s: float) -> bool:
-    return score <= current - temperature_s * math.log(uniform(w.random))
+def _acceptable(w: Work, current: float, temperature_s: float) -> float:
+    """Draw the highest score that is accepted: Metropolis' rule, solved for the score."""
+    return current - temperature_s * math.log(uniform(w.random))
+
+
+@inlined
+def _temperature_s(cooling: Cooling, step: int) -> float:
+    """Return the temperature of a step; it falls by as much at each."""
+    return cooling.from_s + (cooling.to_s - cooling.from_s) * step / cooling.steps
 
 
 @compiled
@@ -221,77 +252,68 @@ def anneal(
     best: Schedule,
     w: Work,
     scores: Floats,
-    steps: int,
-    temperature_from_s: float,
-    temperature_to_s: float,
+    cooling: Cooling,
     free_placement: bool,
-    goal_s: float,
 ) -> int:
-    """Search from `current`, keep the best in `best`; return the steps made, fewer where `goal_s` is reached.
+    """Search from `current`, keep the best in `best`; return the steps made, fewer where the goal is reached.
 
     `scores` (3, 2) holds iteration seconds and score of current, candidate and best.
     """
-    for step in range(steps):
-        if scores[2, 0] <= goal_s:
+    for step in range(cooling.steps):
+        if scores[BEST, ITERATION_S] <= cooling.goal_s:
             return step
         copy_schedule(candidate, current)
         count = _propose(p, candidate, w, free_placement)
+        # Exchanged tasks may deadlock; whole microbatches inserted never do.
         if count < 0 or not retime(p, candidate, w.queue, -1):
             continue
-        evaluate(p, candidate, w, scores[1])
-        temperature_s = temperature_from_s + (temperature_to_s - temperature_from_s) * step / steps
-        if _accepts(w, scores[1, 1], scores[0, 1], temperature_s):
+        evaluate(p, candidate, w, scores[CANDIDATE])
+        if scores[CANDIDATE, SCORE] <= _acceptable(w, scores[CURRENT, SCORE], _temperature_s(cooling, step)):
             copy_schedule(current, candidate)
-            _set_scores(scores, 0, 1)
+            _set_scores(scores, CURRENT, CANDIDATE)
             if is_better(scores):
                 copy_schedule(best, current)
-                _set_scores(scores, 2, 0)
+                _set_scores(scores, BEST, CURRENT)
         else:
             undo_visits(p, candidate, w, count)
-            if step % _RETURN_TO_BEST == 0:
+            if step % RETURN_TO_BEST == 0:
                 copy_schedule(current, best)
                 count_visits(p, current, w)
-                _set_scores(scores, 0, 2)
-    return steps
+                _set_scores(scores, CURRENT, BEST)
+    return cooling.steps
 
 
 @compiled
-def anneal_in_place(
-    p: Instance,
-    current: Schedule,
-    best: Schedule,
-    w: Work,
-    scores: Floats,
-    steps: int,
-    temperature_from_s: float,
-    temperature_to_s: float,
-    goal_s: float,
-) -> int:
-    """Search like `anneal`, for schedules too large to copy at every step; the placement stays."""
-    for step in range(steps):
-        if scores[2, 0] <= goal_s:
+def anneal_in_place(p: Instance, current: Schedule, best: Schedule, w: Work, scores: Floats, cooling: Cooling) -> int:
+    """Search like `anneal`, for schedules too large to copy at every step; the placement stays.
+
+    Tasks that are not taken out keep their starts, so that a step takes time only for what it touches; from time to
+    time all start as early as possible again, and only then a better schedule is recognised.
+    """
+    for step in range(cooling.steps):
+        if scores[BEST, ITERATION_S] <= cooling.goal_s:
             return step
-        temperature_s = temperature_from_s + (temperature_to_s - temperature_from_s) * step / steps
-        most = scores[0, 1] - temperature_s * math.log(uniform(w.random))
+        most = _acceptable(w, scores[CURRENT, SCORE], _temperature_s(cooling, step))
         # What comes on top of the iteration time hardly changes in one step: who ends this late would be refused.
-        limit_s = most - _MARGIN * (scores[0, 1] - scores[0, 0])
+        limit_s = most - CERTAIN_SHARE * (scores[CURRENT, SCORE] - scores[CURRENT, ITERATION_S])
         count = select_destroyed(current, w)
         changed = _destroy_and_repair(p, current, w, count, True, limit_s)
         if changed:
-            evaluate(p, current, w, scores[1])
-        if changed and scores[1, 1] <= most:
-            _set_scores(scores, 0, 1)
+            evaluate(p, current, w, scores[CANDIDATE])
+        if changed and scores[CANDIDATE, SCORE] <= most:
+            _set_scores(scores, CURRENT, CANDIDATE)
         else:
+            # Back to where it was: the chosen come out again if they went in, and return to their old places.
             if changed:
                 undo_visits(p, current, w, count)
                 for index in range(count):
                     remove(current, w.chosen[index])
             for index in range(count):
                 restore(p, current, w, w.chosen[index], index)
-        if step % _RETIME_EVERY == _RETIME_EVERY - 1 or step == steps - 1:
+        if step % RETIME_EVERY == RETIME_EVERY - 1 or step == cooling.steps - 1:
             retime(p, current, w.queue, -1)
-            evaluate(p, current, w, scores[0])
+            evaluate(p, current, w, scores[CURRENT])
             if is_better(scores):
                 copy_schedule(best, current)
-                _set_scores(scores, 2, 0)
-    return steps
+                _set_scores(scores, BEST, CURRENT)
+    return cooling.steps

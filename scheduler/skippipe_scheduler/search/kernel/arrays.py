@@ -29,6 +29,8 @@ BUSY, HELD = 0, 1
 BUSY_FROM, BUSY_TO, HELD_FROM, HELD_TO = 0, 1, 2, 3
 RELEASE, START, DURATION, DELAY = 0, 1, 2, 3
 FREE, CARD_OUT, CARD_IN, LAST_END = 0, 1, 2, 3
+CURRENT, CANDIDATE, BEST = 0, 1, 2
+ITERATION_S, SCORE = 0, 1
 LENGTH: Final = -1
 INDEX_BITS, INDEX_MASK = 10, 1023
 """A task is a microbatch, shifted, and the index in its chain; routes have at most 511 stages."""
@@ -53,6 +55,15 @@ class Instance(NamedTuple):
     max_swap_distance: int
     max_forward_jump: int
     free_origins: bool
+
+
+class Cooling(NamedTuple):
+    """One stretch of an annealing: temperatures in seconds of the score, and an iteration time that is good enough."""
+
+    steps: int
+    from_s: float
+    to_s: float
+    goal_s: float
 
 
 class Schedule(NamedTuple):

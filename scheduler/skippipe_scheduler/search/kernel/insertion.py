@@ -1,4 +1,10 @@
-"""Whole microbatches put into a schedule at the earliest feasible place, and taken out of it.
+"""The repair operator: whole microbatches put into a schedule at the earliest feasible place, and taken out of it.
+
+A serial schedule generation scheme (Kolisch and Hartmann, 1999): one microbatch after the other gets the earliest
+place that those before it leave, task by task along its chain. Two demands come on top. A node holds a microbatch from
+the start of its forward to the end of its backward, and has room for few; and no task may wait long for its node,
+because then the microbatch fills the memory of all nodes before it. Where the greedy chain breaks one of them, the
+forward concerned gets a later release and the chain is placed again.
 
 Inserting all tasks of a microbatch at once, instead of dispatching task by task, never fills the memory of nodes that
 then wait for each other: the tasks of a schedule always have a global order, so no plan made here can deadlock.
@@ -24,11 +30,9 @@ from skippipe_scheduler.search.kernel.arrays import (
     Schedule,
     Work,
 )
+from skippipe_scheduler.search.kernel.constants import EPSILON_S, FEW_ATTEMPTS, MANY_ATTEMPTS, NO_LIMIT_S
 from skippipe_scheduler.search.kernel.jit import called, inlined
 from skippipe_scheduler.search.kernel.tasks import delay_s, duration_s, hop_of, slot_of
-
-_FEW_ATTEMPTS, _MANY_ATTEMPTS = 80, 2000
-_EPSILON_S = 1e-9
 
 
 @called
@@ -54,7 +58,8 @@ def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit
     for hop in range(length):
         chain_s[RELEASE, hop] = 0.0
     first = 0
-    for _ in range(_MANY_ATTEMPTS if limit_s == math.inf else _FEW_ATTEMPTS):
+    for _ in range(MANY_ATTEMPTS if limit_s == math.inf else FEW_ATTEMPTS):
+        # Only what comes behind the first release that moved has to be placed again.
         first = _delayed(p, s, chain_s, m, wait_s, first)
         if first < 0:
             return True
@@ -62,6 +67,7 @@ def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit
             return False
     if limit_s < math.inf:
         return False
+    # No place between the others: behind all of them there always is one.
     end_s = 0.0
     for slot in range(s.placement.shape[0]):
         if s.counts[BUSY, slot]:
@@ -81,12 +87,14 @@ def _delayed(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, f
     excess_s = _place(p, s, chain_s, m, wait_s, first)
     length = s.lengths[m]
     moved = length
-    if excess_s > _EPSILON_S:
+    if excess_s > EPSILON_S:
+        # Someone waits too long: the whole chain starts later by as much.
         chain_s[RELEASE, 0] = chain_s[START, 0] + excess_s
         moved = 0
     for hop in range(length):
         last = 2 * length - hop
         end_s = chain_s[START, last] + chain_s[DURATION, last]
+        # No room for as long as this hop would hold the microbatch: its forward waits for the next end of a stay.
         room_s = _room_from(p, s, s.routes[m, hop], chain_s[START, hop], end_s)
         if room_s > chain_s[START, hop]:
             chain_s[RELEASE, hop] = max(chain_s[RELEASE, hop], room_s)
@@ -123,6 +131,7 @@ def _place(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, fir
 def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
     """Return the earliest start from `now_s` on at which the slot is free for `taken_s`."""
     count = s.counts[BUSY, slot]
+    # By bisection the first task that starts at `now_s` or later.
     low = 0
     high = count
     while low < high:
@@ -131,9 +140,10 @@ def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
             low = middle + 1
         else:
             high = middle
+    # The task before it may still run; then one gap after the other, until one is long enough.
     if low and s.times_s[BUSY_TO, slot, low - 1] > now_s:
         now_s = s.times_s[BUSY_TO, slot, low - 1]
-    while low < count and s.times_s[BUSY_FROM, slot, low] < now_s + taken_s - _EPSILON_S:
+    while low < count and s.times_s[BUSY_FROM, slot, low] < now_s + taken_s - EPSILON_S:
         now_s = max(now_s, s.times_s[BUSY_TO, slot, low])
         low += 1
     return now_s
@@ -141,8 +151,14 @@ def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
 
 @called
 def _room_from(p: Instance, s: Schedule, slot: int, first_s: float, last_s: float) -> float:
-    """Return `first_s` if the slot can hold one more over the whole interval, else when to try again."""
+    """Return `first_s` if the slot can hold one more over the whole interval, else when to try again.
+
+    The stays are in order of their starts. What is held rises only where a stay starts, so it is enough to count there
+    and at `first_s`. No interval fits that contains a full moment: the next try begins after the latest of them, where
+    the first of its stays ends.
+    """
     memory = p.memory[s.placement[slot]]
+    # The stays that overlap the interval are among those from `low` to `high`; fewer than fill the memory never do.
     near = 0
     low = s.counts[HELD, slot]
     high = -1
@@ -155,14 +171,16 @@ def _room_from(p: Instance, s: Schedule, slot: int, first_s: float, last_s: floa
             high = index
     if near < memory:
         return first_s
+    # From the latest start to the earliest, and last (index low - 1) the moment `first_s` itself.
     for index in range(high, low - 2, -1):
         at_s = first_s
         if index >= low:
             if s.times_s[HELD_TO, slot, index] <= first_s:
                 continue
             at_s = max(first_s, s.times_s[HELD_FROM, slot, index])
+        # How many are held at that moment, and when the first of them ends: before that nobody fits in.
         full = 0
-        end_s = 1e300
+        end_s = NO_LIMIT_S
         for other in range(low, high + 1):
             if s.times_s[HELD_FROM, slot, other] > at_s:
                 break
@@ -182,6 +200,7 @@ def commit(p: Instance, s: Schedule, chain_s: Floats, m: int) -> None:
         slot = slot_of(s, m, index)
         start_s = chain_s[START, index]
         end_s = start_s + chain_s[DURATION, index] + p.overhead_s
+        # Insertion into the row, which is in order of time: later tasks move on by one place.
         place = s.counts[BUSY, slot]
         while place > 0 and _comes_before(s, slot, place - 1, start_s, end_s):
             s.times_s[BUSY_FROM, slot, place] = s.times_s[BUSY_FROM, slot, place - 1]
@@ -209,6 +228,7 @@ def _comes_before(s: Schedule, slot: int, place: int, start_s: float, end_s: flo
 
 @called
 def _hold(s: Schedule, slot: int, m: int, start_s: float, end_s: float) -> None:
+    """Put the stay of `m` at a slot into its row, which is in order of starts."""
     place = s.counts[HELD, slot]
     while place > 0 and s.times_s[HELD_FROM, slot, place - 1] > start_s:
         s.times_s[HELD_FROM, slot, place] = s.times_s[HELD_FROM, slot, place - 1]
@@ -221,30 +241,27 @@ def _hold(s: Schedule, slot: int, m: int, start_s: float, end_s: float) -> None:
     s.counts[HELD, slot] += 1
 
 
+@inlined
+def _take_out(s: Schedule, kind: int, slot: int, entry: int) -> None:
+    """Take an entry out of a slot's row of `BUSY` tasks or `HELD` microbatches; those behind it close up."""
+    place = 0
+    while s.tasks[kind, slot, place] != entry:
+        place += 1
+    s.counts[kind, slot] -= 1
+    for later in range(place, s.counts[kind, slot]):
+        s.tasks[kind, slot, later] = s.tasks[kind, slot, later + 1]
+        s.times_s[2 * kind, slot, later] = s.times_s[2 * kind, slot, later + 1]
+        s.times_s[2 * kind + 1, slot, later] = s.times_s[2 * kind + 1, slot, later + 1]
+
+
 @called
 def remove(s: Schedule, m: int) -> None:
     """Take all tasks of `m` out; everything else stays in its place."""
     length = s.lengths[m]
     for index in range(2 * length + 1):
-        slot = slot_of(s, m, index)
-        place = 0
-        while s.tasks[BUSY, slot, place] != m << INDEX_BITS | index:
-            place += 1
-        s.counts[BUSY, slot] -= 1
-        for later in range(place, s.counts[BUSY, slot]):
-            s.tasks[BUSY, slot, later] = s.tasks[BUSY, slot, later + 1]
-            s.times_s[BUSY_FROM, slot, later] = s.times_s[BUSY_FROM, slot, later + 1]
-            s.times_s[BUSY_TO, slot, later] = s.times_s[BUSY_TO, slot, later + 1]
+        _take_out(s, BUSY, slot_of(s, m, index), m << INDEX_BITS | index)
     for hop in range(length):
-        slot = s.routes[m, hop]
-        place = 0
-        while s.tasks[HELD, slot, place] != m:
-            place += 1
-        s.counts[HELD, slot] -= 1
-        for later in range(place, s.counts[HELD, slot]):
-            s.tasks[HELD, slot, later] = s.tasks[HELD, slot, later + 1]
-            s.times_s[HELD_FROM, slot, later] = s.times_s[HELD_FROM, slot, later + 1]
-            s.times_s[HELD_TO, slot, later] = s.times_s[HELD_TO, slot, later + 1]
+        _take_out(s, HELD, s.routes[m, hop], m)
 
 
 @called

@@ -1,8 +1,9 @@
 """Routes and placement under bounds instead of exact times: fast, for a start from which the exact search goes on.
 
-A slot's load is the larger of its work and, by Little's law, the time its microbatches are held divided by how many
-it can hold. The value is a soft maximum of the loads, plus half the slowest gradient reduction and a share of the mean
-round trip.
+A slot's load is the larger of its work and, by Little's law (1961), the time its microbatches are held divided by how
+many it can hold. The value is a soft maximum of the loads (their 12-norm), plus half the slowest gradient reduction and
+a share of the mean round trip. Simulated annealing lowers it with the moves of `moves`; the norm is kept as a sum of
+powers, so that a step costs time only for the routes that it changes.
 """
 
 import math
@@ -19,18 +20,16 @@ from skippipe_scheduler.search.kernel.arrays import (
     Schedule,
     Work,
 )
+from skippipe_scheduler.search.kernel.constants import POWER, REDUCTION_WEIGHT, RESCALE_EVERY, TRIP_WEIGHT
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import may_exchange, obeys_rules, perturb, snapshot, undo_visits
 from skippipe_scheduler.search.kernel.reduction_time import reduction_s
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 
-_POWER = 12
-_TRIP_WEIGHT = 0.2
-_REDUCTION_WEIGHT = 0.5
-_RESCALE_EVERY = 4096
 _HELD, _BUSY, _SHARE, _SUMS = 0, 1, 2, 3
 """Rows of `loads`: seconds held and busy, the share's power, and the sums below."""
 _POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
+"""Of the sums: powers of all shares, seconds of all round trips, of the slowest reduction, and of a share of 1."""
 
 
 @compiled
@@ -60,6 +59,7 @@ def anneal_loads(
         temperature_s = temperature * value_s * cooling ** (step / steps)
         # Powers of what is refused can be so large that taking them away again would leave a rounding error.
         powers = loads[_SUMS, _POWERS]
+        # Metropolis' rule, solved for the value: what is at most this is accepted.
         most = value_s - temperature_s * math.log(uniform(w.random))
         if uniform(w.random) < exchange_share:
             left = below(w.random, s.placement.shape[0])
@@ -86,6 +86,7 @@ def anneal_loads(
             _move_loads(p, s, w, loads, count)
             changed_s = _objective_s(p, s, loads)
             if changed_s > most:
+                # Old and new routes change places, and the loads move back.
                 undo_visits(p, s, w, count)
                 for index in range(count):
                     _swap_saved(s, w, index)
@@ -93,7 +94,7 @@ def anneal_loads(
                 loads[_SUMS, _POWERS] = powers
                 continue
         value_s = changed_s
-        if step % _RESCALE_EVERY == 0:
+        if step % RESCALE_EVERY == 0:
             _rescale(p, s, loads)
             value_s = _objective_s(p, s, loads)
     return value_s
@@ -101,7 +102,7 @@ def anneal_loads(
 
 @called
 def _move_loads(p: Instance, s: Schedule, w: Work, loads: Floats, count: int) -> None:
-    """Count the chosen on their routes instead of on those saved."""
+    """Count the loads of the chosen on their routes instead of on those saved."""
     for index in range(count):
         _swap_saved(s, w, index)
         _add_load(p, s, loads, w.chosen[index], -1.0)
@@ -118,6 +119,7 @@ def _add_load(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> N
     rest_s = p.node_s[LOSS, origin]
     unit_s = loads[_SUMS, _UNIT_S]
     powers = loads[_SUMS, _POWERS]
+    # From the last hop back to the origin: what is held there lasts for all that comes behind it, both ways.
     for back in range(length):
         slot = s.routes[m, length - 1 - back]
         node = s.placement[slot]
@@ -135,6 +137,7 @@ def _add_load(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> N
 
 @inlined
 def _power(share: float) -> float:
+    """Return the share to the power of `POWER`."""
     square = share * share
     fourth = square * square
     return fourth * fourth * fourth
@@ -164,6 +167,7 @@ def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
 
 @called
 def _slowest_reduction_s(p: Instance, s: Schedule) -> float:
+    """Return the seconds of the slowest stage's gradient reduction."""
     slowest_s = 0.0
     for stage in range(p.stages.shape[1]):
         slowest_s = max(slowest_s, reduction_s(p, s, stage))
@@ -172,9 +176,10 @@ def _slowest_reduction_s(p: Instance, s: Schedule) -> float:
 
 @inlined
 def _objective_s(p: Instance, s: Schedule, loads: Floats) -> float:
-    loads_s = loads[_SUMS, _UNIT_S] * max(0.0, loads[_SUMS, _POWERS]) ** (1.0 / _POWER)
+    """Return the value in seconds: the norm of the loads, a share of the mean trip, a share of the reduction."""
+    loads_s = loads[_SUMS, _UNIT_S] * max(0.0, loads[_SUMS, _POWERS]) ** (1.0 / POWER)
     trip_s = loads[_SUMS, _TRIPS_S] / s.routes.shape[0]
-    return loads_s + _REDUCTION_WEIGHT * loads[_SUMS, _REDUCTION_S] + _TRIP_WEIGHT * trip_s
+    return loads_s + REDUCTION_WEIGHT * loads[_SUMS, _REDUCTION_S] + TRIP_WEIGHT * trip_s
 
 
 @called
@@ -200,6 +205,7 @@ def _add_visitors(p: Instance, s: Schedule, loads: Floats, left: int, right: int
 
 @inlined
 def _put_back(s: Schedule, w: Work, count: int) -> None:
+    """Give the chosen their saved routes again."""
     for index in range(count):
         m = w.chosen[index]
         s.lengths[m] = w.saved[index, LENGTH]

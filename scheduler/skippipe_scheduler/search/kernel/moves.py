@@ -1,33 +1,42 @@
-"""Small changes of the routes of a few chosen microbatches. A change may break a rule; `obeys_rules` tells."""
+"""The destroy operators of the large neighbourhood search, and small moves on the routes of what they chose.
+
+As in Shaw's relatedness (1998) and the operators of Ropke and Pisinger (2006), what is taken out together has something
+in common: it ends late, has one origin, or shares a slot. A move may break a rule; `obeys_rules` tells.
+"""
 
 from skippipe_scheduler.search.kernel.arrays import HELD, LEAST, LENGTH, MOST, Instance, Schedule, Work
+from skippipe_scheduler.search.kernel.constants import (
+    FOREIGN_VISIT,
+    LATE,
+    OF_ONE_ORIGIN,
+    SHARING_A_SLOT,
+    SPARE_LATE,
+    USUAL,
+    USUAL_SELECTION,
+    USUAL_VISITORS,
+)
 from skippipe_scheduler.search.kernel.jit import called, inlined
 from skippipe_scheduler.search.kernel.tasks import below, round_trip_s, uniform
-
-_FEW = 0.97
-"""Steps that take out 2 to 6 microbatches; the others take out more."""
-_LATE = 0.35
-_OF_ONE_ORIGIN = 0.55
-_SHARING_A_SLOT = 0.8
 
 
 @called
 def select_destroyed(s: Schedule, w: Work) -> int:
     """Choose some microbatches: late ones, of one origin, that share a slot, or any; return how many."""
     microbatches = s.routes.shape[0]
-    most = 6 if uniform(w.random) < _FEW else w.chosen.shape[0] - 2
+    most = USUAL_SELECTION if uniform(w.random) < USUAL else w.chosen.shape[0] - 2
     count = 2 + below(w.random, most - 1) if microbatches > most else 1 + below(w.random, microbatches)
     way = uniform(w.random)
     size = 0
-    if way < _LATE:
+    if way < LATE:
         return _draw_late(s, w, count)
-    if way < _OF_ONE_ORIGIN:
+    if way < OF_ONE_ORIGIN:
         origin = s.routes[below(w.random, microbatches), 0]
         for m in range(microbatches):
             if s.routes[m, 0] == origin:
                 w.pool[size] = m
                 size += 1
-    elif way < _SHARING_A_SLOT:
+    elif way < SHARING_A_SLOT:
+        # A slot that a random microbatch visits: busy slots are chosen more often.
         m = below(w.random, microbatches)
         slot = s.routes[m, below(w.random, s.lengths[m])]
         for index in range(s.counts[HELD, slot]):
@@ -40,7 +49,7 @@ def select_destroyed(s: Schedule, w: Work) -> int:
 
 @called
 def _draw_from_pool(w: Work, chosen: int, count: int, size: int) -> int:
-    """Draw `count` of the first `size` in the pool; return how many are chosen now."""
+    """Draw `count` of the first `size` in the pool (Fisher and Yates' shuffle); return how many are chosen now."""
     for index in range(count):
         other = index + below(w.random, size - index)
         m = w.pool[other]
@@ -67,7 +76,8 @@ def _draw_any(w: Work, chosen: int, count: int, microbatches: int) -> int:
 @called
 def _draw_late(s: Schedule, w: Work, count: int) -> int:
     """Choose half of them among the latest to finish, the others among all."""
-    latest = min(s.routes.shape[0], count + 2)
+    # The latest go into the pool, latest first: an insertion sort that keeps no more than it needs.
+    latest = min(s.routes.shape[0], count + SPARE_LATE)
     size = 0
     for m in range(s.routes.shape[0]):
         end_s = s.starts[m, 2 * s.lengths[m]]
@@ -109,13 +119,14 @@ def snapshot(s: Schedule, w: Work, count: int) -> None:
 @called
 def perturb(p: Instance, s: Schedule, w: Work, count: int) -> None:
     """Apply one random move to the chosen microbatches, which are not in the schedule now."""
+    # One microbatch twice is allowed: moves of two then change nothing, or stand for a move of one.
     first = w.chosen[below(w.random, count)]
     second = w.chosen[below(w.random, count)]
     kind = below(w.random, 8 if p.free_origins else 7)
     hop = 1 + below(w.random, s.lengths[first] - 1)
     if kind <= 1:
         _exchange_replicas(p, s, first, second, hop)
-    elif kind == 2:
+    elif kind == 2:  # any replica of the same stage
         stage = p.stage_of[s.routes[first, hop]]
         s.routes[first, hop] = p.first_slot[stage] + below(w.random, p.first_slot[stage + 1] - p.first_slot[stage])
     elif kind == 3:
@@ -126,7 +137,7 @@ def perturb(p: Instance, s: Schedule, w: Work, count: int) -> None:
         _arrange(p, s, w, first)
     elif kind == 6:
         _copy_sibling(p, s, w, first)
-    else:
+    else:  # another origin; only where their numbers are free
         s.routes[first, 0] = below(w.random, p.first_slot[1])
 
 
@@ -163,9 +174,12 @@ def _exchange_tails(s: Schedule, first: int, second: int) -> None:
 
 @called
 def _exchange_stages(p: Instance, s: Schedule, w: Work, first: int, second: int, hop: int) -> None:
-    """A microbatch gives a stage visit for one of another's, or, where coverage may allow it, for any slot."""
+    """A microbatch gives a stage visit for one of another's, or, where coverage may allow it, for any slot.
+
+    Nothing changes where a route would visit a stage twice.
+    """
     gives = s.routes[first, hop]
-    if first == second or uniform(w.random) < 0.2:
+    if first == second or uniform(w.random) < FOREIGN_VISIT:
         slots = p.stage_of.shape[0]
         takes = p.first_slot[1] + below(w.random, slots - p.first_slot[1])
         if _hop_at(p, s, first, p.stage_of[takes]) < 0:
@@ -184,6 +198,7 @@ def _exchange_stages(p: Instance, s: Schedule, w: Work, first: int, second: int,
 @called
 def _arrange(p: Instance, s: Schedule, w: Work, m: int) -> None:
     """Order the hops of `m` by stage, then make a random number of swaps."""
+    # Slots are numbered stage by stage, so sorting slots (by insertion, routes are short) sorts stages.
     length = s.lengths[m]
     for hop in range(2, length):
         slot = s.routes[m, hop]
@@ -203,6 +218,7 @@ def _arrange(p: Instance, s: Schedule, w: Work, m: int) -> None:
 @called
 def _copy_sibling(p: Instance, s: Schedule, w: Work, m: int) -> None:
     """A microbatch uses the replicas that another of the same origin uses, stage by stage."""
+    # The first sibling from a random microbatch on, round the end.
     microbatches = s.routes.shape[0]
     start = below(w.random, microbatches)
     for step in range(microbatches):
@@ -217,7 +233,10 @@ def _copy_sibling(p: Instance, s: Schedule, w: Work, m: int) -> None:
 
 @called
 def obeys_rules(p: Instance, s: Schedule, w: Work, count: int) -> bool:
-    """Return whether the chosen microbatches' routes are legal and cover the stages, against those saved."""
+    """Return whether the chosen microbatches' routes are legal and cover the stages, in place of those saved.
+
+    If so, `w.visits` counts them; `undo_visits` takes that back. Else it is as before.
+    """
     for index in range(count):
         if not _legal(p, s, w.chosen[index]):
             return False
@@ -233,6 +252,7 @@ def obeys_rules(p: Instance, s: Schedule, w: Work, count: int) -> bool:
 
 @called
 def _add_visits(p: Instance, s: Schedule, w: Work, count: int, sign: int) -> None:
+    """Count the chosen on their routes instead of on those saved (with sign -1 the other way round)."""
     for index in range(count):
         m = w.chosen[index]
         for hop in range(s.lengths[m]):
@@ -249,14 +269,14 @@ def undo_visits(p: Instance, s: Schedule, w: Work, count: int) -> None:
 
 @called
 def _legal(p: Instance, s: Schedule, m: int) -> bool:
-    """Return whether a route obeys the rules on swaps and jumps (`skippipe_scheduler.problem.rules`)."""
+    """Return whether a route obeys the rules on swaps and jumps; the same as `problem.rules.first_offence`."""
     swaps = 0
     frontier = 0
     for hop in range(1, s.lengths[m]):
         stage = p.stage_of[s.routes[m, hop]]
         if stage > frontier + p.max_forward_jump:
             return False
-        distance = 0
+        distance = 0  # higher stages visited before: more than 0 makes the visit late, a swap
         for before in range(1, hop):
             distance += p.stage_of[s.routes[m, before]] > stage
         if distance > p.max_swap_distance:
@@ -268,7 +288,7 @@ def _legal(p: Instance, s: Schedule, m: int) -> bool:
 
 @called
 def shuffle(w: Work, count: int) -> None:
-    """Put the chosen microbatches, with what is saved of them, into a random sequence."""
+    """Put the chosen microbatches, with what is saved of them, into a random sequence (Fisher and Yates)."""
     for index in range(count - 1):
         other = index + below(w.random, count - index)
         _exchange_saved(w, index, other)
@@ -276,7 +296,7 @@ def shuffle(w: Work, count: int) -> None:
 
 @called
 def longest_first(p: Instance, s: Schedule, w: Work, count: int) -> None:
-    """Put the chosen microbatches, with what is saved of them, into the sequence of their round trips."""
+    """Put the chosen microbatches, with what is saved of them, into the sequence of their round trips, by insertion."""
     for index in range(1, count):
         place = index
         while place > 0 and round_trip_s(p, s, w.chosen[place]) > round_trip_s(p, s, w.chosen[place - 1]):
@@ -286,6 +306,7 @@ def longest_first(p: Instance, s: Schedule, w: Work, count: int) -> None:
 
 @called
 def _exchange_saved(w: Work, index: int, other: int) -> None:
+    """Exchange two of the chosen, with what is saved of them."""
     m = w.chosen[index]
     w.chosen[index] = w.chosen[other]
     w.chosen[other] = m
@@ -301,7 +322,7 @@ def _exchange_saved(w: Work, index: int, other: int) -> None:
 
 @called
 def select_visitors(s: Schedule, w: Work, left: int, right: int) -> int:
-    """Choose 2 to 8 of the microbatches that visit one of two slots; return how many."""
+    """Choose 2 to `USUAL_VISITORS` of the microbatches that visit one of two slots; return how many."""
     size = 0
     for slot in (left, right):
         for index in range(s.counts[HELD, slot]):
@@ -313,4 +334,4 @@ def select_visitors(s: Schedule, w: Work, left: int, right: int) -> int:
             if new:
                 w.pool[size] = m
                 size += 1
-    return _draw_from_pool(w, 0, min(size, 2 + below(w.random, 7)), size)
+    return _draw_from_pool(w, 0, min(size, 2 + below(w.random, USUAL_VISITORS - 1)), size)

@@ -1,4 +1,8 @@
-"""A schedule from nothing, for very many microbatches: the origins take turns, each with what fits best."""
+"""A schedule from nothing, for very many microbatches: the origins take turns, each with what fits best.
+
+A greedy best-fit construction: in the order of the origins' remaining work (the longest first, as in list scheduling),
+each turn inserts the one of the origin's next microbatches that is delayed least.
+"""
 
 import math
 
@@ -28,6 +32,7 @@ def pack(p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, 
             return False
         find(p, s, w.chain_s, m, wait_s, math.inf)
         commit(p, s, w.chain_s, m)
+        # The others of the origin close up, and keep their sequence.
         last = place
         while last + 1 < members.shape[1] and members[origin, last + 1] >= 0:
             members[origin, last] = members[origin, last + 1]
@@ -39,6 +44,7 @@ def pack(p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, 
 
 @called
 def _best_fit(p: Instance, s: Schedule, w: Work, members: Integers, wait_s: float, choices: int) -> int:
+    """Return the place in `members` of the microbatch that would end least long after its round trip alone."""
     best = 0
     if choices == 1:
         return best
@@ -48,6 +54,7 @@ def _best_fit(p: Instance, s: Schedule, w: Work, members: Integers, wait_s: floa
         if m < 0:
             break
         trip_s = round_trip_s(p, s, m)
+        # Whoever cannot be better than the best so far is given up as soon as that is clear.
         if find(p, s, w.chain_s, m, wait_s, least_s + trip_s):
             last = 2 * s.lengths[m]
             delay_s = w.chain_s[START, last] + w.chain_s[DURATION, last] - trip_s

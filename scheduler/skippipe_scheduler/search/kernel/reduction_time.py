@@ -1,4 +1,4 @@
-"""Compiled times of gradient reductions; the same as in `skippipe_scheduler.problem.gradient_reduction`."""
+"""Compiled times of gradient reductions; the same as in `problem.gradient_reduction`, where they are explained."""
 
 from skippipe_scheduler.search.kernel.arrays import (
     GBIT_PER_S,
@@ -31,6 +31,7 @@ def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
 
 @called
 def _ring_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+    """Return the seconds of a ring over the slots from `first` on: 2 (R - 1) steps of the slowest message."""
     slowest_s = 0.0
     for place in range(count):
         slowest_s = max(slowest_s, _message_s(p, s, first + place, first + (place + 1) % count, gbit / count))
@@ -39,6 +40,7 @@ def _ring_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> fl
 
 @called
 def _tree_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+    """Return the seconds of a binomial tree: rounds up to the first slot and back down, each with its slowest edge."""
     total_s = 0.0
     stride = 1
     while stride < count:
@@ -54,6 +56,7 @@ def _tree_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> fl
 
 @called
 def _direct_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+    """Return the seconds of two halves in which all send a chunk to all; on a shared card one chunk after the other."""
     slowest_s = 0.0
     for source in range(first, first + count):
         latency_s = 0.0
@@ -73,6 +76,7 @@ def _direct_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> 
 
 @inlined
 def _message_s(p: Instance, s: Schedule, source: int, sink: int, gbit: float) -> float:
+    """Return the seconds of one message that is alone: latency and bytes over bandwidth."""
     here = s.placement[source]
     there = s.placement[sink]
     return p.links[LATENCY_S, here, there] + gbit / p.links[GBIT_PER_S, here, there]

@@ -61,7 +61,11 @@ def round_trip_s(p: Instance, s: Schedule, m: int) -> float:
 
 @inlined
 def uniform(random: Integers) -> float:
-    """Return a number in (0, 1); L'Ecuyer's combined generator, whose products never overflow 64 bits."""
+    """Return a number in (0, 1).
+
+    Two multiplicative congruential generators combined (L'Ecuyer, "Efficient and Portable Combined Random Number
+    Generators", 1988): period 2.3e18, equal everywhere, and no product overflows 64 bits.
+    """
     random[0] = random[0] * 40014 % 2147483563
     random[1] = random[1] * 40692 % 2147483399
     mixed = (random[0] - random[1]) % 2147483562

@@ -1,4 +1,9 @@
-"""Exact times of a schedule whose nodes run their tasks in a given order, and its score."""
+"""Exact times of a schedule whose nodes run their tasks in a given order, and its score.
+
+The order of the nodes and the chains of the microbatches are the arcs of a disjunctive graph (Roy and Sussmann, 1964);
+the times are its longest paths, found by visiting each task when all before it are done. Where links are shared, the
+transfers are events that a binary heap hands out in order of time, as in the simulator (`plan.simulate`).
+"""
 
 from skippipe_scheduler.search.kernel.arrays import (
     BACKWARD,
@@ -27,12 +32,11 @@ from skippipe_scheduler.search.kernel.arrays import (
     Queue,
     Schedule,
 )
+from skippipe_scheduler.search.kernel.constants import MEAN_WEIGHT, ORIGIN_WEIGHT
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.reduction_time import reduction_s
 from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of
 
-_ORIGIN_WEIGHT = 0.1
-_MEAN_WEIGHT = 0.03
 _TRANSFERS = 1000003
 """Added to the number of a task it gives the number of the transfer before it, for random factors."""
 
@@ -55,6 +59,8 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
     overhead_s = p.overhead_s
     waiting = 0
     origin = 0
+    # First every origin starts what it can; then the transfers arrive one by one, and each may let its slot go on. The
+    # order of arrivals changes no time where links are not shared: then the pending transfers are a stack, else a heap.
     while origin < p.first_slot[1] or waiting:
         if origin < p.first_slot[1]:
             slot = origin
@@ -66,22 +72,19 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
             index = task & INDEX_MASK
             slot = routes[m, hop_of(index, lengths[m])]
             source = routes[m, hop_of(index - 1, lengths[m])]
+            # `_next` has left the time of the transfer where it took the last entry away.
             arrival_s = pending_s[waiting]
             if source != slot:
                 here = placement[source]
                 there = placement[slot]
                 factor = _factor(factors, sample, task + _TRANSFERS)
                 if shares_links:
-                    arrival_s = max(arrival_s, link_free_s[source, slot])
-                    if shares_cards:
-                        arrival_s = max(arrival_s, slot_s[CARD_OUT, source], slot_s[CARD_IN, slot])
-                    until_s = arrival_s + links[OCCUPANCY_S, here, there] * factor
-                    link_free_s[source, slot] = until_s
-                    slot_s[CARD_OUT, source] = until_s
-                    slot_s[CARD_IN, slot] = until_s
+                    occupied_s = links[OCCUPANCY_S, here, there] * factor
+                    arrival_s = _occupy_s(link_free_s, slot_s, source, slot, arrival_s, occupied_s, shares_cards)
                 arrival_s += links[TRANSFER_S, here, there] * factor
             ready_s[m] = arrival_s
             following[m] = index
+        # The slot runs its tasks in order as long as the input of the next one is there.
         place = position[slot]
         while place < counts[BUSY, slot]:
             task = tasks[BUSY, slot, place]
@@ -103,15 +106,10 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
             place += 1
             left -= 1
             if kind == FORWARD:
-                held = counts[HELD, slot]
-                tasks[HELD, slot, held] = m
-                times_s[HELD_FROM, slot, held] = start_s
-                counts[HELD, slot] = held + 1
+                _begin_stay(counts, tasks, times_s, slot, m, start_s)
             elif kind == BACKWARD:
-                held = counts[HELD, slot] - 1
-                while tasks[HELD, slot, held] != m:
-                    held -= 1
-                times_s[HELD_TO, slot, held] = end_s
+                _end_stay(counts, tasks, times_s, slot, m, end_s)
+            # The output leaves for the next task of the microbatch, which cannot run before it has arrived.
             following[m] = -1
             if index < 2 * length:
                 if shares_links:
@@ -125,7 +123,41 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
 
 
 @inlined
+def _occupy_s(
+    link_free_s: Floats, slot_s: Floats, source: int, slot: int, ready_s: float, occupied_s: float, shares_cards: bool
+) -> float:
+    """Return when a transfer starts that is ready then, and keep its link (and both cards) busy for `occupied_s`."""
+    start_s = max(ready_s, link_free_s[source, slot])
+    if shares_cards:
+        start_s = max(start_s, slot_s[CARD_OUT, source], slot_s[CARD_IN, slot])
+    until_s = start_s + occupied_s
+    link_free_s[source, slot] = until_s
+    slot_s[CARD_OUT, source] = until_s
+    slot_s[CARD_IN, slot] = until_s
+    return start_s
+
+
+@inlined
+def _begin_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: int, start_s: float) -> None:
+    """The slot holds `m` from the start of its forward on."""
+    held = counts[HELD, slot]
+    tasks[HELD, slot, held] = m
+    times_s[HELD_FROM, slot, held] = start_s
+    counts[HELD, slot] = held + 1
+
+
+@inlined
+def _end_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: int, end_s: float) -> None:
+    """The slot lets go of `m` at the end of its backward; of those it has held, `m` came late, so from the back."""
+    held = counts[HELD, slot] - 1
+    while tasks[HELD, slot, held] != m:
+        held -= 1
+    times_s[HELD_TO, slot, held] = end_s
+
+
+@inlined
 def _reset(p: Instance, s: Schedule, q: Queue) -> int:
+    """Clear what timing writes: every microbatch is ready at its origin; return how many tasks there are."""
     total = 0
     for slot in range(s.placement.shape[0]):
         total += s.counts[BUSY, slot]
@@ -145,6 +177,7 @@ def _reset(p: Instance, s: Schedule, q: Queue) -> int:
 
 @inlined
 def _factor(factors: Floats, sample: int, number: int) -> float:
+    """Return the random factor of a task or transfer in a sample; hashing its number makes neighbours differ."""
     if sample < 0:
         return 1.0
     return factors[sample, number * 7919 % factors.shape[1]]
@@ -152,7 +185,8 @@ def _factor(factors: Floats, sample: int, number: int) -> float:
 
 @inlined
 def _push(pending_s: Floats, pending: Integers, count: int, ready_s: float, task: int) -> None:
-    """Add a transfer to the heap, earliest first."""
+    """Add a transfer to the binary heap of `count`: earliest first, of equals the lower task."""
+    # Sift up: parents that come later move down, until the place is found.
     place = count
     while place > 0:
         parent = (place - 1) // 2
@@ -167,7 +201,8 @@ def _push(pending_s: Floats, pending: Integers, count: int, ready_s: float, task
 
 @inlined
 def _next(pending_s: Floats, pending: Integers, count: int) -> int:
-    """Take the earliest transfer out of the heap; its time is left in the last place."""
+    """Take the earliest transfer out of the heap of `count`; it is left in the last place."""
+    # Sift down: the last entry goes to the root, and the earlier child moves up as long as it comes before it.
     last = count - 1
     task = pending[0]
     ready_s = pending_s[0]
@@ -198,6 +233,7 @@ def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
     """Return the end of the last task or gradient reduction."""
     slots = s.placement.shape[0]
     longest_s = 0.0
+    # The last task of a row ends last; the overhead after it holds nobody up.
     for slot in range(slots):
         end_s = 0.0
         if s.counts[BUSY, slot]:
@@ -207,6 +243,7 @@ def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
     for stage in range(p.stages.shape[1]):
         reduced_s = reduction_s(p, s, stage)
         if reduced_s > 0:
+            # A reduction begins when the last replica of its stage is done.
             for slot in range(p.first_slot[stage], p.first_slot[stage + 1]):
                 longest_s = max(longest_s, q.slot_s[LAST_END, slot] + reduced_s)
     return longest_s
@@ -216,8 +253,9 @@ def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
 def score_s(p: Instance, s: Schedule, q: Queue, longest_s: float) -> float:
     """Return the iteration time plus small weights on the origins' last finish and the mean finish.
 
-    The iteration time alone is a plateau.
+    The iteration time alone is a plateau: most changes do not touch the longest chain.
     """
+    # `LAST_END` of the origins is used anew: here it is the end of their last microbatch.
     total_s = 0.0
     origins = p.first_slot[1]
     for origin in range(origins):
@@ -233,7 +271,7 @@ def score_s(p: Instance, s: Schedule, q: Queue, longest_s: float) -> float:
     for origin in range(origins):
         origins_s += q.slot_s[LAST_END, origin]
         busy += q.slot_s[LAST_END, origin] > 0
-    return longest_s + _ORIGIN_WEIGHT * origins_s / busy + _MEAN_WEIGHT * total_s / s.routes.shape[0]
+    return longest_s + ORIGIN_WEIGHT * origins_s / busy + MEAN_WEIGHT * total_s / s.routes.shape[0]
 
 
 @called

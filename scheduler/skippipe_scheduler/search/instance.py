@@ -1,0 +1,90 @@
+"""A problem and a solution as the arrays of the compiled kernel."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from skippipe_scheduler.options import Robustness
+from skippipe_scheduler.search.kernel.arrays import (
+    BUSY,
+    CONTENTION,
+    GBIT_PER_S,
+    INDEX_BITS,
+    LATENCY_S,
+    OCCUPANCY_S,
+    REDUCTION,
+    TRANSFER_S,
+    Floats,
+    Instance,
+    Schedule,
+)
+from skippipe_scheduler.slots.slot_model import SlotModel
+from skippipe_scheduler.slots.solution import Starts
+
+
+def make_instance(slot_model: SlotModel, robustness: Robustness | None, jitter_factors: int) -> Instance:
+    """Return the problem as arrays, with so many random factors for each sample of `robustness`."""
+    problem, costs, rules = slot_model.problem, slot_model.problem.costs, slot_model.problem.rules
+    names = problem.nodes
+    tables = (costs.forward_s, costs.backward_s, costs.loss_s)
+    links = np.zeros((4, len(names), len(names)))
+    for a, source in enumerate(names):
+        for b, sink in enumerate(names):
+            if a != b:
+                links[TRANSFER_S, a, b] = costs.transfer_s[source][sink]
+                links[OCCUPANCY_S, a, b] = costs.occupancy_s(source, sink)
+                links[LATENCY_S, a, b] = costs.latency_s[source][sink] if costs.latency_s else 0.0
+                links[GBIT_PER_S, a, b] = costs.gbit_per_s[source][sink] if costs.gbit_per_s else 1.0
+    fixed_s, gbit = _reductions(slot_model)
+    return Instance(
+        node_s=np.array([[table[name] for name in names] for table in tables]),
+        memory=np.array([costs.memory[name] for name in names]),
+        pinned=np.array(slot_model.pinned),
+        links=links,
+        stages=np.array([problem.stage_weight, fixed_s, gbit]),
+        stage_of=np.array(slot_model.stage_of),
+        first_slot=np.concatenate([[0], np.cumsum(problem.sizes)]),
+        visits=np.array(slot_model.coverage).T.copy(),
+        factors=_factors(robustness, jitter_factors),
+        overhead_s=costs.task_overhead_s,
+        contention=CONTENTION[costs.contention],
+        reduction=REDUCTION[problem.reduction],
+        max_swaps=rules.max_swaps,
+        max_swap_distance=rules.max_swap_distance,
+        max_forward_jump=rules.max_forward_jump,
+        free_origins=problem.free_origins,
+    )
+
+
+def _reductions(slot_model: SlotModel) -> tuple[Sequence[float], Sequence[float]]:
+    """Return fixed reduction seconds and, where they follow from the placement, gradient Gbit of every stage."""
+    problem, costs = slot_model.problem, slot_model.problem.costs
+    none = [0.0] * problem.num_stages
+    if costs.reduce_s is not None:
+        return costs.reduce_s, none
+    if problem.stage_bytes is None or costs.latency_s is None or costs.gbit_per_s is None:
+        return none, none
+    return none, [size_bytes * 8e-9 for size_bytes in problem.stage_bytes]
+
+
+def _factors(robustness: Robustness | None, count: int) -> Floats:
+    if robustness is None or robustness.sigma == 0:
+        return np.zeros((0, 1))
+    drawn = np.random.default_rng(0).normal(0.0, robustness.sigma, (robustness.samples, count))
+    return np.exp(drawn)
+
+
+def fill_schedule(schedule: Schedule, starts: Starts) -> None:
+    """Put all tasks into an empty schedule in the order of `starts`."""
+    rows: list[list[tuple[float, bool, int, int]]] = [[] for _ in schedule.placement]
+    for m, row in enumerate(starts):
+        if not row:
+            continue
+        route = schedule.routes[m, : schedule.lengths[m]].tolist()
+        for index, slot in enumerate((*route, route[0], *reversed(route))):
+            # A loss may take no time: then it comes before the task that starts with it.
+            rows[slot].append((row[index], index != len(route), index, m << INDEX_BITS | index))
+    for slot, entries in enumerate(rows):
+        ordered = [task for *_, task in sorted(entries)]
+        schedule.tasks[BUSY, slot, : len(ordered)] = ordered
+        schedule.counts[BUSY, slot] = len(ordered)
