@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotal
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
 from skippipe_scheduler.plan.plan import Plan, Route
+
+Result = TypeVar("Result")
 
 
 class LocalRunner:
@@ -31,9 +34,9 @@ class LocalRunner:
         self.replicas: ProcessGroup | None = None
         self._reduction: Callable[[float], None] | None = None
 
-    def with_replicas(self, call: Callable[[], object]) -> None:
+    def with_replicas(self, call: Callable[[], Result]) -> Result:
         """Call: there is no other replica."""
-        call()
+        return call()
 
     def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
         """Hand the gradients to the optimizer; see `Runner`."""
@@ -49,7 +52,9 @@ class LocalRunner:
         """Return all parameters: there is no other process."""
         return self.parameters()
 
-    def train_iteration(self, batch: BatchLoader, step: Callable[[], None], plan: str = MAIN_PLAN) -> IterationResult:
+    def train_iteration(
+        self, batch: BatchLoader, step: Callable[[], Result], plan: str = MAIN_PLAN
+    ) -> IterationResult[Result]:
         """Run one iteration of a plan; see `Runner`."""
         started_s = time.perf_counter()
         walked = self.plans[plan]
@@ -62,28 +67,28 @@ class LocalRunner:
         spans: list[Span] = []
         self._spans = spans
         for microbatch in walked.microbatches:
-            self._train_one(walked, microbatch, batch(microbatch.id), spans, started_s)
+            self._train_microbatch(walked, microbatch, batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
             factor = visit_factor(self._options.gradient_normalization, num_microbatches, walked.visits[index])
             scale(fill_missing(stage.global_parameters().values()), factor)
         if self._reduction is not None:
             self._reduction(1.0)
-        step()
+        step_result = step()
         self._compute[0].finish()
         loss, busy_s, _ = self.tally()
         duration_s = time.perf_counter() - started_s
-        return IterationResult(loss=loss, duration_s=duration_s, busy_s=busy_s, spans=spans, transfers=())
+        return IterationResult(loss, duration_s, busy_s, spans, transfers=(), step_result=step_result)
 
     def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""
         busy_s = sum(span.end_s - span.start_s for span in self._spans)
         return IterationTotals(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
 
-    def _train_one(
-        self, plan: Plan, one: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float
+    def _train_microbatch(
+        self, plan: Plan, walk: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float
     ) -> None:
         """Walk one microbatch forward, through the loss, and backward."""
-        microbatch, route = one.id, one.route
+        microbatch, route = walk.id, walk.route
 
         def timed(node: str, operation: str, task: Callable[[], Tensor | None]) -> Tensor | None:
             start_s = time.perf_counter() - started_s

@@ -22,7 +22,7 @@ MISSING = re.compile(
 )
 """How back-ends say that they lack something; other failures are a peer's."""
 TAG = 2**31 - 2
-MEETING_TAG = 2**30
+CONTROL_TAG = 2**30
 SIZE = 8
 
 
@@ -59,9 +59,9 @@ def _operators(
         task = f"send {activation_dtype} activations {name}"
         remedy = f"set comm.activation_dtype to float32, or {install}"
         yield _Operator(task, remedy, partial(_pass_on, group, activation_dtype))
-    meeting = DirectAllGather(groups.control, MEETING_TAG)
+    control = DirectAllGather(groups.control, CONTROL_TAG)
     for dtype in (torch.float64, torch.int64):
-        call = partial(meeting.hear, torch.ones(SIZE, dtype=dtype))
+        call = partial(control.all_gather, torch.ones(SIZE, dtype=dtype))
         yield _Operator(f"exchange {dtype} between all ranks", install, call)
     if groups.replicas is not None:
         task = f"sum {gradient_dtype} gradients over the replicas of a stage"

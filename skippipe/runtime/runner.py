@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -11,6 +11,7 @@ from skippipe.model.stage import Stage
 from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe_scheduler.plan.simulate import Direction
 
+Result = TypeVar("Result")
 BatchLoader = Callable[[int], tuple[Tensor, Tensor]]
 """Gives (input_ids, labels) of a microbatch, int64 (B, T) each, on the CPU."""
 
@@ -51,7 +52,7 @@ class IterationTotals(NamedTuple):
 
 
 @dataclass(frozen=True)
-class IterationResult:
+class IterationResult(Generic[Result]):
     """One iteration as this process saw it; `loss` and `busy_s` as in `IterationTotals`.
 
     Spans count from the moment at which this process began: no barrier makes ranks begin together. With emulation
@@ -63,6 +64,8 @@ class IterationResult:
     busy_s: float
     spans: Sequence[Span]
     transfers: Sequence[TransferWait]
+    step_result: Result
+    """What `step` returned."""
 
 
 class Runner(Protocol):
@@ -78,7 +81,7 @@ class Runner(Protocol):
     def replicas(self) -> ProcessGroup | None:
         """The group of the ranks that hold the same stage as this one; None where there is no other."""
 
-    def with_replicas(self, call: Callable[[], object]) -> None:
+    def with_replicas(self, call: Callable[[], Result]) -> Result:
         """Call something that waits for the other replicas; a failure is one of theirs."""
 
     def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
@@ -93,7 +96,9 @@ class Runner(Protocol):
     def parameters(self) -> dict[str, nn.Parameter]:
         """Return all parameters held here, under their Hugging Face names."""
 
-    def train_iteration(self, batch: BatchLoader, step: Callable[[], None], plan: str = MAIN_PLAN) -> IterationResult:
+    def train_iteration(
+        self, batch: BatchLoader, step: Callable[[], Result], plan: str = MAIN_PLAN
+    ) -> IterationResult[Result]:
         """Run one iteration of a plan of the set; `step` is called when all gradients are in `.grad`.
 
         All ranks name the same plan. Another one than the last costs nothing: all are compiled and connected.

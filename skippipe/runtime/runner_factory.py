@@ -41,7 +41,7 @@ def make_runner(
     index = plan.stage_of[plan.nodes[context.rank]]
     build = partial(make_stage, plan, index, config, experiment.seed, options)
     stage = compiled_together(build, context) if options.compile else build()
-    return DistributedRunner(plans, stage, context, options)
+    return DistributedRunner.connect(plans, stage, context, options)
 
 
 def _check_compilable(plans: PlanSet, options: RunnerOptions) -> None:

@@ -151,6 +151,6 @@ def make_compute(stage: Stage, plans: PlanSet, options: RunnerOptions) -> StageC
             max_steps=options.max_steps,
             seed=options.seed,
         )
-    nodes = next(one.nodes for one in plans.main.stages if one.layers == (stage.first, stage.last))
+    nodes = next(planned.nodes for planned in plans.main.stages if planned.layers == (stage.first, stage.last))
     split = frozenset().union(*(plan.split_of[node] for _, plan in plans.items() for node in nodes))
     return StageCompute(stage, options.device, split, dropout, recipe.early_exit_loss)

@@ -224,10 +224,9 @@ class Trainer:
         lr = self.optimizer.lr
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
         torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
-        agreed: list[StepTotals] = []
         plan = self.schedule.plan_of(self.step + 1)
-        result = self.runner.train_iteration(self._train_batch, lambda: agreed.append(self._update(stop)), plan)
-        totals = agreed[0]
+        result = self.runner.train_iteration(self._train_batch, lambda: self._update(stop), plan)
+        totals = result.step_result
         duration_s = time.perf_counter() - start_s
         self.step += 1
         self.elapsed_s += duration_s
@@ -258,7 +257,7 @@ class Trainer:
         return totals
 
     def _metrics(
-        self, plan: str, totals: StepTotals, lr: float, duration_s: float, result: IterationResult
+        self, plan: str, totals: StepTotals, lr: float, duration_s: float, result: IterationResult[StepTotals]
     ) -> StepMetrics:
         if plan == MAIN_PLAN:  # what reads the trace compares it with the main plan
             self.trace.record(self.step, result.spans, result.transfers)

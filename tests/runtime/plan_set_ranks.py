@@ -73,7 +73,8 @@ def make_ranks_runner(way: str, context: DistributedContext) -> Runner:
         return make_runner(experiment, plans, config, context)
     options = replace(runner_options(experiment, config, context), matching="order")
     held = plans.main.stage_of[plans.main.nodes[context.rank]]
-    return DistributedRunner(plans, make_stage(plans.main, held, config, experiment.seed, options), context, options)
+    stage = make_stage(plans.main, held, config, experiment.seed, options)
+    return DistributedRunner.connect(plans, stage, context, options)
 
 
 def run(folder: Path, context: DistributedContext) -> None:

@@ -164,7 +164,7 @@ def make_with_options(path: Path, plan: Plan, context: DistributedContext) -> Ru
         return make_runner(experiment, plan, config, context)
     options = replace(runner_options(experiment, config, context), matching=matching)
     held = plan.stage_of[plan.nodes[context.rank]]
-    return DistributedRunner(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
+    return DistributedRunner.connect(plan, make_stage(plan, held, config, experiment.seed, options), context, options)
 
 
 def run_gradients(folder: Path, context: DistributedContext) -> None:

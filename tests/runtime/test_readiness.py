@@ -33,10 +33,10 @@ class Weather:
         self.plan = plan
         self.generator = random.Random(seed)
         self.programs: tuple[Program, ...] = compile_programs(plan, 8)
-        self.links = [TaskDependencies.of(program) for program in self.programs]
+        self.dependencies = [TaskDependencies.of(program) for program in self.programs]
         self.tasks = [
-            ReadyTasks(program, links, plan.costs.memory[program.node])
-            for program, links in zip(self.programs, self.links, strict=True)
+            ReadyTasks(program, dependencies, plan.costs.memory[program.node])
+            for program, dependencies in zip(self.programs, self.dependencies, strict=True)
         ]
         self.ran: list[list[Instruction]] = [[] for _ in self.programs]
         self.held = [0] * len(self.programs)
@@ -70,9 +70,9 @@ class Weather:
                 heapq.heappush(events, (now_s + self.generator.expovariate(1), number, rank, None))
 
     def received_by(self, rank: int, done: Instruction) -> Iterator[tuple[int, Instruction]]:
-        send = self.links[rank].send_of.get(done)
+        send = self.dependencies[rank].send_of.get(done)
         if send is not None:
-            peer = self.links[send.peer]
+            peer = self.dependencies[send.peer]
             yield send.peer, next(task for receive, task in peer.task_of.items() if receive.tag == send.tag)
 
 
@@ -95,16 +95,16 @@ def two_microbatches(memory: int) -> tuple[Program, TaskDependencies, ReadyTasks
             instructions.append(Instruction(Opcode.RECV, microbatch, 0, direction, 1, 8, tag))  # type: ignore[arg-type]
             instructions.append(Instruction(opcode, microbatch, 1))
     program = Program(0, "node-0", 1, (*instructions, Instruction(Opcode.REDUCE), Instruction(Opcode.STEP)))
-    links = TaskDependencies.of(program)
-    return program, links, ReadyTasks(program, links, memory)
+    dependencies = TaskDependencies.of(program)
+    return program, dependencies, ReadyTasks(program, dependencies, memory)
 
 
 def test_forward_comes_early_only_where_memory_has_room() -> None:
     early = Instruction(Opcode.FORWARD, 1, 1)
     for memory, taken in ((1, None), (2, early)):
-        _, links, tasks = two_microbatches(memory)
+        _, dependencies, tasks = two_microbatches(memory)
         assert tasks.take() is None
-        assert early in links.receive_of
+        assert early in dependencies.receive_of
         tasks.arrive(early)
         assert tasks.take() == taken
         tasks.arrive(Instruction(Opcode.FORWARD, 0, 1))

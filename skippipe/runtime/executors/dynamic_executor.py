@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from skippipe.runtime.executors.emulation import Emulation
-from skippipe.runtime.executors.static_executor import ProgramClock
+from skippipe.runtime.executors.static_executor import ProgramClock, Result
 from skippipe.runtime.program.program import Instruction, Opcode, Program
 from skippipe.runtime.program.readiness import ReadyTasks, TaskDependencies
 from skippipe.runtime.ranks.torch_errors import TransferError
@@ -47,7 +47,7 @@ class PlannedTimes:
     @classmethod
     def of(cls, plan: Plan, node: str) -> "PlannedTimes":
         """Return the times of one node."""
-        tasks = {(str(one.operation), one.microbatch): one for one in simulate(plan).tasks if one.node == node}
+        tasks = {(str(span.operation), span.microbatch): span for span in simulate(plan).tasks if span.node == node}
         return cls(
             {key: span.start_s for key, span in tasks.items()},
             {key: span.end_s - span.start_s for key, span in tasks.items()},
@@ -68,7 +68,7 @@ class Inbox:
     """Letters by the RECV that they answer; the computing thread waits here."""
 
     def __init__(self, program: Program) -> None:
-        self.receive_of = {one.tag: one for one in program.select(Opcode.RECV)}
+        self.receive_of = {receive.tag: receive for receive in program.select(Opcode.RECV)}
         self.missing = dict(self.receive_of)
         self._letters: list[Letter] = []
         self._changed = threading.Condition()
@@ -76,7 +76,7 @@ class Inbox:
     @property
     def expected(self) -> Counter[tuple[int, Any]]:
         """How many messages come from each peer in each direction."""
-        return Counter((one.peer, one.direction) for one in self.receive_of.values())
+        return Counter((receive.peer, receive.direction) for receive in self.receive_of.values())
 
     def deliver(self, letter: Letter) -> None:
         """Take a letter from a listening thread."""
@@ -95,8 +95,9 @@ class Inbox:
             letters, self._letters = self._letters, []
         for letter in letters:
             if letter.failure:
+                sender = letter.peer, letter.direction
                 awaited = next(
-                    one for one in self.missing.values() if (one.peer, one.direction) == (letter.peer, letter.direction)
+                    receive for receive in self.missing.values() if (receive.peer, receive.direction) == sender
                 )
                 raise TransferError(describe_instruction(awaited), (letter.peer,), letter.failure)
             del self.missing[letter.tag]
@@ -108,12 +109,12 @@ class DynamicExecutor:
 
     def __init__(
         self,
-        place: ProgramClock,
+        clock: ProgramClock,
         compute: StageCompute,
         mailbox: Mailbox,
         emulation: Emulation | None,
         times: PlannedTimes,
-        links: TaskDependencies,
+        dependencies: TaskDependencies,
         *,
         memory: int,
         stretch: float,
@@ -122,32 +123,37 @@ class DynamicExecutor:
         self.current: Instruction | None = None
         self.spans: list[Span] = []
         self.waits: list[TransferWait] = []
-        self._place = place
+        self._clock = clock
         self._compute = compute
         self._mailbox = mailbox
         self._emulation = emulation
         self._times = times
         self._stretch = stretch
         self._timeout_s = timeout_s
-        self._links = links
-        self._tasks = ReadyTasks(place.program, links, memory)
-        self._inbox = Inbox(place.program)
+        self._dependencies = dependencies
+        self._tasks = ReadyTasks(clock.program, dependencies, memory)
+        self._inbox = Inbox(clock.program)
         self._early: list[tuple[int, Instruction]] = []
         self._inputs: dict[Instruction, tuple[Instruction, Tensor, int]] = {}
 
-    def run(self, batch: BatchLoader, reduce: Callable[[], None], step: Callable[[], None]) -> None:
-        """Execute all tasks, then REDUCE and STEP; see `Executor`."""
+    def run(self, batch: BatchLoader, reduce: Callable[[], None]) -> None:
+        """Execute all tasks, then REDUCE; see `Executor`."""
         self._mailbox.listen(self._inbox.expected, self._inbox.deliver)
         while len(self._tasks):
             task, from_ns = self._next()
             self.current = task
-            if task in self._links.loads:
+            if task in self._dependencies.loads:
                 self._compute.load(task.microbatch, *batch(task.microbatch))
             self._run_task(task, from_ns)
-        for ending in self._place.program.select(Opcode.REDUCE, Opcode.STEP):
-            self.current = ending
-            reduce() if ending.opcode is Opcode.REDUCE else step()
+        (self.current,) = self._clock.program.select(Opcode.REDUCE)
+        reduce()
+
+    def finish(self, step: Callable[[], Result]) -> Result:
+        """Step; see `Executor`."""
+        (self.current,) = self._clock.program.select(Opcode.STEP)
+        result = step()
         self._mailbox.finish_sends()
+        return result
 
     def _next(self) -> tuple[Instruction, int]:
         """Wait for a task that may run; return it and the time at which that was decided."""
@@ -158,14 +164,14 @@ class DynamicExecutor:
             now_ns = time.monotonic_ns()
             self._admit(now_ns)
             head = self._tasks.head
-            due_ns = self._place.zero_ns + round(self._times.due_s(head, self._stretch) * 1e9)
+            due_ns = self._clock.zero_ns + round(self._times.due_s(head, self._stretch) * 1e9)
             head_ready = self._tasks.is_ready(head)
             if head_ready or now_ns >= due_ns:
                 task = self._tasks.take()
                 if task is not None:
                     self._note_wait(task, free_ns)
                     return task, free_ns if head_ready else max(free_ns, due_ns)
-            self.current = self._links.receive_of.get(head, head)
+            self.current = self._dependencies.receive_of.get(head, head)
             alarms_ns = [heard_ns + round(self._timeout_s * 1e9), *(at_ns for at_ns, _ in self._early)]
             if now_ns < due_ns:
                 alarms_ns.append(due_ns)
@@ -179,7 +185,7 @@ class DynamicExecutor:
         letters = self._inbox.collect(wait_s)
         for letter in letters:
             receive = self._inbox.receive_of[letter.tag]
-            task = self._links.task_of[receive]
+            task = self._dependencies.task_of[receive]
             if letter.activation is not None:
                 self._inputs[task] = receive, letter.activation, letter.stamp_ns
             self._early.append((letter.stamp_ns, task))
@@ -190,16 +196,16 @@ class DynamicExecutor:
         for stamp_ns, task in self._early:
             if stamp_ns <= now_ns:
                 self._tasks.arrive(task)
-        self._early = [one for one in self._early if one[0] > now_ns]
+        self._early = [(stamp_ns, task) for stamp_ns, task in self._early if stamp_ns > now_ns]
 
     def _note_wait(self, task: Instruction, free_ns: int) -> None:
         if task in self._inputs:
             receive, _, stamp_ns = self._inputs[task]
             end_ns = max(free_ns, stamp_ns, time.monotonic_ns() if self._emulation is None else 0)
-            self.waits.append(self._place.wait(receive, free_ns, end_ns))
+            self.waits.append(self._clock.wait(receive, free_ns, end_ns))
 
     def _give_up(self, head: Instruction) -> None:
-        receive = self._links.receive_of[head]
+        receive = self._dependencies.receive_of[head]
         raise TransferError(
             describe_instruction(receive), (receive.peer,), f"nothing came within {self._timeout_s:g} s"
         )
@@ -214,9 +220,9 @@ class DynamicExecutor:
         output = self._compute.run(task.opcode, task.microbatch, received)
         self._compute.finish()
         end_ns = time.monotonic_ns() if emulation is None else emulation.finish(task)
-        self.spans.append(self._place.span(task, start_ns, end_ns))
+        self.spans.append(self._clock.span(task, start_ns, end_ns))
         self._tasks.finish(task)
-        send = self._links.send_of.get(task)
+        send = self._dependencies.send_of.get(task)
         if send is not None:
             if output is None:  # the proof excludes it
                 raise ValueError(f"{send}: there is no output to send")

@@ -32,12 +32,12 @@ class RankPlan:
     plan: Plan
     program: Program
     times: PlannedTimes
-    links: TaskDependencies
+    dependencies: TaskDependencies
     emulation: Emulation | None
 
     @classmethod
     def of(cls, plan: Plan, program: Program, options: RunnerOptions) -> "RankPlan":
-        """Prepare the course of a rank from its proved program."""
+        """Prepare what a rank does from its proved program."""
         emulated = options.emulation.links or options.emulation.compute
         emulation = Emulation(plan, program.node, options.emulation) if emulated else None
         return cls(plan, program, PlannedTimes.of(plan, program.node), TaskDependencies.of(program), emulation)
@@ -72,18 +72,18 @@ class ExecutorFactory:
         if self._channels is not None:
             self._channels.extend(programs)
 
-    def training(self, course: RankPlan, compute: StageCompute, zero_ns: int) -> Executor:
+    def training(self, rank_plan: RankPlan, compute: StageCompute, zero_ns: int) -> Executor:
         """Return the executor of one iteration of a plan's program."""
         if self._options.executor == "static":
-            return self.static(course.program, compute, course.emulation, zero_ns)
+            return self.static(rank_plan.program, compute, rank_plan.emulation, zero_ns)
         return DynamicExecutor(
-            ProgramClock(course.program, self._nodes, zero_ns),
+            ProgramClock(rank_plan.program, self._nodes, zero_ns),
             compute,
             self._mailbox,
-            course.emulation,
-            course.times,
-            course.links,
-            memory=course.plan.costs.memory[course.program.node],
+            rank_plan.emulation,
+            rank_plan.times,
+            rank_plan.dependencies,
+            memory=rank_plan.plan.costs.memory[rank_plan.program.node],
             stretch=statistics.median(self._pace) if self._pace else 1.0,
             timeout_s=self._timeout_s,
         )
@@ -94,17 +94,17 @@ class ExecutorFactory:
         """Return an executor of any program, in the order of its list."""
         # On NCCL a receive occupies the device until its peer comes: it is posted at its place, not ahead.
         window = 0 if self._options.backend == "nccl" else self._options.receive_window
-        place = ProgramClock(program, self._nodes, zero_ns)
-        return StaticExecutor(place, compute, self._transport, emulation, receive_window=window)
+        clock = ProgramClock(program, self._nodes, zero_ns)
+        return StaticExecutor(clock, compute, self._transport, emulation, receive_window=window)
 
-    def learn(self, course: RankPlan, spans: Sequence[Span]) -> None:
+    def learn(self, rank_plan: RankPlan, spans: Sequence[Span]) -> None:
         """Take the pace of this rank from the tasks of an iteration."""
-        self._pace.extend(course.times.ratios(spans))
+        self._pace.extend(rank_plan.times.ratios(spans))
 
-    def poison(self) -> None:
+    def abort(self) -> None:
         """Make every wait on the channels fail at once."""
         if self._channels is not None:
-            self._channels.poison()
+            self._channels.abort()
 
     def destroy(self) -> None:
         """Release the channels."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,17 +19,22 @@ from skippipe.runtime.stage_compute import StageCompute
 from skippipe.runtime.transport.transport import Incoming, Transport
 from skippipe_scheduler.plan.simulate import Direction
 
+Result = TypeVar("Result")
+
 
 class Executor(Protocol):
-    """Runs one program once."""
+    """Runs one program once: first `run`, then `finish`."""
 
     current: Instruction | None
     """The instruction it stands at, for messages about failures."""
     spans: list[Span]
     waits: list[TransferWait]
 
-    def run(self, batch: BatchLoader, reduce: Callable[[], None], step: Callable[[], None]) -> None:
-        """Execute all instructions; `reduce` and `step` are called at REDUCE and STEP."""
+    def run(self, batch: BatchLoader, reduce: Callable[[], None]) -> None:
+        """Execute all instructions before STEP, with `reduce` at REDUCE."""
+
+    def finish(self, step: Callable[[], Result]) -> Result:
+        """Call `step` at STEP, where a program ends; return what it returns once every message has left."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class StaticExecutor:
 
     def __init__(
         self,
-        place: ProgramClock,
+        clock: ProgramClock,
         compute: StageCompute,
         transport: Transport,
         emulation: Emulation | None,
@@ -79,7 +84,7 @@ class StaticExecutor:
         self.current: Instruction | None = None
         self.spans: list[Span] = []
         self.waits: list[TransferWait] = []
-        self._place = place
+        self._clock = clock
         self._compute = compute
         self._transport = transport
         self._emulation = emulation
@@ -87,10 +92,10 @@ class StaticExecutor:
         self._outputs: dict[int, Tensor] = {}
         self._incoming: dict[tuple[int, Direction], Incoming] = {}
 
-    def run(self, batch: BatchLoader, reduce: Callable[[], None], step: Callable[[], None]) -> None:
-        """Execute all instructions; see `Executor`."""
+    def run(self, batch: BatchLoader, reduce: Callable[[], None]) -> None:
+        """Execute all instructions before STEP; see `Executor`."""
         self._transport.begin_iteration()
-        program = self._place.program
+        program = self._clock.program
         receives = iter(program.select(Opcode.RECV))
         for instruction in islice(receives, self._receive_window):
             self._post(instruction)
@@ -109,8 +114,13 @@ class StaticExecutor:
                 case Opcode.REDUCE:
                     reduce()
                 case Opcode.STEP:
-                    step()
+                    return  # the last one, by the proof
+
+    def finish(self, step: Callable[[], Result]) -> Result:
+        """Step; see `Executor`."""
+        result = step()
         self._transport.finish_sends()
+        return result
 
     def _post(self, instruction: Instruction) -> None:
         key = instruction.microbatch, instruction.direction
@@ -126,7 +136,7 @@ class StaticExecutor:
             self._transport.confirm(incoming)
         self._compute.finish()
         end_ns = time.monotonic_ns() if self._emulation is None else self._emulation.finish(task)
-        self.spans.append(self._place.span(task, start_ns, end_ns))
+        self.spans.append(self._clock.span(task, start_ns, end_ns))
 
     def _receive(self, task: Instruction) -> tuple[Incoming | None, Tensor | None, int]:
         """Return the task's input on the device and its emulated arrival; nothing where nothing is sent for it."""
@@ -138,7 +148,7 @@ class StaticExecutor:
             return None, None, 0
         start_ns = time.monotonic_ns()
         tensor, arrival_ns = self._transport.wait(incoming)
-        self.waits.append(self._place.wait(incoming.instruction, start_ns, max(time.monotonic_ns(), arrival_ns)))
+        self.waits.append(self._clock.wait(incoming.instruction, start_ns, max(time.monotonic_ns(), arrival_ns)))
         return incoming, tensor.to(self._compute.device, self._compute.dtype), arrival_ns
 
     def _send(self, instruction: Instruction) -> None:
@@ -152,7 +162,8 @@ class StaticExecutor:
 @torch.no_grad()
 def run_without_gradients(executor: Executor, batch: BatchLoader) -> None:
     """Run a program that has no backward."""
-    executor.run(batch, _nothing, _nothing)
+    executor.run(batch, _nothing)
+    executor.finish(_nothing)
 
 
 def _nothing() -> None:

@@ -58,9 +58,9 @@ class Int8Sum:
         rows.view(-1)[: flat.numel()] = flat
         exchange = self._exchanges.take(bucket.number, flat.numel())
         exchange.rows.copy_(self._rounded(rows, bucket.number, self._own_errors))
-        yield exchange.send_rows()
+        yield exchange.scatter()
         sums = decode(exchange.received, BLOCK).sum(0, keepdim=True)  # (1, n / R)
-        yield exchange.answer(self._rounded(sums, bucket.number, self._sum_errors)[0])
+        yield exchange.gather(self._rounded(sums, bucket.number, self._sum_errors)[0])
         flat.copy_(decode(exchange.rows, BLOCK).view(-1)[: flat.numel()])
 
     def _width(self, size: int) -> int:

@@ -39,9 +39,10 @@ class BucketSum(Protocol):
         """Get ready for buckets 0, 1, ... of so many numbers; all replicas do so before the first of them is summed."""
 
     def __call__(self, bucket: Bucket) -> Iterator[Waitable]:
-        """Sum `bucket.flat` in place. Yields what has begun, to be continued when that has ended.
+        """Sum `bucket.flat` in place, as a generator: it yields a communication that has begun.
 
-        All replicas begin their collectives in the same order.
+        The caller resumes it when that one has ended; the sum is there when the generator is exhausted. All replicas
+        begin their communication in the same order.
         """
 
 
@@ -65,7 +66,7 @@ def scale(gradients: Iterable[Tensor], factor: float) -> None:
 def expect_sums(parameters: Iterable[Tensor], bucket_sum: BucketSum, bucket_bytes: int = BUCKET_BYTES) -> None:
     """Get ready for the first buckets of an iteration, as many as will be on their way at a time."""
     buckets = islice(_buckets(parameters, bucket_bytes), BUCKETS_IN_FLIGHT)
-    bucket_sum.expect([sum(one.numel() for one in bucket) for bucket in buckets])
+    bucket_sum.expect([sum(gradient.numel() for gradient in bucket) for bucket in buckets])
 
 
 def all_reduce_over_replicas(
@@ -77,21 +78,21 @@ def all_reduce_over_replicas(
     """Sum gradients over the replicas in place, bucket after bucket, `in_flight` of them at a time."""
     begun: deque[tuple[Iterator[Waitable], Waitable]] = deque()
 
-    def go_on(one: Iterator[Waitable]) -> None:
-        work = next(one, None)
+    def resume(reduction: Iterator[Waitable]) -> None:
+        work = next(reduction, None)
         if work is not None:
-            begun.append((one, work))
+            begun.append((reduction, work))
 
     def finish_oldest() -> None:
-        one, work = begun.popleft()
+        reduction, work = begun.popleft()
         work.wait()
-        go_on(one)
+        resume(reduction)
 
     buckets = list(_buckets(gradients, bucket_bytes))
     for number, bucket in enumerate(buckets):
         while len(begun) >= in_flight:
             finish_oldest()
-        go_on(_summed(bucket, number, number == len(buckets) - 1, bucket_sum))
+        resume(_summed(bucket, number, number == len(buckets) - 1, bucket_sum))
     while begun:
         finish_oldest()
 
@@ -99,9 +100,9 @@ def all_reduce_over_replicas(
 class DirectAllReduce:
     """The sum of numbers that travel in `dtype`; it is made in fp32.
 
-    Each of the R ranks adds up 1/R of the numbers, in the order of ranks, and sends its sums to all: each number
-    travels twice, as in a ring, and all ranks end with the same sums. But the messages of either half leave at once, so
-    that slow links cost two latencies instead of 2 (R - 1).
+    A direct all-reduce: each of the R ranks adds up 1/R of the numbers, in the order of ranks (reduce-scatter), and
+    sends its sums to all (all-gather). Each number travels twice, as in a ring, and all ranks end with the same sums.
+    But the messages of either half leave at once, so that slow links cost two latencies instead of 2 (R - 1).
     """
 
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> None:
@@ -119,8 +120,8 @@ class DirectAllReduce:
         exchange = self._exchanges.take(bucket.number, flat.numel())
         numbers = exchange.rows.view(-1)[: flat.numel()]
         numbers.copy_(flat)
-        yield exchange.send_rows()
-        yield exchange.answer(exchange.received.float().sum(0).to(self._dtype))  # (R, n / R) -> (n / R,)
+        yield exchange.scatter()
+        yield exchange.gather(exchange.received.float().sum(0).to(self._dtype))  # (R, n / R) -> (n / R,)
         flat.copy_(numbers)
 
 

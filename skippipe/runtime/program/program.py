@@ -72,7 +72,7 @@ class Program:
 
     def select(self, *opcodes: Opcode) -> tuple[Instruction, ...]:
         """Return the instructions with one of these opcodes, in order."""
-        return tuple(one for one in self.instructions if one.opcode in opcodes)
+        return tuple(instruction for instruction in self.instructions if instruction.opcode in opcodes)
 
 
 def compile_programs(plan: Plan, activation_bytes: int) -> tuple[Program, ...]:

@@ -35,8 +35,8 @@ class TaskDependencies:
     """The task whose input a RECV brings."""
     send_of: Mapping[Instruction, Instruction]
     """The SEND of a task's output."""
-    follower_of: Mapping[Instruction, Instruction]
-    """The task that needs nothing but that another one of its microbatch is done."""
+    next_local_task: Mapping[Instruction, Instruction]
+    """For a task: the next one of its microbatch here, where that waits for this task alone and for no message."""
     loads: frozenset[Instruction]
     """Tasks with a LOAD before them."""
     first: frozenset[Instruction]
@@ -46,48 +46,48 @@ class TaskDependencies:
 
     @classmethod
     def of(cls, program: Program) -> "TaskDependencies":
-        """Read the links of a program's list; one microbatch's instructions stand in the order of its chain."""
+        """Read them from a program's list; one microbatch's instructions stand in the order of its chain."""
         waiting: dict[int, Instruction] = {}
         latest: dict[int, Instruction] = {}
         maker: dict[int, Instruction] = {}
         loaded: set[int] = set()
-        receive_of, send_of, follower_of = {}, {}, {}
+        receive_of, send_of, next_local_task = {}, {}, {}
         loads, first = set(), set()
-        for one in program.instructions:
-            if one.opcode is Opcode.LOAD:
-                loaded.add(one.microbatch)
-            elif one.opcode is Opcode.RECV:
-                waiting[one.microbatch] = one
-            elif one.opcode is Opcode.SEND:
-                send_of[maker[one.microbatch]] = one
-            elif one.opcode not in NOT_TASKS:
-                if one.microbatch in loaded:
-                    loads.add(one)
-                    loaded.remove(one.microbatch)
-                if one.microbatch in waiting:
-                    receive_of[one] = waiting.pop(one.microbatch)
-                    maker[one.microbatch] = one
-                elif one.microbatch in latest:  # nothing is sent for it, and it makes nothing to send
-                    follower_of[latest[one.microbatch]] = one
+        for instruction in program.instructions:
+            if instruction.opcode is Opcode.LOAD:
+                loaded.add(instruction.microbatch)
+            elif instruction.opcode is Opcode.RECV:
+                waiting[instruction.microbatch] = instruction
+            elif instruction.opcode is Opcode.SEND:
+                send_of[maker[instruction.microbatch]] = instruction
+            elif instruction.opcode not in NOT_TASKS:
+                if instruction.microbatch in loaded:
+                    loads.add(instruction)
+                    loaded.remove(instruction.microbatch)
+                if instruction.microbatch in waiting:
+                    receive_of[instruction] = waiting.pop(instruction.microbatch)
+                    maker[instruction.microbatch] = instruction
+                elif instruction.microbatch in latest:  # nothing is sent for it, and it makes nothing to send
+                    next_local_task[latest[instruction.microbatch]] = instruction
                 else:
-                    first.add(one)
-                    maker[one.microbatch] = one
-                latest[one.microbatch] = one
+                    first.add(instruction)
+                    maker[instruction.microbatch] = instruction
+                latest[instruction.microbatch] = instruction
         task_of = {receive: task for task, receive in receive_of.items()}
-        change_of = Counter(one for one in (*receive_of, *first) if one.opcode is Opcode.FORWARD)
+        change_of = Counter(task for task in (*receive_of, *first) if task.opcode is Opcode.FORWARD)
         change_of.subtract(latest.values())
-        return cls(receive_of, task_of, send_of, follower_of, frozenset(loads), frozenset(first), change_of)
+        return cls(receive_of, task_of, send_of, next_local_task, frozenset(loads), frozenset(first), change_of)
 
 
 class ReadyTasks:
     """The tasks of one rank that are left, in planned order, and which of them have their input."""
 
-    def __init__(self, program: Program, links: TaskDependencies, memory: int) -> None:
+    def __init__(self, program: Program, dependencies: TaskDependencies, memory: int) -> None:
         self._memory = memory
         self._held = 0
-        self._left = [one for one in program.instructions if one.opcode not in NOT_TASKS]
-        self._links = links
-        self._ready = set(links.first)
+        self._left = [task for task in program.instructions if task.opcode not in NOT_TASKS]
+        self._dependencies = dependencies
+        self._ready = set(dependencies.first)
 
     def __len__(self) -> int:
         """Return how many tasks are left."""
@@ -108,14 +108,14 @@ class ReadyTasks:
 
     def finish(self, task: Instruction) -> None:
         """Note that a task is done; one that waited for just that becomes ready."""
-        if task in self._links.follower_of:
-            self._ready.add(self._links.follower_of[task])
+        if task in self._dependencies.next_local_task:
+            self._ready.add(self._dependencies.next_local_task[task])
 
     def take(self) -> Instruction | None:
         """Remove and return the first task in planned order that is ready and may run now; None where none may."""
         held = peak = self._held
         for index, task in enumerate(self._left):
-            change = self._links.change_of.get(task, 0)
+            change = self._dependencies.change_of.get(task, 0)
             if task in self._ready and (change <= 0 or peak + change <= self._memory):
                 del self._left[index]
                 self._ready.remove(task)

@@ -62,11 +62,11 @@ def prove_transfers(programs: Sequence[Program], matching: Matching = "order") -
         _prove_no_circle(programs)
     else:
         _prove_no_circle_with_tags(programs)
-    sends = [one for program in programs for one in program.select(Opcode.SEND)]
+    sends = [send for program in programs for send in program.select(Opcode.SEND)]
     return Proof(
         peak_memory=tuple(_peak_memory(program) for program in programs),
         num_transfers=len(sends),
-        total_bytes=sum(one.size_bytes for one in sends),
+        total_bytes=sum(send.size_bytes for send in sends),
     )
 
 
@@ -78,20 +78,21 @@ def _prove_matching(programs: Sequence[Program]) -> None:
     """Every transfer is listed once by its sender and once by its receiver, with equal content."""
     sides: dict[Opcode, dict[tuple[int, int, int], Instruction]] = {opcode: {} for opcode in TRANSFERS}
     for program in programs:
-        for one in program.select(*TRANSFERS):
-            if not 0 <= one.peer < len(programs) or one.peer == program.rank:
-                raise ProgramError(f"{_name(program)}: {one}: no such peer among {len(programs)} ranks")
-            pair = (program.rank, one.peer) if one.opcode is Opcode.SEND else (one.peer, program.rank)
-            if not 0 <= one.tag < 2**30:
-                raise ProgramError(f"{_name(program)}: {one}: tag {one.tag} is not in 0 .. 2^30 - 1")
-            if (*pair, one.tag) in sides[one.opcode]:
-                raise ProgramError(f"{_name(program)}: {one}: tag {one.tag} is used twice on this pair")
-            sides[one.opcode][*pair, one.tag] = one
+        for transfer in program.select(*TRANSFERS):
+            if not 0 <= transfer.peer < len(programs) or transfer.peer == program.rank:
+                raise ProgramError(f"{_name(program)}: {transfer}: no such peer among {len(programs)} ranks")
+            pair = _source_and_destination(program.rank, transfer)
+            if not 0 <= transfer.tag < 2**30:
+                raise ProgramError(f"{_name(program)}: {transfer}: tag {transfer.tag} is not in 0 .. 2^30 - 1")
+            if (*pair, transfer.tag) in sides[transfer.opcode]:
+                raise ProgramError(f"{_name(program)}: {transfer}: tag {transfer.tag} is used twice on this pair")
+            sides[transfer.opcode][*pair, transfer.tag] = transfer
     sends, receives = sides[Opcode.SEND], sides[Opcode.RECV]
     for key in sends.keys() ^ receives.keys():
-        one = sends.get(key) or receives[key]
+        transfer = sends.get(key) or receives[key]
         rank, other = (key[0], "RECV") if key in sends else (key[1], "SEND")
-        raise ProgramError(f"{_name(programs[rank])} waits in {one}: rank {one.peer} has no {other} with tag {one.tag}")
+        missing = f"rank {transfer.peer} has no {other} with tag {transfer.tag}"
+        raise ProgramError(f"{_name(programs[rank])} waits in {transfer}: {missing}")
     for key, send in sends.items():
         receive = receives[key]
         if send.size_bytes != receive.size_bytes:
@@ -102,17 +103,22 @@ def _prove_matching(programs: Sequence[Program]) -> None:
             raise ProgramError(f"rank {key[0]} has {send} where rank {key[1]} has {receive}, under the same tag")
 
 
-def _content(one: Instruction) -> tuple[int, int, str]:
-    return one.microbatch, one.hop, one.direction
+def _source_and_destination(rank: int, transfer: Instruction) -> tuple[int, int]:
+    """Return between which ranks a transfer that `rank` lists goes."""
+    return (rank, transfer.peer) if transfer.opcode is Opcode.SEND else (transfer.peer, rank)
+
+
+def _content(transfer: Instruction) -> tuple[int, int, str]:
+    return transfer.microbatch, transfer.hop, transfer.direction
 
 
 def _prove_pair_order(programs: Sequence[Program]) -> None:
     """On each directed pair and direction, sends and receives stand in the same order."""
     tags: dict[Opcode, dict[tuple[int, int, str], list[int]]] = {opcode: defaultdict(list) for opcode in TRANSFERS}
     for program in programs:
-        for one in program.select(*TRANSFERS):
-            source, destination = (program.rank, one.peer) if one.opcode is Opcode.SEND else (one.peer, program.rank)
-            tags[one.opcode][source, destination, one.direction].append(one.tag)
+        for transfer in program.select(*TRANSFERS):
+            source, destination = _source_and_destination(program.rank, transfer)
+            tags[transfer.opcode][source, destination, transfer.direction].append(transfer.tag)
     for (source, destination, direction), sent in tags[Opcode.SEND].items():
         received = tags[Opcode.RECV][source, destination, direction]
         if sent != received:
@@ -128,29 +134,30 @@ def _prove_dataflow(program: Program) -> None:
     received: set[tuple[int, str]] = set()
     made: set[int] = set()
     done: set[tuple[Opcode, int]] = set()
-    for one in program.instructions:
+    for instruction in program.instructions:
         missing = None
-        if one.opcode is Opcode.RECV:
-            received.add((one.microbatch, one.direction))
-        elif one.opcode is Opcode.SEND and one.microbatch not in made:
+        opcode, microbatch = instruction.opcode, instruction.microbatch
+        if opcode is Opcode.RECV:
+            received.add((microbatch, instruction.direction))
+        elif opcode is Opcode.SEND and microbatch not in made:
             missing = "an output to send"
-        elif one.opcode is Opcode.FORWARD and one.hop == 0 and (Opcode.LOAD, one.microbatch) not in done:
+        elif opcode is Opcode.FORWARD and instruction.hop == 0 and (Opcode.LOAD, microbatch) not in done:
             missing = "its LOAD"
-        elif (one.opcode is Opcode.FORWARD and one.hop > 0) or one.opcode is Opcode.LOSS:
-            missing = None if (one.microbatch, "forward") in received else "its RECV (forward)"
-        elif one.opcode is Opcode.BACKWARD:
-            missing = None if (one.microbatch, "backward") in received else "its RECV (backward)"
-            if (Opcode.FORWARD, one.microbatch) not in done:
+        elif (opcode is Opcode.FORWARD and instruction.hop > 0) or opcode is Opcode.LOSS:
+            missing = None if (microbatch, "forward") in received else "its RECV (forward)"
+        elif opcode is Opcode.BACKWARD:
+            missing = None if (microbatch, "backward") in received else "its RECV (backward)"
+            if (Opcode.FORWARD, microbatch) not in done:
                 missing = "its FORWARD"
-        elif one.opcode is Opcode.WEIGHT and (Opcode.BACKWARD, one.microbatch) not in done:
+        elif opcode is Opcode.WEIGHT and (Opcode.BACKWARD, microbatch) not in done:
             missing = "its BACKWARD"
         if missing is not None:
-            raise ProgramError(f"{_name(program)}: {one} comes before {missing}")
-        done.add((one.opcode, one.microbatch))
-        if one.opcode in TASKS and one.opcode is not Opcode.WEIGHT:
-            made.add(one.microbatch)
-        elif one.opcode is Opcode.SEND:
-            made.discard(one.microbatch)
+            raise ProgramError(f"{_name(program)}: {instruction} comes before {missing}")
+        done.add((opcode, microbatch))
+        if opcode in TASKS and opcode is not Opcode.WEIGHT:
+            made.add(microbatch)
+        elif opcode is Opcode.SEND:
+            made.discard(microbatch)
 
 
 def _prove_no_circle(programs: Sequence[Program]) -> None:
@@ -187,11 +194,11 @@ def _prove_no_circle_with_tags(programs: Sequence[Program]) -> None:
     while pending:
         rank = pending.pop()
         while position[rank] < len(queues[rank]):
-            one = queues[rank][position[rank]]
-            if one.opcode is Opcode.SEND:
-                sent.add((rank, one.peer, one.tag))
-                pending.append(one.peer)
-            elif (one.peer, rank, one.tag) not in sent:
+            transfer = queues[rank][position[rank]]
+            if transfer.opcode is Opcode.SEND:
+                sent.add((rank, transfer.peer, transfer.tag))
+                pending.append(transfer.peer)
+            elif (transfer.peer, rank, transfer.tag) not in sent:
                 break
             position[rank] += 1
     _refuse_stuck(programs, queues, position)
@@ -224,10 +231,10 @@ def _peak_memory(program: Program) -> int:
     held = peak = 0
     if not program.select(Opcode.BACKWARD):
         return 0
-    split = {one.microbatch for one in program.select(Opcode.WEIGHT)}
-    for one in program.instructions:
-        ends = Opcode.WEIGHT if one.microbatch in split else Opcode.BACKWARD
-        held += (one.opcode is Opcode.FORWARD) - (one.opcode is ends)
+    split = {weight.microbatch for weight in program.select(Opcode.WEIGHT)}
+    for instruction in program.instructions:
+        ends = Opcode.WEIGHT if instruction.microbatch in split else Opcode.BACKWARD
+        held += (instruction.opcode is Opcode.FORWARD) - (instruction.opcode is ends)
         peak = max(peak, held)
     return peak
 
@@ -235,14 +242,14 @@ def _peak_memory(program: Program) -> int:
 def _prove_tasks(program: Program, plan: Plan) -> None:
     """The program runs the plan's tasks of its node, each once, in the plan's order, at the right hop."""
     planned = [(OPCODE_OF_OPERATION[task.operation], task.microbatch) for task in plan.order.get(program.node, ())]
-    listed = [(one.opcode, one.microbatch) for one in program.select(*TASKS)]
+    listed = [(task.opcode, task.microbatch) for task in program.select(*TASKS)]
     if planned != listed:
         odd = next(iter((Counter(planned) - Counter(listed)) + (Counter(listed) - Counter(planned))), None)
         what = f"look at {odd[0]} of microbatch {odd[1]}" if odd else "the order differs"
         raise ProgramError(f"{_name(program)} does not run the plan's tasks: {what}")
-    for one in program.select(*TASKS):
-        if plan.microbatches[one.microbatch].route[one.hop] != program.node:
-            raise ProgramError(f"{_name(program)}: {one}: another node has this place on the route")
+    for task in program.select(*TASKS):
+        if plan.microbatches[task.microbatch].route[task.hop] != program.node:
+            raise ProgramError(f"{_name(program)}: {task}: another node has this place on the route")
 
 
 def _prove_ending(program: Program) -> None:
@@ -250,5 +257,5 @@ def _prove_ending(program: Program) -> None:
         count = len(program.select(opcode))
         if count != 1:
             raise ProgramError(f"{_name(program)} has {count} {opcode} instructions, expected 1")
-    if [one.opcode for one in program.instructions[-2:]] != [Opcode.REDUCE, Opcode.STEP]:
+    if [instruction.opcode for instruction in program.instructions[-2:]] != [Opcode.REDUCE, Opcode.STEP]:
         raise ProgramError(f"{_name(program)} must end with REDUCE, then STEP, after its last BACKWARD or WEIGHT")

@@ -12,7 +12,8 @@ from skippipe.runtime.ranks import time_limits
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Direction
 
-POISON_TAG = 2**31 - 1
+ABORT_TAG = 2**31 - 1
+"""The highest that gloo has, so that no message bears it."""
 
 
 @dataclass
@@ -26,11 +27,11 @@ class ProcessGroups:
     replicas: dist.ProcessGroup | None
     replica_ranks: tuple[int, ...]
 
-    def poison(self) -> None:
+    def abort(self) -> None:
         """Make every wait on these groups fail at once, here and at the peers.
 
-        gloo closes all of a group's connections when a wait times out. Nothing else releases a thread that waits
-        for a peer that is alive.
+        gloo closes all of a group's connections when a wait times out, so one is let time out. Nothing else releases
+        a thread that waits for a peer that is alive.
         """
         everyone = range(dist.get_world_size())
         for group, ranks in (
@@ -40,7 +41,7 @@ class ProcessGroups:
             (self.replicas, self.replica_ranks),
         ):
             if group is not None:
-                _poison(group, next(rank for rank in ranks if rank != self.rank))
+                _abort_gloo(group, next(rank for rank in ranks if rank != self.rank))
 
     def destroy(self) -> None:
         """Release the groups."""
@@ -68,7 +69,9 @@ class Channels:
 
     def extend(self, programs: Sequence[Program]) -> None:
         """Create the channels of `programs` that are not there yet, and send one number through each."""
-        used = {(program.rank, one.peer, one.direction) for program in programs for one in program.select(Opcode.SEND)}
+        used = {
+            (program.rank, send.peer, send.direction) for program in programs for send in program.select(Opcode.SEND)
+        }
         for key in sorted(used - self._known):
             source, destination, _ = key
             timeout = timedelta(seconds=self.timeout_s)
@@ -82,13 +85,13 @@ class Channels:
         """Return the group of one channel of this rank."""
         return self._groups[source, destination, direction]
 
-    def poison(self) -> None:
+    def abort(self) -> None:
         """Make every wait on the channels fail at once; see `ProcessGroups`."""
         for (source, destination, _), group in self._groups.items():
             if self._backend == "nccl":
-                _abort(group, self._device)
+                _abort_nccl(group, self._device)
             else:
-                _poison(group, destination if self._rank == source else source)
+                _abort_gloo(group, destination if self._rank == source else source)
 
     def destroy(self) -> None:
         """Release the groups."""
@@ -126,16 +129,16 @@ def create_groups(plan: Plan, rank: int, timeout_s: float) -> ProcessGroups:
     return ProcessGroups(rank, forward, backward, control, replicas, replica_ranks)
 
 
-def _poison(group: dist.ProcessGroup, peer: int) -> None:
+def _abort_gloo(group: dist.ProcessGroup, peer: int) -> None:
     try:
-        work = dist.irecv(torch.empty(1), peer, group=group, tag=POISON_TAG)
+        work = dist.irecv(torch.empty(1), peer, group=group, tag=ABORT_TAG)
         if work is not None:
             work.wait(timedelta(seconds=time_limits.ABORT_S))
     except RuntimeError:
         return
 
 
-def _abort(group: dist.ProcessGroup, device: torch.device) -> None:
+def _abort_nccl(group: dist.ProcessGroup, device: torch.device) -> None:
     """Stop NCCL's kernels, which would keep the device busy for as long as their peer does not come."""
     try:
         group._get_backend(device).abort()

@@ -6,12 +6,18 @@ another split of the model, another number of replicas or another back-end. The 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
-Guard = Callable[[Callable[[], object]], None]
-"""Calls something that waits for the other replicas, and turns its failure into one that names them."""
+Result = TypeVar("Result")
+
+
+class Guard(Protocol):
+    """Calls something that waits for the other replicas, and turns its failure into one that names them."""
+
+    def __call__(self, call: Callable[[], Result], /) -> Result:
+        """Return what `call` returns."""
 
 
 class OptimizerBackend(Protocol):

@@ -118,9 +118,7 @@ class DeepSpeedZero:
 
         Parameters that lie across the border of two replicas' parts are put together, so all replicas call this.
         """
-        saved: dict[str, Tensor] = {}
-        self._guard(lambda: saved.update(self._collected(names)))
-        return saved
+        return self._guard(lambda: dict(self._collected(names)))
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
         """Continue after `step` steps; see `OptimizerBackend`."""
