@@ -25,6 +25,7 @@ from skippipe_scheduler import (
     explain,
     sample_iterations,
     simulate,
+    skip_rules,
     solve,
     solve_full_pipeline,
     summarise,
@@ -60,7 +61,7 @@ WORKLOAD = Workload(
 
 def main(out: Path, time_limit_s: float) -> None:
     """Plan with a third of the stages left out, and the full pipeline beside it."""
-    problem = build_problem(CLUSTER, WORKLOAD, num_stages=3, skip_ratio=0.33, num_microbatches=12, max_swaps=0)
+    problem = build_problem(CLUSTER, WORKLOAD, skip_rules(3, 0.33, max_swaps=0), num_microbatches=12)
     plan = solve(problem, SolveOptions(time_limit_s=time_limit_s, progress=tell))
     full = solve_full_pipeline(problem, SolveOptions(time_limit_s=time_limit_s))
     ratio = plan.predicted.iteration_s / full.predicted.iteration_s

@@ -17,7 +17,8 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem, load_problem
 from skippipe_scheduler.problem.stage_sizes import size_variants
-from skippipe_scheduler.solver.other_routes import route_distance, solve_other_routes
+from skippipe_scheduler.solver.other_routes import other_routes_request, route_distance
+from skippipe_scheduler.solver.planner import solve_request
 from skippipe_scheduler.solver.replan import replan, without_node
 from skippipe_scheduler.solver.solve import (
     SolveOptions,
@@ -236,10 +237,11 @@ def redrawn_routes(case: Case, name: str) -> Measured:
     """Draw further plans on the placement of a first one, as `recipe.redrawn_routes` does; how much slower they are."""
     first, first_wall_s = _timed(lambda: solve(case.load(name), case.options()))
     each_s = case.time_limit_s / _DRAWS
-    draws = [
-        _timed(partial(solve_other_routes, first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed)))
+    requests = [
+        other_routes_request(first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed))
         for seed in range(case.seed + 1, case.seed + 1 + _DRAWS)
     ]
+    draws = [_timed(partial(solve_request, request)) for request in requests]
     mean_s = statistics.fmean(plan.predicted.iteration_s for plan, _ in draws)
     others = statistics.fmean(route_distance(first, plan) for plan, _ in draws)
     note = f"first {first.predicted.iteration_s:.2f} s, draws {mean_s:.2f} s; {others:.0%} of their routes are others"

@@ -23,7 +23,7 @@ from .options import Progress as Progress, Robustness as Robustness, SolveOption
 from .plan.plan import Plan as Plan
 from .plan.simulate import Timeline as Timeline, simulate as simulate
 from .plan.validate import load_plan as load_plan, validate as validate
-from .problem.build import build_problem as build_problem
+from .problem.build import LayerSplitProblem as LayerSplitProblem, build_problem as build_problem
 from .problem.cluster import (
     Cluster as Cluster,
     ClusterLinks as ClusterLinks,
@@ -35,8 +35,15 @@ from .problem.cluster import (
 )
 from .problem.costs import Costs as Costs
 from .problem.problem import Problem as Problem, load_problem as load_problem, write_problem as write_problem
-from .problem.rules import Rules as Rules
+from .problem.rules import Rules as Rules, skip_rules as skip_rules
+from .problem.stage_layout import StageLayout as StageLayout
 from .problem.workload import Workload as Workload
+from .solver.plan_request import PlanRequest as PlanRequest
+from .solver.planner import (
+    PlanWithBaselines as PlanWithBaselines,
+    solve_request as solve_request,
+    solve_with_baselines as solve_with_baselines,
+)
 from .solver.replan import replan as replan, without_node as without_node
 from .solver.solve import (
     solve as solve,

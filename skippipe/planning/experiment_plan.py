@@ -1,90 +1,18 @@
-"""The plan of an experiment or a problem, alone or with the baselines beside it."""
+"""What an experiment asks of the planner, and the plan that it gets."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
 
-from skippipe.config.experiment import Experiment
+from skippipe.config.experiment import Experiment, PipelineOptions
+from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.plans.route_rules import route_rules
+from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.build import LayerSplitProblem
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
+from skippipe_scheduler.problem.cluster import load_cluster
 from skippipe_scheduler.problem.problem import Problem
-
-if TYPE_CHECKING:
-    from skippipe_scheduler.solver.solve import SolveOptions
-from skippipe.planning.experiment_problem import (
-    StageSizeSource,
-    experiment_options,
-    experiment_problem,
-    experiment_stage_size_source,
-)
-
-
-@dataclass(frozen=True)
-class PlanWithBaselines:
-    """A plan, and what the same nodes do without our choices; baselines are solved with the same budget."""
-
-    problem: Problem
-    plan: Plan
-    full_pipeline: Plan
-    network_blind: Plan
-
-    @property
-    def baselines(self) -> dict[str, Plan]:
-        """The baselines by the name under which tables show them."""
-        return {"full pipeline": self.full_pipeline, "network-blind skipping": self.network_blind}
-
-
-def plan_problem(
-    problem: Problem | LayerSplitProblem,
-    options: "SolveOptions",
-    *,
-    sizes: StageSizeSource = "given",
-    warm: Plan | None = None,
-) -> Plan:
-    """Solve one problem; open layers are chosen first, within the same budget.
-
-    The search begins at the plan `warm` where it is given, with its layers and sizes where these are open. Without
-    skipping, and with sizes by rule or open, all even sizes are tried.
-    """
-    from skippipe_scheduler.solver.replan import replan
-
-    if warm is None:
-        return _solve_variants(problem, options, partial(_variants, sizes=sizes))
-    return replan(warm, posed(problem, warm, sizes=sizes), options)
-
-
-def posed(problem: Problem | LayerSplitProblem, plan: Plan, *, sizes: StageSizeSource = "given") -> Problem:
-    """Return the problem with layers and sizes of `plan` where they are open; raises `ProblemError` where its layers do
-    not fit.
-    """
-    if isinstance(problem, LayerSplitProblem):
-        problem = problem.pose(plan.layers_per_stage)
-    held = tuple(len(stage.nodes) for stage in plan.stages)
-    fits = len(held) == problem.num_stages and sum(held) == len(problem.nodes)
-    return problem.model_copy(update={"stage_sizes": held}) if sizes == "auto" and fits else problem
-
-
-def _variants(problem: Problem, *, sizes: StageSizeSource) -> list[Problem]:
-    from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
-    from skippipe_scheduler.problem.stage_sizes import size_variants
-
-    if sizes == "given" or problem.stages is not None:
-        return [problem]
-    if problem.rules.lengths == (problem.num_stages,):
-        return full_pipeline_problem(problem, sizes_by_memory=sizes == "auto")
-    return size_variants(problem) if sizes == "auto" else [problem]
-
-
-def _solve_variants(
-    problem: Problem | LayerSplitProblem, options: "SolveOptions", variants: Callable[[Problem], list[Problem]]
-) -> Plan:
-    from skippipe_scheduler.solver.layer_split import choose_layers
-    from skippipe_scheduler.solver.solve import solve_variants
-
-    if isinstance(problem, LayerSplitProblem):
-        problem, options = choose_layers(problem, options, variants)
-    return solve_variants(variants(problem), options)
+from skippipe_scheduler.problem.stage_layout import StageLayout
+from skippipe_scheduler.solver.plan_request import PlanRequest, StageSizeSource
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
@@ -105,34 +33,58 @@ def plan_experiment(experiment: Experiment) -> Plan:
         >>> plan.layers_per_stage, plan.visits
         ((2, 2, 2), (4, 2, 2))
     """
-    problem = experiment_problem(experiment)
-    return plan_problem(problem, experiment_options(experiment), sizes=experiment_stage_size_source(experiment))
+    return solve_plan(plan_request(experiment))
 
 
-def plan_with_baselines(
-    problem: Problem | LayerSplitProblem,
-    options: "SolveOptions",
-    *,
-    sizes: StageSizeSource = "given",
-    warm: Plan | None = None,
-    announce: Callable[[str], None] = lambda title: None,
-) -> PlanWithBaselines:
-    """Solve the problem and both baselines, each with a third of the time limit.
+def solve_plan(request: PlanRequest) -> Plan:
+    """Solve what is asked."""
+    # The solver loads OR-tools and numba, about a second: most ranks of a run receive their plan and never solve one.
+    from skippipe_scheduler.solver.planner import solve_request
 
-    The plan's search begins at `warm` where it is given. Open layers are chosen for the plan and for the full pipeline,
-    each within its third; network-blind skipping gets those of the plan. `announce` is called with the name of each
-    solve before it starts.
+    return solve_request(request)
+
+
+def plan_request(experiment: Experiment) -> PlanRequest:
+    """Return what the experiment and its cluster ask of the planner, with layers and sizes open where they are auto.
+
+    The model is built on the meta device only. Raises what reading the cluster and `build_problem` raise.
     """
-    from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
-    from skippipe_scheduler.solver.solve import solve_network_blind
+    return PlanRequest(_problem(experiment), planner_options(experiment), _stage_size_source(experiment.pipeline))
 
-    third = replace(options, time_limit_s=options.time_limit_s / 3)
-    announce("this plan")
-    plan = plan_problem(problem, third, sizes=sizes, warm=warm)
-    announce("full pipeline")
-    full_variants = partial(full_pipeline_problem, sizes_by_memory=sizes == "auto")
-    full_pipeline = _solve_variants(problem, third, full_variants)
-    announce("network-blind skipping")
-    chosen = posed(problem, plan, sizes=sizes)
-    blind = solve_network_blind(chosen, third, stages=tuple(stage.nodes for stage in plan.stages))
-    return PlanWithBaselines(chosen, plan, full_pipeline, blind)
+
+def planner_options(experiment: Experiment) -> SolveOptions:
+    """Return the planner's budget and seed as the experiment gives them."""
+    planner = experiment.pipeline.planner
+    return SolveOptions(
+        time_limit_s=planner.time_limit_s,
+        seed=planner.seed,
+        max_evaluations=planner.max_evaluations,
+        robustness=Robustness(planner.jitter_sigma) if planner.jitter_sigma else None,
+    )
+
+
+def _problem(experiment: Experiment) -> Problem | LayerSplitProblem:
+    cluster, workload = load_cluster(Path(experiment.cluster)), experiment_workload(experiment)
+    pipeline = experiment.pipeline
+    layout = StageLayout(stage_sizes=pipeline.stage_sizes, placement=pipeline.placement, pinned=pipeline.pinned)
+
+    def with_layers(layers: LayersPerStage | None) -> Problem:
+        return build_problem(
+            cluster,
+            workload,
+            route_rules(pipeline),
+            num_microbatches=experiment.training.num_microbatches,
+            layout=replace(layout, layers_per_stage=layers),
+            free_origins=pipeline.microbatches_per_origin == "auto",
+            reduction=pipeline.reduction,
+        )
+
+    given = pipeline.layers_per_stage
+    if given == "auto":
+        return LayerSplitProblem(workload.num_layers, pipeline.num_stages, with_layers)
+    return with_layers(given)
+
+
+def _stage_size_source(pipeline: PipelineOptions) -> StageSizeSource:
+    given = pipeline.stage_sizes
+    return "auto" if given == "auto" else "rule" if given is None else "given"

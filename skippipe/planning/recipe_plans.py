@@ -6,13 +6,13 @@ from pathlib import Path
 
 from skippipe.config.experiment import Experiment
 from skippipe.errors import PlanError, SkipPipeError
-from skippipe.planning.experiment_problem import experiment_options
-from skippipe.plans.plan_set import PlanSet, placement_difference
-from skippipe.plans.plan_specs import PlanSpec, plan_specs_of
-from skippipe_scheduler.options import SolveOptions
+from skippipe.planning.experiment_plan import planner_options, solve_plan
+from skippipe.plans.plan_set import PlanSet
+from skippipe.plans.plan_specs import plan_specs_of
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
-from skippipe_scheduler.solver.other_routes import route_distance, solve_other_routes
+from skippipe_scheduler.solver.other_routes import other_routes_request, route_distance
+from skippipe_scheduler.solver.plan_request import PlanRequest
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,13 @@ def load_or_solve_recipe_plans(experiment: Experiment, main: Plan) -> PlanSet:
             f"the plan has {len(main.stages)} stages, pipeline.num_stages is {experiment.pipeline.num_stages}; make "
             "them equal: the recipe's further plans are made on its placement"
         )
-    wanted = plan_specs_of(experiment)
-    kept = {name: _kept(_path(experiment, name), main, one) for name, one in wanted.items()}
+    requests = _requests(experiment, main)
+    kept = {name: _kept(_path(experiment, name), main, request) for name, request in requests.items()}
     missing = [name for name, plan in kept.items() if plan is None]
     if missing:
         logger.info("solving %d further plans of the recipe: %s", len(missing), ", ".join(missing))
-    options = experiment_options(experiment)
-    options = replace(options, time_limit_s=options.time_limit_s / max(1, len(missing)))
-    solved = {name: _solve(experiment, main, name, wanted[name], options) for name in missing}
+    limit_s = experiment.pipeline.planner.time_limit_s / max(1, len(missing))
+    solved = {name: _solve(name, requests[name].with_options(time_limit_s=limit_s)) for name in missing}
     plan_set = PlanSet(main, {name: plan or solved[name] for name, plan in kept.items()})
     for name, plan in solved.items():
         plan.save(_path(experiment, name))
@@ -67,28 +66,35 @@ def _path(experiment: Experiment, name: str) -> Path:
     return experiment.run_path / FOLDER / f"{name}.json"
 
 
-def _kept(path: Path, main: Plan, wanted: PlanSpec) -> Plan | None:
-    """Return the plan of `path` where it is what is wanted beside `main`."""
+def _requests(experiment: Experiment, main: Plan) -> dict[str, PlanRequest]:
+    """Return what is asked of the planner for each plan that the recipe needs on the placement of `main`."""
+    options = planner_options(experiment)
+    free_origins = experiment.pipeline.microbatches_per_origin == "auto"
+    return {
+        name: other_routes_request(main, spec.rules, replace(options, seed=spec.seed), free_origins=free_origins)
+        for name, spec in plan_specs_of(experiment).items()
+    }
+
+
+def _kept(path: Path, main: Plan, request: PlanRequest) -> Plan | None:
+    """Return the plan of `path` where it is what is asked for beside `main`."""
     if not path.exists():
         return None
     plan = load_plan(path)
-    comparisons = {
-        "costs": (plan.costs, main.costs),
-        "rules": (plan.rules, wanted.rules),
-        "seed": (plan.solver.seed, wanted.seed),
-    }
-    differences = (name for name, (stored, needed) in comparisons.items() if stored != needed)
-    difference = placement_difference(main, plan) or next(differences, None)
+    # More than a main plan has to share with its request: costs are those of `main`, task times included, and draws of
+    # the same rules differ by their seeds.
+    comparisons = {"costs": (plan.costs, main.costs), "seed": (plan.solver.seed, request.options.seed)}
+    differences = (name for name, (stored, wanted) in comparisons.items() if stored != wanted)
+    difference = request.difference_from(plan) or next(differences, None)
     if difference is not None:
         logger.warning("%s: made for other %s than this run's; solving a new plan", path, difference)
         return None
     return plan
 
 
-def _solve(experiment: Experiment, main: Plan, name: str, wanted: PlanSpec, options: SolveOptions) -> Plan:
-    free_origins = experiment.pipeline.microbatches_per_origin == "auto"
+def _solve(name: str, request: PlanRequest) -> Plan:
     try:
-        return solve_other_routes(main, wanted.rules, replace(options, seed=wanted.seed), free_origins=free_origins)
+        return solve_plan(request)
     except SkipPipeError as reason:
         raise type(reason)(f"the recipe's plan {name!r}: {reason}") from None
 

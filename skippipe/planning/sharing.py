@@ -4,9 +4,7 @@ import logging
 from pathlib import Path
 
 from skippipe.config.experiment import Experiment
-from skippipe.errors import InfeasibleError
-from skippipe.planning.experiment_plan import plan_experiment
-from skippipe.planning.experiment_problem import experiment_problem
+from skippipe.planning.experiment_plan import plan_request, solve_plan
 from skippipe.planning.recipe_plans import load_or_solve_recipe_plans
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_first_rank
@@ -14,7 +12,6 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
-from skippipe_scheduler.problem.build import LayerSplitProblem
 
 logger = logging.getLogger(__name__)
 
@@ -41,43 +38,16 @@ def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
     """Return the plan of `path`, else RUN/plan.json where it fits the experiment, else solve one and keep it there."""
     if path is not None:
         return load_plan(path)
+    request = plan_request(experiment)
     kept = experiment.run_path / "plan.json"
     if kept.exists():
         plan = load_plan(kept)
-        difference = difference_from(experiment, plan)
+        difference = request.difference_from(plan)
         if difference is None:
             return plan
         logger.warning("%s: made for other %s than the experiment's; solving a new plan", kept, difference)
     else:
-        logger.info("solving a plan, at most %g s", experiment.pipeline.planner.time_limit_s)
-    plan = plan_experiment(experiment)
+        logger.info("solving a plan, at most %g s", request.options.time_limit_s)
+    plan = solve_plan(request)
     plan.save(kept)
     return plan
-
-
-def difference_from(experiment: Experiment, plan: Plan) -> str | None:
-    """Return the first thing in which `plan` differs from what the experiment and its cluster ask for, or None."""
-    pipeline, layers = experiment.pipeline, plan.layers_per_stage
-    problem = experiment_problem(experiment)
-    if isinstance(problem, LayerSplitProblem):
-        if (len(layers), sum(layers)) != (problem.num_stages, problem.num_layers):
-            return "layers"
-        try:
-            problem = problem.pose(layers)
-        except InfeasibleError:
-            return "memory"
-    held = tuple(stage.nodes for stage in plan.stages)
-    sizes = tuple(map(len, held))
-    comparisons = {
-        "nodes": (plan.nodes, problem.nodes),
-        "rules": (plan.rules, problem.rules),
-        "microbatches": (len(plan.microbatches), experiment.training.num_microbatches),
-        "layers": (layers, problem.stage_layers or layers),
-        "placement": (held, pipeline.placement or held),
-        "pinned nodes": (plan.stage_of | (problem.pinned or {}), plan.stage_of),
-        "stage sizes": (sizes, sizes if pipeline.stage_sizes in (None, "auto") else pipeline.stage_sizes),
-        "links": (plan.costs.transfer_s, problem.costs.transfer_s),
-        "contention": (plan.costs.contention, problem.costs.contention),
-        "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
-    }
-    return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)

@@ -13,6 +13,7 @@ from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster, load_cluster
+from skippipe_scheduler.problem.rules import skip_rules
 from skippipe_scheduler.problem.workload import Workload
 from skippipe_scheduler.solver.solve import solve
 
@@ -61,7 +62,7 @@ TRUE = make_cluster((1, 1.5, 1, 0.8, 1.2), link_factor=1.25, overhead_s=0.002)
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    problem = build_problem(ASSUMED, WORKLOAD, num_stages=3, skip_ratio=0.0, num_microbatches=6)
+    problem = build_problem(ASSUMED, WORKLOAD, skip_rules(3), num_microbatches=6)
     return solve(problem, SolveOptions(time_limit_s=5, max_evaluations=200))
 
 

@@ -18,12 +18,13 @@ SKIPPIPE = {
 }
 SCHEDULER = {
     *("Analysis", "Cluster", "ClusterLinks", "Costs", "CriticalPath", "DeadlockError", "InfeasibleError"),
-    *("InputError", "JitterSummary", "Link", "Node", "NodeLink", "NodeLoss", "Plan", "PlanError", "Problem"),
-    *("ProblemError", "Progress", "RegionLink", "Robustness", "Rules", "SkipPipeError", "SolveOptions", "Timeline"),
-    *("Workload", "analyse", "build_problem", "critical_path", "explain", "load_cluster", "load_plan"),
-    *("load_problem", "lower_bounds", "replan", "sample_iterations", "save_chrome_trace", "simulate"),
-    *("simulate_loss", "solve", "solve_full_pipeline", "solve_network_blind", "solve_paper_method", "summarise"),
-    *("validate", "without_node", "write_problem"),
+    *("InputError", "JitterSummary", "LayerSplitProblem", "Link", "Node", "NodeLink", "NodeLoss", "Plan", "PlanError"),
+    *("PlanRequest", "PlanWithBaselines", "Problem", "ProblemError", "Progress", "RegionLink", "Robustness", "Rules"),
+    *("SkipPipeError", "SolveOptions", "StageLayout", "Timeline", "Workload", "analyse", "build_problem"),
+    *("critical_path", "explain", "load_cluster", "load_plan", "load_problem", "lower_bounds", "replan"),
+    *("sample_iterations", "save_chrome_trace", "simulate", "simulate_loss", "skip_rules", "solve"),
+    *("solve_full_pipeline", "solve_network_blind", "solve_paper_method", "solve_request", "solve_with_baselines"),
+    *("summarise", "validate", "without_node", "write_problem"),
 }
 """A name that goes or is renamed breaks the programs of users: that is a line in the CHANGELOG."""
 

@@ -70,11 +70,12 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _types(module: ast.Module) -> Iterator[str]:
-    """Yield the classes and the aliases of types at the top of a module."""
+    """Yield the classes and the aliases of types at the top of a module; variables of types belong to no one."""
     for statement in module.body:
         if isinstance(statement, ast.ClassDef):
             yield statement.name
         elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             name = statement.targets[0].id
-            if name[0].isupper() and not name.isupper():
+            variable = isinstance(statement.value, ast.Call) and ast.unparse(statement.value.func) == "TypeVar"
+            if name[0].isupper() and not name.isupper() and not variable:
                 yield name

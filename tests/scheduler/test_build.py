@@ -11,10 +11,13 @@ from skippipe_scheduler.files import parse
 from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster, load_cluster
 from skippipe_scheduler.problem.problem import Problem, load_problem, write_problem
+from skippipe_scheduler.problem.rules import skip_rules
+from skippipe_scheduler.problem.stage_layout import StageLayout
 from skippipe_scheduler.problem.workload import Workload
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
 GIB = 2**30
+OF_PROBLEM = ("num_microbatches", "free_origins", "reduction", "task_overhead_s")
 
 WORKLOAD = Workload(
     num_layers=8,
@@ -50,8 +53,15 @@ def make_cluster(memory_gib: float = 8.0) -> Cluster:
 
 
 def build(cluster: Cluster | None = None, workload: Workload = WORKLOAD, **options: Any) -> Problem:
-    defaults: dict[str, Any] = {"num_stages": 4, "skip_ratio": 0.25, "num_microbatches": 12}
-    return build_problem(cluster or make_cluster(), workload, **(defaults | options))
+    """Build a problem of 4 stages from keywords of its rules, its layout and itself, whichever they are."""
+    rules: dict[str, Any] = {"num_stages": 4, "skip_ratio": 0.25}
+    layout: dict[str, Any] = {}
+    others: dict[str, Any] = {"num_microbatches": 12}
+    for name, value in options.items():
+        fields = layout if name in StageLayout.__dataclass_fields__ else others if name in OF_PROBLEM else rules
+        fields[name] = value
+    built_from = (cluster or make_cluster()).model_copy(update={"task_overhead_s": others.pop("task_overhead_s", 0.0)})
+    return build_problem(built_from, workload, skip_rules(**rules), layout=StageLayout(**layout), **others)
 
 
 def test_costs_in_seconds() -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from test_build import GIB, WORKLOAD
+from test_build import GIB, WORKLOAD, build
 
 from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import parse
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.cluster import Cluster
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.layer_split import choose_layers
@@ -44,10 +44,10 @@ def cluster_of(speeds: Sequence[float], memory_gib: Sequence[float] | None = Non
 def open_problem(cluster: Cluster, workload: Any = LIGHT, **options: Any) -> LayerSplitProblem:
     defaults: dict[str, Any] = {"num_stages": 3, "skip_ratio": 0.34, "num_microbatches": 6}
 
-    def pose(layers: LayersPerStage) -> Problem:
-        return build_problem(cluster, workload, layers_per_stage=layers, **(defaults | options))
+    def with_layers(layers: LayersPerStage) -> Problem:
+        return build(cluster, workload, layers_per_stage=layers, **(defaults | options))
 
-    return LayerSplitProblem(workload.num_layers, (defaults | options)["num_stages"], pose)
+    return LayerSplitProblem(workload.num_layers, (defaults | options)["num_stages"], with_layers)
 
 
 def iteration_s(problem: Problem, options: SolveOptions = BUDGET) -> float:
@@ -59,20 +59,20 @@ def iteration_s(problem: Problem, options: SolveOptions = BUDGET) -> float:
 def test_a_slow_stage_gets_fewer_layers(slow: int, skip_ratio: float) -> None:
     cluster = cluster_of([1.0 if stage == slow else 4.0 for stage in range(3)])
     workload = replace(LIGHT, num_layers=9)
-    posed = open_problem(cluster, workload, skip_ratio=skip_ratio, placement=[["n0"], ["n1"], ["n2"]])
-    chosen, _ = choose_layers(posed, BUDGET)
+    open_layers = open_problem(cluster, workload, skip_ratio=skip_ratio, placement=[["n0"], ["n1"], ["n2"]])
+    chosen, _ = choose_layers(open_layers, BUDGET)
     layers = chosen.stage_layers or ()
     assert layers[slow] < 3 < max(layers)
     assert sum(layers) == 9
     plan = solve(chosen, QUICK)
     validate(plan)
     assert plan.layers_per_stage == layers
-    assert plan.predicted.iteration_s < 0.8 * iteration_s(posed.pose((3, 3, 3)), QUICK)
+    assert plan.predicted.iteration_s < 0.8 * iteration_s(open_layers.with_layers((3, 3, 3)), QUICK)
     near = [
         (a, b, 9 - a - b) for a, b in itertools.product(*(range(max(1, count - 1), count + 2) for count in layers[:2]))
     ]
     legal = [split for split in near if split[2] >= 1]
-    best_s = min(iteration_s(posed.pose(split), SolveOptions(max_evaluations=300)) for split in legal)
+    best_s = min(iteration_s(open_layers.with_layers(split), SolveOptions(max_evaluations=300)) for split in legal)
     assert plan.predicted.iteration_s < 1.05 * best_s
 
 
@@ -86,29 +86,29 @@ def test_a_slow_stage_gets_fewer_layers(slow: int, skip_ratio: float) -> None:
 def test_the_choice_is_never_worse_than_the_even_split(
     speeds: list[float], skip_ratio: float, num_layers: int, seed: int
 ) -> None:
-    posed = open_problem(cluster_of(speeds), replace(LIGHT, num_layers=num_layers), skip_ratio=skip_ratio)
+    open_layers = open_problem(cluster_of(speeds), replace(LIGHT, num_layers=num_layers), skip_ratio=skip_ratio)
     even = tuple(num_layers // 3 + (1 <= stage <= num_layers % 3) for stage in range(3))
     options = replace(BUDGET, seed=seed)
     seen: list[LayersPerStage] = []
 
-    def pose(layers: LayersPerStage) -> Problem:
+    def with_layers(layers: LayersPerStage) -> Problem:
         seen.append(layers)
-        return posed.pose(layers)
+        return open_layers.with_layers(layers)
 
-    chosen, _ = choose_layers(replace(posed, pose=pose), options)
+    chosen, _ = choose_layers(replace(open_layers, with_layers=with_layers), options)
     assert seen[0] == even
     assert all(sum(layers) == num_layers and min(layers) >= 1 for layers in seen)
     # The finalists were compared with this budget.
     compared = replace(options, max_evaluations=1000)
-    assert iteration_s(chosen, compared) <= iteration_s(posed.pose(even), compared)
+    assert iteration_s(chosen, compared) <= iteration_s(open_layers.with_layers(even), compared)
 
 
 def test_the_choice_repeats_and_leaves_most_of_the_budget() -> None:
-    posed = open_problem(cluster_of([1.0, 4.0, 4.0, 1.0]))
-    (first, rest), (second, again) = choose_layers(posed, BUDGET), choose_layers(posed, BUDGET)
+    open_layers = open_problem(cluster_of([1.0, 4.0, 4.0, 1.0]))
+    (first, rest), (second, again) = choose_layers(open_layers, BUDGET), choose_layers(open_layers, BUDGET)
     assert (first, rest) == (second, again)
     assert 0.7 * 20_000 < (rest.max_evaluations or 0) < 20_000
-    _, timed = choose_layers(posed, SolveOptions(time_limit_s=12.0))  # of a shorter one comparisons take more
+    _, timed = choose_layers(open_layers, SolveOptions(time_limit_s=12.0))  # of a shorter one comparisons take more
     assert 6.0 < timed.time_limit_s < 12.0
 
 
@@ -124,49 +124,51 @@ def solved(variants, options):
     return solve.solve_variants(variants, options)
 
 layer_split.solve_variants = solved
-posed = open_problem(cluster_of([1.0, 1.0]), replace(LIGHT, num_layers=4), num_stages=2, skip_ratio=0.0)
-layer_split.choose_layers(posed, solve.SolveOptions(time_limit_s=4.0))
+open_layers = open_problem(cluster_of([1.0, 1.0]), replace(LIGHT, num_layers=4), num_stages=2, skip_ratio=0.0)
+layer_split.choose_layers(open_layers, solve.SolveOptions(time_limit_s=4.0))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert done.stdout.split()[:1] == ["True"], done.stderr
 
 
 def test_one_layer_for_each_stage_leaves_no_choice() -> None:
-    posed = open_problem(cluster_of([1.0, 4.0, 4.0]), replace(LIGHT, num_layers=3))
-    chosen, _ = choose_layers(posed, BUDGET)
-    assert chosen == posed.pose((1, 1, 1))
+    open_layers = open_problem(cluster_of([1.0, 4.0, 4.0]), replace(LIGHT, num_layers=3))
+    chosen, _ = choose_layers(open_layers, BUDGET)
+    assert chosen == open_layers.with_layers((1, 1, 1))
 
 
 def test_small_nodes_get_what_fits_them() -> None:
     workload = replace(LIGHT, layer_state_bytes=GIB, embedding_and_head_state_bytes=GIB)
-    posed = open_problem(cluster_of([4.0, 4.0, 4.0], [16.0, 3.0, 3.5]), workload, placement=[["n0"], ["n1"], ["n2"]])
+    open_layers = open_problem(
+        cluster_of([4.0, 4.0, 4.0], [16.0, 3.0, 3.5]), workload, placement=[["n0"], ["n1"], ["n2"]]
+    )
     with pytest.raises(InfeasibleError):
-        posed.pose((4, 4, 4))
-    chosen, rest = choose_layers(posed, BUDGET)
+        open_layers.with_layers((4, 4, 4))
+    chosen, rest = choose_layers(open_layers, BUDGET)
     assert max((chosen.stage_layers or ())[1:]) <= 3
     validate(solve(chosen, rest))
 
 
 def test_a_model_that_fits_no_split_is_refused_for_the_even_one() -> None:
     workload = replace(LIGHT, layer_state_bytes=GIB)
-    posed = open_problem(cluster_of([4.0, 4.0, 4.0], [3.0, 3.0, 3.0]), workload)
+    open_layers = open_problem(cluster_of([4.0, 4.0, 4.0], [3.0, 3.0, 3.0]), workload)
     with pytest.raises(InfeasibleError, match=r"stage 0 needs 4\.75 GiB") as caught:
-        choose_layers(posed, BUDGET)
+        choose_layers(open_layers, BUDGET)
     with pytest.raises(InfeasibleError) as even:
-        posed.pose((4, 4, 4))
+        open_layers.with_layers((4, 4, 4))
     assert str(caught.value) == str(even.value)
 
 
 def test_other_conflicts_are_not_answered_with_other_splits() -> None:
-    posed = open_problem(cluster_of([1.0, 1.0]))
+    open_layers = open_problem(cluster_of([1.0, 1.0]))
     with pytest.raises(InfeasibleError, match="3 stages need at least 3 nodes"):
-        choose_layers(posed, BUDGET)
+        choose_layers(open_layers, BUDGET)
 
 
 def test_full_pipelines_of_all_sizes_choose_too() -> None:
-    posed = open_problem(cluster_of([8.0, 1.0, 1.0, 8.0]))
-    chosen, rest = choose_layers(posed, BUDGET, full_pipeline_problem)
+    open_layers = open_problem(cluster_of([8.0, 1.0, 1.0, 8.0]))
+    chosen, rest = choose_layers(open_layers, BUDGET, full_pipeline_problem)
     plan = solve_variants(full_pipeline_problem(chosen), rest)
     validate(plan)
-    even = solve_variants(full_pipeline_problem(posed.pose((4, 4, 4))), BUDGET)
+    even = solve_variants(full_pipeline_problem(open_layers.with_layers((4, 4, 4))), BUDGET)
     assert plan.predicted.iteration_s < even.predicted.iteration_s

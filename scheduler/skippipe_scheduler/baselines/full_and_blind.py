@@ -3,8 +3,7 @@
 from itertools import combinations, islice
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.problem.pins import pins_within
-from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.problem import Problem, pins_within
 from skippipe_scheduler.problem.stage_sizes import keeps_pins, resized, size_choices
 
 MAX_SIZE_VARIANTS = 8

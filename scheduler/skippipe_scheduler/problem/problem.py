@@ -5,17 +5,18 @@ The file format is `skippipe.problem/1`. A problem either fixes the placement (`
 model nor a cluster.
 """
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.files import Count, PositiveCount, StrictModel, parse, read_json, write_atomically
 from skippipe_scheduler.problem.contention import shares_cards
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, Reduction, reduction_s
-from skippipe_scheduler.problem.pins import check_pins
 from skippipe_scheduler.problem.rules import Rules
 
 FORMAT: Final = "skippipe.problem/1"
@@ -168,6 +169,38 @@ class Problem(StrictModel):
             0.0 if len(nodes) == 1 else reduction_s(self.reduction, links, nodes, size_bytes * 8e-9)
             for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)
         )
+
+
+def check_pins(pinned: Mapping[str, int], nodes: Sequence[str], sizes: Sequence[int]) -> None:
+    """Raise `ValueError` naming the first pin that `nodes` and stages of these sizes have no place for."""
+    for node, stage in pinned.items():
+        if node not in nodes:
+            raise ValueError(f"pinned: unknown node {node!r}; {nearest(node, [*nodes])}")
+        if not 0 <= stage < len(sizes):
+            raise ValueError(f"pinned: node {node!r} is at stage {stage}; stages are 0 to {len(sizes) - 1}")
+    for stage, count in sorted(Counter(pinned.values()).items()):
+        if count > sizes[stage]:
+            raise ValueError(
+                f"pinned: {count} nodes are at stage {stage}, stage_sizes has room for {sizes[stage]}; "
+                "pin fewer nodes there or give other stage_sizes"
+            )
+
+
+def pins_within(pinned: Mapping[str, int], sizes: Sequence[int]) -> dict[str, int]:
+    """Return the pins that stages of these sizes have room for: the first ones of each stage."""
+    room = list(sizes)
+    kept: dict[str, int] = {}
+    for node, stage in pinned.items():
+        if room[stage]:
+            kept[node] = stage
+            room[stage] -= 1
+    return kept
+
+
+def open_stages(pinned: Mapping[str, int], sizes: Sequence[int]) -> set[int]:
+    """Return the stages that a free node may get: those with room beside their pinned nodes."""
+    taken = Counter(pinned.values())
+    return {stage for stage, size in enumerate(sizes) if taken[stage] < size}
 
 
 def load_problem(path: Path) -> Problem:

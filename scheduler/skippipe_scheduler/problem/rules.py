@@ -6,12 +6,14 @@ a higher stage was visited before it; its distance is the number of such stages.
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Self, TypedDict, Unpack
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from skippipe_scheduler.files import Count, PositiveCount, StrictModel
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.files import Count, PositiveCount, StrictModel, describe
+from skippipe_scheduler.problem.workload import route_length
 
 RouteLength = Annotated[int, Field(ge=2)]
 
@@ -106,6 +108,56 @@ class Rules(StrictModel):
         """Return `coverage` of the stages behind 0 that not just any number of `total` microbatches may visit."""
         bounds = enumerate(self.coverage(total))
         return {stage: bound for stage, bound in bounds if stage and bound != (0, total)}
+
+
+class RouteLimits(TypedDict, total=False):
+    """What `Rules` says beside stages and lengths; each is as in `Rules` where it is not given."""
+
+    max_swaps: int
+    max_swap_distance: int
+    max_forward_jump: int
+    uniform_coverage: bool
+    protected_stages: tuple[int, ...]
+
+
+def skip_rules(
+    num_stages: int,
+    skip_ratio: float = 0.0,
+    *,
+    route_lengths: Mapping[int, int] | None = None,
+    **limits: Unpack[RouteLimits],
+) -> Rules:
+    """Return the rules of routes that leave out a share of the stages.
+
+    Args:
+        num_stages: Into how many stages the model's layers are cut.
+        skip_ratio: Share of the stages that a route leaves out, rounded to a whole number of stages.
+        route_lengths: A mix of lengths in place of the ratio: shares of the microbatches by the number of stages that
+            they visit.
+        limits: Further fields of `Rules`.
+
+    Returns:
+        The rules.
+
+    Raises:
+        ProblemError: They do not fit together.
+
+    Examples:
+        >>> skip_rules(6, 0.33, max_swaps=0).route_length
+        4
+        >>> skip_rules(3, 0.7)
+        Traceback (most recent call last):
+        skippipe_scheduler.errors.ProblemError: skip_ratio 0.7 leaves 1 of 3 stages, a route needs at least 2; ...
+    """
+    try:
+        return Rules(
+            num_stages=num_stages,
+            route_length=max(route_lengths) if route_lengths else route_length(num_stages, skip_ratio),
+            route_lengths=None if route_lengths is None else dict(route_lengths),
+            **limits,
+        )
+    except ValidationError as reason:
+        raise ProblemError(f"{reason.title}: {describe(reason)}") from None
 
 
 def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:

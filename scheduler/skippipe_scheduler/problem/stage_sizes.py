@@ -7,8 +7,7 @@ early stages want more replicas. Which of the two counts depends on the network,
 
 from collections.abc import Sequence
 
-from skippipe_scheduler.problem.pins import open_stages, pins_within
-from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem
+from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, open_stages, pins_within
 from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import stage_sizes
 

@@ -21,7 +21,7 @@ from skippipe_scheduler.slots.solution import Solution
 from skippipe_scheduler.solver.solve import solve_variants
 
 Variants = Callable[[Problem], Sequence[Problem]]
-"""The problems of which the best plan is wanted when a problem is posed, such as its full pipelines."""
+"""The problems of which the best plan is wanted for one split of the layers, such as full pipelines of all sizes."""
 
 _CLIMB_PART = 0.1
 """Share of the budget for the local search. Chosen: with the finalists' a quarter together."""
@@ -70,7 +70,7 @@ def choose_layers(
     if len(finalists) > 1:
         found = _shortest(open_layers, options, variants, finalists)
         budget.spent += len(finalists) * (_compare_steps(options) or 0)
-    return open_layers.pose(found), _rest(options, budget)
+    return open_layers.with_layers(found), _rest(options, budget)
 
 
 def _rest(options: SolveOptions, budget: Budget) -> SolveOptions:
@@ -88,7 +88,7 @@ def _first_split(open_layers: LayerSplitProblem) -> LayersPerStage:
     first_reason: InfeasibleError | None = None
     while True:
         try:
-            open_layers.pose(tuple(layers))
+            open_layers.with_layers(tuple(layers))
         except InfeasibleError as reason:
             first_reason = first_reason or reason
             if reason.stage is None:
@@ -129,7 +129,7 @@ class _Trials:
 
     def _try(self, layers: LayersPerStage) -> _Trial | None:
         try:
-            problem = self.open_layers.pose(layers)
+            problem = self.open_layers.with_layers(layers)
         except InfeasibleError:
             return None
         found = [self._search(SlotModel(variant)) for variant in self.variants(problem)]
@@ -211,5 +211,5 @@ def _shortest(
         max_evaluations=_compare_steps(options),
         progress=None,
     )
-    plans = {layers: solve_variants(variants(open_layers.pose(layers)), short) for layers in finalists}
+    plans = {layers: solve_variants(variants(open_layers.with_layers(layers)), short) for layers in finalists}
     return min(plans, key=lambda layers: plans[layers].predicted.iteration_s)

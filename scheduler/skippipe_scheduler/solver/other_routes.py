@@ -7,6 +7,7 @@ from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, StageNodes
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.solver.plan_request import PlanRequest
 
 
 def other_routes_problem(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:
@@ -28,15 +29,10 @@ def other_routes_problem(plan: Plan, rules: Rules, *, free_origins: bool = False
     )
 
 
-def solve_other_routes(plan: Plan, rules: Rules, options: SolveOptions, *, free_origins: bool = False) -> Plan:
-    """Return the best plan found by `rules` on the placement of `plan`.
-
-    Raises `InfeasibleError` naming the rules that conflict, `ProblemError` as `other_routes_problem` does.
-    """
-    from skippipe_scheduler.solver.solve import solve
-
+def other_routes_request(plan: Plan, rules: Rules, options: SolveOptions, *, free_origins: bool = False) -> PlanRequest:
+    """Return what is asked of the planner for routes by `rules` on the placement of `plan`; raises as the problem."""
     problem = other_routes_problem(plan, rules, free_origins=free_origins)
-    return solve(problem, options, layers=plan.layers_per_stage)
+    return PlanRequest(problem, options, layers_per_stage=plan.layers_per_stage)
 
 
 def route_distance(first: Plan, second: Plan) -> float:

@@ -6,8 +6,7 @@ from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.problem.pins import pins_within
-from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.problem import Problem, pins_within
 from skippipe_scheduler.slots.placement import with_pins
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution, Starts

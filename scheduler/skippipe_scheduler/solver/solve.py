@@ -84,9 +84,9 @@ def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
     return solve_variants(full_pipeline_problem(problem), options)
 
 
-def solve_variants(variants: Sequence[Problem], options: SolveOptions) -> Plan:
-    """Return the best plan over several variants of one problem, which share the budget."""
-    return _solve_best(variants, options, None, None)
+def solve_variants(variants: Sequence[Problem], options: SolveOptions, *, layers: Sequence[int] | None = None) -> Plan:
+    """Return the best plan over several variants of one problem, which share the budget; `layers` as for `solve`."""
+    return _solve_best(variants, options, layers, None)
 
 
 def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None) -> Plan:

@@ -11,13 +11,13 @@ import click
 
 from skippipe.errors import ConfigError
 
+# What solves is imported where it is called, so that `skippipe plan --help` answers at once; types cost nothing.
 if TYPE_CHECKING:
-    from skippipe.planning.experiment_plan import PlanWithBaselines
-    from skippipe.planning.experiment_problem import StageSizeSource
-    from skippipe_scheduler.options import SolveOptions
+    from skippipe.config.experiment import Experiment
     from skippipe_scheduler.plan.plan import Plan
-    from skippipe_scheduler.problem.build import LayerSplitProblem
     from skippipe_scheduler.problem.problem import Problem
+    from skippipe_scheduler.solver.plan_request import PlanRequest
+    from skippipe_scheduler.solver.planner import PlanWithBaselines
 
 
 @click.command("plan")
@@ -51,16 +51,14 @@ def command(
         raise ConfigError("give either --config (an experiment) or --problem (a resolved problem file)")
     if time_limit_s is not None and not (math.isfinite(time_limit_s) and time_limit_s > 0):
         raise ConfigError(f"--time-limit {time_limit_s}: expected a positive number of seconds")
-    if config_path is not None:
-        problem, options, sizes = _from_experiment(config_path, overrides)
-    else:
-        problem, options, sizes = _from_problem(problem_path or Path(), overrides)
+    experiment = None if config_path is None else _read_experiment(config_path, overrides)
+    request = _request(experiment, problem_path, overrides)
     if time_limit_s is not None:
-        options = replace(options, time_limit_s=time_limit_s)
+        request = request.with_options(time_limit_s=time_limit_s)
     if seed is not None:
-        options = replace(options, seed=seed)
-    result = _solve(problem, options, sizes, warm_path)
-    memory = _check_room(config_path, overrides, result.plan) if config_path is not None else ""
+        request = request.with_options(seed=seed)
+    result = _solve(request, warm_path)
+    memory = "" if experiment is None else _check_room(experiment, result.plan)
     if out is not None:
         result.plan.save(out)
     if report is not None:
@@ -83,49 +81,41 @@ def command(
             click.echo(f"written: {path}")
 
 
-def _from_experiment(
-    path: Path, overrides: tuple[str, ...]
-) -> "tuple[Problem | LayerSplitProblem, SolveOptions, StageSizeSource]":
+def _read_experiment(path: Path, overrides: tuple[str, ...]) -> "Experiment":
     from skippipe.config.experiment_file import load_experiment
-    from skippipe.planning.experiment_problem import (
-        experiment_options,
-        experiment_problem,
-        experiment_stage_size_source,
-    )
 
-    experiment = load_experiment(path, overrides)
-    return experiment_problem(experiment), experiment_options(experiment), experiment_stage_size_source(experiment)
+    return load_experiment(path, overrides)
 
 
-def _check_room(path: Path, overrides: tuple[str, ...], plan: "Plan") -> str:
+def _request(experiment: "Experiment | None", problem_path: Path | None, overrides: tuple[str, ...]) -> "PlanRequest":
+    if experiment is not None:
+        from skippipe.planning.experiment_plan import plan_request
+
+        return plan_request(experiment)
+    from skippipe_scheduler.problem.problem import load_problem
+    from skippipe_scheduler.solver.plan_request import PlanRequest
+
+    if overrides:
+        raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
+    return PlanRequest(load_problem(problem_path or Path()))
+
+
+def _check_room(experiment: "Experiment", plan: "Plan") -> str:
     """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
-    from skippipe.config.experiment_file import load_experiment
     from skippipe.planning.experiment_workload import experiment_workload
     from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
     from skippipe_scheduler.problem.cluster import load_cluster
     from skippipe_scheduler.problem.memory import size_text
 
-    experiment = load_experiment(path, overrides)
     estimates = plan_memory(plan, experiment_workload(experiment))
     limits_bytes = given_limits(load_cluster(Path(experiment.cluster)).members())
     check_memory(estimates, limits_bytes)
-    limited = [one for one in estimates if one.node in limits_bytes]
+    limited = [estimate for estimate in estimates if estimate.node in limits_bytes]
     if not limited:
         return ""
-    fullest = max(limited, key=lambda one: one.total_bytes / limits_bytes[one.node])
+    fullest = max(limited, key=lambda estimate: estimate.total_bytes / limits_bytes[estimate.node])
     limit = size_text(limits_bytes[fullest.node])
     return f"memory: fullest is {fullest.node} with {size_text(fullest.total_bytes)} of {limit} ({fullest})"
-
-
-def _from_problem(
-    path: Path, overrides: tuple[str, ...]
-) -> "tuple[Problem | LayerSplitProblem, SolveOptions, StageSizeSource]":
-    from skippipe_scheduler.problem.problem import load_problem
-    from skippipe_scheduler.solver.solve import SolveOptions
-
-    if overrides:
-        raise ConfigError(f"{overrides[0]!r}: overrides need --config; a problem file is complete as it is")
-    return load_problem(path), SolveOptions(), "given"
 
 
 def what_binds(problem: "Problem") -> str:
@@ -137,17 +127,15 @@ def what_binds(problem: "Problem") -> str:
     return explain_bound(problem, lower_bounds(problem))
 
 
-def _solve(
-    problem: "Problem | LayerSplitProblem", options: "SolveOptions", sizes: "StageSizeSource", warm_path: Path | None
-) -> "PlanWithBaselines":
+def _solve(request: "PlanRequest", warm_path: Path | None) -> "PlanWithBaselines":
     from skippipe.cli.search_display import SearchDisplay
-    from skippipe.planning.experiment_plan import plan_with_baselines
     from skippipe_scheduler.plan.plan import parse_plan
+    from skippipe_scheduler.solver.planner import solve_with_baselines
 
     warm = None if warm_path is None else parse_plan(warm_path)
     with SearchDisplay() as display:
-        options = replace(options, progress=display.update, stop=display.stop)
-        return plan_with_baselines(problem, options, sizes=sizes, warm=warm, announce=display.begin)
+        watched = replace(request, warm=warm).with_options(progress=display.update, stop=display.stop)
+        return solve_with_baselines(watched, announce=display.begin)
 
 
 def plan_table(result: "PlanWithBaselines") -> str:
@@ -160,8 +148,8 @@ def plan_table(result: "PlanWithBaselines") -> str:
         f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each, hash {plan.hash}",
         f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
     ]
-    for name, one in {"this plan": plan, **result.baselines}.items():
-        predicted = one.predicted
+    for name, shown in {"this plan": plan, **result.baselines}.items():
+        predicted = shown.predicted
         gap = 1 - predicted.lower_bound_s / predicted.iteration_s
         lines.append(
             f"{name:24}{predicted.iteration_s:>10.3f} s{predicted.pipeline_s:>10.3f} s"
@@ -180,10 +168,10 @@ def _per_stage(counts: Sequence[int]) -> str:
 
 
 def _summary(result: "PlanWithBaselines", out: Path | None) -> dict[str, object]:
-    plans = {"plan": result.plan, **{name.replace(" ", "_"): one for name, one in result.baselines.items()}}
+    plans = {"plan": result.plan, **{name.replace(" ", "_"): plan for name, plan in result.baselines.items()}}
     return {
-        "predicted": {name: one.predicted.model_dump() for name, one in plans.items()},
-        "layers_per_stage": {name: one.layers_per_stage for name, one in plans.items()},
+        "predicted": {name: plan.predicted.model_dump() for name, plan in plans.items()},
+        "layers_per_stage": {name: plan.layers_per_stage for name, plan in plans.items()},
         "hash": result.plan.hash,
         "plan_file": str(out) if out is not None else None,
     }

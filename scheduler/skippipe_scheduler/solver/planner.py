@@ -1,0 +1,99 @@
+"""From a request to its plan, alone or with the baselines beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.build import LayerSplitProblem
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.solver.layer_split import choose_layers
+from skippipe_scheduler.solver.plan_request import PlanRequest
+from skippipe_scheduler.solver.replan import replan
+from skippipe_scheduler.solver.solve import solve_network_blind, solve_variants
+
+
+@dataclass(frozen=True)
+class PlanWithBaselines:
+    """A plan, and what the same nodes do without our choices; baselines are solved with the same budget.
+
+    Examples:
+        >>> result = solve_with_baselines(PlanRequest(problem, SolveOptions(max_evaluations=200)))
+        >>> list(result.baselines)
+        ['full pipeline', 'network-blind skipping']
+    """
+
+    problem: Problem
+    plan: Plan
+    full_pipeline: Plan
+    network_blind: Plan
+
+    @property
+    def baselines(self) -> dict[str, Plan]:
+        """The baselines by the name under which tables show them."""
+        return {"full pipeline": self.full_pipeline, "network-blind skipping": self.network_blind}
+
+
+def solve_request(request: PlanRequest) -> Plan:
+    """Search the best plan for what is asked; open layers are chosen first, within the same budget.
+
+    Args:
+        request: The problem, what of it is open, how to search and where to begin.
+
+    Returns:
+        The best plan found.
+
+    Raises:
+        InfeasibleError: No plan obeys the rules; the message names those that conflict.
+        ProblemError: The plan to begin at does not fit the problem.
+
+    Examples:
+        >>> solve_request(PlanRequest(problem, SolveOptions(max_evaluations=200))).nodes == problem.nodes
+        True
+    """
+    if request.warm is None:
+        return _solve_variants(request, request.variants)
+    problem = request.resolve(request.warm)
+    return replan(request.warm, problem, request.options, layers=request.layers_per_stage)
+
+
+def solve_with_baselines(
+    request: PlanRequest, *, announce: Callable[[str], None] = lambda title: None
+) -> PlanWithBaselines:
+    """Solve what is asked and both baselines, each with a third of the time limit.
+
+    Open layers are chosen for the plan and for the full pipeline, each within its third; network-blind skipping gets
+    those of the plan.
+
+    Args:
+        request: The problem, what of it is open, how to search and where to begin.
+        announce: Called with the name of each solve before it starts.
+
+    Returns:
+        The plan and its baselines.
+
+    Raises:
+        InfeasibleError: No plan obeys the rules; the message names those that conflict.
+        ProblemError: The plan to begin at does not fit the problem.
+
+    Examples:
+        >>> result = solve_with_baselines(PlanRequest(problem, SolveOptions(max_evaluations=200)), announce=print)
+        this plan
+        full pipeline
+        network-blind skipping
+    """
+    third = request.with_options(time_limit_s=request.options.time_limit_s / 3)
+    announce("this plan")
+    plan = solve_request(third)
+    announce("full pipeline")
+    full_pipeline = _solve_variants(third, third.full_pipelines)
+    announce("network-blind skipping")
+    chosen = third.resolve(plan)
+    blind = solve_network_blind(chosen, third.options, stages=tuple(stage.nodes for stage in plan.stages))
+    return PlanWithBaselines(chosen, plan, full_pipeline, blind)
+
+
+def _solve_variants(request: PlanRequest, variants: Callable[[Problem], list[Problem]]) -> Plan:
+    problem, options = request.problem, request.options
+    if isinstance(problem, LayerSplitProblem):
+        problem, options = choose_layers(problem, options, variants)
+    return solve_variants(variants(problem), options, layers=request.layers_per_stage)
