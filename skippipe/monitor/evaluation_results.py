@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from skippipe.errors import InputError, StorageError
+from skippipe.errors import InputError
 from skippipe_scheduler.files import parse, read_json, write_atomically
 
 
@@ -89,8 +89,5 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write `evaluation` as JSON; raise `StorageError` where that fails."""
-    try:
-        write_atomically(path, json.dumps(evaluation.model_dump(), indent=1) + "\n")
-    except OSError as reason:
-        raise StorageError(f"{path}: cannot be written ({reason.strerror or reason})") from None
+    """Write `evaluation` as JSON; raise `SkipPipeError` where that fails."""
+    write_atomically(path, json.dumps(evaluation.model_dump(), indent=1) + "\n")
