@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -77,5 +78,6 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         aside.replace(path)
     except OSError as reason:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is wrong
+            aside.unlink()
         raise SkipPipeError(f"{path}: cannot be written ({reason.strerror or reason})") from None
