@@ -9,6 +9,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from skippipe.config.data_options import DataOptions
+from skippipe.config.optimizer_backends import (
+    DEEPSPEED_BACKENDS,
+    OPTIMIZER_BACKENDS,
+    OptimizerBackendName,
+    OptimizerBackendTraits,
+)
 from skippipe.config.recipe_options import RecipeOptions
 from skippipe.config.section import Section, Share
 
@@ -121,7 +127,7 @@ class TrainingOptions(Section):
 class OptimizerOptions(Section):
     """AdamW (decoupled weight decay on matrices only)."""
 
-    backend: Literal["replicated", "zero_redundancy", "deepspeed_zero1", "deepspeed_zero2"] = "replicated"
+    backend: OptimizerBackendName = "replicated"
     """Whether all replicas of a stage keep the whole state, or share it out: by torch's ZeroRedundancyOptimizer, or by
     DeepSpeed's ZeRO-1 or ZeRO-2."""
     offload: bool = False
@@ -138,11 +144,16 @@ class OptimizerOptions(Section):
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay, times the learning rate at each step; on matrices only, not on norms and biases."""
 
+    @property
+    def traits(self) -> OptimizerBackendTraits:
+        """What the back-end does and holds."""
+        return OPTIMIZER_BACKENDS[self.backend]
+
     @model_validator(mode="after")
     def _offload_needs_deepspeed(self) -> Self:
-        if self.offload and not self.backend.startswith("deepspeed"):
+        if self.offload and not self.traits.is_deepspeed:
             raise ValueError(
-                f"offload is done by DeepSpeed, backend is {self.backend}; use deepspeed_zero1, deepspeed_zero2 or "
+                f"offload is done by DeepSpeed, backend is {self.backend}; use {', '.join(DEEPSPEED_BACKENDS)} or "
                 "offload: false"
             )
         return self
@@ -341,7 +352,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _deepspeed_sums_by_itself(self) -> Self:
-        if self.optimizer.backend.startswith("deepspeed"):
+        if self.optimizer.traits.is_deepspeed:
             remedy = f"use optimizer.backend zero_redundancy or replicated; {self.optimizer.backend} sums by itself"
             if self.comm.gradient_compression != "none":
                 raise ValueError(f"comm.gradient_compression is {self.comm.gradient_compression}: {remedy}")

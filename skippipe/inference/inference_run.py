@@ -14,6 +14,7 @@ from skippipe.config.experiment_file import load_run
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Bounds
 from skippipe.model.architecture import experiment_model
+from skippipe.model.device import torch_dtype
 from skippipe.model.skeleton import Skeleton, build_skeleton, materialise
 from skippipe.model.stage import Stage
 from skippipe_scheduler.plan.plan import Plan
@@ -45,7 +46,7 @@ class InferenceRun:
 
     def load_stages(self, stages: Iterable[int], device: torch.device) -> Skeleton:
         """Return the model with the weights of these stages alone, of which stage 0 has embedding and head."""
-        skeleton = build_skeleton(self.config, getattr(torch, self.experiment.training.dtype))
+        skeleton = build_skeleton(self.config, torch_dtype(self.experiment.training.dtype))
         parts, seed = [], self.experiment.seed
         for first, last in _joined(self.bounds[stage] for stage in sorted(stages)):
             with_embedding = first == 0

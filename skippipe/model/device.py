@@ -44,6 +44,14 @@ QUALIFIERS = ("Ti", "SUPER", "D", "Laptop", "MIG")
 """Words that make another GPU, or a part of one, of a known name."""
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the number format that settings and files call `name`, such as `float32` or `bfloat16`."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"{name!r} is no number format of torch; use such as 'float32' or 'bfloat16'")
+    return found
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device called `name`: `auto` (a GPU where there is one), `cpu` or `cuda`; ranks share GPUs in turn.
 

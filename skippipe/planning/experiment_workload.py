@@ -2,43 +2,34 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from skippipe.config.experiment import Experiment
+from skippipe.model.architecture import experiment_model
+from skippipe.model.cost import model_cost
+from skippipe.model.device import torch_dtype, uses_cuda
+from skippipe.runtime.gradients.compression import int8_gradient_bytes, powersgd_gradient_bytes
+from skippipe.runtime.gradients.reduction import BUCKET_BYTES, BUCKETS_IN_FLIGHT
+from skippipe.runtime.transport.wire import Wire
 from skippipe_scheduler.problem.workload import Workload
 
-if TYPE_CHECKING:
-    pass
-from skippipe.model.architecture import experiment_model
-
-BUCKET_BYTES = 12 * 2**20
-"""Gradients that are on their way at a time (`skippipe.runtime.gradients.reduction`: three buckets of 4 MiB)."""
-
-
 MESSAGES_PER_RECEIVE = 2
-"""Room that is set aside for messages, as a multiple of the receive window: as many again that wait to be sent."""
+"""Room that is set aside for messages, as a multiple of the receive window: as many again that wait to be sent.
 
-
-OPTIMIZER_BYTES = 8
-"""AdamW keeps two fp32 moments for every parameter."""
+Chosen: more wait only behind a slow peer, up to `executor_factory.UNFINISHED_SENDS_PER_RECEIVE`, where training stops
+to wait for it.
+"""
 
 
 def experiment_workload(experiment: Experiment) -> Workload:
     """Return what one microbatch costs in FLOP and bytes; the model is built on the meta device only."""
-    import torch
-
-    from skippipe.model.cost import model_cost
-    from skippipe.model.device import uses_cuda
-    from skippipe.runtime.transport.wire import Wire
-
     training = experiment.training
-    dtype = getattr(torch, training.dtype)
+    dtype = torch_dtype(training.dtype)
     shape = (training.micro_batch_size, training.sequence_length)
     model = experiment_model(experiment)
     cost = model_cost(model, *shape, dtype, training.activation_checkpointing)
-    sent = getattr(torch, experiment.comm.activation_dtype or training.dtype)
+    sent = torch_dtype(experiment.comm.activation_dtype or training.dtype)
     own_bytes, optimizer_bytes = _state_bytes(experiment, dtype.itemsize)
-    sharded = experiment.optimizer.backend != "replicated"
+    sharded = experiment.optimizer.traits.shards_state
     splits = experiment.pipeline.split_backward
     kept_bytes = optimizer_bytes if not sharded else 0
     activation_bytes = Wire((*shape, model.hidden_size), sent, experiment.comm.activation_compression).size_bytes
@@ -73,7 +64,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
         else 0,
         layer_update_bytes=cost.layer_parameters * update_bytes,
         embedding_and_head_update_bytes=cost.embedding_and_head_parameters * update_bytes,
-        bucket_bytes=BUCKET_BYTES,
+        bucket_bytes=BUCKETS_IN_FLIGHT * BUCKET_BYTES,
         backward_to_forward=cost.backward_to_forward,
         weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
     )
@@ -81,30 +72,22 @@ def experiment_workload(experiment: Experiment) -> Workload:
 
 def _gradient_bytes(experiment: Experiment, shapes: Sequence[tuple[int, ...]]) -> int:
     """Return in how many bytes gradients of these shapes travel."""
-    import torch
-
-    from skippipe.runtime.gradients.compression import int8_gradient_bytes, powersgd_gradient_bytes
-
     comm = experiment.comm
     numbers = sum(math.prod(shape) for shape in shapes)
     if comm.gradient_compression == "int8":
         return int8_gradient_bytes(numbers)
     if comm.gradient_compression == "powersgd":
         return powersgd_gradient_bytes(shapes, comm.powersgd.rank)
-    itemsize: int = getattr(torch, comm.gradient_dtype or experiment.training.dtype).itemsize
-    return numbers * itemsize
+    return numbers * torch_dtype(comm.gradient_dtype or experiment.training.dtype).itemsize
 
 
 def _state_bytes(experiment: Experiment, itemsize: int) -> tuple[int, int]:
     """Return the bytes for each parameter that every replica holds, and those of the optimizer.
 
-    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out; two moments and (for bfloat16,
-    and always with DeepSpeed) a master copy in fp32. With offload a GPU holds nothing of the optimizer.
+    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out. With offload a GPU holds
+    nothing of the optimizer.
     """
-    from skippipe.model.device import uses_cuda
-
     options, comm = experiment.optimizer, experiment.comm
     remembered = 4 if comm.gradient_compression != "none" and comm.error_feedback else 0
-    has_master = itemsize < 4 or options.backend.startswith("deepspeed")
     held_here = not (options.offload and uses_cuda(experiment.training.device))
-    return 2 * itemsize + remembered, (OPTIMIZER_BYTES + 4 * has_master) * held_here
+    return 2 * itemsize + remembered, options.traits.state_bytes_per_parameter(itemsize) * held_here

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 from skippipe.config.experiment import EmulationOptions, Experiment, PowerSgdOptions
 from skippipe.config.recipe_options import RecipeOptions
 from skippipe.model.activation_checkpointing import Mode
-from skippipe.model.device import choose_device
+from skippipe.model.device import choose_device, torch_dtype
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.transport.wire import ActivationCompression, Wire
 
@@ -75,7 +75,7 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
         micro_batch_size=training.micro_batch_size,
         sequence_length=training.sequence_length,
         hidden_size=config.hidden_size,
-        dtype=getattr(torch, training.dtype),
+        dtype=torch_dtype(training.dtype),
         device=device,
         gradient_normalization=training.gradient_normalization,
         activation_checkpointing=training.activation_checkpointing,
@@ -98,4 +98,4 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
+    return None if name is None else torch_dtype(name)

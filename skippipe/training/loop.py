@@ -21,7 +21,7 @@ from skippipe.data.token_cache import open_cache
 from skippipe.errors import PlanError, SkipPipeError, StorageError
 from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
-from skippipe.model.device import choose_device
+from skippipe.model.device import choose_device, torch_dtype
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.sinks import Reporter, open_reporter
@@ -282,7 +282,7 @@ class Trainer:
 
     def _cost(self) -> ModelCost:
         training = self.experiment.training
-        dtype = getattr(torch, training.dtype)
+        dtype = torch_dtype(training.dtype)
         return model_cost(self.config, training.micro_batch_size, training.sequence_length, dtype)
 
     def _validate(self) -> StepMetrics:

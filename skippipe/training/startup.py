@@ -15,7 +15,14 @@ from packaging.version import Version
 
 from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, InputError
-from skippipe.model.device import check_dtype, choose_device, device_identity, device_name, peak_tflop_per_s
+from skippipe.model.device import (
+    check_dtype,
+    choose_device,
+    device_identity,
+    device_name,
+    peak_tflop_per_s,
+    torch_dtype,
+)
 from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
@@ -68,7 +75,7 @@ def _report(experiment: Experiment, context: DistributedContext) -> dict[str, An
     """Return what this rank has and what it was asked for."""
     check_torch(torch.__version__, torch_requirement())
     training = experiment.training
-    dtype = getattr(torch, training.dtype)
+    dtype = torch_dtype(training.dtype)
     device = choose_device(training.device, context.local_rank)
     slow = check_dtype(device, dtype, "training.dtype")
     if slow:

@@ -13,6 +13,7 @@ from skippipe.model.device import (
     device_name,
     known_peak_tflop_per_s,
     peak_tflop_per_s,
+    torch_dtype,
 )
 
 HAS_GPU = torch.cuda.is_available()
@@ -87,3 +88,10 @@ def test_bfloat16_on_a_gpu_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_dtype(gpu, torch.float32, "training.dtype") is None
     with pytest.raises(ConfigError, match=r"training\.dtype: Tesla V100-SXM2-16GB does not compute in bfloat16"):
         check_dtype(gpu, torch.bfloat16, "training.dtype")
+
+
+def test_only_number_formats_of_torch_have_a_name() -> None:
+    assert torch_dtype("bfloat16") is torch.bfloat16
+    for name in ("float31", "nn", "Tensor"):
+        with pytest.raises(ConfigError, match=name):
+            torch_dtype(name)

@@ -23,6 +23,7 @@ from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import save_for_transformers
 from skippipe.errors import CheckpointError, InputError, StorageError
 from skippipe.model.architecture import experiment_model
+from skippipe.model.device import torch_dtype
 from skippipe.model.skeleton import build_skeleton
 
 INDEX = "model.safetensors.index.json"
@@ -60,7 +61,7 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
         raise InputError(f"{target}: exists and is not empty; name another directory")
     config, metadata = experiment_model(experiment), read_metadata(checkpoint)
     check_model(checkpoint, metadata, config)
-    stored = getattr(torch, dtype or metadata.dtype)
+    stored = torch_dtype(dtype or metadata.dtype)
     model = build_skeleton(config, stored).model
     tokenizer = open_cache(experiment.data, experiment.seed).tokenizer
     aside = target.with_name(f".{target.name}.tmp")

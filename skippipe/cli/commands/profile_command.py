@@ -86,7 +86,7 @@ def prepare(
     from skippipe.cluster.compute_speed import ProbeWorkload, typical_workload
     from skippipe.cluster.profile import ProfileOptions
     from skippipe.model.architecture import experiment_model
-    from skippipe.model.device import check_dtype, choose_device
+    from skippipe.model.device import check_dtype, choose_device, torch_dtype
     from skippipe.planning.experiment_workload import experiment_workload
     from skippipe.runtime.ranks.agreement import on_all_ranks
     from skippipe.runtime.ranks.store_names import Topic
@@ -95,7 +95,7 @@ def prepare(
         chosen = on_all_ranks(context, Topic.PROFILE_DEVICE, lambda: choose_device(device, context.local_rank))
         return chosen, ProfileOptions(typical_workload(chosen), mean_layers=None)
     training = experiment.training
-    dtype = getattr(torch, training.dtype)
+    dtype = torch_dtype(training.dtype)
 
     def choose() -> torch.device:
         found = choose_device(training.device, context.local_rank)

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 from skippipe.config.experiment import Experiment
 from skippipe.runtime.runner import Runner
 from skippipe.training.optimizer.adamw import AdamW
-from skippipe.training.optimizer.deepspeed_setup import prepare, uses_deepspeed
+from skippipe.training.optimizer.deepspeed_setup import prepare
 from skippipe.training.optimizer.interface import OptimizerBackend
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
     """
     options, scheduler, max_steps = experiment.optimizer, experiment.lr_scheduler, experiment.training.max_steps
     replicas = runner.replicas
-    if uses_deepspeed(options):
+    if options.traits.is_deepspeed:
         prepare(experiment)
         if replicas is not None or options.offload:
             from skippipe.training.optimizer.zero import DeepSpeedZero
@@ -32,7 +32,7 @@ def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
             group = replicas or _only_this_rank(experiment.comm.timeout_s)
             return DeepSpeedZero(runner.parameters(), options, scheduler, max_steps, group, runner.with_replicas)
         logger.info("optimizer.backend: %s has nothing to share out here: one replica; plain AdamW", options.backend)
-    sharded = replicas if options.backend == "zero_redundancy" else None
+    sharded = replicas if options.traits.shards_state and not options.traits.is_deepspeed else None
     return AdamW(runner.parameters(), options, scheduler, max_steps, sharded, runner.with_replicas)
 
 

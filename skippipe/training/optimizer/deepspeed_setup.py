@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from skippipe.config.experiment import Experiment, OptimizerOptions
+from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError
 from skippipe.runtime.ranks import time_limits
 
@@ -23,11 +23,6 @@ OLDEST = (0, 19, 7)
 OPERATOR = "cpu_adam"
 
 
-def uses_deepspeed(options: OptimizerOptions) -> bool:
-    """Return whether the back-end is one of DeepSpeed's."""
-    return options.backend.startswith("deepspeed")
-
-
 def prepare(experiment: Experiment) -> float:
     """Make DeepSpeed ready in this process, where the experiment uses it; call it before ranks meet.
 
@@ -35,7 +30,7 @@ def prepare(experiment: Experiment) -> float:
     Raises `ConfigError` with the remedy where it is not installed, too old, or lacks a compiler.
     """
     options = experiment.optimizer
-    if not uses_deepspeed(options):
+    if not options.traits.is_deepspeed:
         return 0.0
     check_version(options.backend)
     from skippipe.model.device import choose_device

@@ -241,7 +241,7 @@ def _inner_optimizer(parameters: Iterable[nn.Parameter], options: OptimizerOptio
 def _engine_options(dtype: torch.dtype, options: OptimizerOptions) -> dict[str, Any]:
     """Return DeepSpeed's configuration: sums, no clipping of its own, no loss scale, nothing printed."""
     zero: dict[str, Any] = {
-        "stage": 1 if options.backend == "deepspeed_zero1" else 2,
+        "stage": options.traits.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": False,
         "reduce_bucket_size": BUCKET_NUMBERS,
