@@ -61,5 +61,5 @@ def open_page(browser: Browser, path: Path) -> None:
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     # The browser itself may open pages of its own while it starts; only what this page asks for counts.
-    requested = {one["request"]["url"] for one in requests if one["documentURL"] == path.as_uri()}
+    requested = {request["request"]["url"] for request in requests if request["documentURL"] == path.as_uri()}
     assert {url for url in requested if not url.startswith("data:")} == {path.as_uri()}

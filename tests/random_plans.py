@@ -108,7 +108,7 @@ def _random_routes(
             return max(after) - min(after)
 
         best = min(spread(sequence) for sequence in sequences)
-        sequence = generator.choice([one for one in sequences if spread(one) == best])
+        sequence = generator.choice([sequence for sequence in sequences if spread(sequence) == best])
         for stage in sequence:
             visits[stage] += 1
         routes.append(tuple(generator.choice(stages[stage]) for stage in sequence))
@@ -158,7 +158,7 @@ def _random_order(
     active: list[int] = []
     waiting = generator.sample(range(len(routes)), len(routes))
     while active or waiting:
-        open_to = [one for one in waiting if all(held[node] < memory for node in routes[one])]
+        open_to = [microbatch for microbatch in waiting if all(held[node] < memory for node in routes[microbatch])]
         if open_to and (not active or generator.random() < 0.5):
             microbatch = open_to[0]
             waiting.remove(microbatch)

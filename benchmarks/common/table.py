@@ -18,7 +18,7 @@ QUICK = "**A quick run, made only to see that all rows run: the bars mean nothin
 
 def merged(path: Path, result: Result, names: Sequence[str]) -> list[Result]:
     """Return the results in `path` with `result` in the place of its row, in the order of `names`."""
-    known = {one["name"]: one for one in json.loads(path.read_text())} if path.exists() else {}
+    known = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     known[result["name"]] = result
     return [known[name] for name in names if name in known]
 

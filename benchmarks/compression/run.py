@@ -142,7 +142,7 @@ def bytes_per_step(experiment: Experiment, plan: Plan) -> dict[str, int]:
 
     workload = experiment_workload(experiment)
     programs = compile_programs(plan, workload.activation_bytes)
-    activations = sum(one.size_bytes for program in programs for one in program.select(Opcode.SEND))
+    activations = sum(instruction.size_bytes for program in programs for instruction in program.select(Opcode.SEND))
     gradients = workload.layer_gradient_bytes * workload.num_layers + workload.embedding_and_head_gradient_bytes
     return {"activation_bytes": activations, "gradient_bytes": 2 * (REPLICAS - 1) * gradients}
 

@@ -25,7 +25,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page: losses of all seeds against those of fp32 under the same seed, bytes against fp32's."""
     measured = {name: result for name, result in results.items() if result}
     reference = measured.get(REFERENCE, {})
-    steps = sorted({one["steps"] for result in measured.values() for one in _seeds(result).values()})
+    steps = sorted({run["steps"] for result in measured.values() for run in _seeds(result).values()})
     lines = [
         "# What compressed traffic does to the loss",
         "",
@@ -51,7 +51,7 @@ def _cells(name: str, result: Mapping[str, Any], reference: Mapping[str, Any]) -
     whole_total = sum(whole or 0 for _, whole in kinds)
     return [
         name,
-        f"{statistics.mean(one['loss'] for one in own.values()):.4f}",
+        f"{statistics.mean(run['loss'] for run in own.values()):.4f}",
         f"{statistics.mean(ratios.values()):.4f}" if ratios else "",
         ", ".join(f"{ratio:.4f} ({seed})" for seed, ratio in ratios.items()),
         *shares,
@@ -60,7 +60,7 @@ def _cells(name: str, result: Mapping[str, Any], reference: Mapping[str, Any]) -
 
 
 def _seeds(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: one for key, one in result.items() if isinstance(one, dict)}
+    return {key: run for key, run in result.items() if isinstance(run, dict)}
 
 
 def _line(cells: Any) -> str:

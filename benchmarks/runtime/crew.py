@@ -50,7 +50,7 @@ class Crew:
         missing = dict(zip(self._connections, range(len(self._connections)), strict=True))
         replies: dict[int, Any] = {}
         while missing:
-            ready = [one for one in wait(list(missing), timeout_s) if isinstance(one, Connection)]
+            ready = [connection for connection in wait(list(missing), timeout_s) if isinstance(connection, Connection)]
             if not ready:
                 raise RuntimeError(
                     f"{self.name}: no answer of ranks {[*missing.values()]} in {timeout_s:g} s{self._tail()}"

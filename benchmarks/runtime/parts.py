@@ -73,8 +73,8 @@ def make_optimizer(experiment: Experiment, parameters: Iterator[nn.Parameter]) -
     """Return torch's AdamW as in the experiment, at a constant learning rate; decay on matrices only."""
     held, options = list(parameters), experiment.optimizer
     groups = [
-        {"params": [one for one in held if one.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [one for one in held if one.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in held if parameter.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [parameter for parameter in held if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -50,8 +50,8 @@ def check_equal_work(crews: Sequence[Crew]) -> float:
     for crew in others:
         if len(crew.losses) != len(first.losses):
             raise RuntimeError(f"{crew.name} reports {len(crew.losses)} losses, {first.name} {len(first.losses)}")
-        for step, (one, other) in enumerate(zip(first.losses, crew.losses, strict=True), start=1):
-            worst = max(worst, abs(one - other) / one)
+        for step, (loss, other) in enumerate(zip(first.losses, crew.losses, strict=True), start=1):
+            worst = max(worst, abs(loss - other) / loss)
             if worst > LOSS_TOLERANCE:
-                raise RuntimeError(f"unequal work: step {step}: loss {one} of {first.name}, {other} of {crew.name}")
+                raise RuntimeError(f"unequal work: step {step}: loss {loss} of {first.name}, {other} of {crew.name}")
     return worst

@@ -260,10 +260,10 @@ def prediction(case: Case, layout: Layout) -> Measured:
             replies = crew.call("durations", count=5 if case.quick else 20)
             seconds = [max(reply[step] for reply in replies) for step in range(len(replies[0]))]
             predicted_s = plan.predicted.iteration_s
-            figures.append(Figure.of(title, [100 * (one / predicted_s - 1) for one in seconds], "%"))
+            figures.append(Figure.of(title, [100 * (second / predicted_s - 1) for second in seconds], "%"))
             details[title] = {"predicted_s": predicted_s, "measured_s": seconds}
     met = all(abs(figure.value) <= 5 for figure in figures)
-    note = ", ".join(f"{title}: predicted {one['predicted_s']:.2f} s" for title, one in details.items())
+    note = ", ".join(f"{title}: predicted {detail['predicted_s']:.2f} s" for title, detail in details.items())
     return Measured(tuple(figures), met, note, {**details, "setting": asdict(setting)})
 
 

@@ -93,7 +93,7 @@ def measure_tasks(hosts: Hosts, setting: Setting, experiment: Path, repeats: int
     crew.steps(2)
     measured = crew.call("measure", repeats=repeats)
     crew.close()
-    pooled = {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+    pooled = {name: statistics.median(measurement[name] for measurement in measured) for name in measured[0]}
     layer_s = {name: seconds / (1 if name == "LOSS" else MEASURED_LAYERS) for name, seconds in pooled.items()}
     return [layer_s] * len(measured)
 
@@ -128,12 +128,12 @@ def write_cluster(setting: Setting, folder: Path, layer_s: list[dict[str, float]
         {
             "name": f"node-{rank}",
             "region": setting.regions[rank] if setting.regions else "here",
-            "forward_s": one["FORWARD"] * layers,
-            "backward_s": one["BACKWARD"] * layers,
-            "loss_s": one["LOSS"],
+            "forward_s": times_s["FORWARD"] * layers,
+            "backward_s": times_s["BACKWARD"] * layers,
+            "loss_s": times_s["LOSS"],
             "max_in_flight": setting.num_microbatches,
         }
-        for rank, one in enumerate(layer_s)
+        for rank, times_s in enumerate(layer_s)
     ]
     content = {"format": "skippipe.cluster/1", "name": "benchmark", "nodes": nodes, "links": dict(setting.links)}
     (folder / "cluster.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

@@ -6,12 +6,14 @@ from common.table import MARKS, Columns, Result
 def _figures(result: Result) -> str:
     if "error" in result:
         return str(result["error"])
-    return "; ".join(f"{one['value']:.2f} {one['unit']} {one['label']}".strip() for one in result["figures"])
+    return "; ".join(
+        f"{figure['value']:.2f} {figure['unit']} {figure['label']}".strip() for figure in result["figures"]
+    )
 
 
 def _spread(result: Result) -> str:
-    quartiles = [one["quartiles"] for one in result.get("figures", ())]
-    return "; ".join(f"{one[0]:.2f} to {one[1]:.2f}" for one in quartiles if one)
+    quartiles = [figure["quartiles"] for figure in result.get("figures", ())]
+    return "; ".join(f"{quartile[0]:.2f} to {quartile[1]:.2f}" for quartile in quartiles if quartile)
 
 
 COLUMNS: Columns = {

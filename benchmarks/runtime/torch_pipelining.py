@@ -26,7 +26,9 @@ class TorchPipelining:
         stages = [pipelining.PipelineStage(parts[index], index, count, torch.device("cpu")) for index in own]
         self._first, self._last = 0 in own, count - 1 in own
         self._schedule = kind(stages if several else stages[0], experiment.training.num_microbatches, loss_fn=loss_of)
-        self._optimizer = make_optimizer(experiment, (one for index in own for one in parts[index].parameters()))
+        self._optimizer = make_optimizer(
+            experiment, (parameter for index in own for parameter in parts[index].parameters())
+        )
         self._batches = Batches(experiment)
         self._step = 0
 

@@ -118,7 +118,7 @@ def solved_origins_free(case: Case) -> Measured:
     """Leave the placement and the microbatches of each origin to the planner, and say how it splits them."""
     problem = origins_free(placement_free(case.load("reference-20-nodes")))
     plan, wall_s = _timed(lambda: solve(problem, case.options()))
-    starts = [sum(one.route[0] == origin for one in plan.microbatches) for origin in plan.stages[0].nodes]
+    starts = [sum(microbatch.route[0] == origin for microbatch in plan.microbatches) for origin in plan.stages[0].nodes]
     return replace(_of_plan(plan, wall_s), note=f"{_gap(plan)}; origins start {sorted(starts, reverse=True)}")
 
 
@@ -194,9 +194,9 @@ def network_blind(case: Case) -> Measured:
     for seed in range(case.seed, case.seed + _BLIND_SEEDS):
         options = SolveOptions(time_limit_s=case.time_limit_s / _BLIND_SEEDS, seed=seed)
         found.append(_timed(partial(solve_network_blind, problem, options)))
-    found.sort(key=lambda one: one[0].predicted.iteration_s)
+    found.sort(key=lambda pair: pair[0].predicted.iteration_s)
     plan = found[_BLIND_SEEDS // 2][0]
-    all_s = ", ".join(f"{one.predicted.iteration_s:.1f}" for one, _ in found)
+    all_s = ", ".join(f"{result.predicted.iteration_s:.1f}" for result, _ in found)
     return replace(_of_plan(plan, sum(wall_s for _, wall_s in found)), note=f"median of seeds: {all_s} s")
 
 

@@ -54,9 +54,11 @@ def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any
         "steps": experiment.training.max_steps,
         "compute": compute_share(experiment, plans, quick=quick),
         "parameters": sum(
-            one.numel() for stage in trainer.runner.stages.values() for one in stage.global_parameters().values()
+            parameter.numel()
+            for stage in trainer.runner.stages.values()
+            for parameter in stage.global_parameters().values()
         ),
-        "perplexity": {str(layers): one for layers, one in found.items()},
+        "perplexity": {str(layers): result for layers, result in found.items()},
         "training_s": round(elapsed_s, 1),
         "evaluation_s": round(time.perf_counter() - start_s - trained_s, 1),
         **machine(Path(__file__).parent),

@@ -19,7 +19,7 @@ ALIKE = 0.06
 def page(results: Sequence[Result], order: Sequence[str]) -> str:
     """Return the page in Markdown: one row a recipe, in `order`."""
     rows = _by_recipe(results, order)
-    layers = sorted({int(depth) for one in results for depth in one["perplexity"]}, reverse=True)
+    layers = sorted({int(depth) for result in results for depth in result["perplexity"]}, reverse=True)
     titles = ["recipe", "steps", "compute", *(f"{depth} layers" for depth in layers)]
     titles += ["full depth, to normal at equal tokens", "to normal at equal compute", "half to own full depth", "seeds"]
     lines = [
@@ -28,7 +28,7 @@ def page(results: Sequence[Result], order: Sequence[str]) -> str:
         "Made by `run.py`; see [the guide](../README.md).",
         "",
     ]
-    if any(one["quick"] for one in results):
+    if any(result["quick"] for result in results):
         lines += [QUICK, ""]
     lines += [
         "Perplexity of held-out bytes, over every choice of as many stages: mean over the seeds, and their standard",
@@ -51,7 +51,7 @@ def draw(path: Path, results: Sequence[Result], order: Sequence[str]) -> None:
     curves = []
     for name, found in _by_recipe(results, order).items():
         layers = sorted(found[0]["perplexity"], key=int)
-        values = [[_at(one, depth) for one in found] for depth in layers]
+        values = [[_at(result, depth) for result in found] for depth in layers]
         spread = [statistics.stdev(each) for each in values] if len(found) > 1 else None
         curves.append(Curve(name, [*map(int, layers)], [*map(statistics.fmean, values)], spread))
     title = "Recipes: perplexity with stages left out"
@@ -59,7 +59,7 @@ def draw(path: Path, results: Sequence[Result], order: Sequence[str]) -> None:
 
 
 def _by_recipe(results: Sequence[Result], order: Sequence[str]) -> dict[str, list[Result]]:
-    rows = {name: [one for one in results if one["recipe"] == name] for name in order}
+    rows = {name: [result for result in results if result["recipe"] == name] for name in order}
     return {name: found for name, found in rows.items() if found}
 
 
@@ -68,7 +68,7 @@ def _cells(
 ) -> list[str]:
     compute, deepest = found[0]["compute"], str(layers[0])
     alike = [
-        one for one in (NORMAL, SAME_COMPUTE) if one in rows and abs(compute / rows[one][0]["compute"] - 1) <= ALIKE
+        name for name in (NORMAL, SAME_COMPUTE) if name in rows and abs(compute / rows[name][0]["compute"] - 1) <= ALIKE
     ]
     equal_tokens = [NORMAL] if NORMAL in rows and found[0]["steps"] == rows[NORMAL][0]["steps"] else []
     half = str(layers[0] // 2)
@@ -76,9 +76,18 @@ def _cells(
         name,
         str(found[0]["steps"]),
         f"{compute:.2f}",
-        *(_spread([_at(one, str(depth)) for one in found if str(depth) in one["perplexity"]]) for depth in layers),
+        *(
+            _spread([_at(result, str(depth)) for result in found if str(depth) in result["perplexity"]])
+            for depth in layers
+        ),
         *(_ratio(found, rows, reference, deepest) for reference in (equal_tokens, alike)),
-        _spread([_at(one, half) / _at(one, deepest) for one in found if {half, deepest} <= one["perplexity"].keys()]),
+        _spread(
+            [
+                _at(result, half) / _at(result, deepest)
+                for result in found
+                if {half, deepest} <= result["perplexity"].keys()
+            ]
+        ),
         str(len(found)),
     ]
 
@@ -87,8 +96,8 @@ def _ratio(found: Sequence[Result], rows: Mapping[str, Sequence[Result]], refere
     """Return the ratio to the reference under the same seed; a shallower model's is that of its own whole depth."""
     if not reference:
         return ""
-    by_seed = {one["seed"]: _at(one, depth) for one in rows[reference[0]]}
-    return _spread([_deepest(one) / by_seed[one["seed"]] for one in found if one["seed"] in by_seed])
+    by_seed = {row["seed"]: _at(row, depth) for row in rows[reference[0]]}
+    return _spread([_deepest(result) / by_seed[result["seed"]] for result in found if result["seed"] in by_seed])
 
 
 def _at(result: Result, depth: str) -> float:
@@ -108,8 +117,10 @@ def _spread(values: Sequence[float]) -> str:
 
 def _places(results: Sequence[Result]) -> list[str]:
     """Return where and when each training was measured."""
-    places = sorted({f"{one['cpu']}, {one['cores']} cores, commit {one['commit']}, {one['date']}" for one in results})
-    total_h = sum(one["training_s"] + one["evaluation_s"] for one in results) / 3600
+    places = sorted(
+        {f"{result['cpu']}, {result['cores']} cores, commit {result['commit']}, {result['date']}" for result in results}
+    )
+    total_h = sum(result["training_s"] + result["evaluation_s"] for result in results) / 3600
     return [*(f"- {place}" for place in places), f"- {len(results)} trainings, {total_h:.1f} hours of one core"]
 
 

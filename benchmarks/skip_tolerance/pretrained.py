@@ -122,7 +122,7 @@ def record(out: Path, before: dict[str, Any], after: dict[str, Any], facts: Mapp
     common = {"date": datetime.now(UTC).date().isoformat(), "tokens": before["tokens"], **facts, **machine(HERE)}
     results = [common | _row(policy, before, after) for policy in POLICIES]
     (out / "pretrained.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = TEXT.format(**common, met=sum(one["met"] for one in results), policies=len(results))
+    text = TEXT.format(**common, met=sum(result["met"] for result in results), policies=len(results))
     title = "A pretrained model with part of its depth, before and after continued training"
     page = markdown(title, _columns(), results, script="pretrained.py", text=text)
     (out / "pretrained.md").write_text(page)

@@ -86,8 +86,8 @@ def record(result: dict[str, Any], out: Path) -> None:
     """Put one result into the table and the figure, in the place of an older one of its recipe and seed."""
     path = out / "results.json"
     known: Sequence[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    results = [one for one in known if (one["recipe"], one["seed"]) != (result["recipe"], result["seed"])]
-    results = sorted([*results, result], key=lambda one: ([*SETUPS].index(one["recipe"]), one["seed"]))
+    results = [other for other in known if (other["recipe"], other["seed"]) != (result["recipe"], result["seed"])]
+    results = sorted([*results, result], key=lambda row: ([*SETUPS].index(row["recipe"]), row["seed"]))
     path.write_text(json.dumps(results, indent=1) + "\n")
     (out / "results.md").write_text(page(results, list(SETUPS)))
     draw(out / FIGURE, results, list(SETUPS))

@@ -44,7 +44,9 @@ class ReportBoard:
         Raises `CheckpointError` where a rank failed, or has not reported `grace_s` after `abandoned` was set.
         """
         reports = [self._own] + [self._take(step, rank, abandoned, grace_s) for rank in range(1, self._world_size)]
-        failures = [f"rank {rank}: {one.failure}" for rank, one in enumerate(reports) if one and one.failure]
+        failures = [
+            f"rank {rank}: {report.failure}" for rank, report in enumerate(reports) if report and report.failure
+        ]
         if failures:
             raise CheckpointError("; ".join(failures))
         return {name: record for report in reports if report for name, record in sorted(report.files.items())}

@@ -170,7 +170,7 @@ def rounds(ranks: Sequence[int], concurrent: int | None = None) -> list[list[tup
     for _ in range(len(seats) - 1):
         half = len(seats) // 2
         pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
-        whole = [(one, other) for one, other in pairs if one is not None and other is not None]
+        whole = [(pair, other) for pair, other in pairs if pair is not None and other is not None]
         step = concurrent or max(1, len(whole))
         found += [whole[first : first + step] for first in range(0, len(whole), step)]
         seats = [seats[0], seats[-1], *seats[1:-1]]

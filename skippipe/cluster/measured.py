@@ -120,7 +120,9 @@ def _node(node: Node, plan: Plan, trace: Trace) -> Node:
         whole = "B" if task.operation == "W" else task.operation  # a split backward is timed as one
         if task.node == node.name and whole in seen:
             seen[whole][task.step, task.microbatch] += task.end_s - task.start_s
-    times = {operation: statistics.median(one.values()) for operation, one in seen.items() if one}
+    times = {
+        operation: statistics.median(durations_s.values()) for operation, durations_s in seen.items() if durations_s
+    }
     layers = plan.layers_per_stage
     scale = sum(layers) / len(layers) / layers[plan.stage_of[node.name]]
     # What a node was not seen to do, it does as much slower than planned as the rest.

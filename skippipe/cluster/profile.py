@@ -187,7 +187,7 @@ def levelled(places: Sequence[RankLocation], reports: Sequence[NodeReport]) -> l
         groups.append(alike[place.machine, str(report["device"]), float(report["threads"])])
         groups[-1].append(report)
     return [
-        report | {key: statistics.median(float(one[key]) for one in group) for key in SPEEDS if key in report}
+        report | {key: statistics.median(float(member[key]) for member in group) for key in SPEEDS if key in report}
         for report, group in zip(reports, groups, strict=True)
     ]
 

@@ -102,8 +102,8 @@ def _solve(name: str, request: PlanRequest) -> Plan:
 def warn_of_draws(plans: PlanSet) -> None:
     """Say which plans of the same rules are much slower than the fastest, or have the same routes as another."""
     for name, plan in plans.items():
-        alike = {other: one for other, one in plans.items() if one.rules == plan.rules}
-        fastest_s = min(one.predicted.iteration_s for one in alike.values())
+        alike = {other: candidate for other, candidate in plans.items() if candidate.rules == plan.rules}
+        fastest_s = min(candidate.predicted.iteration_s for candidate in alike.values())
         if plan.predicted.iteration_s > MUCH_SLOWER * fastest_s:
             logger.warning(
                 "plan %s takes %.3g s an iteration, the fastest of its kind %.3g s; give the planner more time "
@@ -112,6 +112,8 @@ def warn_of_draws(plans: PlanSet) -> None:
                 plan.predicted.iteration_s,
                 fastest_s,
             )
-        same = next((other for other, one in alike.items() if other < name and not route_distance(one, plan)), None)
+        same = next(
+            (other for other, candidate in alike.items() if other < name and not route_distance(candidate, plan)), None
+        )
         if same is not None:
             logger.warning("plans %s and %s have the same routes; redraw fewer", same, name)

@@ -114,7 +114,7 @@ def _check_agreement(reports: Sequence[dict[str, Any]]) -> None:
         keys = sorted(first["settings"].keys() | report["settings"].keys())
         differing = [key for key in keys if first["settings"].get(key) != report["settings"].get(key)]
         if differing:
-            own, of_first = (one["settings"].get(differing[0]) for one in (report, first))
+            own, of_first = (facts["settings"].get(differing[0]) for facts in (report, first))
             raise ConfigError(
                 f"{differing[0]} is {own!r} on rank {rank} and {of_first!r} on rank 0; "
                 "start every rank with the same experiment and overrides"

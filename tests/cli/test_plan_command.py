@@ -37,7 +37,7 @@ def test_mix_of_route_lengths(capsys: pytest.CaptureFixture[str], tmp_path: Path
     printed = plan(capsys, "--out", str(tmp_path / "plan.json"), "pipeline.route_lengths={3: 1, 2: 3}")
     assert "4 microbatches over 3 or 2 stages each" in printed
     found = parse_plan(tmp_path / "plan.json")
-    assert Counter(len(one.route) for one in found.microbatches) == {3: 1, 2: 3}
+    assert Counter(len(microbatch.route) for microbatch in found.microbatches) == {3: 1, 2: 3}
 
 
 def test_routes_are_in_order_unless_swaps_are_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

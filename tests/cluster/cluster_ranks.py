@@ -42,7 +42,7 @@ def start_ranks(
         }
         output = folder / f"output-{rank}.txt"
         process = context.Process(
-            target=run_skippipe, args=([str(one) for one in own], output, environment | dict(extra))
+            target=run_skippipe, args=([str(argument) for argument in own], output, environment | dict(extra))
         )
         process.start()
         ranks.append(Rank(process, output))

@@ -83,19 +83,22 @@ def trace_of(plan: Plan) -> Trace:
             ready_s[task.node, *key] = free_s[task.node]
             free_s[task.node] = task.end_s + plan.costs.task_overhead_s
         trace.tasks += [MeasuredTask(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
-        for one in timeline.transfers:
-            loss = one.direction == "forward" and one.destination == plan.microbatches[one.microbatch].route[0]
-            operation: Operation = "L" if loss else "F" if one.direction == "forward" else "B"
-            ready = ready_s[one.destination, operation, one.microbatch]
-            shift_s = zero_s[one.destination]
+        for transfer in timeline.transfers:
+            loss = (
+                transfer.direction == "forward"
+                and transfer.destination == plan.microbatches[transfer.microbatch].route[0]
+            )
+            operation: Operation = "L" if loss else "F" if transfer.direction == "forward" else "B"
+            ready = ready_s[transfer.destination, operation, transfer.microbatch]
+            shift_s = zero_s[transfer.destination]
             wait = MeasuredWait(
                 step,
-                one.source,
-                one.destination,
-                one.microbatch,
-                one.direction,
+                transfer.source,
+                transfer.destination,
+                transfer.microbatch,
+                transfer.direction,
                 ready + shift_s,
-                max(ready, one.end_s) + shift_s,
+                max(ready, transfer.end_s) + shift_s,
             )
             trace.waits.append(wait)
     return trace
@@ -110,7 +113,7 @@ def test_true_costs_come_back(plan: Plan) -> None:
         assert (node.region, node.max_in_flight) == (true.region, true.max_in_flight)
     assert found.task_overhead_s == pytest.approx(TRUE.task_overhead_s, rel=1e-3)
     again = recost(plan, found)
-    used = {(one.source, one.destination) for one in simulate(plan).transfers}
+    used = {(transfer.source, transfer.destination) for transfer in simulate(plan).transfers}
     seen = 0
     for source, destination in used:
         transfer_s = again.costs.transfer_s[source][destination]
@@ -136,7 +139,7 @@ def test_a_split_backward_is_timed_as_one(plan: Plan) -> None:
 
 
 def test_without_a_trace_costs_stay(plan: Plan) -> None:
-    found, assumed = (recost(plan, one).costs for one in (measured_cluster(plan, ASSUMED, Trace()), ASSUMED))
+    found, assumed = (recost(plan, cluster).costs for cluster in (measured_cluster(plan, ASSUMED, Trace()), ASSUMED))
     assert found.forward_s == pytest.approx(assumed.forward_s)
     assert found.backward_s == pytest.approx(assumed.backward_s)
     assert found.loss_s == pytest.approx(assumed.loss_s)

@@ -55,8 +55,8 @@ def test_equal_ranks_of_a_machine_are_equally_fast() -> None:
     ]
     reports.append({"device": "y", "threads": 1, "forward_s": 2.0, "memory_gib": 2.0})
     level = levelled(places, reports)
-    assert [one["forward_s"] for one in level] == [3.0, 3.0, 3.0, 7.0, 9.0, 2.0]
-    assert [one["memory_gib"] for one in level] == [3.0, 1.0, 5.0, 7.0, 9.0, 2.0]
+    assert [entry["forward_s"] for entry in level] == [3.0, 3.0, 3.0, 7.0, 9.0, 2.0]
+    assert [entry["memory_gib"] for entry in level] == [3.0, 1.0, 5.0, 7.0, 9.0, 2.0]
 
 
 def test_regions_are_chains_of_near_ranks() -> None:
@@ -80,8 +80,8 @@ def test_a_written_cluster_reads_the_same(tmp_path: Path) -> None:
         Node(name=name, region="a", compute_tflop_per_s=1.5, memory_gib=2.0, peak_tflop_per_s=3.0) for name in names
     )
     links = tuple(
-        NodeLink.model_validate({"from": one, "to": other, "latency_ms": 0.1 * index, "gbit_per_s": 1 + index})
-        for index, (one, other) in enumerate((one, other) for one in names for other in names if one != other)
+        NodeLink.model_validate({"from": source, "to": other, "latency_ms": 0.1 * index, "gbit_per_s": 1 + index})
+        for index, (source, other) in enumerate((name, other) for name in names for other in names if name != other)
     )
     measured = Profile(nodes, links, 1e-4, tuple(map(place, names)), ("CPU",) * 3)
     cluster = as_cluster(measured, "three nodes")

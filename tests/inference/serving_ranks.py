@@ -171,7 +171,7 @@ def _answer(
             if model is not None:
                 if limit_s is not None:
                     assert isinstance(model.decoder, DistributedDecoder)
-                    model.decoder._crew._limit_s = limit_s
+                    model.decoder._workers._limit_s = limit_s
                 result.write_text(json.dumps({question: answer(model, question) for question in questions}))
     except SkipPipeError as error:
         print(error, file=sys.stderr)

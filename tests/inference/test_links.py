@@ -13,11 +13,11 @@ from skippipe.inference.distributed.connections import Connections, Endpoint, ow
 @pytest.fixture
 def pair() -> Iterator[tuple[Connections, Connections]]:
     links = Connections(0, "127.0.0.1", 5.0), Connections(1, "127.0.0.1", 5.0)
-    for one in links:
-        one.know([links[0].door, links[1].door])
+    for link in links:
+        link.know([links[0].door, links[1].door])
     yield links
-    for one in links:
-        one.close()
+    for link in links:
+        link.close()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -68,16 +68,16 @@ def sample_by_sample(stage: Stage, hidden: Tensor, step: int, microbatch: int) -
     every: list[Any] = list(stage.layers)
     outputs = []
     for sample in range(NUM_SAMPLES):
-        kept = [one for one in range(2, NUM_LAYERS) if sample in drawn(BOTH, "layer", step, microbatch, one)]
-        silenced = [one for one in kept if sample not in drawn(BOTH, "ffn", step, microbatch, one)]
-        hooks = [every[one - 2].mlp.register_forward_hook(lambda *_: torch.zeros(1, 8, 32)) for one in silenced]
+        kept = [layer for layer in range(2, NUM_LAYERS) if sample in drawn(BOTH, "layer", step, microbatch, layer)]
+        silenced = [layer for layer in kept if sample not in drawn(BOTH, "ffn", step, microbatch, layer)]
+        hooks = [every[layer - 2].mlp.register_forward_hook(lambda *_: torch.zeros(1, 8, 32)) for layer in silenced]
         output = hidden[sample : sample + 1]
-        for one in kept:
-            stage.body.layers = stage.body.h = nn.ModuleList([every[one - 2]])
+        for layer in kept:
+            stage.body.layers = stage.body.h = nn.ModuleList([every[layer - 2]])
             stage.body.config.num_hidden_layers = 1
             types = stage.body.config.__dict__.get("layer_types")
             if types:
-                stage.body.config.layer_types = [types[one - 2]]
+                stage.body.config.layer_types = [types[layer - 2]]
             output = stage(output)
             if types:
                 stage.body.config.layer_types = types
@@ -114,7 +114,7 @@ def test_probability_has_the_shape_of_layerskip() -> None:
     assert at(2, 10) == pytest.approx(0.4 * (2**0.5 - 1))
     assert at(4, 5) == pytest.approx(0.4 * (2**0.5 - 1))
     uniform = DropoutOptions(probability=0.4, over_depth="uniform")
-    assert {probability(uniform, layer=one, num_layers=5, step=3, max_steps=11) for one in range(5)} == {0.4}
+    assert {probability(uniform, layer=layer, num_layers=5, step=3, max_steps=11) for layer in range(5)} == {0.4}
 
 
 def test_draws_have_their_rate_and_repeat() -> None:
@@ -122,12 +122,12 @@ def test_draws_have_their_rate_and_repeat() -> None:
     draws = [kept_samples(by_sample, 0.3, 4, (1, "layer", step, 0, 2)) for step in range(2000)]
     assert draws == [kept_samples(by_sample, 0.3, 4, (1, "layer", step, 0, 2)) for step in range(2000)]
     assert sum(map(len, draws)) / 8000 == pytest.approx(0.7, abs=0.02)
-    assert {len(one) for one in draws} == {0, 1, 2, 3, 4}
+    assert {len(draw) for draw in draws} == {0, 1, 2, 3, 4}
     whole = [kept_samples(together, 0.3, 4, (1, "layer", step, 0, 2)) for step in range(2000)]
-    assert {len(one) for one in whole} == {0, 4}
+    assert {len(draw) for draw in whole} == {0, 4}
     assert sum(map(len, whole)) / 8000 == pytest.approx(0.7, abs=0.04)
     others = [kept_samples(by_sample, 0.3, 4, (1, "layer", step, 1, 2)) for step in range(2000)]
-    assert sum(one == other for one, other in zip(draws, others, strict=True)) < 1200
+    assert sum(draw == other for draw, other in zip(draws, others, strict=True)) < 1200
 
 
 @pytest.mark.parametrize("architecture", SIZES)
@@ -163,8 +163,8 @@ def test_microbatches_in_flight_keep_their_draws(mode: Mode, split: frozenset[in
         expected.append(hidden.grad)
     for microbatch in sorted(split):
         compute.weight(microbatch)
-    for one, other in zip(sent, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    for gradient, other in zip(sent, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
     assert_alike(gradients(dropping), gradients(plain))
 
 
@@ -176,7 +176,7 @@ def test_stage_that_is_left_out_hands_on_what_it_got() -> None:
     gradient = compute.backward(0, inputs(1))
     assert gradient is not None
     assert torch.equal(gradient, inputs(1))
-    assert not any(one.any() for one in gradients(stage).values())
+    assert not any(gradient.any() for gradient in gradients(stage).values())
 
 
 def test_evaluation_leaves_nothing_out() -> None:
@@ -194,12 +194,12 @@ def test_compiled_layers_are_left_out_whole_without_compiling_again() -> None:
     compile_stage(compiled, backend="aot_eager")
     warm_up(compiled, (NUM_SAMPLES, 8, 32), CPU)
     captured = dict(torch._dynamo.utils.counters["stats"])
-    computes = [StageCompute(one, CPU, dropout=make_dropout(one, recipe)) for one in (plain, compiled)]
+    computes = [StageCompute(stage, CPU, dropout=make_dropout(stage, recipe)) for stage in (plain, compiled)]
     for microbatch in range(4):
-        outputs = [one.forward(microbatch, inputs(microbatch)) for one in computes]
+        outputs = [compute.forward(microbatch, inputs(microbatch)) for compute in computes]
         torch.testing.assert_close(outputs[1], outputs[0])
-        for one in computes:
-            one.backward(microbatch, inputs(9))
+        for compute in computes:
+            compute.backward(microbatch, inputs(9))
     assert_alike(gradients(compiled), gradients(plain))
     assert dict(torch._dynamo.utils.counters["stats"]) == captured
 
@@ -246,10 +246,10 @@ def test_early_exit_adds_the_loss_behind_the_origins_layers() -> None:
     runner, plain = make_local(1, early_exit_loss=0.4), make_local(1)
     result = runner.train_iteration(lambda microbatch: samples[microbatch], lambda: None)
     total = exits = torch.zeros(())
-    for one, (input_ids, labels) in zip(plain.plans.main.microbatches, samples, strict=True):
+    for microbatch, (input_ids, labels) in zip(plain.plans.main.microbatches, samples, strict=True):
         origin = plain.stages[0]
         hidden = early = origin(origin.embed(input_ids))
-        for node in one.route[1:]:
+        for node in microbatch.route[1:]:
             hidden = plain.stages[plain.plans.main.stage_of[node]](hidden)
         total = total + origin.loss(hidden, labels) / 3
         exits = exits + origin.loss(early, labels) / 3

@@ -32,7 +32,7 @@ def test_quick_run_is_imported_trained_and_evaluated_once(pretrained: ModuleType
     done = CliRunner().invoke(pretrained.main, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     before, after = (json.loads((tmp_path / "work" / f"{name}-512.json").read_text()) for name in ("before", "after"))
-    assert [(one["checkpoint"], one["tokens"]) for one in (before, after)] == [
+    assert [(result["checkpoint"], result["tokens"]) for result in (before, after)] == [
         ("step-00000000", 512),
         ("step-00000002", 512),
     ]

@@ -60,10 +60,10 @@ def test_ranks_have_the_losses_of_one_process(folder: Path, alone: Path) -> None
     plans = choose_plans(by_recipe(folder, "alone"), None)
     assert losses(folder / "ranks") == pytest.approx(losses(alone), abs=1e-5)
     entries = [read_metrics(folder / name / "metrics.jsonl") for name in ("ranks", "alone")]
-    for ranks, one in zip(*entries, strict=True):
-        assert ranks["train/early_exit_loss"] == pytest.approx(one["train/early_exit_loss"], abs=1e-5)
-        assert ranks["val/loss"] == pytest.approx(one["val/loss"], abs=1e-5) if "val/loss" in one else True
-        assert ranks["pipeline/plan"] == one["pipeline/plan"]
+    for ranks, process in zip(*entries, strict=True):
+        assert ranks["train/early_exit_loss"] == pytest.approx(process["train/early_exit_loss"], abs=1e-5)
+        assert ranks["val/loss"] == pytest.approx(process["val/loss"], abs=1e-5) if "val/loss" in process else True
+        assert ranks["pipeline/plan"] == process["pipeline/plan"]
         assert ranks["pipeline/predicted_s"] == plans[ranks["pipeline/plan"]].predicted.iteration_s
     assert [entry["pipeline/plan"] for entry in entries[0]][3::4] == ["full-depth"] * 2
     metadata = read_metadata(complete_checkpoints(folder / "ranks")[-1])
@@ -100,7 +100,7 @@ def test_plans_are_kept_until_something_else_is_wanted(tmp_path: Path, caplog: p
     assert choose_plans(experiment, None) == plans
     assert "made for other" not in caplog.text
     stages = [[stage.nodes for stage in plan.stages] for _, plan in plans.items()]
-    assert all(one == stages[0] for one in stages)
+    assert all(stage == stages[0] for stage in stages)
     assert plans["full-depth"].visits == (4, 4, 4)
     assert all(plan.costs == plans.main.costs for _, plan in plans.items())
     other = by_recipe(

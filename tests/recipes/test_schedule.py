@@ -44,7 +44,7 @@ def test_curriculum_divides_the_steps_by_share(tmp_path: Path) -> None:
     assert course(tmp_path, recipe, max_steps=7) == ["phase-1"] * 2 + ["main"] * 3 + ["phase-3"] * 2
     assert course(tmp_path, recipe, max_steps=1) == ["main"]
     wanted = plan_specs_of(make_experiment(tmp_path, recipe=recipe))
-    assert {name: (one.rules.lengths, one.rules.max_swaps) for name, one in wanted.items()} == {
+    assert {name: (spec.rules.lengths, spec.rules.max_swaps) for name, spec in wanted.items()} == {
         "phase-1": ((3,), 0),
         "phase-3": ((2, 3), 1),
     }
@@ -60,7 +60,7 @@ def test_routes_are_drawn_evenly_and_from_the_seed(tmp_path: Path) -> None:
     other = PlanSchedule.of(make_experiment(tmp_path, recipe=recipe, seed=4))
     assert [other.plan_of(step) for step in range(1, 41)] != plans[:40]
     wanted = plan_specs_of(make_experiment(tmp_path, recipe=recipe))
-    assert [(name, one.seed) for name, one in wanted.items()] == [
+    assert [(name, spec.seed) for name, spec in wanted.items()] == [
         ("main-draw-2", 1000),
         ("main-draw-3", 2000),
         ("main-draw-4", 3000),

@@ -70,7 +70,9 @@ def make_batch(microbatch: int) -> tuple[Tensor, Tensor]:
 
 def gradients_of(runner: Runner) -> dict[str, Tensor]:
     """Return a copy of all gradients held by a runner."""
-    return {name: one.grad.clone() for name, one in runner.parameters().items() if one.grad is not None}
+    return {
+        name: parameter.grad.clone() for name, parameter in runner.parameters().items() if parameter.grad is not None
+    }
 
 
 @contextmanager

@@ -54,16 +54,20 @@ def test_measured_time_is_the_simulated_time(tmp_path: Path) -> None:
         timeline = simulate(plan)
         measured = [json.loads((tmp_path / f"{name}.plan.json.{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
         # The slowest rank of each iteration, and the median iteration: the first one warms up.
-        durations_s = [max(times) for times in zip(*(one["durations_s"] for one in measured), strict=True)]
+        durations_s = [
+            max(times) for times in zip(*(measurement["durations_s"] for measurement in measured), strict=True)
+        ]
         planned = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
         if name == "dynamic":  # where this machine is late itself, the order and its time may be others than the plan's
-            ran = [span for one in measured for span in one["spans"] if span[1] != "REDUCE"]
+            ran = [span for measurement in measured for span in measurement["spans"] if span[1] != "REDUCE"]
             assert sorted(tuple(span[:3]) for span in ran) == sorted(planned)
             assert all(end_s - start_s >= 0.999 * task_s(planned[*what]) for *what, start_s, end_s in ran)
             continue
         assert statistics.median(durations_s) == pytest.approx(timeline.iteration_s, rel=0.1), name
         assert min(durations_s) >= timeline.iteration_s * 0.97
-        for node, operation, microbatch, start_s, end_s in (span for one in measured for span in one["spans"]):
+        for node, operation, microbatch, start_s, end_s in (
+            span for measurement in measured for span in measurement["spans"]
+        ):
             if operation != "REDUCE":
                 expected = planned[node, operation, microbatch]
                 assert end_s - start_s >= task_s(expected) * 0.999
@@ -117,7 +121,7 @@ def test_each_part_of_a_split_backward_takes_its_own_time() -> None:
     plan = random_plan(2, split=0.5, time_scale_s=0.01)
     node = next(node for node, split in plan.split_of.items() if split)
     (split, *_), weight_s = plan.split_of[node], (plan.costs.weight_s or {})[node]
-    whole = max(one.id for one in plan.microbatches if one.id not in plan.split_of[node])
+    whole = max(microbatch.id for microbatch in plan.microbatches if microbatch.id not in plan.split_of[node])
     emulation = emulation_of(plan, node, compute=True)
     emulation.start_iteration(time.monotonic_ns())
     taken_s = {}

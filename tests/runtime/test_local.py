@@ -52,8 +52,8 @@ def plain_gradients(plan: Plan, *, tied: bool, layers: list[list[int]]) -> tuple
 def test_gradients_equal_the_plain_model_on_the_same_routes(seed: int, route_length: int, tied: bool) -> None:
     plan = random_plan(seed, route_length=route_length, num_microbatches=3, layers_per_stage=2)
     layers = [
-        [layer for node in one.route for layer in range(*plan.stages[plan.stage_of[node]].layers)]
-        for one in plan.microbatches
+        [layer for node in microbatch.route for layer in range(*plan.stages[plan.stage_of[node]].layers)]
+        for microbatch in plan.microbatches
     ]
     expected, expected_loss = plain_gradients(plan, tied=tied, layers=layers)
     measured, loss = gradients_and_loss(make_local(plan, tied=tied))
@@ -107,7 +107,7 @@ def test_evaluation_is_the_full_model_and_leaves_no_gradient() -> None:
 def test_spans_are_the_plan_and_lie_within_the_iteration() -> None:
     plan = random_plan(7)
     result = make_local(plan).train_iteration(make_batch, lambda: None)
-    assert len(result.spans) == sum(2 * len(one.route) + 1 for one in plan.microbatches)
+    assert len(result.spans) == sum(2 * len(microbatch.route) + 1 for microbatch in plan.microbatches)
     assert {(span.node, span.operation, span.microbatch) for span in result.spans} == {
         (node, task.operation, task.microbatch) for node, tasks in plan.order.items() for task in tasks
     }

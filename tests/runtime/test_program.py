@@ -31,7 +31,7 @@ def plans(draw: st.DrawFn) -> Plan:
 def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
     programs = compile_programs(plan, activation_bytes=128)
     proof = prove(programs, plan)
-    assert proof.num_transfers == sum(2 * len(one.route) for one in plan.microbatches)
+    assert proof.num_transfers == sum(2 * len(microbatch.route) for microbatch in plan.microbatches)
     assert proof.total_bytes == 128 * proof.num_transfers
     assert all(peak <= plan.costs.memory[node] for peak, node in zip(proof.peak_memory, plan.nodes, strict=True))
 
@@ -41,10 +41,14 @@ def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
 def test_evaluation_visits_every_stage_in_order(plan: Plan, num_microbatches: int) -> None:
     programs = compile_evaluation(plan, 128, num_microbatches)
     prove_transfers(programs)
-    visits = Counter((one.microbatch, one.hop) for program in programs for one in program.select(Opcode.FORWARD))
+    visits = Counter(
+        (instruction.microbatch, instruction.hop)
+        for program in programs
+        for instruction in program.select(Opcode.FORWARD)
+    )
     assert visits == Counter((m, s) for m in range(num_microbatches) for s in range(len(plan.stages)))
     for program in programs:
-        assert all(one.hop == program.stage for one in program.select(Opcode.FORWARD))
+        assert all(instruction.hop == program.stage for instruction in program.select(Opcode.FORWARD))
         assert not program.select(Opcode.BACKWARD, Opcode.REDUCE, Opcode.STEP)
 
 
@@ -60,7 +64,7 @@ def test_one_route_in_full() -> None:
     plan = random_plan(0, num_nodes=3, num_stages=3, route_length=3, num_microbatches=1, swaps=0)
     programs = compile_programs(plan, activation_bytes=128)
     origin, second, last = (plan.rank_of[node] for node in plan.microbatches[0].route)
-    assert [str(one) for one in programs[origin].instructions] == [
+    assert [str(instruction) for instruction in programs[origin].instructions] == [
         "LOAD of microbatch 0 hop 0",
         "FORWARD of microbatch 0 hop 0",
         f"SEND of microbatch 0 hop 0 forward to rank {second}",
@@ -72,7 +76,7 @@ def test_one_route_in_full() -> None:
         "REDUCE",
         "STEP",
     ]
-    assert [str(one) for one in programs[second].instructions] == [
+    assert [str(instruction) for instruction in programs[second].instructions] == [
         f"RECV of microbatch 0 hop 0 forward from rank {origin}",
         "FORWARD of microbatch 0 hop 1",
         f"SEND of microbatch 0 hop 1 forward to rank {last}",
@@ -87,9 +91,9 @@ def test_one_route_in_full() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_send_follows_its_task_at_once(seed: int) -> None:
     for program in compile_programs(random_plan(seed), 128):
-        for before, one in zip(program.instructions, program.instructions[1:], strict=False):
-            made = any(one.microbatch == before.microbatch and before.opcode is opcode for opcode in Opcode)
-            if one.opcode is Opcode.SEND:
+        for before, instruction in zip(program.instructions, program.instructions[1:], strict=False):
+            made = any(instruction.microbatch == before.microbatch and before.opcode is opcode for opcode in Opcode)
+            if instruction.opcode is Opcode.SEND:
                 assert made or before.opcode is Opcode.RECV  # a RECV may fall into the task's planned time
 
 
@@ -98,7 +102,9 @@ def test_replica_without_microbatch_still_reduces_and_steps() -> None:
         plan = random_plan(seed, num_nodes=6, num_stages=2, route_length=2, num_microbatches=2)
         programs = compile_programs(plan, 128)
         idle = [program for program in programs if not plan.order[program.node]]
-        assert all([one.opcode for one in program.instructions] == ["REDUCE", "STEP"] for program in idle)
+        assert all(
+            [instruction.opcode for instruction in program.instructions] == ["REDUCE", "STEP"] for program in idle
+        )
         if idle:
             return
     pytest.fail("no random plan had an idle replica")
@@ -106,8 +112,8 @@ def test_replica_without_microbatch_still_reduces_and_steps() -> None:
 
 def test_tags_are_unique_and_shared_by_both_sides() -> None:
     programs = compile_programs(random_plan(4, num_microbatches=12), 128)
-    sent = [one.tag for program in programs for one in program.select(Opcode.SEND)]
-    received = [one.tag for program in programs for one in program.select(Opcode.RECV)]
+    sent = [instruction.tag for program in programs for instruction in program.select(Opcode.SEND)]
+    received = [instruction.tag for program in programs for instruction in program.select(Opcode.RECV)]
     assert len(set(sent)) == len(sent)
     assert sorted(sent) == sorted(received)
 

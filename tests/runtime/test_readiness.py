@@ -40,7 +40,9 @@ class Weather:
         ]
         self.ran: list[list[Instruction]] = [[] for _ in self.programs]
         self.held = [0] * len(self.programs)
-        self.split = [{one.microbatch for one in program.select(Opcode.WEIGHT)} for program in self.programs]
+        self.split = [
+            {instruction.microbatch for instruction in program.select(Opcode.WEIGHT)} for program in self.programs
+        ]
 
     def run(self) -> None:
         events: list[tuple[float, int, int, Instruction | None]] = [

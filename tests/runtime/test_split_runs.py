@@ -48,14 +48,14 @@ def test_two_parts_equal_the_whole(architecture: str, mode: Mode) -> None:
     for compute in (at_once, later):
         for microbatch in range(3):
             compute.forward(microbatch, inputs(microbatch))
-    sent = [[compute.backward(one, inputs(9 + one)) for one in range(3)] for compute in (at_once, later)]
+    sent = [[compute.backward(number, inputs(9 + number)) for number in range(3)] for compute in (at_once, later)]
     for expected, measured in zip(*sent, strict=True):
         assert expected is not None
         assert measured is not None
         torch.testing.assert_close(measured, expected, rtol=1e-6, atol=1e-8)
     later.weight(2)
     later.weight(0)
-    expected_gradients = {name: one.grad for name, one in whole.global_parameters().items()}
+    expected_gradients = {name: parameter.grad for name, parameter in whole.global_parameters().items()}
     for name, parameter in parts.global_parameters().items():
         torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-6, atol=1e-6, msg=name)
 
@@ -111,15 +111,15 @@ def test_split_plans_compile_to_proved_programs(seed: int, memory: int) -> None:
     plan = random_plan(seed, split=0.6, memory=memory)
     programs = compile_programs(plan, activation_bytes=128)
     prove(programs, plan)
-    assert sum(len(one.select(Opcode.WEIGHT)) for one in programs) == sum(map(len, plan.split_of.values()))
+    assert sum(len(program.select(Opcode.WEIGHT)) for program in programs) == sum(map(len, plan.split_of.values()))
 
 
 def damaged(move: str) -> tuple[tuple[Program, ...], int]:
     """Return programs in which the first WEIGHT of a rank is gone or comes first, and the rank."""
     programs = list(compile_programs(split_plan(), 128))
-    rank = next(rank for rank, one in enumerate(programs) if one.select(Opcode.WEIGHT))
+    rank = next(rank for rank, program in enumerate(programs) if program.select(Opcode.WEIGHT))
     instructions = list(programs[rank].instructions)
-    weight = instructions.pop([one.opcode for one in instructions].index(Opcode.WEIGHT))
+    weight = instructions.pop([instruction.opcode for instruction in instructions].index(Opcode.WEIGHT))
     if move == "first":
         instructions.insert(0, weight)
     programs[rank] = replace(programs[rank], instructions=tuple(instructions))

@@ -22,7 +22,7 @@ def edited(rank: int, edit: Callable[[list[Instruction]], list[Instruction]], pl
 
 
 def first(instructions: Sequence[Instruction], opcode: Opcode) -> int:
-    return next(index for index, one in enumerate(instructions) if one.opcode is opcode)
+    return next(index for index, instruction in enumerate(instructions) if instruction.opcode is opcode)
 
 
 def without_first(opcode: Opcode) -> Callable[[list[Instruction]], list[Instruction]]:
@@ -94,7 +94,7 @@ def test_doubled_tag_is_refused() -> None:
 
 def test_memory_bound_is_proved() -> None:
     proof = prove(compile_programs(PLAN, 128), PLAN)
-    rank = max(range(5), key=lambda one: proof.peak_memory[one])
+    rank = max(range(5), key=lambda rank: proof.peak_memory[rank])
     assert proof.peak_memory[rank] > 1
     memory = {**PLAN.costs.memory, PLAN.nodes[rank]: proof.peak_memory[rank] - 1}
     tight = PLAN.model_copy(update={"costs": PLAN.costs.model_copy(update={"memory": memory})})
@@ -150,7 +150,7 @@ def test_different_order_on_both_sides_of_a_pair_is_refused() -> None:
     plan = random_plan(0, num_nodes=2, num_stages=2, route_length=2, num_microbatches=4, memory=4)
 
     def swap(instructions: list[Instruction]) -> list[Instruction]:
-        indices = [index for index, one in enumerate(instructions) if one.opcode is Opcode.RECV]
+        indices = [index for index, instruction in enumerate(instructions) if instruction.opcode is Opcode.RECV]
         same = [index for index in indices if instructions[index].direction == "backward"]
         instructions[same[0]], instructions[same[1]] = instructions[same[1]], instructions[same[0]]
         return instructions

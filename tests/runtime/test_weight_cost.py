@@ -23,7 +23,7 @@ def config_of(architecture: str):  # type: ignore[no-untyped-def]
 def kept_bytes(products: list[Product]) -> int:
     """Return the bytes that `products` keep alive, each storage once."""
     tensors = [tensor for product in products for tensor in (product.inputs, product.gradient)]
-    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

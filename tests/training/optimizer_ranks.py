@@ -78,7 +78,7 @@ def run_case(folder: Path, name: str, case: Mapping[str, Any], context: Distribu
                 {key: tensor for key, tensor in state.items() if _parameter(key) in optimizer.names}, len(norms)
             )
         norms += train_steps(runner, optimizer, STEPS // len(optimizers))
-        parameters = {key: one.detach().clone() for key, one in runner.parameters().items()}
+        parameters = {key: parameter.detach().clone() for key, parameter in runner.parameters().items()}
         held = {key: tensor.contiguous() for key, tensor in optimizer.state(parameters).items()}
         save_file(held, folder / f"{name}.{link}.state.{context.rank}.safetensors")
         runner.barrier()

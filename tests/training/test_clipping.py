@@ -42,8 +42,8 @@ def test_no_gradients_have_norm_zero() -> None:
 
 def test_infinite_norm_leaves_gradients_alone() -> None:
     parameters = make_parameters(1.0)
-    before = [one.grad.clone() for one in parameters if one.grad is not None]
+    before = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
     clip(parameters, math.inf, max_norm=1.0)
-    for one, gradient in zip(parameters, before, strict=False):
-        assert one.grad is not None
-        assert torch.equal(one.grad, gradient)
+    for parameter, gradient in zip(parameters, before, strict=False):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)

@@ -21,7 +21,10 @@ def make_parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Paramete
 
 def gradients(step: int, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(100 + step)
-    return {name: torch.randn(one.shape, generator=generator).to(one.dtype) for name, one in parameters.items()}
+    return {
+        name: torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        for name, parameter in parameters.items()
+    }
 
 
 def run(optimizer: AdamW, parameters: dict[str, nn.Parameter], steps: range) -> None:
@@ -61,7 +64,7 @@ def test_optimizer_uses_the_schedule() -> None:
 
 def test_first_step_is_adamw_by_hand() -> None:
     parameters = make_parameters()
-    before = {name: one.detach().clone() for name, one in parameters.items()}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     options = OptimizerOptions(lr=0.01, weight_decay=0.2)
     run(AdamW(parameters, options, NO_WARMUP, max_steps=10), parameters, range(1))
     for name, gradient in gradients(0, parameters).items():
@@ -91,7 +94,7 @@ def test_loaded_optimizer_continues_bitwise(dtype: torch.dtype) -> None:
     optimizer = AdamW(parameters, options, schedule, max_steps=9)
     run(optimizer, parameters, range(4))
     state = {name: tensor.clone() for name, tensor in optimizer.state(parameters).items()}
-    resumed = {name: nn.Parameter(one.detach().clone()) for name, one in parameters.items()}
+    resumed = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
     other = AdamW(resumed, options, schedule, max_steps=9)
     other.load(state, step=4)
     assert other.lr == optimizer.lr

@@ -52,7 +52,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "three": random_plan(6, num_nodes=WORLD_SIZE, num_stages=2, route_length=2, num_microbatches=5),
     }
     visits = {
-        name: [[sum(node in one.route for one in plan.microbatches) for node in stage.nodes] for stage in plan.stages]
+        name: [
+            [sum(node in microbatch.route for microbatch in plan.microbatches) for node in stage.nodes]
+            for stage in plan.stages
+        ]
         for name, plan in plans.items()
     }
     # Uneven numbers, none at all, a stage with one replica, and one with three.
@@ -91,11 +94,11 @@ def saved_state(folder: Path, name: str) -> list[dict[str, Tensor]]:
 
 
 def largest_difference(some: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> float:
-    assert [one.keys() for one in some] == [other.keys() for other in others]
+    assert [state.keys() for state in some] == [other.keys() for other in others]
     return max(
-        float((one[name].float() - other[name].float()).abs().max())
-        for one, other in zip(some, others, strict=True)
-        for name in one
+        float((state[name].float() - other[name].float()).abs().max())
+        for state, other in zip(some, others, strict=True)
+        for name in state
     )
 
 
@@ -110,7 +113,7 @@ def largest_difference(some: list[dict[str, Tensor]], others: list[dict[str, Ten
 def test_weights_are_those_of_plain_adamw(folder: Path, name: str, reference: str) -> None:
     assert largest_difference(parameters(folder, name), parameters(folder, reference)) == 0
     for rank in range(WORLD_SIZE):
-        norms, expected = (json.loads((folder / f"{one}.{rank}.json").read_text()) for one in (name, reference))
+        norms, expected = (json.loads((folder / f"{case}.{rank}.json").read_text()) for case in (name, reference))
         assert min(expected) > 0.5  # clipping acted
         assert norms == pytest.approx(expected, rel=1e-12)
 

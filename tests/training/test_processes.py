@@ -76,7 +76,7 @@ def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> 
     parts = write_inputs(make_experiment(folder, "parts", training=LONG), ranks_plan(), folder)
     launcher = start_torchrun(parts)
     wait_for_steps(folder / "parts", 3, launcher)
-    workers = [one for one in psutil.Process(launcher.pid).children() if "train" in one.cmdline()]
+    workers = [process for process in psutil.Process(launcher.pid).children() if "train" in process.cmdline()]
     assert len(workers) == WORLD_SIZE
     workers[1].send_signal(signal.SIGTERM)
     code, output = finish(launcher)

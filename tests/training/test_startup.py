@@ -38,7 +38,7 @@ def with_peaks(experiment: Experiment, *peaks: float | None) -> None:
     content = yaml.safe_load(path.read_text())
     node = {"region": "here", "compute_tflop_per_s": 0.05, "memory_gib": 4}
     stated = [{} if peak is None else {"peak_tflop_per_s": peak} for peak in peaks]
-    content["nodes"] = [node | {"name": f"node-{index}"} | one for index, one in enumerate(stated)]
+    content["nodes"] = [node | {"name": f"node-{index}"} | facts for index, facts in enumerate(stated)]
     path.write_text(yaml.safe_dump(content))
 
 

@@ -137,7 +137,7 @@ def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) 
     if as_json:
         entries = {
             "nodes": [content(node) for node in measured.nodes],
-            "links": [content(one) for one in measured.links],
+            "links": [content(link) for link in measured.links],
         }
         overhead = {"task_overhead_s": measured.task_overhead_s}
         click.echo(json.dumps(entries | overhead | {"about": comments, "cluster_file": written}))

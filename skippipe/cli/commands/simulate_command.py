@@ -160,7 +160,9 @@ def _with_loss(
 
 def _loss_table(plan: "Plan", loss: "NodeLoss") -> list[str]:
     lost = ", ".join(f"{node} at {second:.4f} s" for node, second in loss.lost_s.items())
-    ids = ", ".join(str(one) for one in loss.unfinished[:20]) + (" ..." if len(loss.unfinished) > 20 else "")
+    ids = ", ".join(str(microbatch) for microbatch in loss.unfinished[:20]) + (
+        " ..." if len(loss.unfinished) > 20 else ""
+    )
     share = loss.lost_work_s / loss.done_s if loss.done_s else 0.0
     return [
         f"lost: {lost}; the other nodes run dry by {loss.all_dry_s:.4f} s",

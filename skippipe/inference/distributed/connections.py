@@ -72,7 +72,7 @@ class Connections:
         """Send a frame; raise `OSError` where the peer cannot be reached."""
         peer = self._peers.get(rank) or self._connect(rank)
         peer.connection.send_bytes(json.dumps(header).encode())
-        peer.connection.send_bytes(save({name: one.cpu().contiguous() for name, one in (tensors or {}).items()}))
+        peer.connection.send_bytes(save({name: tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()}))
 
     def receive(self, limit_s: float | None = None) -> tuple[int, Frame | None] | None:
         """Return the next frame and its sender, None for a frame where that one is gone; None if none came in time."""
@@ -171,7 +171,7 @@ def own_address(master: str, port: int) -> str:
         if address.family == socket.AF_INET:
             return str(address.address)
     found = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)
-    for family, kind, _, _, target in sorted(found, key=lambda one: one[0] != socket.AF_INET):
+    for family, kind, _, _, target in sorted(found, key=lambda entry: entry[0] != socket.AF_INET):
         with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
             probe.connect(target)  # sends nothing, only looks up the way
             return str(probe.getsockname()[0])

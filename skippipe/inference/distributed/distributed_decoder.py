@@ -18,15 +18,15 @@ from skippipe.model.skeleton import Skeleton
 
 
 class DistributedDecoder(Decoder):
-    """Runs its own layers, and sends hidden states through a crew for the others. B rows, t positions, D hidden size.
+    """Runs its own layers, and sends hidden states through workers for the others. B rows, t positions, D hidden size.
 
     Every process keeps keys and values of the layers that it runs. They are lost with it: a cache that was begun before
     a loss is refused with `NodeLostError`, and the text has to be read again into a new one.
     """
 
-    def __init__(self, skeleton: Skeleton, run: InferenceRun, crew: WorkerPool) -> None:
+    def __init__(self, skeleton: Skeleton, run: InferenceRun, workers: WorkerPool) -> None:
         super().__init__(skeleton, run.bounds, run.stage_nodes, protected_stages=run.protected_stages)
-        self._crew = crew
+        self._workers = workers
         self._stage_of = {layer: stage for stage, layers in enumerate(self.stages) for layer in layers}
         self._caches: WeakKeyDictionary[RouteCache, tuple[int, int]] = WeakKeyDictionary()
         """Number of each cache in use, and how often the holders had changed when it began."""
@@ -35,7 +35,7 @@ class DistributedDecoder(Decoder):
     @property
     def absent_stages(self) -> frozenset[int]:
         """Stages that nobody can run, now."""
-        return frozenset(range(len(self.stages))) - self._crew.holders.keys()
+        return frozenset(range(len(self.stages))) - self._workers.holders.keys()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -47,7 +47,7 @@ class DistributedDecoder(Decoder):
 
     def is_here(self, layers: Sequence[int]) -> bool:
         """Whether this process holds these layers."""
-        return all(self._holder(layer) == self._crew.rank for layer in layers)
+        return all(self._holder(layer) == self._workers.rank for layer in layers)
 
     def embed(
         self,
@@ -93,15 +93,15 @@ class DistributedDecoder(Decoder):
         hops: list[Hop] = []
         for rank, run in groupby(layers, key=self._holder):
             if rank is None:
-                raise self._crew.loss()
+                raise self._workers.loss()
             hops.append((rank, tuple(run)))
-        for is_own, chain in groupby(hops, key=lambda hop: hop[0] == self._crew.rank):
+        for is_own, chain in groupby(hops, key=lambda hop: hop[0] == self._workers.rank):
             if is_own:
                 for _, own in chain:
                     hidden = super().run_layers(hidden, own, position_ids, attention_mask, cache)
             else:
                 tensors = self._tensors(hidden, position_ids, attention_mask, order["seen"])
-                hidden = self._crew.run(list(chain), order, tensors).to(self.device)
+                hidden = self._workers.run(list(chain), order, tensors).to(self.device)
         return hidden
 
     def _order(self, cache: RouteCache | None) -> dict[str, Any]:
@@ -109,10 +109,10 @@ class DistributedDecoder(Decoder):
         if cache is None:
             return {"cache": None, "seen": 0, "live": [number for number, _ in self._caches.values()]}
         if cache not in self._caches:
-            self._caches[cache] = next(self._numbers), self._crew.changes
+            self._caches[cache] = next(self._numbers), self._workers.changes
         number, changes = self._caches[cache]
-        if changes != self._crew.changes:
-            raise self._crew.loss()
+        if changes != self._workers.changes:
+            raise self._workers.loss()
         live = [other for other, _ in self._caches.values()]
         return {"cache": number, "seen": cache.seen, "capacity": cache.capacity, "live": live}
 
@@ -127,4 +127,4 @@ class DistributedDecoder(Decoder):
         return tensors if attention_mask is None else tensors | {"attention_mask": attention_mask[:, :last].bool()}
 
     def _holder(self, layer: int) -> int | None:
-        return self._crew.holders.get(self._stage_of[layer])
+        return self._workers.holders.get(self._stage_of[layer])

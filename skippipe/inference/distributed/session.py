@@ -106,16 +106,16 @@ def _assigned(run: InferenceRun, answers: Sequence[Mapping[str, Any]], absent: C
 def _driving(
     run: InferenceRun, assignment: StageAssignment, links: Connections, device: torch.device
 ) -> Iterator[LoadedModel]:
-    crew = WorkerPool(links, assignment, run.experiment.comm.timeout_s)
+    workers = WorkerPool(links, assignment, run.experiment.comm.timeout_s)
     code = 1
     try:
-        crew.assemble()
+        workers.assemble()
         skeleton = run.load_stages(assignment.stages_of[assignment.driver], device)
-        crew.wait_until_ready()
-        yield loaded(run, DistributedDecoder(skeleton, run, crew))
+        workers.wait_until_ready()
+        yield loaded(run, DistributedDecoder(skeleton, run, workers))
         code = 0
     except Exception as error:
         code = getattr(error, "exit_code", 1)
         raise
     finally:
-        crew.end(code)
+        workers.end(code)

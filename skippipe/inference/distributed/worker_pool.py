@@ -26,16 +26,16 @@ class WorkerPool:
     and is silent for `limit_s`. Nobody comes back.
     """
 
-    def __init__(self, links: Connections, cast: StageAssignment, limit_s: float) -> None:
-        self._links, self._cast, self._limit_s = links, cast, limit_s
-        self._others = set(range(len(cast.names))) - {cast.driver}
+    def __init__(self, links: Connections, assignment: StageAssignment, limit_s: float) -> None:
+        self._links, self._assignment, self._limit_s = links, assignment, limit_s
+        self._others = set(range(len(assignment.names))) - {assignment.driver}
         self._heard: set[int] = set()
         self._ready: set[int] = set()
         self._lost: set[int] = set()
         self._last_loss = ""
         self._failure: SkipPipeError | None = None
         self._pass = 0
-        self.holders = cast.holders()
+        self.holders = assignment.holders()
         """The rank that serves each stage."""
         self.changes = 0
         """How often the holders have changed: what they keep of a text is of use only until then."""
@@ -43,7 +43,7 @@ class WorkerPool:
     @property
     def rank(self) -> int:
         """The rank of this process."""
-        return self._cast.driver
+        return self._assignment.driver
 
     def assemble(self) -> None:
         """Wait until all others are here; one that does not come in time is lost."""
@@ -93,13 +93,15 @@ class WorkerPool:
                     return frame.tensors["hidden"]
                 due = max(due, int(frame.header["done"]) + 1)
                 if "unreachable" in frame.header:
-                    self._lose(int(frame.header["unreachable"]), f"cannot be reached from {self._cast.names[rank]}")
+                    self._lose(
+                        int(frame.header["unreachable"]), f"cannot be reached from {self._assignment.names[rank]}"
+                    )
         raise self.loss()
 
     def loss(self) -> NodeLostError:
         """Return the error that tells of the last loss."""
-        names = [self._cast.names[rank] for rank in sorted(self._lost)]
-        gone = " ".join(f"--absent {name}" for name in names) if self._cast.named else "fewer ranks"
+        names = [self._assignment.names[rank] for rank in sorted(self._lost)]
+        gone = " ".join(f"--absent {name}" for name in names) if self._assignment.named else "fewer ranks"
         return NodeLostError(f"{self._last_loss}; start again with {gone}")
 
     def _note(self, limit_s: float | None) -> bool:
@@ -117,7 +119,7 @@ class WorkerPool:
 
     def _take_in(self, rank: int, frame: Frame) -> None:
         if "failed" in frame.header:
-            self._failure = error_elsewhere(frame.header["failed"], self._cast.names[rank])
+            self._failure = error_elsewhere(frame.header["failed"], self._assignment.names[rank])
         if "ready" in frame.header:
             self._ready.add(rank)
 
@@ -130,8 +132,8 @@ class WorkerPool:
             return
         self._lost.add(rank)
         self._links.drop(rank)
-        before, self.holders = self.holders, self._cast.holders(self._lost)
-        self._last_loss = f"{self._cast.names[rank]} was lost ({why})"
+        before, self.holders = self.holders, self._assignment.holders(self._lost)
+        self._last_loss = f"{self._assignment.names[rank]} was lost ({why})"
         if self.holders != before:
             self.changes += 1
             gone = sorted(before.keys() - self.holders.keys())

@@ -25,7 +25,10 @@ class MasterAdamW(torch.optim.Optimizer):
             for group in self.param_groups
             for parameter in group["params"]
         }
-        copied = [{**group, "params": [self.masters[one] for one in group["params"]]} for group in self.param_groups]
+        copied = [
+            {**group, "params": [self.masters[parameter] for parameter in group["params"]]}
+            for group in self.param_groups
+        ]
         self._inner = torch.optim.AdamW(copied, fused=options.get("fused", False))
 
     @torch.no_grad()

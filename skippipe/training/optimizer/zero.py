@@ -42,7 +42,9 @@ class DeepSpeedZero:
         self._replicas = replicas
         self._guard = guard
         # Numbers are the stage's own: the same storage under a second parameter.
-        self._shadows: dict[str, Any] = {name: nn.Parameter(one.detach()) for name, one in self._parameters.items()}
+        self._shadows: dict[str, Any] = {
+            name: nn.Parameter(parameter.detach()) for name, parameter in self._parameters.items()
+        }
         guard(lambda: self._start(options))
         for name, shadow in self._shadows.items():  # DeepSpeed has moved them into one flat tensor
             self._parameters[name].data = shadow.data
@@ -60,7 +62,7 @@ class DeepSpeedZero:
             mpu=_Replicas(self._replicas),
             dist_init_required=False,
         )
-        held = torch.tensor([0 if one is None else one.numel for one in map(self._place, self._shadows)])
+        held = torch.tensor([0 if place is None else place.numel for place in map(self._place, self._shadows)])
         by_rank = [torch.empty_like(held) for _ in range(self._replicas.size())]
         dist.all_gather(by_rank, held, group=self._replicas)
         self._held = dict(zip(self._shadows, torch.stack(by_rank, 1).tolist(), strict=True))

@@ -13,7 +13,7 @@ from skippipe.inference.inference_run import InferenceRun, read_inference_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> InferenceRun:
     """A run of nodes that hold stages 1, 2, 0 and 1."""
-    return read_inference_run(make_run(tmp_path_factory.mktemp("cast")))
+    return read_inference_run(make_run(tmp_path_factory.mktemp("assignment")))
 
 
 def unnamed(count: int) -> list[str | None]:
@@ -21,10 +21,10 @@ def unnamed(count: int) -> list[str | None]:
 
 
 def test_as_many_ranks_as_nodes_are_these_nodes(run: InferenceRun) -> None:
-    cast = assign_stages(run, unnamed(4), ())
-    assert cast.names == ("node-0", "node-1", "node-2", "node-3")
-    assert cast.stages_of == ((1,), (2,), (0,), (1,))
-    assert cast.driver == 2
+    assignment = assign_stages(run, unnamed(4), ())
+    assert assignment.names == ("node-0", "node-1", "node-2", "node-3")
+    assert assignment.stages_of == ((1,), (2,), (0,), (1,))
+    assert assignment.driver == 2
 
 
 def test_absent_nodes_are_not_started_or_stand_by(run: InferenceRun) -> None:
@@ -51,8 +51,8 @@ def test_other_numbers_of_ranks_share_the_stages(
 
 
 def test_ranks_may_say_who_they_are_and_others_are_absent(run: InferenceRun) -> None:
-    cast = assign_stages(run, ["node-2", "node-3"], ())
-    assert (cast.stages_of, cast.driver, cast.holders()) == (((0,), (1,)), 0, {0: 0, 1: 1})
+    assignment = assign_stages(run, ["node-2", "node-3"], ())
+    assert (assignment.stages_of, assignment.driver, assignment.holders()) == (((0,), (1,)), 0, {0: 0, 1: 1})
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_replicas_are_those_with_the_shortest_way_through_all() -> None:
         "d": {"a": 1.0},
         "e": {"a": 1.0},
     }
-    cast = StageAssignment(("a", "b", "c", "d", "e"), ((0,), (1,), (1,), (2,), (2,)), transfer_s)
-    assert cast.holders() == {0: 0, 1: 1, 2: 3}
-    assert cast.holders(lost=[1]) == {0: 0, 1: 2, 2: 4}
-    assert cast.holders(lost=[3, 4]) == {0: 0, 1: 2}
-    assert cast.holders(lost=[1, 2]) == {0: 0, 2: 3}
+    assignment = StageAssignment(("a", "b", "c", "d", "e"), ((0,), (1,), (1,), (2,), (2,)), transfer_s)
+    assert assignment.holders() == {0: 0, 1: 1, 2: 3}
+    assert assignment.holders(lost=[1]) == {0: 0, 1: 2, 2: 4}
+    assert assignment.holders(lost=[3, 4]) == {0: 0, 1: 2}
+    assert assignment.holders(lost=[1, 2]) == {0: 0, 2: 3}
