@@ -4,13 +4,14 @@ checkpoints/step-00001000/
 model-stage-<s>.safetensors       parameters under their Hugging Face names
 optimizer-stage-<s>.safetensors   <parameter>.exp_avg, .exp_avg_sq, .step, and .master where there is one
                                   (a file -rank-<r> for each replica where the state is sharded)
-metadata.json                     written last: what the checkpoint belongs to, size and SHA-256 of the files
+metadata.json                     written last: what the checkpoint belongs to, size and SHA-256 of the files; its own
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -57,6 +58,8 @@ class Metadata(StrictModel):
     plan_hash: str
     wandb_id: str | None = None
     files: dict[FileName, FileRecord]
+    sha256: str | None = None
+    """Of all the rest (`metadata_sha256`); None in files of earlier versions."""
 
 
 def checkpoints_folder(run_dir: Path) -> Path:
@@ -69,13 +72,27 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return checkpoints_folder(run_dir) / f"step-{step:08d}"
 
 
+def found_checkpoints(run_dir: Path) -> list[Path]:
+    """Return every directory that has the name of a checkpoint, sound or not, oldest first.
+
+    Raises `CheckpointError` where the folder that holds them cannot be read.
+    """
+    folder = checkpoints_folder(run_dir)
+    try:
+        if not folder.exists():
+            return []
+        named = [(int(match[1]), path) for path in folder.iterdir() if (match := DIRECTORY.fullmatch(path.name))]
+    except OSError as reason:
+        raise CheckpointError(
+            f"{folder}: cannot be read ({reason.strerror or reason}); it is the folder of the run's checkpoints: make "
+            "it readable, or choose another run_dir"
+        ) from None
+    return [path for _, path in sorted(named)]
+
+
 def complete_checkpoints(run_dir: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first: metadata is there and all files have their sizes."""
-    folder = checkpoints_folder(run_dir)
-    if not folder.is_dir():
-        return []
-    named = [(int(match[1]), path) for path in folder.iterdir() if (match := DIRECTORY.fullmatch(path.name))]
-    return [path for _, path in sorted(named) if _is_complete(path)]
+    return [path for path in found_checkpoints(run_dir) if _is_complete(path)]
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
@@ -88,18 +105,23 @@ def require_checkpoint(run_dir: Path) -> Path:
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is not None:
         return checkpoint
-    damaged = max((path for path in checkpoints_folder(run_dir).glob("step-*") if path.is_dir()), default=None)
-    if damaged is not None:
+    for damaged in reversed(found_checkpoints(run_dir)):
         read_metadata(damaged)
     raise CheckpointError(f"{run_dir}: there is no checkpoint; train it first")
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """Return a checkpoint's metadata; raise `CheckpointError` where there is none or a file is missing or truncated."""
+    """Return a checkpoint's metadata; raise `CheckpointError` where it is damaged or a file is missing or truncated."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory")
     path = directory / METADATA
-    metadata = parse(Metadata, read_json(path, CheckpointError), str(path), CheckpointError)
+    content = read_json(path, CheckpointError)
+    metadata = parse(Metadata, content, str(path), CheckpointError)
+    if metadata.sha256 not in (None, metadata_sha256(content)):
+        raise CheckpointError(f"{path}: its content is not what was saved (SHA-256 differs); use another checkpoint")
+    named = DIRECTORY.fullmatch(directory.name)
+    if named is not None and int(named[1]) != metadata.step:
+        raise CheckpointError(f"{path}: it is of step {metadata.step}, not {int(named[1])}; use another checkpoint")
     for name, record in metadata.files.items():
         file = directory / name
         if not file.is_file():
@@ -110,6 +132,12 @@ def read_metadata(directory: Path) -> Metadata:
                 "the file is truncated or was changed, use another checkpoint"
             )
     return metadata
+
+
+def metadata_sha256(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what metadata.json holds, its own left out, in hexadecimal."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_parameters(directory: Path, config: PretrainedConfig, stages: Iterable[Stage]) -> Metadata:
@@ -145,7 +173,7 @@ def load_tensors(
             with safe_open(path, framework="pt") as file:
                 keys = [key for key in file.keys() if _parameter_of(key, kind) in wanted]  # noqa: SIM118
                 if keys:
-                    _check_hash(path, record)
+                    check_hash(path, record)
                 tensors |= {key: file.get_tensor(key) for key in keys}
         except (SafetensorError, OSError) as reason:
             raise CheckpointError(f"{path}: cannot be read ({reason}); use another checkpoint") from None
@@ -156,7 +184,7 @@ def load_file(directory: Path, metadata: Metadata, name: str) -> dict[str, Tenso
     """Return all tensors of one file of a checkpoint, after checking its hash."""
     path = directory / name
     try:
-        _check_hash(path, metadata.files[name])
+        check_hash(path, metadata.files[name])
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as reason:
@@ -191,9 +219,17 @@ def _parameter_of(key: str, kind: TensorFileKind) -> str:
     return key if kind == "model" else key.rpartition(".")[0]
 
 
-def _check_hash(path: Path, record: FileRecord) -> None:
-    if file_sha256(path) != record.sha256:
+def check_hash(path: Path, record: FileRecord) -> None:
+    """Raise `CheckpointError` where a file is not what was saved, OSError where it cannot be read."""
+    status = path.stat()
+    if _sha256_of(path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) != record.sha256:
         raise CheckpointError(f"{path}: its content is not what was saved (SHA-256 differs); use another checkpoint")
+
+
+@lru_cache(maxsize=4096)
+def _sha256_of(path: Path, *identity: int) -> str:
+    """Hash a file once in a process: what was checked when the checkpoint was chosen is not hashed again at loading."""
+    return file_sha256(path)
 
 
 def _is_complete(directory: Path) -> bool:

@@ -5,6 +5,7 @@ under that name and the checkpoints before stay. The threads use no collective: 
 store, and rank 0 gives the name.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -27,6 +28,7 @@ from skippipe.checkpoint.reader import (
     checkpoint_path,
     checkpoints_folder,
     complete_checkpoints,
+    metadata_sha256,
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.config.experiment import CheckpointOptions
@@ -232,9 +234,11 @@ def _wait(pending: Future[bool]) -> bool:
 
 def _finish(aside: Path, final: Path, metadata: Metadata) -> None:
     """Write the metadata, give the checkpoint its name."""
-    write_atomically(aside / METADATA, metadata.model_dump_json(indent=1) + "\n")
+    content = metadata.model_dump(mode="json", exclude={"sha256"})
+    content["sha256"] = metadata_sha256(content)
+    write_atomically(aside / METADATA, json.dumps(content, indent=1) + "\n")
     _flush(aside)
-    if final.exists():  # damaged, else the run would have continued from it
+    if final.exists():  # of a start that ended after this very step
         shutil.rmtree(final)
     aside.rename(final)
     _flush(final.parent)

@@ -1,7 +1,7 @@
 """The model of a run directory or of a Hugging Face directory, whole and in this process."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from transformers.utils import logging
 
 from skippipe.checkpoint.huggingface.source import find_source, load_pretrained
+from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
@@ -72,7 +73,7 @@ def load_model(
     if is_directory(path):
         stages_without((), absent)
         return _load_directory(path, chosen, num_stages)
-    run = read_inference_run(path, num_stages)
+    run = replace(read_inference_run(path, num_stages), checkpoint=require_sound_checkpoint(path))
     gone = stages_without(run.stage_nodes, absent)
     skeleton = run.load_stages(set(range(len(run.bounds))) - gone, chosen)
     return loaded(run, Decoder(skeleton, run.bounds, run.stage_nodes, gone, run.protected_stages))

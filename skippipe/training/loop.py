@@ -18,7 +18,7 @@ from skippipe.cluster.measured import write_measured
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
-from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.errors import CheckpointError, PlanError, SkipPipeError, StorageError
 from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device, torch_dtype
@@ -37,7 +37,7 @@ from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
-from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory
+from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware, check_start
 from skippipe.training.step_trace import TraceRecorder
@@ -105,7 +105,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
     runner = make_runner(experiment, plans, experiment_model(experiment), context)
     with closing(runner):
-        open_run_directory(experiment, plans, context)
+        open_run_directory(experiment, context)
         with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
             trainer.restore()
             trainer.open_records()
@@ -178,7 +178,10 @@ class Trainer:
         self.wandb_id = metadata.wandb_id
 
     def open_records(self) -> None:
-        """Print the start table and open metrics.jsonl and the monitors, on rank 0; raise on all where it cannot."""
+        """Write config.yaml and the plans, print the start table, open metrics.jsonl and the monitors, on rank 0.
+
+        Raises on all ranks where it cannot.
+        """
         owned = sum(parameter.numel() for parameter in self.runner.owned_parameters().values())
         total = sum(all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: owned))
         on_first_rank(self.context, Topic.RECORDS, lambda: self._open_records(total))
@@ -337,6 +340,11 @@ class Trainer:
         """Put this rank's stages and optimizer where the checkpoint left them."""
         training = self.experiment.training
         metadata = load_parameters(checkpoint, self.config, self.runner.stages.values())
+        if metadata.step and metadata.dtype != training.dtype:
+            raise CheckpointError(
+                f"training.dtype: {training.dtype}, but {checkpoint} was trained in {metadata.dtype}; continue with "
+                f"training.dtype={metadata.dtype}, or export the run and import it into a new one"
+            )
         if metadata.step:
             self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
         self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)
@@ -347,6 +355,7 @@ class Trainer:
     def _open_records(self, num_parameters: int) -> None:
         """Do what `open_records` says, on rank 0."""
         check_nothing_beyond(self.experiment, self.step)
+        record_inputs(self.experiment, self.plans)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
         print(start_table(self.plans.main, num_parameters, self.world_size))
         for name, plan in self.plans.further.items():

@@ -4,7 +4,8 @@ import time
 import uuid
 from pathlib import Path
 
-from skippipe.checkpoint.reader import checkpoint_path, complete_checkpoints, latest_checkpoint
+from skippipe.checkpoint.reader import found_checkpoints
+from skippipe.checkpoint.soundness import damage_on_any_rank, newest_sound_checkpoint, set_aside
 from skippipe.checkpoint.writer import remove_unfinished
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
@@ -17,36 +18,49 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 
 
-def open_run_directory(experiment: Experiment, plans: PlanSet, context: DistributedContext) -> None:
-    """Make the run directory, write config.yaml and the plans, and make sure that every rank sees it.
+def open_run_directory(experiment: Experiment, context: DistributedContext) -> None:
+    """Make the run directory and make sure that every rank sees it; nothing that lies in it is changed.
 
     Raises `StorageError` where it cannot be written, or where a rank sees another directory under this path.
     """
     mark = experiment.run_path / ".visible"
-    expected = on_first_rank(context, Topic.RUN_DIRECTORY, lambda: _prepare(experiment, plans, mark))
+    expected = on_first_rank(context, Topic.RUN_DIRECTORY, lambda: _leave_mark(mark))
     on_all_ranks(context, Topic.RUN_DIRECTORY_SEEN, lambda: _see(mark, expected, context.rank))
     if context.rank == 0:
         mark.unlink(missing_ok=True)
 
 
-def _prepare(experiment: Experiment, plans: PlanSet, mark: Path) -> str:
-    """Write what belongs into the directory; return what stands in the mark."""
+def record_inputs(experiment: Experiment, plans: PlanSet) -> None:
+    """Write config.yaml and the plans and remove what an interrupted start left behind: on rank 0, once it goes on.
+
+    Raises `StorageError` where that is impossible.
+    """
     run_dir = experiment.run_path
-    nonce = uuid.uuid4().hex
     try:
         (run_dir / "trace").mkdir(parents=True, exist_ok=True)
         for stale in (run_dir / "trace").glob("rank-*.jsonl"):
             stale.unlink()
-        mark.write_text(nonce)
     except OSError as reason:
-        raise StorageError(
-            f"{run_dir}: cannot be written ({reason.strerror or reason}); choose another run_dir"
-        ) from None
+        raise _cannot_be_written(run_dir, reason) from None
     remove_unfinished(run_dir)
     save_experiment(experiment, run_dir / "config.yaml")
     plans.main.save(run_dir / "plan.json")
     save_recipe_plans(plans, run_dir)
+
+
+def _leave_mark(mark: Path) -> str:
+    """Write something unique into the directory and return it."""
+    nonce = uuid.uuid4().hex
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(nonce)
+    except OSError as reason:
+        raise _cannot_be_written(mark.parent, reason) from None
     return nonce
+
+
+def _cannot_be_written(run_dir: Path, reason: OSError) -> StorageError:
+    return StorageError(f"{run_dir}: cannot be written ({reason.strerror or reason}); choose another run_dir")
 
 
 def _see(mark: Path, expected: str, rank: int) -> None:
@@ -66,26 +80,32 @@ def _see(mark: Path, expected: str, rank: int) -> None:
 
 
 def choose_checkpoint(experiment: Experiment, context: DistributedContext) -> Path | None:
-    """Return the checkpoint to continue from, the same on every rank, or None to begin anew.
+    """Return the checkpoint to continue from, whole and the same on every rank, or None to begin anew.
 
-    Raises `ConfigError` where the run directory holds checkpoints beyond it, which the run would mix with its own.
+    With resume: auto it is the newest sound one; damaged ones after it are set aside. Raises `CheckpointError` where
+    there are checkpoints and none is sound, or where a named one is not.
     """
-    run_dir = experiment.run_path
     resume = experiment.checkpoint.resume
-    if resume == "auto":
-        newest: int | None = on_first_rank(context, Topic.NEWEST_CHECKPOINT, lambda: _newest_step(run_dir))
-        return checkpoint_path(run_dir, newest) if newest is not None else None
-    return None if resume == "never" else Path(resume)
+    if resume == "never":
+        return None
+    if resume != "auto":
+        damage = damage_on_any_rank(Path(resume), context)
+        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: _check_named(resume, damage))
+        return Path(resume)
+    newest, damaged = newest_sound_checkpoint(experiment.run_path, context)
+    if newest is not None and damaged:
+        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: set_aside(damaged, newest))
+    return newest
 
 
-def _newest_step(run_dir: Path) -> int | None:
-    found = latest_checkpoint(run_dir)
-    return _step_of(found) if found is not None else None
+def _check_named(resume: str, damage: str | None) -> None:
+    if damage is not None:
+        raise CheckpointError(f"checkpoint.resume: {resume}: {damage}; use another checkpoint")
 
 
 def check_nothing_beyond(experiment: Experiment, step: int) -> None:
-    """Raise `ConfigError` where the run directory holds complete checkpoints of steps after `step`."""
-    beyond = [path for path in complete_checkpoints(experiment.run_path) if _step_of(path) > step]
+    """Raise `ConfigError` where the run directory holds checkpoints of steps after `step`."""
+    beyond = [path for path in found_checkpoints(experiment.run_path) if _step_of(path) > step]
     if beyond:
         raise ConfigError(
             f"checkpoint.resume: {experiment.checkpoint.resume!r} starts after step {step}, but {beyond[-1]} is there "
@@ -94,7 +114,4 @@ def check_nothing_beyond(experiment: Experiment, step: int) -> None:
 
 
 def _step_of(path: Path) -> int:
-    digits = path.name.removeprefix("step-")
-    if not digits.isdigit():
-        raise CheckpointError(f"{path}: not a checkpoint directory of the form step-00001000")
-    return int(digits)
+    return int(path.name.removeprefix("step-"))

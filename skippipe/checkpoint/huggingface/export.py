@@ -16,8 +16,8 @@ from skippipe.checkpoint.reader import (
     checkpoint_path,
     load_file,
     read_metadata,
-    require_checkpoint as newest_checkpoint,
 )
+from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.config.experiment_file import load_run
 from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import save_for_transformers
@@ -56,7 +56,7 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
         'model-00001-of-00003.safetensors'
     """
     experiment = load_run(run_dir)
-    checkpoint = newest_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
+    checkpoint = require_sound_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists and is not empty; name another directory")
     config, metadata = experiment_model(experiment), read_metadata(checkpoint)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.errors import InputError, SkipPipeError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.distributed.connections import Connections, Endpoint, own_address
@@ -61,6 +62,7 @@ def _meet(
     """Return the run, who holds what of it, and the way to the others. What is wrong is said by rank 0 alone."""
     try:
         run, links = on_all_ranks(context, Topic.SERVED_RUN, lambda: _prepare(context, path, num_stages))
+        run = replace(run, checkpoint=require_sound_checkpoint(path, context))
         answers = all_gather_json(
             context,
             Topic.SERVING,
@@ -73,9 +75,8 @@ def _meet(
             raise SystemExit(error.exit_code) from None
         raise
     links.know([Endpoint(*answer["door"]) for answer in answers])
-    oldest = min(answer["checkpoint"] for answer in answers)  # training may go on meanwhile
     assignment = _assigned(run, answers, absent)
-    return replace(run, checkpoint=run.checkpoint.with_name(oldest)), assignment, links
+    return run, assignment, links
 
 
 def _prepare(context: DistributedContext, path: Path, num_stages: int | None) -> tuple[InferenceRun, Connections]:
@@ -91,7 +92,7 @@ def _introduction(run: InferenceRun, links: Connections) -> dict[str, Any]:
     """Return what the others need to know of this process."""
     plan = run.plan.hash if run.plan is not None else ""
     node = os.environ.get("SKIPPIPE_NODE") or None
-    return {"door": links.door, "node": node, "checkpoint": run.checkpoint.name, "plan": plan}
+    return {"door": links.door, "node": node, "plan": plan}
 
 
 def _assigned(run: InferenceRun, answers: Sequence[Mapping[str, Any]], absent: Collection[str]) -> StageAssignment:

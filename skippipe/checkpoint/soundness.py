@@ -1,0 +1,128 @@
+"""Which checkpoint of a run to go on from: the newest sound one, with a line about each newer one that is damaged.
+
+Sizes and hashes are checked before anything is loaded. Of many ranks each hashes a part of the files.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from skippipe.checkpoint.reader import (
+    TensorFileKind,
+    check_hash,
+    checkpoint_path,
+    found_checkpoints,
+    read_metadata,
+)
+from skippipe.errors import CheckpointError, StorageError
+from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
+
+logger = logging.getLogger(__name__)
+
+BOTH_KINDS: Final[tuple[TensorFileKind, ...]] = ("model", "optimizer")
+HASHED_BYTES_PER_S = 20e6
+"""Slower storage than this is taken for a rank that hangs, beyond the timeout of the run."""
+DAMAGED = "damaged-"
+"""Stands before the name of a checkpoint that was set aside."""
+ALONE: Final = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=0.0)
+
+
+def newest_sound_checkpoint(
+    run_dir: Path, context: DistributedContext = ALONE, kinds: tuple[TensorFileKind, ...] = BOTH_KINDS
+) -> tuple[Path | None, dict[Path, str]]:
+    """Return the newest checkpoint whose files of `kinds` are what was saved, and what is wrong with each newer one.
+
+    All ranks call this together and get the same. Without any checkpoint it is None; raises `CheckpointError` where
+    there are some and none is sound.
+    """
+    steps = on_first_rank(context, Topic.CHECKPOINTS, lambda: _steps(run_dir))
+    damaged: dict[Path, str] = {}
+    for checkpoint in (checkpoint_path(run_dir, step) for step in reversed(steps)):
+        damage = damage_on_any_rank(checkpoint, context, kinds)
+        if damage is None:
+            return checkpoint, damaged
+        damaged[checkpoint] = damage
+    if damaged:
+        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: _refuse(damaged))
+    return None, damaged
+
+
+def require_sound_checkpoint(run_dir: Path, context: DistributedContext = ALONE) -> Path:
+    """Return the newest checkpoint whose weights are what was saved; all ranks call this together.
+
+    Rank 0 says which newer ones are damaged. Raises `CheckpointError` where there is none.
+    """
+    checkpoint, damaged = newest_sound_checkpoint(run_dir, context, kinds=("model",))
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir}: there is no checkpoint; train it first")
+    for path, damage in damaged.items():
+        say = logger.warning if context.rank == 0 else logger.debug
+        say("%s is damaged: %s; reading %s", path, damage, checkpoint.name)
+    return checkpoint
+
+
+def damage_on_any_rank(
+    checkpoint: Path, context: DistributedContext, kinds: tuple[TensorFileKind, ...] = BOTH_KINDS
+) -> str | None:
+    """Return what is wrong with a checkpoint, None where nothing is; the same on all ranks, which share the hashing."""
+    share = slice(context.rank, None, context.world_size)
+    limit_s = context.timeout_s + _size_bytes(checkpoint) / HASHED_BYTES_PER_S
+    found = all_gather_json(context, Topic.CHECKPOINT_SOUND, lambda: _damage(checkpoint, kinds, share), limit_s=limit_s)
+    return next((damage for damage in found if damage is not None), None)
+
+
+def set_aside(damaged: Mapping[Path, str], instead: Path) -> None:
+    """Rename damaged checkpoints, so that none counts as one of the run's or is overwritten; say so, a line each."""
+    for path, damage in damaged.items():
+        aside = path.with_name(DAMAGED + path.name)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        except OSError as reason:
+            raise StorageError(
+                f"{path} is damaged ({damage}) and cannot be renamed ({reason.strerror or reason}); move it away"
+            ) from None
+        logger.warning(
+            "%s is damaged: %s; continuing from %s, the damaged one is kept as %s",
+            path,
+            damage,
+            instead.name,
+            aside.name,
+        )
+
+
+def _refuse(damaged: Mapping[Path, str]) -> None:
+    newest, damage = next(iter(damaged.items()))
+    among = f"none of the {len(damaged)} checkpoints can be read" if len(damaged) > 1 else "it is the only one"
+    raise CheckpointError(
+        f"{newest} is damaged: {damage}; {among}. Nothing was changed: bring one back from a copy, or move "
+        f"{newest.parent} away to begin anew"
+    )
+
+
+def _steps(run_dir: Path) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in found_checkpoints(run_dir)]
+
+
+def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> str | None:
+    """Return what is wrong with the metadata, a file's size, or the content of this rank's share of the files."""
+    try:
+        metadata = read_metadata(checkpoint)
+        for name, record in sorted(metadata.files.items())[share]:
+            if name.startswith(tuple(kinds)):
+                check_hash(checkpoint / name, record)
+    except (CheckpointError, OSError) as reason:
+        return str(reason).removeprefix(f"{checkpoint}/").partition("; ")[0]
+    return None
+
+
+def _size_bytes(checkpoint: Path) -> int:
+    """Return the bytes of a checkpoint's files, as far as they can be seen from here."""
+    try:
+        return sum(path.stat().st_size for path in checkpoint.iterdir())
+    except OSError:
+        return 0
