@@ -3,10 +3,12 @@
 import io
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
-from multiprocessing.context import ForkServerContext
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,28 @@ PRELOADED = [
     "skippipe_scheduler.solver.layer_split",
     "skippipe_scheduler.solver.replan",
 ]
+
+
+@dataclass
+class ForkedProcess:
+    """One running process and the file that its output goes to."""
+
+    process: ForkServerProcess
+    output: Path
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def finish(self, timeout_s: float = 120.0) -> tuple[int | None, str]:
+        """Return exit code (None where it had to be ended) and output; end a process that does not stop in time."""
+        self.process.join(timeout_s)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+        return code, self.output.read_text()
 
 
 def preloaded() -> ForkServerContext:

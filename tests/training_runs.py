@@ -1,4 +1,4 @@
-"""Small experiments on real text, and the ranks that train them; also the program of a rank that dies while saving."""
+"""Small experiments on real text, and the ranks that train them."""
 
 import ctypes
 import logging
@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from processes import free_port, preloaded
+from processes import ForkedProcess, free_port, preloaded, run_skippipe
 from random_plans import random_plan
 
 from skippipe.config.experiment import Experiment
@@ -194,30 +194,24 @@ def _make_room(record: logging.LogRecord) -> bool:
     return True
 
 
-def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[subprocess.Popen[str]]:
-    """Start this file once per rank; rank 0 is killed in the middle of the checkpoint of `step`."""
-    port = free_port()
-    search_path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, str(config), str(plan), str(step)],
-            env=os.environ
-            | environment
-            | {"PYTHONPATH": search_path, "RANK": str(rank), "WORLD_SIZE": str(WORLD_SIZE)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORLD_SIZE)
-    ]
+def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[ForkedProcess]:
+    """Start `skippipe train` once per rank; rank 0 is killed in the middle of the checkpoint of `step`."""
+    port, context = free_port(), preloaded()
+    ranks = []
+    for rank in range(WORLD_SIZE):
+        place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        output = config.with_name(f"dying-{rank}.txt")
+        environment = {key: str(value) for key, value in place.items()}
+        process = context.Process(target=_die_while_saving, args=(config, plan, step, output, environment))
+        process.start()
+        ranks.append(ForkedProcess(process, output))
+    return ranks
 
 
-def _die_while_saving(config: Path, plan: Path, fatal_step: int) -> None:
+def _die_while_saving(config: Path, plan: Path, fatal_step: int, output: Path, environment: dict[str, str]) -> None:
     """Run `skippipe train` as it is, but with a kill before the checkpoint of `fatal_step` gets its name."""
     from skippipe.checkpoint import writer as checkpoint_writer
     from skippipe.checkpoint.reader import Metadata
-    from skippipe.cli.main import main
 
     finish = checkpoint_writer._finish
 
@@ -227,8 +221,4 @@ def _die_while_saving(config: Path, plan: Path, fatal_step: int) -> None:
         finish(aside, final, metadata)
 
     checkpoint_writer._finish = finish_or_die
-    main(["train", "--config", str(config), "--plan", str(plan)])
-
-
-if __name__ == "__main__":
-    _die_while_saving(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    run_skippipe(["train", "--config", str(config), "--plan", str(plan)], output, environment)

@@ -1,33 +1,14 @@
 """Processes that run the command line together, as torchrun would start them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from processes import free_port, preloaded, run_skippipe
-
-
-@dataclass
-class Rank:
-    """One running process and where its output goes."""
-
-    process: ForkServerProcess
-    output: Path
-
-    def finish(self, timeout_s: float = 120.0) -> tuple[int | None, str]:
-        """Return exit code and output; end a process that does not stop in time."""
-        self.process.join(timeout_s)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            self.process.join()
-        return code, self.output.read_text()
+from processes import ForkedProcess, free_port, preloaded, run_skippipe
 
 
 def start_ranks(
     folder: Path, arguments: Sequence[Sequence[object]], environments: Sequence[Mapping[str, str]]
-) -> list[Rank]:
+) -> list[ForkedProcess]:
     """Start `skippipe` once per entry of `arguments`, forked from a process that has imported everything."""
     context = preloaded()
     port = free_port()
@@ -45,5 +26,5 @@ def start_ranks(
             target=run_skippipe, args=([str(argument) for argument in own], output, environment | dict(extra))
         )
         process.start()
-        ranks.append(Rank(process, output))
+        ranks.append(ForkedProcess(process, output))
     return ranks

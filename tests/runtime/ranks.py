@@ -2,21 +2,19 @@
 
 import json
 import os
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from processes import free_port, preloaded
+from processes import ForkedProcess, free_port, preloaded
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -98,29 +96,7 @@ def counted_collectives() -> Iterator[Counter[int]]:
             setattr(dist, name, original)
 
 
-@dataclass
-class Rank:
-    """One running process and the file that its standard error goes to."""
-
-    process: ForkServerProcess
-    errors: Path
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
-    def finish(self, timeout_s: float) -> tuple[int | None, str]:
-        """Return exit code and standard error; end a process that does not stop in time."""
-        self.process.join(timeout_s)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            self.process.join()
-        return code, self.errors.read_text()
-
-
-def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[Rank]:
+def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.0) -> list[ForkedProcess]:
     """Start `main` once per rank; each reads plans and writes results in `folder`. `mode` may be `module:function`.
 
     The processes are forked from one server that has imported everything, because that is what takes long.
@@ -136,11 +112,11 @@ def start_ranks(folder: Path, mode: str, world_size: int, timeout_s: float = 60.
             target=run_rank, args=(folder, mode, timeout_s, errors, {k: str(v) for k, v in environment.items()})
         )
         process.start()
-        ranks.append(Rank(process, errors))
+        ranks.append(ForkedProcess(process, errors))
     return ranks
 
 
-def finish_ranks(ranks: Sequence[Rank], timeout_s: float) -> list[tuple[int | None, str]]:
+def finish_ranks(ranks: Sequence[ForkedProcess], timeout_s: float) -> list[tuple[int | None, str]]:
     """Return exit code (None where it had to be ended) and standard error of every rank."""
     deadline_s = time.monotonic() + timeout_s
     return [rank.finish(max(0.1, deadline_s - time.monotonic())) for rank in ranks]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import ForkedProcess
 from random_plans import random_plan
-from ranks import Rank, finish_ranks, start_ranks
+from ranks import finish_ranks, start_ranks
 
 WORLD_SIZE = 4
 VICTIM = 2
@@ -18,7 +19,7 @@ PLAN = random_plan(3, num_nodes=WORLD_SIZE, num_stages=3, route_length=3, num_mi
 
 
 def run_with_fault(
-    folder: Path, mode: str, cause: Callable[[Rank], None], victim: int = VICTIM, options: object = None
+    folder: Path, mode: str, cause: Callable[[ForkedProcess], None], victim: int = VICTIM, options: object = None
 ) -> tuple[list[str], str, float]:
     """Start all ranks and cause the fault once all have run an iteration.
 

@@ -59,7 +59,8 @@ def iteration_s(problem: Problem, options: SolveOptions = BUDGET) -> float:
 def test_a_slow_stage_gets_fewer_layers(slow: int, skip_ratio: float) -> None:
     cluster = cluster_of([1.0 if stage == slow else 4.0 for stage in range(3)])
     workload = replace(LIGHT, num_layers=9)
-    open_layers = open_problem(cluster, workload, skip_ratio=skip_ratio, placement=[["n0"], ["n1"], ["n2"]])
+    placement = [["n0"], ["n1"], ["n2"]]
+    open_layers = open_problem(cluster, workload, skip_ratio=skip_ratio, num_microbatches=4, placement=placement)
     chosen, _ = choose_layers(open_layers, BUDGET)
     layers = chosen.stage_layers or ()
     assert layers[slow] < 3 < max(layers)

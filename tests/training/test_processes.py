@@ -96,7 +96,7 @@ def test_kill_while_saving_leaves_the_checkpoint_before(folder: Path) -> None:
     experiment = make_experiment(folder, "killed", training=LONG, checkpoint={"interval": 5}, comm={"timeout_s": 10})
     _, config, _, plan = write_inputs(experiment, ranks_plan(), folder)
     ranks = start_ranks_that_die_while_saving(Path(config), Path(plan), step=10)
-    results = [finish(rank) for rank in ranks]
+    results = [rank.finish() for rank in ranks]
     assert [code for code, _ in results] == [-signal.SIGKILL, 1, 1], results
     for rank, (_, output) in enumerate(results[1:], start=1):
         assert f"[rank {rank}] skippipe: error:" in output
