@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -73,6 +74,15 @@ def run_skippipe(arguments: list[str], output: Path, environment: dict[str, str]
     if folder is not None:
         os.chdir(folder)
     main(arguments)
+
+
+def run_program(path: Path, arguments: list[str], output: Path, folder: Path) -> None:
+    """Run a Python file as a program in a new process, with all that it prints in a file."""
+    redirect(output)
+    os.chdir(folder)
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def redirect(output: Path) -> None:

@@ -1,11 +1,10 @@
 """The programs in examples/ run as they stand."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import ForkedProcess, preloaded, run_program
 
 from skippipe_scheduler import load_plan
 
@@ -13,11 +12,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments], cwd=folder, capture_output=True, text=True, timeout=150
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    output = folder / f"{name}.txt"
+    process = preloaded().Process(target=run_program, args=(EXAMPLES / name, list(arguments), output, folder))
+    process.start()
+    code, printed = ForkedProcess(process, output).finish()
+    assert code == 0, printed
+    return printed
 
 
 @pytest.mark.slow

@@ -2,12 +2,11 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from processes import ForkedProcess, preloaded, run_program
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "runtime"
 
@@ -30,17 +29,21 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("probe")
 
 
-def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(FOLDER / "run.py"), "--quick", "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
+def run(out: Path, *arguments: str) -> tuple[int | None, str]:
+    """Return exit code and output of the benchmark."""
+    output = out / "output.txt"
+    command = ["--quick", "--out", str(out), *arguments]
+    process = preloaded().Process(target=run_program, args=(FOLDER / "run.py", command, output, out))
+    process.start()
+    return ForkedProcess(process, output).finish(170)
 
 
 @pytest.mark.extended
 def test_all_contenders_race_on_two_processes(tmp_path: Path) -> None:
-    done = run(tmp_path, "--only", "local links, 2")
-    assert done.returncode == 0, done.stderr
+    code, printed = run(tmp_path, "--only", "local links, 2")
+    assert code == 0, printed
     result = json.loads((tmp_path / "results.json").read_text())[0]
-    assert "error" not in result, done.stderr
+    assert "error" not in result, printed
     seconds = result["details"]["step_s"]
     assert {"ours", "GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"} <= set(seconds)
     assert all(len(values) == 2 and min(values) > 0 for values in seconds.values())
@@ -48,16 +51,16 @@ def test_all_contenders_race_on_two_processes(tmp_path: Path) -> None:
     ratios = [rival / own for own, rival in zip(seconds["ours"], seconds[fastest], strict=True)]
     assert result["figures"][0]["value"] == pytest.approx(sum(ratios) / 2)
     assert result["met"] is (result["figures"][0]["value"] >= 1.0)
-    assert "| local links, 2 processes |" in done.stdout
+    assert "| local links, 2 processes |" in printed
 
 
 def test_rows_on_a_network_are_left_out_without_one(tmp_path: Path) -> None:
-    done = run(tmp_path, "--only", "shaped network, 4")
-    assert done.returncode == 0
-    assert "shaped network, 4 nodes: left out, needs --netlab FOLDER" in done.stderr
+    code, printed = run(tmp_path, "--only", "shaped network, 4")
+    assert code == 0
+    assert "shaped network, 4 nodes: left out, needs --netlab FOLDER" in printed
     assert not (tmp_path / "results.json").exists()
-    done = run(tmp_path, "--only", "shaped network, 4", "--netlab", str(tmp_path))
-    assert f"{tmp_path} has no netlab_tun.py" in done.stderr
+    _, printed = run(tmp_path, "--only", "shaped network, 4", "--netlab", str(tmp_path))
+    assert f"{tmp_path} has no netlab_tun.py" in printed
 
 
 def test_unequal_work_is_refused(race: ModuleType) -> None:
