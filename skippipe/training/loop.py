@@ -38,6 +38,7 @@ from skippipe.training.memory_report import MemoryReport, check_room, estimate_m
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
+from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware, check_start
 from skippipe.training.step_trace import TraceRecorder
@@ -104,9 +105,9 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     check_room(experiment, estimates, context, device)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
     runner = make_runner(experiment, plans, experiment_model(experiment), context)
-    with closing(runner):
+    with closing(runner), owned_run_directory(experiment.run_path, context) as owner:
         open_run_directory(experiment, context)
-        with closing(Trainer(experiment, runner, order, context, hardware, memory)) as trainer:
+        with closing(Trainer(experiment, runner, order, context, hardware, memory, owner)) as trainer:
             trainer.restore()
             trainer.open_records()
             yield trainer
@@ -141,9 +142,10 @@ class Trainer:
         context: DistributedContext,
         hardware: Hardware,
         memory: MemoryReport,
+        owner: RunOwner,
     ) -> None:
         self.experiment, self.runner, self.order, self.context = experiment, runner, order, context
-        self.memory = memory
+        self.memory, self.owner = memory, owner
         self.plans, self.run_dir = runner.plans, experiment.run_path
         self.schedule = PlanSchedule.of(experiment)
         self.world_size = context.world_size
@@ -198,6 +200,7 @@ class Trainer:
                 metrics[Metric.BLOCKED_S], self.writer.blocked_s = self.writer.blocked_s, None
             if self._due(self.experiment.evaluation.interval):
                 metrics |= self._validate()
+            self.owner.check_last_beat()
             self.reporter.write(metrics)
             if self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps:
                 self._save()
@@ -304,6 +307,7 @@ class Trainer:
         return interval > 0 and self.step % interval == 0
 
     def _save(self) -> None:
+        on_first_rank(self.context, Topic.OWNER, self.owner.check)
         try:
             self.trace.write()
             if self.runner.rank == 0:

@@ -8,6 +8,7 @@ from skippipe.planning.sharing import share_plans
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train
 from skippipe.training.optimizer.deepspeed_setup import prepare
+from skippipe.training.run_owner import owned_run_directory
 from skippipe_scheduler.problem.cluster import load_cluster
 
 
@@ -39,5 +40,8 @@ def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> T
     patience_s = prepare(experiment)
     nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]
     timeout_s = experiment.comm.timeout_s
-    with closing(DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s)) as context:
+    with (
+        closing(DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s)) as context,
+        owned_run_directory(experiment.run_path, context),
+    ):
         return train(experiment, share_plans(experiment, plan_path, context), context)

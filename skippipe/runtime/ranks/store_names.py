@@ -18,6 +18,8 @@ RUN = "skippipe"
 class Topic(StrEnum):
     """What ranks tell each other about; all of them meet about the same topics in the same order."""
 
+    OWNER = "owner"
+    """Whether rank 0 owns the run directory."""
     PLANS = "plans"
     """The plans of the run, from rank 0."""
     START = "start"
