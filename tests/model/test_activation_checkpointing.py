@@ -68,7 +68,6 @@ def saved_bytes(stage: Stage, hidden: Tensor) -> int:
     return sum(storage.nbytes() for address, storage in after.items() if address not in before)
 
 
-@pytest.mark.no_cover
 def test_each_mode_keeps_less_and_the_cost_says_how_much() -> None:
     config = tiny("llama", **LONG)
     hidden = torch.randn(2, 64, 192).requires_grad_()  # (B, T, D)

@@ -62,7 +62,6 @@ def loss_bytes(stage: Stage, config: PretrainedConfig, dtype: torch.dtype) -> in
         return peak_bytes
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize(("dtype_name", "mode"), CASES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_estimate_is_what_real_tensors_take(architecture: str, dtype_name: str, mode: Mode) -> None:

@@ -42,7 +42,6 @@ def step(stage: Stage) -> torch.Tensor:
     return loss.detach()
 
 
-@pytest.mark.no_cover
 def test_compiled_stage_with_checkpointing_equals_the_plain_one() -> None:
     """The compiler's front end alone: what inductor makes of it takes too long for every case."""
     torch._dynamo.reset()
@@ -65,7 +64,6 @@ def test_warm_up_leaves_random_numbers_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.no_cover
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_one_layer_made_by_inductor_equals_the_plain_one() -> None:

@@ -24,7 +24,6 @@ def assert_no_bound_exceeds(bounds: Mapping[str, float], iteration_s: float) -> 
         assert bound_s <= iteration_s + 1e-9, name
 
 
-@pytest.mark.no_cover
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_no_bound_exceeds_the_time_of_a_plan(problem: Problem, seed: int) -> None:
@@ -52,7 +51,6 @@ VARIANTS: dict[str, Callable[[Problem], Problem]] = {
 }
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(problem=problems())

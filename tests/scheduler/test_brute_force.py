@@ -13,7 +13,6 @@ from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
-pytestmark = pytest.mark.no_cover  # counting the lines of its loops takes several times their own time
 SIZES = [(1, 1), (2, 1), (1, 2), (2, 2), (1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)]
 
 
