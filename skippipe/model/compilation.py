@@ -34,6 +34,7 @@ def compile_stage(stage: Stage, backend: str = "inductor") -> None:
     for layer in stage.layers:
         layer.compile(dynamic=False, backend=backend)
     if stage.with_embedding_and_head:
+        # type: a method of this one stage is replaced, which is what compiling it alone means
         stage.loss = torch.compile(stage.loss, dynamic=False, backend=backend)  # type: ignore[method-assign]
 
 

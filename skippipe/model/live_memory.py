@@ -20,7 +20,7 @@ class LiveMemory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.live_bytes = 0
         self.peak_bytes = 0
         self._known = WeakIdKeyDictionary()

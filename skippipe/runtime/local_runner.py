@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -102,14 +103,14 @@ class LocalRunner:
         visited = [(node, self._compute[plan.stage_of[node]]) for node in route]
         hidden: Tensor | None = None  # (B, T, D) from here on
         for node, compute in visited:
-            output = timed(node, "F", lambda c=compute, h=hidden: c.forward(microbatch, h))  # type: ignore[misc]
+            output = timed(node, "F", partial(compute.forward, microbatch, hidden))
             hidden = self._travelled(output)
-        gradient = timed(route[0], "L", lambda: origin.loss(microbatch, hidden))  # type: ignore[arg-type]
+        gradient = timed(route[0], "L", lambda: origin.loss(microbatch, hidden))  # type: ignore[arg-type]  # routes are not empty
         for node, compute in reversed(visited):
-            arrived = self._travelled(gradient)
-            gradient = timed(node, "B", lambda c=compute, g=arrived: c.backward(microbatch, g))  # type: ignore[misc]
+            arrived: Any = self._travelled(gradient)  # (B, T, D); None is what the origin returns, which is the last
+            gradient = timed(node, "B", partial(compute.backward, microbatch, arrived))
             if microbatch in compute.split:
-                timed(node, "W", lambda c=compute: c.weight(microbatch))  # type: ignore[misc]
+                timed(node, "W", partial(compute.weight, microbatch))
 
     def _travelled(self, tensor: Tensor | None) -> Tensor | None:
         """Round (B, T, D) as the way to another rank would."""

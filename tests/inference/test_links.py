@@ -11,13 +11,23 @@ from skippipe.inference.distributed.connections import Connections, Endpoint, ow
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Connections, Connections]]:
+def unconnected() -> Iterator[tuple[Connections, Connections]]:
     links = Connections(0, "127.0.0.1", 5.0), Connections(1, "127.0.0.1", 5.0)
-    for link in links:
-        link.know([links[0].door, links[1].door])
     yield links
     for link in links:
         link.close()
+
+
+@pytest.fixture
+def doors(unconnected: tuple[Connections, Connections]) -> list[Endpoint]:
+    return [link.listen() for link in unconnected]
+
+
+@pytest.fixture
+def pair(unconnected: tuple[Connections, Connections], doors: list[Endpoint]) -> tuple[Connections, Connections]:
+    for link in unconnected:
+        link.know(doors)
+    return unconnected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -55,14 +65,16 @@ def test_the_end_of_a_connection_is_told_and_a_closed_door_is_an_error(pair: tup
 
 
 @pytest.mark.parametrize("hello", [b"", b"x" * 40, b"GET / HTTP/1.1\r\nHost: somebody.example\r\n\r\n"])
-def test_who_does_not_know_the_token_is_turned_away(pair: tuple[Connections, Connections], hello: bytes) -> None:
+def test_who_does_not_know_the_token_is_turned_away(
+    pair: tuple[Connections, Connections], doors: list[Endpoint], hello: bytes
+) -> None:
     first, second = pair
     refused = contextlib.suppress(OSError)  # the other side may hang up before all is said
-    with refused, socket.create_connection(second.door[:2], timeout=5.0) as stranger:
+    with refused, socket.create_connection(doors[1][:2], timeout=5.0) as stranger:
         stranger.sendall(hello)
         stranger.shutdown(socket.SHUT_WR)
         assert stranger.recv(1) == b""
-    first.know([first.door, Endpoint(*second.door[:2], token="0" * 32)])
+    first.know([doors[0], doors[1]._replace(token="0" * 32)])
     with contextlib.suppress(BrokenPipeError):
         first.send(1, {"here": True})
     assert first.receive(5.0) == (1, None)

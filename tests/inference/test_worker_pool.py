@@ -19,8 +19,9 @@ ASSIGNMENT = StageAssignment(("a", "b", "c"), ((0,), (1,), (1,)))
 def links() -> Iterator[tuple[Connections, ...]]:
     """Connections of the driver and two others, which are all in this process."""
     made = tuple(Connections(rank, "127.0.0.1", 5.0) for rank in range(3))
+    doors = [links_of_rank.listen() for links_of_rank in made]
     for links_of_rank in made:
-        links_of_rank.know([other.door for other in made])
+        links_of_rank.know(doors)
     yield made
     for links_of_rank in made:
         links_of_rank.close()

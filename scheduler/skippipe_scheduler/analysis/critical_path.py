@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from skippipe_scheduler.plan.plan import Operation, Plan
 from skippipe_scheduler.plan.simulate import (
     OPERATION_NAMES,
+    OperationName,
     ReductionSpan,
     TaskSpan,
     Timeline,
@@ -23,7 +24,7 @@ from skippipe_scheduler.plan.simulate import (
 )
 from skippipe_scheduler.problem.contention import Contention, Resource, occupied_resources
 
-SegmentKind = Literal["forward", "loss", "backward", "weight gradient", "overhead", "transfer", "queueing", "reduction"]
+SegmentKind = OperationName | Literal["overhead", "transfer", "queueing", "reduction"]
 Reason = Literal["start", "input", "node", "link", "reduction"]
 REASONS: dict[Reason, str] = {
     "start": "it is the first",
@@ -182,7 +183,7 @@ class _PathTracer:
         before = self.before_on_node.get(span)
         came_last = arrival if arrival is not None and arrival.end_s >= span.start_s else before
         reason: Reason = "start" if came_last is None else "input" if came_last is arrival else "node"
-        kind: SegmentKind = OPERATION_NAMES[span.operation]  # type: ignore[assignment]
+        kind = OPERATION_NAMES[span.operation]
         self.segments.append(PathSegment(kind, span.node, None, span.microbatch, span.start_s, span.end_s, reason))
         if isinstance(came_last, TaskSpan) and came_last.end_s < span.start_s:
             self.segments.append(

@@ -19,7 +19,13 @@ from skippipe_scheduler.problem.contention import Resource, occupied_resources
 from skippipe_scheduler.problem.costs import Costs
 
 Direction = Literal["forward", "backward"]
-OPERATION_NAMES = {"F": "forward", "L": "loss", "B": "backward", "W": "weight gradient"}
+OperationName = Literal["forward", "loss", "backward", "weight gradient"]
+OPERATION_NAMES: Mapping[Operation, OperationName] = {
+    "F": "forward",
+    "L": "loss",
+    "B": "backward",
+    "W": "weight gradient",
+}
 
 
 class TaskSpan(NamedTuple):

@@ -1,16 +1,18 @@
 """The validator: proves a plan from its own content, trusting nothing that the planner said."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from skippipe_scheduler.errors import PlanError
-from skippipe_scheduler.plan.plan import Plan, Task, parse_plan
+from skippipe_scheduler.plan.plan import Operation, Plan, Task, parse_plan
 from skippipe_scheduler.plan.simulate import OPERATION_NAMES, peak_held, simulate
 from skippipe_scheduler.problem.rules import coverage_offence, first_offence, length_offence
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE_S = 1e-9
+EARLIER: Mapping[Operation, Sequence[Operation]] = {"F": (), "L": ("F",), "B": ("F", "L"), "W": ("B",)}
+"""The tasks of a microbatch that stand before one of its others on the same node."""
 
 
 def load_plan(path: Path) -> Plan:
@@ -182,9 +184,8 @@ def _check_order_of_node(node: str, tasks: tuple[Task, ...], expected: list[Task
         raise PlanError(f"order.{node}: {_words(missing[0])} is missing")
     position = {task: index for index, task in enumerate(tasks)}
     for task in tasks:
-        for before in {"F": "", "L": "F", "B": "FL", "W": "B"}[task.operation]:
-            earlier = Task(before, task.microbatch)  # type: ignore[arg-type]  # one of the operations
-            if position.get(earlier, -1) > position[task]:
+        for before in EARLIER[task.operation]:
+            if position.get(Task(before, task.microbatch), -1) > position[task]:
                 raise PlanError(f"order.{node}: {_words(task)} stands before its {OPERATION_NAMES[before]}")
 
 

@@ -25,7 +25,7 @@ from skippipe_scheduler.bounds.work import node_work_s
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.plan.plan import Plan, Predicted, Task, split_backwards
-from skippipe_scheduler.plan.simulate import TaskSpan, Timeline, ends_hold, simulate_order
+from skippipe_scheduler.plan.simulate import OPERATION_NAMES, TaskSpan, Timeline, ends_hold, simulate_order
 from skippipe_scheduler.problem.problem import Problem
 
 Order = Mapping[str, tuple[Task, ...]]
@@ -216,13 +216,12 @@ class SplitSearch:
 
     def _changes(self, timed: _Timed) -> Iterator[Change]:
         """Yield every change of a task on the critical path: split, join, move, exchange with the one before it."""
-        segments = [
-            segment
+        on_path = [
+            (segment.node, Task(operation, segment.microbatch))
             for segment in critical_path(self.plan, timed.timeline).segments
-            if segment.destination is None and segment.kind not in ("overhead", "reduction")
+            for operation, name in OPERATION_NAMES.items()
+            if segment.kind == name
         ]
-        operations = {"forward": "F", "loss": "L", "backward": "B", "weight gradient": "W"}
-        on_path = [(segment.node, Task(operations[segment.kind], segment.microbatch)) for segment in segments]  # type: ignore[arg-type]
         for node, task in on_path:
             tasks = timed.order[node]
             weight = Task("W", task.microbatch)

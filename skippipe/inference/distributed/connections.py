@@ -55,14 +55,19 @@ class Connections:
 
     def __init__(self, rank: int, host: str, limit_s: float) -> None:
         """`limit_s` bounds how long a connection takes to open, and data that was sent to be received."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._server = socket.create_server((host, 0), family=family)
-        self._rank, self._limit_s = rank, limit_s
-        self.door = Endpoint(host, self._server.getsockname()[1], secrets.token_hex(16))
+        self._rank, self._host, self._limit_s = rank, host, limit_s
+        self._token = secrets.token_hex(16)
+        self._server: socket.socket | None = None
         self._doors: Sequence[Endpoint] = ()
         self._inbox: queue.Queue[tuple[int, Frame | None]] = queue.Queue()
         self._peers: dict[int, _Peer] = {}
-        threading.Thread(target=self._accept, daemon=True).start()
+
+    def listen(self) -> Endpoint:
+        """Let others connect; return what they need to know for that."""
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        self._server = socket.create_server((self._host, 0), family=family)
+        threading.Thread(target=self._accept, args=(self._server,), daemon=True).start()
+        return Endpoint(self._host, self._server.getsockname()[1], self._token)
 
     def know(self, doors: Sequence[Endpoint]) -> None:
         """Learn where the processes are, in rank order."""
@@ -88,9 +93,10 @@ class Connections:
 
     def close(self) -> None:
         """End all connections."""
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in it
-        self._server.close()
+        if self._server is not None:
+            with contextlib.suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in it
+            self._server.close()
         for rank in list(self._peers):
             self.drop(rank)
 
@@ -100,10 +106,10 @@ class Connections:
         stream.sendall(f"{token}{self._rank:08d}".encode())
         return self._add(rank, stream)
 
-    def _accept(self) -> None:
+    def _accept(self, server: socket.socket) -> None:
         while True:
             try:
-                stream, _ = self._server.accept()
+                stream, _ = server.accept()
             except OSError:
                 return  # closed
             rank = self._welcome(stream)
@@ -125,7 +131,7 @@ class Connections:
                 hello += part
         except OSError:
             return None
-        token = self.door.token.encode()
+        token = self._token.encode()
         known = hmac.compare_digest(hello[: len(token)], token)
         return int(hello[len(token) :]) if known and hello[len(token) :].isdigit() else None
 

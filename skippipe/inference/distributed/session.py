@@ -61,12 +61,12 @@ def _meet(
 ) -> tuple[InferenceRun, StageAssignment, Connections]:
     """Return the run, who holds what of it, and the way to the others. What is wrong is said by rank 0 alone."""
     try:
-        run, links = on_all_ranks(context, Topic.SERVED_RUN, lambda: _prepare(context, path, num_stages))
+        run, links, door = on_all_ranks(context, Topic.SERVED_RUN, lambda: _prepare(context, path, num_stages))
         run = replace(run, checkpoint=require_sound_checkpoint(path, context))
         answers = all_gather_json(
             context,
             Topic.SERVING,
-            lambda: _introduction(run, links),
+            lambda: _introduction(run, door),
             check=lambda answers: _assigned(run, answers, absent),
         )
     except SkipPipeError as error:
@@ -79,20 +79,23 @@ def _meet(
     return run, assignment, links
 
 
-def _prepare(context: DistributedContext, path: Path, num_stages: int | None) -> tuple[InferenceRun, Connections]:
-    """Read the run and open the door to this process."""
+def _prepare(
+    context: DistributedContext, path: Path, num_stages: int | None
+) -> tuple[InferenceRun, Connections, Endpoint]:
+    """Read the run and let others connect to this process."""
     if is_directory(path):
         raise InputError(f"{path}: several processes serve runs alone; skippipe import {path} RUN makes one")
     run = read_inference_run(path, num_stages)
     address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    return run, Connections(context.rank, address, run.experiment.comm.timeout_s)
+    links = Connections(context.rank, address, run.experiment.comm.timeout_s)
+    return run, links, links.listen()
 
 
-def _introduction(run: InferenceRun, links: Connections) -> dict[str, Any]:
+def _introduction(run: InferenceRun, door: Endpoint) -> dict[str, Any]:
     """Return what the others need to know of this process."""
     plan = run.plan.hash if run.plan is not None else ""
     node = os.environ.get("SKIPPIPE_NODE") or None
-    return {"door": links.door, "node": node, "plan": plan}
+    return {"door": door, "node": node, "plan": plan}
 
 
 def _assigned(run: InferenceRun, answers: Sequence[Mapping[str, Any]], absent: Collection[str]) -> StageAssignment:

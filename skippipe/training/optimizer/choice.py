@@ -30,7 +30,9 @@ def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
             from skippipe.training.optimizer.zero import DeepSpeedZero
 
             group = replicas or _only_this_rank(experiment.comm.timeout_s)
-            return DeepSpeedZero(runner.parameters(), options, scheduler, max_steps, group, runner.with_replicas)
+            zero = DeepSpeedZero(runner.parameters(), options, scheduler, max_steps, group, runner.with_replicas)
+            zero.connect()
+            return zero
         logger.info("optimizer.backend: %s has nothing to share out here: one replica; plain AdamW", options.backend)
     sharded = replicas if options.traits.shards_state and not options.traits.is_deepspeed else None
     return AdamW(runner.parameters(), options, scheduler, max_steps, sharded, runner.with_replicas)

@@ -45,15 +45,20 @@ class DeepSpeedZero:
         self._shadows: dict[str, Any] = {
             name: nn.Parameter(parameter.detach()) for name, parameter in self._parameters.items()
         }
-        guard(lambda: self._start(options))
+        self._options = options
+        self._factor = factor_of(scheduler, max_steps)
+
+    def connect(self) -> None:
+        """Share out the state among the replicas, which do this together, before anything else."""
+        self._guard(self._start)
         for name, shadow in self._shadows.items():  # DeepSpeed has moved them into one flat tensor
             self._parameters[name].data = shadow.data
-        self._factor = factor_of(scheduler, max_steps)
         self._schedule = LambdaLR(self._inner, self._factor)
 
-    def _start(self, options: OptimizerOptions) -> None:
+    def _start(self) -> None:
         import deepspeed
 
+        options = self._options
         inner = _inner_optimizer(self._shadows.values(), options)
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=nn.ParameterList(self._shadows.values()),
