@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from skippipe import __version__
-from skippipe.errors import SkipPipeError
+from skippipe.errors import InputError, SkipPipeError
 
 COMMANDS = {
     "demo": "Run the whole job on an embedded default and write a report.",
@@ -81,4 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except SkipPipeError as error:
         click.echo(f"{prefix}skippipe: error: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "").partition(".")[0]
+        if package in ("", "skippipe", "skippipe_scheduler"):
+            raise
+        click.echo(
+            f"{prefix}skippipe: error: the Python package {package!r} is not installed here; pip install {package}",
+            err=True,
+        )
+        sys.exit(InputError.exit_code)
     sys.exit(0)

@@ -82,3 +82,10 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments: list[str], expected
     assert expected in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     assert result.stdout == ""
+
+
+def test_a_package_that_is_not_there_is_named() -> None:
+    program = "import sys; sys.modules['plotly'] = None; from skippipe.cli.main import main; main(['report', 'run'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "skippipe: error: the Python package 'plotly' is not installed here; pip install plotly\n"
