@@ -4,9 +4,10 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
+from unicodedata import category
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from skippipe_scheduler.errors import InputError, SkipPipeError
 
@@ -16,6 +17,23 @@ Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+LARGEST_FILE_BYTES: Final = 256 * 2**20
+"""A larger file is none of ours: the plan of a thousand nodes has some ten million bytes."""
+CONTROL: Final = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode's categories of characters that are no text: control characters, halves of pairs, breaks of lines."""
+
+
+def check_text(text: str) -> str:
+    """Return `text`; raise ValueError where it holds a control character or a line break."""
+    if not text.isprintable():
+        for character in text:
+            if category(character) in CONTROL:
+                raise ValueError(f"{text[:40]!r} holds a line break or control character; leave {character!r} out")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(check_text)]
 
 
 class StrictModel(BaseModel):
@@ -31,32 +49,51 @@ def describe(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "top level"
     message = first["msg"].removeprefix("Value error, ")
-    shown = repr(first.get("input"))
+    place = place if place.isprintable() else repr(place)
+    given = first.get("input")
+    shown = repr(given)
+    if first["type"] == "int_type" and isinstance(given, str) and given.isdecimal():
+        message += f"; write {given.lstrip('0') or 0}, without quotes or leading zeros"
     if first["type"] in {"missing", "extra_forbidden", "value_error"} or len(shown) > 60:
         return f"{place}: {message}"
     return f"{place}: {message} (got {shown})"
 
 
-def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
-    """Read a JSON object from `path`; raise `error` with the reason and the place when that is impossible."""
+def read_text(path: Path, error: type[InputError]) -> str:
+    """Read a text file; raise `error` with the reason and the place when that is impossible."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_FILE_BYTES + 1)
+        if len(content) > LARGEST_FILE_BYTES:
+            raise error(f"{path}: more than {LARGEST_FILE_BYTES // 2**20} MiB; it is none of our files")
+        return content.decode("utf-8-sig")
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as reason:
+    except (OSError, ValueError) as reason:  # the latter: not UTF-8, or a path that cannot be one
         raise error(f"{path}: cannot be read ({reason})") from None
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as reason:
-        raise error(
-            f"{path}: not valid JSON at line {reason.lineno}, column {reason.colno} ({reason.msg}); "
-            "the file may be truncated"
-        ) from None
-    except RecursionError:
-        raise error(f"{path}: nested too deeply to be one of our files") from None
+
+
+def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
+    """Read a JSON object from `path`; raise `error` with the reason and the place when that is impossible."""
+    content = parse_json(read_text(path, error), str(path), error)
     if not isinstance(content, dict):
         raise error(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def parse_json(text: str | bytes, place: str, error: type[InputError]) -> Any:
+    """Return the value that a JSON text stands for; raise `error`, which begins with `place`, where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as reason:
+        raise error(
+            f"{place}: not valid JSON at line {reason.lineno}, column {reason.colno} ({reason.msg}); "
+            "the file may be truncated"
+        ) from None
+    except RecursionError:
+        raise error(f"{place}: nested too deeply to be one of our files") from None
+    except ValueError as reason:  # thousands of digits, or bytes that are no text
+        raise error(f"{place}: cannot be read ({reason})") from None
 
 
 def parse(model: type[Model], content: dict[str, Any], place: str, error: type[InputError]) -> Model:

@@ -1,7 +1,6 @@
 """The `skippipe` command. Each command lives in a file of its own and is imported only when it is called."""
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import NoReturn
 import click
 
 from skippipe import __version__
+from skippipe.cli.safe_output import one_line, set_up_logging
 from skippipe.errors import InputError, SkipPipeError
 
 COMMANDS = {
@@ -63,12 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; errors meant for people are one line, never a traceback."""
     rank = os.environ.get("RANK")
     prefix = f"[rank {rank}] " if rank is not None else ""
-    logging.basicConfig(
-        level=os.environ.get("SKIPPIPE_LOG_LEVEL", "INFO"),
-        format=f"{prefix}%(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
     try:
+        set_up_logging(prefix)
         skippipe.main(args=arguments, prog_name="skippipe", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -79,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo(f"{prefix}skippipe: interrupted", err=True)
         sys.exit(130)
     except SkipPipeError as error:
-        click.echo(f"{prefix}skippipe: error: {error}", err=True)
+        click.echo(f"{prefix}skippipe: error: {one_line(str(error))}", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]

@@ -6,7 +6,7 @@ Precedence: `key.sub=value` on the command line, then the YAML file, then its `b
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from skippipe.config.data_options import DataOptions
 from skippipe.config.optimizer_backends import (
@@ -16,7 +16,7 @@ from skippipe.config.optimizer_backends import (
     OptimizerBackendTraits,
 )
 from skippipe.config.recipe_options import RecipeOptions
-from skippipe.config.section import Section, Share
+from skippipe.config.section import Section, Seed, Share
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -47,7 +47,7 @@ class PlannerOptions(Section):
 
     time_limit_s: PositiveFloat = Field(default=2.0, examples=[60.0])
     """Wall-clock seconds of the search; the baselines printed beside a plan share it equally with the plan."""
-    seed: NonNegativeInt = Field(default=0, examples=[1])
+    seed: Seed = Field(default=0, examples=[1])
     """Seed of the search's random choices."""
     max_evaluations: PositiveInt | None = Field(default=None, examples=[20_000])
     """Steps of the search: a budget that does not depend on the machine's speed. Same seed and budget, same plan."""
@@ -102,7 +102,7 @@ class TrainingOptions(Section):
 
     max_steps: PositiveInt = 1000
     """Steps of the whole training; the learning rate and a recipe's phases are spread over them."""
-    num_microbatches: PositiveInt = 12
+    num_microbatches: Annotated[int, Field(ge=1, le=100_000)] = 12
     """Microbatches of one iteration over all origins."""
     micro_batch_size: PositiveInt = 4
     """Samples in one microbatch."""
@@ -274,7 +274,7 @@ class EmulationOptions(Section):
     """Stretch each task to the plan's time for its node."""
     jitter_sigma: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = Field(default=0.0, examples=[0.3])
     """Above 0, emulated tasks and transfers take their planned time by a lognormal factor of this sigma (median 1)."""
-    seed: NonNegativeInt = Field(default=0, examples=[1])
+    seed: Seed = Field(default=0, examples=[1])
     """Seed of the jitter: the same factors for the same seed and iteration, whatever executor runs."""
 
 
@@ -294,8 +294,8 @@ class Experiment(Section):
     name: str = Field(default="skippipe", examples=["tiny"])
     """Name of the run: of its directory below runs/, and of its Weights & Biases run."""
     run_dir: str | None = Field(default=None, examples=["runs/tiny-second-try"])
-    """Directory of the run; runs/NAME where not given."""
-    seed: NonNegativeInt = Field(default=0, examples=[1])
+    """Directory of the run; runs/NAME where not given. A relative path starts at the working directory."""
+    seed: Seed = Field(default=0, examples=[1])
     """Seed of the initial weights, the held-out documents, the order of samples, and what a recipe draws."""
     cluster: str = Field(examples=["clusters/three-regions.yaml"])
     """Cluster file, see docs/clusters.md; a relative path starts at the file that names it."""
@@ -313,6 +313,15 @@ class Experiment(Section):
     logging: LoggingOptions = LoggingOptions()
     comm: CommunicationOptions = CommunicationOptions()
     emulation: EmulationOptions = EmulationOptions()
+
+    @field_validator("name")
+    @classmethod
+    def _name_stays_below_runs(cls, name: str) -> str:
+        if not name.strip("./ ") or name.startswith("/") or ".." in Path(name).parts:
+            raise ValueError(
+                f"{name!r} would put the run outside of runs/; give a plain name, and run_dir to put the run elsewhere"
+            )
+        return name
 
     @model_validator(mode="after")
     def _one_way_to_run_a_backward(self) -> Self:

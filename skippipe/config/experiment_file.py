@@ -1,5 +1,7 @@
 """Reading an experiment: safe YAML, `base:` files, overrides, and messages that name the nearest right key."""
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from yaml import YAMLError
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.key_names import suggestion
+from skippipe.config.places import anchor, relative_inside
+from skippipe.config.written_values import as_meant
 from skippipe.errors import ConfigError, InputError, StorageError
-from skippipe_scheduler.files import describe, write_atomically
+from skippipe_scheduler.files import check_text, describe, write_atomically
+from skippipe_scheduler.yaml_file import parse_yaml_text, read_yaml
 
-PATH_KEYS = ("cluster", "model.directory")
+KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+"""How an override names a key."""
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -22,7 +27,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Args:
         path: The file; what it leaves out comes from its `base:` files, then from the defaults. A relative path in a
-            file starts at that file.
+            file starts at that file, but run_dir at the working directory; `~` and `$NAME` are replaced.
         overrides: `key.sub=value` each; they win over the files. A relative path in them starts at the working
             directory.
 
@@ -39,12 +44,14 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         >>> experiment.pipeline.num_stages
         3
     """
+    given = parse_overrides(overrides)
     try:
-        merged = OmegaConf.merge(_read(path, seen=()), _parse_overrides(overrides))
+        merged = OmegaConf.merge(_read(path, seen=()), OmegaConf.create(given))
         resolved = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as reason:
-        raise ConfigError(f"{path}: {str(reason).splitlines()[0]}") from None
-    return validate_experiment(resolved, str(path))
+    except (OmegaConfBaseException, RecursionError) as reason:
+        key = getattr(reason, "full_key", None)
+        raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{_first_line(reason)}") from None
+    return validate_experiment(resolved, str(path), overrides)
 
 
 def load_run(run_dir: Path) -> Experiment:
@@ -54,7 +61,7 @@ def load_run(run_dir: Path) -> Experiment:
         run_dir: The run's directory, in which training keeps the experiment as config.yaml.
 
     Returns:
-        The complete experiment as the run was started with.
+        The complete experiment as the run was started with; its `run_dir` is where the run is now.
 
     Raises:
         InputError: The directory is none of a run.
@@ -67,72 +74,95 @@ def load_run(run_dir: Path) -> Experiment:
     path = run_dir / "config.yaml"
     if not path.exists():
         raise InputError(f"{run_dir}: not a run directory (no config.yaml)")
-    return load_experiment(path)
+    return load_experiment(path).model_copy(update={"run_dir": str(run_dir)})
 
 
-def validate_experiment(content: Any, place: str) -> Experiment:
-    """Validate a mapping as an experiment; `place` begins the message of a `ConfigError`."""
+def validate_experiment(content: Any, place: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Validate a mapping as an experiment.
+
+    The message of a `ConfigError` begins with the override that is wrong, or else with `place`.
+    """
     try:
-        return Experiment.model_validate(content)
-    except ValidationError as reason:
+        return Experiment.model_validate_json(json.dumps(as_meant(content, Experiment)), strict=True)
+    except (TypeError, ValueError) as reason:
+        if not isinstance(reason, ValidationError):  # a key of another kind than YAML's own
+            raise ConfigError(f"{place}: only text, numbers, lists and keys can be read ({reason})") from None
         unknown = [error for error in reason.errors() if error["type"] == "extra_forbidden"]
+        location = (unknown or reason.errors())[0]["loc"]
+        place = next((f"override {one!r}" for one in overrides if _is_about(one, location)), place)
         if unknown:
-            key = ".".join(str(part) for part in unknown[0]["loc"])
+            key = ".".join(str(part) for part in location)
             raise ConfigError(f"{place}: unknown key {key!r}{suggestion(key, Experiment)}") from None
         raise ConfigError(f"{place}: {describe(reason)}") from None
 
 
 def save_experiment(experiment: Experiment, path: Path) -> None:
-    """Write the complete experiment, defaults included, so that it can be read again."""
+    """Write the complete experiment, defaults included, so that it can be read again, also in another place.
+
+    What lies beside the file is named from there, everything else from the root.
+    """
     try:
-        write_atomically(path, to_yaml(experiment))
+        write_atomically(path, to_yaml(experiment, path.parent))
     except OSError as reason:
         raise StorageError(f"{path}: {reason}") from None
 
 
-def to_yaml(experiment: Experiment) -> str:
-    """Return the complete experiment as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(experiment.model_dump(mode="json")))
+def to_yaml(experiment: Experiment, folder: Path | None = None) -> str:
+    """Return the complete experiment as YAML, for a file in `folder`: paths into it start there."""
+    content = experiment.model_dump(mode="json")
+    if folder is not None:
+        relative_inside(content, folder)
+    return OmegaConf.to_yaml(OmegaConf.create(content))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base files form a circle ({' -> '.join(p.name for p in seen)} -> {path.name})")
-    try:
-        content = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as reason:
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    except (YAMLError, OmegaConfBaseException) as reason:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(reason).split())})") from None
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"{path}: expected keys and values, found a list or a bare value")
-    _anchor_paths(content, path.parent)
-    base = content.pop("base", None)
+    given = read_yaml(path, ConfigError)
+    anchor(given, path.parent, str(path))
+    base = given.pop("base", None)
+    content = OmegaConf.create(given)
     if base is None:
         return content
-    below = _read(path.parent / str(base), (*seen, path.resolve()))
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected the name of a file, found {base!r}")
+    below = _read(path.parent / base, (*seen, path.resolve()))
     merged = OmegaConf.merge(below, content)
     if not isinstance(merged, DictConfig):
         raise ConfigError(f"{path}: cannot be merged with its base {base}")
     return merged
 
 
-def _anchor_paths(content: DictConfig, folder: Path) -> None:
-    for key in PATH_KEYS:
-        value = OmegaConf.select(content, key)
-        if isinstance(value, str) and not Path(value).is_absolute():
-            OmegaConf.update(content, key, str((folder / value).resolve()))
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `key.sub=value` texts as nested mappings, a later one over an earlier one; values are YAML.
 
-
-def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    Raises `ConfigError` quoting the override that is wrong.
+    """
+    given: dict[str, Any] = {}
     for override in overrides:
-        if "=" not in override:
+        key, equals, text = override.partition("=")
+        if not equals or not KEY.fullmatch(key):
             raise ConfigError(f"override {override!r}: expected key.sub=value")
-    try:
-        parsed = OmegaConf.from_dotlist(list(overrides))
-    except (YAMLError, OmegaConfBaseException) as reason:
-        raise ConfigError(f"override: {' '.join(str(reason).split())} in {' '.join(overrides)!r}") from None
-    _anchor_paths(parsed, Path())
-    return parsed
+        try:
+            check_text(text)
+        except ValueError as reason:
+            raise ConfigError(f"override {override!r}: {reason}") from None
+        *sections, last = key.split(".")
+        below = given
+        for section in sections:
+            inner = below.get(section)
+            below[section] = inner = inner if isinstance(inner, dict) else {}
+            below = inner
+        below[last] = parse_yaml_text(text, f"override {override!r}", ConfigError)
+    anchor(given, Path(), "override")
+    return given
+
+
+def _is_about(override: str, location: Sequence[int | str]) -> bool:
+    """Whether an override gave the value at `location`, or a part of it."""
+    key = override.partition("=")[0].split(".")
+    return [str(part) for part in location[: len(key)]] == key[: len(location)] and len(location) > 0
+
+
+def _first_line(reason: Exception) -> str:
+    return (str(reason).splitlines() or ["nested too deeply"])[0]

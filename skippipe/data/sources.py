@@ -65,7 +65,8 @@ def local_files(patterns: tuple[str, ...], inside: str) -> list[Path]:
     """Return the files that `patterns` name, sorted; a directory stands for the files `inside` it."""
     found: list[Path] = []
     for pattern in patterns:
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+        whole = Path(pattern)
+        matches = [whole] if whole.exists() else [Path(match) for match in glob.glob(pattern, recursive=True)]
         if not matches:
             raise DataError(f"data.paths: {pattern}: no such file; correct the path (seen from {Path.cwd()})")
         for match in matches:

@@ -37,7 +37,7 @@ COMPANIONS = {
 """What has to stand beside an example for the whole experiment to be valid."""
 
 
-PATHS = {"cluster", "model.directory"}
+PATHS = {"cluster", "model.directory", "data.paths", "data.cache_dir"}
 """Keys whose relative paths are resolved when they are read."""
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from pydantic import Field
 
 from skippipe_scheduler.errors import PlanError
-from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, write_atomically
+from skippipe_scheduler.files import Count, Name, Seconds, StrictModel, parse, read_json, write_atomically
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.rules import Rules
 
@@ -104,9 +104,9 @@ class Plan(StrictModel):
 
     format: Literal["skippipe.plan/1"] = FORMAT
     """What kind of file this is, and of which version."""
-    nodes: tuple[str, ...] = Field(examples=[["iowa-0", "london-0"]])
+    nodes: tuple[Name, ...] = Field(examples=[["iowa-0", "london-0"]])
     """Names of the nodes, in rank order."""
-    regions: tuple[str, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
+    regions: tuple[Name, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
     """Region of each node, in the order of nodes; for reports."""
     stages: tuple[PlanStage, ...]
     """The placement: every layer once, every node once."""

@@ -13,13 +13,15 @@ import networkx as nx
 from pydantic import Field, model_validator
 
 from skippipe_scheduler.errors import ProblemError, nearest
-from skippipe_scheduler.files import PositiveCount, PositiveSeconds, Seconds, StrictModel
+from skippipe_scheduler.files import Name, PositiveCount, PositiveSeconds, Seconds, StrictModel
 from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.yaml_file import parse_yaml, read_yaml
 
 FORMAT = "skippipe.cluster/1"
 
-Name = Annotated[str, Field(min_length=1)]
+MOST_NODES = 4096
+"""Nodes of one cluster: a plan has a cost for each pair of them."""
+
 Positive = Annotated[float, Field(gt=0)]
 NamePair = tuple[str, str]
 
@@ -217,6 +219,8 @@ class Cluster(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (total := sum(node.count or 1 for node in self.nodes)) > MOST_NODES:
+            raise ValueError(f"nodes: {total} nodes, of which a plan can have {MOST_NODES}; lower their count")
         names = [node.name for node in self.members()]
         if len(names) < 2:
             raise ValueError(f"nodes: a pipeline needs at least 2 nodes, there is {len(names)}")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from skippipe_scheduler.errors import ProblemError, nearest
-from skippipe_scheduler.files import Count, PositiveCount, StrictModel, parse, read_json, write_atomically
+from skippipe_scheduler.files import Count, Name, PositiveCount, StrictModel, parse, read_json, write_atomically
 from skippipe_scheduler.problem.contention import shares_cards
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, Reduction, reduction_s
@@ -61,9 +61,9 @@ class Problem(StrictModel):
     """What kind of file this is, and of which version."""
     about: str = Field(default="", examples=["18 nodes in 12 regions"])
     """Where the problem comes from, in words."""
-    nodes: Annotated[tuple[str, ...], Field(min_length=2, examples=[["iowa-0", "london-0"]])]
+    nodes: Annotated[tuple[Name, ...], Field(min_length=2, examples=[["iowa-0", "london-0"]])]
     """Names of the nodes, in rank order."""
-    regions: tuple[str, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
+    regions: tuple[Name, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
     """Region of each node, in the order of nodes; for reports."""
     stages: tuple[StageNodes, ...] | None = Field(
         default=None, examples=[[{"nodes": ["iowa-0"]}, {"nodes": ["london-0"]}]]

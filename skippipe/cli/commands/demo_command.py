@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from skippipe.cli.user_path import UserPath
+
 if TYPE_CHECKING:
     from skippipe.cli.demo.job import DemoResult
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 @click.command("demo")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     default=Path("runs/demo"),
     show_default=True,
     help="Folder for both runs and the report.",

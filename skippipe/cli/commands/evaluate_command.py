@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, FloatList, GreedyCommand, WordList, node_names
+from skippipe.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions
     from skippipe.monitor.evaluation_results import Evaluation
 
-FILE = click.Path(path_type=Path)
+FILE = UserPath()
 
 
 @click.command("evaluate", cls=GreedyCommand)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from skippipe.cli.user_path import UserPath
+
 
 @click.command("export")
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=UserPath())
+@click.argument("target", metavar="DIR", type=UserPath())
 @click.option("--step", type=click.IntRange(min=0), help="Step of the checkpoint; the newest where not given.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Convert the weights.")
 def command(run_dir: Path, target: Path, step: int | None, dtype: str | None) -> None:

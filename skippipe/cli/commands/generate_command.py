@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, PolicyCommand, node_names
+from skippipe.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from skippipe.inference.generation.text_generation import TextOptions
 
-FILE = click.Path(path_type=Path)
+FILE = UserPath()
 
 
 @click.command("generate", cls=PolicyCommand)

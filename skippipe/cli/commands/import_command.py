@@ -4,11 +4,13 @@ from pathlib import Path
 
 import click
 
+from skippipe.cli.user_path import UserPath
+
 
 @click.command("import")
-@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment YAML to train on with.")
+@click.argument("path", metavar="DIR", type=UserPath())
+@click.argument("run_dir", metavar="RUN", type=UserPath())
+@click.option("--config", "config_path", type=UserPath(), help="Experiment YAML to train on with.")
 @click.argument("overrides", nargs=-1)
 def command(path: Path, run_dir: Path, config_path: Path | None, overrides: tuple[str, ...]) -> None:
     """Make the run directory RUN of the pretrained model in DIR (Hugging Face with safetensors, or a .gguf file).

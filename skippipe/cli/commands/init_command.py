@@ -5,11 +5,13 @@ from pathlib import Path
 
 import click
 
+from skippipe.cli.user_path import UserPath
+
 FIRST = "configs/experiments/tiny.yaml"
 
 
 @click.command("init")
-@click.argument("target", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("target", metavar="DIR", type=UserPath(file_okay=False))
 def command(target: Path) -> None:
     """Write example experiments, cluster files and launch templates into DIR, as a start for your own.
 

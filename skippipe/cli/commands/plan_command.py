@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from skippipe.cli.user_path import UserPath
 from skippipe.errors import ConfigError
 
 # What solves is imported where it is called, so that `skippipe plan --help` answers at once; types cost nothing.
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
 
 @click.command("plan")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment YAML.")
-@click.option("--problem", "problem_path", type=click.Path(path_type=Path), help="Resolved problem file (JSON).")
+@click.option("--config", "config_path", type=UserPath(), help="Experiment YAML.")
+@click.option("--problem", "problem_path", type=UserPath(), help="Resolved problem file (JSON).")
 @click.option("--time-limit", "time_limit_s", type=float, help="Seconds for the plan and its two baselines.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.")
-@click.option("--warm", "warm_path", type=click.Path(path_type=Path), help="Plan file to begin the search at.")
-@click.option("--out", type=click.Path(path_type=Path), help="Plan file to write.")
-@click.option("--report", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option("--warm", "warm_path", type=UserPath(), help="Plan file to begin the search at.")
+@click.option("--out", type=UserPath(), help="Plan file to write.")
+@click.option("--report", type=UserPath(), help="HTML page to write.")
 @click.option("--explain", "with_explanation", is_flag=True, help="Say what the iteration time is made of.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.argument("overrides", nargs=-1)

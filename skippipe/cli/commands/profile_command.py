@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from skippipe.cli.user_path import UserPath
 from skippipe.errors import ConfigError
 from skippipe.runtime.ranks import time_limits
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("profile")
-@click.option("--out", type=click.Path(path_type=Path), help="Cluster file to write.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Experiment whose tasks are measured.")
+@click.option("--out", type=UserPath(), help="Cluster file to write.")
+@click.option("--config", "config_path", type=UserPath(), help="Experiment whose tasks are measured.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where no --config says it.")
 @click.option(
     "--compute-s", type=click.FloatRange(min=0.1), default=3.0, help="Seconds of computing.", show_default=True

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
-FILE = click.Path(path_type=Path)
+from skippipe.cli.user_path import UserPath
+
+FILE = UserPath()
 
 
 @click.command("report")

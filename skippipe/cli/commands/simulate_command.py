@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skippipe.cli.user_path import UserPath
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ MOST_NUMBER = 1e9
 
 
 @click.command("simulate")
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("plan_path", metavar="PLAN", type=UserPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-@click.option("--trace", type=click.Path(path_type=Path), help="Chrome/Perfetto trace to write.")
-@click.option("--cluster", "cluster_path", type=click.Path(path_type=Path), help="Cluster file with other times.")
+@click.option("--trace", type=UserPath(), help="Chrome/Perfetto trace to write.")
+@click.option("--cluster", "cluster_path", type=UserPath(), help="Cluster file with other times.")
 @click.option(
     "--jitter", "jitter_sigma", type=click.FloatRange(0, MOST_JITTER), default=0.0, help="Sigma of lognormal jitter."
 )

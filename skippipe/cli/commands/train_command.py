@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from skippipe.cli.user_path import UserPath
+
 
 @click.command("train")
-@click.option("--config", "config_path", required=True, type=click.Path(path_type=Path), help="Experiment YAML.")
-@click.option("--plan", "plan_path", type=click.Path(path_type=Path), help="Plan file; RUN/plan.json where not given.")
+@click.option("--config", "config_path", required=True, type=UserPath(), help="Experiment YAML.")
+@click.option("--plan", "plan_path", type=UserPath(), help="Plan file; RUN/plan.json where not given.")
 @click.option("--print-config", is_flag=True, help="Print the complete experiment and stop.")
 @click.argument("overrides", nargs=-1)
 def command(config_path: Path, plan_path: Path | None, print_config: bool, overrides: tuple[str, ...]) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
+from skippipe.cli.user_path import UserPath
 from skippipe.errors import InputError
 
 
 @click.command("validate")
-@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=UserPath())
 def command(paths: tuple[Path, ...]) -> None:
     """Check each FILE; the first offence ends the command with exit code 2."""
     for path in paths:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from skippipe.config.experiment import Experiment
-from skippipe.config.experiment_file import load_experiment
+from skippipe.config.experiment_file import load_run
 from skippipe.errors import InputError
 from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
 from skippipe.monitor.metrics import Metric
@@ -123,7 +123,7 @@ def read_run_record(folder: Path) -> RunRecord:
     steps, damaged = _read_steps(folder / "metrics.jsonl")
     return RunRecord(
         folder=folder,
-        experiment=load_experiment(folder / "config.yaml"),
+        experiment=load_run(folder),
         plan=load_plan(folder / "plan.json"),
         steps=steps,
         damaged_lines=damaged,

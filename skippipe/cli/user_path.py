@@ -1,0 +1,25 @@
+"""Paths on the command line, in which `~` and variables stand for what they mean: `--out=~/plan.json`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from skippipe.config.places import expanded
+from skippipe.errors import ConfigError
+
+
+class UserPath(click.Path):
+    """A path; `~`, `$NAME` and `${NAME}` are replaced where the shell has left them."""
+
+    def __init__(self, *, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Replace, then check as the base does."""
+        if isinstance(value, str):
+            try:
+                value = expanded(value, param.name or "path" if param is not None else "path")
+            except ConfigError as reason:
+                self.fail(str(reason), param, ctx)
+        return super().convert(value, param, ctx)
