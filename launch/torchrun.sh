@@ -5,7 +5,7 @@
 #
 # NODE_RANK follows the order of `nodes` in the cluster file, so that each plan node runs on the host it was planned for.
 # NPROC_PER_NODE (default 1) is the number of ranks, usually GPUs, on each host. The run directory must be on
-# storage that every host sees.
+# storage that every host sees. Where a rank dies, all are started again from the newest checkpoint, MAX_RESTARTS times.
 set -euo pipefail
 
 config=${1:?usage: NNODES=N NODE_RANK=I MASTER_ADDR=HOST launch/torchrun.sh CONFIG [key=value ...]}
@@ -20,4 +20,5 @@ exec torchrun \
   --node-rank "$NODE_RANK" \
   --master-addr "$MASTER_ADDR" \
   --master-port "${MASTER_PORT:-29500}" \
+  --max-restarts "${MAX_RESTARTS:-3}" \
   -m skippipe train --config "$config" "$@"

@@ -82,7 +82,9 @@ def train(experiment: Experiment, plans: Plan | PlanSet, context: DistributedCon
     `StorageError` where the last checkpoint cannot be saved, `SkipPipeError` where the loss is not finite.
     """
     with StopSignal() as stop, open_trainer(experiment, plans, context) as trainer:
-        return trainer.run(stop)
+        summary = trainer.run(stop)
+        context.finish()
+        return summary
 
 
 @contextmanager
@@ -226,6 +228,7 @@ class Trainer:
 
     def one_step(self, stop: StopSignal) -> tuple[StepMetrics, bool]:
         """Run one iteration; return its metrics and whether any rank was asked to stop."""
+        self.context.check()
         start_s = time.perf_counter()
         lr = self.optimizer.lr
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.

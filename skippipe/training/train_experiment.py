@@ -1,6 +1,5 @@
 """Training from an experiment alone: plans, ranks and loop brought together, as `skippipe train` does it."""
 
-from contextlib import closing
 from pathlib import Path
 
 from skippipe.config.experiment import Experiment
@@ -41,7 +40,7 @@ def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> T
     nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]
     timeout_s = experiment.comm.timeout_s
     with (
-        closing(DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s)) as context,
+        DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s) as context,
         owned_run_directory(experiment.run_path, context),
     ):
         return train(experiment, share_plans(experiment, plan_path, context), context)

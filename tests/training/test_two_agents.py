@@ -1,11 +1,14 @@
 """Two `torchrun` agents, as on two hosts: the launch template with fixed node ranks, and c10d with named nodes."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 from processes import finish, free_port
 from random_plans import random_plan
@@ -43,18 +46,27 @@ def finish_agents(agents: Sequence[subprocess.Popen[str]]) -> str:
     return "".join(output for _, output in results)
 
 
+def kill_a_rank(agent: subprocess.Popen[str], metrics: Path, after_step: int) -> None:
+    """Kill one of the agent's ranks once some steps are done."""
+    while not metrics.exists() or metrics.read_text().count("\n") < after_step:
+        assert agent.poll() is None, agent.communicate()
+        time.sleep(0.005)
+    psutil.Process(agent.pid).children()[0].send_signal(signal.SIGKILL)
+
+
 def test_launch_template_on_two_hosts_with_two_ranks_each(tmp_path: Path) -> None:
+    """A rank of the second host is killed on the way; the agents start all again, and the run goes on."""
     plan = two_node_plan(num_nodes=4)
-    train_alone(make_experiment(tmp_path, "alone"), plan)
-    _, config, *with_plan = write_inputs(make_experiment(tmp_path, "hosts"), plan, tmp_path)
+    longer = {"max_steps": 4 * STEPS}
+    train_alone(make_experiment(tmp_path, "alone", training=longer), plan)
+    _, config, *with_plan = write_inputs(make_experiment(tmp_path, "hosts", training=longer), plan, tmp_path)
     hosts = {"NNODES": str(AGENTS), "NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    finish_agents(
-        [
-            start_agent(["bash", str(TEMPLATE), config, *with_plan], NODE_RANK=str(rank), **hosts)
-            for rank in range(AGENTS)
-        ]
-    )
-    assert len(losses(tmp_path / "hosts")) == STEPS
+    agents = [
+        start_agent(["bash", str(TEMPLATE), config, *with_plan], NODE_RANK=str(rank), **hosts) for rank in range(AGENTS)
+    ]
+    kill_a_rank(agents[1], tmp_path / "hosts" / "metrics.jsonl", after_step=STEPS)
+    assert "continuing after step" in finish_agents(agents)
+    assert len(losses(tmp_path / "hosts")) == 4 * STEPS
     assert losses(tmp_path / "hosts") == pytest.approx(losses(tmp_path / "alone"), abs=1e-5)
 
 

@@ -50,7 +50,6 @@ def command(
     With --config, the tasks and messages of that experiment are measured (OVERRIDES are key.sub=value), so that its
     plans promise what nodes and links do. SKIPPIPE_NODE and SKIPPIPE_REGION name a process's node and region.
     """
-    from contextlib import closing
     from dataclasses import replace
 
     from skippipe.cluster.profile import profile
@@ -58,12 +57,13 @@ def command(
 
     experiment = _experiment(config_path, overrides)
     timeout_s = time_limits.PROFILE_S if experiment is None else experiment.comm.timeout_s
-    with closing(DistributedContext.from_environment(timeout_s)) as context:
+    with DistributedContext.from_environment(timeout_s) as context:
         if out is None and context.world_size > 1:
             raise ConfigError("--out: give the cluster file to write")
         chosen, options = prepare(experiment, device, context)
         options = replace(options, compute_s=compute_s, link_s=link_s, concurrent=concurrent, near_s=region_ms / 1e3)
         measured = profile(context, chosen, options)
+        context.finish()
         if context.rank == 0:
             _finish(measured, out, _subject(options, config_path), as_json)
 

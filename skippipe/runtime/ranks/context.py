@@ -1,4 +1,4 @@
-"""Which process this is, and how processes find each other: torchrun's environment, or one process alone."""
+"""Which process this is, and how processes meet: torchrun's environment, or one process alone."""
 
 import os
 import time
@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from types import TracebackType
 from typing import Self
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
 from skippipe.errors import CommunicationError, ConfigError
 from skippipe.runtime.ranks import time_limits
-from skippipe.runtime.ranks.store_names import Topic, store_of_run
+from skippipe.runtime.ranks.arrival import Seat, arrive, holds_store, open_store
+from skippipe.runtime.ranks.remote_errors import error_content
+from skippipe.runtime.ranks.store_names import Topic, store_of_run, store_of_try
 from skippipe.runtime.ranks.torch_errors import raising_outside
+from skippipe.runtime.ranks.watch import Watch, open_watch, say_ended
 
 NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -31,6 +35,8 @@ class DistributedContext:
     store: Store | None = None
     holds_store: bool = False
     """Whether the store may end with this process: it does on the first one of a launch without torchrun's agent."""
+    watch: Watch | None = None
+    """What sees that the others or the launcher are gone while this process waits."""
     _meetings: Counter[Topic] = field(default_factory=Counter, init=False, repr=False)
     """How often ranks have met about each topic: the same on all ranks, so that no meeting finds another one's keys."""
     _meeting: str = field(default="", init=False, repr=False)
@@ -64,11 +70,21 @@ class DistributedContext:
             local_rank = int(values.get("LOCAL_RANK", "0"))
         except ValueError as error:
             raise ConfigError(f"RANK, LOCAL_RANK and WORLD_SIZE must be numbers: {error}") from None
+        under_agent = "TORCHELASTIC_RUN_ID" in values
         if world_size == 1:
-            return cls(rank, world_size, local_rank, timeout_s)
+            alone = open_watch(None, 0, values, timeout_s, under_agent=under_agent)
+            return cls(rank, world_size, local_rank, timeout_s, watch=alone)
         own_rank = _rank_of_node(values, nodes, rank)
-        store = _meet(rank, own_rank, world_size, timeout_s + patience_s, values, process_groups)
-        return cls(own_rank, world_size, local_rank, timeout_s, store, holds_store=rank == 0)
+        limit_s = timeout_s + patience_s
+        run = store_of_run(open_store(values, rank, limit_s))
+        number = arrive(run, Seat.of_this_process(rank, own_rank), nodes, world_size, limit_s)
+        store = store_of_try(run, number)
+        watch = open_watch(run, number, values, timeout_s, under_agent=under_agent) if process_groups else None
+        held = holds_store(values, rank)
+        context = cls(own_rank, world_size, local_rank, timeout_s, store, holds_store=held, watch=watch)
+        if process_groups:
+            context._initialise(limit_s)
+        return context
 
     def meet(self, topic: Topic, own: str, limit_s: float | None = None) -> list[str]:
         """Tell all ranks a text and return what each of them says, in rank order. All ranks call this together.
@@ -84,13 +100,24 @@ class DistributedContext:
 
         def exchange() -> list[str]:
             store.set(keys[self.rank], own)
-            store.wait(keys, timedelta(seconds=limit_s))
+            deadline_s = time.monotonic() + limit_s
+            while not store.check(keys):
+                self.check()
+                if time.monotonic() > deadline_s:
+                    silent = ", ".join(f"rank {rank}" for rank, key in enumerate(keys) if not store.check([key]))
+                    raise RuntimeError(f"{silent} said nothing")
+                time.sleep(time_limits.STORE_POLL_S)
             texts = [store.get(key).decode() for key in keys]
             store.add(f"{self._meeting}/read", 1)
             return texts
 
         silence = f"rank {self.rank} did not hear from all {self.world_size} ranks within {limit_s:g} s ({topic})"
         return raising_outside(exchange, lambda cause: CommunicationError(f"{silence}: {cause}"))
+
+    def check(self) -> None:
+        """Raise the error with which this process has to end, because the others or the launcher are gone."""
+        if self.watch is not None:
+            self.watch.check()
 
     def leave_meeting(self, *, heard: bool = False) -> None:
         """Say that this process ends and all others do, by what was said in the last meeting.
@@ -115,11 +142,61 @@ class DistributedContext:
         while store.add(f"{self._meeting}/{what}", 0) < self.world_size and time.monotonic() < deadline_s:
             time.sleep(time_limits.STORE_POLL_S)
 
+    def finish(self) -> None:
+        """Wait until all ranks have done what they need each other for; then connections may close. All call this.
+
+        Without it one that is quick closes connections on which another one still waits.
+        """
+        self.meet(Topic.END, "")
+        if self.watch is not None:
+            self.watch.close()
+        self.leave_meeting(heard=True)
+
     def close(self) -> None:
         """Leave the process group; safe to call twice."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self.watch is not None:
+            self.watch.close()
         self.store = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; where an error ends this process, tell the other ranks first."""
+        if error is not None:
+            self._say_ended(error)
+        self.close()
+
+    def _initialise(self, limit_s: float) -> None:
+        """Initialise torch.distributed on gloo.
+
+        All pairs of ranks connect at once: with lazy connections the first irecv of a pair blocks until its peer posts
+        too, and ranks that post receives ahead would wait for each other.
+        """
+        os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
+        timeout = timedelta(seconds=limit_s)
+        init = partial(dist.init_process_group, "gloo", store=self.store, timeout=timeout)
+        raising_outside(
+            lambda: init(rank=self.rank, world_size=self.world_size),
+            lambda cause: CommunicationError(
+                f"rank {self.rank} of {self.world_size} could not connect to all others within {limit_s:g} s: {cause}; "
+                "check that every host reaches every other one on any port, and GLOO_SOCKET_IFNAME where a host has "
+                "several interfaces"
+            ),
+            kinds=(RuntimeError, ValueError),
+        )
+
+    def _say_ended(self, error: BaseException) -> None:
+        """Tell the other ranks that this one ends by itself. Who lost another one does not wait for an answer."""
+        if self.watch is not None:
+            self.watch.close()
+        if self.store is not None:
+            stay = not isinstance(error, CommunicationError)
+            say_ended(self.store, self.rank, error_content(error), self.world_size, stay=stay)
 
 
 def _rank_of_node(values: Mapping[str, str], nodes: Sequence[str], rank: int) -> int:
@@ -129,37 +206,3 @@ def _rank_of_node(values: Mapping[str, str], nodes: Sequence[str], rank: int) ->
     if name not in nodes:
         raise ConfigError(f"SKIPPIPE_NODE: the cluster has no node {name!r}; it has {', '.join(nodes)}")
     return nodes.index(name)
-
-
-def _meet(
-    launched_rank: int,
-    rank: int,
-    world_size: int,
-    timeout_s: float,
-    values: Mapping[str, str],
-    process_groups: bool,
-) -> Store:
-    """Return the store of all ranks; initialise torch.distributed on gloo where `process_groups` are wanted.
-
-    `launched_rank` decides who holds the store, because that process was started on the master's host.
-    All pairs of ranks connect at once: with lazy connections the first irecv of a pair blocks until its peer posts
-    too, and ranks that post receives ahead would wait for each other.
-    """
-    os.environ["TORCH_GLOO_LAZY_INIT"] = "0"
-    timeout = timedelta(seconds=timeout_s)
-
-    def meet() -> Store:
-        store = store_of_run(next(iter(rendezvous("env://", launched_rank, world_size, timeout=timeout)))[0])
-        if process_groups:
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
-        return store
-
-    address = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
-    return raising_outside(
-        meet,
-        lambda cause: CommunicationError(
-            f"rank {rank} of {world_size} could not meet the others at {address} within {timeout_s:g} s: {cause}; "
-            "check that all processes run and that the address can be reached from here"
-        ),
-        kinds=(RuntimeError, ValueError),
-    )

@@ -49,7 +49,8 @@ class FailureGuard:
             self._stop(f"{type(error).__name__}: {error}")
             self._leave()
             raise
-        # Outside of the except block, see `torch_errors.raising_outside`.
+        # Outside of the except block, see `torch_errors.raising_outside`. Said before the store is asked: it may hang.
+        logger.error("%s in vain (%s); asking the others why", lost.action, lost.cause)
         self._stop(str(lost), lost.peers)
         message = self._message(lost)
         self._leave()

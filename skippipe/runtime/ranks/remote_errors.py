@@ -6,7 +6,7 @@ from skippipe import errors
 from skippipe.errors import SkipPipeError
 
 
-def error_content(error: Exception) -> dict[str, Any]:
+def error_content(error: BaseException) -> dict[str, Any]:
     """Return what others need to know of an error (JSON); one that is not ours counts as a failure at run time."""
     if isinstance(error, SkipPipeError):
         return {"class": type(error).__name__, "message": str(error), "exit_code": error.exit_code}

@@ -1,11 +1,18 @@
 """Every name under which ranks put something into the store that they share, so that no two uses meet under one key.
 
-skippipe/<topic>/<number>/<rank>    what a rank says in the meeting of that number about a topic (`context`)
-skippipe/<topic>/<number>/read      how many ranks have read what all say there; left: how many need no store any more
-skippipe/failure/<rank>             why a rank stopped (`failure`), and left-<rank>: that it has read why others did
-skippipe/checkpoint/<step>/<rank>   what a rank wrote of a checkpoint (`skippipe.checkpoint.report_board`)
+skippipe/try                        the number of the present try: it grows when ranks are started again (`arrival`)
+skippipe/try-<n>/seat/<rank>        which process is a rank in try n, as the launcher counts ranks
+skippipe/try-<n>/here/<rank>        that this process has seen all seats taken
 
-torch keeps its own keys for the process groups below skippipe/, too.
+Below skippipe/try-<n>:
+
+ended, ended-heard                  why the first rank that ended by itself did so (`context`); how many know
+<topic>/<number>/<rank>             what a rank says in the meeting of that number about a topic (`context`)
+<topic>/<number>/read               how many ranks have read what all say there; left: how many need no store any more
+failure/<rank>                      why a rank stopped (`failure_board`), and left-<rank>: that it knows why others did
+checkpoint/<step>/<rank>            what a rank wrote of a checkpoint (`skippipe.checkpoint.report_board`)
+
+torch keeps its own keys for the process groups there, too.
 """
 
 from enum import StrEnum
@@ -13,6 +20,8 @@ from enum import StrEnum
 from torch._C._distributed_c10d import PrefixStore, Store
 
 RUN = "skippipe"
+TRY = "try"
+ENDED = "ended"
 
 
 class Topic(StrEnum):
@@ -58,6 +67,8 @@ class Topic(StrEnum):
     """Whether each rank can read the run that is to be served."""
     SERVING = "inference"
     """Where each rank can be reached, and as which node of the plan."""
+    END = "end"
+    """That each rank has done all that it needs the others for."""
 
 
 class Board(StrEnum):
@@ -70,6 +81,11 @@ class Board(StrEnum):
 def store_of_run(store: Store) -> Store:
     """Return the part of the launcher's store in which all keys of this run lie; no key of ours is outside."""
     return PrefixStore(RUN, store)
+
+
+def store_of_try(run: Store, number: int) -> Store:
+    """Return the part of a run's store in which one try lies."""
+    return PrefixStore(f"try-{number}", run)
 
 
 def store_of_board(store: Store, board: Board) -> Store:

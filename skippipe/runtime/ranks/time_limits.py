@@ -18,6 +18,8 @@ PROFILE_S: Final = 120.0
 """Seconds until a silent rank is lost where `skippipe profile` has no experiment: the default of `comm.timeout_s`."""
 VISIBLE_FILE_S: Final = 10.0
 """Seconds until a file of rank 0 must be seen by all: network file systems show it to other machines after a while."""
+ARRIVAL_WORD_S: Final = 10.0
+"""Seconds of waiting for ranks to start after which those that are missing are named: torch alone takes seconds."""
 
 # The end of a run
 
@@ -31,6 +33,10 @@ CHECKPOINT_GRACE_S: Final = 5.0
 """Seconds that rank 0 waits for the others' parts of a checkpoint when an error ends the run in the middle of it."""
 HEAD_START_S: Final = 0.3
 """Seconds by which rank 0 says what is wrong before another rank ends, upon which torchrun ends them all."""
+ORPHAN_GRACE_S: Final = 3.0
+"""Seconds in which a process that has lost the store or its agent may end by itself: nobody else can end it."""
+ENDED_GRACE_S: Final = 15.0
+"""Seconds in which a process may end by itself after another rank has: last words and a checkpoint's grace fit in."""
 
 # Connections of a served model
 
@@ -54,6 +60,8 @@ ABORT_S: Final = 1e-3
 
 STORE_POLL_S: Final = 0.02
 """Seconds between two looks into the store: a blocking wait would keep this process's other threads from it."""
+WATCH_S: Final = 1.0
+"""Seconds between two looks of the thread that watches the store and the agent (`ranks.watch`)."""
 CHECKPOINT_POLL_S: Final = 0.1
 """Seconds between two questions of all ranks whether a checkpoint is written, which takes them a message each."""
 FILE_POLL_S: Final = 0.1

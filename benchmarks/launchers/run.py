@@ -1,0 +1,344 @@
+"""Kill ranks, agents and the store's host under real torchrun agents; see whether runs recover, or end, as promised.
+
+    python benchmarks/launchers/run.py [--only NAME]
+
+Every row starts two agents (or one, standalone) that train a small model, does one thing to them, and looks at what
+follows: a run whose rank was killed must end with exit code 0 and with losses that are to the bit those of a run
+that nothing happened to; the others of a lost agent or a frozen store must end in time.
+"""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import save_experiment
+from skippipe.monitor.metrics_file import read_metrics
+
+HERE = Path(__file__).parent
+STEPS = 60
+TIMEOUT_S = 20.0
+"""`comm.timeout_s` of all runs."""
+RANKS = 4
+LAUNCHES = ("standalone", "static", "c10d")
+MOMENTS = ("before the first step", "early", "late", "while saving")
+MAX_RESTARTS = 3
+CLUSTER = """
+format: skippipe.cluster/1
+name: here
+nodes:
+  - {name: node, count: 4, region: here, compute_tflop_per_s: 0.05, memory_gib: 4}
+links:
+  contention: none
+  within_region: {latency_ms: 0.05, gbit_per_s: 20}
+"""
+
+
+@dataclass
+class Launch:
+    """Agents that were started for one run, and where their output goes."""
+
+    folder: Path
+    run_dir: Path
+    agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def ranks(self, agent: int | None = None) -> list[psutil.Process]:
+        """Return the training processes of one agent, or of all."""
+        agents = self.agents if agent is None else [self.agents[agent]]
+        found = []
+        for each in agents:
+            try:
+                found += psutil.Process(each.pid).children()
+            except psutil.Error:
+                continue
+        return [process for process in found if _trains(process)]
+
+    def steps(self) -> int:
+        """Return how many steps are recorded."""
+        metrics = self.run_dir / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    def wait(self, seconds: float) -> list[int | None]:
+        """Wait for all agents; return their exit codes, None for those that had to be killed."""
+        deadline_s = time.monotonic() + seconds
+        codes: list[int | None] = []
+        for agent in self.agents:
+            try:
+                codes.append(agent.wait(max(0.1, deadline_s - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                codes.append(None)
+        return codes
+
+    def end(self, leftover: Sequence[psutil.Process] = ()) -> None:
+        """End what still runs."""
+        for process in [*self.ranks(), *leftover, *self.agents]:
+            try:
+                process.kill()
+            except (psutil.Error, OSError):
+                continue
+
+    def output(self) -> str:
+        """Return what all printed."""
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("agent-*.log")))
+
+
+def _trains(process: psutil.Process) -> bool:
+    try:
+        return "skippipe" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def make_experiment(folder: Path, name: str) -> Path:
+    """Write a small experiment and its text; return the file."""
+    text = folder / "text"
+    if not text.exists():
+        text.mkdir()
+        (folder / "cluster.yaml").write_text(CLUSTER)
+        for number in range(12):
+            words = [f"line {line} of text {number} has {line * number} words\n" for line in range(60)]
+            (text / f"{number}.txt").write_text("".join(words))
+    experiment = Experiment.model_validate(
+        {
+            "name": name,
+            "run_dir": str(folder / name),
+            "seed": 3,
+            "cluster": str(folder / "cluster.yaml"),
+            "model": {
+                "options": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6}
+                | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 259}
+            },
+            "data": {"source": "text", "paths": [str(text)], "cache_dir": str(folder / "cache")},
+            "pipeline": {"num_stages": 3, "planner": {"time_limit_s": 2}},
+            "training": {"max_steps": STEPS, "num_microbatches": 4, "micro_batch_size": 2, "sequence_length": 16}
+            | {"device": "cpu", "threads": 1},
+            "checkpoint": {"interval": 5},
+            "logging": {"wandb": {"mode": "disabled"}},
+            "comm": {"timeout_s": TIMEOUT_S},
+        }
+    )
+    path = folder / f"{name}.yaml"
+    save_experiment(experiment, path)
+    return path
+
+
+def start(folder: Path, name: str, launch: str, max_restarts: int = MAX_RESTARTS) -> Launch:
+    """Start the agents of a run."""
+    experiment = make_experiment(folder, name)
+    logs = folder / f"{name}-logs"
+    logs.mkdir()
+    started = Launch(logs, folder / name)
+    port = free_port()
+    plan = ["--plan", str(folder / "plan.json")] if (folder / "plan.json").exists() else []
+    for host in range(1 if launch == "standalone" else 2):
+        two_hosts = ["--nnodes=2", f"--nproc-per-node={RANKS // 2}"]
+        places = {
+            "standalone": ["--standalone", f"--nproc-per-node={RANKS}"],
+            "static": [*two_hosts, f"--node-rank={host}", "--master-addr=127.0.0.1", f"--master-port={port}"],
+            "c10d": [*two_hosts, "--rdzv-backend=c10d", "--rdzv-id=kills", f"--rdzv-endpoint=127.0.0.1:{port}"],
+        }
+        command = [sys.executable, "-m", "torch.distributed.run", *places[launch], f"--max-restarts={max_restarts}"]
+        with (logs / f"agent-{host}.log").open("w") as log:
+            agent = subprocess.Popen(
+                [*command, "-m", "skippipe", "train", "--config", str(experiment), *plan],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        started.agents.append(agent)
+    return started
+
+
+def await_moment(launch: Launch, moment: str, seed: random.Random) -> None:
+    """Wait until the run is where something shall happen to it."""
+    wanted = {"before the first step": 0, "early": 2, "late": seed.randrange(20, 40), "while saving": 10}[moment]
+    deadline_s = time.monotonic() + 120
+    while time.monotonic() < deadline_s:
+        if wanted == 0 and len(launch.ranks()) == RANKS:
+            time.sleep(seed.uniform(2, 8))
+            return
+        saving = (launch.run_dir / "checkpoints").glob(".step-*.tmp")
+        if wanted and launch.steps() >= wanted and (moment != "while saving" or any(saving)):
+            return
+        time.sleep(0.002)
+    raise RuntimeError(f"the run did not come to the moment {moment!r}:\n{launch.output()}")
+
+
+def kill_a_rank(folder: Path, launch: str, moment: str, victim: int, reference: Sequence[float]) -> dict[str, Any]:
+    """Kill one rank; the run must recover alone and have the losses of the reference."""
+    name = f"{launch}-{moment.replace(' ', '-')}-{victim}"
+    run = start(folder, name, launch)
+    try:
+        await_moment(run, moment, random.Random(f"{name}"))
+        step = run.steps()
+        start_s = time.monotonic()
+        run.ranks()[victim].kill()
+        codes = run.wait(300)
+    finally:
+        run.end()
+    losses = [entry["train/loss"] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
+    met = codes == [0] * len(codes) and losses == list(reference)
+    return {"killed after step": step, "exit codes": codes, "bitwise": losses == list(reference)} | {
+        "seconds to the end": round(time.monotonic() - start_s, 1),
+        "met": met,
+        **({} if met else {"output": run.output()[-6000:]}),
+    }
+
+
+def kill_an_agent(folder: Path, launch: str, victim: int) -> dict[str, Any]:
+    """Kill one agent alone: its ranks must be gone within 10 s, and those of the other agent after that."""
+    run = start(folder, f"{launch}-agent-{victim}", launch, max_restarts=0)
+    orphans: list[psutil.Process] = []
+    try:
+        await_moment(run, "early", random.Random(victim))
+        orphans, others = run.ranks(victim), run.ranks(1 - victim)
+        start_s = time.monotonic()
+        run.agents[victim].kill()
+        gone_s, others_s = (_seconds_until_gone(each, start_s) for each in (orphans, others))
+    finally:
+        run.end(orphans)
+    met = gone_s is not None and gone_s < 10 and others_s is not None
+    return {"its ranks gone after s": gone_s, "others gone after s": others_s, "met": met} | (
+        {} if met else {"output": run.output()[-6000:]}
+    )
+
+
+def freeze_the_host(folder: Path, launch: str, *, agent_only: bool) -> dict[str, Any]:
+    """Freeze the agent that holds the store, alone or with its ranks; the others must end in time and name it."""
+    run = start(folder, f"{launch}-frozen-{'agent' if agent_only else 'host'}", launch, max_restarts=0)
+    frozen: list[psutil.Process] = []
+    try:
+        await_moment(run, "early", random.Random(1))
+        others = run.ranks(1) + (run.ranks(0) if agent_only else [])
+        frozen = [psutil.Process(run.agents[0].pid), *([] if agent_only else run.ranks(0))]
+        start_s = time.monotonic()
+        for process in frozen:
+            process.send_signal(signal.SIGSTOP)
+        others_s = _seconds_until_gone(others, start_s)
+    finally:
+        run.end(frozen)
+    named = "the store at 127.0.0.1:" in run.output() or "rank 0" in run.output()
+    met = others_s is not None and others_s < TIMEOUT_S + 5 and named
+    return {"others gone after s": others_s, "limit s": TIMEOUT_S + 5, "named": named, "met": met} | (
+        {} if met else {"output": run.output()[-6000:]}
+    )
+
+
+def restart_the_finished(folder: Path, launch: str, times: int) -> dict[str, Any]:
+    """Start a finished run again; there is nothing to do, so all must end with exit code 0."""
+    codes = []
+    for _ in range(times):
+        run = start(folder, "finished", launch, max_restarts=0)
+        codes.append(run.wait(120))
+        run.end()
+        logs = sorted(run.folder.iterdir())
+        for log in logs:
+            log.unlink()
+        run.folder.rmdir()
+    return {"starts": times, "exit codes": codes, "met": all(code == 0 for each in codes for code in each)}
+
+
+def _seconds_until_gone(processes: Sequence[psutil.Process], start_s: float) -> float | None:
+    """Return the seconds from `start_s` until none of the processes lives; None after a minute."""
+    while any(map(_lives, processes)):
+        if time.monotonic() - start_s > 60:
+            return None
+        time.sleep(0.05)
+    return round(time.monotonic() - start_s, 1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Say whether a process still does something: where its agent is frozen, an ended one stays as a zombie."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def rows(folder: Path, reference: Sequence[float]) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return all rows by name."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    for number, launch in enumerate(LAUNCHES):
+        for index, moment in enumerate(MOMENTS):
+            victim = (number + index) % RANKS
+            row = partial(kill_a_rank, folder, launch, moment, victim, reference)
+            found[f"{launch}: rank {victim} killed {moment}"] = row
+    for launch in ("static", "c10d"):
+        for victim in range(2):
+            found[f"{launch}: agent {victim} killed alone"] = partial(kill_an_agent, folder, launch, victim)
+    for alone in (False, True):
+        what = "agent" if alone else "host"
+        found[f"static: {what} of the store frozen"] = partial(freeze_the_host, folder, "static", agent_only=alone)
+    found["static: nothing to do, started again"] = partial(restart_the_finished, folder, "static", 10)
+    return found
+
+
+def reference_losses(folder: Path) -> list[float]:
+    """Train undisturbed; keep the plan for all runs; return the losses."""
+    run = start(folder, "finished", "static", max_restarts=0)
+    codes = run.wait(300)
+    if codes != [0, 0]:
+        raise RuntimeError(f"the undisturbed run ended with {codes}:\n{run.output()}")
+    for log in run.folder.iterdir():
+        log.rename(folder / f"reference-{log.name}")
+    run.folder.rmdir()
+    (folder / "plan.json").write_text((run.run_dir / "plan.json").read_text())
+    return [entry["train/loss"] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
+
+
+@click.command()
+@click.option("--only", multiple=True, help="Rows whose names contain this; the others keep their results.")
+def main(only: tuple[str, ...]) -> None:
+    """Run the rows and write results.json and results.md beside this file."""
+    path = HERE / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, row in rows(folder, reference_losses(folder)).items():
+            if only and not any(part in name for part in only):
+                continue
+            result = row()
+            click.echo(f"{'yes' if result['met'] else 'NO '}  {name}: {result}")
+            results[name] = result
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    (HERE / "results.md").write_text(page(results))
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return the results as a page."""
+    lines = [
+        "# Kills, lost agents, a frozen store",
+        "",
+        "| what happens | what follows | as promised |",
+        "|---|---|---|",
+    ]
+    for name, result in results.items():
+        said = "; ".join(f"{key}: {value}" for key, value in result.items() if key not in ("met", "output"))
+        lines.append(f"| {name} | {said} | {'yes' if result['met'] else '**no**'} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
