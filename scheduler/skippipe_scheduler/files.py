@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -20,6 +21,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 LARGEST_FILE_BYTES: Final = 256 * 2**20
 """A larger file is none of ours: the plan of a thousand nodes has some ten million bytes."""
+LARGEST_INTEGER: Final = 2**63 - 1
+MOST_DIGITS: Final = 20
+"""Of a whole number with its sign; Python itself refuses some thousand digits, with an error of its own."""
 CONTROL: Final = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of characters that are no text: control characters, halves of pairs, breaks of lines."""
 
@@ -84,7 +88,7 @@ def read_json(path: Path, error: type[InputError]) -> dict[str, Any]:
 def parse_json(text: str | bytes, place: str, error: type[InputError]) -> Any:
     """Return the value that a JSON text stands for; raise `error`, which begins with `place`, where it is none."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_whole)
     except json.JSONDecodeError as reason:
         raise error(
             f"{place}: not valid JSON at line {reason.lineno}, column {reason.colno} ({reason.msg}); "
@@ -92,8 +96,25 @@ def parse_json(text: str | bytes, place: str, error: type[InputError]) -> Any:
         ) from None
     except RecursionError:
         raise error(f"{place}: nested too deeply to be one of our files") from None
-    except ValueError as reason:  # thousands of digits, or bytes that are no text
+    except ValueError as reason:  # of a whole number, or bytes that are no text
         raise error(f"{place}: cannot be read ({reason})") from None
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON object of each line, None for a damaged line; raise OSError where the file cannot be read."""
+    with path.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            try:
+                content = parse_json(line, "", InputError)
+            except InputError:
+                content = None
+            yield content if isinstance(content, dict) else None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS or abs(value := int(digits)) > LARGEST_INTEGER:
+        raise ValueError(f"the whole number {digits[:10]}... of {len(digits)} digits is beyond {LARGEST_INTEGER}")
+    return value
 
 
 def parse(model: type[Model], content: dict[str, Any], place: str, error: type[InputError]) -> Model:

@@ -15,11 +15,10 @@ from pydantic import BaseModel, ValidationError
 from yaml.constructor import ConstructorError
 
 from skippipe_scheduler.errors import InputError, nearest
-from skippipe_scheduler.files import Model, check_text, describe, read_text
+from skippipe_scheduler.files import LARGEST_INTEGER, Model, check_text, describe, read_text
 
 MOST_NODES: Final = 1_000_000
 """Values of one file, those of repeated aliases counted again: a few lines of aliases would expand to any number."""
-LARGEST_INTEGER: Final = 2**63 - 1
 TAG: Final = "tag:yaml.org,2002:"
 INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)")
 SCALARS: Final = {

@@ -12,7 +12,7 @@ from skippipe.checkpoint.reader import FileName, FileRecord
 from skippipe.errors import CheckpointError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.store_names import Board, store_of_board
-from skippipe_scheduler.files import StrictModel
+from skippipe_scheduler.files import StrictModel, parse, parse_json
 
 
 class FileReport(StrictModel):
@@ -62,6 +62,7 @@ class ReportBoard:
                 if time.monotonic() > deadline_s:
                     raise CheckpointError(f"rank {rank} did not finish its part before the run ended")
             time.sleep(time_limits.STORE_POLL_S)
-        report = FileReport.model_validate_json(self._store.get(key))
+        text = self._store.get(key)
         self._store.delete_key(key)
-        return report
+        place = f"what rank {rank} reports of step {step}"
+        return parse(FileReport, parse_json(text, place, CheckpointError), place, CheckpointError)

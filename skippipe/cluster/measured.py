@@ -3,18 +3,21 @@
 Medians over the recorded steps (`trace/`). Where a run showed nothing, the plan's costs stay.
 """
 
-import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from skippipe.cluster.description import write_cluster
 from skippipe.cluster.rounding import rounded
 from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.files import json_lines
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.cluster import Cluster, ClusterLinks, Node, NodeLink, load_cluster
 
@@ -47,6 +50,10 @@ class MeasuredWait(NamedTuple):
     end_s: float
 
 
+_TASK: Final = TypeAdapter(MeasuredTask)
+_WAIT: Final = TypeAdapter(MeasuredWait)
+
+
 @dataclass
 class Trace:
     """All tasks and waits of the recorded steps."""
@@ -58,11 +65,12 @@ class Trace:
 def read_trace(folder: Path) -> Trace:
     """Read the files of all ranks; lines that a crash cut short are left out."""
     trace = Trace()
-    for content in (line for path in sorted(folder.glob("rank-*.jsonl")) for line in _lines(path)):
-        if content.keys() >= set(MeasuredTask._fields):
-            trace.tasks.append(MeasuredTask(*(content[name] for name in MeasuredTask._fields)))
-        elif content.keys() >= set(MeasuredWait._fields):
-            trace.waits.append(MeasuredWait(*(content[name] for name in MeasuredWait._fields)))
+    for content in (line for path in sorted(folder.glob("rank-*.jsonl")) for line in json_lines(path)):
+        with suppress(ValidationError):
+            if content is not None and content.keys() >= set(MeasuredTask._fields):
+                trace.tasks.append(_TASK.validate_python([content[name] for name in MeasuredTask._fields]))
+            elif content is not None and content.keys() >= set(MeasuredWait._fields):
+                trace.waits.append(_WAIT.validate_python([content[name] for name in MeasuredWait._fields]))
     return trace
 
 
@@ -148,6 +156,8 @@ def _link_stretch(plan: Plan, given_s: Mapping[NodePair, float], trace: Trace) -
     ended_s = {(task.step, task.node, task.operation, task.microbatch): task.end_s for task in trace.tasks}
     shortest_s: dict[tuple[int, NodePair], float] = {}
     for wait in trace.waits:
+        if not 0 <= wait.microbatch < len(plan.microbatches):  # of another plan
+            continue
         origin = plan.microbatches[wait.microbatch].route[0] == wait.source
         operation = "F" if wait.direction == "forward" else "L" if origin else "B"
         sent_s = ended_s.get((wait.step, wait.source, operation, wait.microbatch))
@@ -179,13 +189,3 @@ def _overhead_s(trace: Trace, planned_s: float) -> float:
             direction = "backward" if after.operation == "B" else "forward"
             gaps_s.append(after.start_s - before.end_s - waited_s[step, node, after.microbatch, direction])
     return max(0.0, statistics.median(gaps_s)) if gaps_s else planned_s
-
-
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(content, dict):
-            yield content

@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from skippipe.errors import InputError
 from skippipe_scheduler.files import parse, read_json, write_atomically
@@ -74,6 +75,13 @@ class Evaluation(BaseModel):
     """Stages that no node held."""
     tasks: list[TaskResult] = []
     """Results of lm-eval's tasks, where such were asked for."""
+
+    @model_validator(mode="after")
+    def _results_of_these_policies(self) -> Self:
+        unknown = sorted({result.policy for result in self.results} - set(self.policies))
+        if unknown:
+            raise ValueError(f"results: {unknown[0]!r} is none of the policies ({', '.join(self.policies)})")
+        return self
 
     def by_policy(self) -> dict[str, list[DepthResult]]:
         """Return the results of each policy, the deepest first."""

@@ -1,35 +1,73 @@
 """metrics.jsonl: one JSON object a step."""
 
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final
 
 from skippipe.errors import InputError, StorageError
 from skippipe.monitor.metrics import Metric, StepMetrics, with_current_keys
-from skippipe_scheduler.files import write_atomically
+from skippipe_scheduler.files import json_lines, write_atomically
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING: Final = 100_000
+"""Steps that are kept in memory while the storage takes none: some 50 MB."""
 
 
 class MetricsWriter:
-    """Appends steps to a file, each written out at once. Steps after `first_step` of an earlier try are removed."""
+    """Appends steps to a file, each written out at once. Steps after `first_step` of an earlier try are removed.
 
-    def __init__(self, path: Path, first_step: int = 0) -> None:
+    Steps that the storage does not take wait, and are written with a later one. With `continued` the file should hold
+    all the `first_step` steps before; which are missing is said.
+    """
+
+    def __init__(self, path: Path, first_step: int = 0, *, continued: bool = False) -> None:
         kept = [entry for entry in read_metrics(path) if entry[Metric.STEP] <= first_step] if path.exists() else []
+        missing = first_step - len({entry[Metric.STEP] for entry in kept if entry[Metric.STEP] > 0})
+        if missing > 0 and continued:
+            logger.warning("%s: %d of the %d steps before are missing or damaged", path, missing, first_step)
         write_atomically(path, "".join(_line(entry) for entry in kept))
         self._path = path
-        self._stream: TextIO = path.open("a", encoding="utf-8")
+        self._size_bytes = path.stat().st_size
+        self._waiting: list[str] = []
 
     def write(self, metrics: StepMetrics) -> None:
-        """Append one step; raise `StorageError` where that is impossible."""
-        try:
-            self._stream.write(_line(metrics))
-            self._stream.flush()
-        except OSError as reason:
-            raise StorageError(f"{self._path}: cannot be written ({reason.strerror or reason})") from None
+        """Append one step; raise `StorageError` where that is impossible now: it is tried again with the next one."""
+        self._waiting = [*self._waiting[1 - MOST_WAITING :], _line(metrics)]
+        self._append()
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Try once more to write what waits; raise `StorageError` where that is impossible."""
+        if self._waiting:
+            self._append()
+
+    def _append(self) -> None:
+        """Write what waits behind the last whole line, whatever an attempt before has left there."""
+        content = "".join(self._waiting).encode()
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                self._write_at_end(descriptor, content)
+            finally:
+                os.close(descriptor)
+        except OSError as reason:
+            raise StorageError(f"{self._path}: cannot be written ({reason.strerror or reason})") from None
+        self._size_bytes += len(content)
+        self._waiting = []
+
+    def _write_at_end(self, descriptor: int, content: bytes) -> None:
+        try:
+            written = 0
+            while written < len(content):
+                written += os.pwrite(descriptor, content[written:], self._size_bytes + written)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, self._size_bytes)
+            raise
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -57,21 +95,10 @@ def metrics_lines(path: Path) -> Iterator[dict[str, Any] | None]:
 
     Raises `InputError` where the file cannot be read.
     """
-    for content in json_lines(path):
-        is_step = content is not None and isinstance(content.get(Metric.STEP), int)
-        yield with_current_keys(content) if content is not None and is_step else None
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield each line's JSON object, None for a damaged line; raise `InputError` where the file cannot be read."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            for line in stream:
-                try:
-                    content = json.loads(line)
-                except json.JSONDecodeError:
-                    content = None
-                yield content if isinstance(content, dict) else None
+        for content in json_lines(path):
+            is_step = content is not None and type(content.get(Metric.STEP)) is int
+            yield with_current_keys(content) if content is not None and is_step else None
     except OSError as reason:
         raise InputError(f"{path}: cannot be read ({reason.strerror}); give a run that has been trained") from None
 

@@ -25,24 +25,33 @@ class Sink(Protocol):
 
 
 class Reporter:
-    """Hands each step to all sinks. Storage that fails is said once and does not end the run."""
+    """Hands each step to all sinks. Storage that fails is said, tried again at every step, and does not end the run."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self._sinks = list(sinks)
+        self._failing: set[int] = set()
 
     def write(self, metrics: StepMetrics) -> None:
         """Report one step."""
-        for sink in tuple(self._sinks):
+        for index, sink in enumerate(self._sinks):
             try:
                 sink.write(metrics)
             except StorageError as reason:
-                logger.warning("step %d: %s; no further steps are recorded there", metrics[Metric.STEP], reason)
-                self._sinks.remove(sink)
+                if index not in self._failing:
+                    logger.warning("step %d: %s; it is tried again at every step", metrics[Metric.STEP], reason)
+                self._failing.add(index)
+            else:
+                if index in self._failing:
+                    logger.info("step %d: metrics can be written again", metrics[Metric.STEP])
+                self._failing.discard(index)
 
     def close(self) -> None:
         """Close all sinks."""
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except StorageError as reason:
+                logger.warning("%s; the steps since then are lost", reason)
 
 
 def open_reporter(experiment: Experiment, first_step: int, run_id: str | None) -> Reporter:
@@ -52,7 +61,7 @@ def open_reporter(experiment: Experiment, first_step: int, run_id: str | None) -
     """
     run_dir = experiment.run_path
     sinks: list[Sink] = [
-        MetricsWriter(run_dir / "metrics.jsonl", first_step),
+        MetricsWriter(run_dir / "metrics.jsonl", first_step, continued=experiment.checkpoint.resume == "auto"),
         Console(first_step, experiment.training.max_steps, experiment.logging.interval),
     ]
     if run_id is not None:

@@ -1,18 +1,21 @@
 """Weights & Biases on rank 0. Whatever happens to it, training goes on: a failure is one warning, then silence."""
 
 import logging
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from skippipe.config.experiment import Experiment, WandbOptions
+from skippipe.errors import InputError
 from skippipe.monitor.metrics import Metric, StepMetrics
-from skippipe_scheduler.files import write_atomically
+from skippipe_scheduler.files import read_text, write_atomically
 
 logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
+RUN_ID = re.compile(r"[\w-]{1,128}", re.ASCII)
 INIT_TIMEOUT_S = 10
 FINISH_TIMEOUT_S = 30
 
@@ -72,10 +75,23 @@ def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | 
         return stored
     path = run_dir / ID_FILE
     if stored is None and path.exists():
-        stored = path.read_text(encoding="utf-8").strip()
+        stored = _kept_id(path)
     run_id = stored or uuid.uuid4().hex[:8]
     write_atomically(path, run_id + "\n")
     return run_id
+
+
+def _kept_id(path: Path) -> str | None:
+    """Return what an earlier start kept, None where that is no id."""
+    try:
+        kept = read_text(path, InputError).strip()
+    except InputError as reason:
+        logger.warning("wandb: %s; recording as a new run", reason)
+        return None
+    if not RUN_ID.fullmatch(kept):
+        logger.warning("wandb: %s: %r is no id of a run; recording as a new run", path, kept[:40])
+        return None
+    return kept
 
 
 def _start(experiment: Experiment, run_dir: Path, run_id: str, mode: Literal["online", "offline", "disabled"]) -> Any:

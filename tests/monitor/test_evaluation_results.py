@@ -86,3 +86,10 @@ def test_storage_that_fails_is_named(tmp_path: Path) -> None:
     evaluation = Evaluation(model="tiny", checkpoint="", tokens=0, policies=[], results=[])
     with pytest.raises(SkipPipeError, match="cannot be written"):
         write_evaluation(evaluation, tmp_path / "file" / "evaluation.json")
+
+
+def test_results_of_a_policy_that_is_not_named_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(OF_BEFORE.replace('"policy": "exit"', '"policy": "exits"'))
+    with pytest.raises(InputError, match=r"evaluation\.json: .*results: 'exits' is none of the policies \(exit\)"):
+        read_evaluation(path)

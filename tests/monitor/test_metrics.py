@@ -4,6 +4,9 @@ import ast
 import importlib
 import inspect
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from skippipe.errors import InputError
 from skippipe.monitor.metrics import FORMER_KEYS, Metric
 from skippipe.monitor.metrics_file import MetricsWriter, read_metrics
 from skippipe.monitor.report.run_record import read_run_record
+from skippipe.monitor.sinks import Reporter
 from skippipe_scheduler.plan.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +81,52 @@ def test_a_report_shows_a_run_of_before(plan: Plan, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be read .*give a run that has been trained"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+@contextmanager
+def full_disk(size_bytes: int) -> Iterator[None]:
+    """Make every file that grows longer fail as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_disk_that_was_full_for_a_while_costs_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "metrics.jsonl"
+    reporter = Reporter([MetricsWriter(path)])
+    reporter.write({Metric.STEP: 1})
+    with full_disk(path.stat().st_size + 5):  # a part of the next line fits
+        for step in (2, 3):
+            reporter.write({Metric.STEP: step})
+        assert read_metrics(path) == [{"step": 1}]
+    reporter.write({Metric.STEP: 4})
+    reporter.close()
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["step 2", "step 4"]
+    assert "cannot be written (File too large); it is tried again at every step" in caplog.text
+
+
+def test_what_waits_at_the_end_is_written_then(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reporter = Reporter([MetricsWriter(path)])
+    path.unlink()
+    path.mkdir()
+    reporter.write({Metric.STEP: 1})
+    path.rmdir()
+    reporter.close()
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_steps_that_are_missing_before_a_resume_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "tra\n{"step": true}\n[3]\n{"step": 4}\n{"step": 5}\n')
+    MetricsWriter(path, first_step=4, continued=True)
+    assert "2 of the 4 steps before are missing or damaged" in caplog.text
+    assert read_metrics(path) == [{"step": 1}, {"step": 4}]
+    caplog.clear()
+    MetricsWriter(tmp_path / "of-another-run.jsonl", first_step=4)
+    assert caplog.text == ""

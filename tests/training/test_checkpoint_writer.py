@@ -26,6 +26,7 @@ from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import CheckpointError
 from skippipe.model.architecture import experiment_model
 from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.store_names import Board, store_of_board
 from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.optimizer import AdamW
@@ -216,3 +217,13 @@ def test_rank_that_never_reports_does_not_hold_the_end_of_the_run() -> None:
     ended.set()
     with pytest.raises(CheckpointError, match="rank 1 did not finish its part before the run ended"):
         boards[0].collect(1, ended, 0.05)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"files": {}}x', '{"files": {"../x": {}}}', "[]", '{"files": 9e999}'])
+def test_report_that_is_none_fails_the_checkpoint_and_names_the_rank(text: str) -> None:
+    store = HashStore()
+    board = ReportBoard(store, 0, 2)
+    board.post(1, FileReport(files={}))
+    store_of_board(store, Board.CHECKPOINT).set("1/1", text)
+    with pytest.raises(CheckpointError, match="what rank 1 reports of step 1: "):
+        board.collect(1, threading.Event(), 1.0)

@@ -16,9 +16,9 @@ from skippipe.config.experiment_file import load_run
 from skippipe.errors import InputError
 from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
 from skippipe.monitor.metrics import Metric
-from skippipe.monitor.metrics_file import json_lines, metrics_lines
+from skippipe.monitor.metrics_file import metrics_lines
 from skippipe.monitor.report.spans import ChartSpan, end_s
-from skippipe_scheduler.files import parse, read_json
+from skippipe_scheduler.files import json_lines, parse, read_json
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 
