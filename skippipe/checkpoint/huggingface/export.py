@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from skippipe.checkpoint.huggingface.stored_tensors import INDEX_FILE
 from skippipe.checkpoint.reader import (
     Metadata,
     check_model,
@@ -25,8 +28,6 @@ from skippipe.errors import CheckpointError, InputError, StorageError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import torch_dtype
 from skippipe.model.skeleton import build_skeleton
-
-INDEX = "model.safetensors.index.json"
 
 
 def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None) -> Path:
@@ -69,7 +70,7 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         _write_weights(checkpoint, metadata, model, stored, aside)
-        _write_config(model, tokenizer.eos_id, aside)
+        _write_config(experiment.model.directory, model, tokenizer.eos_id, aside)
         save_for_transformers(experiment.data, tokenizer, aside)
         if target.exists():
             target.rmdir()
@@ -89,33 +90,46 @@ def _write_weights(
     names = sorted(name for name in metadata.files if name.startswith("model"))
     shards = [f"model-{index:05}-of-{len(names):05}.safetensors" for index in range(1, len(names) + 1)]
     shape_of = {name: parameter.shape for name, parameter in model.named_parameters()}
+    found: set[str] = set()
     weight_map: dict[str, str] = {}
     total_bytes = 0
     for name, shard in zip(names, shards, strict=True):
         tensors = dict(_converted(load_file(checkpoint, metadata, name), dtype))
         for key, tensor in tensors.items():
-            if shape_of.get(key) != tensor.shape or key in weight_map:
+            if shape_of.get(key) != tensor.shape or key in found:
                 raise CheckpointError(f"{checkpoint / name}: {key}: not a parameter of the model, or there twice")
-            weight_map[key] = shard
-        save_file(tensors, folder / shard, metadata={"format": "pt"})
-        total_bytes += sum(tensor.nbytes for tensor in tensors.values())
-    missing = sorted(shape_of.keys() - weight_map.keys())
+            found.add(key)
+        stored = {key: tensor.contiguous() for key, tensor in revert_weight_conversion(model, tensors).items()}
+        weight_map |= dict.fromkeys(stored, shard)
+        save_file(stored, folder / shard, metadata={"format": "pt"})
+        total_bytes += sum(tensor.nbytes for tensor in stored.values())
+    missing = sorted(shape_of.keys() - found)
     if missing:
         raise CheckpointError(f"{checkpoint}: {missing[0]}: missing")
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    total = {"total_parameters": model.num_parameters(), "total_size": total_bytes}
+    index = {"metadata": total, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _converted(tensors: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors.items():
-        yield name, tensor.to(dtype).contiguous()
+        yield name, tensor.to(dtype)
 
 
-def _write_config(model: PreTrainedModel, eos_id: int, folder: Path) -> None:
-    config = model.config
+def _write_config(directory: str | None, model: PreTrainedModel, eos_id: int, folder: Path) -> None:
+    """Write what `save_pretrained` would: of an imported model what came in, whatever training turned off."""
+    generation = Path(directory or "") / GENERATION_CONFIG_NAME
+    if directory is not None:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config.dtype = model.dtype
+    else:
+        config = model.config
+        config.use_cache = True
+        if config.eos_token_id is None:
+            config.eos_token_id = eos_id
     config.architectures = [type(model).__name__]
-    config.use_cache = True
-    if config.eos_token_id is None:
-        config.eos_token_id = eos_id
     config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
+    if directory is not None and generation.is_file():
+        shutil.copy(generation, folder)
+    else:
+        GenerationConfig.from_model_config(config).save_pretrained(folder)

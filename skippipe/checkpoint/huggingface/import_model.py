@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from skippipe.checkpoint.huggingface.source import find_source, load_pretrained, load_tokenizer, plain_config
+from skippipe.checkpoint.huggingface.loss_check import check_same_loss
+from skippipe.checkpoint.huggingface.source import (
+    WeightSource,
+    find_source,
+    load_pretrained,
+    load_tokenizer,
+    plain_config,
+)
 from skippipe.checkpoint.reader import Metadata, model_identity
 from skippipe.checkpoint.writer import write_stages
 from skippipe.config.experiment import Experiment, ModelOptions
@@ -40,7 +48,8 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
         The number of the model's parameters.
 
     Raises:
-        InputError: `path` cannot be read, or `run_dir` is in use; also what planning raises. Nothing is left then.
+        InputError: `path` cannot be read, is quantised, lacks tensors of the model, or would compute something else
+            than in transformers; or `run_dir` is in use; also what planning raises. Nothing is left then.
         InfeasibleError: No plan of the experiment can exist. Nothing is left then.
         StorageError: `run_dir` cannot be written. Nothing is left then.
 
@@ -57,9 +66,10 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
     complete = False
     try:
-        _write_model(model, tokenizer, run_dir / MODEL_FOLDER)
+        _write_model(source, model, tokenizer, run_dir / MODEL_FOLDER)
         if config_path is None:
             shutil.copy(TEMPLATES / "cluster.yaml", run_dir)
+        check_same_loss(experiment_model(experiment), model, path)
         plan = plan_experiment(experiment)
         _write_checkpoint(experiment, plan, model, run_dir)
         plan.save(run_dir / "plan.json")
@@ -86,9 +96,14 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     return given.model_copy(update=update)
 
 
-def _write_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
+def _write_model(source: WeightSource, model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     plain_config(model).save_pretrained(folder)
+    generation = source.folder / GENERATION_CONFIG_NAME
+    if source.gguf_file is None and generation.is_file():
+        shutil.copy(generation, folder)  # as it is: transformers refuses to write some that are published
+    else:
+        GenerationConfig.from_model_config(model.config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

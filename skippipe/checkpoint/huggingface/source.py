@@ -1,16 +1,26 @@
 """Reading a pretrained model: a Hugging Face directory with safetensors, or a GGUF file."""
 
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import logging
 
+from skippipe.checkpoint.huggingface.stored_tensors import check_not_quantised, name_some
 from skippipe.errors import InputError
 from skippipe.model.architecture_traits import traits_of
+from skippipe.model.skeleton import build_skeleton
+from skippipe_scheduler.files import read_json
 
 GGUF_NEEDS = ("gguf", "accelerate")
+NUMBERED_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,8 @@ def find_source(path: Path) -> WeightSource:
     if (path / "config.json").is_file():
         if not any(path.glob("*.safetensors")):
             raise InputError(f"{path}: no *.safetensors beside config.json; other formats run code and are not read")
+        if (path / "adapter_config.json").is_file():
+            raise InputError(f"{path}: it holds an adapter beside the weights, which is not read; merge it into them")
         return WeightSource(path)
     files = sorted(path.glob("*.gguf"))
     if len(files) != 1:
@@ -48,11 +60,31 @@ def find_source(path: Path) -> WeightSource:
 def load_pretrained(source: WeightSource) -> PreTrainedModel:
     """Return the whole model on the CPU in the dtype it is stored in, GGUF dequantised to fp32.
 
-    Raises `InputError` where it cannot be read, `ConfigError` where its architecture cannot be split into stages.
+    A head that the file has beside the embedding and that differs from it is used, as transformers does, whatever the
+    configuration says: it is corrected then.
+
+    Raises `InputError` where it cannot be read, is quantised, or lacks or has tensors that the model does not; and
+    `ConfigError` where its architecture cannot be split into stages.
     """
-    model: PreTrainedModel = _load(AutoModelForCausalLM, source, dtype="auto", **_only_safe(source))
+    if source.gguf_file is None:
+        stored = check_not_quantised(source.folder)
+        traits_of(str(read_json(source.folder / "config.json", InputError).get("model_type")), str(source))
+        _check_experts(source, stored)
+    model: PreTrainedModel
+    found: dict[str, Any]
+    with _quiet():
+        options = {"dtype": "auto", "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, found = _load(AutoModelForCausalLM, source, **options, **_only_safe(source))
     traits_of(model.config.model_type, str(source))
+    _check_complete(source, found)
+    if model.config.tie_word_embeddings and not is_tied(model):
+        model.config.tie_word_embeddings = False
     return model
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the embedding."""
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def load_tokenizer(source: WeightSource) -> Any:
@@ -68,6 +100,46 @@ def plain_config(model: PreTrainedModel) -> PretrainedConfig:
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     return config
+
+
+def _check_experts(source: WeightSource, stored: Iterable[str]) -> None:
+    """Raise `InputError` where some expert of a mixture is not there: transformers would close the ranks."""
+    found = {_from_layer(name) for name in stored if NUMBERED_EXPERT.search(name)}
+    if found:
+        model = build_skeleton(_load(AutoConfig, source), torch.float32).model
+        names = revert_weight_conversion(model, model.state_dict())
+        expected = {_from_layer(name) for name in names if NUMBERED_EXPERT.search(name)}
+        missing, unexpected = expected - found, found - expected
+        _check_complete(source, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": ()})
+
+
+def _from_layer(name: str) -> str:
+    """Return a name without what stands before the layers: files of a base model lack it."""
+    return name[max(name.find("layers."), 0) :]
+
+
+def _check_complete(source: WeightSource, found: Mapping[str, Any]) -> None:
+    """Raise `InputError` naming the tensors where model and file do not have the same ones."""
+    shapes = [f"{name} {tuple(stored)} instead of {tuple(wanted)}" for name, stored, wanted in found["mismatched_keys"]]
+    faults = {
+        "the file lacks tensors of the model": sorted(found["missing_keys"]),
+        "the file has tensors that the model does not": sorted(found["unexpected_keys"]),
+        "tensors have another shape than the model's": sorted(shapes),
+    }
+    told = [f"{words}: {name_some(names)}" for words, names in faults.items() if names]
+    if told:
+        raise InputError(f"{source}: {'; '.join(told)}; config.json and weights must be of one model: fetch them again")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from writing its own report of what it loaded: what is wrong is raised here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _gguf(path: Path) -> WeightSource:
