@@ -9,7 +9,8 @@ SkipPipeError
 ├── CommunicationError      a transfer failed or timed out
 │   └── PeerLostError       another rank died or fell silent
 │       └── NodeLostError   one that served layers at inference
-└── StorageError            writing a file failed (full disk, permissions)
+├── StorageError            writing a file failed (full disk, permissions)
+└── StoppedError            a signal ended a run early (exit code 75)
 """
 
 import difflib
@@ -31,6 +32,7 @@ __all__ = [
     "ProblemError",
     "ProgramError",
     "SkipPipeError",
+    "StoppedError",
     "StorageError",
     "did_you_mean",
 ]
@@ -66,6 +68,15 @@ class NodeLostError(PeerLostError):
 
 class StorageError(SkipPipeError):
     """A file could not be written; what was complete before is still there."""
+
+
+class StoppedError(SkipPipeError):
+    """A signal ended a run before its last step; the same line continues it.
+
+    Its exit code is EX_TEMPFAIL of sysexits.h: not done, not failed, to be tried again.
+    """
+
+    exit_code = 75
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -121,8 +121,8 @@ def write_inputs(experiment: Experiment, plan: Plan, folder: Path) -> list[str]:
 
 
 def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
-    """Start `skippipe train` under torchrun as users do."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
+    """Start `skippipe train` under torchrun as users do, with the exit code of the ranks."""
+    launcher = [sys.executable, "-m", "skippipe.cli.agent", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
     return subprocess.Popen(
         [*launcher, "-m", "skippipe", "train", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

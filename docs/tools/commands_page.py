@@ -20,8 +20,8 @@ INTRODUCTION = """# Commands
 `skippipe COMMAND --help` shows the same. `python -m skippipe COMMAND` is the same program; under `torchrun` it is
 `torchrun ... -m skippipe COMMAND`.
 
-- Exit codes: 0 done, 1 failed at run time, 2 bad usage or bad input file, 3 no feasible plan. One line on standard
-  error says what is wrong, where, and what would be right.
+- Exit codes: 0 done, 1 failed at run time, 2 bad usage or bad input file, 3 no feasible plan, 75 a training that a
+  signal stopped early. One line on standard error says what is wrong, where, and what would be right.
 - With `--json` a command prints one JSON object on standard output and nothing else there; progress and logs go to
   standard error.
 - `OVERRIDES` are `key.sub=value` for any [key of the experiment](configuration.md).

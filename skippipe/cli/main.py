@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -55,28 +56,39 @@ class LazyGroup(click.Group):
 def skippipe() -> None:
     """Train language models over slow and uneven networks, every microbatch on a route of its own.
 
-    Exit codes: 0 done, 1 failed at run time, 2 bad usage or bad input file, 3 no feasible plan.
+    Exit codes: 0 done, 1 failed at run time, 2 bad usage or bad input file, 3 no feasible plan, 75 a training that a
+    signal stopped early.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; errors meant for people are one line, never a traceback."""
     rank = os.environ.get("RANK")
-    prefix = f"[rank {rank}] " if rank is not None else ""
+    code = _exit_code(arguments, f"[rank {rank}] " if rank is not None else "")
+    if arguments is None:  # this process ends now, and how is decided
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+def _exit_code(arguments: Sequence[str] | None, prefix: str) -> int | str | None:
+    """Run the command line; return what the process ends with."""
     try:
         set_up_logging(prefix)
         skippipe.main(args=arguments, prog_name="skippipe", standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo(f"{prefix}skippipe: interrupted", err=True)
-        sys.exit(130)
+        return 130
     except SkipPipeError as error:
         click.echo(f"{prefix}skippipe: error: {one_line(str(error))}", err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except ModuleNotFoundError as missing:
         package = (missing.name or "").partition(".")[0]
         if package in ("", "skippipe", "skippipe_scheduler"):
@@ -85,5 +97,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             f"{prefix}skippipe: error: the Python package {package!r} is not installed here; pip install {package}",
             err=True,
         )
-        sys.exit(InputError.exit_code)
-    sys.exit(0)
+        return InputError.exit_code
+    return 0

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -69,20 +69,26 @@ class TrainingSummary:
     """Loss of the last step in nats per token; None where there was nothing left to do."""
     stopped: bool
     """Whether a signal ended it before `training.max_steps`."""
+    stopped_by: int | None
+    """The rank that the signal came to; None where none did, or several."""
     checkpoint: Path | None
     """Directory of the last checkpoint; None where there was nothing left to do."""
     rank: int
     """The process that says this."""
 
 
-def train(experiment: Experiment, plans: Plan | PlanSet, context: DistributedContext) -> TrainingSummary:
+def train(
+    experiment: Experiment, plans: Plan | PlanSet, context: DistributedContext, stop: StopSignal | None = None
+) -> TrainingSummary:
     """Train along `plans` until `training.max_steps` or a signal, from the newest checkpoint if there is one.
 
     All ranks call this together. Raises `PlanError`, `DataError`, `CheckpointError` where inputs do not fit,
     `StorageError` where the last checkpoint cannot be saved, `SkipPipeError` where the loss is not finite.
+    Without `stop` signals stop it after a step.
     """
-    with StopSignal() as stop, open_trainer(experiment, plans, context) as trainer:
-        summary = trainer.run(stop)
+    signals = StopSignal() if stop is None else nullcontext(stop)
+    with signals as given, open_trainer(experiment, plans, context) as trainer:
+        summary = trainer.run(given)
         context.finish()
         return summary
 
@@ -124,6 +130,8 @@ class StepTotals(NamedTuple):
     busy_s: float
     stop: bool
     """Whether any rank was asked to stop."""
+    stopped_by: int | None
+    """The only rank that was asked to stop; None where none was, or several."""
     peak_bytes: Sequence[float]
     """Most memory of every rank so far."""
 
@@ -160,6 +168,7 @@ class Trainer:
         self.optimizer = make_optimizer(experiment, runner)
         runner.reduce_with(self.optimizer.reduce)
         self.first_step = 0
+        self._stopped_by: int | None = None
         self.wandb_id: str | None = None
         self.writer = CheckpointWriter(
             self.run_dir, runner, self.optimizer, experiment.checkpoint, context.store, context.world_size
@@ -192,11 +201,14 @@ class Trainer:
 
     def run(self, stop: StopSignal) -> TrainingSummary:
         """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
+        stop.defer()
         max_steps = self.experiment.training.max_steps
         loss: float | None = None
         stopped = False
         while self.step < max_steps and not stopped:
             metrics, stopped = self.one_step(stop)
+            if stopped:
+                self._say_stopped(stop)
             loss = metrics[Metric.TRAIN_LOSS]
             if self.writer.blocked_s is not None:
                 metrics[Metric.BLOCKED_S], self.writer.blocked_s = self.writer.blocked_s, None
@@ -218,7 +230,8 @@ class Trainer:
             print(self.memory.table())
         path = checkpoint_path(self.run_dir, self.step) if saved else None
         tokens, stopped = self.step * self.tokens_per_step, self.step < max_steps
-        return TrainingSummary(self.first_step, self.step, tokens, loss, stopped, path, self.runner.rank)
+        who = self._stopped_by if stopped else None
+        return TrainingSummary(self.first_step, self.step, tokens, loss, stopped, who, path, self.runner.rank)
 
     def close(self) -> None:
         """End the writing of checkpoints and close records and optimizer."""
@@ -246,7 +259,16 @@ class Trainer:
                 "from the newest checkpoint"
             )
         metrics = self._metrics(plan, totals, lr, duration_s, result) | self.memory.metrics(totals.peak_bytes)
+        self._stopped_by = totals.stopped_by
         return metrics, totals.stop
+
+    def _say_stopped(self, stop: StopSignal) -> None:
+        """Say on every rank why it ends now: each host has a log of its own."""
+        rank = self._stopped_by
+        who = f"{stop.name} to this rank" if stop.requested else "a signal to another rank"
+        if rank is not None and not stop.requested:
+            who = f"a signal to rank {rank} ({self.plans.main.nodes[rank]})"
+        logger.warning("step %d: the run stops here, on all ranks, by %s", self.step, who)
 
     def _update(self, stop: StopSignal) -> StepTotals:
         """Clip and step; called by the runner when all gradients are there. Nothing moves where one is not finite.
@@ -255,10 +277,12 @@ class Trainer:
         """
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
-        squares, loss, exit_loss, busy_s, stops, *peak_bytes = self.runner.sum_over_ranks(
-            [own, tally.loss, tally.exit_loss, tally.busy_s, float(stop.requested), *self.memory.own()]
+        asked = float(stop.requested)
+        squares, loss, exit_loss, busy_s, stops, askers, *peak_bytes = self.runner.sum_over_ranks(
+            [own, tally.loss, tally.exit_loss, tally.busy_s, asked, asked * self.runner.rank, *self.memory.own()]
         )
-        totals = StepTotals(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, peak_bytes)
+        only = int(askers) if stops == 1 else None
+        totals = StepTotals(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, peak_bytes)
         if totals.finite:
             if self.experiment.training.max_grad_norm is not None:
                 self.optimizer.clip(totals.grad_norm, self.experiment.training.max_grad_norm)

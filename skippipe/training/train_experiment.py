@@ -8,10 +8,13 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import TrainingSummary, train
 from skippipe.training.optimizer.deepspeed_setup import prepare
 from skippipe.training.run_owner import owned_run_directory
+from skippipe.training.signals import StopSignal
 from skippipe_scheduler.problem.cluster import load_cluster
 
 
-def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> TrainingSummary:
+def train_experiment(
+    experiment: Experiment, plan_path: Path | None = None, stop: StopSignal | None = None
+) -> TrainingSummary:
     """Train the experiment's model along its plan, from the run's newest checkpoint if there is one.
 
     Under torchrun every process calls this and is one node of the plan; a process alone runs every stage.
@@ -19,6 +22,7 @@ def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> T
     Args:
         experiment: What to train, as `skippipe.load_experiment` reads it.
         plan_path: A plan file. Without one it is RUN/plan.json where that fits the experiment, else a new plan.
+        stop: What says that a signal came; without one, signals stop the training after a step.
 
     Returns:
         How the training ended; the same on every rank but for `rank`.
@@ -43,4 +47,4 @@ def train_experiment(experiment: Experiment, plan_path: Path | None = None) -> T
         DistributedContext.from_environment(timeout_s, nodes=nodes, patience_s=patience_s) as context,
         owned_run_directory(experiment.run_path, context),
     ):
-        return train(experiment, share_plans(experiment, plan_path, context), context)
+        return train(experiment, share_plans(experiment, plan_path, context), context, stop)

@@ -14,11 +14,11 @@ LAUNCH = ROOT / "launch"
 
 @pytest.fixture
 def printing_launchers(tmp_path: Path) -> dict[str, str]:
-    """An environment in which torchrun prints its arguments and srun runs the task once per node, as SLURM does."""
+    """An environment in which the agent prints its arguments and srun runs the task once per node, as SLURM does."""
     programs = {
-        "torchrun": 'echo "torchrun $* [SKIPPIPE_NODE=${SKIPPIPE_NODE:-}]"',
-        "scontrol": 'printf "gpu-a\\ngpu-b\\n"',
-        "srun": 'shift; for i in 0 1; do SLURM_NODEID=$i SLURMD_NODENAME=gpu-$i "$@"; done',
+        "python": 'echo "$* [SKIPPIPE_NODE=${SKIPPIPE_NODE:-}]"; exit "${AGENT_CODE:-0}"',
+        "scontrol": 'if [ "$1" = show ]; then printf "gpu-a\\ngpu-b\\n"; else echo "scontrol $*"; fi',
+        "srun": 'shift; for i in 0 1; do SLURM_NODEID=$i SLURMD_NODENAME=gpu-$i "$@" || code=$?; done; exit ${code:-0}',
     }
     for name, body in programs.items():
         program = tmp_path / name
@@ -44,6 +44,30 @@ def test_torchrun_template(printing_launchers: dict[str, str]) -> None:
     assert result.returncode == 0, result.stderr
     assert "--nnodes 3 --nproc-per-node 1 --node-rank 1 --master-addr host0 --master-port 29500" in result.stdout
     assert "-m skippipe train --config exp.yaml training.max_steps=5" in result.stdout
+    assert "-m skippipe.cli.agent" in result.stdout
+    assert "--max-restarts 3 --shutdown-timeout 100" in result.stdout
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sbatch"])
+def test_the_templates_run_any_command(printing_launchers: dict[str, str], script: str) -> None:
+    place = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "host0"}
+    job = {"SLURM_JOB_NODELIST": "gpu-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77"}
+    result = run(script, printing_launchers | place | job, "profile", "--out", "a file.yaml")
+    assert result.returncode == 0, result.stderr
+    assert "-m skippipe profile --out a file.yaml" in result.stdout
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (75, True)])
+def test_the_slurm_template_queues_a_stopped_job_again(
+    printing_launchers: dict[str, str], code: int, again: bool
+) -> None:
+    job = {"SLURM_JOB_NODELIST": "gpu-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "AGENT_CODE": str(code)}
+    result = run("slurm.sbatch", printing_launchers | job, "exp.yaml")
+    assert result.returncode == code, result.stderr
+    assert ("scontrol requeue 77" in result.stdout) == again
+    options = (LAUNCH / "slurm.sbatch").read_text()
+    assert "#SBATCH --open-mode=append" in options
+    assert "#SBATCH --requeue" in options
 
 
 @pytest.mark.parametrize("missing", ["NNODES", "NODE_RANK", "MASTER_ADDR"])

@@ -5,6 +5,8 @@ import math
 import re
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from training_runs import ALONE, losses, make_experiment, small_plan, train_alon
 from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
 from skippipe.cli.commands.train_command import command
 from skippipe.cli.main import main
-from skippipe.errors import PlanError, SkipPipeError, StorageError
+from skippipe.errors import PlanError, SkipPipeError, StoppedError, StorageError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.run_record import read_run_record
 from skippipe.planning.sharing import choose_plan, share_plans
@@ -63,7 +65,7 @@ def test_resume_is_bitwise_the_run_that_never_stopped(tmp_path: Path) -> None:
     interrupted = StopAfter(steps=3)
     with interrupted:
         summary = train_alone(first)
-    assert summary.stopped
+    assert (summary.stopped, summary.stopped_by) == (True, 0)
     assert summary.step == 3
     summary = train_alone(first)
     assert (summary.first_step, summary.step) == (3, 6)
@@ -207,6 +209,41 @@ def test_stop_signal_gives_handlers_back() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_before_the_first_step_ends_at_once() -> None:
+    with StopSignal(at_once=True) as stop:
+        with pytest.raises(StoppedError, match="stopped by SIGHUP before the first step") as stopped:
+            signal.raise_signal(signal.SIGHUP)
+        assert (stopped.value.exit_code, stop.name) == (75, "SIGHUP")
+    with StopSignal(at_once=True) as stop:
+        stop.defer()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_process_that_hangs_in_a_call_is_ended_by_the_signal() -> None:
+    """Python runs no handlers while a library computes."""
+    program = (
+        "import hashlib, os, threading, skippipe.training.signals as signals\n"
+        "signals.UNWIND_S = 0.2\n"
+        "with signals.StopSignal(at_once=True):\n"
+        "    threading.Timer(0.3, os.kill, (os.getpid(), 15)).start()\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGTERM before the first step, in a call that does not return" in done.stderr
 
 
 def test_later_second_interrupt_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

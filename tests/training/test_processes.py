@@ -80,11 +80,13 @@ def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> 
     assert len(workers) == WORLD_SIZE
     workers[1].send_signal(signal.SIGTERM)
     code, output = finish(launcher)
-    assert code == 0, output
+    assert code == 75, output
     stopped_at = len(losses(folder / "parts"))
     assert 3 <= stopped_at < STEPS
     assert complete_checkpoints(folder / "parts")[-1].name == f"step-{stopped_at:08d}"
     assert "stopped after step" in output
+    assert "the run stops here, on all ranks, by SIGTERM to this rank" in output
+    assert output.count("the run stops here, on all ranks, by a signal to rank") == WORLD_SIZE - 1
 
     code, output = finish(start_torchrun(parts))
     assert code == 0, output

@@ -1,8 +1,15 @@
 """`skippipe train`: train along a plan, under torchrun or in one process."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from skippipe.errors import StoppedError
+from skippipe.training.signals import StopSignal
+
+if TYPE_CHECKING:
+    from skippipe.training.loop import TrainingSummary
 
 from skippipe.cli.user_path import UserPath
 
@@ -16,22 +23,30 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
     """Train the experiment's model along its plan, from the newest checkpoint if there is one.
 
     OVERRIDES are key.sub=value, as in the experiment's YAML. Start it with torchrun, one process for each node of the
-    plan, or alone to run every stage in one process.
+    plan, or alone to run every stage in one process. SIGTERM, SIGHUP or Ctrl-C to any of them finishes the step, saves,
+    and ends all with exit code 75.
     """
-    from skippipe.config.experiment_file import load_experiment, to_yaml
+    with StopSignal(at_once=True) as stop:
+        from skippipe.config.experiment_file import load_experiment, to_yaml
 
-    experiment = load_experiment(config_path, overrides)
-    if print_config:
-        click.echo(to_yaml(experiment), nl=False)
-        return
-    from skippipe.training.train_experiment import train_experiment
+        experiment = load_experiment(config_path, overrides)
+        if print_config:
+            click.echo(to_yaml(experiment), nl=False)
+            return
+        from skippipe.training.train_experiment import train_experiment
 
-    summary = train_experiment(experiment, plan_path)
-    if summary.rank == 0:
-        click.echo(_last_line(summary.step, summary.first_step, summary.stopped, summary.checkpoint))
+        summary = train_experiment(experiment, plan_path, stop)
+        if summary.rank == 0:
+            click.echo(_last_line(summary))
+        if summary.stopped:
+            raise SystemExit(StoppedError.exit_code)
 
 
-def _last_line(step: int, first_step: int, stopped: bool, checkpoint: Path | None) -> str:
-    if checkpoint is None:
-        return f"nothing to do: all {step} steps are done already"
-    return f"{'stopped' if stopped else 'done'} after step {step} ({step - first_step} in this run), saved {checkpoint}"
+def _last_line(summary: "TrainingSummary") -> str:
+    if summary.checkpoint is None:
+        return f"nothing to do: all {summary.step} steps are done already"
+    steps = f"step {summary.step} ({summary.step - summary.first_step} in this run), saved {summary.checkpoint}"
+    if not summary.stopped:
+        return f"done after {steps}"
+    who = "a signal" if summary.stopped_by is None else f"a signal to rank {summary.stopped_by}"
+    return f"stopped after {steps}, by {who}; the same line continues it (exit code {StoppedError.exit_code})"
