@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skippipe.data.token_cache import SPLITS, TokenCache
-from skippipe.data.token_cache_index import Split
+from skippipe.data.token_cache import TokenCache
+from skippipe.data.token_cache_index import SPLITS, Split
 from skippipe.errors import CheckpointError, DataError
 
 Batch = tuple[Tensor, Tensor]

@@ -13,6 +13,7 @@ from skippipe.errors import DataError
 FORMAT: Literal["skippipe.tokens/2"] = "skippipe.tokens/2"
 INDEX_FILE = "index.json"
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class CacheIndex(BaseModel):
@@ -71,6 +72,9 @@ class CacheIndex(BaseModel):
         found = _fingerprint(index.vocab_size, index.dtype, index.tokens, index.sha256)
         if found != index.fingerprint or index.tokenizer != tokenizer:
             raise DataError(f"{path}: the token cache index was changed; {remedy}")
+        missing = [split for split in SPLITS if not index.tokens.get(split) or f"{split}.bin" not in index.sha256]
+        if missing:
+            raise DataError(f"{path}: the token cache has no {missing[0]} tokens; {remedy}")
         index._verify(folder, remedy)
         return index
 

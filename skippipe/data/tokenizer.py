@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
+from skippipe.data.text_cutting import parts
 from skippipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """One more than the largest token id; some published tokenizers have gaps below it."""
         ...
 
     @property
@@ -39,7 +42,14 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> Tokens:
-        """Return the token ids of `text`, shape (tokens,)."""
+        """Return the token ids of `text` alone, shape (tokens,)."""
+        ...
+
+    def document(self, pieces: Iterable[str]) -> Iterator[Tokens]:
+        """Yield the token ids of a document, whose text comes in any pieces, part by part, shape (tokens,) each.
+
+        They begin with the tokens that the tokenizer's files ask for, and end with `eos_id`.
+        """
         ...
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -61,6 +71,11 @@ class ByteTokenizer:
     def encode(self, text: str) -> Tokens:
         """See `Tokenizer`."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+
+    def document(self, pieces: Iterable[str]) -> Iterator[Tokens]:
+        """See `Tokenizer`."""
+        yield from map(self.encode, pieces)
+        yield np.array([self.eos_id], dtype=np.uint32)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """See `Tokenizer`; ids beyond the bytes are left out."""
@@ -86,7 +101,31 @@ class LibraryTokenizer:
 
     def encode(self, text: str) -> Tokens:
         """See `Tokenizer`."""
-        return np.asarray(self.model.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        return np.asarray(self._ids(text), dtype=np.uint32)
+
+    def document(self, pieces: Iterable[str]) -> Iterator[Tokens]:
+        """See `Tokenizer`; a text that spells its first or last special token gets no second one."""
+        before, after = self._around
+        end = after if after[-1:] == [self.eos_id] else [*after, self.eos_id]
+        last: list[int] = []
+        for part in parts(pieces, self._ids):
+            ids = self._ids(part)
+            last = ids[-1:] or last
+            yield np.asarray(ids if ids[:1] == before[-1:] else [*before, *ids], dtype=np.uint32)
+            before = []
+        yield np.asarray(end[1:] if last == end[:1] else end, dtype=np.uint32)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.model.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer's files put before and after every text."""
+        with_them: list[int] = self.model.encode("a").ids
+        alone = self._ids("a")
+        first = next((at for at in range(len(with_them)) if with_them[at : at + len(alone)] == alone), 0)
+        return with_them[:first], with_them[first + len(alone) :]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """See `Tokenizer`."""
@@ -112,8 +151,8 @@ def vocabulary_size(options: DataOptions) -> int:
     return _pretrained(options.tokenizer).vocab_size
 
 
-def build_tokenizer(options: DataOptions, corpus: Iterator[str]) -> Tokenizer:
-    """Return the tokenizer that `options` name; `corpus` is read only where one is to be trained."""
+def build_tokenizer(options: DataOptions, corpus: Iterable[Iterable[str]]) -> Tokenizer:
+    """Return the tokenizer that `options` name; `corpus`, the pieces of each document, is read to train one."""
     if options.tokenizer == "bytes":
         return ByteTokenizer()
     if is_trained(options):
@@ -142,7 +181,18 @@ def load_trained(folder: Path, name: str, vocab_size: int) -> Tokenizer:
         model = BpeModel.from_str(path.read_text(encoding="utf-8"))
     except Exception as reason:  # the library raises bare Exception
         raise DataError(f"{path}: not a tokenizer ({reason}); delete its folder to build it again") from None
+    if _highest_id(model) >= vocab_size:
+        raise DataError(f"{path}: has the token id {_highest_id(model)}, {vocab_size} tokens were expected")
+    return _trained(name, model, vocab_size)
+
+
+def _trained(name: str, model: "BpeModel", vocab_size: int) -> LibraryTokenizer:
+    model.encode_special_tokens = True  # a document that spells the end-of-text token must not end there
     return _library_tokenizer(name, model, vocab_size, model.token_to_id(END_OF_TEXT))
+
+
+def _highest_id(model: "BpeModel") -> int:
+    return max(model.get_vocab().values(), default=-1)
 
 
 def _library_tokenizer(name: str, model: "BpeModel", vocab_size: int, eos_id: int | None) -> LibraryTokenizer:
@@ -150,7 +200,6 @@ def _library_tokenizer(name: str, model: "BpeModel", vocab_size: int, eos_id: in
         raise DataError(f"data.tokenizer: {name!r} has no end-of-text token to put between documents; name another one")
     model.no_truncation()  # a stored maximum length would drop the rest of a document
     model.no_padding()
-    model.encode_special_tokens = True  # a document that spells the end-of-text token must not end there
     return LibraryTokenizer(name, model, vocab_size, eos_id)
 
 
@@ -184,7 +233,7 @@ def _byte_level(bpe: "models.BPE") -> "BpeModel":
     return model
 
 
-def _train_bpe(name: str, vocab_size: int, corpus: Iterator[str]) -> Tokenizer:
+def _train_bpe(name: str, vocab_size: int, corpus: Iterable[Iterable[str]]) -> Tokenizer:
     from tokenizers import models, pre_tokenizers, trainers
 
     model = _byte_level(models.BPE())
@@ -194,8 +243,8 @@ def _train_bpe(name: str, vocab_size: int, corpus: Iterator[str]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    model.train_from_iterator(corpus, trainer)
-    return _library_tokenizer(name, model, vocab_size, model.token_to_id(END_OF_TEXT))
+    model.train_from_iterator(chain.from_iterable(map(parts, corpus)), trainer)
+    return _trained(name, model, vocab_size)
 
 
 def _pretrained(name: str) -> LibraryTokenizer:
@@ -208,4 +257,5 @@ def _pretrained(name: str) -> LibraryTokenizer:
         raise DataError(f"data.tokenizer: {name!r} cannot be loaded ({first_line})") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise DataError(f"data.tokenizer: {name!r} has no fast tokenizer (tokenizer.json)")
-    return _library_tokenizer(name, tokenizer.backend_tokenizer, len(tokenizer), tokenizer.eos_token_id)
+    model = tokenizer.backend_tokenizer  # encodes special tokens that a text spells, such as a chat's, as such
+    return _library_tokenizer(name, model, _highest_id(model) + 1, tokenizer.eos_token_id)

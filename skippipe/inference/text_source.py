@@ -1,18 +1,21 @@
 """Text to measure a loaded model on: samples of fixed length, of its own text or of files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from skippipe.config.data_options import DataOptions
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import Batch, SampleOrder
-from skippipe.data.sources import documents
+from skippipe.data.sources import Document, documents
 from skippipe.data.token_cache import open_cache
+from skippipe.data.token_cache_build import check_ids
 from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained
 from skippipe.errors import DataError
 from skippipe.inference.model_loading import LoadedModel
@@ -25,13 +28,14 @@ class TextSource:
 
     def __init__(self, model: LoadedModel, *, sequence_length: int | None = None) -> None:
         self._experiment = model.experiment
+        self._vocab_size = int(model.decoder.config.vocab_size)
         self.sequence_length = sequence_length or model.experiment.training.sequence_length
         self.batch_size = model.experiment.training.micro_batch_size
 
     @cached_property
     def order(self) -> SampleOrder:
         """Samples of the model's own text."""
-        cache = open_cache(self._experiment.data, self._experiment.seed)
+        cache = open_cache(self._experiment.data, self._experiment.seed, self._vocab_size)
         return SampleOrder(cache, seed=self._experiment.seed, sequence_length=self.sequence_length)
 
     @cached_property
@@ -58,7 +62,7 @@ class TextSource:
 
     def _samples(self, files: Sequence[Path]) -> Tensor:
         options = DataOptions(source="text", paths=tuple(map(str, files)))
-        parts = [np.append(self.tokenizer.encode(text), self.tokenizer.eos_id) for text in documents(options)]
+        parts = [part for document in documents(options) for part in self._document(document)]
         tokens = torch.from_numpy(np.concatenate([*parts, np.empty(0)]).astype(np.int64))
         length = self.sequence_length
         count = (len(tokens) - 1) // length
@@ -69,9 +73,16 @@ class TextSource:
             )
         return tokens[: count * length + 1].unfold(0, length + 1, length)  # (N, T + 1)
 
+    def _document(self, document: Document) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of a document that has text."""
+        if document.measure()[0]:
+            for tokens in self.tokenizer.document(document.pieces()):
+                check_ids(tokens, self.tokenizer, self._vocab_size, document.place)
+                yield tokens
+
 
 def experiment_tokenizer(experiment: Experiment) -> Tokenizer:
     """Return the tokenizer of an experiment; only one that is trained on the corpus needs it at hand."""
     if is_trained(experiment.data):
         return open_cache(experiment.data, experiment.seed).tokenizer
-    return build_tokenizer(experiment.data, iter(()))
+    return build_tokenizer(experiment.data, ())

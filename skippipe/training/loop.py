@@ -106,7 +106,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
         )
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
-    cache = open_cache(experiment.data, experiment.seed)
+    cache = open_cache(experiment.data, experiment.seed, experiment_model(experiment).vocab_size)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
     estimates = estimate_memory(experiment, plans, context.world_size)

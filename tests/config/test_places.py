@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def texts(options: DataOptions) -> list[str]:
-    return sorted(documents(options))
+    return sorted(document.text for document in documents(options))
 
 
 def test_paths_start_at_the_file_wherever_the_start_is(

@@ -37,6 +37,10 @@ def corpus(tmp_path: Path, source: str) -> dict[str, object]:
     return {"source": source, "paths": [str(folder)]}
 
 
+def texts_of(given: DataOptions) -> list[str]:
+    return [document.text for document in documents(given)]
+
+
 def options(tmp_path: Path, **given: object) -> DataOptions:
     return DataOptions.model_validate({"cache_dir": str(tmp_path / "cache"), "validation_fraction": 0.2, **given})
 
@@ -54,10 +58,10 @@ def test_every_source_gives_the_same_tokens(tmp_path: Path, source: str) -> None
 
 
 def test_standard_library_is_a_corpus(tmp_path: Path) -> None:
-    texts = list(documents(options(tmp_path, source="python_stdlib")))
-    assert texts == list(documents(options(tmp_path, source="python_stdlib")))
+    texts = texts_of(options(tmp_path, source="python_stdlib"))
+    assert texts == texts_of(options(tmp_path, source="python_stdlib"))
     assert sum(len(text.encode()) for text in texts) > 5_000_000
-    limited = list(documents(options(tmp_path, source="python_stdlib", max_bytes=3_000_000)))
+    limited = texts_of(options(tmp_path, source="python_stdlib", max_bytes=3_000_000))
     assert limited == texts[: len(limited)]
     assert 2_500_000 < sum(len(text.encode()) for text in limited) <= 3_000_000
     assert sum("import" in text for text in texts) > len(texts) / 2
@@ -65,8 +69,8 @@ def test_standard_library_is_a_corpus(tmp_path: Path) -> None:
 
 def test_limits_cut_the_corpus(tmp_path: Path) -> None:
     given = corpus(tmp_path, "text")
-    assert list(documents(options(tmp_path, **given, max_documents=3))) == TEXTS[:3]
-    assert len(list(documents(options(tmp_path, **given, max_bytes=500)))) == 500 // len(TEXTS[0].encode())
+    assert texts_of(options(tmp_path, **given, max_documents=3)) == TEXTS[:3]
+    assert len(texts_of(options(tmp_path, **given, max_bytes=500))) == 500 // len(TEXTS[0].encode())
 
 
 def test_second_opening_reads_the_stored_tokens(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ TEXTS = ["alle meine entchen schwimmen auf dem see " * 20, "köpfchen in das was
 
 
 def tokenizer_of(name: str) -> Tokenizer:
-    return build_tokenizer(DataOptions(source="python_stdlib", tokenizer=name), iter(TEXTS))
+    return build_tokenizer(DataOptions(source="python_stdlib", tokenizer=name), [[text] for text in TEXTS])
 
 
 TRAINED = tokenizer_of("bpe:300")

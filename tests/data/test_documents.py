@@ -1,0 +1,205 @@
+"""What of a corpus becomes which tokens: as users of transformers and datasets expect, or refused with the place."""
+
+import gzip
+import json
+import logging
+from itertools import chain
+from pathlib import Path
+
+import library_tokenizers
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+
+from skippipe.config.data_options import DataOptions
+from skippipe.data import text_cutting
+from skippipe.data.sources import documents
+from skippipe.data.token_cache import TokenCache, open_cache
+from skippipe.data.token_cache_index import CacheIndex
+from skippipe.data.tokenizer import ByteTokenizer, build_tokenizer
+from skippipe.errors import DataError
+
+
+def options(folder: Path, source: str = "text", **given: object) -> DataOptions:
+    content = {"source": source, "paths": [str(folder / "corpus")], "cache_dir": str(folder / "cache")}
+    return DataOptions.model_validate(content | given)
+
+
+def corpus(folder: Path, **files: bytes) -> Path:
+    (folder / "corpus").mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / "corpus" / name.replace("__", ".")).write_bytes(content)
+    return folder / "corpus"
+
+
+def texts(given: DataOptions) -> list[str]:
+    return [document.text for document in documents(given)]
+
+
+def all_tokens(cache: TokenCache) -> list[int]:
+    return [*cache.train.tolist(), *cache.validation.tolist()]
+
+
+def test_marks_and_line_ends_of_windows_are_no_text(tmp_path: Path) -> None:
+    corpus(tmp_path, a__txt=b"\xef\xbb\xbfone\r\ntwo", b__txt="\ufefféü".encode())
+    assert texts(options(tmp_path)) == ["one\ntwo", "éü"]
+    corpus(tmp_path, c__jsonl=b'\xef\xbb\xbf{"text": "three"}\r\n\r\n{"text": "four"}\r\n')
+    assert texts(options(tmp_path, "jsonl")) == ["three", "four"]
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    corpus(tmp_path, a__jsonl__gz=gzip.compress(b'{"text": "one"}\n'), b__jsonl=b'{"text": "two"}\n')
+    corpus(tmp_path, c__txt__gz=gzip.compress(b"three"))
+    assert texts(options(tmp_path, "jsonl")) == ["one", "two"]
+    assert texts(options(tmp_path, "text")) == ["three"]
+    corpus(tmp_path, d__txt__gz=gzip.compress(b"four" * 99)[:-20])
+    with pytest.raises(DataError, match=r"d\.txt\.gz: cannot be read as UTF-8 text \(Compressed file ended"):
+        texts(options(tmp_path))
+
+
+def test_links_are_followed_once_and_the_rest_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = corpus(tmp_path, a__txt=b"one", readme__md=b"no", b__txt=b"")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "c.txt").write_text("two")
+    (disk / "back").symlink_to(folder)
+    (folder / "more").symlink_to(disk)
+    (folder / "same.txt").symlink_to(folder / "a.txt")
+    with caplog.at_level(logging.INFO):
+        cache = open_cache(options(tmp_path), seed=0)
+    assert sorted(bytes(t for t in all_tokens(cache) if t < 256)) == sorted(b"onetwo")
+    assert (
+        "read 3 documents; left out: 1 files of other kinds (.md), 1 links to files that are read already, "
+        "1 documents without text"
+    ) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (b'{"text": "a"}\n{"text": null}\n', r"b\.jsonl: line 2: 'text' holds null"),
+        (b'{"text": "a"}\n\n{"text": 7}\n', r"b\.jsonl: line 3: 'text' holds int"),
+        (b'{"text": "a"}\n{"id": 1}\n', r"b\.jsonl: line 2: no key 'text'; there are id"),
+        (b'{"text": "a"}\n["b"]\n', r"b\.jsonl: line 2: holds list, expected one object"),
+        (b'{"text": "a"}\n{"text": "\\ud800"}\n', r"b\.jsonl: line 2: 'text': character 1 is '\\ud800', which has no"),
+        (b'{"text": ' + b"9" * 5000 + b"}\n", r"b\.jsonl: line 1: cannot be read as JSON"),
+        (b'{"text": "\xff"}\n', r"b\.jsonl: cannot be read as UTF-8"),
+    ],
+)
+def test_a_row_without_text_is_named(tmp_path: Path, lines: bytes, expected: str) -> None:
+    corpus(tmp_path, a__jsonl=b'{"text": "first"}\n', b__jsonl=lines)
+    with pytest.raises(DataError, match=expected):
+        texts(options(tmp_path, "jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [(["a", None], r"b\.parquet: row 2: 'text' holds null"), ([1, 2], r"b\.parquet: row 1: 'text' holds int")],
+)
+def test_a_parquet_row_without_text_is_named(tmp_path: Path, column: list[object], expected: str) -> None:
+    corpus(tmp_path)
+    pq.write_table(pa.table({"text": ["first"]}), tmp_path / "corpus" / "a.parquet")
+    pq.write_table(pa.table({"text": column}), tmp_path / "corpus" / "b.parquet")
+    with pytest.raises(DataError, match=expected):
+        texts(options(tmp_path, "parquet"))
+    with pytest.raises(DataError, match=r"a\.parquet: no key 'content'; there are text"):
+        texts(options(tmp_path, "parquet", text_key="content"))
+
+
+@pytest.mark.parametrize("given", [{}, {"bos": True}, {"chat": True}, {"bos": True, "chat": True}])
+def test_documents_have_the_tokens_of_transformers(tmp_path: Path, given: dict[str, bool]) -> None:
+    library = library_tokenizers.byte_level(tmp_path / "library", **given)
+    text = "river stone <|im_start|>user\nquiet<|im_end|>\n"
+    corpus(tmp_path, a__txt=text.encode(), b__txt=b"green")
+    stored = all_tokens(open_cache(options(tmp_path, tokenizer=str(tmp_path / "library")), seed=0))
+    expected = [[*library(one)["input_ids"], library.eos_token_id] for one in (text, "green")]
+    assert stored == list(chain.from_iterable(expected))
+
+
+def test_a_spelled_first_or_last_token_is_not_doubled(tmp_path: Path) -> None:
+    library = library_tokenizers.byte_level(tmp_path / "library", bos=True, chat=True)
+    ours = build_tokenizer(options(tmp_path, tokenizer=str(tmp_path / "library")), ())
+    tokens = np.concatenate(list(ours.document(["<bos>green<|im_end|>"]))).tolist()
+    assert tokens == library("<bos>green<|im_end|>", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "prepended"])
+def test_long_documents_are_cut_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(text_cutting, "PART_CHARACTERS", 900)
+    library = getattr(library_tokenizers, kind)(tmp_path / "library")
+    ours = build_tokenizer(options(tmp_path, tokenizer=str(tmp_path / "library")), ())
+    generator = np.random.default_rng(0)
+    words = [*" ".join(library_tokenizers.LINES[:3]).split(" "), "\n", "\n\n", "", "", "river", "<|endoftext|>"]
+    text = " ".join(generator.choice(words, 3000))
+    found = list(ours.document(text[first : first + 137] for first in range(0, len(text), 137)))
+    assert len(found) > 10
+    assert np.concatenate(found).tolist() == [*library(text)["input_ids"], library.eos_token_id]
+
+
+def test_a_text_without_a_place_to_cut_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_cutting, "PART_CHARACTERS", 500)
+    assert list(text_cutting.parts(["x" * 3000])) == ["x" * 3000]
+
+
+@pytest.mark.parametrize(("last_id", "dtype"), [(900, "uint16"), (65_535, "uint16"), (65_536, "uint32")])
+def test_ids_behind_a_gap_are_kept(tmp_path: Path, last_id: int, dtype: str) -> None:
+    library = library_tokenizers.byte_level(tmp_path / "library", last_id=last_id)
+    corpus(tmp_path, a__txt=b"quiet vv green " * 9)
+    given = options(tmp_path, tokenizer=str(tmp_path / "library"))
+    cache = open_cache(given, seed=0, model_vocab_size=last_id + 1)
+    assert (cache.vocab_size, cache.train.dtype.name) == (last_id + 1, dtype)
+    assert all_tokens(cache)[:-1] == library("quiet vv green " * 9)["input_ids"]
+    with pytest.raises(DataError, match=rf"token id {last_id} .* but the model has {last_id} tokens; set"):
+        open_cache(given, seed=0, model_vocab_size=last_id)
+    with pytest.raises(DataError, match=rf"a\.txt: token id {last_id} "):
+        open_cache(given, seed=1, model_vocab_size=last_id)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "expected"),
+    [
+        ([1, 2], [], "has no validation tokens; delete"),
+        ([1, 300], [2], "has the token id 300, its index.json says vocab_size 257; delete"),
+    ],
+)
+def test_a_cache_made_by_hand_is_checked(
+    tmp_path: Path, train: list[int], validation: list[int], expected: str
+) -> None:
+    corpus(tmp_path, a__txt=b"one two")
+    folder = open_cache(options(tmp_path), seed=0).folder
+    for name, tokens in (("train", train), ("validation", validation)):
+        np.asarray(tokens, dtype=np.uint16).tofile(folder / f"{name}.bin")
+    (folder / "index.json").unlink()
+    CacheIndex.of_folder(
+        folder,
+        tokenizer="bytes",
+        vocab_size=ByteTokenizer.vocab_size,
+        dtype="uint16",
+        tokens={"train": len(train), "validation": len(validation)},
+    ).write(folder)
+    with pytest.raises(DataError, match=expected):
+        open_cache(options(tmp_path), seed=0)
+
+
+def test_a_split_that_the_index_leaves_out_is_missed(tmp_path: Path) -> None:
+    corpus(tmp_path, a__txt=b"one two")
+    folder = open_cache(options(tmp_path), seed=0).folder
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").unlink()
+    CacheIndex.of_folder(
+        folder, tokenizer="bytes", vocab_size=257, dtype="uint16", tokens={"train": index["tokens"]["train"]}
+    ).write(folder)
+    with pytest.raises(DataError, match="has no validation tokens"):
+        open_cache(options(tmp_path), seed=0)
+
+
+def test_what_killed_attempts_left_is_removed(tmp_path: Path) -> None:
+    corpus(tmp_path, a__txt=b"one two")
+    root = tmp_path / "cache"
+    for name in ("dead", "busy"):
+        (root / f".tokens-{name}.1.tmp").mkdir(parents=True)
+    with FileLock(root / "tokens-busy.lock"):
+        open_cache(options(tmp_path), seed=0)
+    assert [path.name for path in root.glob(".tokens-*.tmp")] == [".tokens-busy.1.tmp"]
