@@ -1,15 +1,19 @@
 """Weights & Biases on rank 0. Whatever happens to it, training goes on: a failure is one warning, then silence."""
 
 import logging
+import os
 import re
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from skippipe.config.experiment import Experiment, WandbOptions
 from skippipe.errors import InputError
 from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.wandb_place import WandbPlace
 from skippipe_scheduler.files import read_text, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -25,8 +29,9 @@ class WandbRun:
 
     def __init__(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
         self._run: Any = None
-        self._failed = experiment.logging.wandb.mode == "disabled"
-        self._guard("start", lambda: self._open(experiment, run_dir, run_id))
+        place = WandbPlace.of(experiment.logging.wandb, run_dir)
+        self._failed = place.mode == "disabled"
+        self._guard("start", lambda: self._open(experiment, place, run_id))
 
     def write(self, metrics: StepMetrics) -> None:
         """Log one step."""
@@ -41,15 +46,14 @@ class WandbRun:
         """Finish the run; wait for its last upload no longer than `FINISH_TIMEOUT_S`."""
         self._guard("finish", lambda: self._run.finish())
 
-    def _open(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
+    def _open(self, experiment: Experiment, place: WandbPlace, run_id: str) -> None:
         import wandb
 
-        options = experiment.logging.wandb
         try:
-            self._run = _start(experiment, run_dir, run_id, options.mode)
+            self._run = _start(experiment, place, run_id)
         except (wandb.errors.CommError, wandb.errors.UsageError) as reason:
             logger.warning("wandb: cannot go online (%s); recording offline, upload later with: wandb sync", reason)
-            self._run = _start(experiment, run_dir, run_id, "offline")
+            self._run = _start(experiment, place._replace(mode="offline"), run_id)
 
     def _store(self, path: Path, kind: str) -> None:
         import wandb
@@ -71,7 +75,7 @@ class WandbRun:
 
 def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | None:
     """Return the W&B id of a run directory: the checkpoint's, else the directory's own, else a new one kept there."""
-    if options.mode == "disabled":
+    if WandbPlace.of(options, run_dir).mode == "disabled":
         return stored
     path = run_dir / ID_FILE
     if stored is None and path.exists():
@@ -94,26 +98,40 @@ def _kept_id(path: Path) -> str | None:
     return kept
 
 
-def _start(experiment: Experiment, run_dir: Path, run_id: str, mode: Literal["online", "offline", "disabled"]) -> Any:
+def _start(experiment: Experiment, place: WandbPlace, run_id: str) -> Any:
     import wandb
 
     options = experiment.logging.wandb
-    return wandb.init(
-        mode=mode,
-        dir=str(run_dir),
-        id=run_id,
-        resume="allow",
-        project=options.project,
-        entity=options.entity,
-        name=options.name or experiment.name,
-        group=options.group,
-        tags=list(options.tags),
-        config=experiment.model_dump(mode="json"),
-        settings=wandb.Settings(
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
-            quiet=True,
-            silent=mode == "offline",
-            console="off",
-        ),
-    )
+    place.directory.mkdir(parents=True, exist_ok=True)
+    with _nobody_to_ask():
+        return wandb.init(
+            mode=place.mode,
+            dir=str(place.directory),
+            id=run_id,
+            resume="allow",
+            project=place.project,
+            entity=options.entity,
+            name=options.name or experiment.name,
+            group=options.group,
+            tags=list(options.tags),
+            config=experiment.model_dump(mode="json"),
+            settings=wandb.Settings(
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
+                quiet=True,
+                silent=place.mode == "offline",
+                console="off",
+            ),
+        )
+
+
+@contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Take the terminal away: without a key wandb asks for one there and waits for the answer for ever."""
+    terminal = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = terminal

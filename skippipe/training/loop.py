@@ -25,6 +25,7 @@ from skippipe.model.device import choose_device, torch_dtype
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.sinks import Reporter, open_reporter
+from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.plans.plan_schedule import PlanSchedule
@@ -394,6 +395,7 @@ class Trainer:
         attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
         print(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
         print(self.memory.table())
+        print(WandbPlace.of(self.experiment.logging.wandb, self.run_dir))
         if self.step:
             print(f"continuing after step {self.step}")
         self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)
