@@ -1,6 +1,7 @@
 """What the commands of all benchmarks do: choose rows, measure each in a process of its own, keep the table."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,18 +24,33 @@ def chosen(names: Iterable[str], only: Sequence[str]) -> list[str]:
     return found
 
 
-def own_process(command: Sequence[str], expected: Result, repository: Path) -> Result:
+def own_process(command: Sequence[str], expected: Result, repository: Path, limit_s: float | None = None) -> Result:
     """Run `command`, whose last line is a result as JSON, in a new process; add it to what is known before.
 
-    A row that fails is recorded with its error. A SIGTERM for this process ends that one too.
+    A row that fails is recorded with its error, and one that lasts longer than `limit_s` with what it had until then.
+    A SIGTERM for this process ends that one too.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     result = expected | {"date": datetime.now(UTC).date().isoformat(), **machine(repository)}
-    if done.returncode != 0:
-        return result | {"error": f"exit code {done.returncode}", "met": False}
-    measured: Result = json.loads(done.stdout.splitlines()[-1])
-    return result | measured
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=limit_s is not None) as process:
+        try:
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the ranks that it has started
+            output, _ = process.communicate()
+            return result | _last(output) | {"error": f"ended after {limit_s:.0f} s"}
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        return result | _last(output) | {"error": f"exit code {process.returncode}", "met": False}
+    return result | _last(output)
+
+
+def _last(output: str) -> Result:
+    """Return the last line that is a result, nothing where there is none."""
+    lines = [line for line in output.splitlines() if line.startswith("{")]
+    return dict(json.loads(lines[-1])) if lines else {}
 
 
 def record(
