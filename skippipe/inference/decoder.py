@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.key_value_cache import RouteCache
+from skippipe.model.architecture import rope_border
 from skippipe.model.cost import TokenCost, token_cost
 from skippipe.model.skeleton import Skeleton
 from skippipe.model.stage import partial_decoder, partial_model
@@ -114,6 +115,24 @@ class Decoder:
     def context(self) -> int:
         """The most positions that the model can take."""
         return int(self.config.max_position_embeddings)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model knows."""
+        return int(self.skeleton.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def rope_border(self) -> int | None:
+        """After how many positions longrope takes its other factors, where the text has to be read again for them."""
+        return rope_border(self.config)
+
+    def must_read_again(self, seen: int, length: int) -> bool:
+        """Whether keys of the first `seen` positions are of no use for a text of `length` tokens.
+
+        The rule is that of generation in transformers: the text is read once more when it passes the border.
+        """
+        border = self.rope_border
+        return border is not None and 0 < seen <= border < length
 
     def layers_of_stages(self, stages: Sequence[int]) -> LayerSelection:
         """Return the layers of these stages, in the order in which the stages are given."""

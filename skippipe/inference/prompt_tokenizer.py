@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import TextStreamer
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.source import WeightSource, load_tokenizer
 from skippipe.data.tokenizer import Tokenizer, is_trained
+from skippipe.errors import InputError
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.text_source import experiment_tokenizer
+from skippipe_scheduler.files import read_json
 
 
 class PromptTokenizer:
@@ -27,6 +30,8 @@ class PromptTokenizer:
         else:
             self._library = load_tokenizer(WeightSource(Path(options.tokenizer)))
         self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
+        self.end_ids = frozenset((*_ends_of(model), *(() if self.eos_id is None else (self.eos_id,))))
+        """Every token that ends a text: those that the model's files name, and the tokenizer's own."""
         self.bos_id: int | None = self._library.bos_token_id if self._library else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -43,6 +48,19 @@ class PromptTokenizer:
             text: str = self._library.decode(ids, skip_special_tokens=True)
             return text
         return self._own.decode(ids)
+
+
+def _ends_of(model: LoadedModel) -> tuple[int, ...]:
+    """Return `eos_token_id` of generation_config.json, as generation in transformers does, or else of config.json."""
+    directory = model.experiment.model.directory
+    path = Path(directory or "") / GENERATION_CONFIG_NAME
+    named: Any = read_json(path, InputError).get("eos_token_id") if directory and path.is_file() else None
+    if named is None:
+        named = model.decoder.config.eos_token_id
+    ends = tuple(named) if isinstance(named, list) else () if named is None else (named,)
+    if any(type(end) is not int for end in ends):
+        raise InputError(f"{path}: eos_token_id is {named!r}; give a token id, or a list of them")
+    return ends
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from skippipe.data.token_cache_build import check_ids
 from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained
 from skippipe.errors import DataError
 from skippipe.inference.model_loading import LoadedModel
+from skippipe.model.architecture import check_length
 
 CALIBRATION_SAMPLES = 4
 
@@ -30,6 +31,8 @@ class TextSource:
         self._experiment = model.experiment
         self._vocab_size = int(model.decoder.config.vocab_size)
         self.sequence_length = sequence_length or model.experiment.training.sequence_length
+        check_length(model.decoder.config, self.sequence_length, "--sequence-length")
+        self._vocabulary = model.decoder.vocabulary
         self.batch_size = model.experiment.training.micro_batch_size
 
     @cached_property
@@ -64,6 +67,11 @@ class TextSource:
         options = DataOptions(source="text", paths=tuple(map(str, files)))
         parts = [part for document in documents(options) for part in self._document(document)]
         tokens = torch.from_numpy(np.concatenate([*parts, np.empty(0)]).astype(np.int64))
+        if len(tokens) and tokens.max() >= self._vocabulary:
+            raise DataError(
+                f"{', '.join(map(str, files))}: token {int(tokens.max())}, the model's vocabulary has "
+                f"{self._vocabulary}; the tokenizer is of another model"
+            )
         length = self.sequence_length
         count = (len(tokens) - 1) // length
         if count < 1:

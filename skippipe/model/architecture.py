@@ -75,6 +75,33 @@ def num_experts(config: PretrainedConfig) -> int:
     return int(getattr(config, option) or 0) if option is not None else 0
 
 
+def check_length(config: PretrainedConfig, length: int, where: str) -> None:
+    """Raise `ConfigError`, beginning with `where`, where learned positions do not reach for samples of `length` tokens.
+
+    Positions that are rotations have no end; a model may be trained on longer texts than it knows.
+    """
+    positions = getattr(config, LONGEST_CONTEXT)
+    if traits_of(config.model_type).position_embedding is not None and length > positions:
+        raise ConfigError(
+            f"{where} is {length}, the model has {positions} positions ({config.model_type} learns a vector for each); "
+            f"set it to at most {positions}"
+        )
+
+
+def rope_border(config: PretrainedConfig) -> int | None:
+    """Return after how many positions longrope takes its other factors, where generation reads the text again then."""
+    option = traits_of(config.model_type).rope_border
+    is_longrope = any(rope.get("rope_type") == "longrope" for rope in _rope_parameters(config))
+    return int(getattr(config, option)) if option is not None and is_longrope else None
+
+
+def _rope_parameters(config: PretrainedConfig) -> list[dict[str, object]]:
+    """Return how queries and keys are rotated: once, or for each type of layers."""
+    given = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in given.values() if isinstance(value, dict)]
+    return nested or [given]
+
+
 def attention_in_use(config: PretrainedConfig) -> str:
     """Return which attention a model runs, in words; `config` is that of the built model, where it is chosen."""
     name: str = config._attn_implementation or "eager"
@@ -106,6 +133,7 @@ def turn_off_cache_and_router_logits(config: PretrainedConfig) -> None:
 def _checked(config: PretrainedConfig, where: str) -> PretrainedConfig:
     """Return `config` ready for stages: no cache, no router logits, and a first layer that can be built."""
     _check_sizes(config, where)
+    _check_rotation(config, where)
     turn_off_cache_and_router_logits(config)
     try:
         build_one_layer(config)
@@ -127,6 +155,15 @@ def _check_sizes(config: PretrainedConfig, where: str) -> None:
         raise ConfigError(f"{where}: num_experts_per_tok is {config.num_experts_per_tok}, there are {experts} experts")
 
 
+def _check_rotation(config: PretrainedConfig, where: str) -> None:
+    if any("dynamic" in str(rope.get("rope_type")) for rope in _rope_parameters(config)):
+        raise ConfigError(
+            f"{where}: rope_type 'dynamic' turns keys by the longest text that was seen before, which stages on "
+            "several machines do not share; take 'linear', 'yarn', 'llama3' or 'default' (up to "
+            "max_position_embeddings, dynamic is the same as default)"
+        )
+
+
 def _check_positive(sizes: Mapping[str, object], where: str) -> None:
     for key, size in sizes.items():
         if isinstance(size, int) and size < 1:
@@ -136,11 +173,18 @@ def _check_positive(sizes: Mapping[str, object], where: str) -> None:
 def experiment_model(experiment: Experiment) -> PretrainedConfig:
     """Return the Hugging Face configuration of the experiment's model, its vocabulary that of the tokenizer."""
     if experiment.model.directory is not None:
-        return config_from_directory(Path(experiment.model.directory))
+        config = config_from_directory(Path(experiment.model.directory))
+    else:
+        config = build_config(experiment.model.architecture, _own_options(experiment))
+    check_length(config, experiment.training.sequence_length, "training.sequence_length")
+    return config
+
+
+def _own_options(experiment: Experiment) -> dict[str, object]:
     architecture, options = experiment.model.architecture, dict(experiment.model.options)
     traits_of(architecture, "model.architecture")
     options.setdefault("vocab_size", vocabulary_size(experiment.data))
     own_name = CONFIG_MAPPING[architecture].attribute_map.get(LONGEST_CONTEXT, LONGEST_CONTEXT)
     if not {LONGEST_CONTEXT, own_name} & options.keys():
         options[LONGEST_CONTEXT] = max(2048, experiment.training.sequence_length)
-    return build_config(architecture, options)
+    return options

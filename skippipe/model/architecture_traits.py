@@ -41,6 +41,8 @@ class ArchitectureTraits:
     """The option for the experts of a layer, of mixtures."""
     dropout_options: tuple[str, ...] = ("attention_dropout",)
     """Off unless asked for: dropout would make the same run differ between one process and several."""
+    rope_border: str | None = None
+    """The option after whose positions generation reads a text again, where longrope takes other factors there."""
     undeclared_options: tuple[str, ...] = ()
     """Options that the model reads and its configuration class does not declare."""
     eager_because: str = ""
@@ -95,7 +97,9 @@ TRAITS = {
     ),
     "gemma3_text": ArchitectureTraits(residual_reader="pre_feedforward_layernorm"),
     "phi3": ArchitectureTraits(
-        dropout_options=("attention_dropout", "resid_pdrop", "embd_pdrop"), undeclared_options=("head_dim",)
+        dropout_options=("attention_dropout", "resid_pdrop", "embd_pdrop"),
+        undeclared_options=("head_dim",),
+        rope_border="original_max_position_embeddings",
     ),
     "olmo2": ArchitectureTraits(residual_reader="mlp", undeclared_options=("head_dim",)),  # the norm follows the block
     "gpt_neox": ArchitectureTraits(

@@ -27,7 +27,7 @@ SHORT = (
 def write_pretrained(folder: Path, architecture: str = "llama", **options: object) -> PreTrainedModel:
     """Write a model whose weights are far from their initial values, so that a mix-up shows."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(tiny(architecture, vocab_size=ByteTokenizer.vocab_size, **options))
+    model = AutoModelForCausalLM.from_config(tiny(architecture, **{"vocab_size": ByteTokenizer.vocab_size, **options}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

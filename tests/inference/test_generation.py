@@ -17,6 +17,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment
 from skippipe.inference.generation.generation import Sampling, generate
+from skippipe.inference.generation.speculative import speculate
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
 from skippipe.inference.policies.construction import build_policy
@@ -135,6 +136,50 @@ def test_rows_end_at_the_end_of_text_and_tokens_are_told_as_they_come() -> None:
     assert [column[0] for column in told][: len(ended[0])] == ended[0]
     alone = generate(decoder, policy, PROMPTS[:1], max_new_tokens=NEW, eos_id=end).tokens
     assert alone == ended[:1]
+
+
+def test_each_of_several_ends_ends_a_row() -> None:
+    decoder, policy = decoder_and("llama", "full", 1.0)
+    whole = generate(decoder, policy, PROMPTS, max_new_tokens=NEW).tokens
+    ends = [whole[0][3], whole[1][2]]
+    ended = generate(decoder, policy, PROMPTS, max_new_tokens=NEW, eos_id=ends).tokens
+    assert ended == [row[: next((i + 1 for i, token in enumerate(row) if token in ends), NEW)] for row in whole]
+    assert {ended[0][-1], ended[1][-1]} <= set(ends)
+
+
+def test_the_repetition_penalty_of_a_row_sees_no_padding() -> None:
+    decoder, policy = decoder_and("llama", "full", 1.0)
+    with torch.no_grad():
+        decoder.skeleton.model.get_output_embeddings().weight[0] *= 3  # rows are padded with token 0: let it be likely
+    options: dict[str, Any] = {"max_new_tokens": NEW, "sampling": Sampling(repetition_penalty=5.0)}
+    try:
+        together = generate(decoder, policy, PROMPTS, **options).tokens
+        alone = [generate(decoder, policy, [prompt], **options).tokens[0] for prompt in PROMPTS]
+    finally:
+        with torch.no_grad():
+            decoder.skeleton.model.get_output_embeddings().weight[0] /= 3
+    assert together == alone
+    assert any(0 in row for row in alone)
+
+
+def test_longrope_reads_the_text_again_where_its_factors_change() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0 + index for index in range(8)], "factor": 4.0}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 10, **factors}
+    options = {"rope_parameters": rope, "original_max_position_embeddings": 10, "max_position_embeddings": 40}
+    model = hugging_face(tiny("phi3", initializer_range=0.3, **options))
+    decoder = Decoder(find_parts(model))
+    policy = FixedLayers(decoder.all_layers)
+    for prompt in ([5, 17, 3, 60, 22, 9], [1] * 9, [2] * 10, [3] * 11):
+        found = generate(decoder, policy, [prompt], max_new_tokens=NEW).tokens
+        assert found == library(model, [prompt]), prompt
+    with pytest.raises(InputError, match="pass position 10, where the model's longrope"):
+        speculate(decoder, (0, 1), [1] * 6, max_new_tokens=NEW)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused() -> None:
+    decoder, policy = decoder_and("llama", "full", 1.0)
+    with pytest.raises(InputError, match="prompt 1: token 64, the model's vocabulary has 64"):
+        generate(decoder, policy, [[63], [1, 64]], max_new_tokens=NEW)
 
 
 def test_a_batch_ends_when_every_row_says_that_it_is_whole() -> None:

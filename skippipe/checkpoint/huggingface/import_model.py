@@ -1,5 +1,6 @@
 """A pretrained model as a run that has not begun: evaluate it, or train on from its weights."""
 
+import logging
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,7 @@ from skippipe.checkpoint.huggingface.source import (
     load_tokenizer,
     plain_config,
 )
+from skippipe.checkpoint.huggingface.stored_tensors import name_some
 from skippipe.checkpoint.reader import Metadata, model_identity
 from skippipe.checkpoint.writer import write_stages
 from skippipe.config.experiment import Experiment, ModelOptions
@@ -26,6 +28,8 @@ from skippipe.model.architecture import experiment_model
 from skippipe.model.skeleton import build_skeleton, is_layer_of
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
 TEMPLATES = Path(str(files("skippipe.checkpoint.huggingface")))
@@ -64,6 +68,7 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
     source = find_source(path)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
+    _check_tokenizer(tokenizer, model, source)
     complete = False
     try:
         _write_model(source, model, tokenizer, run_dir / MODEL_FOLDER)
@@ -94,6 +99,25 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     if config_path is None:
         update["cluster"] = str((run_dir / "cluster.yaml").resolve())
     return given.model_copy(update=update)
+
+
+def _check_tokenizer(tokenizer: Any, model: PreTrainedModel, source: WeightSource) -> None:
+    """Raise `InputError` where the tokenizer can make tokens of text for which the model has no row.
+
+    Special tokens beyond the rows are only told: text does not become one of them unless it spells it.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    beyond = {token: name for name, token in tokenizer.get_vocab().items() if token >= rows}
+    ordinary = sorted(beyond.keys() - special)
+    if ordinary:
+        raise InputError(
+            f"{source}: the tokenizer has {len(ordinary)} tokens for which the model has no row (the first is "
+            f"{ordinary[0]}, {beyond[ordinary[0]]!r}; the model has {rows} rows); take the model's own tokenizer, or "
+            "resize its embedding"
+        )
+    if beyond:
+        logger.warning("%s: the model has no row for special tokens: %s", source, name_some(sorted(beyond.values())))
 
 
 def _write_model(source: WeightSource, model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

@@ -118,7 +118,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
             prompts,
             max_new_tokens=options.max_new_tokens,
             sampling=Sampling(**options.sampling, seed=seed),
-            eos_id=self._tokenizer.eos_id,
+            eos_id=self._tokenizer.end_ids,
             is_end=lambda tokens: any(stop in decode(tokens) for stop in options.stops),
         )
         self.flop[task] += result.flop

@@ -1,7 +1,7 @@
 """Text from a model of which a part runs: a KV cache, batches of prompts of any lengths, Hugging Face's sampling."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 OnTokens = Callable[[Tensor], None]
 """Called with the newest token of each row, (B,)."""
+EndOfText = int | Collection[int] | None
+"""Token or tokens that end a text; None where no token does."""
 IsEnd = Callable[[Sequence[int]], bool]
 """Whether the new tokens of a row are a whole answer."""
 
@@ -130,11 +132,20 @@ class Generated:
 
 
 def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise `InputError` for an empty prompt, and where prompt and answer do not fit into the model's context."""
+    """Raise `InputError` for an empty prompt or a token that the model does not know, and where it does not fit.
+
+    Prompt and answer together must fit into the model's context.
+    """
+    vocabulary = decoder.vocabulary
     for index, prompt in enumerate(prompts):
         room = decoder.context - len(prompt)
         if not prompt:
             raise InputError(f"prompt {index}: it is empty; give at least one token")
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            unknown = next(token for token in prompt if not 0 <= token < vocabulary)
+            raise InputError(
+                f"prompt {index}: token {unknown}, the model's vocabulary has {vocabulary}; take the model's tokenizer"
+            )
         if room < 1:
             raise InputError(
                 f"prompt {index}: {len(prompt)} tokens, the model's context is {decoder.context}; shorten it"
@@ -154,7 +165,7 @@ def generate(
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    eos_id: int | None = None,
+    eos_id: EndOfText = None,
     on_tokens: OnTokens | None = None,
     is_end: IsEnd | None = None,
 ) -> Generated:
@@ -166,7 +177,8 @@ def generate(
         prompts: Token ids of each prompt; lengths may differ.
         max_new_tokens: The most new tokens of each prompt.
         sampling: How the next token is chosen; the likeliest one where not given.
-        eos_id: Token that ends a text; it ends when all rows have met their end. None: no token does.
+        eos_id: Token that ends a text, or several of which any does; it ends when all rows have met their end. None: no
+            token does.
         on_tokens: Called with the newest token of each row, (B,), as they come.
         is_end: Whether the new tokens of a row are a whole answer. What a row says after that is left in.
 
@@ -188,10 +200,11 @@ def generate(
     batch = Prompts.of(prompts, max_new_tokens, decoder.device)
     with policy.installed(decoder) as meter:
         loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter)
-        loop.run(eos_id, on_tokens, is_end)
+        ends = end_tokens(eos_id)
+        loop.run(ends, on_tokens, is_end)
         prompt, answer = loop.tally.prompt, loop.tally.answer
     share_of_answer = answer.share if answer.whole else prompt.share
-    tokens = [up_to_end(row, eos_id) for row in loop.answers()]
+    tokens = [up_to_end(row, ends) for row in loop.answers()]
     return Generated(tokens, prompt.share, share_of_answer, prompt + answer)
 
 
@@ -222,8 +235,9 @@ class _Loop:
         rows: list[list[int]] = self.ids[:, self._prompt_length : self.length].tolist()
         return rows
 
-    def run(self, eos_id: int | None, on_tokens: OnTokens | None, is_end: IsEnd | None) -> None:
+    def run(self, ends: frozenset[int], on_tokens: OnTokens | None, is_end: IsEnd | None) -> None:
         """Generate until all rows have ended or there is no room left."""
+        end_ids = torch.tensor(sorted(ends), device=self.ids.device, dtype=torch.long)
         ended = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         while True:
             tokens = self._choose(self._logits()[:, -1])  # (B,)
@@ -231,16 +245,22 @@ class _Loop:
             self.length += 1
             if on_tokens is not None:
                 on_tokens(tokens)
-            if eos_id is not None:
-                ended |= tokens == eos_id
+            if ends:
+                ended |= torch.isin(tokens, end_ids)
             if is_end is not None:
                 ended |= torch.tensor([is_end(row) for row in self.answers()], device=ended.device)
-            may_end = eos_id is not None or is_end is not None
+            may_end = bool(ends) or is_end is not None
             if self.length == self._end or (may_end and bool(ended.all())):
                 return
 
     def _logits(self) -> Tensor:
-        """Return the logits after the newest token, (B, 1, V); where a node is lost, the others read the text again."""
+        """Return the logits after the newest token, (B, 1, V).
+
+        The text is read again where a node is lost, by the others, and where the model rotates keys otherwise from this
+        length on.
+        """
+        if self._decoder.must_read_again(self._cache.seen, self.length):
+            self._cache = RouteCache(self._decoder.num_layers, self._end)
         while True:
             try:
                 return self._step() if self._cache.seen else self._read()
@@ -289,12 +309,28 @@ class _Loop:
         """Return the next token of each row: (B, V) -> (B,)."""
         scores: Tensor = logits.float()
         if self._processors:
-            scores = self._processors(self.ids[:, : self.length], scores)
+            scores = torch.cat([self._processors(ids, row) for ids, row in self._rows(scores)])
         if not self._sample:
             return scores.argmax(dim=-1)
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator).squeeze(1)
 
+    def _rows(self, scores: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the text so far without padding, (b, T), and scores, (b, V), of rows with texts of one length."""
+        if self._batch.mask is None:
+            yield self.ids[:, : self.length], scores
+            return
+        for row, length in enumerate(self._batch.lengths):
+            own = slice(self._prompt_length - length, self.length)
+            yield self.ids[row : row + 1, own], scores[row : row + 1]
 
-def up_to_end(row: list[int], eos_id: int | None) -> list[int]:
-    """Return tokens up to and with the end of text."""
-    return row[: row.index(eos_id) + 1] if eos_id in row else row
+
+def end_tokens(eos_id: EndOfText) -> frozenset[int]:
+    """Return the tokens that end a text."""
+    if eos_id is None:
+        return frozenset()
+    return frozenset((eos_id,) if isinstance(eos_id, int) else eos_id)
+
+
+def up_to_end(row: list[int], ends: Collection[int]) -> list[int]:
+    """Return tokens up to and with the first that ends the text."""
+    return next((row[: index + 1] for index, token in enumerate(row) if token in ends), row)

@@ -16,7 +16,7 @@ from torch import Tensor
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection, Segment
-from skippipe.inference.generation.generation import check_prompts, up_to_end
+from skippipe.inference.generation.generation import EndOfText, check_prompts, end_tokens, up_to_end
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import Policy
 
@@ -64,7 +64,7 @@ def speculate(
     *,
     max_new_tokens: int,
     num_drafted: int = 4,
-    eos_id: int | None = None,
+    eos_id: EndOfText = None,
     on_tokens: Callable[[Tensor], None] | None = None,
 ) -> Speculated:
     """Continue one prompt; `draft` are the layers that draft `num_drafted` tokens before each check.
@@ -74,18 +74,23 @@ def speculate(
     check_prompts(decoder, [prompt], max_new_tokens)
     if num_drafted < 1:
         raise InputError(f"--speculative {num_drafted}: at least one token has to be drafted before a check")
+    if decoder.must_read_again(len(prompt), len(prompt) + max_new_tokens):
+        raise InputError(
+            f"--speculative: prompt and answer pass position {decoder.rope_border}, where the model's longrope takes "
+            "other factors; leave --speculative out, or ask for fewer new tokens"
+        )
     if not draft:
         raise InputError("the draft runs no layers")
     speculation = _Speculation(decoder, draft, len(prompt) + max_new_tokens)
-    tokens = [speculation.read(prompt)]
+    ends, tokens = end_tokens(eos_id), [speculation.read(prompt)]
     drafted = accepted = checks = 0
     _tell(on_tokens, tokens)
-    while len(tokens) < max_new_tokens and tokens[-1] != eos_id:
+    while len(tokens) < max_new_tokens and tokens[-1] not in ends:
         room = max_new_tokens - len(tokens) - 1
         proposal = speculation.draft_after(tokens[-1], min(num_drafted, room))
         chosen = speculation.check()
         agreed = next((index for index, token in enumerate(proposal) if token != chosen[index]), len(proposal))
-        new = up_to_end(chosen[: agreed + 1], eos_id)
+        new = up_to_end(chosen[: agreed + 1], ends)
         speculation.keep(agreed + 1)
         drafted, accepted, checks = drafted + len(proposal), accepted + agreed, checks + 1
         tokens += new

@@ -100,7 +100,7 @@ def generate_texts(
     )
     policy = build_policy(options.policy, context).sample(0)
     draft = draft_layers(policy, decoder) if options.num_drafted is not None else ()
-    limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.eos_id}
+    limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.end_ids}
     start_s = time.perf_counter()
     result: Generated | Speculated
     with streaming(tokenizer, ids[0] if stream else None) as on_tokens:
