@@ -14,6 +14,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.constructor import ConstructorError
 
+try:
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:  # a build of PyYAML without libyaml, ten times as slow
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 from skippipe_scheduler.errors import InputError, nearest
 from skippipe_scheduler.files import LARGEST_INTEGER, Model, check_text, describe, read_text
 
@@ -37,7 +42,7 @@ SCALARS: Final = {
 """How each kind of plain scalar is written, and with which characters it can begin; everything else is a text."""
 
 
-class CoreLoader(yaml.SafeLoader):
+class CoreLoader(SafeLoader):
     """Constructs nothing but mappings, lists, texts, numbers, true, false and null."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # as in the base

@@ -3,7 +3,6 @@
 import logging
 import os
 from typing import Final
-from unicodedata import category
 
 import click
 
@@ -11,11 +10,20 @@ LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 VARIABLE: Final = "SKIPPIPE_LOG_LEVEL"
 
 
+LONGEST: Final = 2000
+"""Characters of a message: more are of one word in a damaged file, and hide what is said about it."""
+
+
 def one_line(text: str) -> str:
-    """Return `text` with line breaks, control characters and halves of pairs written out as in a Python string."""
+    """Return `text` with line breaks and what cannot be seen or is a command written out as in a Python string.
+
+    The middle of a very long one is left out: the place is at its beginning, the remedy at its end.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
     if text.isprintable():
         return text
-    return "".join(repr(one)[1:-1] if category(one) in {"Cc", "Cs", "Zl", "Zp"} else one for one in text)
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def set_up_logging(prefix: str) -> None:

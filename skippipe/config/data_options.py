@@ -1,5 +1,6 @@
 """The `data:` section of an experiment. Light to import: no data library is loaded here."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -42,6 +43,6 @@ class DataOptions(Section):
             raise ValueError(f"source {self.source} needs paths: [...] (files, directories or patterns)")
         if self.source == "huggingface" and self.dataset is None:
             raise ValueError("source huggingface needs dataset: NAME (or a local directory)")
-        if self.tokenizer.startswith("bpe:") and not self.tokenizer.removeprefix("bpe:").isdigit():
+        if self.tokenizer.startswith("bpe:") and not re.fullmatch(r"bpe:[0-9]{1,9}", self.tokenizer):
             raise ValueError(f"tokenizer {self.tokenizer!r}: expected bpe:SIZE, such as bpe:4096")
         return self

@@ -24,7 +24,7 @@ from skippipe.errors import InputError, StorageError
 from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe_scheduler.files import StrictModel, parse, read_json, write_atomically
+from skippipe_scheduler.files import PositiveCount, StrictModel, parse, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Owner(StrictModel):
 
     format: Literal["skippipe.owner/1"] = "skippipe.owner/1"
     host: str
-    process: int
+    process: PositiveCount
     since: str
     """When it began here, in UTC."""
     machine: str
