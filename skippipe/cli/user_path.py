@@ -1,5 +1,6 @@
 """Paths on the command line, in which `~` and variables stand for what they mean: `--out=~/plan.json`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ class UserPath(click.Path):
         if isinstance(value, str):
             try:
                 value = expanded(value, param.name or "path" if param is not None else "path")
+                os.lstat(value)
+            except FileNotFoundError:
+                pass  # whether that is right is the command's to say
             except ConfigError as reason:
                 self.fail(str(reason), param, ctx)
+            except (OSError, ValueError) as reason:  # too long, below a file, or none at all
+                self.fail(f"{value[:200]!r} cannot be a path here ({getattr(reason, 'strerror', reason)})", param, ctx)
         return super().convert(value, param, ctx)

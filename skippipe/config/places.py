@@ -71,9 +71,9 @@ def _of_name(text: str, base: Path) -> str:
     """Return the complete path where a name is one, else the name."""
     if "${" in text or os.path.isabs(text):
         return text
-    if text.startswith(("./", "../")) or (base / text).exists():
+    if text.startswith(("./", "../")) or os.path.exists(base / text):
         return str((base / text).resolve())
-    return str(Path(text).resolve()) if Path(text).exists() else text
+    return str(Path(text).resolve()) if os.path.exists(text) else text
 
 
 def _of_pattern(text: str, base: Path, place: str) -> str:

@@ -42,3 +42,14 @@ def test_names_with_commands_to_the_terminal_are_written_out(
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert "\x1b" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+@pytest.mark.parametrize("arguments", [["evaluate"], ["validate"], ["train", "--config"]])
+def test_a_text_that_cannot_be_a_path_is_refused(
+    arguments: list[str], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, path])
+    assert stop.value.code == 2
+    assert "cannot be a path here" in capsys.readouterr().err
