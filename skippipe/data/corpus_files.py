@@ -48,15 +48,10 @@ class FoundFiles:
 
 
 def named_files(options: DataOptions) -> list[Path]:
-    """Return the local files from which the tokens follow, sorted: the corpus, and a tokenizer's directory.
-
-    Raises `DataError` for a missing file.
-    """
+    """Return the local files of the corpus, sorted; raise `DataError` for a missing one."""
     if options.source in KINDS:
-        files = find_files(options).files
-    else:
-        files = _files_below(options.dataset) if options.source == "huggingface" else []
-    return files + _files_below(options.tokenizer)
+        return find_files(options).files
+    return _files_below(options.dataset) if options.source == "huggingface" else []
 
 
 def find_files(options: DataOptions) -> FoundFiles:

@@ -55,27 +55,47 @@ def cache_root(options: DataOptions) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "skippipe"
 
 
-def open_cache(options: DataOptions, seed: int, model_vocab_size: int | None = None) -> TokenCache:
+def open_cache(
+    options: DataOptions, seed: int, model_vocab_size: int | None = None, tokenizer: Tokenizer | None = None
+) -> TokenCache:
     """Return the token cache of `options`, building it where there is none; safe when several processes call it.
+
+    `tokenizer` stands in for the one that `options` name, or that would be trained.
 
     Raises `DataError` for an empty corpus, for a cache that was truncated or edited, and for tokens that a model of
     `model_vocab_size` rows does not have; `StorageError` where the folder cannot be written.
     """
-    folder = cache_root(options) / f"tokens-{_cache_key(options, seed)}"
+    if tokenizer is None and not is_trained(options):
+        tokenizer = build_tokenizer(options, ())
+    folder = _folder(options, seed, tokenizer)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not folder.exists():
-                    build_cache(options, seed, folder, model_vocab_size)
+                    build_cache(options, seed, folder, tokenizer, model_vocab_size)
         except OSError as reason:
             raise StorageError(f"{folder}: the token cache cannot be written ({reason.strerror or reason})") from None
-    return _open(options, folder, model_vocab_size)
+    return _open(options, folder, tokenizer, model_vocab_size)
 
 
-def _cache_key(options: DataOptions, seed: int) -> str:
+def _folder(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> Path:
+    """Return the folder of a cache. One whose tokenizer was trained with it serves that tokenizer, too."""
+    root = cache_root(options)
+    if is_trained(options) and tokenizer is not None:
+        trained = root / f"tokens-{_cache_key(options, seed, None)}"
+        if (
+            trained.exists()
+            and load_trained(trained, options.tokenizer, tokenizer.vocab_size).digest == tokenizer.digest
+        ):
+            return trained
+    return root / f"tokens-{_cache_key(options, seed, tokenizer)}"
+
+
+def _cache_key(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> str:
     identity: dict[str, Any] = options.model_dump(mode="json", exclude={"cache_dir"})
     identity |= {"format": FORMAT, "reading": READING, "seed": seed}
+    identity["digest"] = tokenizer.digest if tokenizer is not None else None
     identity["files"] = [_file_identity(path) for path in named_files(options)]
     if options.source == "python_stdlib":
         identity["python"] = [platform.python_version(), sysconfig.get_paths()["stdlib"]]
@@ -87,13 +107,10 @@ def _file_identity(path: Path) -> list[str | int]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _open(options: DataOptions, folder: Path, model_vocab_size: int | None) -> TokenCache:
+def _open(options: DataOptions, folder: Path, given: Tokenizer | None, model_vocab_size: int | None) -> TokenCache:
     index = CacheIndex.read(folder, options.tokenizer)
     train, validation = (np.memmap(folder / f"{name}.bin", dtype=np.dtype(index.dtype), mode="r") for name in SPLITS)
-    if is_trained(options):
-        tokenizer = load_trained(folder, options.tokenizer, index.vocab_size)
-    else:
-        tokenizer = build_tokenizer(options, ())
+    tokenizer = given or load_trained(folder, options.tokenizer, index.vocab_size)
     for tokens in (train, validation):
         if tokens.max() >= index.vocab_size:
             raise DataError(

@@ -21,8 +21,12 @@ from skippipe.errors import DataError
 logger = logging.getLogger(__name__)
 
 
-def build_cache(options: DataOptions, seed: int, folder: Path, model_vocab_size: int | None) -> None:
+def build_cache(
+    options: DataOptions, seed: int, folder: Path, given: Tokenizer | None, model_vocab_size: int | None
+) -> None:
     """Write the cache of `options` aside and rename it to `folder`. Its lock must be held.
+
+    Where no tokenizer is given, one is trained.
 
     Raises `DataError` for an empty corpus, and for a token that a model of `model_vocab_size` rows does not have.
     """
@@ -31,7 +35,7 @@ def build_cache(options: DataOptions, seed: int, folder: Path, model_vocab_size:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        tokenizer = build_tokenizer(options, text_pieces(options))
+        tokenizer = given or build_tokenizer(options, text_pieces(options))
         counts = _Writing(options, seed, tokenizer, model_vocab_size).write(aside)
         if is_trained(options):
             tokenizer.save(aside)

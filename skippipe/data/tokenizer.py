@@ -1,5 +1,6 @@
 """Tokenizers: bytes, a byte-pair encoding trained on the corpus, or one of Hugging Face."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,11 @@ class Tokenizer(Protocol):
         """Id of the token between documents."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """Identity of what it does: the same for a copy of its files."""
+        ...
+
     def encode(self, text: str) -> Tokens:
         """Return the token ids of `text` alone, shape (tokens,)."""
         ...
@@ -67,6 +73,7 @@ class ByteTokenizer:
     name = "bytes"
     vocab_size = NUM_BYTES + 1
     eos_id = NUM_BYTES
+    digest = "bytes"
 
     def encode(self, text: str) -> Tokens:
         """See `Tokenizer`."""
@@ -98,6 +105,11 @@ class LibraryTokenizer:
     model: "BpeModel"
     vocab_size: int
     eos_id: int
+
+    @cached_property
+    def digest(self) -> str:
+        """See `Tokenizer`."""
+        return hashlib.sha256(f"{self.eos_id} {self.model.to_str()}".encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> Tokens:
         """See `Tokenizer`."""

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 from skippipe.checkpoint.reader import load_parameters, require_checkpoint
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_run
+from skippipe.data.kept_tokenizer import kept_options
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Bounds
 from skippipe.model.architecture import experiment_model
@@ -70,7 +71,8 @@ def read_inference_run(folder: Path, num_stages: int | None = None) -> Inference
     """Read a run directory; `num_stages` asks for another split than the plan's, as even as possible."""
     experiment = load_run(folder)
     checkpoint = require_checkpoint(folder)
-    config = experiment_model(experiment)
+    data = kept_options(experiment.data, folder)
+    config = experiment_model(experiment.model_copy(update={"data": data}))
     plan = load_plan(folder / "plan.json") if num_stages is None else None
     bounds: Sequence[Bounds]
     if plan is not None:

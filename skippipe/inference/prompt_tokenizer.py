@@ -11,10 +11,12 @@ from transformers import TextStreamer
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.source import WeightSource, load_tokenizer
+from skippipe.data.kept_tokenizer import kept_options
+from skippipe.data.rows import check_unicode
 from skippipe.data.tokenizer import Tokenizer, is_trained
 from skippipe.errors import InputError
 from skippipe.inference.model_loading import LoadedModel
-from skippipe.inference.text_source import experiment_tokenizer
+from skippipe.inference.text_source import own_tokenizer
 from skippipe_scheduler.files import read_json
 
 
@@ -26,16 +28,17 @@ class PromptTokenizer:
         options = model.experiment.data
         self._library: Any = None
         if options.tokenizer == "bytes" or is_trained(options):
-            self._own: Tokenizer = experiment_tokenizer(model.experiment)
+            self._own: Tokenizer = own_tokenizer(model)
         else:
-            self._library = load_tokenizer(WeightSource(Path(options.tokenizer)))
+            self._library = load_tokenizer(WeightSource(Path(kept_options(options, model.run_dir).tokenizer)))
         self.eos_id: int | None = self._library.eos_token_id if self._library else self._own.eos_id
         self.end_ids = frozenset((*_ends_of(model), *(() if self.eos_id is None else (self.eos_id,))))
         """Every token that ends a text: those that the model's files name, and the tokenizer's own."""
         self.bos_id: int | None = self._library.bos_token_id if self._library else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a prompt."""
+        """Return the token ids of a prompt; raise `DataError` for one that has no UTF-8."""
+        check_unicode(text, "prompt")
         if self._library is not None:
             ids: list[int] = self._library(text, add_special_tokens=add_special_tokens)["input_ids"]
             return ids

@@ -10,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from skippipe.checkpoint.reader import checkpoints_folder, read_metadata
 from skippipe.config.data_options import DataOptions
-from skippipe.config.experiment import Experiment
+from skippipe.data.kept_tokenizer import kept_tokenizer, tokenizer_of_run
 from skippipe.data.samples import Batch, SampleOrder
 from skippipe.data.sources import Document, documents
 from skippipe.data.token_cache import open_cache
 from skippipe.data.token_cache_build import check_ids
-from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained
+from skippipe.data.tokenizer import Tokenizer
 from skippipe.errors import DataError
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.model.architecture import check_length
@@ -28,8 +29,7 @@ class TextSource:
     """The tokenizer of a model and samples of fixed length from its own text or from given files."""
 
     def __init__(self, model: LoadedModel, *, sequence_length: int | None = None) -> None:
-        self._experiment = model.experiment
-        self._vocab_size = int(model.decoder.config.vocab_size)
+        self._model, self._experiment = model, model.experiment
         self.sequence_length = sequence_length or model.experiment.training.sequence_length
         check_length(model.decoder.config, self.sequence_length, "--sequence-length")
         self._vocabulary = model.decoder.vocabulary
@@ -38,13 +38,14 @@ class TextSource:
     @cached_property
     def order(self) -> SampleOrder:
         """Samples of the model's own text."""
-        cache = open_cache(self._experiment.data, self._experiment.seed, self._vocab_size)
+        options, seed = self._experiment.data, self._experiment.seed
+        cache = open_cache(options, seed, self._vocabulary, kept_tokenizer(options, self._model.run_dir))
         return SampleOrder(cache, seed=self._experiment.seed, sequence_length=self.sequence_length)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the samples are made with."""
-        return experiment_tokenizer(self._experiment)
+        return own_tokenizer(self._model)
 
     def validation_batches(self, count: int, files: Sequence[Path] = ()) -> list[Batch]:
         """Return at most `count` batches, (B, T) inputs and labels: of held-out text, or of `files`."""
@@ -67,11 +68,6 @@ class TextSource:
         options = DataOptions(source="text", paths=tuple(map(str, files)))
         parts = [part for document in documents(options) for part in self._document(document)]
         tokens = torch.from_numpy(np.concatenate([*parts, np.empty(0)]).astype(np.int64))
-        if len(tokens) and tokens.max() >= self._vocabulary:
-            raise DataError(
-                f"{', '.join(map(str, files))}: token {int(tokens.max())}, the model's vocabulary has "
-                f"{self._vocabulary}; the tokenizer is of another model"
-            )
         length = self.sequence_length
         count = (len(tokens) - 1) // length
         if count < 1:
@@ -85,12 +81,13 @@ class TextSource:
         """Yield the tokens of a document that has text."""
         if document.measure()[0]:
             for tokens in self.tokenizer.document(document.pieces()):
-                check_ids(tokens, self.tokenizer, self._vocab_size, document.place)
+                check_ids(tokens, self.tokenizer, self._vocabulary, document.place)
                 yield tokens
 
 
-def experiment_tokenizer(experiment: Experiment) -> Tokenizer:
-    """Return the tokenizer of an experiment; only one that is trained on the corpus needs it at hand."""
-    if is_trained(experiment.data):
-        return open_cache(experiment.data, experiment.seed).tokenizer
-    return build_tokenizer(experiment.data, ())
+def own_tokenizer(model: LoadedModel) -> Tokenizer:
+    """Return the tokenizer of a model; only a run of a version before 0.3 may need the corpus for it."""
+    fingerprint = None
+    if model.run_dir is not None:
+        fingerprint = read_metadata(checkpoints_folder(model.run_dir) / model.checkpoint).data.get("tokens")
+    return tokenizer_of_run(model.experiment.data, model.experiment.seed, model.run_dir, fingerprint)

@@ -16,8 +16,8 @@ from skippipe.checkpoint.reader import Metadata, checkpoint_path, load_parameter
 from skippipe.checkpoint.writer import CheckpointWriter
 from skippipe.cluster.measured import write_measured
 from skippipe.config.experiment import Experiment
+from skippipe.data.kept_tokenizer import keep_tokenizer
 from skippipe.data.samples import SampleOrder
-from skippipe.data.token_cache import open_cache
 from skippipe.errors import CheckpointError, PlanError, SkipPipeError, StorageError
 from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
@@ -41,7 +41,7 @@ from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
-from skippipe.training.startup import Hardware, check_start
+from skippipe.training.startup import Hardware, check_start, open_tokens
 from skippipe.training.step_trace import TraceRecorder
 from skippipe.training.utilisation import Utilisation, iteration_flop
 from skippipe_scheduler.plan.plan import Plan
@@ -107,7 +107,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
         )
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
-    cache = open_cache(experiment.data, experiment.seed, experiment_model(experiment).vocab_size)
+    cache = open_tokens(experiment, experiment_model(experiment).vocab_size, context)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
     estimates = estimate_memory(experiment, plans, context.world_size)
@@ -388,6 +388,7 @@ class Trainer:
         """Do what `open_records` says, on rank 0."""
         check_nothing_beyond(self.experiment, self.step)
         record_inputs(self.experiment, self.plans)
+        keep_tokenizer(self.experiment.data, self.order.cache.tokenizer, self.run_dir, anew=not self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
         print(start_table(self.plans.main, num_parameters, self.world_size))
         for name, plan in self.plans.further.items():

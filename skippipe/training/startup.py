@@ -13,8 +13,10 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from skippipe import __version__
 from skippipe.config.experiment import Experiment
-from skippipe.errors import ConfigError, InputError
+from skippipe.data.token_cache import TokenCache, open_cache
+from skippipe.errors import ConfigError, DataError, InputError
 from skippipe.model.device import (
     check_dtype,
     choose_device,
@@ -23,7 +25,8 @@ from skippipe.model.device import (
     peak_tflop_per_s,
     torch_dtype,
 )
-from skippipe.runtime.ranks.agreement import all_gather_json
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe_scheduler.plan.plan import Plan
@@ -56,6 +59,32 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
     return Hardware(devices, _peak(experiment, plan, reports))
 
 
+def open_tokens(experiment: Experiment, model_vocab_size: int, context: DistributedContext) -> TokenCache:
+    """Return the tokens of the experiment's text, which every rank reads on its own host, once all have the same.
+
+    All ranks call this together. Raises on every rank what `open_cache` raises on any, and `DataError` where ranks have
+    different tokens.
+    """
+    cache = on_all_ranks(
+        context,
+        Topic.TOKENS,
+        lambda: open_cache(experiment.data, experiment.seed, model_vocab_size),
+        limit_s=time_limits.TOKENISING_S,
+    )
+    facts = {"fingerprint": cache.fingerprint, "tokens": len(cache.train) + len(cache.validation)}
+    all_gather_json(context, Topic.SAME_TOKENS, lambda: facts, check=_check_tokens)
+    return cache
+
+
+def _check_tokens(reports: Sequence[dict[str, Any]]) -> None:
+    for rank, report in enumerate(reports):
+        if report != reports[0]:
+            raise DataError(
+                f"data: rank {rank} has {report['tokens']:,} tokens ({report['fingerprint']}), rank 0 has "
+                f"{reports[0]['tokens']:,} ({reports[0]['fingerprint']}); give every host the same corpus"
+            )
+
+
 def check_torch(version: str, requirement: Requirement) -> None:
     """Raise `ConfigError` where torch's `version` is not one that the package was made for."""
     if not requirement.specifier.contains(Version(version).base_version):
@@ -81,6 +110,7 @@ def _report(experiment: Experiment, context: DistributedContext) -> dict[str, An
     if slow:
         logger.warning("%s", slow)
     return {
+        "skippipe": __version__,
         "torch": Version(torch.__version__).base_version,
         "device": device_name(device) if device.type == "cuda" else device.type,
         "identity": f"{platform.node()}/{device_identity(device)}",
@@ -107,10 +137,12 @@ def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 def _check_agreement(reports: Sequence[dict[str, Any]]) -> None:
     first = reports[0]
     for rank, report in enumerate(reports[1:], start=1):
-        if report["torch"] != first["torch"]:
-            raise ConfigError(
-                f"rank {rank} has torch {report['torch']}, rank 0 has {first['torch']}; install the same on every host"
-            )
+        for package in ("skippipe", "torch"):
+            if report[package] != first[package]:
+                raise ConfigError(
+                    f"rank {rank} has {package} {report[package]}, rank 0 has {first[package]}; "
+                    "install the same on every host"
+                )
         keys = sorted(first["settings"].keys() | report["settings"].keys())
         differing = [key for key in keys if first["settings"].get(key) != report["settings"].get(key)]
         if differing:

@@ -12,12 +12,13 @@ from training_runs import ALONE, make_experiment, small_plan, train_alone, write
 
 from skippipe.cli.main import main
 from skippipe.config.experiment import Experiment
-from skippipe.errors import ConfigError
+from skippipe.errors import ConfigError, DataError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.training.startup import (
     _check_agreement,
+    _check_tokens,
     _peak,
     agreed_settings,
     check_start,
@@ -29,7 +30,14 @@ from skippipe.training.utilisation import Utilisation, iteration_flop
 
 def report(experiment: Experiment, **changes: Any) -> dict[str, Any]:
     settings = agreed_settings(experiment)
-    return {"torch": "2.13.0", "device": "cpu", "identity": "a/cpu", "peak": None, "settings": settings} | changes
+    return {
+        "skippipe": "0.3.0",
+        "torch": "2.13.0",
+        "device": "cpu",
+        "identity": "a/cpu",
+        "peak": None,
+        "settings": settings,
+    } | changes
 
 
 def with_peaks(experiment: Experiment, *peaks: float | None) -> None:
@@ -57,6 +65,17 @@ def test_ranks_must_agree(tmp_path: Path) -> None:
         _check_agreement([report(one), report(other)])
     with pytest.raises(ConfigError, match=r"rank 2 has torch 2\.12\.0, rank 0 has 2\.13\.0; install the same"):
         _check_agreement([report(one), report(one), report(one, torch="2.12.0")])
+    with pytest.raises(ConfigError, match=r"rank 1 has skippipe 0\.2\.0, rank 0 has 0\.3\.0; install the same"):
+        _check_agreement([report(one), report(one, skippipe="0.2.0")])
+
+
+def test_ranks_must_have_the_same_text() -> None:
+    own, other = {"fingerprint": "a", "tokens": 4000}, {"fingerprint": "b", "tokens": 4100}
+    _check_tokens([own, own])
+    with pytest.raises(
+        DataError, match=r"rank 2 has 4,100 tokens \(b\), rank 0 has 4,000 \(a\); give every host the same"
+    ):
+        _check_tokens([own, own, other])
 
 
 def test_peak_of_all_devices(tmp_path: Path) -> None:

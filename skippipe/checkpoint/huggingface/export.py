@@ -22,7 +22,7 @@ from skippipe.checkpoint.reader import (
 )
 from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.config.experiment_file import load_run
-from skippipe.data.token_cache import open_cache
+from skippipe.data.kept_tokenizer import kept_options, tokenizer_of_run
 from skippipe.data.tokenizer import save_for_transformers
 from skippipe.errors import CheckpointError, InputError, StorageError
 from skippipe.model.architecture import experiment_model
@@ -60,18 +60,19 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
     checkpoint = require_sound_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target}: exists and is not empty; name another directory")
-    config, metadata = experiment_model(experiment), read_metadata(checkpoint)
+    kept = experiment.model_copy(update={"data": kept_options(experiment.data, run_dir)})
+    config, metadata = experiment_model(kept), read_metadata(checkpoint)
     check_model(checkpoint, metadata, config)
     stored = torch_dtype(dtype or metadata.dtype)
     model = build_skeleton(config, stored).model
-    tokenizer = open_cache(experiment.data, experiment.seed).tokenizer
+    tokenizer = tokenizer_of_run(experiment.data, experiment.seed, run_dir, metadata.data.get("tokens"))
     aside = target.with_name(f".{target.name}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         _write_weights(checkpoint, metadata, model, stored, aside)
         _write_config(experiment.model.directory, model, tokenizer.eos_id, aside)
-        save_for_transformers(experiment.data, tokenizer, aside)
+        save_for_transformers(kept.data, tokenizer, aside)
         if target.exists():
             target.rmdir()
         aside.rename(target)

@@ -10,6 +10,8 @@ from typing import Final
 
 COMPILATION_S: Final = 1800.0
 """Seconds until a rank that has not compiled its stage is given up: compiling takes minutes, on a busy host many."""
+TOKENISING_S: Final = 86_400.0
+"""Seconds until a rank that has not tokenised its text is given up: a large corpus takes a slow host hours."""
 DEEPSPEED_BUILD_S: Final = 900.0
 """Seconds that ranks wait beyond the timeout for a host that compiles DeepSpeed's operator, which took it 160 s."""
 SERVING_MEETING_S: Final = 120.0
