@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/carry.py FOLDER [--python 3.12]
 
-FOLDER/site has the packages that training needs and that such a machine lacks, without OR-tools, which only planning
-needs; FOLDER/plans has the plans of all rows. The corpus is not carried: it is made there from Python's own sources.
+FOLDER/site has this package and those that training needs and such a machine lacks, without OR-tools, which only
+planning needs; FOLDER/plans has the plans of all rows. The corpus is not carried: it is made there, from Python's own
+sources.
 """
 
 import subprocess
@@ -17,6 +18,7 @@ import click
 from rows import ROWS
 from setting import save_plans
 
+HERE = Path(__file__).resolve().parent
 PACKAGES = ("lazy-loader", "omegaconf", "pydantic")
 """What skippipe imports when it trains, beyond torch, transformers and what these bring."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
@@ -44,7 +46,8 @@ def main(folder: Path, version: str, rehearse: bool) -> None:
 def install(site: Path, version: str) -> None:
     """Put the packages and what they need into `site`, as wheels for Linux on x86-64 and this version of Python."""
     with tempfile.TemporaryDirectory() as wheels:
-        _pip("wheel", "--wheel-dir", wheels, "--no-deps", "antlr4-python3-runtime==4.9.*")  # has no wheel of its own
+        # The first has no wheel of its own; the second says which torch it needs.
+        _pip("wheel", "--wheel-dir", wheels, "--no-deps", "antlr4-python3-runtime==4.9.*", str(HERE.parents[1]))
         platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
         target = ["--python-version", version, "--implementation", "cp", "--only-binary=:all:", *platforms]
         _pip("download", "--dest", wheels, "--find-links", wheels, *target, *PACKAGES)

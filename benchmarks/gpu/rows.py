@@ -1,13 +1,20 @@
-"""The rows by priority: what is measured, and how much of the time each may take."""
+"""The rows by priority: what is measured, and how much of the time each may take.
+
+Nothing is imported that may be missing on a bare machine: what was carried there is found by the rows' own processes.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from setting import Figures
+if TYPE_CHECKING:
+    from setting import Figures
 
-from skippipe.config.experiment import Experiment
+    from skippipe.config.experiment import Experiment
 
 
 @dataclass(frozen=True)

@@ -71,13 +71,13 @@ def model_options(size: str, *, rehearse: bool) -> dict[str, Any]:
 def make_experiment(folder: Path, name: str, size: str, *, rehearse: bool, **sections: Any) -> Experiment:
     """Return an experiment that writes into `folder`; `sections` are laid over it, key by key.
 
-    `num_nodes` and `tflop_per_s` of each make its cluster.
+    `num_nodes`, and `tflop_per_s` and `memory_gib` of each, make its cluster.
     """
     folder.mkdir(parents=True, exist_ok=True)
     num_nodes = sections.pop("num_nodes", 4)
     rate = sections.pop("tflop_per_s", 0.05 if rehearse else 100)
     cluster = folder / f"{name}-cluster.yaml"
-    cluster.write_text(CLUSTER.format(count=num_nodes, tflop_per_s=rate, memory_gib=64))
+    cluster.write_text(CLUSTER.format(count=num_nodes, tflop_per_s=rate, memory_gib=sections.pop("memory_gib", 64)))
     content: dict[str, Any] = {
         "name": name,
         "run_dir": str(folder / name),
