@@ -8,15 +8,18 @@ complete.
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
@@ -26,6 +29,9 @@ from skippipe.data.token_cache_index import FORMAT, SPLITS, CacheIndex, Split
 from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained, load_trained
 from skippipe.errors import DataError, StorageError
 
+logger = logging.getLogger(__name__)
+NOTICEABLE_S = 5.0
+"""Seconds of waiting for another process from which on that is said."""
 READING = 3
 """Which version of how text becomes tokens; a cache of another one is not used."""
 
@@ -71,12 +77,27 @@ def open_cache(
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):
+            with _locked(folder):
                 if not folder.exists():
                     build_cache(options, seed, folder, tokenizer, model_vocab_size)
         except OSError as reason:
             raise StorageError(f"{folder}: the token cache cannot be written ({reason.strerror or reason})") from None
     return _open(options, folder, tokenizer, model_vocab_size)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a cache; say where another process makes it meanwhile."""
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=NOTICEABLE_S)
+    except Timeout:
+        logger.info("data: another process makes the token cache %s; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _folder(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> Path:

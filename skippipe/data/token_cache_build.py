@@ -12,7 +12,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.corpus_files import KINDS, find_files
+from skippipe.data.corpus_files import COMPRESSIONS, KINDS, ZSTANDARD, find_files
+from skippipe.data.long_work import Progress
 from skippipe.data.sources import Document, documents, text_pieces
 from skippipe.data.token_cache_index import SPLITS, CacheIndex, Split
 from skippipe.data.tokenizer import Tokenizer, Tokens, build_tokenizer, is_trained
@@ -82,7 +83,11 @@ class _Writing:
         """Write both streams and return their tokens."""
         counts = dict.fromkeys(SPLITS, 0)
         num_documents = num_empty = 0
-        with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
+        with (
+            (folder / "train.bin").open("wb") as train,
+            (folder / "validation.bin").open("wb") as validation,
+            Progress("tokenising", _num_bytes(self.options)) as progress,
+        ):
             streams: dict[Split, BinaryIO] = {"train": train, "validation": validation}
             for document in documents(self.options):
                 size_bytes, digest = document.measure(f"{self.seed}/")
@@ -91,7 +96,7 @@ class _Writing:
                     num_empty += 1
                     continue
                 split = self._split(digest)
-                counts[split] += self._append(document, streams[split])
+                counts[split] += self._append(document, progress, streams[split])
         if sum(counts.values()) < len(SPLITS):
             raise DataError(
                 f"data: the corpus ({self.options.source}) is empty; it has no text to train on: check its paths, "
@@ -108,13 +113,23 @@ class _Writing:
         """Assign whole documents by their content, so that a document never changes sides."""
         return "validation" if int.from_bytes(digest[:4]) < self.options.validation_fraction * 2**32 else "train"
 
-    def _append(self, document: Document, stream: BinaryIO) -> int:
+    def _append(self, document: Document, progress: Progress, stream: BinaryIO) -> int:
         count = 0
-        for tokens in self.tokenizer.document(document.pieces()):
+        for tokens in self.tokenizer.document(progress.over(document.pieces())):
             check_ids(tokens, self.tokenizer, self.model_vocab_size, document.place)
             stream.write(tokens.astype(_dtype(self.tokenizer)).tobytes())
             count += len(tokens)
         return count
+
+
+def _num_bytes(options: DataOptions) -> int | None:
+    """Return how much text there is, where that is known before it is read."""
+    if options.source != "text":
+        return None
+    files = find_files(options).files[: options.max_documents]
+    if any(path.suffix in {*COMPRESSIONS, ZSTANDARD} for path in files):
+        return None
+    return min(sum(path.stat().st_size for path in files), options.max_bytes or 2**63)
 
 
 def _say_what_was_read(options: DataOptions, num_documents: int, num_empty: int) -> None:

@@ -1,6 +1,8 @@
 """Tokenizers: bytes, a byte-pair encoding trained on the corpus, or one of Hugging Face."""
 
 import hashlib
+import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
+from skippipe.data.long_work import SAY_EVERY_S, Progress, in_a_thread
 from skippipe.data.text_cutting import parts
 from skippipe.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as BpeModel, models
 
+logger = logging.getLogger(__name__)
 Tokens = NDArray[np.uint32]
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -255,8 +259,17 @@ def _train_bpe(name: str, vocab_size: int, corpus: Iterable[Iterable[str]]) -> T
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    model.train_from_iterator(chain.from_iterable(map(parts, corpus)), trainer)
+    with Progress(f"training the tokenizer {name}") as progress:
+        text = chain.from_iterable(parts(progress.over(pieces)) for pieces in corpus)
+        in_a_thread(lambda watched: model.train_from_iterator(_said_at_the_end(watched, name), trainer), text)
     return _trained(name, model, vocab_size)
+
+
+def _said_at_the_end(text: Iterable[str], name: str) -> Iterator[str]:
+    start_s = time.monotonic()
+    yield from text
+    if time.monotonic() - start_s > SAY_EVERY_S:
+        logger.info("training the tokenizer %s: all text is read, choosing tokens", name)
 
 
 def _pretrained(name: str) -> LibraryTokenizer:
