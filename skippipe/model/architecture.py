@@ -19,6 +19,19 @@ LONGEST_CONTEXT = "max_position_embeddings"
 """The most positions that a model knows; `attribute_map` has the name of an architecture that calls it otherwise."""
 
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+WITHOUT_EFFECT = (
+    "torch_dtype",
+    "cache_implementation",
+    "use_mrope",
+    "pretraining_tp",
+    "max_window_layers",
+    "auto_map",
+    "task_specific_params",
+    "interpolate_factor",
+    "full_attn_mod",
+)
+"""Keys of published config.json that say nothing about a decoder in transformers, or that the run decides."""
+
 UNRELATED = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype")
 
 
@@ -32,12 +45,18 @@ def build_config(architecture: str, options: Mapping[str, object]) -> Pretrained
     traits = traits_of(architecture, "model.architecture")
     config_class = CONFIG_MAPPING[architecture]
     defaults = config_class()
-    known = {*defaults.to_dict(), *defaults.attribute_map, *traits.undeclared_options}
+    known = {*defaults.to_dict(), *defaults.attribute_map, *traits.undeclared_options, *traits.older_options}
+    if "hidden_activation" in options:
+        known.add("hidden_act")  # published beside it; transformers reads the other
+    if options.get("model_type", architecture) != architecture:
+        raise ConfigError(
+            f"model.options: they are of model_type {options['model_type']!r}, model.architecture is {architecture!r}"
+        )
     for key in options:
-        if key not in known:
+        if key not in known and key not in WITHOUT_EFFECT:
             raise ConfigError(f"model.options: {architecture} has no option {key!r}{did_you_mean(key, known)}")
     _check_positive({key: options.get(key) for key in SIZES}, "model.options")
-    given = dict(options)
+    given = {key: value for key, value in options.items() if key in known}
     for key in TOKEN_IDS:
         given.setdefault(key, None)
     for key in traits.dropout_options:

@@ -43,6 +43,8 @@ class ArchitectureTraits:
     """Off unless asked for: dropout would make the same run differ between one process and several."""
     rope_border: str | None = None
     """The option after whose positions generation reads a text again, where longrope takes other factors there."""
+    older_options: tuple[str, ...] = ("rope_theta", "rope_scaling")
+    """Names that a published config.json has for options which are called otherwise now; transformers takes both."""
     undeclared_options: tuple[str, ...] = ()
     """Options that the model reads and its configuration class does not declare."""
     eager_because: str = ""
@@ -91,15 +93,20 @@ TRAITS = {
         residual_reader="ln_2",
         feed_forward_width="n_inner",
         dropout_options=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        older_options=(),
     ),
     "gemma2": ArchitectureTraits(
         residual_reader="pre_feedforward_layernorm", eager_because="sdpa would leave out the soft cap"
     ),
-    "gemma3_text": ArchitectureTraits(residual_reader="pre_feedforward_layernorm"),
+    "gemma3_text": ArchitectureTraits(
+        residual_reader="pre_feedforward_layernorm",
+        older_options=("rope_theta", "rope_scaling", "rope_local_base_freq", "sliding_window_pattern"),
+    ),
     "phi3": ArchitectureTraits(
         dropout_options=("attention_dropout", "resid_pdrop", "embd_pdrop"),
         undeclared_options=("head_dim",),
         rope_border="original_max_position_embeddings",
+        older_options=("rope_theta", "rope_scaling", "partial_rotary_factor"),
     ),
     "olmo2": ArchitectureTraits(residual_reader="mlp", undeclared_options=("head_dim",)),  # the norm follows the block
     "gpt_neox": ArchitectureTraits(
@@ -107,6 +114,7 @@ TRAITS = {
         embedding_dropout="emb_dropout",
         parallel_residual="use_parallel_residual",
         dropout_options=("attention_dropout", "hidden_dropout"),
+        older_options=("rotary_emb_base", "rotary_pct", "rope_scaling"),
     ),
     "granite": ArchitectureTraits(embedding_factor="embedding_multiplier", undeclared_options=("head_dim",)),
     "mixtral": ArchitectureTraits(num_experts="num_local_experts"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import SIZES, tiny
+from transformers import AutoConfig
 
 from skippipe.errors import ConfigError
 from skippipe.model.architecture import (
@@ -35,6 +36,8 @@ from skippipe.model.skeleton import build_skeleton
         ("gpt2", {"n_head": 0}, "num_attention_heads is 0, at least 1"),
         ("llama", {"vocab_size": -1}, "vocab_size is -1, at least 1"),
         ("llama", {"hidden_act": "foo"}, "cannot be built.*foo"),
+        ("gemma2", {"hidden_act": "gelu"}, "no option 'hidden_act'; did you mean 'hidden_activation'"),
+        ("llama", {"model_type": "mistral"}, "of model_type 'mistral', model.architecture is 'llama'"),
         ("mixtral", {**SIZES, "num_local_experts": 2, "num_experts_per_tok": 3}, "is 3, there are 2 experts"),
     ],
 )
@@ -94,3 +97,34 @@ def test_fingerprint_tells_models_apart() -> None:
 def test_attention_is_sdpa_where_the_architecture_allows_it(architecture: str) -> None:
     built = build_skeleton(tiny(architecture), torch.float32).model.config
     assert attention_in_use(built).split()[0] == ("eager" if architecture == "gemma2" else "sdpa")
+
+
+LLAMA_3 = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+PUBLISHED = {
+    "llama": {"rope_theta": 500000.0, "rope_scaling": LLAMA_3, "pretraining_tp": 1, "torch_dtype": "bfloat16"},
+    "qwen2": {"rope_theta": 1e6, "max_window_layers": 21, "use_mrope": False, "use_sliding_window": False},
+    "qwen3": {"rope_theta": 1000000, "rope_scaling": None, "max_window_layers": 28, "sliding_window": None},
+    "mistral": {"rope_theta": 1e6, "sliding_window": None, "head_dim": 16, "torch_dtype": "bfloat16"},
+    "gemma2": {"rope_theta": 5e4, "hidden_act": "gelu", "hidden_activation": "gelu", "cache_implementation": "hybrid"},
+    "gemma3_text": {"rope_theta": 1e6, "rope_local_base_freq": 5e3, "sliding_window_pattern": 2, "rope_scaling": None},
+    "phi3": {"rope_theta": 5e4, "partial_rotary_factor": 0.5, "attention_dropout": 0.0},
+    "gpt_neox": {"rotary_emb_base": 5e4, "rotary_pct": 0.5},
+    "qwen3_moe": {"rope_theta": 1e6, "rope_scaling": None, "max_window_layers": 48},
+}
+"""What published config.json files hold beside sizes, in spellings of their own time."""
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_spellings_of_published_configurations_mean_what_they_mean_in_transformers(architecture: str) -> None:
+    options = {**SIZES, **PUBLISHED[architecture]}
+    theirs = AutoConfig.for_model(architecture, **options)
+    ours = build_config(architecture, options)
+    for key in ("rope_parameters", "layer_types", "sliding_window", "hidden_activation"):
+        assert getattr(ours, key, None) == getattr(theirs, key, None), key
+    assert ours.rope_parameters != build_config(architecture, SIZES).rope_parameters
