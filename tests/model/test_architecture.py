@@ -106,7 +106,7 @@ LLAMA_3 = {
     "original_max_position_embeddings": 8192,
     "rope_type": "llama3",
 }
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, object]] = {
     "llama": {"rope_theta": 500000.0, "rope_scaling": LLAMA_3, "pretraining_tp": 1, "torch_dtype": "bfloat16"},
     "qwen2": {"rope_theta": 1e6, "max_window_layers": 21, "use_mrope": False, "use_sliding_window": False},
     "qwen3": {"rope_theta": 1000000, "rope_scaling": None, "max_window_layers": 28, "sliding_window": None},
