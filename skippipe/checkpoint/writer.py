@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +32,7 @@ from skippipe.checkpoint.reader import (
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.config.experiment import CheckpointOptions
-from skippipe.errors import SkipPipeError
+from skippipe.errors import SkipPipeError, StorageError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.runner import Runner
 from skippipe_scheduler.files import write_atomically
@@ -71,10 +71,10 @@ class CheckpointWriter:
         self._optimizer = optimizer
         self._options = options
         self._board = ReportBoard(store, runner.rank, world_size)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._images: dict[str, FileImage] = {}
         self._pending: Future[bool] | None = None
         self._pending_step = 0
+        self._begun_s = 0.0
         self._complete = False
         self._abandoned = threading.Event()
         self.blocked_s: float | None = None
@@ -99,8 +99,8 @@ class CheckpointWriter:
                 before,
             )
         failure = self._copy()
-        self._pending = self._thread.submit(self._write, metadata, failure)
-        self._pending_step = metadata.step
+        self._pending = self._begin(metadata, failure)
+        self._pending_step, self._begun_s = metadata.step, time.monotonic()
         if not self._options.asynchronous:
             self.finish()
             self._images.clear()
@@ -109,23 +109,59 @@ class CheckpointWriter:
     def finish(self) -> bool:
         """Wait until the checkpoint begun last is written; say whether it is complete, the same on every rank.
 
-        The ranks ask each other again and again, so that one with slow storage is not taken for a lost one.
+        The ranks ask each other again and again, so that one with slow storage is not taken for a lost one. Raises
+        `StorageError`, on every rank, where one has not written its part within `checkpoint.timeout_s`.
         """
         if self._pending is None:
             return self._complete
+        word_s = self._begun_s + time_limits.STORAGE_WORD_S
         busy = 1.0
         while busy:
-            done = _wait(self._pending)
+            done = _wait(self._pending, time_limits.CHECKPOINT_POLL_S)
             failed = done and not self._pending.result()
-            busy, failures = self._runner.sum_over_ranks([float(not done), float(failed)])
+            late = not done and self._left_s() <= 0
+            busy, failures, any_late, ranks = self._runner.sum_over_ranks(
+                [float(not done), float(failed), float(late), float(not done) * self._runner.rank]
+            )
+            who = f"rank {ranks:.0f}" if busy == 1 else f"{busy:.0f} ranks"
+            if any_late:
+                raise StorageError(self._overdue(who))
+            if busy and time.monotonic() > word_s and self._runner.rank == 0:
+                word_s += time_limits.STORAGE_WORD_S
+                waited_s = time.monotonic() - self._begun_s
+                logger.warning("step %d: %s still writes, for %.0f s by now", self._pending_step, who, waited_s)
         self._pending = None
         self._complete = not failures
         return self._complete
 
+    def _left_s(self) -> float:
+        return self._begun_s + self._options.timeout_s - time.monotonic()
+
+    def _overdue(self, who: str) -> str:
+        return (
+            f"step {self._pending_step}: {who} could not write the checkpoint to {self._run_dir} within "
+            f"{self._options.timeout_s:g} s; see to that storage and start again from the checkpoint before, or raise "
+            "checkpoint.timeout_s"
+        )
+
     def close(self) -> None:
         """End the thread. Where an error ended the run, what is being written gets a short time to become complete."""
         self._abandoned.set()
-        self._thread.shutdown()
+        if self._pending is not None:
+            _wait(self._pending, max(0.0, self._left_s()))
+
+    def _begin(self, metadata: Metadata, failure: str) -> Future[bool]:
+        """Write in a thread that does not keep the process: storage may hang for ever."""
+        written: Future[bool] = Future()
+
+        def write() -> None:
+            try:
+                written.set_result(self._write(metadata, failure))
+            except BaseException as error:
+                written.set_exception(error)
+
+        threading.Thread(target=write, name="checkpoint", daemon=True).start()
+        return written
 
     def _copy(self) -> str:
         """Copy what this process answers for; return why that was impossible, or ""."""
@@ -223,10 +259,10 @@ def remove_unfinished(run_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _wait(pending: Future[bool]) -> bool:
-    """Wait for a moment; say whether it is done."""
+def _wait(pending: Future[bool], limit_s: float) -> bool:
+    """Wait for so long at most; say whether it is done."""
     try:
-        pending.exception(time_limits.CHECKPOINT_POLL_S)
+        pending.exception(limit_s)
     except TimeoutError:
         return False
     return True

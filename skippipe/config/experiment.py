@@ -177,6 +177,8 @@ class CheckpointOptions(Section):
     """How many of the newest checkpoints stay; older ones are deleted."""
     asynchronous: bool = True
     """Whether training goes on while a checkpoint is written; it stands still for a copy in memory only."""
+    timeout_s: PositiveFloat = 1800.0
+    """Seconds until a checkpoint must be written; afterwards the storage counts as hanging and the run ends."""
     resume: Literal["auto", "never"] | str = "auto"
     """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
 

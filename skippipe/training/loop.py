@@ -89,8 +89,12 @@ def train(
     """
     signals = StopSignal() if stop is None else nullcontext(stop)
     with signals as given, open_trainer(experiment, plans, context) as trainer:
-        summary = trainer.run(given)
-        context.finish()
+        try:
+            summary = trainer.run(given)
+            context.finish()
+        except Exception:
+            context.let_end()
+            raise
         return summary
 
 

@@ -1,5 +1,6 @@
 """Ranks find each other in one store, again after every restart; who is missing, and who is there twice, is named."""
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -100,16 +101,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(time_limits, name, getattr(time_limits, name) / 100)
 
 
-def error_of(watch: Watch, within_s: float = 5.0) -> SkipPipeError:
-    deadline_s = time.monotonic() + within_s
+def wait_for_error(watch: Watch) -> SkipPipeError:
+    deadline_s = time.monotonic() + 5
     while time.monotonic() < deadline_s:
         try:
             watch.check()
         except SkipPipeError as error:
-            watch.close()
             return error
         time.sleep(0.005)
     raise AssertionError("the watch saw nothing")
+
+
+def error_of(watch: Watch) -> SkipPipeError:
+    error = wait_for_error(watch)
+    watch.close()
+    return error
 
 
 class FrozenStore(HashStore):
@@ -152,6 +158,20 @@ def test_a_rank_that_is_started_again_ends_the_try() -> None:
     watch = Watch(store, 0, limit_s=60.0)
     store.add(TRY, 1)
     assert isinstance(error_of(watch), PeerLostError)
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_ends_by_itself_heeds_the_others_no_more_but_the_agent_still() -> None:
+    store = HashStore()
+    watch = Watch(store, 0, limit_s=60.0, parent=os.getppid())
+    store.add(TRY, 1)
+    wait_for_error(watch)
+    watch.let_end()
+    watch.check()
+    time.sleep(0.1)
+    watch.check()
+    watch._parent = -1
+    assert "agent (process -1)" in str(error_of(watch))
 
 
 @pytest.mark.usefixtures("quick")

@@ -23,7 +23,7 @@ from skippipe.checkpoint.reader import (
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.checkpoint.writer import CheckpointWriter
 from skippipe.config.experiment import CheckpointOptions
-from skippipe.errors import CheckpointError
+from skippipe.errors import CheckpointError, StorageError
 from skippipe.model.architecture import experiment_model
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.store_names import Board, store_of_board
@@ -52,13 +52,13 @@ class Gate:
 class Saving:
     """A writer, and the small model that it saves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timeout_s: float = 60.0) -> None:
         experiment = make_experiment(folder)
         self.config = experiment_model(experiment)
         self.run_dir = folder / "run"
         self.runner: Runner = make_runner(experiment, small_plan(), self.config, ALONE)
         optimizer = AdamW(self.runner.parameters(), experiment.optimizer, experiment.lr_scheduler, 6)
-        self.writer = CheckpointWriter(self.run_dir, self.runner, optimizer, CheckpointOptions())
+        self.writer = CheckpointWriter(self.run_dir, self.runner, optimizer, CheckpointOptions(timeout_s=timeout_s))
 
     def save(self, step: int) -> None:
         self.writer.save(
@@ -127,6 +127,20 @@ def test_next_save_waits_for_the_one_before_and_says_so(
     assert saving.writer.finish()
     assert saving.complete() == ["step-00000001", "step-00000002"]
     saving.writer.close()
+
+
+def test_storage_that_hangs_is_said_and_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(time_limits, "STORAGE_WORD_S", 0.2)
+    monkeypatch.setattr(time_limits, "CHECKPOINT_POLL_S", 0.05)
+    gate, saving = Gate(monkeypatch), Saving(tmp_path, timeout_s=0.5)
+    saving.save(1)
+    with pytest.raises(StorageError, match=r"step 1: rank 0 could not write the checkpoint to .*run within 0.5 s; see"):
+        saving.writer.finish()
+    saving.writer.close()  # waits no more
+    gate.open.set()
+    assert "step 1: rank 0 still writes, for 0 s by now" in caplog.text
 
 
 def test_closing_completes_what_is_being_written(saving: Saving) -> None:

@@ -142,6 +142,11 @@ class DistributedContext:
         while store.add(f"{self._meeting}/{what}", 0) < self.world_size and time.monotonic() < deadline_s:
             time.sleep(time_limits.STORE_POLL_S)
 
+    def let_end(self) -> None:
+        """Heed the other ranks no more: an error ends this process, which may finish what it writes."""
+        if self.watch is not None:
+            self.watch.let_end()
+
     def finish(self) -> None:
         """Wait until all ranks have done what they need each other for; then connections may close. All call this.
 

@@ -73,5 +73,7 @@ DEVICE_POLL_S: Final = 1e-4
 
 # What is worth a word
 
+STORAGE_WORD_S: Final = 30.0
+"""Seconds from one word about a checkpoint that training waits for to the next."""
 NOTICEABLE_S: Final = 1.0
 """Seconds of waiting for the checkpoint before from which on training says so."""

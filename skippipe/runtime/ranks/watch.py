@@ -8,6 +8,7 @@ the process.
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -26,10 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 class End(NamedTuple):
-    """Why this process has to end, and the seconds in which it may do so by itself."""
+    """Why this process has to end. How long it may take to do so by itself follows from who decided it."""
 
     error: SkipPipeError
-    grace_s: float
+    by_others: bool = False
+
+    @property
+    def grace_s(self) -> float:
+        """Return how long it may take."""
+        return time_limits.ENDED_GRACE_S if self.by_others else time_limits.ORPHAN_GRACE_S
 
 
 class Watch:
@@ -46,6 +52,7 @@ class Watch:
         self._parent = parent
         self._answers = 0
         self._end: End | None = None
+        self._ending = False
         self._closed = threading.Event()
         calls = [self._wait_for_end] if run is None else [self._wait_for_end, self._ask]
         for call in calls:
@@ -56,6 +63,15 @@ class Watch:
         if self._end is not None and not self._closed.is_set():
             raise self._end.error
 
+    def let_end(self) -> None:
+        """Heed the others no more: this process ends by itself, and may finish a checkpoint.
+
+        The store and the agent are still watched, because it may wait for the store.
+        """
+        self._ending = True
+        if self._end is not None and self._end.by_others:
+            self._end = None
+
     def close(self) -> None:
         """Look no more: this process ends by itself, or no longer needs the others."""
         self._closed.set()
@@ -63,44 +79,50 @@ class Watch:
     def _ask(self) -> None:
         """Ask the store again and again; runs in a thread, which the store may keep for ever."""
         assert self._run is not None
-        found = None
-        while found is None and not self._closed.is_set():
+        while not self._closed.is_set():
             try:
                 found = self._look(self._run)
             except RuntimeError as reason:
                 lost = f"the store at {self._address} is gone ({_first_line(reason)}); its process or host may be lost"
-                found = End(PeerLostError(lost), time_limits.ORPHAN_GRACE_S)
+                self._end = End(PeerLostError(lost))
+                return
             self._answers += 1
-            self._end = self._end or found
+            if not self._ending:
+                self._end = self._end or found
             self._closed.wait(time_limits.WATCH_S)
 
     def _look(self, run: Store) -> End | None:
-        if int(run.add(TRY, 0)) > self._number:
+        number = int(run.add(TRY, 0))
+        if self._end is not None or self._ending:
+            return None
+        if number > self._number:
             again = "a rank of this run was started again, so this try cannot go on; start this one again, too"
-            return End(PeerLostError(again), time_limits.ENDED_GRACE_S)
+            return End(PeerLostError(again), by_others=True)
         ended = hear_ended(store_of_try(run, self._number))
-        return End(ended, time_limits.ENDED_GRACE_S) if ended is not None else None
+        return End(ended, by_others=True) if ended is not None else None
 
     def _wait_for_end(self) -> None:
         """Look at parent and answers; end this process where it does not do so itself. Runs in a thread.
 
         Silence is counted in looks, not by the clock: a process that was itself stopped hears nothing meanwhile.
         """
-        silent, answers = 0, -1
-        while self._end is None:
-            if self._closed.wait(time_limits.WATCH_S):
-                return
+        silent, answers, until_s = 0, -1, math.inf
+        while not self._closed.wait(time_limits.WATCH_S):
+            end = self._end
+            until_s = min(until_s, time.monotonic() + end.grace_s) if end is not None else math.inf
+            if end is not None and time.monotonic() > until_s:
+                _end_process(end.error)
             silent = silent + 1 if self._answers == answers else 0
             answers = self._answers
+            if end is not None and not end.by_others:
+                continue
             if self._run is not None and silent * time_limits.WATCH_S >= self._limit_s:
                 mute = f"the store at {self._address} has not answered for {self._limit_s:g} s"
                 error = CommunicationError(f"{mute}; its process or host may be frozen, or the network cut")
-                self._end = End(error, time_limits.ORPHAN_GRACE_S)
+                self._end = End(error)
             if self._parent is not None and os.getppid() != self._parent:
                 gone = PeerLostError(f"the launcher's agent (process {self._parent}) on this host is gone")
-                self._end = End(gone, time_limits.ORPHAN_GRACE_S)
-        if not self._closed.wait(self._end.grace_s):
-            _end_process(self._end.error)
+                self._end = End(gone)
 
 
 def open_watch(
