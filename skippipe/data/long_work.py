@@ -21,7 +21,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-class Progress:
+class TextProgress:
     """How much text is done: a bar on a terminal, else a line now and then."""
 
     def __init__(self, what: str, total_bytes: int | None = None) -> None:

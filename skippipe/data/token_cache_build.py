@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from skippipe.config.data_options import DataOptions
 from skippipe.data.corpus_files import COMPRESSIONS, KINDS, ZSTANDARD, find_files
-from skippipe.data.long_work import Progress
+from skippipe.data.long_work import TextProgress
 from skippipe.data.sources import Document, documents, text_pieces
 from skippipe.data.token_cache_index import SPLITS, CacheIndex, Split
 from skippipe.data.tokenizer import Tokenizer, Tokens, build_tokenizer, is_trained
@@ -86,7 +86,7 @@ class _Writing:
         with (
             (folder / "train.bin").open("wb") as train,
             (folder / "validation.bin").open("wb") as validation,
-            Progress("tokenising", _num_bytes(self.options)) as progress,
+            TextProgress("tokenising", _num_bytes(self.options)) as progress,
         ):
             streams: dict[Split, BinaryIO] = {"train": train, "validation": validation}
             for document in documents(self.options):
@@ -113,7 +113,7 @@ class _Writing:
         """Assign whole documents by their content, so that a document never changes sides."""
         return "validation" if int.from_bytes(digest[:4]) < self.options.validation_fraction * 2**32 else "train"
 
-    def _append(self, document: Document, progress: Progress, stream: BinaryIO) -> int:
+    def _append(self, document: Document, progress: TextProgress, stream: BinaryIO) -> int:
         count = 0
         for tokens in self.tokenizer.document(progress.over(document.pieces())):
             check_ids(tokens, self.tokenizer, self.model_vocab_size, document.place)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.long_work import SAY_EVERY_S, Progress, in_a_thread
+from skippipe.data.long_work import SAY_EVERY_S, TextProgress, in_a_thread
 from skippipe.data.text_cutting import parts
 from skippipe.errors import DataError
 
@@ -259,7 +259,7 @@ def _train_bpe(name: str, vocab_size: int, corpus: Iterable[Iterable[str]]) -> T
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    with Progress(f"training the tokenizer {name}") as progress:
+    with TextProgress(f"training the tokenizer {name}") as progress:
         text = chain.from_iterable(parts(progress.over(pieces)) for pieces in corpus)
         in_a_thread(lambda watched: model.train_from_iterator(_said_at_the_end(watched, name), trainer), text)
     return _trained(name, model, vocab_size)

@@ -12,7 +12,7 @@ import pytest
 
 from skippipe.config.data_options import DataOptions
 from skippipe.data import long_work
-from skippipe.data.long_work import Progress, in_a_thread
+from skippipe.data.long_work import TextProgress, in_a_thread
 from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import build_tokenizer
 from skippipe.errors import DataError, StoppedError
@@ -69,7 +69,7 @@ def test_text_that_cannot_be_read_is_said_as_that(tmp_path: Path) -> None:
 
 def test_progress_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(long_work, "SAY_EVERY_S", 0.0)
-    with caplog.at_level(logging.INFO), Progress("tokenising", 8_000_000) as progress:
+    with caplog.at_level(logging.INFO), TextProgress("tokenising", 8_000_000) as progress:
         assert list(progress.over(["é" * 1_000_000] * 2)) == ["é" * 1_000_000] * 2
     assert "tokenising: 2 of 8 MB" in caplog.text
     assert "tokenising: 4 of 8 MB" in caplog.text
