@@ -27,6 +27,7 @@ import psutil
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
+from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
 
 HERE = Path(__file__).parent
@@ -198,7 +199,7 @@ def kill_a_rank(folder: Path, launch: str, moment: str, victim: int, reference: 
         codes = run.wait(300)
     finally:
         run.end()
-    losses = [entry["train/loss"] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
+    losses = [entry[Metric.TRAIN_LOSS] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
     met = codes == [0] * len(codes) and losses == list(reference)
     return {"killed after step": step, "exit codes": codes, "bitwise": losses == list(reference)} | {
         "seconds to the end": round(time.monotonic() - start_s, 1),
@@ -305,7 +306,7 @@ def reference_losses(folder: Path) -> list[float]:
         log.rename(folder / f"reference-{log.name}")
     run.folder.rmdir()
     (folder / "plan.json").write_text((run.run_dir / "plan.json").read_text())
-    return [entry["train/loss"] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
+    return [entry[Metric.TRAIN_LOSS] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
 
 
 @click.command()

@@ -62,6 +62,14 @@ def save_recipe_plans(plans: PlanSet, run_dir: Path) -> None:
         plan.save(run_dir / FOLDER / f"{name}.json")
 
 
+def load_kept_plan(path: Path) -> Plan:
+    """Return a plan that the run directory holds; raise `PlanError` with the remedy where it is damaged."""
+    try:
+        return load_plan(path)
+    except PlanError as reason:
+        raise PlanError(f"{reason}. Bring it back from a copy, or remove it to have it planned again") from None
+
+
 def _path(experiment: Experiment, name: str) -> Path:
     return experiment.run_path / FOLDER / f"{name}.json"
 
@@ -80,7 +88,7 @@ def _kept(path: Path, main: Plan, request: PlanRequest) -> Plan | None:
     """Return the plan of `path` where it is what is asked for beside `main`."""
     if not path.exists():
         return None
-    plan = load_plan(path)
+    plan = load_kept_plan(path)
     # More than a main plan has to share with its request: costs are those of `main`, task times included, and draws of
     # the same rules differ by their seeds.
     comparisons = {"costs": (plan.costs, main.costs), "seed": (plan.solver.seed, request.options.seed)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from skippipe.config.experiment import Experiment
 from skippipe.planning.experiment_plan import plan_request, solve_plan
-from skippipe.planning.recipe_plans import load_or_solve_recipe_plans
+from skippipe.planning.recipe_plans import load_kept_plan, load_or_solve_recipe_plans
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
@@ -41,7 +41,7 @@ def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
     request = plan_request(experiment)
     kept = experiment.run_path / "plan.json"
     if kept.exists():
-        plan = load_plan(kept)
+        plan = load_kept_plan(kept)
         difference = request.difference_from(plan)
         if difference is None:
             return plan

@@ -381,6 +381,14 @@ class Trainer:
                 f"training.dtype: {training.dtype}, but {checkpoint} was trained in {metadata.dtype}; continue with "
                 f"training.dtype={metadata.dtype}, or export the run and import it into a new one"
             )
+        if metadata.step and metadata.plan_hash != self.plans.hash and self.runner.rank == 0:
+            logger.warning(
+                "%s was written under plan %s, the run goes on under %s: its losses are not those of a run that never "
+                "stopped",
+                checkpoint,
+                metadata.plan_hash,
+                self.plans.hash,
+            )
         if metadata.step:
             self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
         self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)

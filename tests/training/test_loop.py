@@ -329,3 +329,28 @@ def test_mistakes_end_with_exit_code_2_and_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_plan_without_skips_is_kept_over_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    experiment = make_experiment(tmp_path, pipeline={"skip_ratio": 0.0, "max_swaps": 1})
+    plan = choose_plan(experiment, None)
+    assert choose_plan(experiment, None) == plan
+    assert caplog.text == ""
+
+
+def test_kept_plan_that_is_damaged_is_named_with_its_remedy(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    kept = tmp_path / "run" / "plan.json"
+    kept.parent.mkdir()
+    kept.write_bytes(small_plan().to_json().encode()[:-20])
+    with pytest.raises(PlanError, match=r"plan\.json: not valid JSON.*remove it to have it planned again"):
+        choose_plan(experiment, None)
+
+
+def test_another_plan_than_the_checkpoints_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_alone(make_experiment(tmp_path, training={"max_steps": 1}))
+    train_alone(make_experiment(tmp_path, training={"max_steps": 2}))
+    assert "was written under plan" not in caplog.text
+    other = small_plan(num_stages=2, layers_per_stage=3)
+    train_alone(make_experiment(tmp_path, training={"max_steps": 3}), other)
+    assert f"was written under plan {small_plan().hash}, the run goes on under {other.hash}" in caplog.text

@@ -4,10 +4,24 @@ from itertools import combinations, islice
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem.problem import Problem, pins_within
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.stage_sizes import keeps_pins, resized, size_choices
 
 MAX_SIZE_VARIANTS = 8
 """Choices of stages with one more replica that are raced. Chosen: more would leave each too little of the budget."""
+
+
+def full_pipeline_rules(rules: Rules) -> Rules:
+    """Return `rules` for routes through all stages in order."""
+    return rules.model_copy(
+        update={
+            "route_length": rules.num_stages,
+            "route_lengths": None,
+            "max_swaps": 0,
+            "max_swap_distance": 0,
+            "uniform_coverage": True,
+        }
+    )
 
 
 def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) -> list[Problem]:
@@ -27,15 +41,7 @@ def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) ->
             "use fewer stages or more nodes"
         )
     even, rest = divmod(nodes, stages)
-    rules = problem.rules.model_copy(
-        update={
-            "route_length": stages,
-            "route_lengths": None,
-            "max_swaps": 0,
-            "max_swap_distance": 0,
-            "uniform_coverage": True,
-        }
-    )
+    rules = full_pipeline_rules(problem.rules)
     variants = [
         tuple(even + (stage in extra) for stage in range(stages)) for extra in combinations(range(stages), rest)
     ]

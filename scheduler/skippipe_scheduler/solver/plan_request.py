@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
+from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem, full_pipeline_rules
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
@@ -83,9 +83,12 @@ class PlanRequest:
                 return "memory"
         held = tuple(stage.nodes for stage in plan.stages)
         sizes = tuple(map(len, held))
+        rules = problem.rules
+        if rules.lengths == (problem.num_stages,) and plan.rules == full_pipeline_rules(rules):
+            rules = plan.rules  # `variants` asks for that where nothing may be skipped
         comparisons = {
             "nodes": (plan.nodes, problem.nodes),
-            "rules": (plan.rules, problem.rules),
+            "rules": (plan.rules, rules),
             "microbatches": (len(plan.microbatches), problem.num_microbatches),
             "layers": (layers, self.layers_per_stage or problem.stage_layers or layers),
             "placement": (held, held if problem.stages is None else tuple(stage.nodes for stage in problem.stages)),
