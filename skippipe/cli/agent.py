@@ -8,15 +8,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
 from skippipe.errors import StoppedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run an agent; return the exit code of the rank that failed first, or that of a stop where a signal came."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
         run.run(run.parse_args(arguments))
     except ChildFailedError as failed:
