@@ -1,13 +1,15 @@
 """Exported checkpoints, loaded by transformers alone."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from training_runs import make_experiment, small_plan, train_alone
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.reader import latest_checkpoint, load_parameters
 from skippipe.cli.main import main
 from skippipe.data.token_cache import open_cache
@@ -90,6 +92,16 @@ def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
     assert "lm_head.weight" not in index["weight_map"]
+
+
+def test_a_tokenizer_that_the_library_reads_otherwise_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_alone(make_experiment(tmp_path, model={"architecture": "qwen2"}), small_plan())
+    with caplog.at_level(logging.WARNING):
+        export_run(tmp_path / "run", tmp_path / "model")
+    assert f"{tmp_path / 'model'}: AutoTokenizer reads its tokenizer as Qwen2Tokenizer" in caplog.text
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    text = "cafe\u0301"  # the library's class would make one letter of the last two
+    assert tokenizer.encode(text) == list(text.encode())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A GGUF file, written with the format's own library, made into a run."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -42,7 +43,7 @@ def interleaved(weight: Tensor) -> Tensor:
     return halves.transpose(1, 2).reshape(HIDDEN, HIDDEN)
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
+def write_gguf(model: LlamaForCausalLM, path: Path, *, left_out: str = "", rope_factors: bool = False) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_embedding_length(HIDDEN)
@@ -69,7 +70,10 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
             _, _, layer, part = name.removesuffix(".weight").split(".", maxsplit=3)
             stored = f"blk.{layer}.{NAMES[part]}"
             tensor = interleaved(tensor) if NAMES[part] in ("attn_q", "attn_k") else tensor
-        writer.add_tensor(f"{stored}.weight", np.ascontiguousarray(tensor.numpy()))
+        if stored != left_out:
+            writer.add_tensor(f"{stored}.weight", np.ascontiguousarray(tensor.numpy()))
+    if rope_factors:
+        writer.add_tensor("rope_freqs.weight", np.linspace(1, 8, HIDDEN // HEADS // 2, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -88,6 +92,19 @@ def test_a_gguf_file_becomes_a_run(tmp_path: Path, named: str) -> None:
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"left_out": "blk.1.ffn_down"}, r"lacks tensors of the model: model\.layers\.1\.mlp\.down_proj\.weight"),
+        ({"rope_factors": True}, r"tensors that transformers does not read: rope_freqs\.weight"),
+    ],
+)
+def test_tensors_of_file_and_model_must_be_the_same(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    write_gguf(small_llama(), tmp_path / "small.gguf", **changes)
+    with pytest.raises(InputError, match=expected):
+        source.load_pretrained(source.find_source(tmp_path))
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

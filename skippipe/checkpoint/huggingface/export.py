@@ -1,6 +1,7 @@
 """A checkpoint as a Hugging Face directory: one safetensors shard a stage, configuration and tokenizer beside them."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -23,11 +24,14 @@ from skippipe.checkpoint.reader import (
 from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.config.experiment_file import load_run
 from skippipe.data.kept_tokenizer import kept_options, tokenizer_of_run
-from skippipe.data.tokenizer import save_for_transformers
+from skippipe.data.tokenizer import TOKENIZER_FILE, save_for_transformers
 from skippipe.errors import CheckpointError, InputError, StorageError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import torch_dtype
 from skippipe.model.skeleton import build_skeleton
+from skippipe_scheduler.files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None) -> Path:
@@ -73,6 +77,7 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
         _write_weights(checkpoint, metadata, model, stored, aside)
         _write_config(experiment.model.directory, model, tokenizer.eos_id, aside)
         save_for_transformers(kept.data, tokenizer, aside)
+        _tell_another_tokenizer(aside, target)
         if target.exists():
             target.rmdir()
         aside.rename(target)
@@ -83,6 +88,23 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return checkpoint
+
+
+def _tell_another_tokenizer(folder: Path, target: Path) -> None:
+    """Warn where `AutoTokenizer` reads another tokenizer from `folder` than was written.
+
+    For some architectures (qwen2) it takes a class of its own, which splits text its own way, whatever the files say.
+    """
+    written = read_json(folder / TOKENIZER_FILE, InputError)
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    read = json.loads(loaded.backend_tokenizer.to_str())
+    if any(written.get(part) != read.get(part) for part in ("normalizer", "pre_tokenizer")):
+        logger.warning(
+            "%s: AutoTokenizer reads its tokenizer as %s, which splits text otherwise than in training; "
+            "load it with transformers.PreTrainedTokenizerFast.from_pretrained",
+            target,
+            type(loaded).__name__,
+        )
 
 
 def _write_weights(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
+from skippipe.checkpoint.huggingface.gguf_tensors import check_all_used
 from skippipe.checkpoint.huggingface.stored_tensors import check_not_quantised, name_some
 from skippipe.errors import InputError
 from skippipe.model.architecture_traits import traits_of
@@ -77,6 +78,8 @@ def load_pretrained(source: WeightSource) -> PreTrainedModel:
         model, found = _load(AutoModelForCausalLM, source, **options, **_only_safe(source))
     traits_of(model.config.model_type, str(source))
     _check_complete(source, found)
+    if source.gguf_file:
+        check_all_used(source.folder / source.gguf_file, model)
     if model.config.tie_word_embeddings and not is_tied(model):
         model.config.tie_word_embeddings = False
     return model
