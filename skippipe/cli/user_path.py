@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from skippipe.config.places import expanded
 from skippipe.errors import ConfigError
+
+SEED: Final = click.IntRange(min=0, max=2**32 - 1)
+"""What any generator of random numbers takes."""
 
 
 class UserPath(click.Path):

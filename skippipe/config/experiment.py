@@ -120,7 +120,7 @@ class TrainingOptions(Section):
     """What a layer keeps for its backward: everything, matrix products and attention, or its input alone."""
     compile: bool = False
     """Compile each stage with torch.compile before the first iteration; not beside pipeline.split_backward."""
-    threads: PositiveInt | None = Field(default=None, examples=[1])
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(default=None, examples=[1])
     """CPU threads of each rank; null leaves torch's own choice (or OMP_NUM_THREADS)."""
 
 
@@ -233,7 +233,7 @@ class CommunicationOptions(Section):
     """What carries activations between stages; auto takes nccl where every rank has a GPU of its own, else gloo."""
     executor: Literal["static", "dynamic"] = "static"
     """Whether ranks keep to the plan's order or run what has arrived when the plan's next task is late (gloo only)."""
-    timeout_s: PositiveFloat = Field(default=120.0, examples=[300.0])
+    timeout_s: Annotated[float, Field(gt=0, le=1e6)] = Field(default=120.0, examples=[300.0])
     """A rank that hears nothing for so long stops and says whom it waited for."""
     receive_window: PositiveInt = 16
     """Receives posted ahead of the instruction that needs them."""

@@ -100,7 +100,7 @@ def choose_checkpoint(experiment: Experiment, context: DistributedContext) -> Pa
 
 def _check_named(resume: str, damage: str | None) -> None:
     if damage is not None:
-        raise CheckpointError(f"checkpoint.resume: {resume}: {damage}; use another checkpoint")
+        raise CheckpointError(f"checkpoint.resume: {resume}: {damage.removeprefix(f'{resume}: ')}; use another")
 
 
 def check_nothing_beyond(experiment: Experiment, step: int) -> None:

@@ -53,3 +53,11 @@ def test_a_text_that_cannot_be_a_path_is_refused(
         main([*arguments, path])
     assert stop.value.code == 2
     assert "cannot be a path here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["evaluate", "x"], ["simulate", "x"], ["plan"]])
+def test_seeds_that_no_generator_takes_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--seed", str(2**32)])
+    assert stop.value.code == 2
+    assert "4294967296 is not in the range 0<=x<=4294967295" in capsys.readouterr().err

@@ -93,6 +93,8 @@ def test_values_are_what_they_say(file: Path, override: str, expected: Any) -> N
         ("name=1.5", "name: .*valid string.*1.5"),
         ("data.tokenizer=bpe:²", "tokenizer 'bpe:²': expected bpe:SIZE"),
         ("data.tokenizer=bpe:" + "9" * 5000, "expected bpe:SIZE, such as bpe:4096"),
+        ("training.threads=1000000000000", "less than or equal to 4096"),
+        ("comm.timeout_s=1e300", "less than or equal to 1000000"),
         ("=3", r"expected key\.sub=value"),
         ("a..b=3", r"expected key\.sub=value"),
         ("seed=[", "not valid YAML"),

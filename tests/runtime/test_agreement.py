@@ -144,3 +144,12 @@ def test_an_error_of_an_unknown_class_keeps_message_and_exit_code() -> None:
         told = error_elsewhere(content, "node-1")
         assert type(told) is SkipPipeError
         assert (str(told), told.exit_code) == ("node-1: odd", 7)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size"), [("-1", "2"), ("2", "2"), ("0", "9" * 20), ("0", "9" * 5000), ("x", "2")]
+)
+def test_places_that_no_rank_can_have_are_refused(rank: str, world_size: str) -> None:
+    environment = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with pytest.raises(ConfigError, match=r"ranks count from 0|must be numbers"):
+        DistributedContext.from_environment(1.0, environment)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, FloatList, GreedyCommand, WordList, node_names
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import SEED, UserPath
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions
@@ -31,7 +31,7 @@ FILE = UserPath()
     help="Batches of held-out text to measure on.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random choices.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random choices.")
 @click.option(
     "--prompt-length",
     type=click.IntRange(min=0),

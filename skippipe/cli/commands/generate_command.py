@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, PolicyCommand, node_names
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import SEED, UserPath
 
 if TYPE_CHECKING:
     from skippipe.inference.generation.text_generation import TextOptions
@@ -41,7 +41,7 @@ FILE = UserPath()
     type=click.IntRange(min=1),
     help="Draft so many tokens with the policy, check them at full depth; the text is that of full depth.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of tokens and random stages.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of tokens and random stages.")
 @click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
 @click.option("--absent", multiple=True, metavar="NODE", help=ABSENT)
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import SEED, UserPath
 from skippipe.errors import ConfigError
 
 # What solves is imported where it is called, so that `skippipe plan --help` answers at once; types cost nothing.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--config", "config_path", type=UserPath(), help="Experiment YAML.")
 @click.option("--problem", "problem_path", type=UserPath(), help="Resolved problem file (JSON).")
 @click.option("--time-limit", "time_limit_s", type=float, help="Seconds for the plan and its two baselines.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the search.")
+@click.option("--seed", type=SEED, help="Seed of the search.")
 @click.option("--warm", "warm_path", type=UserPath(), help="Plan file to begin the search at.")
 @click.option("--out", type=UserPath(), help="Plan file to write.")
 @click.option("--report", type=UserPath(), help="HTML page to write.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import SEED, UserPath
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MOST_NUMBER = 1e9
     "--jitter", "jitter_sigma", type=click.FloatRange(0, MOST_JITTER), default=0.0, help="Sigma of lognormal jitter."
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Iterations with jitter to summarise.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the jitter (of the first sample).")
+@click.option("--seed", type=SEED, default=0, help="Seed of the jitter (of the first sample).")
 @click.option("--slow", multiple=True, metavar="NODE=FACTOR", help="A node that computes FACTOR times as long.")
 @click.option("--lose", multiple=True, metavar="NODE=SECONDS", help="A node that is gone from this second on.")
 def command(

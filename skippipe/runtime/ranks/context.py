@@ -22,6 +22,8 @@ from skippipe.runtime.ranks.torch_errors import raising_outside
 from skippipe.runtime.ranks.watch import Watch, open_watch, say_ended
 
 NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MOST_RANKS = 4096
+"""As many as a cluster can have nodes."""
 
 
 @dataclass
@@ -70,6 +72,11 @@ class DistributedContext:
             local_rank = int(values.get("LOCAL_RANK", "0"))
         except ValueError as error:
             raise ConfigError(f"RANK, LOCAL_RANK and WORLD_SIZE must be numbers: {error}") from None
+        if not (0 <= rank < world_size <= MOST_RANKS and local_rank >= 0):
+            raise ConfigError(
+                f"RANK is {rank}, LOCAL_RANK {local_rank} and WORLD_SIZE {world_size}; ranks count from 0 up to "
+                f"WORLD_SIZE - 1, of which at most {MOST_RANKS} can be"
+            )
         under_agent = "TORCHELASTIC_RUN_ID" in values
         if world_size == 1:
             alone = open_watch(None, 0, values, timeout_s, under_agent=under_agent)
