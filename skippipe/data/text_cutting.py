@@ -26,24 +26,26 @@ class _Cut(NamedTuple):
     """Where the text after it starts: later where the space is one that the tokenizer puts before every text."""
 
 
-def parts(pieces: Iterable[str], encode: Encode | None = None) -> Iterator[str]:
-    """Yield a text, which comes in any pieces, in parts of about `PART_CHARACTERS` that can be encoded one by one.
+def parts(pieces: Iterable[str], encode: Encode | None = None, characters: int | None = None) -> Iterator[str]:
+    """Yield a text, which comes in any pieces, in parts that can be encoded one by one.
+
+    They have about so many `characters` (default: `PART_CHARACTERS`).
 
     With `encode` each cut is tried; a text in which none is found stays whole. Without, the encoding is byte-level.
     """
-    rest = ""
+    rest, length = "", characters or PART_CHARACTERS
     for piece in pieces:
-        for first in range(0, len(piece), PART_CHARACTERS):
-            rest += piece[first : first + PART_CHARACTERS]
-            if len(rest) > PART_CHARACTERS and (cut := _find(rest, encode)):
+        for first in range(0, len(piece), length):
+            rest += piece[first : first + length]
+            if len(rest) > length and (cut := _find(rest, length, encode)):
                 yield rest[: cut.end]
                 rest = rest[cut.start :]
     if rest:
         yield rest
 
 
-def _find(text: str, encode: Encode | None) -> _Cut | None:
-    first = max(CONTEXT_CHARACTERS, len(text) - PART_CHARACTERS // 2)
+def _find(text: str, length: int, encode: Encode | None) -> _Cut | None:
+    first = max(CONTEXT_CHARACTERS, len(text) - length // 2)
     for match in islice(WORD_START.finditer(text, first, len(text) - CONTEXT_CHARACTERS), MOST_TRIES):
         for cut in (_Cut(match.start(), match.start()), _Cut(match.start(), match.end())):
             if encode is None or _harmless(text, cut, match.start(), encode):

@@ -26,6 +26,8 @@ Tokens = NDArray[np.uint32]
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
+TRAINING_CHARACTERS = 2**13
+"""How much text the library takes in training as one: of 256 of them at once, it looks at all before it ends."""
 
 
 class Tokenizer(Protocol):
@@ -260,7 +262,7 @@ def _train_bpe(name: str, vocab_size: int, corpus: Iterable[Iterable[str]]) -> T
         show_progress=False,
     )
     with TextProgress(f"training the tokenizer {name}") as progress:
-        text = chain.from_iterable(parts(progress.over(pieces)) for pieces in corpus)
+        text = chain.from_iterable(parts(progress.over(pieces), characters=TRAINING_CHARACTERS) for pieces in corpus)
         in_a_thread(lambda watched: model.train_from_iterator(_said_at_the_end(watched, name), trainer), text)
     return _trained(name, model, vocab_size)
 
