@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -196,13 +198,24 @@ def _make_room(record: logging.LogRecord) -> bool:
 
 def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[ForkedProcess]:
     """Start `skippipe train` once per rank; rank 0 is killed in the middle of the checkpoint of `step`."""
+    return _start_ranks(_die_while_saving, "dying", config, plan, step)
+
+
+def start_ranks_in_a_long_step(config: Path, plan: Path, step: int) -> list[ForkedProcess]:
+    """Start `skippipe train` once per rank; in the step after `step` each origin gets a SIGTERM, then computes long."""
+    return _start_ranks(_compute_long, "long", config, plan, step)
+
+
+def _start_ranks(
+    run: Callable[[Path, Path, int, Path, dict[str, str]], None], name: str, config: Path, plan: Path, step: int
+) -> list[ForkedProcess]:
     port, context = free_port(), preloaded()
     ranks = []
     for rank in range(WORLD_SIZE):
         place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        output = config.with_name(f"dying-{rank}.txt")
+        output = config.with_name(f"{name}-{rank}.txt")
         environment = {key: str(value) for key, value in place.items()}
-        process = context.Process(target=_die_while_saving, args=(config, plan, step, output, environment))
+        process = context.Process(target=run, args=(config, plan, step, output, environment))
         process.start()
         ranks.append(ForkedProcess(process, output))
     return ranks
@@ -221,4 +234,22 @@ def _die_while_saving(config: Path, plan: Path, fatal_step: int, output: Path, e
         finish(aside, final, metadata)
 
     checkpoint_writer._finish = finish_or_die
+    run_skippipe(["train", "--config", str(config), "--plan", str(plan)], output, environment)
+
+
+def _compute_long(config: Path, plan: Path, last_step: int, output: Path, environment: dict[str, str]) -> None:
+    """Run `skippipe train` as it is, but with a step that takes longer than anybody waits after a signal."""
+    from skippipe.data.samples import SampleOrder
+
+    batch = SampleOrder.batch
+    signalled: list[int] = []
+
+    def slow_batch(order: SampleOrder, step: int, *counts: int) -> Any:
+        if step == last_step and not signalled:
+            signalled.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3)
+        return batch(order, step, *counts)
+
+    SampleOrder.batch = slow_batch  # type: ignore[assignment,method-assign]
     run_skippipe(["train", "--config", str(config), "--plan", str(plan)], output, environment)

@@ -134,6 +134,22 @@ class CheckpointWriter:
         self._complete = not failures
         return self._complete
 
+    def save_alone(self, metadata: Metadata) -> bool:
+        """Save the present state where the connections between ranks are closed; say whether this rank's part is there.
+
+        On rank 0 it is the whole checkpoint. All ranks call this, with the same step.
+        """
+        if self._pending is not None and not _wait(self._pending, self._left_s()):
+            raise StorageError(self._overdue(f"rank {self._runner.rank}"))
+        if self._pending_step != metadata.step:
+            self._pending = self._begin(metadata, self._copy())
+            self._pending_step, self._begun_s = metadata.step, time.monotonic()
+            if not _wait(self._pending, self._left_s()):
+                raise StorageError(self._overdue(f"rank {self._runner.rank}"))
+        saved = self._complete if self._pending is None else self._pending.result()
+        self._pending = None
+        return saved
+
     def _left_s(self) -> float:
         return self._begun_s + self._options.timeout_s - time.monotonic()
 

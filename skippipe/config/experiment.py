@@ -179,6 +179,8 @@ class CheckpointOptions(Section):
     """Whether training goes on while a checkpoint is written; it stands still for a copy in memory only."""
     timeout_s: PositiveFloat = 1800.0
     """Seconds until a checkpoint must be written; afterwards the storage counts as hanging and the run ends."""
+    patience_s: PositiveFloat = 20.0
+    """Seconds that a step may still take after a signal; then it is given up, and what was finished before is saved."""
     resume: Literal["auto", "never"] | str = "auto"
     """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
 

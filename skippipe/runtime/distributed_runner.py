@@ -66,7 +66,7 @@ class DistributedRunner:
         self._control = DirectAllGather(groups.control)
         self._reduction = StageReduction(self.stage_index, groups, options)
         self._executors = ExecutorFactory(self.rank, self._nodes, options, groups, timeout_s)
-        self._guard = FailureGuard(board, self.rank, self._nodes, abort=self._abort, place=self._place)
+        self._guard = FailureGuard(board, self.rank, self._nodes, abort=self.abort, place=self._place)
 
     @classmethod
     def connect(cls, plans: Plan | PlanSet, stage: Stage, context: DistributedContext, options: RunnerOptions) -> Self:
@@ -167,6 +167,11 @@ class DistributedRunner:
         rows = self._guard.run(lambda: self._all_gather("waited for the sum over ranks", own))  # (R, n)
         return [float(value) for value in rows.sum(0)]
 
+    def abort(self) -> None:
+        """Make every wait for other ranks fail; see `Runner`."""
+        self._groups.abort()
+        self._executors.abort()
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         action, group = "waited for all ranks at a barrier", self._groups.control
@@ -213,10 +218,6 @@ class DistributedRunner:
     @property
     def _others(self) -> tuple[int, ...]:
         return tuple(rank for rank in range(len(self._nodes)) if rank != self.rank)
-
-    def _abort(self) -> None:
-        self._groups.abort()
-        self._executors.abort()
 
     def _place(self) -> str:
         at = f", {self._executor.current}" if self._executor is not None and self._executor.current is not None else ""

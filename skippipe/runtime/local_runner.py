@@ -136,6 +136,9 @@ class LocalRunner:
         """Return the values: there is no other rank."""
         return [float(value) for value in values]
 
+    def abort(self) -> None:
+        """Wait for nobody; see `Runner`."""
+
     def barrier(self) -> None:
         """Return at once: there is no other rank."""
 

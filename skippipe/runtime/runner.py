@@ -118,6 +118,9 @@ class Runner(Protocol):
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all ranks, in float64, the same on every rank."""
 
+    def abort(self) -> None:
+        """Make every wait for other ranks fail, here and there; nothing but the stages can be used any more."""
+
     def barrier(self) -> None:
         """Wait for all ranks."""
 

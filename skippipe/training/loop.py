@@ -18,7 +18,7 @@ from skippipe.cluster.measured import write_measured
 from skippipe.config.experiment import Experiment
 from skippipe.data.kept_tokenizer import keep_tokenizer
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import CheckpointError, PlanError, SkipPipeError, StorageError
+from skippipe.errors import CheckpointError, PlanError, SkipPipeError, StoppedError, StorageError
 from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device, torch_dtype
@@ -37,6 +37,7 @@ from skippipe.runtime.runner import IterationResult, Runner
 from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
+from skippipe.training.patience import StepPatience
 from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.run_owner import RunOwner, owned_run_directory
@@ -67,7 +68,7 @@ class TrainingSummary:
     tokens: int
     """Tokens trained on, in all steps."""
     loss: float | None
-    """Loss of the last step in nats per token; None where there was nothing left to do."""
+    """Loss of the last step in nats per token; None where there was nothing left to do, or a step was given up."""
     stopped: bool
     """Whether a signal ended it before `training.max_steps`."""
     stopped_by: int | None
@@ -173,6 +174,7 @@ class Trainer:
         self.optimizer = make_optimizer(experiment, runner)
         runner.reduce_with(self.optimizer.reduce)
         self.first_step = 0
+        self.patience: StepPatience | None = None
         self._stopped_by: int | None = None
         self.wandb_id: str | None = None
         self.writer = CheckpointWriter(
@@ -207,6 +209,16 @@ class Trainer:
     def run(self, stop: StopSignal) -> TrainingSummary:
         """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
         stop.defer()
+        abort = self.runner.abort if self.world_size > 1 else None
+        self.patience = StepPatience(stop, self.experiment.checkpoint.patience_s, abort)
+        if self.context.watch is not None:
+            self.context.watch.also = self.patience.look
+        try:
+            return self._run(stop)
+        except StoppedError as reason:
+            return self._stop_early(str(reason))
+
+    def _run(self, stop: StopSignal) -> TrainingSummary:
         max_steps = self.experiment.training.max_steps
         loss: float | None = None
         stopped = False
@@ -238,6 +250,16 @@ class Trainer:
         who = self._stopped_by if stopped else None
         return TrainingSummary(self.first_step, self.step, tokens, loss, stopped, who, path, self.runner.rank)
 
+    def _stop_early(self, reason: str) -> TrainingSummary:
+        """Save what was finished before the step that was given up; connections between ranks are closed."""
+        if self.step == self.first_step:
+            raise StoppedError(f"step {self.step + 1}: {reason}; no step of this start is finished, nothing to save")
+        logger.warning("step %d: %s; it is given up, and step %d saved", self.step + 1, reason, self.step)
+        if not self.writer.save_alone(self._metadata()):
+            raise StorageError(f"step {self.step}: the last checkpoint could not be saved, see the warning above")
+        tokens, path = self.step * self.tokens_per_step, checkpoint_path(self.run_dir, self.step)
+        return TrainingSummary(self.first_step, self.step, tokens, None, True, None, path, self.runner.rank)
+
     def close(self) -> None:
         """End the writing of checkpoints and close records and optimizer."""
         self.writer.close()
@@ -247,6 +269,8 @@ class Trainer:
     def one_step(self, stop: StopSignal) -> tuple[StepMetrics, bool]:
         """Run one iteration; return its metrics and whether any rank was asked to stop."""
         self.context.check()
+        if self.patience is not None:
+            self.patience.begin()
         start_s = time.perf_counter()
         lr = self.optimizer.lr
         # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
@@ -280,6 +304,8 @@ class Trainer:
 
         The one sum over all ranks in a step is here: on slow links each costs a round trip or more.
         """
+        if self.patience is not None:
+            self.patience.commit()
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
         asked = float(stop.requested)
@@ -332,6 +358,8 @@ class Trainer:
         return {Metric.VALIDATION_LOSS: loss, Metric.VALIDATION_PERPLEXITY: math.exp(min(loss, 700.0))}
 
     def _train_batch(self, microbatch: int) -> tuple[Tensor, Tensor]:
+        if self.patience is not None:
+            self.patience.check()
         training = self.experiment.training
         return self.order.batch(self.step, microbatch, training.num_microbatches, training.micro_batch_size)
 

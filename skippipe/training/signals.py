@@ -34,7 +34,8 @@ class StopSignal:
         self.name = ""
         """Of the signal that came first."""
         self._at_once = at_once
-        self._first_s = 0.0
+        self.first_s = 0.0
+        """When it came, by `time.monotonic`."""
         self._previous: dict[int, Any] = {}
         self._bell: tuple[socket.socket, socket.socket] | None = None
         self._previous_bell = -1
@@ -63,11 +64,11 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now_s = time.monotonic()
-        if self.requested and number == signal.SIGINT and now_s - self._first_s > REPEAT_S:
+        if self.requested and number == signal.SIGINT and now_s - self.first_s > REPEAT_S:
             raise KeyboardInterrupt
         if self.requested:
             return
-        self._first_s, self.requested, self.name = now_s, True, signal.Signals(number).name
+        self.first_s, self.requested, self.name = now_s, True, signal.Signals(number).name
         if self._at_once:
             raise StoppedError(f"stopped by {self.name} before the first step; the same line starts it again")
 

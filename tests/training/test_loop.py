@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from training_runs import ALONE, losses, make_experiment, small_plan, train_alon
 from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
 from skippipe.cli.commands.train_command import command
 from skippipe.cli.main import main
+from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError, SkipPipeError, StoppedError, StorageError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.run_record import read_run_record
@@ -209,6 +211,29 @@ def test_stop_signal_gives_handlers_back() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_step_that_takes_too_long_is_given_up_and_the_one_before_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_alone(make_experiment(tmp_path, "whole"))
+    experiment = make_experiment(tmp_path, "parts", checkpoint={"patience_s": 0.05, "interval": 0})
+    original = SampleOrder.batch
+
+    def slow_batch(order: SampleOrder, step: int, microbatch: int, *counts: int) -> object:
+        if (step, microbatch) == (4, 1):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        return original(order, step, microbatch, *counts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SampleOrder, "batch", slow_batch)
+        summary = train_alone(experiment)
+    assert (summary.stopped, summary.step) == (True, 4)
+    assert summary.checkpoint == complete_checkpoints(tmp_path / "parts")[-1]
+    assert "step 5: the step was not finished 0.05 s after SIGTERM; it is given up, and step 4 saved" in caplog.text
+    assert train_alone(experiment).first_step == 4
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
 def test_a_signal_before_the_first_step_ends_at_once() -> None:

@@ -14,6 +14,7 @@ from training_runs import (
     losses,
     make_experiment,
     ranks_plan,
+    start_ranks_in_a_long_step,
     start_ranks_that_die_while_saving,
     start_torchrun,
     train_alone,
@@ -111,3 +112,17 @@ def test_kill_while_saving_leaves_the_checkpoint_before(folder: Path) -> None:
     assert summary.first_step == 5
     assert losses(run_dir) == pytest.approx(losses(folder / "alone"), abs=1e-5)
     assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+def test_a_long_step_is_given_up_on_all_ranks_and_the_one_before_saved(folder: Path) -> None:
+    patient = {"interval": 4, "patience_s": 0.5}
+    experiment = make_experiment(folder, "long", training=LONG, checkpoint=patient, comm={"timeout_s": 30})
+    _, config, _, plan = write_inputs(experiment, ranks_plan(), folder)
+    results = [rank.finish(60) for rank in start_ranks_in_a_long_step(Path(config), Path(plan), step=6)]
+    assert [code for code, _ in results] == [75] * WORLD_SIZE, results
+    for _, output in results:
+        assert "it is given up, and step 6 saved" in output
+        assert "Traceback" not in output
+    assert [path.name for path in complete_checkpoints(folder / "long")][-1] == "step-00000006"
+    assert train_alone(experiment, ranks_plan()).first_step == 6
+    assert losses(folder / "long") == pytest.approx(losses(folder / "alone"), abs=1e-5)

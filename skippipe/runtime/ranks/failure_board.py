@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch._C._distributed_c10d import Store
 
 from skippipe.runtime.ranks import time_limits
-from skippipe.runtime.ranks.store_names import Board, store_of_board
+from skippipe.runtime.ranks.store_names import GIVEN_UP, Board, store_of_board
 
 
 class FailureReport(NamedTuple):
@@ -33,6 +33,14 @@ class FailureBoard:
         self._rank = rank
         self._nodes = nodes
         self._silent: list[int] = []
+
+    @property
+    def step_is_given_up(self) -> bool:
+        """Whether connections close because a rank has given the step up on purpose."""
+        try:
+            return bool(self._store.check([GIVEN_UP]))
+        except RuntimeError:
+            return False
 
     def report(self, message: str, peers: Sequence[int], place: str = "") -> None:
         """Publish that this rank stops at `place` and which ranks it waited for; none where the fault is its own."""
@@ -109,3 +117,13 @@ class FailureBoard:
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} ({self._nodes[rank]})"
+
+
+def give_step_up(store: Store) -> None:
+    """Say in the store of a try that the present step is given up on purpose."""
+    store_of_board(store, Board.FAILURE).set(GIVEN_UP, "")
+
+
+def step_is_given_up(store: Store) -> bool:
+    """Say whether a rank has said so."""
+    return bool(store_of_board(store, Board.FAILURE).check([GIVEN_UP]))

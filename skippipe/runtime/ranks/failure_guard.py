@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from skippipe.errors import PeerLostError
+from skippipe.errors import PeerLostError, StoppedError
 from skippipe.runtime.ranks.failure_board import FailureBoard
 from skippipe.runtime.ranks.torch_errors import TransferError
 
@@ -41,14 +41,17 @@ class FailureGuard:
         lost: TransferError | None = None
         try:
             return call()
-        except PeerLostError:
-            raise  # a guarded call inside has told the others already
+        except (PeerLostError, StoppedError):
+            raise  # a guarded call inside, or who gave the step up, has told the others already
         except TransferError as error:
             lost = error.with_traceback(None)
         except Exception as error:
             self._stop(f"{type(error).__name__}: {error}")
             self._leave()
             raise
+        if self._board.step_is_given_up:
+            self._abort()
+            raise StoppedError("another rank has given the step up after a signal")
         # Outside of the except block, see `torch_errors.raising_outside`. Said before the store is asked: it may hang.
         logger.error("%s in vain (%s); asking the others why", lost.action, lost.cause)
         self._stop(str(lost), lost.peers)

@@ -10,6 +10,7 @@ ended, ended-heard                  why the first rank that ended by itself did 
 <topic>/<number>/<rank>             what a rank says in the meeting of that number about a topic (`context`)
 <topic>/<number>/read               how many ranks have read what all say there; left: how many need no store any more
 failure/<rank>                      why a rank stopped (`failure_board`), and left-<rank>: that it knows why others did
+failure/given-up                    that a step is given up on purpose
 checkpoint/<step>/<rank>            what a rank wrote of a checkpoint (`skippipe.checkpoint.report_board`)
 
 torch keeps its own keys for the process groups there, too.
@@ -22,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 RUN = "skippipe"
 TRY = "try"
 ENDED = "ended"
+GIVEN_UP = "given-up"
 
 
 class Topic(StrEnum):

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -53,6 +53,8 @@ class Watch:
         self._answers = 0
         self._end: End | None = None
         self._ending = False
+        self.also: Callable[[Store], None] | None = None
+        """What else is to be done at each look; it gets this thread's store of the try."""
         self._closed = threading.Event()
         calls = [self._wait_for_end] if run is None else [self._wait_for_end, self._ask]
         for call in calls:
@@ -98,6 +100,8 @@ class Watch:
         if number > self._number:
             again = "a rank of this run was started again, so this try cannot go on; start this one again, too"
             return End(PeerLostError(again), by_others=True)
+        if self.also is not None:
+            self.also(store_of_try(run, self._number))
         ended = hear_ended(store_of_try(run, self._number))
         return End(ended, by_others=True) if ended is not None else None
 
