@@ -14,7 +14,7 @@ SAY_EVERY_S: Final = 10.0
 """Seconds between two lines of progress, where there is no terminal for a bar."""
 LOOK_EVERY_S: Final = 0.05
 """Seconds in which the main thread may be deaf."""
-LAST_PART_S: Final = 2.0
+LAST_PART_S: Final = 1.0
 """Seconds that work which is told to end may take for it: it hears of that at its next part."""
 
 Part = TypeVar("Part")

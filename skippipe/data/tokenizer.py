@@ -26,7 +26,7 @@ Tokens = NDArray[np.uint32]
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
-TRAINING_CHARACTERS = 2**13
+TRAINING_CHARACTERS = 2**11
 """How much text the library takes in training as one: of 256 of them at once, it looks at all before it ends."""
 
 
