@@ -35,7 +35,7 @@ CHECKPOINT_GRACE_S: Final = 5.0
 """Seconds that rank 0 waits for the others' parts of a checkpoint when an error ends the run in the middle of it."""
 HEAD_START_S: Final = 0.3
 """Seconds by which rank 0 says what is wrong before another rank ends, upon which torchrun ends them all."""
-ORPHAN_GRACE_S: Final = 3.0
+ORPHAN_GRACE_S: Final = 2.0
 """Seconds in which a process that has lost the store or its agent may end by itself: nobody else can end it."""
 ENDED_GRACE_S: Final = 15.0
 """Seconds in which a process may end by itself after another rank has: last words and a checkpoint's grace fit in."""

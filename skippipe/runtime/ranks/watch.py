@@ -120,7 +120,7 @@ class Watch:
             answers = self._answers
             if end is not None and not end.by_others:
                 continue
-            if self._run is not None and silent * time_limits.WATCH_S >= self._limit_s:
+            if self._run is not None and (silent + 1) * time_limits.WATCH_S >= self._limit_s:
                 mute = f"the store at {self._address} has not answered for {self._limit_s:g} s"
                 error = CommunicationError(f"{mute}; its process or host may be frozen, or the network cut")
                 self._end = End(error)
