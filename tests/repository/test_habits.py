@@ -1,7 +1,9 @@
 """What a forge and other tools read from the repository: it parses, and says what the project's own files say."""
 
+import ast
 import datetime
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 CONTROLS = {"markdown", "input", "textarea", "dropdown", "checkboxes"}
 """What a form may consist of."""
+NAMES_OF_DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval", "lazy_loader": "lazy-loader"}
+"""Where they differ from the names that are imported."""
 
 
 def parsed(path: Path) -> Any:
@@ -88,3 +92,17 @@ def test_the_hooks_are_the_checkers_of_the_tests() -> None:
         [".venv/bin/python", "-m", "ruff", "format"],
         [".venv/bin/python", "-m", "mypy"],
     ]
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    """What comes only because something else brings it goes with that."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    declared = {re.split(r"[<>=\[]", line)[0] for line in lines}
+    sources = [*(ROOT / "skippipe").rglob("*.py"), *(ROOT / "scheduler").rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names
+    distributions = {NAMES_OF_DISTRIBUTIONS.get(name, name) for name in packages}
+    assert distributions - declared == {"skippipe", "skippipe_scheduler"}
