@@ -68,9 +68,16 @@ def record(
     for name in names:
         click.echo(f"{name} ...", err=True)
         results = merged(folder / "results.json", measure(name), list(rows))
-        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "results.md").write_text(markdown(*page, results))
+        _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        _write(folder / "results.md", markdown(*page, results))
     click.echo((folder / "results.md").read_text())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is whole whenever this is ended."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def folder_of_results(out: Path | None, quick: bool, beside: Path) -> Path:
