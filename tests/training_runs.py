@@ -251,5 +251,5 @@ def _compute_long(config: Path, plan: Path, last_step: int, output: Path, enviro
             time.sleep(3)
         return batch(order, step, *counts)
 
-    SampleOrder.batch = slow_batch  # type: ignore[assignment,method-assign]
+    SampleOrder.batch = slow_batch  # type: ignore[assignment,method-assign]  # in this process alone
     run_skippipe(["train", "--config", str(config), "--plan", str(plan)], output, environment)

@@ -9,16 +9,18 @@ sources, once for each row and seed.
 import json
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import click
 from table import markdown
 
+from common.one_machine import CLUSTER, free_port
 from skippipe.config.experiment import Experiment
 from skippipe_scheduler.plan.plan import Plan
 
@@ -36,15 +38,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "gradients PowerSGD, rank 1": {"gradient_compression": "powersgd", "powersgd": {"rank": 1}},
     "both int8": {"activation_compression": "int8", "gradient_compression": "int8"},
 }
-CLUSTER = """
-format: skippipe.cluster/1
-name: here
-nodes:
-  - {name: node, count: 4, region: here, compute_tflop_per_s: 0.05, memory_gib: 4}
-links:
-  contention: none
-  within_region: {latency_ms: 0.05, gbit_per_s: 20}
-"""
 
 
 @click.command()
@@ -145,13 +138,6 @@ def bytes_per_step(experiment: Experiment, plan: Plan) -> dict[str, int]:
     activations = sum(instruction.size_bytes for program in programs for instruction in program.select(Opcode.SEND))
     gradients = workload.layer_gradient_bytes * workload.num_layers + workload.embedding_and_head_gradient_bytes
     return {"activation_bytes": activations, "gradient_bytes": 2 * (REPLICAS - 1) * gradients}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

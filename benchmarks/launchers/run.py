@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import click
 import psutil
 
+from common.one_machine import CLUSTER, free_port
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics import Metric
@@ -38,15 +40,6 @@ RANKS = 4
 LAUNCHES = ("standalone", "static", "c10d")
 MOMENTS = ("before the first step", "early", "late", "while saving")
 MAX_RESTARTS = 3
-CLUSTER = """
-format: skippipe.cluster/1
-name: here
-nodes:
-  - {name: node, count: 4, region: here, compute_tflop_per_s: 0.05, memory_gib: 4}
-links:
-  contention: none
-  within_region: {latency_ms: 0.05, gbit_per_s: 20}
-"""
 
 
 @dataclass
@@ -102,13 +95,6 @@ def _trains(process: psutil.Process) -> bool:
         return "skippipe" in process.cmdline()
     except psutil.Error:
         return False
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def make_experiment(folder: Path, name: str) -> Path:

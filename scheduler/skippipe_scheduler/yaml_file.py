@@ -17,7 +17,7 @@ from yaml.constructor import ConstructorError
 try:
     from yaml import CSafeLoader as SafeLoader
 except ImportError:  # a build of PyYAML without libyaml, ten times as slow
-    from yaml import SafeLoader  # type: ignore[assignment]
+    from yaml import SafeLoader  # type: ignore[assignment]  # its twin in Python
 
 from skippipe_scheduler.errors import InputError, nearest
 from skippipe_scheduler.files import LARGEST_INTEGER, Model, check_text, describe, read_text

@@ -4,12 +4,10 @@ import ast
 import importlib
 import inspect
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from full_disk import largest_file
 from small_runs import write_run
 
 from skippipe.errors import InputError
@@ -83,23 +81,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-@contextmanager
-def full_disk(size_bytes: int) -> Iterator[None]:
-    """Make every file that grows longer fail as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_disk_that_was_full_for_a_while_costs_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     path = tmp_path / "metrics.jsonl"
     reporter = Reporter([MetricsWriter(path)])
     reporter.write({Metric.STEP: 1})
-    with full_disk(path.stat().st_size + 5):  # a part of the next line fits
+    with largest_file(path.stat().st_size + 5):  # a part of the next line fits
         for step in (2, 3):
             reporter.write({Metric.STEP: step})
         assert read_metrics(path) == [{"step": 1}]

@@ -3,18 +3,17 @@
 import json
 import math
 import re
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from full_disk import largest_file
 from training_runs import ALONE, losses, make_experiment, small_plan, train_alone, write_inputs
 
 from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
@@ -27,17 +26,6 @@ from skippipe.monitor.report.run_record import read_run_record
 from skippipe.planning.sharing import choose_plan, share_plans
 from skippipe.runtime.local_runner import LocalRunner
 from skippipe.training.signals import StopSignal
-
-
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    """Make every longer file fail as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_run_directory_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,21 @@
+"""What benchmarks need whose ranks are processes of one machine."""
+
+import socket
+
+CLUSTER = """
+format: skippipe.cluster/1
+name: here
+nodes:
+  - {name: node, count: 4, region: here, compute_tflop_per_s: 0.05, memory_gib: 4}
+links:
+  contention: none
+  within_region: {latency_ms: 0.05, gbit_per_s: 20}
+"""
+"""Four processes and the connections between them, as a cluster file."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
