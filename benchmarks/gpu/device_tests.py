@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setting import Figures
+from setting import Bar, Figures
 
 from skippipe.config.experiment import Experiment
 
@@ -31,5 +31,5 @@ def measure(figures: Figures, folder: Path, carried: Path | None) -> None:
         if line.startswith(("FAILED", "ERROR", "SKIPPED")):
             figures.say(line)
     bad = counts.get("failed", 0) + counts.get("error", 0)
-    figures.add("tests that passed", counts.get("passed", 0), "")
-    figures.add("tests that failed", bad, "", bar="0", met=bad == 0 and counts.get("passed", 0) > 0)
+    figures.add("tests that passed", counts.get("passed", 0), "", Bar(at_least=1))
+    figures.add("tests that failed", bad, "", Bar(at_most=0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import several_ranks
 import torch
-from setting import Figures, make_experiment, plans_of
+from setting import Bar, Figures, make_experiment, plans_of
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
@@ -52,16 +52,15 @@ def measure(figures: Figures, folder: Path, carried: Path | None) -> None:
     """Say of each part whether it was shown here."""
     for count, what in ((1, "a group of one rank"), (2, "a pair on one card, all-reduce and point to point")):
         shown, why = _group(count)
-        figures.add(f"NCCL, {what}: {why}", float(shown), "shown", met=shown or None)
+        figures.add(f"NCCL, {what}: {why}", float(shown), "shown", Bar(at_least=1) if shown else None)
     (experiment,) = experiments(folder, rehearse=figures.rehearse)
     config, path = folder / "ordered.yaml", folder / "ordered.json"
     save_experiment(experiment, config)
     plans_of(experiment, carried).main.save(path)
     together, alone = (_loss(config, path, count) for count in (2, 1))
     difference = abs(together - alone) / alone
-    bar = several_ranks.LOSS_TOLERANCE
     label = "loss of two ranks beside one process, messages known by their order alone"
-    figures.add(label, difference, "relative", bar=f"<= {bar:g}", met=difference <= bar)
+    figures.add(label, difference, "relative", several_ranks.LOSS_BAR)
 
 
 def _loss(config: Path, plan: Path, count: int) -> float:

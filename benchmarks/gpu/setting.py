@@ -1,6 +1,7 @@
 """What the rows share: the models, the experiments, their plans, and the figures that they hand over."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,28 @@ links:
 """Links that are slow beside a card's memory, so that emulated ones can be told from none."""
 
 
+@dataclass(frozen=True)
+class Bar:
+    """What a figure has to reach."""
+
+    at_least: float = -math.inf
+    at_most: float = math.inf
+
+    @classmethod
+    def near_one(cls, tolerance: float) -> "Bar":
+        """Return the bar of a ratio that should be 1."""
+        return cls(1 - tolerance, 1 + tolerance)
+
+    def is_met(self, value: float) -> bool:
+        """Return whether `value` reaches it."""
+        return self.at_least <= value <= self.at_most
+
+    def __str__(self) -> str:
+        if self.at_most == math.inf:
+            return f">= {self.at_least:g}"
+        return f"<= {self.at_most:g}" if self.at_least == -math.inf else f"{self.at_least:g} to {self.at_most:g}"
+
+
 @dataclass
 class Figures:
     """What a row has measured so far. Every figure is printed at once: what a row had when it was ended counts."""
@@ -47,9 +70,10 @@ class Figures:
     """How long the row may take."""
     found: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, label: str, value: float | None, unit: str, *, bar: str = "", met: bool | None = None) -> None:
-        """Add a figure; `value` None says that there is none, and `label` why."""
-        self.found.append({"label": label, "value": value, "unit": unit, "bar": bar, "met": met})
+    def add(self, label: str, value: float, unit: str, bar: Bar | None = None) -> None:
+        """Add a figure, and whether it reaches its bar where it has one."""
+        met = None if bar is None else bar.is_met(value)
+        self.found.append({"label": label, "value": value, "unit": unit, "bar": str(bar or ""), "met": met})
         print(json.dumps({"figures": self.found}), flush=True)
 
     def say(self, text: str) -> None:

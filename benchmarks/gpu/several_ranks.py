@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setting import Figures, make_experiment, plans_of
+from setting import Bar, Figures, make_experiment, plans_of
 
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
@@ -16,9 +16,9 @@ from skippipe.monitor.metrics_file import read_metrics
 
 NUM_RANKS = (2, 4, 7)
 STEPS = 4
-LOSS_TOLERANCE, NORM_TOLERANCE = 1e-4, 1e-3
+LOSS_BAR, NORM_BAR = Bar(at_most=1e-4), Bar(at_most=1e-3)
 """Relative. Sums over ranks are made in another order than in one process."""
-PREDICTED_TOLERANCE = 0.1
+PREDICTED_BAR = Bar.near_one(0.1)
 EMULATED_TFLOP_PER_S, REHEARSED_TFLOP_PER_S = 3.0, 0.001
 """Of each node. Chosen: seven that share a card of 67 TFLOP/s in fp32, or two cores, keep up with emulated tasks."""
 
@@ -36,23 +36,17 @@ def measure(figures: Figures, folder: Path, carried: Path | None) -> None:
         plan.save(path)
         together = train(renamed(experiment, "emulated", emulation={"links": True, "compute": True}), path, count)
         alone = train(renamed(experiment, "alone"), path, 1)
-        for key, what, tolerance in (
-            (Metric.TRAIN_LOSS, "losses", LOSS_TOLERANCE),
-            (Metric.GRADIENT_NORM, "gradient norms", NORM_TOLERANCE),
+        for key, what, bar in (
+            (Metric.TRAIN_LOSS, "losses", LOSS_BAR),
+            (Metric.GRADIENT_NORM, "gradient norms", NORM_BAR),
         ):
             pairs = [(a[key], b[key]) for a, b in zip(together, alone, strict=True)]
             worst = max(abs(a - b) / abs(b) for a, b in pairs)
             label = f"{count} ranks: {what} beside one process, largest difference"
-            figures.add(label, worst, "relative", bar=f"<= {tolerance:g}", met=worst <= tolerance)
+            figures.add(label, worst, "relative", bar)
         predicted_s = plan.predicted.iteration_s
         ratio = statistics.median(entry[Metric.ITERATION_S] for entry in together[1:]) / predicted_s
-        figures.add(
-            f"{count} ranks: emulated iteration to predicted ({predicted_s:.3f} s)",
-            ratio,
-            "",
-            bar=f"1 +- {PREDICTED_TOLERANCE}",
-            met=abs(ratio - 1) <= PREDICTED_TOLERANCE,
-        )
+        figures.add(f"{count} ranks: emulated iteration to predicted ({predicted_s:.3f} s)", ratio, "", PREDICTED_BAR)
 
 
 def train(experiment: Experiment, plan: Path, count: int) -> list[dict[str, Any]]:
