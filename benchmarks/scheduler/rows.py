@@ -222,7 +222,7 @@ def replanned(case: Case, stage: int) -> Measured:
 
 
 def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
-    """Divide the iteration of routes in order by that of routes with at most one late visit."""
+    """Divide the iteration of routes in order by that of routes with at most one swap."""
     problem = case.load(name, prepare)
     found = []
     for max_swaps in (0, 1, 2):

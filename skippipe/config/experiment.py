@@ -79,10 +79,10 @@ class PipelineOptions(Section):
     pinned: dict[str, NonNegativeInt] | None = Field(default=None, examples=[{"berlin-0": 0, "iowa-0": 2}])
     """Stage of single nodes; the planner chooses those of the others. Not beside placement."""
     max_swaps: NonNegativeInt = Field(default=0, examples=[1])
-    """How many stages a route may visit late, that is after a higher one; such swaps shorten iterations and cost
-    quality (docs/recipes.md)."""
+    """How many swaps a route may make: visits of a stage after a higher one. They shorten iterations and cost quality
+    (docs/recipes.md)."""
     max_swap_distance: NonNegativeInt = Field(default=1, examples=[2])
-    """How many higher stages may come before a late visit; 0 turns swaps off."""
+    """How far a swap may lie behind the highest stage visited before it, in stage numbers; 0 turns swaps off."""
     max_forward_jump: PositiveInt = 4
     """How many stages past the furthest one visited a route may jump; one less can be left out in a row."""
     uniform_coverage: bool = True

@@ -83,11 +83,10 @@ def _routes(content: Content) -> Iterator[str]:
             yield f"microbatch {index} does not start at stage 0, or visits a stage twice"
         if not set(rules.get("protected_stages", [])) <= set(stages):
             yield f"microbatch {index} leaves out a protected stage"
-        higher = [sum(earlier > stage for earlier in stages[:hop]) for hop, stage in enumerate(stages)]
         jumps = [stage - max(stages[:hop]) for hop, stage in enumerate(stages) if hop]
-        if sum(count > 0 for count in higher) > rules["max_swaps"]:
+        if sum(jump < 0 for jump in jumps) > rules["max_swaps"]:
             yield f"microbatch {index} swaps too often"
-        if max(higher) > rules["max_swap_distance"]:
+        if -min(jumps) > rules["max_swap_distance"]:
             yield f"microbatch {index} swaps too far"
         if max(jumps, default=0) > rules["max_forward_jump"]:
             yield f"microbatch {index} jumps too far"

@@ -52,7 +52,8 @@ def test_numbers_of_routes_by_hand() -> None:
     no_swaps = Rules(num_stages=6, route_length=4, max_swaps=0, max_forward_jump=5)
     assert len(tuple(stage_sequences(no_swaps))) == 10  # choose 3 of 5
     one_swap = no_swaps.model_copy(update={"max_swaps": 1, "max_swap_distance": 1})
-    assert len(tuple(stage_sequences(one_swap))) == 30  # each as it is, or with one of two neighbouring pairs swapped
+    # Each as it is, or with a pair of neighbouring stages exchanged: 4 such pairs, each with 3 thirds to go with.
+    assert len(tuple(stage_sequences(one_swap))) == 10 + 4 * 3
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_numbers_of_routes_by_hand() -> None:
         ((0, 1, 2, 9), "visits stage 9"),
         ((0, 1, 1, 2), "visits stage 1 twice"),
         ((1, 0, 2, 3), "starts at stage 1"),
-        ((0, 5, 4, 3), "after 2 higher ones"),
+        ((0, 5, 4, 3), "visits stage 3 after stage 5, a swap of distance 2; max_swap_distance is 1"),
         ((0, 2, 1, 5), "jumps from stage 2 to 5"),
         ((0, 2, 1, 3), None),
     ],
@@ -73,6 +74,16 @@ def test_offences_are_named(sequence: tuple[int, ...], offence: str | None) -> N
         rules = rules.model_copy(update={"max_forward_jump": 5, "max_swaps": 2})
     found = first_offence(sequence, rules)
     assert (found is None) if offence is None else (found is not None and offence in found)
+
+
+def test_distance_of_a_swap_counts_the_stages_left_out() -> None:
+    rules = Rules(num_stages=6, route_length=4, max_swaps=1, max_swap_distance=2)
+    assert first_offence((0, 1, 5, 2), rules) == (
+        "visits stage 2 after stage 5, a swap of distance 3; max_swap_distance is 2 (releases up to 0.2 counted the "
+        "higher stages visited before, here 1, not the stage numbers between; plan again)"
+    )
+    assert first_offence((0, 1, 5, 2), rules.model_copy(update={"max_swap_distance": 3})) is None
+    assert first_offence((0, 1, 5, 4), rules.model_copy(update={"max_swap_distance": 1})) is None
 
 
 def test_too_many_swaps_are_named() -> None:

@@ -23,15 +23,15 @@ class Automaton:
 
 
 class _State(NamedTuple):
-    """All that decides how a sequence can go on; `late` holds the lower stages that may still be visited and how many
-    higher ones were visited before them.
+    """All that decides how a sequence can go on; `late` holds the stages below the frontier that may still be visited,
+    ascending.
     """
 
     stage: int
     length: int
     swaps: int
     frontier: int
-    late: tuple[tuple[int, int], ...]
+    late: tuple[int, ...]
 
 
 def legal_sequences(rules: Rules) -> Automaton | None:
@@ -65,7 +65,7 @@ def any_sequence(rules: Rules) -> Automaton:
 
 
 def _successors(state: _State, rules: Rules) -> list[_State]:
-    choices = [(stage, state.swaps + 1) for stage, _ in state.late]
+    choices = [(stage, state.swaps + 1) for stage in state.late]
     furthest = min(rules.num_stages - 1, state.frontier + rules.max_forward_jump)
     choices += [(stage, state.swaps) for stage in range(state.frontier + 1, furthest + 1)]
     reached = (_visit(state, stage, swaps, rules) for stage, swaps in choices)
@@ -74,20 +74,18 @@ def _successors(state: _State, rules: Rules) -> list[_State]:
 
 def _visit(state: _State, stage: int, swaps: int, rules: Rules) -> _State | None:
     """Return the state after a visit, or None where a protected stage can be visited no more."""
-    skipped = [(passed, 0) for passed in range(state.frontier + 1, stage)]
-    late = [(lower, distance + (lower < stage)) for lower, distance in (*state.late, *skipped) if lower != stage]
-    reachable = [
-        (lower, distance) for lower, distance in late if distance <= rules.max_swap_distance and swaps < rules.max_swaps
-    ]
-    if any(lower in rules.protected_stages for lower, _ in set(late).difference(reachable)):
+    frontier = max(state.frontier, stage)
+    late = [lower for lower in (*state.late, *range(state.frontier + 1, stage)) if lower != stage]
+    nearest = frontier - rules.max_swap_distance if swaps < rules.max_swaps else frontier
+    if any(lower < nearest and lower in rules.protected_stages for lower in late):
         return None
-    return _State(stage, state.length + 1, swaps, max(state.frontier, stage), tuple(reachable))
+    return _State(stage, state.length + 1, swaps, frontier, tuple(lower for lower in late if lower >= nearest))
 
 
 def _accepts(state: _State, rules: Rules) -> bool:
     protected = rules.protected_stages
     all_visited = not protected or (
-        protected[-1] <= state.frontier and not any(stage in protected for stage, _ in state.late)
+        protected[-1] <= state.frontier and not any(stage in protected for stage in state.late)
     )
     return state.length in rules.lengths and all_visited
 

@@ -1,7 +1,7 @@
 """The rules of routes, and which sequences of stages obey them.
 
-They are SkipPipe's convergence constraints (arXiv 2502.19913), made exact in docs/plan-file.md. A visit is *late* where
-a higher stage was visited before it; its distance is the number of such stages.
+They are SkipPipe's convergence constraints (arXiv 2502.19913), made exact in docs/plan-file.md. The *frontier* is the
+highest stage number visited so far. A visit below it is a swap; its distance is the frontier minus the stage.
 """
 
 import random
@@ -34,9 +34,9 @@ class Rules(StrictModel):
     route_length: Annotated[int, Field(ge=2, examples=[4])]
     """How many stages a route visits; of a mix the longest."""
     max_swaps: Count = 1
-    """How many stages a route may visit late, that is after a higher one."""
+    """How many swaps a route may make: visits of a stage after a higher one."""
     max_swap_distance: Count = 1
-    """How many higher stages may come before a late visit; 0 turns swaps off."""
+    """How far a swap may lie behind the highest stage visited before it, in stage numbers; 0 turns swaps off."""
     max_forward_jump: PositiveCount = 4
     """How many stages past the furthest one visited a route may jump."""
     uniform_coverage: bool = True
@@ -177,10 +177,9 @@ def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
         for stage in range(1, min(rules.num_stages, frontier + rules.max_forward_jump + 1)):
             if stage in sequence:
                 continue
-            distance = sum(visited > stage for visited in sequence)
-            late = swaps + (distance > 0)
-            if distance <= rules.max_swap_distance and late <= rules.max_swaps:
-                yield from extend((*sequence, stage), late)
+            after = swaps + (stage < frontier)
+            if frontier - stage <= rules.max_swap_distance and after <= rules.max_swaps:
+                yield from extend((*sequence, stage), after)
 
     return extend((0,), 0)
 
@@ -258,13 +257,24 @@ def _offence_against_order(sequence: Sequence[int], rules: Rules) -> str | None:
                 f"jumps from stage {frontier} to {stage}, {stage - frontier} past the furthest visited; "
                 f"max_forward_jump is {rules.max_forward_jump}"
             )
-        distance = sum(visited > stage for visited in before)
-        if distance > rules.max_swap_distance:
-            return f"visits stage {stage} after {distance} higher ones, max_swap_distance is {rules.max_swap_distance}"
-        swaps += distance > 0
+        if frontier - stage > rules.max_swap_distance:
+            return f"visits stage {stage} after stage {frontier}, {_swap_too_far(stage, before, rules)}"
+        swaps += stage < frontier
     if swaps > rules.max_swaps:
         return f"has {swaps} swaps, max_swaps is {rules.max_swaps}"
     return None
+
+
+def _swap_too_far(stage: int, before: Sequence[int], rules: Rules) -> str:
+    """Return the words for a swap that is too far, with a reason where plans of earlier releases hold it."""
+    words = f"a swap of distance {max(before) - stage}; max_swap_distance is {rules.max_swap_distance}"
+    higher = sum(visited > stage for visited in before)
+    if higher > rules.max_swap_distance:
+        return words
+    return (
+        f"{words} (releases up to 0.2 counted the higher stages visited before, here {higher}, not the stage numbers "
+        "between; plan again)"
+    )
 
 
 def length_offence(lengths: Iterable[int], rules: Rules) -> str | None:

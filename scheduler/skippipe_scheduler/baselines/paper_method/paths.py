@@ -123,14 +123,14 @@ class PathFinder:
         rules, visited = self.costs.slot_model.problem.rules, [self.costs.slot_model.stage_of[s] for s in label.slots]
         found = []
         missing = set(rules.protected_stages).difference(visited)
-        for stage in range(1, min(rules.num_stages, max(visited) + rules.max_forward_jump + 1)):
+        frontier = max(visited)
+        for stage in range(1, min(rules.num_stages, frontier + rules.max_forward_jump + 1)):
             unwanted = constraints.stages is not None and stage not in constraints.stages
             unwanted |= len(missing - {stage}) > agent.length - len(visited) - 1
             if unwanted or stage in visited:
                 continue
-            distance = sum(earlier > stage for earlier in visited)
-            swaps = label.swaps + (distance > 0)
-            if distance <= rules.max_swap_distance and swaps <= rules.max_swaps:
+            swaps = label.swaps + (stage < frontier)
+            if frontier - stage <= rules.max_swap_distance and swaps <= rules.max_swaps:
                 found.append((stage, swaps))
         return found
 

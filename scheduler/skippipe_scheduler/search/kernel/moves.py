@@ -210,9 +210,10 @@ def _arrange(p: Instance, s: Schedule, w: Work, m: int) -> None:
     if length > 2:
         for _ in range(below(w.random, p.max_swaps + 1)):
             hop = 1 + below(w.random, length - 2)
-            slot = s.routes[m, hop]
-            s.routes[m, hop] = s.routes[m, hop + 1]
-            s.routes[m, hop + 1] = slot
+            slot, following = s.routes[m, hop], s.routes[m, hop + 1]
+            if p.stage_of[following] - p.stage_of[slot] <= p.max_swap_distance:
+                s.routes[m, hop] = following
+                s.routes[m, hop + 1] = slot
 
 
 @called
@@ -276,12 +277,9 @@ def _legal(p: Instance, s: Schedule, m: int) -> bool:
         stage = p.stage_of[s.routes[m, hop]]
         if stage > frontier + p.max_forward_jump:
             return False
-        distance = 0  # higher stages visited before: more than 0 makes the visit late, a swap
-        for before in range(1, hop):
-            distance += p.stage_of[s.routes[m, before]] > stage
-        if distance > p.max_swap_distance:
+        if frontier - stage > p.max_swap_distance:
             return False
-        swaps += distance > 0
+        swaps += stage < frontier
         frontier = max(frontier, stage)
     return swaps <= p.max_swaps
 
