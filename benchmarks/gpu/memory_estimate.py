@@ -7,7 +7,7 @@ import torch
 from setting import ALONE, SIZES, Bar, Figures, make_experiment, plans_of
 
 from skippipe.config.experiment import Experiment
-from skippipe.model.activation_checkpointing import MODES
+from skippipe.model.activations.activation_checkpointing import MODES
 from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
 

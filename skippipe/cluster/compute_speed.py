@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from skippipe.errors import ConfigError
-from skippipe.model.activation_checkpointing import Mode, enable
+from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.cost import model_cost
 from skippipe.model.stage import build_stage

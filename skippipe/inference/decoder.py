@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.model.architecture import rope_border
+from skippipe.model.chunked_loss import mean_cross_entropy
 from skippipe.model.cost import TokenCost, token_cost
 from skippipe.model.skeleton import Skeleton
 from skippipe.model.stage import partial_decoder, partial_model
@@ -166,15 +167,41 @@ class Decoder:
             arguments = self._arguments(input_ids, position_ids, attention_mask, cache)
             logits: Tensor = model(input_ids=input_ids, logits_to_keep=num_last, **arguments).logits
         else:
-            hidden = self.embed(input_ids, position_ids)
-            for segment in route:
-                part = hidden[:, : segment.served]  # (B, served, D)
-                done = self.run_layers(part, segment.layers, position_ids, attention_mask, cache)
-                hidden = torch.cat([done, hidden[:, segment.served :]], dim=1)  # (B, T, D)
+            hidden = self._walked(input_ids, route, position_ids, attention_mask, cache)
             logits = self.head(hidden[:, -num_last:])  # all where it is 0
         if cache is not None:
             cache.seen += input_ids.shape[1]
         return logits
+
+    def loss(self, input_ids: Tensor, labels: Tensor, route: Sequence[Segment], *, first: int = 0) -> Tensor:
+        """Return the mean cross entropy along a route of the labels from position `first` on, in fp32.
+
+        No logits of the whole text are ever there: see `skippipe.model.chunked_loss`.
+
+        Args:
+            input_ids: Token ids, (B, T).
+            labels: The next tokens, already shifted, (B, T).
+            route: Which layers run for how many of the positions; every segment serves a prefix of them.
+            first: The first position that counts.
+        """
+        hidden = self._walked(input_ids, route)
+        return mean_cross_entropy(self.head, (), hidden[:, first:], labels[:, first:])
+
+    def _walked(
+        self,
+        input_ids: Tensor,
+        route: Sequence[Segment],
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: RouteCache | None = None,
+    ) -> Tensor:
+        """Return the hidden state behind a route, before the final norm: (B, T) -> (B, T, D)."""
+        hidden = self.embed(input_ids, position_ids)
+        for segment in route:
+            part = hidden[:, : segment.served]  # (B, served, D)
+            done = self.run_layers(part, segment.layers, position_ids, attention_mask, cache)
+            hidden = torch.cat([done, hidden[:, segment.served :]], dim=1)  # (B, T, D)
+        return hidden
 
     def embed(
         self,

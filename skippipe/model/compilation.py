@@ -10,7 +10,7 @@ import shutil
 import torch
 
 from skippipe.errors import ConfigError
-from skippipe.model.activation_checkpointing import Mode
+from skippipe.model.activations.activation_checkpointing import Mode
 from skippipe.model.stage import Stage
 
 

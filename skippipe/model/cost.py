@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from skippipe.model.activation_checkpointing import Mode
-from skippipe.model.activation_memory import activation_memory
+from skippipe.model.activations.activation_checkpointing import Mode
+from skippipe.model.activations.activation_memory import activation_memory
 from skippipe.model.architecture import num_experts, num_layers
 from skippipe.model.architecture_traits import traits_of
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from skippipe.errors import CheckpointError
 from skippipe.model.architecture_traits import ArchitectureTraits
+from skippipe.model.chunked_loss import mean_cross_entropy
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, materialise, shortened
 
 
@@ -60,8 +60,7 @@ class Stage(nn.Module):
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross entropy in fp32; `labels` (B, T) are the next tokens, already shifted."""
-        logits = self.logits(hidden).float()  # (B, T, V)
-        return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return mean_cross_entropy(self.logits, list(self.head.parameters()), hidden, labels)
 
     def global_parameters(self) -> dict[str, nn.Parameter]:
         """Return the stage's parameters under the names they have in the whole Hugging Face model."""

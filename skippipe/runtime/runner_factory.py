@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, PlanError
-from skippipe.model.activation_checkpointing import enable
+from skippipe.model.activations.activation_checkpointing import enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
 from skippipe.plans.plan_set import PlanSet

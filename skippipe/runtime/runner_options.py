@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 from skippipe.config.experiment import EmulationOptions, Experiment, PowerSgdOptions
 from skippipe.config.recipe_options import RecipeOptions
-from skippipe.model.activation_checkpointing import Mode
+from skippipe.model.activations.activation_checkpointing import Mode
 from skippipe.model.device import choose_device, torch_dtype
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.transport.wire import ActivationCompression, Wire

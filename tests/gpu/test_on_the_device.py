@@ -18,7 +18,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.generation.generation import generate
 from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.construction import build_policy
-from skippipe.model.activation_checkpointing import MODES, Mode, enable
+from skippipe.model.activations.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.compilation import compile_stage
 from skippipe.model.full_model import build_full

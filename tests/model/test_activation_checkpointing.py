@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from skippipe.errors import ConfigError
-from skippipe.model.activation_checkpointing import MODES, Mode, enable
+from skippipe.model.activations.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.cost import model_cost
 from skippipe.model.stage import Stage

@@ -9,10 +9,11 @@ from tiny_models import CPU, tiny
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from skippipe.model.activation_checkpointing import Mode, enable
-from skippipe.model.activation_memory import activation_memory, forget_gradient
+from skippipe.model import chunked_loss
+from skippipe.model.activations.activation_checkpointing import Mode, enable
+from skippipe.model.activations.activation_memory import activation_memory, forget_gradient
+from skippipe.model.activations.live_memory import LiveMemory
 from skippipe.model.architecture_traits import ARCHITECTURES
-from skippipe.model.live_memory import LiveMemory
 from skippipe.model.skeleton import build_skeleton
 from skippipe.model.stage import Stage, build_stage
 
@@ -83,6 +84,16 @@ def test_head_of_a_large_vocabulary_is_the_peak_of_an_origin() -> None:
     assert estimate.embedding_and_head_working_bytes == pytest.approx(real, rel=0.01)
     assert real > 3 * SHAPE[0] * SHAPE[1] * 2048 * 4
     assert estimate.working_bytes < estimate.embedding_and_head_working_bytes
+
+
+def test_logits_of_an_origin_are_those_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_loss, "CHUNK_TOKENS", 8)
+    config = tiny("llama", vocab_size=4096)
+    estimate = activation_memory(build_skeleton(config, torch.float32), *SHAPE, torch.float32, "full")
+    real = loss_bytes(real_stage(config, torch.float32, "full"), config, torch.float32)
+    assert estimate.embedding_and_head_working_bytes == pytest.approx(real, rel=0.01)
+    head_bytes = 4096 * config.hidden_size * 4
+    assert 2 * head_bytes < real < 2 * head_bytes + 4 * 8 * 4096 * 4
 
 
 def test_large_model_is_quick_and_asked_once() -> None:

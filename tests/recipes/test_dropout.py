@@ -13,7 +13,7 @@ from training_runs import ALONE
 from skippipe.config.experiment import Experiment
 from skippipe.config.recipe_options import DropoutOptions, RecipeOptions
 from skippipe.errors import ConfigError
-from skippipe.model.activation_checkpointing import MODES, Mode, enable
+from skippipe.model.activations.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.compilation import compile_stage, warm_up
 from skippipe.model.dropout.layer_dropout import LeftOut, StageDropout

@@ -11,7 +11,8 @@ from test_local import ALONE, gradients_and_loss, make_local
 from torch._C._distributed_c10d import HashStore
 
 from skippipe.errors import ConfigError, SkipPipeError
-from skippipe.model.activation_checkpointing import Mode, enable
+from skippipe.model import chunked_loss
+from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime import runner_factory
@@ -42,8 +43,12 @@ def step(stage: Stage) -> torch.Tensor:
     return loss.detach()
 
 
-def test_compiled_stage_with_checkpointing_equals_the_plain_one() -> None:
+@pytest.mark.parametrize("chunk_tokens", [chunked_loss.CHUNK_TOKENS, 6], ids=["one chunk", "chunks"])
+def test_compiled_stage_with_checkpointing_equals_the_plain_one(
+    chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The compiler's front end alone: what inductor makes of it takes too long for every case."""
+    monkeypatch.setattr(chunked_loss, "CHUNK_TOKENS", chunk_tokens)
     torch._dynamo.reset()
     plain, compiled = make_stage("full"), make_stage("full")
     compile_stage(compiled, backend="aot_eager")

@@ -11,7 +11,7 @@ from test_local import gradients_and_loss, make_local
 from torch import Tensor
 
 from skippipe.errors import ProgramError
-from skippipe.model.activation_checkpointing import MODES, Mode, enable
+from skippipe.model.activations.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.stage import Stage, build_stage
 from skippipe.model.weight_gradients import is_deferrable

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from ranks import make_experiment
 
-from skippipe.model.activation_checkpointing import enable
+from skippipe.model.activations.activation_checkpointing import enable
 from skippipe.model.architecture import build_config
 from skippipe.model.cost import model_cost
 from skippipe.model.stage import build_stage

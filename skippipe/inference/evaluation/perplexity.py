@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from skippipe.data.samples import Batch
 from skippipe.errors import InputError, NodeLostError
@@ -178,18 +176,12 @@ class _Measurement:
         with policy.installed(self._decoder) as meter, torch.inference_mode():
             if meter is not None:
                 meter.begin(torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids))
-            logits = self._decoder.logits(input_ids, segments(layers_of))  # (B, T, V)
-        self._losses[-1].append(_loss(logits, labels, self._prompt_length))
+            loss = self._decoder.loss(input_ids, labels, segments(layers_of), first=self._prompt_length)
+        self._losses[-1].append(float(loss))
         skipped_flop = meter.skipped_flop / len(input_ids) if meter is not None else 0.0
         count, cost = self._decoder.num_layers, self._decoder.cost
         self._shares.append(share_computed(layers_of, count, cost, skipped_flop=skipped_flop))
         self._layers.append(statistics.fmean(map(len, layers_of)))
-
-
-def _loss(logits: Tensor, labels: Tensor, prompt_length: int) -> float:
-    """Return the mean cross entropy after the prompt, in fp32."""
-    predictions, expected = logits[:, prompt_length:].float(), labels[:, prompt_length:]
-    return float(functional.cross_entropy(predictions.flatten(0, 1), expected.flatten()))
 
 
 def _build_policies(

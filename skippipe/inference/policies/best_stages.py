@@ -94,8 +94,7 @@ def _gradients(decoder: Decoder, tokens: Tensor, stages: Stages) -> dict[int, Te
     layers = decoder.layers_of_stages(stages)
     parameters = {layer: list(decoder.layers[layer].parameters()) for layer in layers}
     with torch.enable_grad():
-        logits = decoder.logits(tokens[:, :-1], [Segment(layers, tokens.shape[1] - 1)])  # (B, T, V)
-        loss = functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        loss = decoder.loss(tokens[:, :-1], tokens[:, 1:], [Segment(layers, tokens.shape[1] - 1)])
         wanted = [parameter for group in parameters.values() for parameter in group]
         found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
     return {layer: torch.cat([next(found).flatten().float() for _ in group]) for layer, group in parameters.items()}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
-from skippipe.model.activation_checkpointing import Mode, enable
+from skippipe.model.activations.activation_checkpointing import Mode, enable
+from skippipe.model.activations.live_memory import LiveMemory
 from skippipe.model.architecture import config_to_json
-from skippipe.model.live_memory import LiveMemory
 from skippipe.model.skeleton import Skeleton, build_skeleton, shortened
 from skippipe.model.stage import Stage
 

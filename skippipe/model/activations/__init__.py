@@ -1,0 +1,1 @@
+"""What a microbatch keeps between its forward and its backward: how much, and what is computed again instead."""
