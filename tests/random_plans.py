@@ -7,7 +7,8 @@ from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solv
 from skippipe_scheduler.plan.simulate import peak_held, simulate
 from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.costs import Costs
-from skippipe_scheduler.problem.rules import Rules, stage_sequences
+from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
 
 
 def random_plan(

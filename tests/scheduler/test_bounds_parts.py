@@ -16,7 +16,8 @@ from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
 from skippipe_scheduler.bounds.walks import idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import window_s
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.problem.rules import Rules, stage_sequences
+from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
 
 
 def accepted(automaton: Automaton) -> list[tuple[int, ...]]:

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from small_problems import make_problem
 
 from skippipe_scheduler.errors import InfeasibleError, SkipPipeError
-from skippipe_scheduler.problem.coverage import even_sequences
 from skippipe_scheduler.problem.infeasibility import Conflict, find_conflict, infeasibility_message
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem
 from skippipe_scheduler.problem.rules import (
@@ -19,8 +18,10 @@ from skippipe_scheduler.problem.rules import (
     coverage_offence,
     first_offence,
     length_offence,
-    stage_sequences,
 )
+from skippipe_scheduler.problem.sequences.dealt_sequences import deal_sequences
+from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
+from skippipe_scheduler.problem.sequences.sequence_flow import even_sequences
 from skippipe_scheduler.slots.routes import balanced_sequences
 from skippipe_scheduler.slots.slot_model import SlotModel
 
@@ -223,6 +224,49 @@ def test_a_large_problem_is_judged_at_once() -> None:
 @pytest.mark.parametrize("problem", [large(2), large(2, length=13), large(3, mix=MIX), large(8, 5, microbatches=9)])
 def test_even_sequences_of_a_large_problem(problem: Problem) -> None:
     assert_obeyed(even_sequences(problem.rules, problem.num_microbatches, 1), problem)
+
+
+@given(
+    st.integers(6, 40),
+    st.integers(1, 9),
+    st.dictionaries(st.integers(2, 40), st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(1, 60),
+    st.sets(st.integers(1, 39), max_size=2),
+)
+def test_sequences_that_are_dealt_obey_the_rules(
+    stages: int, jump: int, mix: dict[int, int], total: int, protected: set[int]
+) -> None:
+    assume(max(mix) <= stages and max(protected, default=0) < stages)
+    rules = Rules(
+        num_stages=stages,
+        route_length=max(mix),
+        route_lengths=mix,
+        max_forward_jump=jump,
+        protected_stages=tuple(protected),
+    )
+    dealt = deal_sequences(rules, total, 0)
+    problem = problem_with(rules, EvenMicrobatches(even=total))
+    if dealt is not None:
+        assert_obeyed(dealt, problem)
+        assert infeasibility_message(problem) is None
+    elif not protected and len(mix) == 1:
+        assert infeasibility_message(problem) is not None
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(num_stages=128, route_length=96),
+        Rules(num_stages=128, route_length=96, route_lengths={96: 1, 64: 2, 40: 1}),
+        Rules(num_stages=128, route_length=64, max_forward_jump=3, protected_stages=(1, 64, 127)),
+        Rules(num_stages=128, route_length=128),
+        Rules(num_stages=128, route_length=40, max_forward_jump=127, uniform_coverage=False),
+    ],
+)
+def test_even_sequences_of_128_stages_are_dealt(rules: Rules) -> None:
+    problem = problem_with(rules, EvenMicrobatches(even=96))
+    assert_obeyed(even_sequences(rules, 96, 0), problem)
+    assert even_sequences(rules, 96, 0) == deal_sequences(rules, 96, 0)
 
 
 def test_sampled_sequences_that_cannot_cover_evenly_do_not_make_a_problem_infeasible() -> None:

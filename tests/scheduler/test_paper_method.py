@@ -22,7 +22,7 @@ from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.problem.rules import stage_sequences
+from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
 

@@ -11,9 +11,9 @@ from skippipe_scheduler.problem.rules import (
     coverage_offence,
     first_offence,
     length_offence,
-    sample_sequences,
-    stage_sequences,
 )
+from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
+from skippipe_scheduler.problem.sequences.sampled_sequences import sample_sequences
 
 
 @given(
@@ -151,6 +151,25 @@ def test_mix_of_lengths_is_counted_and_described() -> None:
 def test_longest_of_a_mix_is_the_route_length() -> None:
     with pytest.raises(ValidationError, match="the longest of route_lengths is 4"):
         Rules(num_stages=6, route_length=6, route_lengths={4: 1, 3: 2})
+
+
+@pytest.mark.parametrize(
+    ("rules", "number"),
+    [
+        (Rules(num_stages=21, route_length=14, max_swaps=0), 2001),
+        (Rules(num_stages=128, route_length=96, max_swaps=2, max_swap_distance=3), 2001),
+        (Rules(num_stages=128, route_length=128, max_swaps=0), 1),
+        (Rules(num_stages=128, route_length=127, max_swaps=0, max_forward_jump=1), 1),
+        (Rules(num_stages=128, route_length=33, max_swaps=0, protected_stages=(127,)), 32),  # 32 jumps over 127
+        (Rules(num_stages=128, route_length=5, max_swaps=0, protected_stages=(127,)), 0),
+    ],
+)
+def test_enumeration_walks_into_no_dead_end(rules: Rules, number: int) -> None:
+    """It would never end if it did."""
+    found = tuple(itertools.islice(stage_sequences(rules), 2001))
+    assert len(set(found)) == number
+    assert all(first_offence(sequence, rules) is None for sequence in found)
+    assert list(found) == sorted(found)
 
 
 @pytest.mark.parametrize("protected", [(), (24,), (7, 8, 24)])

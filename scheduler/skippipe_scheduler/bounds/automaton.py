@@ -45,11 +45,11 @@ def legal_sequences(rules: Rules) -> Automaton | None:
             reached = _successors(state, rules) if length < rules.route_length else []
             for successor in reached:
                 following.setdefault(successor, len(states) + len(following))
+            if len(states) + len(following) > MOST_STATES:
+                return None
             edges.append([following[successor] for successor in reached])
         states += following
         layer = following
-        if len(states) > MOST_STATES:
-            return None
     return _without_dead_ends(states, edges, rules)
 
 

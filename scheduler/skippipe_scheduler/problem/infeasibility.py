@@ -20,9 +20,9 @@ from math import ceil
 from typing import Any
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.problem.coverage import may_cover
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sequences.sequence_flow import may_cover
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""The rules of routes, and which sequences of stages obey them.
+"""The rules of routes, and whether a sequence of stages obeys them.
 
 They are SkipPipe's convergence constraints (arXiv 2502.19913), made exact in docs/plan-file.md. The *frontier* is the
 highest stage number visited so far. A visit below it is a swap; its distance is the frontier minus the stage.
 """
 
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Self, TypedDict, Unpack
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -158,70 +157,6 @@ def skip_rules(
         )
     except ValidationError as reason:
         raise ProblemError(f"{reason.title}: {describe(reason)}") from None
-
-
-def stage_sequences(rules: Rules) -> Iterator[tuple[int, ...]]:
-    """Yield every legal sequence of stages in lexicographic order (depth first, pruned).
-
-    Their number grows fast beyond about eight stages.
-    """
-    lengths, protected = rules.lengths, frozenset(rules.protected_stages)
-
-    def extend(sequence: tuple[int, ...], swaps: int) -> Iterator[tuple[int, ...]]:
-        missing = len(protected.difference(sequence))
-        if len(sequence) in lengths and not missing:
-            yield sequence
-        if len(sequence) + max(1, missing) > rules.route_length:
-            return
-        frontier = max(sequence)
-        for stage in range(1, min(rules.num_stages, frontier + rules.max_forward_jump + 1)):
-            if stage in sequence:
-                continue
-            after = swaps + (stage < frontier)
-            if frontier - stage <= rules.max_swap_distance and after <= rules.max_swaps:
-                yield from extend((*sequence, stage), after)
-
-    return extend((0,), 0)
-
-
-SAMPLED_SEQUENCES = 300
-"""Sequences of each length that are drawn where there are too many to list. Chosen."""
-
-
-def sample_sequences(rules: Rules, count: int = SAMPLED_SEQUENCES) -> tuple[tuple[int, ...], ...]:
-    """Return up to `count` legal sequences without swaps of every length; together they visit all stages about equally.
-
-    For rules that allow too many sequences to list. The draws are always the same.
-    """
-    generator = random.Random(0)
-    found: dict[tuple[int, ...], None] = {}
-    for length in rules.lengths:
-        visits = [0.0] * rules.num_stages
-        for _ in range(count):
-            weights = [visit + generator.random() for visit in visits]
-            for stage in rules.protected_stages:
-                weights[stage] -= 2 * sum(visits) + rules.num_stages  # so that no other stages make up for it
-            sequence = _least_visited(rules, length, weights)
-            if sequence is None or not set(rules.protected_stages) <= {*sequence}:
-                break
-            found[sequence] = None
-            for stage in sequence:
-                visits[stage] += 1
-    return tuple(sorted(found))
-
-
-def _least_visited(rules: Rules, length: int, weights: Sequence[float]) -> tuple[int, ...] | None:
-    """Return the ascending legal sequence of least total weight, by dynamic programming over its last stage."""
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, (0,))}
-    for _ in range(length - 1):
-        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for last, (weight, sequence) in best.items():
-            for stage in range(last + 1, min(rules.num_stages, last + rules.max_forward_jump + 1)):
-                total = weight + weights[stage]
-                if stage not in longer or total < longer[stage][0]:
-                    longer[stage] = (total, (*sequence, stage))
-        best = longer
-    return min(best.values())[1] if best else None
 
 
 def first_offence(sequence: Sequence[int], rules: Rules) -> str | None:

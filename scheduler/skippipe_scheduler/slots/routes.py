@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from ortools.sat.python import cp_model
 
-from skippipe_scheduler.problem.coverage import even_sequences
 from skippipe_scheduler.problem.infeasibility import check_feasible
+from skippipe_scheduler.problem.sequences.sequence_flow import even_sequences
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
 SPARE_ROOM = 1.1

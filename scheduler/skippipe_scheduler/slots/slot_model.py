@@ -10,7 +10,8 @@ from functools import cached_property
 from itertools import islice
 
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.problem.rules import sample_sequences, stage_sequences
+from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
+from skippipe_scheduler.problem.sequences.sampled_sequences import sample_sequences
 
 MAX_SEQUENCES = 2000
 """Legal sequences of stages up to which all are listed. Chosen: with more, models over them get slow."""

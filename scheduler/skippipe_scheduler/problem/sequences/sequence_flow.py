@@ -1,4 +1,4 @@
-"""Sequences of stages with even coverage, however many legal ones there are: a flow through (stage, length) pairs."""
+"""Sequences with even coverage, however many legal ones there are: a flow through (stage, length) pairs."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -7,6 +7,7 @@ from ortools.sat.python import cp_model
 
 from skippipe_scheduler.errors import SkipPipeError
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sequences.dealt_sequences import deal_sequences
 
 _Point = tuple[int, int]
 """A stage, and the number of stages visited with it."""
@@ -16,15 +17,21 @@ _END = -1
 """What stands for the stage after the last one."""
 _EFFORT = 30
 """Units of CP-SAT's deterministic time, about seconds. Chosen: 50 stages need less."""
+_MOST_EDGES = 10_000
+"""Edges of the flow up to which it comes before the deal. Measured: 0.5 s with 25 stages and jumps over all."""
 
 
 def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]:
     """Return an ascending sequence per microbatch of `total`, the stages visited as evenly as `rules` ask for.
 
-    Integers on the edges say how many microbatches go that way; any such flow can be read as whole sequences.
-    Raises `SkipPipeError` where none is found: there is none (`skippipe_scheduler.problem.infeasibility` tells), or the
-    search was too long, which may happen beyond about 50 stages.
+    Integers on the edges say how many microbatches go that way; any such flow can be read as whole sequences. Large
+    problems are dealt where that comes out. Raises `SkipPipeError` where none is found: there is none
+    (`skippipe_scheduler.problem.infeasibility` tells), or the search was too long, which may happen beyond about 50
+    stages.
     """
+    dealt = deal_sequences(rules, total, seed) if len(_edges(rules)) > _MOST_EDGES else None
+    if dealt is not None:
+        return dealt
     model, flows = _flow(rules, total)
     solver, status = _solved(model, seed)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -38,6 +45,8 @@ def even_sequences(rules: Rules, total: int, seed: int) -> list[tuple[int, ...]]
 
 def may_cover(rules: Rules, total: int) -> bool:
     """Return False where it is proved that no `total` sequences visit the stages as evenly as `rules` ask for."""
+    if deal_sequences(rules, total, seed=0) is not None:
+        return True
     model, _ = _flow(rules, total)
     return bool(_solved(model, seed=0)[1] != cp_model.INFEASIBLE)
 
