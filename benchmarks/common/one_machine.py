@@ -5,6 +5,7 @@ import socket
 CLUSTER = """
 format: skippipe.cluster/1
 name: here
+device: cpu
 nodes:
   - {name: node, count: 4, region: here, compute_tflop_per_s: 0.05, memory_gib: 4}
 links:

@@ -56,7 +56,9 @@ def needed_gib(folder: Path, name: str, count: int) -> float:
         },
     )
     plan, workload = plan_experiment(experiment), experiment_workload(experiment)
-    estimates = [memory_of_one_process(plan, workload)] if count == 1 else plan_memory(plan, workload)
+    estimates = plan_memory(plan, workload, dict.fromkeys(plan.nodes, "cuda"))
+    if count == 1:
+        estimates = (memory_of_one_process(plan, workload, "cuda"),)
     return max(estimate.total_bytes for estimate in estimates) / 2**30
 
 

@@ -25,6 +25,7 @@ WORLD_SIZE = 3
 LONG_STEPS, SETTLED_STEP = 500, 100
 CLUSTER = {
     "format": "skippipe.cluster/1",
+    "device": "cpu",
     "name": "here",
     "nodes": [{"name": "node", "count": WORLD_SIZE, "region": "here", "compute_tflop_per_s": 0.02, "memory_gib": 4}],
     "links": {"contention": "none", "within_region": {"latency_ms": 0.05, "gbit_per_s": 20}},

@@ -21,7 +21,7 @@ class SkipPipeError(Exception):
 
     exit_code: int = 1
 
-    def __init__(self, message: str = "", *, exit_code: int | None = None) -> None:
+    def __init__(self, message: object = "", *, exit_code: int | None = None) -> None:
         super().__init__(message)
         if exit_code is not None:
             self.exit_code = exit_code
@@ -48,12 +48,13 @@ class DeadlockError(PlanError):
 class InfeasibleError(SkipPipeError):
     """No plan obeys all the rules; the message names the rules that conflict.
 
-    `stage` is the one whose layers do not fit the memory of a node, where that is the reason.
+    `stage` is the one whose layers do not fit the memory of a node, where that is the reason. A message that takes long
+    to make may be an object whose text is asked for when it is shown.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, stage: int | None = None) -> None:
+    def __init__(self, message: object, *, stage: int | None = None) -> None:
         super().__init__(message)
         self.stage = stage
 

@@ -71,9 +71,14 @@ def measure_tasks(workload: ProbeWorkload, device: torch.device, limit_s: float)
     try:
         times = _Tasks(workload, device).repeat(limit_s)
     except torch.OutOfMemoryError:
+        remedies = {
+            "more stages": workload.num_layers > 1,
+            "a smaller micro-batch": workload.micro_batch_size > 1,
+            "activation checkpointing": workload.checkpointing != "full",
+        }
+        still = " or ".join(remedy for remedy, possible in remedies.items() if possible) or "a larger device"
         raise ConfigError(
-            f"{workload.num_layers} layers with embedding and head do not fit into the memory of {device}; use more "
-            "stages, a smaller micro-batch or activation checkpointing"
+            f"{workload.num_layers} layers with embedding and head do not fit into the memory of {device}; use {still}"
         ) from None
     mean = {task: _trimmed_mean(values) for task, values in times.items()}
     embedding_s = sum(mean[f"origin {task}"] - mean[task] for task in ("forward", "backward"))

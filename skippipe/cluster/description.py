@@ -30,6 +30,8 @@ def write_cluster(path: Path, cluster: Cluster, comments: Sequence[str]) -> None
     """Write a cluster file with `comments` at its head, a line for every node and link."""
     links = cluster.links
     lines = [*(f"# {comment}" for comment in comments), f"format: {FORMAT}", f"name: {_flow(cluster.name)}"]
+    if cluster.device is not None:
+        lines.append(f"device: {cluster.device}")
     if cluster.task_overhead_s:
         lines.append(f"task_overhead_s: {cluster.task_overhead_s}")
     lines += ["nodes:", *(f"  - {_flow(content(node))}" for node in cluster.nodes)]

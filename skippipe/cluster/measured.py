@@ -113,6 +113,7 @@ def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:
         links.append(NodeLink.model_validate(values))
     return Cluster(
         name=cluster.name,
+        device=cluster.device,
         nodes=tuple(_node(node, plan, trace) for node in cluster.members()),
         links=ClusterLinks(contention=cluster.links.contention, between_nodes=tuple(links)),
         task_overhead_s=rounded(_overhead_s(trace, plan.costs.task_overhead_s)),

@@ -103,6 +103,7 @@ def _compute(
         peak = known / sharers if known else measured_peak_tflop_per_s(device, options.workload.dtype)
         report: dict[str, float | str | None] = {
             "device": device_name(device),
+            "type": device.type,
             "threads": torch.get_num_threads(),
             "memory_gib": memory / GIB,
             "copy_s": copy_s(options.workload, device),
@@ -195,7 +196,7 @@ def levelled(places: Sequence[RankLocation], reports: Sequence[NodeReport]) -> l
 def _nodes(names: Sequence[str], in_regions: Sequence[str], reports: Sequence[NodeReport]) -> tuple[Node, ...]:
     return tuple(
         Node.model_validate(
-            {"name": name, "region": region}
+            {"name": name, "region": region, "device": report["type"]}
             | {key: rounded(float(report[key])) for key in (*SPEEDS, "memory_gib") if key in report}
         )
         for name, region, report in zip(names, in_regions, reports, strict=True)

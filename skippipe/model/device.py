@@ -122,8 +122,3 @@ def known_peak_tflop_per_s(name: str, dtype: torch.dtype) -> float | None:
                     return None
                 return bfloat16 if dtype == torch.bfloat16 else float32
     return None
-
-
-def uses_cuda(name: str) -> bool:
-    """Whether the device called `name` is a GPU, as far as can be known from here."""
-    return name == "cuda" or (name == "auto" and torch.cuda.is_available())

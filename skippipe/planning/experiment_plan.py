@@ -1,15 +1,15 @@
 """What an experiment asks of the planner, and the plan that it gets."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from skippipe.config.experiment import Experiment, PipelineOptions
+from skippipe.planning.experiment_cluster import experiment_cluster
 from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.lighter_workloads import lighter_workloads
 from skippipe.plans.route_rules import route_rules
 from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
-from skippipe_scheduler.problem.cluster import load_cluster
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.stage_layout import StageLayout
 from skippipe_scheduler.solver.plan_request import PlanRequest, StageSizeSource
@@ -64,7 +64,8 @@ def planner_options(experiment: Experiment) -> SolveOptions:
 
 
 def _problem(experiment: Experiment) -> Problem | LayerSplitProblem:
-    cluster, workload = load_cluster(Path(experiment.cluster)), experiment_workload(experiment)
+    cluster, workload = experiment_cluster(experiment), experiment_workload(experiment)
+    lighter = lighter_workloads(experiment)
     pipeline = experiment.pipeline
     layout = StageLayout(stage_sizes=pipeline.stage_sizes, placement=pipeline.placement, pinned=pipeline.pinned)
 
@@ -77,6 +78,7 @@ def _problem(experiment: Experiment) -> Problem | LayerSplitProblem:
             layout=replace(layout, layers_per_stage=layers),
             free_origins=pipeline.microbatches_per_origin == "auto",
             reduction=pipeline.reduction,
+            lighter=lighter,
         )
 
     given = pipeline.layers_per_stage

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from skippipe.config.experiment import Experiment
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
-from skippipe.model.device import torch_dtype, uses_cuda
+from skippipe.model.device import torch_dtype
 from skippipe.runtime.gradients.compression import int8_gradient_bytes, powersgd_gradient_bytes
 from skippipe.runtime.gradients.reduction import BUCKET_BYTES, BUCKETS_IN_FLIGHT
 from skippipe.runtime.transport.wire import Wire
@@ -21,7 +21,10 @@ to wait for it.
 
 
 def experiment_workload(experiment: Experiment) -> Workload:
-    """Return what one microbatch costs in FLOP and bytes; the model is built on the meta device only."""
+    """Return what one microbatch costs in FLOP and bytes; the model is built on the meta device only.
+
+    It is the same whatever machine asks: `Workload.on` says what of it counts on a node.
+    """
     training = experiment.training
     dtype = torch_dtype(training.dtype)
     shape = (training.micro_batch_size, training.sequence_length)
@@ -33,9 +36,8 @@ def experiment_workload(experiment: Experiment) -> Workload:
     splits = experiment.pipeline.split_backward
     kept_bytes = optimizer_bytes if not sharded else 0
     activation_bytes = Wire((*shape, model.hidden_size), sent, experiment.comm.activation_compression).size_bytes
-    # Messages and the copy for a checkpoint lie in host memory, which is the node's own where it has no GPU.
-    on_host = not uses_cuda(training.device)
-    copied_bytes = dtype.itemsize + kept_bytes if on_host else 0
+    copied_bytes = dtype.itemsize + kept_bytes
+    offloaded_bytes = optimizer_bytes if experiment.optimizer.offload else 0
     window = min(experiment.comm.receive_window, training.num_microbatches)
     update_bytes = 4 if dtype.itemsize < 4 else 0  # fp32 gradients for the master copies
     return Workload(
@@ -57,11 +59,11 @@ def experiment_workload(experiment: Experiment) -> Workload:
         + (experiment.recipe.num_losses - 1) * cost.activation_bytes,
         working_bytes=cost.working_bytes,
         embedding_and_head_working_bytes=cost.embedding_and_head_working_bytes,
-        message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes if on_host else 0,
+        message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes,
         layer_copy_bytes=cost.layer_parameters * copied_bytes,
-        embedding_and_head_copy_bytes=cost.embedding_and_head_parameters * (dtype.itemsize + optimizer_bytes)
-        if on_host
-        else 0,
+        embedding_and_head_copy_bytes=cost.embedding_and_head_parameters * (dtype.itemsize + optimizer_bytes),
+        layer_offloaded_bytes=cost.layer_parameters * offloaded_bytes,
+        embedding_and_head_offloaded_bytes=cost.embedding_and_head_parameters * offloaded_bytes,
         layer_update_bytes=cost.layer_parameters * update_bytes,
         embedding_and_head_update_bytes=cost.embedding_and_head_parameters * update_bytes,
         bucket_bytes=BUCKETS_IN_FLIGHT * BUCKET_BYTES,
@@ -84,10 +86,8 @@ def _gradient_bytes(experiment: Experiment, shapes: Sequence[tuple[int, ...]]) -
 def _state_bytes(experiment: Experiment, itemsize: int) -> tuple[int, int]:
     """Return the bytes for each parameter that every replica holds, and those of the optimizer.
 
-    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out. With offload a GPU holds
-    nothing of the optimizer.
+    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out.
     """
     options, comm = experiment.optimizer, experiment.comm
     remembered = 4 if comm.gradient_compression != "none" and comm.error_feedback else 0
-    held_here = not (options.offload and uses_cuda(experiment.training.device))
-    return 2 * itemsize + remembered, options.traits.state_bytes_per_parameter(itemsize) * held_here
+    return 2 * itemsize + remembered, options.traits.state_bytes_per_parameter(itemsize)

@@ -115,8 +115,8 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     cache = open_tokens(experiment, experiment_model(experiment).vocab_size, context)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
-    estimates = estimate_memory(experiment, plans, context.world_size)
-    check_room(experiment, estimates, context, device)
+    estimates = estimate_memory(experiment, plans, hardware.device_types)
+    check_room(experiment, plan, estimates, context, device, hardware.device_types)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
     runner = make_runner(experiment, plans, experiment_model(experiment), context)
     with closing(runner), owned_run_directory(experiment.run_path, context) as owner:

@@ -9,12 +9,14 @@ import torch
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.lighter_workloads import memory_advice
 from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.peak_memory import PeakMemory
 from skippipe_scheduler.files import write_atomically
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.plan_memory import (
     MemoryEstimate,
     check_memory,
@@ -22,36 +24,49 @@ from skippipe_scheduler.plan.plan_memory import (
     memory_of_one_process,
     plan_memory,
 )
-from skippipe_scheduler.problem.cluster import load_cluster
+from skippipe_scheduler.problem.cluster import Device, load_cluster
 from skippipe_scheduler.problem.memory import size_text
 
 FILE_NAME = "memory.json"
 
 
-def estimate_memory(experiment: Experiment, plans: PlanSet, world_size: int) -> tuple[MemoryEstimate, ...]:
-    """Return the estimate for every process of the run, in rank order: of the plan that needs most there."""
+def estimate_memory(
+    experiment: Experiment, plans: PlanSet, device_types: Sequence[Device]
+) -> tuple[MemoryEstimate, ...]:
+    """Return the estimate for every process of the run, in rank order: of the plan that needs most there.
+
+    `device_types` is what the ranks really compute on, whatever the cluster file says.
+    """
     workload = experiment_workload(experiment)
     by_plan = [
-        (memory_of_one_process(plan, workload),) if world_size == 1 else plan_memory(plan, workload)
+        (memory_of_one_process(plan, workload, device_types[0]),)
+        if len(device_types) == 1
+        else plan_memory(plan, workload, dict(zip(plan.nodes, device_types, strict=True)))
         for _, plan in plans.items()
     ]
     return tuple(max(estimates, key=lambda estimate: estimate.total_bytes) for estimates in zip(*by_plan, strict=True))
 
 
 def check_room(
-    experiment: Experiment, estimates: Sequence[MemoryEstimate], context: DistributedContext, device: torch.device
+    experiment: Experiment,
+    plan: Plan,
+    estimates: Sequence[MemoryEstimate],
+    context: DistributedContext,
+    device: torch.device,
+    device_types: Sequence[Device],
 ) -> None:
     """Raise an error on every rank where a node's given memory or a rank's own GPU has too little room.
 
     It is an `InfeasibleError` on the rank that has too little.
     """
-    check_memory(estimates, given_limits(load_cluster(Path(experiment.cluster)).members()))
+    advice = memory_advice(experiment, plan, device_types)
+    check_memory(estimates, given_limits(load_cluster(Path(experiment.cluster)).members()), advice=advice)
 
     def check_own() -> None:
         if device.type == "cuda":
             own = estimates[context.rank]
             total_bytes = torch.cuda.get_device_properties(device).total_memory
-            check_memory([own], {own.node: total_bytes}, named="the GPU's memory")
+            check_memory([own], {own.node: total_bytes}, named="the GPU's memory", advice=advice)
 
     on_all_ranks(context, Topic.ROOM, check_own)
 

@@ -30,7 +30,7 @@ from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.cluster import load_cluster
+from skippipe_scheduler.problem.cluster import Device, load_cluster
 
 logger = logging.getLogger(__name__)
 AGREED = ("seed", "model", "pipeline", "recipe", "training", "optimizer", "lr_scheduler", "comm", "emulation")
@@ -46,6 +46,8 @@ class Hardware(NamedTuple):
     """In words, such as "7 x NVIDIA H100 80GB HBM3"."""
     peak_tflop_per_s: float | None
     """Sum over all devices, each once; None where one of them is not known."""
+    device_types: tuple[Device, ...]
+    """What each rank computes on."""
 
 
 def check_start(experiment: Experiment, plan: Plan, context: DistributedContext) -> Hardware:
@@ -56,7 +58,7 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
     reports = all_gather_json(context, Topic.START, lambda: _report(experiment, context), check=_check_agreement)
     counts = Counter(report["device"] for report in reports)
     devices = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
-    return Hardware(devices, _peak(experiment, plan, reports))
+    return Hardware(devices, _peak(experiment, plan, reports), tuple(report["type"] for report in reports))
 
 
 def open_tokens(experiment: Experiment, model_vocab_size: int, context: DistributedContext) -> TokenCache:
@@ -113,6 +115,7 @@ def _report(experiment: Experiment, context: DistributedContext) -> dict[str, An
         "skippipe": __version__,
         "torch": Version(torch.__version__).base_version,
         "device": device_name(device) if device.type == "cuda" else device.type,
+        "type": device.type,
         "identity": f"{platform.node()}/{device_identity(device)}",
         "peak": peak_tflop_per_s(device, dtype),
         "settings": agreed_settings(experiment),

@@ -84,7 +84,8 @@ def test_a_written_cluster_reads_the_same(tmp_path: Path) -> None:
         for index, (source, other) in enumerate((name, other) for name in names for other in names if name != other)
     )
     measured = Profile(nodes, links, 1e-4, tuple(map(place, names)), ("CPU",) * 3)
-    cluster = as_cluster(measured, "three nodes")
+    nodes = (nodes[0].model_copy(update={"device": "cpu"}), *nodes[1:])
+    cluster = as_cluster(replace(measured, nodes=nodes), "three nodes").model_copy(update={"device": "cuda"})
     write_cluster(tmp_path / "cluster.yaml", cluster, ["about", "these"])
     assert (tmp_path / "cluster.yaml").read_text().startswith("# about\n# these\nformat: ")
     assert load_cluster(tmp_path / "cluster.yaml") == cluster

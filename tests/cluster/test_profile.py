@@ -55,6 +55,8 @@ def test_what_three_ranks_measure_is_what_a_plan_promises(
     nodes = {node.name: node for node in cluster.members()}
     assert [*nodes][::2] == ["lab", "cloud"]
     assert nodes["cloud"].region == nodes["lab"].region == "Iowa"  # near each other, so of one region
+    assert cluster.devices() == dict.fromkeys(nodes, "cpu")
+    assert not any(map(cluster.assumes_device, nodes.values()))
     assert all(link.latency_ms < 100 for *_, link in cluster.resolved_links())
     assert len([*cluster.resolved_links()]) == 6
     assert 0 < cluster.task_overhead_s < 0.1

@@ -9,15 +9,16 @@ import pytest
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import parse
 from skippipe_scheduler.problem.build import build_problem
-from skippipe_scheduler.problem.cluster import Cluster, load_cluster
+from skippipe_scheduler.problem.cluster import Cluster, Device, load_cluster
 from skippipe_scheduler.problem.problem import Problem, load_problem, write_problem
 from skippipe_scheduler.problem.rules import skip_rules
 from skippipe_scheduler.problem.stage_layout import StageLayout
-from skippipe_scheduler.problem.workload import Workload
+from skippipe_scheduler.problem.workload import LighterWorkload, LighterWorkloads, Workload
 
 CLUSTERS = Path(__file__).parents[2] / "configs" / "clusters"
 GIB = 2**30
-OF_PROBLEM = ("num_microbatches", "free_origins", "reduction", "task_overhead_s")
+DEVICES: tuple[Device, ...] = ("cpu", "cuda")
+OF_PROBLEM = ("lighter", "num_microbatches", "free_origins", "reduction", "task_overhead_s")
 
 WORKLOAD = Workload(
     num_layers=8,
@@ -39,6 +40,7 @@ def make_cluster(memory_gib: float = 8.0) -> Cluster:
     measured = {"forward_s": 0.3, "backward_s": 0.5, "loss_s": 0.1, "max_in_flight": 2}
     content: dict[str, Any] = {
         "name": "test",
+        "device": "cpu",
         "nodes": [*nodes, {"name": "slow", "region": "far", **measured}],
         "links": {
             "contention": "link",
@@ -162,8 +164,71 @@ def test_what_is_there_once_takes_room_once(parts: dict[str, int], held: int) ->
 
 
 def test_what_a_task_works_with_is_named() -> None:
+    parts = {"working_bytes": GIB // 2, "message_bytes": GIB // 4, "embedding_and_head_copy_bytes": GIB // 4}
     with pytest.raises(InfeasibleError, match="checkpoint copy, messages and the work of a task 1 GiB"):
+        build(make_cluster(memory_gib=1.5), replace(WORKLOAD, **parts))
+    with pytest.raises(InfeasibleError, match="take 1 GiB, the work of a task 1 GiB"):
         build(make_cluster(memory_gib=1.5), replace(WORKLOAD, working_bytes=GIB))
+
+
+IN_HOST_MEMORY = {"message_bytes": GIB // 2, "layer_copy_bytes": GIB // 2, "embedding_and_head_copy_bytes": GIB // 2}
+PLACEMENT = [["n0", "n1"], ["n2", "n3"], ["n4"], ["slow"]]
+
+
+@pytest.mark.parametrize(
+    ("of_cluster", "of_node", "held"), [("cpu", None, 2), ("cpu", "cuda", 6), ("cuda", "cpu", 2), (None, None, 6)]
+)
+def test_host_memory_counts_where_the_node_has_no_gpu(of_cluster: str | None, of_node: str | None, held: int) -> None:
+    cluster = make_cluster(memory_gib=4.0)
+    first = cluster.nodes[0].model_copy(update={"device": of_node})
+    cluster = cluster.model_copy(update={"device": of_cluster, "nodes": (first, *cluster.nodes[1:])})
+    memory = build(cluster, replace(WORKLOAD, **IN_HOST_MEMORY), placement=PLACEMENT).costs.memory
+    # Half a GiB for each microbatch beside 1 GiB of state, and on a CPU beside 2 GiB of copy and messages.
+    assert memory["n0"] == held
+    assert cluster.on_device("cpu").devices() == dict.fromkeys(memory, "cpu")
+
+
+def test_offloaded_state_counts_on_a_cpu_alone() -> None:
+    workload = replace(
+        WORKLOAD,
+        layer_shared_bytes=GIB // 4,
+        layer_offloaded_bytes=GIB // 4,
+        embedding_and_head_offloaded_bytes=GIB // 2,
+    )
+    held = [
+        build(make_cluster(8.0).on_device(device), workload, placement=PLACEMENT, num_microbatches=20)
+        for device in DEVICES
+    ]
+    # Half a GiB for each microbatch beside 1.25 GiB of state, of which 0.25 are half of what two replicas share out.
+    assert [problem.costs.memory["n0"] for problem in held] == [13, 15]
+
+
+def test_an_assumed_device_is_told() -> None:
+    workload = replace(WORKLOAD, **IN_HOST_MEMORY)
+    cluster = make_cluster(memory_gib=0.5)
+    with pytest.raises(InfeasibleError, match=r"^node 'n0' \(device cpu\) has 0\.5 GiB"):
+        build(cluster, workload)
+    with pytest.raises(
+        InfeasibleError, match=r"^node 'n0' \(device cuda, assumed as the cluster file gives none\) has"
+    ):
+        build(cluster.model_copy(update={"device": None}), workload)
+
+
+def test_only_remedies_that_can_still_be_had_are_named() -> None:
+    """One layer a stage on equal nodes: no fewer layers, no more stages, and no other node has more room."""
+    nodes = tuple(node.model_copy(update={"count": 8, "memory_gib": 0.9}) for node in make_cluster().nodes[:1])
+    cluster = make_cluster().model_copy(update={"nodes": nodes})
+    smaller = LighterWorkload("set less to 1", lambda: replace(WORKLOAD, embedding_and_head_resident_bytes=0))
+    useless = LighterWorkload("set nothing to 1", lambda: WORKLOAD)
+    for groups, last_resort, advice in [
+        ([[useless]], [], ""),
+        ([[useless, smaller], [smaller], []], [], ", or set less to 1, or set less to 1"),
+        ([[useless]], [smaller], ", or set less to 1"),
+        ([[smaller]], [useless], ", or set less to 1"),
+    ]:
+        with pytest.raises(InfeasibleError) as caught:
+            build(cluster, num_stages=8, lighter=LighterWorkloads(groups, last_resort))
+        assert str(caught.value).split("; ")[1] == "raise its memory_gib to 1.13" + advice
 
 
 def test_every_remedy_for_a_small_node_works() -> None:

@@ -68,7 +68,7 @@ def test_one_process_holds_one_microbatch_in_all_its_stages() -> None:
 
 
 def test_node_that_is_too_small_is_refused_with_every_part() -> None:
-    plan = random_plan(1)
+    plan = random_plan(1, layers_per_stage=2)
     estimates = plan_memory(plan, WORKLOAD)
     origin = next(estimate for estimate in estimates if estimate.stage == 0 and estimate.copy_bytes)
     check_memory(estimates, {estimate.node: estimate.total_bytes for estimate in estimates})

@@ -34,7 +34,7 @@ def test_peak_is_the_growth_also_of_what_was_given_back() -> None:
 def test_run_shows_estimate_and_peak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = make_experiment(tmp_path, training={"max_steps": 3})
     train_alone(experiment)
-    (estimate,) = estimate_memory(experiment, PlanSet(small_plan()), 1)
+    (estimate,) = estimate_memory(experiment, PlanSet(small_plan()), ["cpu"])
     entries = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert {entry["memory/estimated_bytes"] for entry in entries} == {estimate.total_bytes}
     assert "checkpoint/blocked_s" in entries[2]
@@ -66,9 +66,9 @@ def test_plan_that_does_not_fit_is_refused_at_the_start(tmp_path: Path, capsys: 
     plan = small_plan()
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(cluster.read_text().replace("memory_gib: 4", "memory_gib: 0.0001"))
-    estimates = estimate_memory(experiment, PlanSet(plan), len(plan.nodes))
+    estimates = estimate_memory(experiment, PlanSet(plan), ["cpu"] * len(plan.nodes))
     with pytest.raises(InfeasibleError, match=r"node 'node-\d' \(stage \d\) has 0\.102 MiB, but the plan needs"):
-        check_room(experiment, estimates, ALONE, CPU)
+        check_room(experiment, plan, estimates, ALONE, CPU, ["cpu"] * len(plan.nodes))
     arguments = write_inputs(experiment, plan, tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(["plan", *arguments[:2]])

@@ -107,7 +107,7 @@ def test_a_cpu_without_bfloat16_is_only_slow(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "avx2": True})
     hardware = check_start(make_experiment(tmp_path, training={"dtype": "bfloat16"}), small_plan(), ALONE)
     assert "training.dtype: this CPU has no instructions for bfloat16" in caplog.text
-    assert hardware == ("cpu", None)
+    assert hardware == ("cpu", None, ("cpu",))
 
 
 def test_flop_are_those_of_the_visited_layers(tmp_path: Path) -> None:

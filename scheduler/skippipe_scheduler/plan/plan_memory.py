@@ -1,15 +1,19 @@
 """How much memory each node of a plan needs at its peak, part by part."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.plan import Operation, Plan
 from skippipe_scheduler.plan.simulate import Timeline, simulate
-from skippipe_scheduler.problem.cluster import Node
+from skippipe_scheduler.problem.cluster import Device, Node
 from skippipe_scheduler.problem.memory import GIB, StageNeed, size_text, stage_needs
 from skippipe_scheduler.problem.workload import Workload
+
+ALL_COUNTS: Mapping[str, Device] = MappingProxyType({})
+"""Nothing is known of what nodes compute on: all that a workload has counts everywhere."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,8 @@ class MemoryEstimate:
 
     node: str
     stage: int
+    layers: int
+    """Of the stage."""
     held: int
     """Microbatches between their forward and their backward at the peak."""
     state_bytes: int
@@ -49,21 +55,28 @@ class MemoryEstimate:
         return ", ".join(f"{name} {size_text(size_bytes)}" for name, size_bytes in parts.items() if size_bytes)
 
 
-def plan_memory(plan: Plan, workload: Workload) -> tuple[MemoryEstimate, ...]:
-    """Return the estimate for every node of `plan`, in rank order; messages wait as long as the plan's times say."""
-    needs = stage_needs(workload, plan.layers_per_stage, [len(stage.nodes) for stage in plan.stages])
-    timeline = simulate(plan)
-    loads = _loads(plan, timeline, needs, workload)
-    return tuple(_estimate(plan, node, needs[plan.stage_of[node]], workload, loads[node]) for node in plan.nodes)
+def plan_memory(
+    plan: Plan, workload: Workload, devices: Mapping[str, Device] = ALL_COUNTS
+) -> tuple[MemoryEstimate, ...]:
+    """Return the estimate for every node of `plan`, in rank order; messages wait as long as the plan's times say.
+
+    `devices` is what nodes compute on (`Cluster.devices`); what is not there counts as a CPU, where everything counts.
+    """
+    sizes = [len(stage.nodes) for stage in plan.stages]
+    counted = {node: workload.on(devices.get(node, "cpu")) for node in plan.nodes}
+    needs = {node: stage_needs(own, plan.layers_per_stage, sizes)[plan.stage_of[node]] for node, own in counted.items()}
+    loads = _loads(plan, simulate(plan), needs, counted)
+    return tuple(_estimate(plan, node, needs[node], counted[node], loads[node]) for node in plan.nodes)
 
 
-def memory_of_one_process(plan: Plan, workload: Workload) -> MemoryEstimate:
+def memory_of_one_process(plan: Plan, workload: Workload, device: Device = "cpu") -> MemoryEstimate:
     """Return the estimate where one process runs all stages, one microbatch after another, without replicas."""
-    needs = stage_needs(workload, plan.layers_per_stage, [1] * len(plan.stages))
+    needs = stage_needs(workload.on(device), plan.layers_per_stage, [1] * len(plan.stages))
     routes = [{plan.stage_of[node] for node in route.route} for route in plan.microbatches]
     return MemoryEstimate(
         node="all",
         stage=0,
+        layers=sum(plan.layers_per_stage),
         held=1,
         state_bytes=sum(need.state_bytes for need in needs),
         copy_bytes=sum(need.copy_bytes for need in needs),
@@ -74,17 +87,35 @@ def memory_of_one_process(plan: Plan, workload: Workload) -> MemoryEstimate:
     )
 
 
+def general_advice(estimate: MemoryEstimate, limit_bytes: int) -> Iterator[str]:
+    """Yield what makes a workload lighter, of which nothing is known but the estimate."""
+    if estimate.state_bytes + estimate.copy_bytes < limit_bytes:
+        yield "use a smaller micro-batch"
+        yield "checkpoint activations"
+
+
 def check_memory(
-    estimates: Sequence[MemoryEstimate], limits_bytes: Mapping[str, int], *, named: str = "its memory_gib"
+    estimates: Sequence[MemoryEstimate],
+    limits_bytes: Mapping[str, int],
+    *,
+    named: str = "its memory_gib",
+    device_texts: Mapping[str, str] = MappingProxyType({}),
+    advice: Callable[[MemoryEstimate, int], Iterable[str]] = general_advice,
 ) -> None:
-    """Raise `InfeasibleError`, naming the parts and what would help, where a node needs more than its limit."""
+    """Raise `InfeasibleError`, naming the parts and what would help, where a node needs more than its limit.
+
+    `device_texts` says of nodes what they compute on (`problem.memory.device_text`). `advice` is asked what makes a
+    workload lighter, for the estimate and the limit in bytes that conflict.
+    """
     for estimate in estimates:
         limit_bytes = limits_bytes.get(estimate.node)
         if limit_bytes is not None and estimate.total_bytes > limit_bytes:
+            remedies = [f"raise {named}", *["give the stage fewer layers"] * (estimate.layers > 1)]
+            remedies += advice(estimate, limit_bytes)
             raise InfeasibleError(
-                f"node {estimate.node!r} (stage {estimate.stage}) has {size_text(limit_bytes)}, but the plan needs "
-                f"{size_text(estimate.total_bytes)} there: {estimate}; raise {named}, give the stage fewer layers, use "
-                "a smaller micro-batch, checkpoint activations, or make a new plan for this cluster",
+                f"node {estimate.node!r} (stage {estimate.stage}){device_texts.get(estimate.node, '')} has "
+                f"{size_text(limit_bytes)}, but the plan needs {size_text(estimate.total_bytes)} there: {estimate}; "
+                f"{', '.join(remedies)}, or make a new plan for this cluster",
                 stage=estimate.stage,
             )
 
@@ -105,7 +136,9 @@ class _Load:
     peak: tuple[int, int, int] = field(default=(0, 0, 0))
 
 
-def _loads(plan: Plan, timeline: Timeline, needs: Sequence[StageNeed], workload: Workload) -> dict[str, _Load]:
+def _loads(
+    plan: Plan, timeline: Timeline, needs: Mapping[str, StageNeed], counted: Mapping[str, Workload]
+) -> dict[str, _Load]:
     """Follow every node through the iteration.
 
     A received message takes room from the start of its transfer until the task that uses it begins; from there it
@@ -115,7 +148,7 @@ def _loads(plan: Plan, timeline: Timeline, needs: Sequence[StageNeed], workload:
     begins = {(task.node, task.operation, task.microbatch): task.start_s for task in timeline.tasks}
     changes: dict[str, list[tuple[float, int, str, int]]] = defaultdict(list)
     for task in timeline.tasks:
-        working_bytes = needs[plan.stage_of[task.node]].working_bytes
+        working_bytes = needs[task.node].working_bytes
         if task.operation == "F":
             changes[task.node].append((task.start_s, 1, "held", 1))
         changes[task.node] += [(task.start_s, 1, "working", working_bytes), (task.end_s, 0, "working", 0)]
@@ -131,8 +164,8 @@ def _loads(plan: Plan, timeline: Timeline, needs: Sequence[StageNeed], workload:
     loads = {}
     for node in plan.nodes:
         load = _Load()
-        resident_bytes = needs[plan.stage_of[node]].resident_bytes
-        one_message_bytes = _message_bytes(workload)
+        resident_bytes = needs[node].resident_bytes
+        one_message_bytes = _message_bytes(counted[node])
         for _, _, what, amount in sorted(changes[node]):
             if what == "held":
                 load.held += amount
@@ -155,6 +188,7 @@ def _estimate(plan: Plan, node: str, need: StageNeed, workload: Workload, load: 
     return MemoryEstimate(
         node=node,
         stage=stage,
+        layers=plan.layers_per_stage[stage],
         held=held,
         state_bytes=need.state_bytes,
         copy_bytes=need.copy_bytes if writes else 0,

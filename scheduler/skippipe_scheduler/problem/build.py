@@ -14,7 +14,7 @@ from skippipe_scheduler.problem.memory import microbatches_held, per_stage
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, StageNodes
 from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.stage_layout import ResolvedLayout, StageLayout
-from skippipe_scheduler.problem.workload import Workload, split_layers
+from skippipe_scheduler.problem.workload import LighterWorkloads, Workload, split_layers
 
 LayersPerStage = tuple[int, ...]
 """Layers of each stage."""
@@ -51,6 +51,7 @@ def build_problem(
     layout: StageLayout = ALL_OPEN,
     free_origins: bool = False,
     reduction: Reduction = "ring",
+    lighter: LighterWorkloads | None = None,
 ) -> Problem:
     """Return the problem of training a model on a cluster; what the layout leaves out is open.
 
@@ -62,6 +63,8 @@ def build_problem(
         layout: What is given of the stages: layers, replicas, nodes.
         free_origins: Whether the planner chooses how many microbatches each origin starts; else all start equally many.
         reduction: How the replicas of a stage reduce their gradients: `"ring"`, `"tree"` or `"direct"`.
+        lighter: What could be done for less memory, for the message where a node has too little; general advice where
+            not given.
 
     Returns:
         The problem, with every cost in seconds.
@@ -95,7 +98,7 @@ def build_problem(
             microbatches_per_origin=AutoMicrobatches(auto=num_microbatches)
             if free_origins
             else EvenMicrobatches(even=num_microbatches),
-            costs=_costs(cluster, workload, layers, resolved, num_microbatches),
+            costs=_costs(cluster, workload, layers, resolved, num_microbatches, lighter),
             rules=rules,
         )
     except ValidationError as reason:
@@ -103,7 +106,12 @@ def build_problem(
 
 
 def _costs(
-    cluster: Cluster, workload: Workload, layers: LayersPerStage, layout: ResolvedLayout, num_microbatches: int
+    cluster: Cluster,
+    workload: Workload,
+    layers: LayersPerStage,
+    layout: ResolvedLayout,
+    num_microbatches: int,
+    lighter: LighterWorkloads | None,
 ) -> Costs:
     members = cluster.members()
     forward_flop = workload.layer_forward_flop * workload.num_layers / len(layers)
@@ -127,7 +135,9 @@ def _costs(
         transfer_s=transfer_s,
         memory={
             node.name: min(
-                microbatches_held(node, workload, layers, layout.least_sizes, layout.stages_of[node.name]),
+                microbatches_held(
+                    cluster, node, workload, layers, layout.least_sizes, layout.stages_of[node.name], lighter
+                ),
                 num_microbatches,
             )
             for node in members

@@ -24,6 +24,10 @@ MOST_NODES = 4096
 
 Positive = Annotated[float, Field(gt=0)]
 NamePair = tuple[str, str]
+Device = Literal["cpu", "cuda"]
+"""What a node computes on: on a CPU, messages and the copy for a checkpoint lie in its own memory."""
+ASSUMED_DEVICE: Device = "cuda"
+"""Of nodes for which nothing says it: models are trained on GPUs, whatever machine makes the plan."""
 
 
 class Node(StrictModel):
@@ -59,6 +63,8 @@ class Node(StrictModel):
     """How many microbatches the node may hold at once, in place of memory_gib."""
     peak_tflop_per_s: Positive | None = Field(default=None, examples=[312.0])
     """The most that the device can do; changes no plan, only the share of it that a run reports (MFU)."""
+    device: Device | None = Field(default=None, examples=["cuda"])
+    """What the node computes on, which decides what counts in its memory; as the cluster's where not given."""
 
     @model_validator(mode="after")
     def _one_speed_and_one_memory(self) -> Self:
@@ -216,6 +222,8 @@ class Cluster(StrictModel):
     links: ClusterLinks
     task_overhead_s: Seconds = Field(default=0.0, examples=[0.002])
     """For how long a node is busy after each task with handing over what the task needs and makes."""
+    device: Device | None = Field(default=None, examples=["cpu"])
+    """What the nodes compute on that do not say it themselves; cuda is assumed where nothing does."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -237,6 +245,19 @@ class Cluster(StrictModel):
     def members(self) -> tuple[Node, ...]:
         """Return every single node in rank order, `count` resolved."""
         return tuple(member for node in self.nodes for member in node.members())
+
+    def devices(self) -> dict[str, Device]:
+        """Return what each node computes on, `count` resolved: as it says, as the cluster says, or as is assumed."""
+        return {node.name: node.device or self.device or ASSUMED_DEVICE for node in self.members()}
+
+    def assumes_device(self, node: Node) -> bool:
+        """Whether nothing says what the node computes on."""
+        return node.device is None and self.device is None
+
+    def on_device(self, device: Device) -> "Cluster":
+        """Return the same cluster with all nodes on this device."""
+        nodes = tuple(node.model_copy(update={"device": device}) for node in self.nodes)
+        return self.model_copy(update={"nodes": nodes})
 
     def resolved_links(self) -> Iterator[tuple[str, str, Link]]:
         """Yield (source, destination, link) for every ordered pair of nodes; see the module for what wins.

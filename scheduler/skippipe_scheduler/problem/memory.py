@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.problem.cluster import Node
-from skippipe_scheduler.problem.workload import Workload
+from skippipe_scheduler.problem.cluster import Cluster, Node
+from skippipe_scheduler.problem.workload import LighterWorkloads, Workload
 
 GIB = 2**30
 MIB = 2**20
@@ -76,66 +76,122 @@ def stage_needs(workload: Workload, layers: tuple[int, ...], sizes: Sequence[int
 
 
 def microbatches_held(
-    node: Node, workload: Workload, layers: tuple[int, ...], sizes: Sequence[int], stages: Sequence[int]
+    cluster: Cluster,
+    node: Node,
+    workload: Workload,
+    layers: tuple[int, ...],
+    sizes: Sequence[int],
+    stages: Sequence[int],
+    lighter: LighterWorkloads | None = None,
 ) -> int:
     """Return how many microbatches fit into the node, whichever of `stages` it gets; stages have `sizes` replicas.
 
-    Raises `InfeasibleError` where that is none, naming what is needed and what would help.
+    Raises `InfeasibleError` where that is none, naming what is needed and what would help, of `lighter` what suffices.
     """
     if node.max_in_flight is not None or node.memory_gib is None:
         return node.max_in_flight or 1
     memory_bytes = int(node.memory_gib * GIB)
-    needs = stage_needs(workload, layers, sizes)
+    needs = stage_needs(workload.on(cluster.devices()[node.name]), layers, sizes)
     least = min(needs[stage].held(memory_bytes) for stage in stages)
     if least < 1:
         worst = max(stages, key=lambda stage: needs[stage].least_bytes)
-        conflict = _Conflict(memory_bytes, needs, workload, layers, worst)
-        raise InfeasibleError(f"node {node.name!r} {conflict}", stage=worst)
+        raise InfeasibleError(_Conflict(cluster, node, workload, layers, sizes, worst, lighter), stage=worst)
     return least
+
+
+def device_text(cluster: Cluster, node: Node, workload: Workload) -> str:
+    """Return in parentheses what the node is taken to compute on; nothing where that changes no number."""
+    if workload.on("cuda") == workload.on("cpu"):
+        return ""
+    assumed = ", assumed as the cluster file gives none" if cluster.assumes_device(node) else ""
+    return f" (device {cluster.devices()[node.name]}{assumed})"
 
 
 @dataclass(frozen=True)
 class _Conflict:
-    """Why `stage` does not fit into `memory_bytes`, in words."""
+    """Why `stage` does not fit into the memory of `node`; its text, made when it is asked for."""
 
-    memory_bytes: int
-    needs: tuple[StageNeed, ...]
-    workload: Workload
+    cluster: Cluster
+    node: Node
+    given: Workload
     layers: tuple[int, ...]
+    sizes: Sequence[int]
     stage: int
+    lighter: LighterWorkloads | None
 
     def __str__(self) -> str:
-        need = self.needs[self.stage]
+        need = self._needs(self.given)[self.stage]
         beside = ", embedding and head" if self.stage == 0 else ""
         rest_bytes = need.fixed_bytes - need.state_bytes
-        rest = f", checkpoint copy, messages and the work of a task {size_text(rest_bytes)}" if rest_bytes else ""
+        of_rest = {"checkpoint copy": need.copy_bytes, "messages": need.message_bytes}
+        named = ", ".join(name for name, size_bytes in of_rest.items() if size_bytes)
+        rest = f", {named}{' and ' * bool(named)}the work of a task {size_text(rest_bytes)}" if rest_bytes else ""
         return (
-            f"has {size_text(self.memory_bytes)}, but stage {self.stage} needs {size_text(need.least_bytes)}: "
+            f"node {self.node.name!r}{device_text(self.cluster, self.node, self.given)} has "
+            f"{size_text(self._memory_bytes)}, but stage {self.stage} needs {size_text(need.least_bytes)}: "
             f"weights, gradients and optimizer state of {_layers(self.layers[self.stage])}{beside} "
             f"take {size_text(need.state_bytes)}{rest}, one microbatch {size_text(need.resident_bytes)}; "
             f"{', or '.join(self._remedies(need))}"
         )
 
+    @property
+    def _memory_bytes(self) -> int:
+        return int((self.node.memory_gib or 0) * GIB)
+
+    def _needs(self, workload: Workload, node: Node | None = None) -> tuple[StageNeed, ...]:
+        device = self.cluster.devices()[(node or self.node).name]
+        return stage_needs(workload.on(device), self.layers, self.sizes)
+
     def _remedies(self, need: StageNeed) -> Iterator[str]:
-        workload = self.workload
         yield f"raise its memory_gib to {ceil(100 * need.least_bytes / GIB) / 100:g}"
-        one_layer = stage_needs(workload, (1,) * len(self.layers), (1,) * len(self.layers))[self.stage]
+        fitting = self._fitting_layers(self.stage)
+        ways = list(self._ways_to_fewer_layers())
+        if 0 < fitting < self.layers[self.stage] and ways:
+            yield f"give stage {self.stage} at most {_layers(fitting)} ({', or '.join(ways)})"
+        if self.lighter is not None:
+            yield from self.lighter.that_suffice(self._suffices)
+        elif need.state_bytes < self._memory_bytes:
+            yield "use a smaller micro-batch"
+            yield "checkpoint activations"
+        too_large = [stage for stage, other in enumerate(self._needs(self.given)) if other.held(self._memory_bytes) < 1]
+        if len(too_large) < len(self.layers) and any(self._holds(other, self.stage) for other in self._others()):
+            numbers = ", ".join(map(str, too_large))
+            yield f"fix the placement so that other nodes hold stage{'s' * (len(too_large) > 1)} {numbers}"
+
+    def _suffices(self, workload: Workload) -> bool:
+        return self._needs(workload)[self.stage].held(self._memory_bytes) >= 1
+
+    def _fitting_layers(self, stage: int) -> int:
+        """Return how many layers the node could hold as this stage; 0 or less where it cannot even hold one."""
+        workload = self.given.on(self.cluster.devices()[self.node.name])
+        one_layer = stage_needs(workload, (1,) * len(self.layers), (1,) * len(self.layers))[stage]
         layer_bytes = (
             workload.layer_state_bytes
             + workload.layer_shared_bytes
             + workload.layer_copy_bytes
             + max(1, workload.layer_resident_bytes)
         )
-        fitting = (self.memory_bytes - one_layer.least_bytes) // layer_bytes + 1
-        if fitting > 0:
-            yield f"give stage {self.stage} at most {_layers(fitting)} (more stages, or layers_per_stage)"
-        if need.state_bytes < self.memory_bytes:
-            yield "use a smaller micro-batch"
-            yield "checkpoint activations"
-        too_large = [stage for stage, other in enumerate(self.needs) if other.held(self.memory_bytes) < 1]
-        if len(too_large) < len(self.needs):
-            numbers = ", ".join(map(str, too_large))
-            yield f"fix the placement so that other nodes hold stage{'s' * (len(too_large) > 1)} {numbers}"
+        return (self._memory_bytes - one_layer.least_bytes) // layer_bytes + 1
+
+    def _ways_to_fewer_layers(self) -> Iterator[str]:
+        if len(self.layers) < min(sum(self.layers), len(self.cluster.members())):
+            yield "more stages"
+        # Where others have more memory than this node, more may fit there than is counted here.
+        room = sum(max(0, self._fitting_layers(stage)) for stage in range(len(self.layers)))
+        if room >= sum(self.layers) or any(self._is_roomier(node) for node in self._others()):
+            yield "layers_per_stage"
+
+    def _others(self) -> list[Node]:
+        return [node for node in self.cluster.members() if node.name != self.node.name]
+
+    def _is_roomier(self, other: Node) -> bool:
+        return other.memory_gib is None or other.memory_gib > (self.node.memory_gib or 0)
+
+    def _holds(self, other: Node, stage: int) -> bool:
+        """Whether another node has room for the stage."""
+        if other.memory_gib is None:
+            return True
+        return self._needs(self.given, other)[stage].held(int(other.memory_gib * GIB)) >= 1
 
 
 def _layers(count: int) -> str:

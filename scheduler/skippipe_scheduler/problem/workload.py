@@ -1,10 +1,12 @@
 """What one microbatch of a model costs, and how layers and nodes divide over stages."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
+from skippipe_scheduler.problem.cluster import Device
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,17 @@ class Workload:
     embedding_and_head_working_bytes: int = 0
     """The same that a task of an origin needs at least."""
     message_bytes: int = 0
-    """Bytes of what waits to be used or sent, once on a node."""
+    """Bytes of what waits to be used or sent, once on a node, in host memory."""
     layer_shared_bytes: int = 0
     """Bytes of one layer's state beside `layer_state_bytes`, which the replicas of a stage share out among them."""
     layer_copy_bytes: int = 0
-    """Bytes of one layer's state that an asynchronous checkpoint holds."""
+    """Bytes of one layer's state that an asynchronous checkpoint holds, in host memory."""
     embedding_and_head_copy_bytes: int = 0
     """The same of embedding and head."""
+    layer_offloaded_bytes: int = 0
+    """Bytes of `layer_shared_bytes` that lie in host memory."""
+    embedding_and_head_offloaded_bytes: int = 0
+    """Bytes of `embedding_and_head_state_bytes` that lie there."""
     layer_update_bytes: int = 0
     """Bytes of one layer that the optimizer needs when no microbatch is held any more."""
     embedding_and_head_update_bytes: int = 0
@@ -88,6 +94,50 @@ class Workload:
             if not math.isfinite(value) or value < 0 or (value == 0 and field.name in positive):
                 wanted = "more than 0" if field.name in positive else "at least 0"
                 raise ProblemError(f"workload.{field.name} is {value}; it must be a number of {wanted}")
+
+    def on(self, device: Device) -> "Workload":
+        """Return the workload as it counts in the memory of a node: host memory is its own where it has no GPU."""
+        if device == "cpu":
+            return self
+        return replace(
+            self,
+            message_bytes=0,
+            layer_copy_bytes=0,
+            embedding_and_head_copy_bytes=0,
+            layer_shared_bytes=self.layer_shared_bytes - self.layer_offloaded_bytes,
+            embedding_and_head_state_bytes=self.embedding_and_head_state_bytes
+            - self.embedding_and_head_offloaded_bytes,
+            layer_offloaded_bytes=0,
+            embedding_and_head_offloaded_bytes=0,
+        )
+
+
+class LighterWorkload(NamedTuple):
+    """What could be done for less memory, in words, and what a microbatch costs then."""
+
+    advice: str
+    workload: Callable[[], Workload]
+    """Asked for where a node's memory does not suffice."""
+
+
+@dataclass(frozen=True)
+class LighterWorkloads:
+    """All that could be done for less memory, in groups of one kind with the mildest first."""
+
+    groups: Sequence[Sequence[LighterWorkload]]
+    last_resort: Sequence[LighterWorkload] = ()
+    """Several changes together, for where none of the groups suffices."""
+
+    def that_suffice(self, suffices: Callable[[Workload], bool]) -> list[str]:
+        """Return the advice of each group that suffices first."""
+        found = [_first(group, suffices) for group in self.groups]
+        advice = [text for text in found if text is not None]
+        together = None if advice else _first(self.last_resort, suffices)
+        return advice if together is None else [together]
+
+
+def _first(group: Sequence[LighterWorkload], suffices: Callable[[Workload], bool]) -> str | None:
+    return next((option.advice for option in group if suffices(option.workload())), None)
 
 
 def split_layers(num_layers: int, num_stages: int, layers_per_stage: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -103,20 +103,28 @@ def _request(experiment: "Experiment | None", problem_path: Path | None, overrid
 
 def _check_room(experiment: "Experiment", plan: "Plan") -> str:
     """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
+    from skippipe.planning.experiment_cluster import experiment_cluster
     from skippipe.planning.experiment_workload import experiment_workload
+    from skippipe.planning.lighter_workloads import memory_advice
     from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
-    from skippipe_scheduler.problem.cluster import load_cluster
-    from skippipe_scheduler.problem.memory import size_text
+    from skippipe_scheduler.problem.memory import device_text, size_text
 
-    estimates = plan_memory(plan, experiment_workload(experiment))
-    limits_bytes = given_limits(load_cluster(Path(experiment.cluster)).members())
-    check_memory(estimates, limits_bytes)
+    cluster, workload = experiment_cluster(experiment), experiment_workload(experiment)
+    device_texts = {node.name: device_text(cluster, node, workload) for node in cluster.members()}
+    estimates = plan_memory(plan, workload, cluster.devices())
+    limits_bytes = given_limits(cluster.members())
+    check_memory(
+        estimates,
+        limits_bytes,
+        device_texts=device_texts,
+        advice=memory_advice(experiment, plan, list(cluster.devices().values())),
+    )
     limited = [estimate for estimate in estimates if estimate.node in limits_bytes]
     if not limited:
         return ""
     fullest = max(limited, key=lambda estimate: estimate.total_bytes / limits_bytes[estimate.node])
-    limit = size_text(limits_bytes[fullest.node])
-    return f"memory: fullest is {fullest.node} with {size_text(fullest.total_bytes)} of {limit} ({fullest})"
+    needed, limit = size_text(fullest.total_bytes), size_text(limits_bytes[fullest.node])
+    return f"memory: fullest is {fullest.node}{device_texts[fullest.node]} with {needed} of {limit} ({fullest})"
 
 
 def what_binds(problem: "Problem") -> str:
