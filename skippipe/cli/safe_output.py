@@ -2,7 +2,9 @@
 
 import logging
 import os
-from typing import Final
+import sys
+from contextlib import nullcontext
+from typing import Final, TextIO
 
 import click
 
@@ -32,9 +34,19 @@ def set_up_logging(prefix: str) -> None:
     level = given.strip().upper()
     if level not in LOG_LEVELS:
         raise click.UsageError(f"{VARIABLE} is {given!r}; give one of {', '.join(LOG_LEVELS)}")
-    handler = logging.StreamHandler()
+    handler = BarHandler()
     handler.setFormatter(SafeFormatter(f"{prefix}%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+class BarHandler(logging.StreamHandler[TextIO]):
+    """Writes above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See the base."""
+        bars = sys.modules.get("tqdm")
+        with nullcontext() if bars is None else bars.tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class SafeFormatter(logging.Formatter):

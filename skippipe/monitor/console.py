@@ -5,12 +5,13 @@ import sys
 from tqdm import tqdm
 
 from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.terminal import columns, fitting, say
 from skippipe.plans.plan_set import MAIN_PLAN
 from skippipe_scheduler.plan.plan import Plan
 
 
 class Console:
-    """Prints every `interval` steps on standard output; the bar is on standard error."""
+    """Prints every `interval` steps on standard output; the bar is on standard error, and has the throughput."""
 
     def __init__(self, first_step: int, max_steps: int, interval: int) -> None:
         self._max_steps = max_steps
@@ -20,6 +21,7 @@ class Console:
             total=max_steps,
             unit="step",
             leave=False,
+            dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
             file=sys.stderr,
         )
@@ -28,8 +30,8 @@ class Console:
         """Show one step."""
         step = int(metrics[Metric.STEP])
         if step % self._interval == 0 or step == self._max_steps or Metric.VALIDATION_LOSS in metrics:
-            tqdm.write(step_line(metrics, self._max_steps), file=sys.stdout)
-            sys.stdout.flush()
+            say(step_line(metrics, self._max_steps, columns(sys.stdout)))
+        self._bar.set_postfix_str(", ".join(_speed(metrics)), refresh=False)
         self._bar.update()
 
     def close(self) -> None:
@@ -37,19 +39,26 @@ class Console:
         self._bar.close()
 
 
-def step_line(metrics: StepMetrics, max_steps: int) -> str:
-    """Return one step's metrics as a line."""
-    line = (
-        f"step {metrics[Metric.STEP]:.0f}/{max_steps}  loss {metrics[Metric.TRAIN_LOSS]:.4f}  "
-        f"grad norm {metrics[Metric.GRADIENT_NORM]:.3f}  lr {metrics[Metric.LEARNING_RATE]:.2e}  "
-        f"{metrics[Metric.ITERATION_S]:.3f} s ({_plan(metrics)} {metrics[Metric.PREDICTED_S]:.3f} s)  "
-        f"{metrics[Metric.TOKENS_PER_S]:,.0f} tokens/s"
+def step_line(metrics: StepMetrics, max_steps: int, width: int | None = None) -> str:
+    """Return one step's metrics as a line; of `width` characters at most, with what matters most."""
+    step = f"step {metrics[Metric.STEP]:.0f}/{max_steps}"
+    validation = [f"validation loss {metrics[Metric.VALIDATION_LOSS]:.4f}"] if Metric.VALIDATION_LOSS in metrics else []
+    parts = (
+        f"{step:<{len(f'step {max_steps}/{max_steps}')}}",
+        f"loss {metrics[Metric.TRAIN_LOSS]:.4f}",
+        *validation,
+        f"{metrics[Metric.ITERATION_S]:.3f} s ({_plan(metrics)} {metrics[Metric.PREDICTED_S]:.3f})",
+        f"grad norm {metrics[Metric.GRADIENT_NORM]:#.3g}",
+        f"lr {metrics[Metric.LEARNING_RATE]:.1e}",
+        *_speed(metrics),
     )
-    if Metric.MFU in metrics:
-        line += f"  MFU {metrics[Metric.MFU]:.1%}"
-    if Metric.VALIDATION_LOSS in metrics:
-        line += f"  validation loss {metrics[Metric.VALIDATION_LOSS]:.4f}"
-    return line
+    return fitting(parts, width)
+
+
+def _speed(metrics: StepMetrics) -> list[str]:
+    """Return the throughput, and the share of the devices' peak where that is known."""
+    mfu = [f"MFU {metrics[Metric.MFU]:.1%}"] if Metric.MFU in metrics else []
+    return [f"{metrics[Metric.TOKENS_PER_S]:,.0f} tokens/s", *mfu]
 
 
 def _plan(metrics: StepMetrics) -> str:

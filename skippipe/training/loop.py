@@ -25,6 +25,7 @@ from skippipe.model.device import choose_device, torch_dtype
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.sinks import Reporter, open_reporter
+from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.recipe_plans import check_recipe_plans
@@ -244,7 +245,7 @@ class Trainer:
         if loss is not None and self.world_size > 1:
             self._write_measured()
         if loss is not None and self.runner.rank == 0:
-            print(self.memory.table())
+            say(self.memory.table())
         path = checkpoint_path(self.run_dir, self.step) if saved else None
         tokens, stopped = self.step * self.tokens_per_step, self.step < max_steps
         who = self._stopped_by if stopped else None
@@ -430,13 +431,13 @@ class Trainer:
         record_inputs(self.experiment, self.plans)
         keep_tokenizer(self.experiment.data, self.order.cache.tokenizer, self.run_dir, anew=not self.step)
         self.wandb_id = wandb_id(self.run_dir, self.experiment.logging.wandb, self.wandb_id)
-        print(start_table(self.plans.main, num_parameters, self.world_size))
+        say(start_table(self.plans.main, num_parameters, self.world_size))
         for name, plan in self.plans.further.items():
-            print(further_line(name, plan))
+            say(further_line(name, plan))
         attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
-        print(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
-        print(self.memory.table())
-        print(WandbPlace.of(self.experiment.logging.wandb, self.run_dir))
+        say(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
+        say(self.memory.table())
+        say(str(WandbPlace.of(self.experiment.logging.wandb, self.run_dir)))
         if self.step:
-            print(f"continuing after step {self.step}")
+            say(f"continuing after step {self.step}")
         self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)

@@ -114,7 +114,8 @@ class MemoryReport:
 
     def table(self) -> str:
         """Return a line a rank: estimate, its parts, and the peak where there is one."""
-        lines = [f"{'rank':>4}  {'node':20}{'memory by plan':>15}{'measured peak':>15}"]
+        measured = f"{'measured peak':>15}" if any(self.peak_bytes) else ""
+        lines = [f"{'rank':>4}  {'node':20}{'memory by plan':>15}{measured}"]
         for rank, (estimate, peak_bytes) in enumerate(zip(self.estimates, self.peak_bytes, strict=True)):
             lines.append(
                 f"{rank:>4}  {estimate.node:20}{size_text(estimate.total_bytes):>15}"

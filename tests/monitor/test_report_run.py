@@ -140,10 +140,10 @@ def test_names_are_escaped_and_figures_cannot_end_their_script(plan: Plan, tmp_p
 
 
 def test_plan_tables_show_times_gap_and_load(plan: Plan, full_plan: Plan) -> None:
-    rows = plans_table({"this plan": plan, "full pipeline": full_plan}).rows
-    ratio = full_plan.predicted.iteration_s / plan.predicted.iteration_s
-    assert rows[0][-1] == "1.00 ×"
-    assert str(rows[1][-1]) == f"{ratio:.2f} ×"
+    rows = plans_table({"this plan": plan, "full pipeline": full_plan}, "full pipeline").rows
+    ratio = plan.predicted.iteration_s / full_plan.predicted.iteration_s
+    assert rows[1][-1] == "1.00"
+    assert str(rows[0][-1]) == f"{ratio:.2f}"
     gap = 1 - plan.predicted.lower_bound_s / plan.predicted.iteration_s
     assert rows[0][5] == f"{gap * 100:.1f} %"
     loads = {row[0]: row for row in nodes_table(plan, simulate(plan)).rows}

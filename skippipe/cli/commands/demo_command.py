@@ -43,7 +43,7 @@ def demo_table(result: "DemoResult") -> str:
         lines.append(f"{name:16}{run.predicted_s:>9.3f} s{run.measured_s:>9.3f} s{perplexities}")
     lines += [
         "predicted, measured: iteration time (median after warm-up); depth: perplexity on held-out text",
-        f"SkipPipe's iteration takes {result.time_ratio:.2f} of the full pipeline's time.",
+        f"Relative time of SkipPipe: {result.relative_time:.2f} (measured iteration / full pipeline's).",
         "Half the depth costs "
         + ", ".join(f"{run.half_depth_loss:+.1%} perplexity after {name}" for name, run in result.runs.items())
         + ".",

@@ -69,14 +69,16 @@ def command(
     if as_json:
         click.echo(json.dumps(_summary(result, out)))
         return
-    click.echo(plan_table(result))
+    from skippipe.monitor.terminal import say
+
+    say(plan_table(result))
     if memory:
-        click.echo(memory)
+        say(memory)
     if with_explanation:
         from skippipe_scheduler.analysis.explain import explain
 
-        click.echo(explain(result.plan))
-        click.echo(what_binds(result.problem))
+        say(explain(result.plan))
+        say(what_binds(result.problem))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
@@ -148,27 +150,27 @@ def _solve(request: "PlanRequest", warm_path: Path | None) -> "PlanWithBaselines
 
 
 def plan_table(result: "PlanWithBaselines") -> str:
-    """Return the table of the plan and its baselines: predicted times, bound, gap, speed-up."""
+    """Return the table of the plan and its baselines: predicted times, bound, gap, relative time."""
     plan = result.plan
     lines = [
         f"{len(plan.nodes)} nodes, {len(plan.stages)} stages of "
         f"{_per_stage([len(stage.nodes) for stage in plan.stages])} replicas and "
         f"{_per_stage(plan.layers_per_stage)} layers, "
         f"{len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} stages each, hash {plan.hash}",
-        f"{'':24}{'iteration':>12}{'pipeline':>12}{'reduction':>12}{'bound':>10}{'gap':>8}{'time':>8}",
+        f"{'':23}{'iteration':>10}{'pipeline':>10}{'reduction':>10}{'bound':>9}{'gap':>7}{'relative':>10}",
     ]
     for name, shown in {"this plan": plan, **result.baselines}.items():
         predicted = shown.predicted
         gap = 1 - predicted.lower_bound_s / predicted.iteration_s
         lines.append(
-            f"{name:24}{predicted.iteration_s:>10.3f} s{predicted.pipeline_s:>10.3f} s"
-            f"{predicted.reduce_exposed_s:>10.3f} s{predicted.lower_bound_s:>8.3f} s{gap:>8.1%}"
-            f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>7.2f}x"
+            f"{name:23}{predicted.iteration_s:>8.3f} s{predicted.pipeline_s:>8.3f} s"
+            f"{predicted.reduce_exposed_s:>8.3f} s{predicted.lower_bound_s:>7.3f} s{gap:>7.1%}"
+            f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>10.2f}"
         )
     other = result.full_pipeline.layers_per_stage
     if other != plan.layers_per_stage:
         lines.append(f"the full pipeline has stages of {_per_stage(other)} layers")
-    lines.append("time: iteration relative to the full pipeline; reduction: the part that is not hidden")
+    lines.append("relative time: iteration / full pipeline's; reduction: what is not hidden")
     return "\n".join(lines)
 
 

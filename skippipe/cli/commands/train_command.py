@@ -33,11 +33,12 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
         if print_config:
             click.echo(to_yaml(experiment), nl=False)
             return
+        from skippipe.monitor.terminal import say
         from skippipe.training.train_experiment import train_experiment
 
         summary = train_experiment(experiment, plan_path, stop)
         if summary.rank == 0:
-            click.echo(_last_line(summary))
+            say(_last_line(summary))
         if summary.stopped:
             raise SystemExit(StoppedError.exit_code)
 

@@ -53,8 +53,8 @@ class DemoResult:
     wall_s: float
 
     @property
-    def time_ratio(self) -> float:
-        """Measured iteration time of SkipPipe relative to the full pipeline."""
+    def relative_time(self) -> float:
+        """Measured iteration time of SkipPipe over that of the full pipeline."""
         return self.runs["SkipPipe"].measured_s / self.runs["full pipeline"].measured_s
 
 
@@ -111,10 +111,10 @@ def _facts(result: DemoResult, experiments: dict[str, Experiment]) -> dict[str, 
     training = experiments["SkipPipe"].training
     tokens = training.max_steps * training.num_microbatches * training.micro_batch_size * training.sequence_length
     return {
-        "Iteration time": f"{result.time_ratio:.2f} of the full pipeline's "
-        f"({skip.measured_s:.3f} s against {full.measured_s:.3f} s, median)",
-        "Prediction": f"measured / predicted {skip.measured_s / skip.predicted_s:.3f} (SkipPipe), "
-        f"{full.measured_s / full.predicted_s:.3f} (full pipeline)",
+        "Relative time": f"{result.relative_time:.2f} (iteration / full pipeline's: "
+        f"{skip.measured_s:.3f} s / {full.measured_s:.3f} s, median)",
+        "Measured / predicted": f"{skip.measured_s / skip.predicted_s:.2f} (SkipPipe), "
+        f"{full.measured_s / full.predicted_s:.2f} (full pipeline)",
         "Half the depth costs": f"{skip.half_depth_loss:+.1%} perplexity (SkipPipe), "
         f"{full.half_depth_loss:+.1%} (full pipeline)",
         "Tokens": f"{tokens:,} in each run, the same in the same order",

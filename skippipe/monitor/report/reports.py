@@ -24,7 +24,7 @@ from skippipe.monitor.report.summary import (
     settings_table,
     tasks_table,
 )
-from skippipe.monitor.report.units import count, percent, seconds, times
+from skippipe.monitor.report.units import count, percent, relative, seconds
 from skippipe.monitor.report.waits import path_tables
 from skippipe_scheduler.analysis.critical_path import CriticalPath, critical_path
 from skippipe_scheduler.analysis.usage import analyse
@@ -36,8 +36,9 @@ MEASURED = "Measured by each node, from its own start of the iteration."
 
 
 def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan], what_binds: str = "") -> None:
-    """Write the page about a plan beside its baselines, which are given by name; `what_binds` explains the lower bound.
+    """Write the page about a plan beside its baselines, which are given by name.
 
+    The first baseline is the reference of relative times; `what_binds` explains the lower bound.
     Raises `SkipPipeError` where it cannot be written.
     """
     plans = {"this plan": plan, **baselines}
@@ -48,9 +49,11 @@ def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan], wha
         "Gap": percent(gap(plan)),
         "Mean utilisation": percent(mean_utilisation(timeline)),
     }
-    for name, baseline in baselines.items():
-        facts[f"Against {name}"] = times(predicted.iteration_s / baseline.predicted.iteration_s)
-    comparison = PageSection("Predicted times", what_binds, tables=[plans_table(plans)])
+    reference = next(iter(baselines), "this plan")
+    if baselines:
+        ratio = relative(predicted.iteration_s / baselines[reference].predicted.iteration_s)
+        facts["Relative time"] = f"{ratio} (iteration / {reference}'s)"
+    comparison = PageSection("Predicted times", what_binds, tables=[plans_table(plans, reference)])
     sections = [
         comparison,
         _iteration(plans, {}),
@@ -113,7 +116,7 @@ def _memory(runs: Mapping[str, RunRecord]) -> list[PageSection]:
 def _run_facts(run: RunRecord) -> dict[str, str]:
     facts = {"Predicted iteration": seconds(run.predicted_s)}
     if run.measured_s is not None and run.ratio is not None:
-        facts |= {"Measured iteration": seconds(run.measured_s), "Measured / predicted": times(run.ratio)}
+        facts |= {"Measured iteration": seconds(run.measured_s), "Measured / predicted": relative(run.ratio)}
     tokens, loss = run.last(Metric.TOKENS), run.last(Metric.TRAIN_LOSS)
     if tokens is not None:
         facts["Tokens"] = count(tokens)

@@ -9,7 +9,7 @@ from skippipe.monitor.evaluation_results import Evaluation
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run_record import RunRecord
-from skippipe.monitor.report.units import count, percent, seconds, significant, times
+from skippipe.monitor.report.units import count, percent, relative, seconds, significant
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline
 from skippipe_scheduler.problem.memory import size_text
@@ -17,9 +17,9 @@ from skippipe_scheduler.problem.memory import size_text
 NONE = "–"
 
 
-def plans_table(plans: Mapping[str, Plan]) -> Table:
-    """Compare plans; the last column is each one's iteration time relative to the first plan's."""
-    reference_s = next(iter(plans.values())).predicted.iteration_s
+def plans_table(plans: Mapping[str, Plan], reference: str) -> Table:
+    """Compare plans; the last column is each one's iteration time over that of the plan named `reference`."""
+    reference_s = plans[reference].predicted.iteration_s
     rows = []
     for name, plan in plans.items():
         predicted = plan.predicted
@@ -31,21 +31,13 @@ def plans_table(plans: Mapping[str, Plan]) -> Table:
                 seconds(predicted.reduce_exposed_s),
                 seconds(predicted.lower_bound_s),
                 percent(gap(plan)),
-                times(predicted.iteration_s / reference_s) if reference_s else NONE,
+                relative(predicted.iteration_s / reference_s) if reference_s else NONE,
             )
         )
     return Table(
         "Predicted times of one iteration. Gap: the most by which an ideal plan could be shorter, "
-        "as a share of the iteration.",
-        (
-            "Plan",
-            "Iteration",
-            "Pipeline",
-            "Reduction not hidden",
-            "Lower bound",
-            "Gap",
-            f"Against {next(iter(plans))}",
-        ),
+        f"as a share of the iteration. Relative time: iteration / iteration of the {reference}.",
+        ("Plan", "Iteration", "Pipeline", "Reduction not hidden", "Lower bound", "Gap", "Relative time"),
         rows,
     )
 
@@ -62,7 +54,7 @@ def runs_table(runs: Mapping[str, RunRecord]) -> Table:
                 str(len(run.steps)),
                 seconds(run.predicted_s),
                 seconds(statistics.median(durations_s)) if durations_s else NONE,
-                times(run.ratio) if run.ratio else NONE,
+                relative(run.ratio) if run.ratio else NONE,
                 seconds(statistics.pstdev(durations_s)) if durations_s else NONE,
                 f"{count(throughput)} tokens/s" if throughput is not None else NONE,
                 f"{significant(rate)} TFLOP/s" if rate is not None else NONE,
@@ -95,7 +87,7 @@ def memory_table(name: str, run: RunRecord) -> Table:
             size_text(memory.update_bytes),
             size_text(memory.estimated_bytes),
             size_text(memory.peak_bytes),
-            times(memory.peak_bytes / memory.estimated_bytes) if memory.estimated_bytes else NONE,
+            relative(memory.peak_bytes / memory.estimated_bytes) if memory.estimated_bytes else NONE,
         )
         for memory in run.memory
     ]

@@ -20,9 +20,9 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f} %"
 
 
-def times(ratio: float) -> str:
-    """Return a ratio as a factor: 1.62 ×."""
-    return f"{significant(ratio)} ×"
+def relative(value: float) -> str:
+    """Return a number of the size of one as a ratio, the same wherever it stands: 0.62."""
+    return f"{value:.2f}"
 
 
 def count(value: float) -> str:
