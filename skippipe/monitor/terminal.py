@@ -22,10 +22,11 @@ def columns(stream: TextIO) -> int | None:
         return None
 
 
-def say(text: str) -> None:
-    """Print on standard output, where a progress bar is shown above it; lines are broken between words."""
-    with tqdm.external_write_mode(file=sys.stdout):
-        print(broken(text, columns(sys.stdout)), flush=True)
+def say(text: str, *, err: bool = False) -> None:
+    """Print on standard output (or error), above a progress bar if there is one; lines are broken between words."""
+    stream = sys.stderr if err else sys.stdout
+    with tqdm.external_write_mode(file=stream):
+        print(broken(text, columns(stream)), file=stream, flush=True)
 
 
 def broken(text: str, width: int | None) -> str:
@@ -49,4 +50,5 @@ def fitting(parts: Iterable[str], width: int | None) -> str:
 def _parts(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
-    return textwrap.wrap(line, width, subsequent_indent=GAP, break_long_words=False, break_on_hyphens=False)
+    indent = " " * (len(line) - len(line.lstrip())) + GAP
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

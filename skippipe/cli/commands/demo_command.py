@@ -26,9 +26,10 @@ def command(out: Path, overrides: tuple[str, ...]) -> None:
     OVERRIDES (key.sub=value) apply to both runs, for example training.max_steps=40.
     """
     from skippipe.cli.demo.job import run_demo
+    from skippipe.monitor.terminal import say
 
     result = run_demo(out, overrides, announce=lambda text: click.echo(text, err=True))
-    click.echo(demo_table(result))
+    say(demo_table(result))
 
 
 def demo_table(result: "DemoResult") -> str:

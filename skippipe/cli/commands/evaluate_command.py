@@ -76,6 +76,7 @@ def command(
     from skippipe.inference.distributed.session import open_model
     from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
     from skippipe.monitor.evaluation_results import write_evaluation
+    from skippipe.monitor.terminal import say
 
     of_tasks = {name: options.pop(name) for name in ("tasks", "include_path", "limit", "num_fewshot", "batch_size")}
     chosen = PerplexityOptions(**options, tasks=_task_options(**of_tasks))
@@ -93,7 +94,7 @@ def command(
     tables = [*evaluation_table(evaluation), *tasks_table(evaluation)]
     click.echo(json.dumps(evaluation.model_dump()) if as_json else "\n".join(tables))
     if absence:
-        click.echo(absence, err=True)
+        say(absence, err=True)
 
 
 def _task_options(tasks: tuple[str, ...], **given: Any) -> "TaskOptions | None":

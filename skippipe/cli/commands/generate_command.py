@@ -64,6 +64,7 @@ def command(
     """
     from skippipe.inference.distributed.session import open_model
     from skippipe.inference.generation.text_generation import generate_texts
+    from skippipe.monitor.terminal import say
 
     chosen = _text_options(**options)
     with open_model(path, device=device, num_stages=num_stages, absent=node_names(absent)) as model:
@@ -80,9 +81,9 @@ def command(
     if len(prompts) > 1:
         click.echo("\n\n".join(prompt + text for prompt, text in zip(prompts, found.texts, strict=True)))
     speed = f"{found.num_tokens} tokens, {found.num_tokens / found.duration_s:.1f} tokens/s"
-    click.echo(f"{model.name}, {model.checkpoint}, policy {chosen.policy}: {speed}; {found.result.summary}", err=True)
+    say(f"{model.name}, {model.checkpoint}, policy {chosen.policy}: {speed}; {found.result.summary}", err=True)
     if decoder.absence:
-        click.echo(decoder.absence, err=True)
+        say(decoder.absence, err=True)
 
 
 def _text_options(

@@ -22,12 +22,12 @@ def command(target: Path) -> None:
     num_files = len(write_starter(target))
     click.echo(
         f"{target}: {num_files} files\n"
-        "  configs/experiments/  experiments; begin with tiny.yaml, three-regions.yaml is one of a usual size\n"
-        "  configs/clusters/     machines and links; describe or measure yours beside them\n"
+        "  configs/experiments/  experiments: tiny.yaml to begin, three-regions.yaml\n"
+        "  configs/clusters/     machines and links; describe or measure yours here\n"
         "  launch/               torchrun, SLURM and Kubernetes\n"
         "Next:\n"
         f"  cd {shlex.quote(str(target))}\n"
         f"  skippipe plan --config {FIRST} --out runs/tiny/plan.json\n"
-        f"  torchrun --nproc-per-node 4 -m skippipe train --config {FIRST} --plan runs/tiny/plan.json\n"
+        f"  torchrun --nproc-per-node 4 -m skippipe train --config {FIRST}\n"
         "  skippipe report runs/tiny"
     )

@@ -68,7 +68,12 @@ def command(
         summary, text = _with_loss(plan, lost_s, conditions, trace)
     else:
         summary, text = _complete(plan, conditions, trace, samples)
-    click.echo(json.dumps(summary) if as_json else text)
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    from skippipe.monitor.terminal import say
+
+    say(text)
 
 
 def _complete(
