@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
+from skippipe.data.hub import pretrained_tokenizer
 from skippipe.data.long_work import SAY_EVERY_S, TextProgress, in_a_thread
 from skippipe.data.text_cutting import parts
 from skippipe.errors import DataError
@@ -180,14 +181,14 @@ def build_tokenizer(options: DataOptions, corpus: Iterable[Iterable[str]]) -> To
 
 def save_for_transformers(options: DataOptions, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer to `folder` so that `AutoTokenizer.from_pretrained` loads it, with its special tokens."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if tokenizer.name == ByteTokenizer.name or is_trained(options):
         tokenizer.save(folder)
         file = str(folder / TOKENIZER_FILE)
         PreTrainedTokenizerFast(tokenizer_file=file, eos_token=END_OF_TEXT).save_pretrained(folder)
     else:
-        AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False).save_pretrained(folder)
+        pretrained_tokenizer(options.tokenizer).save_pretrained(folder)
 
 
 def load_trained(folder: Path, name: str, vocab_size: int) -> Tokenizer:
@@ -275,13 +276,7 @@ def _said_at_the_end(text: Iterable[str], name: str) -> Iterator[str]:
 
 
 def _pretrained(name: str) -> LibraryTokenizer:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as reason:  # missing network, missing files and bad files raise errors of many kinds
-        first_line = (str(reason).splitlines() or [""])[0]
-        raise DataError(f"data.tokenizer: {name!r} cannot be loaded ({first_line})") from None
+    tokenizer = pretrained_tokenizer(name)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise DataError(f"data.tokenizer: {name!r} has no fast tokenizer (tokenizer.json)")
     model = tokenizer.backend_tokenizer  # encodes special tokens that a text spells, such as a chat's, as such

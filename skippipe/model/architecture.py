@@ -202,7 +202,8 @@ def experiment_model(experiment: Experiment) -> PretrainedConfig:
 def _own_options(experiment: Experiment) -> dict[str, object]:
     architecture, options = experiment.model.architecture, dict(experiment.model.options)
     traits_of(architecture, "model.architecture")
-    options.setdefault("vocab_size", vocabulary_size(experiment.data))
+    if "vocab_size" not in options:  # only then is a tokenizer needed, which may lie on the hub
+        options["vocab_size"] = vocabulary_size(experiment.data)
     own_name = CONFIG_MAPPING[architecture].attribute_map.get(LONGEST_CONTEXT, LONGEST_CONTEXT)
     if not {LONGEST_CONTEXT, own_name} & options.keys():
         options[LONGEST_CONTEXT] = max(2048, experiment.training.sequence_length)

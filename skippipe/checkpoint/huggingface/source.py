@@ -44,7 +44,10 @@ def find_source(path: Path) -> WeightSource:
     if path.suffix == ".gguf" and path.is_file():
         return _gguf(path)
     if not path.is_dir():
-        raise InputError(f"{path}: no such directory or .gguf file")
+        raise InputError(
+            f"{path}: no such directory or .gguf file; a model of the hub is fetched before, with "
+            "`hf download NAME --local-dir DIR`"
+        )
     if (path / "config.json").is_file():
         if not any(path.glob("*.safetensors")):
             raise InputError(f"{path}: no *.safetensors beside config.json; other formats run code and are not read")
