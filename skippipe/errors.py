@@ -8,6 +8,8 @@ SkipPipeError
 ├── ProgramError            a plan whose program could not be proved
 ├── CommunicationError      a transfer failed or timed out
 │   └── PeerLostError       another rank died or fell silent
+│       ├── LeftOutError    the run went on without this process
+│       ├── MinorityError   too few members reach each other to go on
 │       └── NodeLostError   one that served layers at inference
 ├── StorageError            writing a file failed (full disk, permissions)
 └── StoppedError            a signal ended a run early (exit code 75)
@@ -26,6 +28,8 @@ __all__ = [
     "DeadlockError",
     "InfeasibleError",
     "InputError",
+    "LeftOutError",
+    "MinorityError",
     "NodeLostError",
     "PeerLostError",
     "PlanError",
@@ -60,6 +64,14 @@ class CommunicationError(SkipPipeError):
 
 class PeerLostError(CommunicationError):
     """Another rank died or fell silent; the message names it and what this rank was waiting for."""
+
+
+class LeftOutError(PeerLostError):
+    """This process was silent for too long, and the others have gone on without it."""
+
+
+class MinorityError(PeerLostError):
+    """Too few members of the run reach each other: the others may have gone on, so these do not."""
 
 
 class NodeLostError(PeerLostError):
