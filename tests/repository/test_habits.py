@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
 CONTROLS = {"markdown", "input", "textarea", "dropdown", "checkboxes"}
 """What a form may consist of."""
-NAMES_OF_DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval", "lazy_loader": "lazy-loader"}
+NAMES_OF_DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval", "lazy_loader": "lazy-loader", "zmq": "pyzmq"}
 """Where they differ from the names that are imported."""
 
 
