@@ -76,6 +76,7 @@ class EpochVote:
         self._answer: Outgoing = []
         self._campaign: _Campaign | None = None
         self._patience = 0
+        self._asked = 0
 
     @property
     def reachable(self) -> Sequence[str]:
@@ -140,13 +141,19 @@ class EpochVote:
         return self._propose(campaign, value)
 
     def resend(self) -> Outgoing:
-        """Say again what has had no answer; to be called a few times a second while the vote lasts."""
+        """Say again what has had no answer, and ask one after the other who may know the decision.
+
+        To be called a few times a second while the vote lasts.
+        """
         self._patience = max(0, self._patience - 1)
         campaign = self._campaign
         if self.decided is not None or not self._ready:
             return []
         if campaign is None:
-            return [*self._answer, *self._lead()]
+            self._asked += 1
+            others = [name for name in self.reachable if name != self._own]
+            asked = [(others[self._asked % len(others)], self._refusal())] if others else []
+            return [*self._answer, *asked, *self._lead()]
         if campaign.value is None:
             return [(name, self._prepare(campaign)) for name in self.awaited]
         return self._to_others(self._proposal(campaign, campaign.value), but=campaign.acceptances)
