@@ -73,7 +73,7 @@ class Links:
             dealer = self._socket(zmq.DEALER)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
             dealer.setsockopt(zmq.HEARTBEAT_IVL, min(250, self._silence_ms // 4))
-            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(self._silence_ms // 2, self._silence_ms - 500))
+            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(self._silence_ms // 2, self._silence_ms - 250))
             dealer.setsockopt(zmq.HEARTBEAT_TTL, 2 * self._silence_ms)  # for the other end to tidy up
             self._links[member.name] = link = MemberLink(member, dealer)
             self._poller.register(dealer, zmq.POLLIN)

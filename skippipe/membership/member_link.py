@@ -10,7 +10,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from skippipe.membership.epoch import Member
 
-GRACE_S = 1.0
+GRACE_S = 0.8
 """How long a broken connection may take to be whole again: four round trips."""
 _SUSPICION_S = 1.0
 """How long a suspected member is looked at."""

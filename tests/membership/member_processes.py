@@ -1,0 +1,139 @@
+"""A run of light processes that are members and do nothing else, and what they tell."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait as wait_for_any
+from typing import Any
+
+from skippipe.errors import SkipPipeError
+from skippipe.membership.epoch import Member
+from skippipe.membership.membership import Membership
+
+SECRET = "the secret of these tests"
+SILENCE_S = 0.5
+LIMIT_S = 10.0
+Told = tuple[str, str, Any, float]
+"""Who tells it, what (`begun`, `ended`, `epoch`, `error`, `proposing`), its content, and when."""
+Command = Callable[[Membership], None]
+
+
+class MemberProcesses:
+    """Members n0, n1 and so on, in an epoch from the start."""
+
+    def __init__(self, number: int, slow_decision_s: float = 0.0):
+        context = multiprocessing.get_context("fork")
+        self.told: list[Told] = []
+        self.names = [f"n{index}" for index in range(number)]
+        self._pipes: dict[str, Connection] = {}
+        self.processes = {}
+        for name in self.names:
+            here, there = context.Pipe()
+            process = context.Process(target=be_member, args=(name, there, slow_decision_s), daemon=True)
+            process.start()
+            there.close()
+            self._pipes[name] = here
+            self.processes[name] = process
+        own = [pipe.recv() for pipe in self._pipes.values()]
+        for pipe in self._pipes.values():
+            pipe.send(own)
+        self.wait("begun", self.names)
+
+    def signal(self, name: str, number: signal.Signals) -> float:
+        """Send a signal to a member; return the time."""
+        now_s = time.monotonic()
+        os.kill(self.processes[name].pid or 0, number)
+        return now_s
+
+    def command(self, name: str, what: str) -> None:
+        """Let a member do something."""
+        self._pipes[name].send(what)
+
+    def wait(self, what: str, names: list[str], limit_s: float = LIMIT_S) -> dict[str, tuple[Any, float]]:
+        """Return the next content, and time, of what each of these tells."""
+        found: dict[str, tuple[Any, float]] = {}
+        deadline_s = time.monotonic() + limit_s
+        while len(found) < len(names):
+            for told in list(self.told):
+                if told[0] in names and told[1] == what and told[0] not in found:
+                    found[told[0]] = (told[2], told[3])
+                    self.told.remove(told)
+            missing = [name for name in names if name not in found]
+            assert time.monotonic() < deadline_s, f"{missing} did not tell {what!r}: {self.told}"
+            self.listen(0.01)
+        return found
+
+    def listen(self, duration_s: float) -> None:
+        """Take what members tell within a time."""
+        deadline_s = time.monotonic() + duration_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            ready = wait_for_any(list(self._pipes.values()), left_s)
+            for name, pipe in [(name, pipe) for name, pipe in self._pipes.items() if pipe in ready]:
+                try:
+                    self.told.append(pipe.recv())
+                except EOFError:
+                    del self._pipes[name]
+
+
+@contextmanager
+def member_processes(number: int, slow_decision_s: float = 0.0) -> Iterator[MemberProcesses]:
+    """Start members; end whatever is left of them."""
+    members = MemberProcesses(number, slow_decision_s)
+    try:
+        yield members
+    finally:
+        for process in members.processes.values():
+            process.kill()
+            process.join()
+
+
+def be_member(name: str, pipe: Connection, slow_decision_s: float) -> None:
+    """Be in the run until an error."""
+
+    def tell(what: str, content: Any) -> None:
+        pipe.send((name, what, content, time.monotonic()))
+
+    def decide(members: Any, reports: Any) -> Any:
+        tell("proposing", [member.name for member in members])
+        time.sleep(slow_decision_s)
+        return {"by": name, "reports": dict(reports)}
+
+    membership = Membership.open(name, "127.0.0.1", SECRET, SILENCE_S)
+    try:
+        pipe.send(membership.own.model_dump())
+        members = [Member.model_validate(content) for content in pipe.recv()]
+        membership.begin(members, LIMIT_S)
+        tell("begun", None)
+        while True:
+            while membership.ending is None:
+                if pipe.poll(0.005):
+                    obey(membership, pipe.recv())
+            tell("ended", membership.ending)
+            epoch = membership.next_epoch({"finished": name}, decide, LIMIT_S)
+            tell("epoch", epoch)
+    except SkipPipeError as error:
+        tell("error", (type(error).__name__, str(error)))
+        membership.close()
+
+
+def obey(membership: Membership, what: str) -> None:
+    """Carry out a command."""
+    match what.split():
+        case ["end"]:
+            membership.end_epoch("transfers failed")
+        case ["leave"]:
+            membership.leave()
+            os._exit(0)
+        case ["suspect", name]:
+            membership.suspect(name, "a transfer failed")
+        case ["hold", seconds]:
+            hold_lock(float(seconds))
+
+
+def hold_lock(duration_s: float) -> None:
+    """Hold Python's lock, as a call of a library may: no other thread runs."""
+    ctypes.PyDLL(None).usleep(ctypes.c_uint(round(duration_s * 1e6)))

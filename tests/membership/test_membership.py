@@ -1,0 +1,117 @@
+"""Real processes over loopback: who dies, falls silent, comes back, leaves."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from member_processes import SECRET, SILENCE_S, MemberProcesses, member_processes
+
+from skippipe.errors import CommunicationError, ConfigError
+from skippipe.membership.membership import Membership
+
+
+def kill(members: MemberProcesses, *names: str) -> float:
+    return min([members.signal(name, signal.SIGKILL) for name in names])
+
+
+def check_epoch(members: MemberProcesses, names: list[str], number: int) -> float:
+    """Check that these are in the next epoch, and agree on it; return when the last of them was."""
+    epochs = members.wait("epoch", names)
+    first, _ = epochs[names[0]]
+    assert first.number == number
+    assert first.names == names
+    assert all(epoch == first for epoch, _ in epochs.values())
+    assert first.decision["reports"] == {name: {"finished": name} for name in names}
+    return max(at_s for _, at_s in epochs.values())
+
+
+def test_deaths_are_noticed_at_once_and_the_rest_goes_on_whoever_died() -> None:
+    with member_processes(5) as members:
+        for number, lost in enumerate([["n2"], ["n0"], ["n1", "n3"]], start=1):
+            killed_s = kill(members, *lost)
+            members.names = [name for name in members.names if name not in lost]
+            assert check_epoch(members, members.names, number) - killed_s < 0.5
+            ends = members.wait("ended", members.names)
+            assert {words for words, _ in ends.values()} <= {f"{name} lost (connection closed)" for name in lost}
+
+
+def test_the_proposer_and_another_may_die_while_the_vote_lasts() -> None:
+    with member_processes(5, slow_decision_s=0.3) as members:
+        kill(members, "n4")
+        members.wait("proposing", ["n0"])
+        killed_s = kill(members, "n0", "n3")
+        members.wait("proposing", ["n1"])
+        assert check_epoch(members, ["n1", "n2"], 1) - killed_s < 1.0
+
+
+def test_silence_below_the_limit_and_a_long_call_are_no_loss() -> None:
+    with member_processes(4) as members:
+        members.command("n2", f"hold {3 * SILENCE_S}")
+        members.command("n0", "suspect n2")
+        members.signal("n1", signal.SIGSTOP)
+        members.listen(0.9 * SILENCE_S)
+        members.signal("n1", signal.SIGCONT)
+        members.listen(2.5 * SILENCE_S)
+        assert members.told == []
+
+
+def test_silence_beyond_the_limit_is_a_loss_and_who_was_silent_learns_it() -> None:
+    with member_processes(4) as members:
+        stopped_s = members.signal("n0", signal.SIGSTOP)
+        noticed_s = check_epoch(members, ["n1", "n2", "n3"], 1) - stopped_s
+        assert SILENCE_S <= noticed_s < SILENCE_S + 1.5  # a second, and half a one for a busy machine
+        members.signal("n0", signal.SIGCONT)
+        kind, words = members.wait("error", ["n0"])["n0"][0]
+        assert kind == "LeftOutError"
+        assert words.startswith("the run has gone on without n0, which the others did not reach; in it are n1, n2, n3")
+        members.wait("ended", members.names)
+        assert [what for _, what, *_ in members.told] == ["proposing"]
+
+
+def test_a_minority_ends() -> None:
+    with member_processes(4) as members:
+        for name in ("n0", "n2", "n3"):
+            members.signal(name, signal.SIGSTOP)
+        kind, words = members.wait("error", ["n1"])["n1"][0]
+        assert kind == "MinorityError"
+        assert "1 of 4 members reach each other (n1); n0, n2, n3 may live on without them" in words
+
+
+def test_an_epoch_ends_without_a_loss_where_a_member_asks_or_leaves() -> None:
+    with member_processes(3) as members:
+        members.command("n1", "end")
+        check_epoch(members, ["n0", "n1", "n2"], 1)
+        assert {words for words, _ in members.wait("ended", members.names).values()} == {"transfers failed"}
+        members.command("n0", "leave")
+        check_epoch(members, ["n1", "n2"], 2)
+        assert {words for words, _ in members.wait("ended", ["n1", "n2"]).values()} == {"n0 lost (left)"}
+
+
+def test_strangers_do_not_get_in() -> None:
+    stranger = Membership.open("n1", "127.0.0.1", "another secret of 16", SILENCE_S)
+    member = Membership.open("n0", "127.0.0.1", SECRET, SILENCE_S)
+    try:
+        with pytest.raises(CommunicationError, match=r"no connection with n1 \(127.0.0.1:\d+\) within 0.3 s"):
+            member.begin([member.own, stranger.own], 0.3)
+    finally:
+        member.close()
+        stranger.close()
+
+
+def test_a_short_secret_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the run's secret has 5 characters, at least 16 are needed"):
+        Membership.open("n0", "127.0.0.1", "short", SILENCE_S)
+
+
+def test_a_member_that_lives_and_does_not_vote_is_named() -> None:
+    first, second = (Membership.open(name, "127.0.0.1", SECRET, SILENCE_S) for name in ("n0", "n1"))
+    try:
+        members = [first.own, second.own]
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda membership: membership.begin(members, 5.0), (first, second)))
+        with pytest.raises(CommunicationError, match=r"n1 did not agree on the next epoch within 0.2 s"):
+            first.next_epoch(None, lambda _, __: {}, 0.2)
+        assert second.ending == "n0 waits for the next epoch"
+    finally:
+        first.close()
+        second.close()
