@@ -15,8 +15,8 @@ from skippipe.config.experiment import Experiment
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.device import torch_dtype
-from skippipe.plans.plan_schedule import PlanSchedule
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_schedule import PlanSchedule
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
 from skippipe.training.utilisation import iteration_flop

@@ -12,7 +12,7 @@ import torch
 
 from skippipe.config.experiment import Experiment
 from skippipe.planning.sharing import choose_plans
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe_scheduler.plan.validate import load_plan
 

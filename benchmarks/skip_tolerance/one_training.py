@@ -20,8 +20,8 @@ from common.table import machine
 from skippipe.config.experiment import Experiment
 from skippipe.model.dropout.probability import probability
 from skippipe.planning.sharing import choose_plans
-from skippipe.plans.plan_schedule import PlanSchedule
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_schedule import PlanSchedule
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.terminal import columns, fitting, say
-from skippipe.plans.plan_set import MAIN_PLAN
+from skippipe.runtime.plans.plan_set import MAIN_PLAN
 from skippipe_scheduler.plan.plan import Plan
 
 

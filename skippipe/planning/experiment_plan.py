@@ -6,7 +6,7 @@ from skippipe.config.experiment import Experiment, PipelineOptions
 from skippipe.planning.experiment_cluster import experiment_cluster
 from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.planning.lighter_workloads import lighter_workloads
-from skippipe.plans.route_rules import route_rules
+from skippipe.runtime.plans.route_rules import route_rules
 from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem

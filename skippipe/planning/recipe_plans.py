@@ -7,8 +7,8 @@ from pathlib import Path
 from skippipe.config.experiment import Experiment
 from skippipe.errors import PlanError, SkipPipeError
 from skippipe.planning.experiment_plan import planner_options, solve_plan
-from skippipe.plans.plan_set import PlanSet
-from skippipe.plans.plan_specs import plan_specs_of
+from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_specs import plan_specs_of
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 from skippipe_scheduler.solver.other_routes import other_routes_request, route_distance

@@ -6,7 +6,7 @@ from pathlib import Path
 from skippipe.config.experiment import Experiment
 from skippipe.planning.experiment_plan import plan_request, solve_plan
 from skippipe.planning.recipe_plans import load_kept_plan, load_or_solve_recipe_plans
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic

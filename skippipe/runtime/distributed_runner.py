@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from skippipe.errors import CommunicationError
 from skippipe.model.stage import Stage
-from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.executors.executor_factory import ExecutorFactory, RankPlan
 from skippipe.runtime.executors.static_executor import Executor, run_without_gradients
@@ -18,6 +17,7 @@ from skippipe.runtime.gradients.collectives import DirectAllGather
 from skippipe.runtime.gradients.reduction import visit_factor
 from skippipe.runtime.gradients.stage_reduction import StageReduction
 from skippipe.runtime.operators import check_operators
+from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.program.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe.runtime.ranks.context import DistributedContext

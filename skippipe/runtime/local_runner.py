@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
-from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.gradients.reduction import fill_missing, scale, visit_factor
+from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute

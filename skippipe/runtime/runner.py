@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.model.stage import Stage
-from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe_scheduler.plan.simulate import Direction
 
 Result = TypeVar("Result")

@@ -10,9 +10,9 @@ from skippipe.errors import ConfigError, PlanError
 from skippipe.model.activations.activation_checkpointing import enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
-from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.local_runner import LocalRunner
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext

@@ -8,7 +8,7 @@ from torch import Tensor
 from skippipe.model.dropout.layer_dropout import StageDropout
 from skippipe.model.stage import Stage
 from skippipe.model.weight_gradients import Product, WeightGradients
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.program import Opcode
 from skippipe.runtime.runner_options import RunnerOptions
 

@@ -29,8 +29,8 @@ from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.recipe_plans import check_recipe_plans
-from skippipe.plans.plan_schedule import PlanSchedule
-from skippipe.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.runtime.plans.plan_schedule import PlanSchedule
+from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic

@@ -10,7 +10,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.planning.lighter_workloads import memory_advice
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic

@@ -11,7 +11,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.errors import CheckpointError, ConfigError, StorageError
 from skippipe.planning.recipe_plans import save_recipe_plans
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext

@@ -14,7 +14,7 @@ from skippipe.errors import InfeasibleError, PlanError, ProblemError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.planning.recipe_plans import warn_of_draws
 from skippipe.planning.sharing import choose_plans
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.loop import train
 from skippipe_scheduler.solver.other_routes import other_routes_problem, route_distance
 

@@ -10,8 +10,8 @@ from training_runs import make_experiment
 
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.errors import ConfigError
-from skippipe.plans.plan_schedule import PlanSchedule
-from skippipe.plans.plan_specs import plan_specs_of
+from skippipe.runtime.plans.plan_schedule import PlanSchedule
+from skippipe.runtime.plans.plan_specs import plan_specs_of
 
 CURRICULUM = (
     {"share": 1, "skip_ratio": 0.0},

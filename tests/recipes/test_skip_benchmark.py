@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from skippipe.planning.sharing import choose_plans
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "skip_tolerance"
 

@@ -9,8 +9,8 @@ import torch
 from random_plans import random_plan
 from ranks import make_batch, make_config, make_experiment
 
-from skippipe.plans.plan_set import PlanSet
 from skippipe.runtime.distributed_runner import DistributedRunner
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_factory import make_runner, make_stage

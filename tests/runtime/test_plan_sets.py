@@ -9,7 +9,7 @@ from random_plans import random_plan
 from ranks import finish_ranks, make_batch, start_ranks
 
 from skippipe.errors import PlanError
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)

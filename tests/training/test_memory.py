@@ -12,7 +12,7 @@ from skippipe.cli.main import main
 from skippipe.errors import InfeasibleError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
-from skippipe.plans.plan_set import PlanSet
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.memory_report import check_room, estimate_memory
 from skippipe.training.peak_memory import PeakMemory
 

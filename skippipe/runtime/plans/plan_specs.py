@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from skippipe.config.experiment import Experiment
-from skippipe.plans.plan_set import MAIN_PLAN
-from skippipe.plans.route_rules import full_depth_rules, route_rules
+from skippipe.runtime.plans.plan_set import MAIN_PLAN
+from skippipe.runtime.plans.route_rules import full_depth_rules, route_rules
 from skippipe_scheduler.problem.rules import Rules
 
 FULL_DEPTH = "full-depth"

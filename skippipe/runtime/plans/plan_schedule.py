@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from skippipe.config.experiment import Experiment
-from skippipe.plans.plan_specs import FULL_DEPTH, draw_name, plan_kinds_of_phases
+from skippipe.runtime.plans.plan_specs import FULL_DEPTH, draw_name, plan_kinds_of_phases
 
 
 @dataclass(frozen=True)
