@@ -67,7 +67,7 @@ class PeerLostError(CommunicationError):
 
 
 class LeftOutError(PeerLostError):
-    """This process was silent for too long, and the others have gone on without it."""
+    """The others have gone on without this process, which was silent for too long."""
 
 
 class MinorityError(PeerLostError):
