@@ -20,6 +20,7 @@ def as_cluster(profile: Profile, name: str) -> Cluster:
     """Return the profile as a cluster; there must be at least two nodes."""
     return Cluster(
         name=name,
+        measured_for=profile.measured_for,
         nodes=profile.nodes,
         links=ClusterLinks(contention="link", between_nodes=profile.links),
         task_overhead_s=profile.task_overhead_s,
@@ -32,6 +33,8 @@ def write_cluster(path: Path, cluster: Cluster, comments: Sequence[str]) -> None
     lines = [*(f"# {comment}" for comment in comments), f"format: {FORMAT}", f"name: {_flow(cluster.name)}"]
     if cluster.device is not None:
         lines.append(f"device: {cluster.device}")
+    if cluster.measured_for is not None:
+        lines.append(f"measured_for: {_flow(content(cluster.measured_for))}")
     if cluster.task_overhead_s:
         lines.append(f"task_overhead_s: {cluster.task_overhead_s}")
     lines += ["nodes:", *(f"  - {_flow(content(node))}" for node in cluster.nodes)]

@@ -19,7 +19,7 @@ from skippipe.cluster.rounding import rounded
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import json_lines
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.cluster import Cluster, ClusterLinks, Node, NodeLink, load_cluster
+from skippipe_scheduler.problem.cluster import Cluster, ClusterLinks, MeasuredFor, Node, NodeLink, load_cluster
 
 MEASURED = "measured.yaml"
 STOOD_STILL_S = 5e-5
@@ -74,8 +74,10 @@ def read_trace(folder: Path) -> Trace:
     return trace
 
 
-def write_measured(run_dir: Path, plan: Plan, cluster_path: Path) -> None:
+def write_measured(run_dir: Path, plan: Plan, cluster_path: Path, measured_for: MeasuredFor | None = None) -> None:
     """Write RUN/measured.yaml from RUN/trace: the cluster file of `cluster_path` with what the run really took.
+
+    `measured_for` is what it took that for, on a stage of the plan's mean size.
 
     Raises `InputError` where that file does not describe the plan's nodes, `SkipPipeError` where writing fails.
     """
@@ -89,7 +91,8 @@ def write_measured(run_dir: Path, plan: Plan, cluster_path: Path) -> None:
         f"Measured in the run {run_dir.name}, medians over {len(steps)} steps up to step {max(steps, default=0)}.",
         "What the run did not show is as in the cluster file that it was planned with.",
     ]
-    write_cluster(run_dir / MEASURED, measured_cluster(plan, cluster, trace), comments)
+    measured = measured_cluster(plan, cluster, trace).model_copy(update={"measured_for": measured_for})
+    write_cluster(run_dir / MEASURED, measured, comments)
 
 
 def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:

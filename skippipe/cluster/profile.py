@@ -28,7 +28,7 @@ from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.ranks.torch_errors import TransferError, translating_errors
-from skippipe_scheduler.problem.cluster import Node, NodeLink
+from skippipe_scheduler.problem.cluster import MeasuredFor, Node, NodeLink
 
 logger = logging.getLogger(__name__)
 GIB = 2**30
@@ -44,6 +44,10 @@ class ProfileOptions:
     workload: ProbeWorkload
     mean_layers: float | None
     """Layers of a stage of mean size; None where no experiment is given and nodes get a rate instead of times."""
+    measured_for: MeasuredFor | None = None
+    """What the times hold for; None where nodes get a rate."""
+    num_losses: int = 1
+    """How many losses an origin computes for a microbatch."""
     activation_bytes: int | None = None
     """Bytes of a message in training; None measures long ones."""
     compute_s: float = 3.0
@@ -63,6 +67,7 @@ class Profile:
     task_overhead_s: float
     places: tuple[RankLocation, ...]
     devices: tuple[str, ...]
+    measured_for: MeasuredFor | None = None
 
 
 def profile(context: DistributedContext, device: torch.device, options: ProfileOptions) -> Profile:
@@ -86,6 +91,7 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
         task_overhead_s=rounded(statistics.median(copies_s) + statistics.median(calls_s)) if calls_s else 0.0,
         places=places,
         devices=tuple(str(report["device"]) for report in reports),
+        measured_for=options.measured_for,
     )
 
 
@@ -115,7 +121,7 @@ def _compute(
         return report | {
             "forward_s": times.forward_s * scale,
             "backward_s": times.backward_s * scale,
-            "loss_s": times.loss_s,
+            "loss_s": times.loss_s * options.num_losses,
         }
 
     return all_gather_json(context, Topic.PROFILE_COMPUTE, measure)

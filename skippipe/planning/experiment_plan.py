@@ -1,5 +1,6 @@
 """What an experiment asks of the planner, and the plan that it gets."""
 
+import logging
 from dataclasses import replace
 
 from skippipe.config.experiment import Experiment, PipelineOptions
@@ -9,10 +10,12 @@ from skippipe.planning.lighter_workloads import lighter_workloads
 from skippipe.runtime.plans.route_rules import route_rules
 from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem, doubts_about_times
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.stage_layout import StageLayout
 from skippipe_scheduler.solver.plan_request import PlanRequest, StageSizeSource
+
+logger = logging.getLogger(__name__)
 
 
 def plan_experiment(experiment: Experiment) -> Plan:
@@ -47,7 +50,8 @@ def solve_plan(request: PlanRequest) -> Plan:
 def plan_request(experiment: Experiment) -> PlanRequest:
     """Return what the experiment and its cluster ask of the planner, with layers and sizes open where they are auto.
 
-    The model is built on the meta device only. Raises what reading the cluster and `build_problem` raise.
+    The model is built on the meta device only. Says where the cluster's times are not the experiment's. Raises what
+    reading the cluster and `build_problem` raise.
     """
     return PlanRequest(_problem(experiment), planner_options(experiment), _stage_size_source(experiment.pipeline))
 
@@ -67,6 +71,8 @@ def _problem(experiment: Experiment) -> Problem | LayerSplitProblem:
     cluster, workload = experiment_cluster(experiment), experiment_workload(experiment)
     lighter = lighter_workloads(experiment)
     pipeline = experiment.pipeline
+    for doubt in doubts_about_times(cluster, workload, pipeline.num_stages, experiment.training.dtype):
+        logger.warning("%s: %s", experiment.cluster, doubt)
     layout = StageLayout(stage_sizes=pipeline.stage_sizes, placement=pipeline.placement, pinned=pipeline.pinned)
 
     def with_layers(layers: LayersPerStage | None) -> Problem:

@@ -28,6 +28,7 @@ from skippipe.monitor.sinks import Reporter, open_reporter
 from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
+from skippipe.planning.measured_for import experiment_measured_for
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
@@ -382,7 +383,9 @@ class Trainer:
         self.runner.barrier()
         if self.runner.rank == 0:
             try:
-                write_measured(self.run_dir, self.plans.main, Path(self.experiment.cluster))
+                plan = self.plans.main
+                measured_for = experiment_measured_for(self.experiment, len(plan.stages))
+                write_measured(self.run_dir, plan, Path(self.experiment.cluster), measured_for)
             except SkipPipeError as reason:
                 logger.warning("measured.yaml is not written: %s", reason)
 

@@ -12,7 +12,7 @@ from skippipe_scheduler.plan.plan import Operation, Plan
 from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.build import build_problem
-from skippipe_scheduler.problem.cluster import Cluster, load_cluster
+from skippipe_scheduler.problem.cluster import Cluster, MeasuredFor, load_cluster
 from skippipe_scheduler.problem.rules import skip_rules
 from skippipe_scheduler.problem.workload import Workload
 from skippipe_scheduler.solver.solve import solve
@@ -157,8 +157,10 @@ def test_files(plan: Plan, tmp_path: Path) -> None:
     from skippipe.cluster.description import write_cluster
 
     write_cluster(tmp_path / "cluster.yaml", ASSUMED, [])
-    write_measured(tmp_path / "run", plan, tmp_path / "cluster.yaml")
-    assert load_cluster(tmp_path / "run" / "measured.yaml") == measured_cluster(plan, ASSUMED, trace)
+    facts = MeasuredFor(about="layers: 2 # of 8", dtype="float32", forward_tflop=0.002, loss_tflop=0.002)
+    write_measured(tmp_path / "run", plan, tmp_path / "cluster.yaml", facts)
+    expected = measured_cluster(plan, ASSUMED, trace).model_copy(update={"measured_for": facts})
+    assert load_cluster(tmp_path / "run" / "measured.yaml") == expected
     assert "medians over 2 steps up to step 5" in (tmp_path / "run" / "measured.yaml").read_text()
     write_cluster(tmp_path / "other.yaml", make_cluster((1, 1, 1)), [])
     with pytest.raises(ProblemError, match="its nodes are not those of the plan"):

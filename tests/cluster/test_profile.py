@@ -10,7 +10,9 @@ from cluster_ranks import start_ranks
 
 from skippipe.cli.main import main
 from skippipe.config.experiment_file import load_experiment
+from skippipe.planning.experiment_plan import plan_request
 from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.measured_for import experiment_measured_for
 from skippipe_scheduler.plan.plan import parse_plan
 from skippipe_scheduler.problem.cluster import load_cluster
 
@@ -40,7 +42,7 @@ def call(*arguments: object) -> int:
 
 
 def test_what_three_ranks_measure_is_what_a_plan_promises(
-    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "cluster.yaml"
     arguments = ["profile", "--out", out, "--config", config, *FAST]
@@ -61,7 +63,11 @@ def test_what_three_ranks_measure_is_what_a_plan_promises(
     assert len([*cluster.resolved_links()]) == 6
     assert 0 < cluster.task_overhead_s < 0.1
 
+    experiment = load_experiment(config)
+    assert cluster.measured_for == experiment_measured_for(experiment, STAGES)
+    assert cluster.measured_for.about == f"{LAYERS / STAGES:.3g} layers (llama), 2 x 16 tokens"
     assert call("plan", "--config", config, "--out", tmp_path / "plan.json") == 0
+    assert "WARNING" not in capsys.readouterr().err
     plan = parse_plan(tmp_path / "plan.json")
     costs = plan.costs
     assert costs.task_overhead_s == cluster.task_overhead_s
@@ -71,6 +77,8 @@ def test_what_three_ranks_measure_is_what_a_plan_promises(
         assert costs.backward_s[name] == pytest.approx(weight * (node.backward_s or 0))
         assert costs.loss_s[name] == node.loss_s
     activation_bytes = experiment_workload(load_experiment(config)).activation_bytes
+    plan_request(load_experiment(config, ["training.micro_batch_size=8"]))
+    assert "cluster.yaml: the times were measured for forwards of " in caplog.text
     for source, destination, link in cluster.resolved_links():
         seconds = link.latency_ms / 1e3 + 8e-9 * activation_bytes / link.gbit_per_s
         assert costs.transfer_s[source][destination] == pytest.approx(seconds)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.files import parse
-from skippipe_scheduler.problem.build import build_problem
-from skippipe_scheduler.problem.cluster import Cluster, Device, load_cluster
+from skippipe_scheduler.problem.build import build_problem, doubts_about_times
+from skippipe_scheduler.problem.cluster import Cluster, Device, MeasuredFor, load_cluster
 from skippipe_scheduler.problem.problem import Problem, load_problem, write_problem
 from skippipe_scheduler.problem.rules import skip_rules
 from skippipe_scheduler.problem.stage_layout import StageLayout
@@ -78,6 +79,49 @@ def test_costs_in_seconds() -> None:
     assert costs.transfer_s["slow"]["n0"] == pytest.approx(0.050)
     assert costs.contention == "link"
     assert costs.occupancy_s("n0", "slow") == pytest.approx(0.1)
+
+
+def measured_for(**facts: Any) -> Cluster:
+    return make_cluster().model_copy(update={"measured_for": MeasuredFor(**facts)})
+
+
+@pytest.mark.parametrize(
+    ("facts", "times"),
+    [  # a mean stage has forwards of 2 TFLOP, backwards of 4, and losses of 3
+        ({"forward_tflop": 2.0}, (0.3, 0.5, 0.1)),
+        ({"forward_tflop": 1.99, "backward_tflop": 4.02, "loss_tflop": 3.0}, (0.3, 0.5, 0.1)),
+        ({"forward_tflop": 0.5}, (1.2, 2.0, 0.4)),
+        ({"forward_tflop": 4.0, "backward_tflop": 4.0, "loss_tflop": 30.0}, (0.15, 0.5, 0.01)),
+    ],
+)
+def test_measured_times_follow_the_flop(facts: dict[str, float], times: tuple[float, ...]) -> None:
+    costs = build(measured_for(**facts)).costs
+    found = costs.forward_s["slow"], costs.backward_s["slow"], costs.loss_s["slow"]
+    same = times == (0.3, 0.5, 0.1)
+    assert found == (times if same else pytest.approx(times))
+    assert (costs.forward_s["n0"], costs.backward_s["n0"], costs.loss_s["n0"]) == (1.0, 2.0, 1.5), "a rate stays one"
+
+
+def test_times_of_another_workload_are_told() -> None:
+    def doubts(cluster: Cluster) -> list[str]:
+        return doubts_about_times(cluster, WORKLOAD, 4, "bfloat16")
+
+    (silent,) = doubts(make_cluster())
+    line = "measured_for: {dtype: bfloat16, forward_tflop: 2, backward_tflop: 4, loss_tflop: 3}"
+    assert silent.startswith("nothing says what the times were measured for; they are taken as they are.")
+    assert f"add the line {line}; else measure with skippipe profile" in silent
+    told = MeasuredFor(**yaml.safe_load(line)["measured_for"])
+    assert doubts(make_cluster().model_copy(update={"measured_for": told})) == []
+    (other,) = doubts(measured_for(forward_tflop=0.5, about="a small one"))
+    assert other == (
+        "the times were measured for forwards of 0.5 TFLOP (a small one), here they have 2; times are multiplied by 4 "
+        "(forward), 4 (backward) and 4 (loss); max_in_flight is kept, give memory_gib to have it follow the model. "
+        "Measure with skippipe profile"
+    )
+    (slower,) = doubts(measured_for(forward_tflop=2.0, dtype="float32"))
+    assert slower.startswith("the times were measured in float32, the experiment computes in bfloat16")
+    rates = make_cluster().model_copy(update={"nodes": make_cluster().nodes[:5]})
+    assert doubts(rates) == []
 
 
 def test_free_placement() -> None:

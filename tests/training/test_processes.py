@@ -23,7 +23,9 @@ from training_runs import (
 )
 
 from skippipe.checkpoint.reader import complete_checkpoints
+from skippipe.config.experiment_file import load_run
 from skippipe.monitor.metrics_file import read_metrics
+from skippipe.planning.measured_for import experiment_measured_for
 from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import load_plan
@@ -66,7 +68,9 @@ def test_ranks_have_the_losses_of_one_process(folder: Path, whole: Path) -> None
 
 
 def test_measured_costs_explain_the_iteration(whole: Path) -> None:
-    plan = recost(load_plan(whole / "plan.json"), load_cluster(whole / "measured.yaml"))
+    measured = load_cluster(whole / "measured.yaml")
+    plan = recost(load_plan(whole / "plan.json"), measured)
+    assert measured.measured_for == experiment_measured_for(load_run(whole), len(plan.stages))
     iterations_s = [entry["perf/iteration_s"] for entry in read_metrics(whole / "metrics.jsonl")]
     # Reduction, clipping and optimizer come on top; a crowded machine makes some steps much longer.
     assert 0.1 * min(iterations_s) < simulate(plan).pipeline_s < 1.5 * max(iterations_s)

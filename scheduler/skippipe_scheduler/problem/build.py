@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import describe
-from skippipe_scheduler.problem.cluster import Cluster, Link, Node
+from skippipe_scheduler.problem.cluster import Cluster, Link, MeasuredFor, Node
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import Reduction
 from skippipe_scheduler.problem.memory import microbatches_held, per_stage
@@ -18,6 +19,8 @@ from skippipe_scheduler.problem.workload import LighterWorkloads, Workload, spli
 
 LayersPerStage = tuple[int, ...]
 """Layers of each stage."""
+SAME_FLOP = 0.01
+"""Chosen: times are not measured more exactly than to this share, and files round."""
 ALL_OPEN = StageLayout()
 """Layers as even as possible, sizes by the rule of equal work, placement by the planner."""
 
@@ -114,7 +117,8 @@ def _costs(
     lighter: LighterWorkloads | None,
 ) -> Costs:
     members = cluster.members()
-    forward_flop = workload.layer_forward_flop * workload.num_layers / len(layers)
+    tasks = stage_flop(workload, len(layers))
+    factors = time_factors(cluster.measured_for, tasks)
     latency_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
     gbit_per_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
     transfer_s: dict[str, dict[str, float]] = {node.name: {} for node in members}
@@ -122,15 +126,13 @@ def _costs(
         latency_s[source][destination] = link.latency_ms / 1e3
         gbit_per_s[source][destination] = link.gbit_per_s
         transfer_s[source][destination] = _transfer_s(link, workload.activation_bytes)
-    backward_s = {
-        node.name: _task_s(node, node.backward_s, forward_flop * workload.backward_to_forward) for node in members
-    }
+    backward_s = {node.name: _task_s(node, node.backward_s, tasks.backward, factors.backward) for node in members}
     weight_s = {name: taken_s * workload.weight_share for name, taken_s in backward_s.items()}
     return Costs(
-        forward_s={node.name: _task_s(node, node.forward_s, forward_flop) for node in members},
+        forward_s={node.name: _task_s(node, node.forward_s, tasks.forward, factors.forward) for node in members},
         backward_s=backward_s,
         weight_s=weight_s if workload.weight_share else None,
-        loss_s={node.name: _task_s(node, node.loss_s, workload.loss_flop) for node in members},
+        loss_s={node.name: _task_s(node, node.loss_s, tasks.loss, factors.loss) for node in members},
         task_overhead_s=cluster.task_overhead_s,
         transfer_s=transfer_s,
         memory={
@@ -149,10 +151,72 @@ def _costs(
     )
 
 
-def _task_s(node: Node, measured_s: float | None, flop: float) -> float:
+class OfTasks(NamedTuple):
+    """One number for each kind of task: FLOP, or by what times are multiplied."""
+
+    forward: float
+    backward: float
+    loss: float
+
+
+def stage_flop(workload: Workload, num_stages: int) -> OfTasks:
+    """Return the FLOP of one microbatch's tasks on a stage of mean size."""
+    forward = workload.layer_forward_flop * workload.num_layers / num_stages
+    return OfTasks(forward, forward * workload.backward_to_forward, workload.loss_flop)
+
+
+def time_factors(measured_for: MeasuredFor | None, tasks: OfTasks) -> OfTasks:
+    """Return how many times longer than measured tasks of so many FLOP take; exactly 1 where they are the same ones."""
+    if measured_for is None:
+        return OfTasks(1.0, 1.0, 1.0)
+    forward = _factor(tasks.forward, measured_for.forward_tflop)
+    loss = forward if measured_for.loss_tflop is None else _factor(tasks.loss, measured_for.loss_tflop)
+    return OfTasks(forward, _factor(tasks.backward, measured_for.backward), loss)
+
+
+def _factor(flop: float, measured_tflop: float) -> float:
+    factor = flop / (measured_tflop * 1e12)
+    return 1.0 if abs(factor - 1) < SAME_FLOP else factor
+
+
+def doubts_about_times(cluster: Cluster, workload: Workload, num_stages: int, dtype: str) -> list[str]:
+    """Return in words why measured times of the cluster may not be those of the workload; nothing where they are.
+
+    `dtype` is the number format in which the workload is computed.
+    """
+    if not cluster.has_times:
+        return []
+    measured_for, tasks = cluster.measured_for, stage_flop(workload, num_stages)
+    if measured_for is None:
+        facts = {"forward": tasks.forward, "backward": tasks.backward, "loss": tasks.loss}
+        content = [f"dtype: {dtype}", *(f"{task}_tflop: {flop / 1e12:.4g}" for task, flop in facts.items() if flop)]
+        return [
+            "nothing says what the times were measured for; they are taken as they are. If it was this experiment, add "
+            f"the line measured_for: {{{', '.join(content)}}}; else measure with skippipe profile"
+        ]
+    doubts = []
+    factors = time_factors(measured_for, tasks)
+    if factors != (1.0, 1.0, 1.0):
+        what = f" ({measured_for.about})" if measured_for.about else ""
+        in_flight = any(node.max_in_flight is not None for node in cluster.nodes)
+        kept = "; max_in_flight is kept, give memory_gib to have it follow the model" if in_flight else ""
+        doubts.append(
+            f"the times were measured for forwards of {measured_for.forward_tflop:.3g} TFLOP{what}, here they have "
+            f"{tasks.forward / 1e12:.3g}; times are multiplied by {factors.forward:.3g} (forward), "
+            f"{factors.backward:.3g} (backward) and {factors.loss:.3g} (loss){kept}. Measure with skippipe profile"
+        )
+    if measured_for.dtype not in (None, dtype):
+        doubts.append(
+            f"the times were measured in {measured_for.dtype}, the experiment computes in {dtype}, at another "
+            "speed; measure with skippipe profile"
+        )
+    return doubts
+
+
+def _task_s(node: Node, measured_s: float | None, flop: float, factor: float) -> float:
     if node.compute_tflop_per_s is not None:
         return flop / (node.compute_tflop_per_s * 1e12)
-    return measured_s or 0.0
+    return (measured_s or 0.0) * factor
 
 
 def _transfer_s(link: Link, size_bytes: int) -> float:

@@ -85,6 +85,35 @@ class Node(StrictModel):
         )
 
 
+class MeasuredFor(StrictModel):
+    """What one microbatch was when the times of a cluster file were measured.
+
+    Model, width, layers of a stage, micro-batch and samples decide about a time by the FLOP that they make; so these
+    are kept, with the number format, on which a device's speed depends.
+
+    Examples:
+        >>> MeasuredFor(about="3 layers (llama), 1 x 4096 tokens", dtype="float32", forward_tflop=1.47).backward
+        2.94
+    """
+
+    about: str = Field(default="", examples=["3 layers (llama), 1 x 4096 tokens"])
+    """Model and shape in words, for messages."""
+    dtype: Literal["float32", "bfloat16"] | None = Field(default=None, examples=["bfloat16"])
+    """Number format of weights and activations."""
+    forward_tflop: Positive = Field(examples=[1.47])
+    """TFLOP of the forward of one microbatch on a stage of mean size."""
+    backward_tflop: Positive | None = Field(default=None, examples=[2.94])
+    """TFLOP of its backward; twice those of the forward where not given."""
+    loss_tflop: Positive | None = Field(default=None, examples=[1.61])
+    """TFLOP of final norm, head and loss, forward and backward; where not given, the loss is taken to change as the
+    forward does."""
+
+    @property
+    def backward(self) -> float:
+        """TFLOP of the backward."""
+        return self.backward_tflop or 2 * self.forward_tflop
+
+
 class Link(StrictModel):
     """One direction of a link: B bytes alone on it take latency + 8e-9 B / gbit_per_s seconds.
 
@@ -222,6 +251,8 @@ class Cluster(StrictModel):
     links: ClusterLinks
     task_overhead_s: Seconds = Field(default=0.0, examples=[0.002])
     """For how long a node is busy after each task with handing over what the task needs and makes."""
+    measured_for: MeasuredFor | None = Field(default=None, examples=[{"forward_tflop": 1.47, "dtype": "float32"}])
+    """What forward_s, backward_s and loss_s were measured for; for another experiment they are scaled by its FLOP."""
     device: Device | None = Field(default=None, examples=["cpu"])
     """What the nodes compute on that do not say it themselves; cuda is assumed where nothing does."""
 
@@ -249,6 +280,11 @@ class Cluster(StrictModel):
     def devices(self) -> dict[str, Device]:
         """Return what each node computes on, `count` resolved: as it says, as the cluster says, or as is assumed."""
         return {node.name: node.device or self.device or ASSUMED_DEVICE for node in self.members()}
+
+    @property
+    def has_times(self) -> bool:
+        """Whether some node has measured times in place of a rate."""
+        return any(node.forward_s is not None for node in self.nodes)
 
     def assumes_device(self, node: Node) -> bool:
         """Whether nothing says what the node computes on."""

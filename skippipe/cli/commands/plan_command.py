@@ -123,7 +123,11 @@ def _check_room(experiment: "Experiment", plan: "Plan") -> str:
     )
     limited = [estimate for estimate in estimates if estimate.node in limits_bytes]
     if not limited:
-        return ""
+        largest = max(estimates, key=lambda estimate: estimate.total_bytes)
+        return (
+            f"memory: not checked, as the cluster file gives max_in_flight in place of memory_gib; most is needed by "
+            f"{largest.node}{device_texts[largest.node]}, {size_text(largest.total_bytes)} ({largest})"
+        )
     fullest = max(limited, key=lambda estimate: estimate.total_bytes / limits_bytes[estimate.node])
     needed, limit = size_text(fullest.total_bytes), size_text(limits_bytes[fullest.node])
     return f"memory: fullest is {fullest.node}{device_texts[fullest.node]} with {needed} of {limit} ({fullest})"

@@ -89,6 +89,7 @@ def prepare(
     from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device, torch_dtype
     from skippipe.planning.experiment_workload import experiment_workload
+    from skippipe.planning.measured_for import experiment_measured_for
     from skippipe.runtime.ranks.agreement import on_all_ranks
     from skippipe.runtime.ranks.store_names import Topic
 
@@ -116,7 +117,13 @@ def prepare(
         dtype,
         training.activation_checkpointing,
     )
-    return chosen, ProfileOptions(workload, mean_layers, cost.activation_bytes)
+    return chosen, ProfileOptions(
+        workload,
+        mean_layers,
+        experiment_measured_for(experiment, experiment.pipeline.num_stages),
+        experiment.recipe.num_losses,
+        cost.activation_bytes,
+    )
 
 
 def _subject(options: "ProfileOptions", config_path: Path | None) -> str:
