@@ -68,12 +68,12 @@ def record(
     for name in names:
         click.echo(f"{name} ...", err=True)
         results = merged(folder / "results.json", measure(name), list(rows))
-        _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
-        _write(folder / "results.md", markdown(*page, results))
+        write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+        write_whole(folder / "results.md", markdown(*page, results))
     click.echo((folder / "results.md").read_text())
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file that is whole whenever this is ended."""
     aside = path.with_name(f".{path.name}")
     aside.write_text(text)

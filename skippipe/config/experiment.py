@@ -71,7 +71,8 @@ class PipelineOptions(Section):
     layers_per_stage: tuple[PositiveInt, ...] | Literal["auto"] | None = Field(default=None, examples=["auto"])
     """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
     stage_sizes: tuple[PositiveInt, ...] | Literal["auto"] | None = Field(default=None, examples=[[2, 1, 1, 1, 1, 1]])
-    """Replicas of each stage; auto lets the planner choose them; from the skip ratio where not given."""
+    """Replicas of each stage; auto lets the planner choose them. Where not given they follow from the skip ratio, or
+    are even where that makes the shorter plan."""
     placement: tuple[tuple[str, ...], ...] | None = Field(
         default=None, examples=[[["berlin-0", "iowa-0"], ["berlin-1"]]]
     )

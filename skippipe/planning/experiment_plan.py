@@ -1,18 +1,21 @@
 """What an experiment asks of the planner, and the plan that it gets."""
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 from skippipe.config.experiment import Experiment, PipelineOptions
 from skippipe.planning.experiment_cluster import experiment_cluster
 from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.planning.lighter_workloads import lighter_workloads
 from skippipe.runtime.plans.route_rules import route_rules
+from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem, doubts_about_times
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.problem.stage_layout import StageLayout
+from skippipe_scheduler.problem.stage_layout import StageLayout, StageSizesChoice
 from skippipe_scheduler.solver.plan_request import PlanRequest, StageSizeSource
 
 logger = logging.getLogger(__name__)
@@ -53,7 +56,13 @@ def plan_request(experiment: Experiment) -> PlanRequest:
     The model is built on the meta device only. Says where the cluster's times are not the experiment's. Raises what
     reading the cluster and `build_problem` raise.
     """
-    return PlanRequest(_problem(experiment), planner_options(experiment), _stage_size_source(experiment.pipeline))
+    pipeline, with_sizes = experiment.pipeline, _problems(experiment)
+    source, even = _stage_size_source(pipeline), None
+    if source != "given" and pipeline.placement is None:
+        # Even sizes are an offer: pins or the nodes' memory may not allow them.
+        with suppress(InfeasibleError, ProblemError):
+            even = with_sizes("even")
+    return PlanRequest(with_sizes(pipeline.stage_sizes), planner_options(experiment), source, even=even)
 
 
 def planner_options(experiment: Experiment) -> SolveOptions:
@@ -67,30 +76,33 @@ def planner_options(experiment: Experiment) -> SolveOptions:
     )
 
 
-def _problem(experiment: Experiment) -> Problem | LayerSplitProblem:
+def _problems(experiment: Experiment) -> Callable[[StageSizesChoice | None], Problem | LayerSplitProblem]:
+    """Return what makes the problem of an experiment with given, open or even stage sizes."""
     cluster, workload = experiment_cluster(experiment), experiment_workload(experiment)
     lighter = lighter_workloads(experiment)
     pipeline = experiment.pipeline
     for doubt in doubts_about_times(cluster, workload, pipeline.num_stages, experiment.training.dtype):
         logger.warning("%s: %s", experiment.cluster, doubt)
-    layout = StageLayout(stage_sizes=pipeline.stage_sizes, placement=pipeline.placement, pinned=pipeline.pinned)
 
-    def with_layers(layers: LayersPerStage | None) -> Problem:
+    def with_layers(stage_sizes: StageSizesChoice | None, layers: LayersPerStage | None) -> Problem:
         return build_problem(
             cluster,
             workload,
             route_rules(pipeline),
             num_microbatches=experiment.training.num_microbatches,
-            layout=replace(layout, layers_per_stage=layers),
+            layout=StageLayout(layers, stage_sizes, pipeline.placement, pipeline.pinned),
             free_origins=pipeline.microbatches_per_origin == "auto",
             reduction=pipeline.reduction,
             lighter=lighter,
         )
 
-    given = pipeline.layers_per_stage
-    if given == "auto":
-        return LayerSplitProblem(workload.num_layers, pipeline.num_stages, with_layers)
-    return with_layers(given)
+    def with_sizes(stage_sizes: StageSizesChoice | None) -> Problem | LayerSplitProblem:
+        given = pipeline.layers_per_stage
+        if given == "auto":
+            return LayerSplitProblem(workload.num_layers, pipeline.num_stages, partial(with_layers, stage_sizes))
+        return with_layers(stage_sizes, given)
+
+    return with_sizes
 
 
 def _stage_size_source(pipeline: PipelineOptions) -> StageSizeSource:

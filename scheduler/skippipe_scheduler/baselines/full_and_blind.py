@@ -1,14 +1,17 @@
 """What skipping is compared with: the full pipeline, and skipping that does not know the network."""
 
+from collections.abc import Iterator
 from itertools import combinations, islice
+from math import comb
 
-from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem.problem import Problem, pins_within
 from skippipe_scheduler.problem.rules import Rules
-from skippipe_scheduler.problem.stage_sizes import keeps_pins, resized, size_choices
+from skippipe_scheduler.problem.stage_sizes import even_sizes, keeps_pins, resized, size_choices
 
 MAX_SIZE_VARIANTS = 8
 """Choices of stages with one more replica that are raced. Chosen: more would leave each too little of the budget."""
+_MOST_CHOICES = 20_000
+"""Choices of these stages that are listed. Chosen: 40 stages and 60 nodes have more than 10^11."""
 
 
 def full_pipeline_rules(rules: Rules) -> Rules:
@@ -35,16 +38,9 @@ def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) ->
     `InfeasibleError` when there are fewer nodes than stages.
     """
     stages, nodes = problem.num_stages, len(problem.nodes)
-    if nodes < stages:
-        raise InfeasibleError(
-            f"a full pipeline of {stages} stages needs {stages} nodes; there are {nodes}; "
-            "use fewer stages or more nodes"
-        )
-    even, rest = divmod(nodes, stages)
+    least = min(even_sizes(nodes, stages))
     rules = full_pipeline_rules(problem.rules)
-    variants = [
-        tuple(even + (stage in extra) for stage in range(stages)) for extra in combinations(range(stages), rest)
-    ]
+    variants = [tuple(least + (stage in extra) for stage in range(stages)) for extra in _extras(stages, nodes % stages)]
     pinned = problem.pinned or {}
     variants = [sizes for sizes in variants if keeps_pins(problem, sizes)] or variants
     if len(variants) > MAX_SIZE_VARIANTS:
@@ -56,6 +52,17 @@ def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) ->
         resized(problem, sizes).model_copy(update={"pinned": pins_within(pinned, sizes) or None, "rules": rules})
         for sizes in dict.fromkeys(variants)
     ]
+
+
+def _extras(stages: int, rest: int) -> Iterator[tuple[int, ...]]:
+    """Yield choices of `rest` stages: all there are, or where these are too many the first, last and spread ones."""
+    if comb(stages, rest) <= _MOST_CHOICES:
+        yield from combinations(range(stages), rest)
+        return
+    yield tuple(range(rest))
+    yield tuple(range(stages - rest, stages))
+    for shift in range(MAX_SIZE_VARIANTS - 2):
+        yield tuple(sorted((index * stages // rest + shift) % stages for index in range(rest)))
 
 
 def network_blind(problem: Problem) -> Problem:

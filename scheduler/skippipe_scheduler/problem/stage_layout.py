@@ -7,11 +7,11 @@ from typing import Literal
 from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.problem.problem import check_pins, open_stages
 from skippipe_scheduler.problem.rules import Rules
-from skippipe_scheduler.problem.stage_sizes import StageSizes, least_sizes, size_choices
+from skippipe_scheduler.problem.stage_sizes import StageSizes, even_sizes, least_sizes, size_choices
 
 StagePlacement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
-StageSizesChoice = Sequence[int] | Literal["auto"]
-"""Replicas of each stage, or that the planner may choose them."""
+StageSizesChoice = Sequence[int] | Literal["auto", "even"]
+"""Replicas of each stage, or that the planner may choose them, or only among even ones."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class StageLayout:
     def _check_beside_placement(self, stages: Sequence[Sequence[str]]) -> None:
         if self.pinned:
             raise ProblemError("placement gives every node its stage; leave pinned out")
-        if self.stage_sizes == "auto":
-            raise ProblemError("placement gives every stage its nodes; leave stage_sizes: auto out")
+        if isinstance(self.stage_sizes, str):
+            raise ProblemError(f"placement gives every stage its nodes; leave stage_sizes: {self.stage_sizes} out")
         if self.stage_sizes is not None and [*self.stage_sizes] != [len(nodes) for nodes in stages]:
             raise ProblemError(f"stage_sizes {[*self.stage_sizes]} contradict the placement; leave one of them out")
 
@@ -63,6 +63,9 @@ class StageLayout:
         """Return the sizes that the stages may get, those to begin with first."""
         if stages is not None:
             return [tuple(len(nodes) for nodes in stages)]
+        if self.stage_sizes == "even":
+            first = even_sizes(num_nodes, rules.num_stages)
+            return list(dict.fromkeys([first, first[::-1]]))
         if self.stage_sizes is not None and self.stage_sizes != "auto":
             return [tuple(self.stage_sizes)]
         choices = size_choices(num_nodes, rules)

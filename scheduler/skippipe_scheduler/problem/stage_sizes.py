@@ -7,6 +7,7 @@ early stages want more replicas. Which of the two counts depends on the network,
 
 from collections.abc import Sequence
 
+from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, open_stages, pins_within
 from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import stage_sizes
@@ -64,6 +65,17 @@ def keeps_pins(problem: Problem, sizes: StageSizes) -> bool:
     """Return whether all pins fit and no stage opens to free nodes, whose memory may not suffice for it."""
     pinned = problem.pinned or {}
     return pins_within(pinned, sizes) == pinned and open_stages(pinned, sizes) <= open_stages(pinned, problem.sizes)
+
+
+def even_sizes(num_nodes: int, num_stages: int) -> StageSizes:
+    """Return sizes as even as possible, the first stages those with one more; raise `InfeasibleError` with too few."""
+    even, rest = divmod(num_nodes, num_stages)
+    if even == 0:
+        raise InfeasibleError(
+            f"a full pipeline of {num_stages} stages needs {num_stages} nodes; there are {num_nodes}; "
+            "use fewer stages or more nodes"
+        )
+    return tuple(even + (stage < rest) for stage in range(num_stages))
 
 
 def least_sizes(choices: Sequence[StageSizes]) -> StageSizes:

@@ -16,12 +16,13 @@ from skippipe_scheduler.baselines.paper_method.method import best_run, route_set
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Progress, Robustness
+from skippipe_scheduler.search.constructed import Constructed, construct_schedules
 from skippipe_scheduler.search.effort import SearchEffort
 from skippipe_scheduler.search.joint_model import is_small_enough, solve_joint_model
 from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.search.tuning import PORTFOLIO, PortfolioTuning
 from skippipe_scheduler.slots.count_model import choose_routes
-from skippipe_scheduler.slots.placement import few_placements, random_placement, regional_placement
+from skippipe_scheduler.slots.placement import few_placements, random_placement
 from skippipe_scheduler.slots.routes import balanced_routes, priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution
@@ -57,6 +58,8 @@ class PortfolioSearch:
     searches: list[LocalSearch] = field(default_factory=list)
     known: Sequence[SlotRoute] = ()
     """Routes of the best of the race, where the placement is given."""
+    beside: Sequence[SlotModel] = ()
+    """Further variants that are searched only where a schedule made without a search is better there."""
 
     @property
     def effort(self) -> SearchEffort:
@@ -76,6 +79,7 @@ class PortfolioSearch:
             else:
                 for slot_model in self.slot_models:
                     self._start_searches(slot_model, pool)
+                self._look_beside()
             self._race(pool)
             self._solve_joint_model()
             self._intensify(pool)
@@ -103,34 +107,49 @@ class PortfolioSearch:
 
     def _start_searches(self, slot_model: SlotModel, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads balanced first."""
+        constructed = self._construct(slot_model)
         every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
+        bases = every or [found.solution.placement for found in constructed]
         count = len(every) or max(2, self.effort.affordable_starts(slot_model) // len(self.slot_models))
         steps = self.effort.balancing_steps(slot_model, count)
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
-            base = self._start_of(slot_model, index, every)
+            base = self._start_of(slot_model, index, bases)
             placement, routes = search.balance_loads(*base, steps, exchange=not every, stop=self.budget.stop)
             return search, search.start(placement, routes)
 
         for search, solution in pool.map(begin, range(count)):
             self._add(search, solution)
+        self._add(constructed[0].search, constructed[0].solution)
         if slot_model.given_placement() is not None and slot_model.num_tasks <= self.tuning.count_model_tasks:
             self._start_from_count_model(slot_model)
             self._start_from_path_sets(slot_model)
 
+    def _construct(self, slot_model: SlotModel) -> list[Constructed]:
+        """Return schedules that need no search, the best first."""
+        part = self.tuning.construction_part / (len(self.slot_models) + len(self.beside))
+        return construct_schedules(slot_model, self.budget.share(part), self.seed, self.robustness)
+
+    def _look_beside(self) -> None:
+        """Add a search in a variant beside, where a schedule made without a search is better than all so far."""
+        for slot_model in self.beside:
+            best = self._construct(slot_model)[0]
+            if self.best is None or best.solution.key < self.best.solution.key:
+                self._add(best.search, best.solution)
+
     def _start_of(
         self, slot_model: SlotModel, index: int, placements: Sequence[SlotPlacement]
     ) -> tuple[SlotPlacement, Sequence[SlotRoute]]:
-        """Return the placement (of `placements` where there are some) and the routes that start `index` begins with.
+        """Return the placement (of `placements` where there are some left) and the routes of start `index`.
 
         The first is the most promising, the others differ.
         """
         seed = self.seed + index
-        placement = placements[index] if placements else slot_model.given_placement()
-        if placement is None and index and slot_model.num_tasks <= self.tuning.random_start_tasks:
+        free = slot_model.given_placement() is None
+        if free and index >= len(placements) and slot_model.num_tasks <= self.tuning.random_start_tasks:
             return random_placement(slot_model, seed), balanced_routes(slot_model, seed)
-        placement = placement or regional_placement(slot_model)
+        placement = placements[index % len(placements)]
         return placement, priced_routes(SlotCosts(slot_model, placement), seed)
 
     def _start_from_count_model(self, slot_model: SlotModel) -> None:

@@ -30,6 +30,8 @@ class PortfolioTuning:
     proven: float = 1e-6
     """A plan within this share of the bound ends the search. Chosen: bounds are rounded down by as much."""
 
+    construction_part: float = 0.15
+    """Share of the budget for schedules without a search, over all variants; one is made of each at least. Chosen."""
     race_part: float = 0.65
     """Share of what is left of the budget that the race gets. Chosen."""
     race_part_before_joint: float = 0.4

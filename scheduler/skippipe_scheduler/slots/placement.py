@@ -17,7 +17,7 @@ def regional_placement(slot_model: SlotModel) -> SlotPlacement:
     ranks = range(len(problem.nodes))
     by_region = sorted(ranks, key=lambda rank: (regions.index(regions[rank]), rank))
     held: list[list[int]] = [[] for _ in problem.sizes]
-    dealt = list(zip(by_region, _deal(slot_model), strict=True))
+    dealt = list(zip(by_region, dealt_stages(slot_model), strict=True))
     for region in dict.fromkeys(regions):
         stages = sorted(stage for rank, stage in dealt if regions[rank] == region)
         nodes = [rank for rank in by_region if regions[rank] == region]
@@ -72,7 +72,7 @@ def _placements(slot_model: SlotModel, free: tuple[int, ...], stage: int = 0) ->
             yield held + chosen + others
 
 
-def _deal(slot_model: SlotModel) -> list[int]:
+def dealt_stages(slot_model: SlotModel) -> list[int]:
     """Return one stage per node in turn: always the one that is furthest behind its share."""
     sizes = slot_model.problem.sizes
     whole = sum(sizes)

@@ -50,13 +50,16 @@ def balanced_routes(slot_model: SlotModel, seed: int) -> tuple[SlotRoute, ...]:
     return tuple(routes)
 
 
-def priced_routes(costs: SlotCosts, seed: int) -> tuple[SlotRoute, ...]:
+def priced_routes(
+    costs: SlotCosts, seed: int, sequences: Sequence[tuple[int, ...]] | None = None
+) -> tuple[SlotRoute, ...]:
     """Return routes that cover the stages evenly, each the cheapest along its stages through slots with room left.
 
     The origins take turns. A slot's room is its share of the visits of its stage by speed, a tenth more at most.
+    `sequences` are those of the microbatches, `balanced_sequences` where not given.
     """
     slot_model = costs.slot_model
-    sequences = balanced_sequences(slot_model, seed)
+    sequences = list(sequences or balanced_sequences(slot_model, seed))
     rng = random.Random(seed)
     rng.shuffle(sequences)
     room = _rooms(costs, sequences)

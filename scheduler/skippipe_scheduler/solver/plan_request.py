@@ -34,17 +34,24 @@ class PlanRequest:
     """The plan at which the search begins; what the request leaves open is then as in this plan."""
     layers_per_stage: LayersPerStage | None = None
     """For the plan's file, where the problem does not say them because its task times count them already."""
+    even: Problem | LayerSplitProblem | None = None
+    """The same with stages of even sizes, for sizes that nobody gives: a plan may fall back on it where that is better.
+    With each of these sizes its nodes can hold their microbatches."""
 
     def with_options(self, **changes: Any) -> "PlanRequest":
         """Return the request with some fields of its `SolveOptions` changed."""
         return replace(self, options=replace(self.options, **changes))
+
+    def leaves_sizes_open(self, problem: Problem) -> bool:
+        """Return whether nobody gives the replicas of each stage, nor the placement (`problem` has the layers)."""
+        return self.stage_size_source != "given" and problem.stages is None
 
     def variants(self, problem: Problem) -> list[Problem]:
         """Return the problems of which the best plan is wanted, where `problem` has the layers that were chosen.
 
         Without skipping, and with sizes by rule or open, these have all even sizes.
         """
-        if self.stage_size_source == "given" or problem.stages is not None:
+        if not self.leaves_sizes_open(problem):
             return [problem]
         if problem.rules.lengths == (problem.num_stages,):
             return self.full_pipelines(problem)
@@ -53,6 +60,20 @@ class PlanRequest:
     def full_pipelines(self, problem: Problem) -> list[Problem]:
         """Return the full pipelines that the plan is compared with, where `problem` has the layers that were chosen."""
         return full_pipeline_problem(problem, sizes_by_memory=self.stage_size_source == "auto")
+
+    def beside(self, layers: LayersPerStage | None) -> list[Problem]:
+        """Return variants that a plan may fall back on beside `variants`, with the layers that were chosen, if any."""
+        even = self.even
+        if isinstance(even, LayerSplitProblem):
+            try:
+                even = even.with_layers(layers or ())
+            except InfeasibleError:
+                even = None
+        problem = self.problem
+        if even is None or even.rules.lengths == (even.num_stages,):
+            return []
+        same = isinstance(problem, Problem) and even.sizes == problem.sizes
+        return [] if same and len(set(even.sizes)) == 1 else [even]
 
     def resolve(self, plan: Plan) -> Problem:
         """Return the problem with layers and sizes of `plan` where they are open.
@@ -64,9 +85,12 @@ class PlanRequest:
             problem = problem.with_layers(plan.layers_per_stage)
         held = tuple(len(stage.nodes) for stage in plan.stages)
         fits = len(held) == problem.num_stages and sum(held) == len(problem.nodes)
-        if self.stage_size_source == "auto" and fits:
-            return problem.model_copy(update={"stage_sizes": held})
-        return problem
+        if not fits or held == problem.sizes or self.stage_size_source == "given":
+            return problem
+        evens = self.beside(plan.layers_per_stage) if max(held) - min(held) <= 1 else []
+        if self.stage_size_source == "rule" and not evens:
+            return problem
+        return (evens[0] if evens else problem).model_copy(update={"stage_sizes": held})
 
     def difference_from(self, plan: Plan) -> str | None:
         """Return the first thing in which `plan` differs from what is asked for, or None: what is open never does.

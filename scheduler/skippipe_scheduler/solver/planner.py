@@ -1,15 +1,20 @@
 """From a request to its plan, alone or with the baselines beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.layer_split import choose_layers
+from skippipe_scheduler.solver.no_worse import no_worse_than_full, why_slower
 from skippipe_scheduler.solver.plan_request import PlanRequest
 from skippipe_scheduler.solver.replan import replan
 from skippipe_scheduler.solver.solve import solve_network_blind, solve_variants
+
+_LEAST_PART = 0.5
+"""Share of its third that network-blind skipping gets at least. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class PlanWithBaselines:
     plan: Plan
     full_pipeline: Plan
     network_blind: Plan
+    why_slower: str = ""
+    """Why the plan is slower than the full pipeline, in words, where it is."""
 
     @property
     def baselines(self) -> dict[str, Plan]:
@@ -51,7 +58,7 @@ def solve_request(request: PlanRequest) -> Plan:
         True
     """
     if request.warm is None:
-        return _solve_variants(request, request.variants)
+        return _solve_variants(request, request.variants, falls_back=True)
     problem = request.resolve(request.warm)
     return replan(request.warm, problem, request.options, layers=request.layers_per_stage)
 
@@ -61,8 +68,9 @@ def solve_with_baselines(
 ) -> PlanWithBaselines:
     """Solve what is asked and both baselines, each with a third of the time limit.
 
-    Open layers are chosen for the plan and for the full pipeline, each within its third; network-blind skipping gets
-    those of the plan.
+    The plan is never worse than network-blind skipping, nor than the full pipeline with stages left out of its routes
+    (where nobody gives the sizes of stages). Open layers are chosen for the plan and for the full pipeline, each within
+    its third; network-blind skipping gets those of the plan.
 
     Args:
         request: The problem, what of it is open, how to search and where to begin.
@@ -86,14 +94,26 @@ def solve_with_baselines(
     plan = solve_request(third)
     announce("full pipeline")
     full_pipeline = _solve_variants(third, third.full_pipelines)
+    begin_s = perf_counter()
+    plan = no_worse_than_full(plan, full_pipeline, third)
+    left_s = third.options.time_limit_s - (perf_counter() - begin_s)
     announce("network-blind skipping")
     chosen = third.resolve(plan)
-    blind = solve_network_blind(chosen, third.options, stages=tuple(stage.nodes for stage in plan.stages))
-    return PlanWithBaselines(chosen, plan, full_pipeline, blind)
+    options = replace(third.options, time_limit_s=max(left_s, _LEAST_PART * third.options.time_limit_s))
+    blind = solve_network_blind(chosen, options, stages=tuple(stage.nodes for stage in plan.stages))
+    if blind.predicted.iteration_s < plan.predicted.iteration_s and not options.robustness:
+        plan = blind.model_copy(update={"solver": plan.solver})
+    slower = plan.predicted.iteration_s > full_pipeline.predicted.iteration_s
+    return PlanWithBaselines(
+        chosen, plan, full_pipeline, blind, why_slower(plan, full_pipeline, third) if slower else ""
+    )
 
 
-def _solve_variants(request: PlanRequest, variants: Callable[[Problem], list[Problem]]) -> Plan:
+def _solve_variants(
+    request: PlanRequest, variants: Callable[[Problem], list[Problem]], *, falls_back: bool = False
+) -> Plan:
     problem, options = request.problem, request.options
     if isinstance(problem, LayerSplitProblem):
         problem, options = choose_layers(problem, options, variants)
-    return solve_variants(variants(problem), options, layers=request.layers_per_stage)
+    beside = request.beside(problem.stage_layers) if falls_back else []
+    return solve_variants(variants(problem), options, layers=request.layers_per_stage, beside=beside)

@@ -84,9 +84,18 @@ def solve_full_pipeline(problem: Problem, options: SolveOptions) -> Plan:
     return solve_variants(full_pipeline_problem(problem), options)
 
 
-def solve_variants(variants: Sequence[Problem], options: SolveOptions, *, layers: Sequence[int] | None = None) -> Plan:
-    """Return the best plan over several variants of one problem, which share the budget; `layers` as for `solve`."""
-    return _solve_best(variants, options, layers, None)
+def solve_variants(
+    variants: Sequence[Problem],
+    options: SolveOptions,
+    *,
+    layers: Sequence[int] | None = None,
+    beside: Sequence[Problem] = (),
+) -> Plan:
+    """Return the best plan over several variants of one problem, which share the budget; `layers` as for `solve`.
+
+    The variants `beside` them are searched only where a schedule made without a search is better there.
+    """
+    return _solve_best(variants, options, layers, None, beside)
 
 
 def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequence[Sequence[str]] | None = None) -> Plan:
@@ -150,7 +159,11 @@ def _fix(problem: Problem, stages: Sequence[Sequence[str]] | None) -> Problem:
 
 
 def _solve_best(
-    variants: Sequence[Problem], options: SolveOptions, layers: Sequence[int] | None, warm: "Solution | None"
+    variants: Sequence[Problem],
+    options: SolveOptions,
+    layers: Sequence[int] | None,
+    warm: "Solution | None",
+    beside: Sequence[Problem] = (),
 ) -> Plan:
     budget = options.budget()
     slot_models = [SlotModel(problem) for problem in variants]
@@ -160,10 +173,14 @@ def _solve_best(
     searched = budget.share(1 - SPLIT_SHARE) if splits else budget
     portfolio = _portfolio_search(slot_models, options, searched)
     portfolio.progress = options.progress
+    portfolio.beside = [SlotModel(problem) for problem in beside]
     found = portfolio.run(warm)
     if splits:
         budget.charge(searched)
-    plan = finished_plan(found.slot_model, found.solution, portfolio.bound_s, _solver(options, budget), layers)
+    bound_s = portfolio.bound_s
+    if any(found.slot_model is variant for variant in portfolio.beside):
+        bound_s = max(lower_bounds(found.slot_model.problem, 0.0).values())
+    plan = finished_plan(found.slot_model, found.solution, bound_s, _solver(options, budget), layers)
     return _split(plan, found.slot_model.problem, budget, options)
 
 

@@ -174,6 +174,8 @@ def plan_table(result: "PlanWithBaselines") -> str:
     other = result.full_pipeline.layers_per_stage
     if other != plan.layers_per_stage:
         lines.append(f"the full pipeline has stages of {_per_stage(other)} layers")
+    if result.why_slower:
+        lines += ["this plan is slower than the full pipeline:", f"  {result.why_slower}"]
     lines.append("relative time: iteration / full pipeline's; reduction: what is not hidden")
     return "\n".join(lines)
 

@@ -1,0 +1,50 @@
+"""Schedules that need no search: placements by groups of near nodes, the cheapest routes, each microbatch in turn.
+
+What a search makes of them may be worse for a while; so they are timed exactly as they are, and stay in the running.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.options import Robustness
+from skippipe_scheduler.search.local_search import LocalSearch
+from skippipe_scheduler.slots.placement import regional_placement
+from skippipe_scheduler.slots.region_groups import grouped_placements
+from skippipe_scheduler.slots.routes import balanced_sequences, priced_routes
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement
+from skippipe_scheduler.slots.solution import Solution
+
+_LARGE_TASKS = 20_000
+"""Tasks from which a repeatable search constructs the first schedule alone. Chosen: one takes seconds."""
+
+
+@dataclass(frozen=True)
+class Constructed:
+    """A schedule, and the search that stands at it."""
+
+    search: LocalSearch
+    solution: Solution
+
+
+def construct_schedules(
+    slot_model: SlotModel, budget: Budget, seed: int, robustness: Robustness | None = None
+) -> list[Constructed]:
+    """Return schedules with different placements, the best first: as many as `budget` has time for, one at least."""
+    found: list[Constructed] = []
+    sequences = balanced_sequences(slot_model, seed)
+    for placement in dict.fromkeys(_placements(slot_model)):
+        search = LocalSearch(slot_model, seed, robustness)
+        routes = priced_routes(SlotCosts(slot_model, placement), seed, sequences)
+        found.append(Constructed(search, search.start(placement, routes)))
+        if budget.exhausted or (budget.repeatable and slot_model.num_tasks > _LARGE_TASKS):
+            break
+    return sorted(found, key=lambda constructed: constructed.solution.key)
+
+
+def _placements(slot_model: SlotModel) -> Iterator[SlotPlacement]:
+    given = slot_model.given_placement()
+    if given is not None:
+        return iter([given])
+    return chain([regional_placement(slot_model)], grouped_placements(slot_model))

@@ -1,0 +1,85 @@
+"""The order of a stage's replicas, which decides how its gradients travel: round a ring, or up and down a tree.
+
+Replicas are alike for routes, so their order is free. A short way round is looked for: the nearest next, then exchanges
+of two replicas that shorten the reduction.
+"""
+
+from collections.abc import Callable, Sequence
+
+from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, reduction_s
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
+from skippipe_scheduler.slots.solution import Solution
+
+_EXCHANGED = 16
+"""Replicas up to which exchanges are tried. Chosen: their number grows with the square."""
+
+
+def order_replicas(slot_model: SlotModel, placement: SlotPlacement) -> SlotPlacement:
+    """Return the placement with the replicas of each stage in an order that reduces their gradients fast."""
+    ordered = list(placement)
+    links = _links(slot_model.problem)
+    if links is None:
+        return placement
+    for stage, slots in enumerate(slot_model.slots_of):
+        if len(slots) > 2:
+            nodes = [placement[slot] for slot in slots]
+            for slot, rank in zip(slots, _ordered(slot_model.problem, links, stage, nodes), strict=True):
+                ordered[slot] = rank
+    return tuple(ordered)
+
+
+def with_ordered_replicas(slot_model: SlotModel, solution: Solution) -> Solution:
+    """Return the same schedule with each stage's replicas in a good order; routes follow their nodes."""
+    placement = order_replicas(slot_model, solution.placement)
+    slot_of = {rank: slot for slot, rank in enumerate(placement)}
+    routes = tuple(tuple(slot_of[solution.placement[slot]] for slot in route) for route in solution.routes)
+    return Solution(placement, routes, solution.starts, solution.iteration_s, solution.score)
+
+
+def _links(problem: Problem) -> LinkSpeeds | None:
+    """Return the links where the order of replicas makes a difference."""
+    costs = problem.costs
+    if problem.reduction == "direct" or costs.reduce_s is not None or problem.stage_bytes is None:
+        return None
+    if costs.latency_s is None or costs.gbit_per_s is None:
+        return None
+    return LinkSpeeds(costs.latency_s, costs.gbit_per_s)
+
+
+def _ordered(problem: Problem, links: LinkSpeeds, stage: int, ranks: Sequence[int]) -> list[int]:
+    names, gbit = problem.nodes, (problem.stage_bytes or ())[stage] * 8e-9
+
+    def seconds(order: Sequence[int]) -> tuple[float, float]:
+        """Return the reduction's seconds and, to tell equals apart, those of all its neighbours."""
+        nodes = [names[rank] for rank in order]
+        around = zip(nodes, [*nodes[1:], nodes[0]], strict=True)
+        return reduction_s(problem.reduction, links, nodes, gbit), sum(links.message_s(*ends, gbit) for ends in around)
+
+    def nearest_next(start: int) -> list[int]:
+        order, left = [start], [rank for rank in ranks if rank != start]
+        while left:
+            here = names[order[-1]]
+            order.append(min(left, key=lambda rank: (links.message_s(here, names[rank], gbit), rank)))
+            left.remove(order[-1])
+        return order
+
+    starts = ranks if len(ranks) <= _EXCHANGED else ranks[:1]
+    best = min([[*ranks], *map(nearest_next, starts)], key=seconds)
+    return _exchanged(best, seconds) if len(ranks) <= _EXCHANGED else best
+
+
+def _exchanged(order: list[int], seconds: Callable[[Sequence[int]], tuple[float, float]]) -> list[int]:
+    """Exchange two replicas, or turn the piece between them round, as long as that gains."""
+    least, gained = seconds(order), True
+    while gained:
+        gained = False
+        for first in range(len(order)):
+            for last in range(first + 1, len(order)):
+                exchanged, turned = [*order], [*order]
+                exchanged[first], exchanged[last] = order[last], order[first]
+                turned[first : last + 1] = order[first : last + 1][::-1]
+                for changed in (exchanged, turned):
+                    if seconds(changed) < least:
+                        order, least, gained = changed, seconds(changed), True
+    return order

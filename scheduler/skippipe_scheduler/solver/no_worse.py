@@ -1,0 +1,76 @@
+"""A plan that is no worse than the baselines computed with it, and why it may be all the same.
+
+The full pipeline is no plan where stages are to be left out, but its placement and order with stages left out are;
+network-blind skipping is one as it is.
+"""
+
+from dataclasses import replace
+
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.build import LayerSplitProblem
+from skippipe_scheduler.problem.problem import Problem, StageNodes
+from skippipe_scheduler.problem.stage_sizes import resized
+from skippipe_scheduler.slots.slot_model import SlotModel
+from skippipe_scheduler.slots.solution import Solution
+from skippipe_scheduler.solver.leave_stages_out import schedules_without_stages
+from skippipe_scheduler.solver.plan_request import PlanRequest
+from skippipe_scheduler.solver.solve import solve
+
+_PART = 0.25
+"""Share of a solve's budget for the search that goes on where the full pipeline is the better start. Chosen."""
+
+
+def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) -> Plan:
+    """Return the better of a plan and of the full pipeline with stages left out, where the request allows its sizes."""
+    if request.options.robustness:
+        return plan
+    if plan.rules == full_pipeline.rules and request.leaves_sizes_open(request.resolve(full_pipeline)):
+        return min(plan, full_pipeline, key=lambda either: either.predicted.iteration_s)
+    problem = _problem_of(full_pipeline, request)
+    if problem is None:
+        return plan
+    start = _best_start(full_pipeline, problem, request.options)
+    splits = problem.costs.weight_s is not None  # which shortens the plan, and not yet the start
+    if start is None or (start.iteration_s >= plan.predicted.iteration_s and not splits):
+        return plan
+    steps = request.options.max_evaluations
+    options = replace(
+        request.options,
+        time_limit_s=_PART * request.options.time_limit_s,
+        max_evaluations=None if steps is None else max(1, int(_PART * steps)),
+    )
+    found = solve(problem, options, layers=request.layers_per_stage, warm=start)
+    return min(plan, found, key=lambda either: either.predicted.iteration_s)
+
+
+def why_slower(plan: Plan, full_pipeline: Plan, request: PlanRequest) -> str:
+    """Return why a plan may be slower than the full pipeline, in words."""
+    if _problem_of(full_pipeline, request) is None:
+        return "its stages have other sizes or nodes, which are given or which memory asks for"
+    return "past a stage left out its routes take slower links than through that stage"
+
+
+def _problem_of(full_pipeline: Plan, request: PlanRequest) -> Problem | None:
+    """Return the problem with the sizes and layers of the full pipeline, where the request allows them."""
+    asked = request.problem
+    problem = asked.with_layers(full_pipeline.layers_per_stage) if isinstance(asked, LayerSplitProblem) else asked
+    sizes = tuple(len(stage.nodes) for stage in full_pipeline.stages)
+    held = tuple(stage.nodes for stage in full_pipeline.stages)
+    if problem.stages is not None:
+        return problem if problem.stages == tuple(StageNodes(nodes=nodes) for nodes in held) else None
+    if sizes == problem.sizes:
+        return problem
+    for even in request.beside(full_pipeline.layers_per_stage):
+        if min(sizes) >= min(even.sizes):
+            return resized(even, sizes)
+    return None
+
+
+def _best_start(full_pipeline: Plan, problem: Problem, options: SolveOptions) -> Solution | None:
+    from skippipe_scheduler.search.local_search import LocalSearch
+
+    slot_model = SlotModel(problem)
+    search = LocalSearch(slot_model, options.seed)
+    found = [search.repair(start) for start in schedules_without_stages(full_pipeline, problem, options.seed)]
+    return min(found, key=lambda start: start.key, default=None)

@@ -1,0 +1,157 @@
+"""A plan is never worse than the baselines beside it: what it is made of, and random clusters as a whole."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from test_build import build
+
+from skippipe_scheduler.errors import ProblemError
+from skippipe_scheduler.files import parse
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.cluster import Cluster
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.search.local_search import LocalSearch
+from skippipe_scheduler.slots.placement import regional_placement
+from skippipe_scheduler.slots.region_groups import grouped_placements
+from skippipe_scheduler.slots.replica_order import order_replicas, with_ordered_replicas
+from skippipe_scheduler.slots.routes import balanced_routes
+from skippipe_scheduler.slots.slot_model import SlotModel
+from skippipe_scheduler.solver.leave_stages_out import schedules_without_stages
+from skippipe_scheduler.solver.plan_request import PlanRequest
+from skippipe_scheduler.solver.planner import solve_with_baselines
+from skippipe_scheduler.solver.solve import solve_full_pipeline
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "scheduler"
+NODE = {"compute_tflop_per_s": 1e3, "max_in_flight": 9}
+QUICK = SolveOptions(max_evaluations=50)
+
+
+@pytest.fixture
+def random_clusters(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("random_clusters")
+
+
+def regional(regions: int = 4, nodes: int = 4, **options: Any) -> Problem:
+    """Return a problem of equal nodes whose regions lie a slow link apart; 4 stages, a quarter left out."""
+    content = {
+        "name": "regional",
+        "nodes": [
+            {
+                "name": f"r{region}",
+                "count": nodes,
+                "region": f"r{region}",
+                "compute_tflop_per_s": 1.0,
+                "max_in_flight": 9,
+            }
+            for region in range(regions)
+        ],
+        "links": {
+            "contention": "none",
+            "within_region": {"latency_ms": 1, "gbit_per_s": 1000},
+            "default": {"latency_ms": 5000, "gbit_per_s": 1000},
+        },
+    }
+    return build(parse(Cluster, content, "test", ProblemError), **options)
+
+
+def stages_of(problem: Problem, placement: Sequence[int]) -> list[set[str]]:
+    """Return the regions of each stage's replicas."""
+    assert problem.regions is not None
+    regions = [problem.regions[rank] for rank in placement]
+    ends = [sum(problem.sizes[: stage + 1]) for stage in range(problem.num_stages)]
+    return [{*regions[end - size : end]} for size, end in zip(problem.sizes, ends, strict=True)]
+
+
+def test_groups_are_pipelines_in_regions_down_to_stages_in_regions() -> None:
+    problem = regional(stage_sizes=(4, 4, 4, 4))
+    placements = [*grouped_placements(SlotModel(problem))]
+    assert all(sorted(placement) == list(range(16)) for placement in placements)
+    assert [len(stage) for stage in stages_of(problem, placements[0])] == [4, 4, 4, 4]
+    assert [len(stage) for stage in stages_of(problem, placements[-1])] == [1, 1, 1, 1]
+
+
+def test_a_ring_goes_through_each_region_once() -> None:
+    problem = regional(regions=2, nodes=8, stage_sizes=(4, 4, 4, 4))
+    slot_model = SlotModel(problem)
+    placement = tuple(rank for stage in range(4) for rank in (2 * stage, 8 + 2 * stage, 2 * stage + 1, 9 + 2 * stage))
+    ordered = order_replicas(slot_model, placement)
+    for slots in slot_model.slots_of:
+        around = [ordered[slot] // 8 for slot in (*slots, slots[0])]
+        assert sum(here != there for here, there in pairwise(around)) == 2
+        assert sorted(ordered[slot] for slot in slots) == sorted(placement[slot] for slot in slots)
+
+
+def test_routes_follow_their_nodes_when_replicas_change_places() -> None:
+    problem = regional(regions=2, nodes=8, stage_sizes=(4, 4, 4, 4))
+    slot_model = SlotModel(problem)
+    placement = tuple(rank for stage in range(4) for rank in (2 * stage, 8 + 2 * stage, 2 * stage + 1, 9 + 2 * stage))
+    before = LocalSearch(slot_model, 0).start(placement, balanced_routes(slot_model, 0))
+    after = with_ordered_replicas(slot_model, before)
+    nodes = [[placement[slot] for slot in route] for route in before.routes]
+    assert [[after.placement[slot] for slot in route] for route in after.routes] == nodes
+    retimed = LocalSearch(slot_model, 0).resume(after)
+    assert retimed.iteration_s <= before.iteration_s
+
+
+@pytest.mark.parametrize("skip_ratio", [0.25, 0.5])
+def test_leaving_stages_out_is_no_slower_where_links_are_alike(skip_ratio: float) -> None:
+    problem = regional(regions=1, nodes=8, skip_ratio=skip_ratio, stage_sizes=(2, 2, 2, 2))
+    full = solve_full_pipeline(problem, QUICK)
+    found = [*schedules_without_stages(full, problem, seed=0)]
+    assert found
+    for schedule in found:
+        slot_model = SlotModel(problem)
+        assert slot_model.covers(schedule.routes)
+        assert LocalSearch(slot_model, 0).resume(schedule).iteration_s <= full.predicted.iteration_s
+
+
+def test_no_schedule_of_a_full_pipeline_of_other_sizes() -> None:
+    problem = regional(regions=1, nodes=8, stage_sizes=(3, 2, 2, 1))
+    full = solve_full_pipeline(problem, QUICK)
+    assert not [*schedules_without_stages(full, problem, seed=0)]
+
+
+def test_stage_sizes_that_nobody_gives_may_be_even() -> None:
+    """By the rule one region has two origins, no last stage, and sends its microbatches to another region."""
+    by_rule = PlanRequest(regional(), QUICK, "rule", even=regional(stage_sizes="even"))
+    assert regional().sizes == (5, 4, 4, 3)
+    result = solve_with_baselines(by_rule)
+    assert [len(stage.nodes) for stage in result.plan.stages] == [4, 4, 4, 4]
+    assert result.plan.predicted.iteration_s <= result.full_pipeline.predicted.iteration_s
+    assert result.problem.sizes == (4, 4, 4, 4)
+    assert by_rule.difference_from(result.plan) is None
+
+
+def test_why_a_plan_is_slower_is_said() -> None:
+    slot_model = SlotModel(regional())
+    given = regional(placement=slot_model.stages(regional_placement(slot_model)))
+    result = solve_with_baselines(PlanRequest(given, QUICK))
+    assert result.plan.predicted.iteration_s > result.full_pipeline.predicted.iteration_s
+    assert "given" in result.why_slower
+
+
+@pytest.mark.parametrize(("seed", "may_be_slower"), [(1, False), (3, False), (4, True)])
+def test_random_clusters(random_clusters: ModuleType, seed: int, may_be_slower: bool) -> None:
+    """Where links differ beyond measure, a route past a stage may be slower than by way of it: then that is said."""
+    small = random_clusters.Size(most_nodes=9, most_stages=5, most_microbatches=16)
+    result = solve_with_baselines(random_clusters.random_request(seed, replace(QUICK, seed=seed), small))
+    validate(result.plan)
+    plan, full, blind = (p.predicted.iteration_s for p in (result.plan, result.full_pipeline, result.network_blind))
+    assert plan <= blind
+    assert (plan > full) == bool(result.why_slower) == may_be_slower
+
+
+def test_sizes_of_even_stages() -> None:
+    assert regional(nodes=3, stage_sizes="even").sizes == (3, 3, 3, 3)
+    assert regional(regions=2, nodes=5, stage_sizes="even").sizes == (3, 3, 2, 2)
+    slot_model = SlotModel(regional())
+    with pytest.raises(ProblemError, match="leave stage_sizes: even out"):
+        regional(stage_sizes="even", placement=slot_model.stages(regional_placement(slot_model)))
