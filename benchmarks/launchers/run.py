@@ -4,10 +4,9 @@
 
 Every row starts two agents (or one, standalone) that train a small model, does one thing to them, and looks at what
 follows: a run whose rank was killed must end with exit code 0 and with losses that are to the bit those of a run
-that nothing happened to; the others of a lost agent or a frozen store must end in time.
+that nothing happened to; the others of a lost agent, a frozen store or a host that is cut off must end in time.
 """
 
-import json
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 import psutil
+from hosts import Hosts, why_not
 
+from common.command import chosen, record
 from common.one_machine import CLUSTER, free_port
+from common.table import MARKS, Columns, Result, machine
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics import Metric
@@ -130,25 +133,34 @@ def make_experiment(folder: Path, name: str) -> Path:
     return path
 
 
-def start(folder: Path, name: str, launch: str, max_restarts: int = MAX_RESTARTS) -> Launch:
-    """Start the agents of a run."""
+def start(folder: Path, name: str, launch: str, max_restarts: int = MAX_RESTARTS, hosts: Hosts | None = None) -> Launch:
+    """Start the agents of a run, on this machine or each on a host of its own."""
     experiment = make_experiment(folder, name)
     logs = folder / f"{name}-logs"
     logs.mkdir()
     started = Launch(logs, folder / name)
     port = free_port()
+    address = "127.0.0.1" if hosts is None else hosts.address(0)
     plan = ["--plan", str(folder / "plan.json")] if (folder / "plan.json").exists() else []
     for host in range(1 if launch == "standalone" else 2):
         two_hosts = ["--nnodes=2", f"--nproc-per-node={RANKS // 2}"]
         places = {
             "standalone": ["--standalone", f"--nproc-per-node={RANKS}"],
-            "static": [*two_hosts, f"--node-rank={host}", "--master-addr=127.0.0.1", f"--master-port={port}"],
-            "c10d": [*two_hosts, "--rdzv-backend=c10d", "--rdzv-id=kills", f"--rdzv-endpoint=127.0.0.1:{port}"],
+            "static": [*two_hosts, f"--node-rank={host}", f"--master-addr={address}", f"--master-port={port}"],
+            "c10d": [
+                *two_hosts,
+                "--rdzv-backend=c10d",
+                "--rdzv-id=kills",
+                f"--rdzv-endpoint={address}:{port}",
+                f"--rdzv-conf=is_host={host == 0:d}",
+            ],
         }
-        command = [sys.executable, "-m", "torch.distributed.run", *places[launch], f"--max-restarts={max_restarts}"]
+        where = [] if hosts is None else hosts.prefix(host)
+        agent_line = [*where, sys.executable, "-m", "torch.distributed.run", *places[launch]]
+        training_line = ["-m", "skippipe", "train", "--config", str(experiment), *plan]
         with (logs / f"agent-{host}.log").open("w") as log:
             agent = subprocess.Popen(
-                [*command, "-m", "skippipe", "train", "--config", str(experiment), *plan],
+                [*agent_line, f"--max-restarts={max_restarts}", *training_line],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=log,
                 stderr=log,
@@ -233,6 +245,28 @@ def freeze_the_host(folder: Path, launch: str, *, agent_only: bool) -> dict[str,
     )
 
 
+def cut_a_host(folder: Path, launch: str, victim: int) -> dict[str, Any]:
+    """Cut a host off the network without a word; the ranks of both sides must end in time, and name the other side."""
+    with Hosts(2) as hosts:
+        run = start(folder, f"{launch}-cut-{victim}", launch, max_restarts=0, hosts=hosts)
+        both = [run.ranks(host) for host in range(2)]
+        try:
+            await_moment(run, "early", random.Random(victim))
+            both = [run.ranks(host) for host in range(2)]
+            start_s = time.monotonic()
+            hosts.cut(victim)
+            others_s, own_s = (_seconds_until_gone(both[host], start_s) for host in (1 - victim, victim))
+        finally:
+            run.end([rank for ranks in both for rank in ranks])
+    said = (run.folder / f"agent-{1 - victim}.log").read_text(errors="replace")
+    wanted = [f"rank {victim * RANKS // 2 + index} (" for index in range(RANKS // 2)]
+    named = any(name in said for name in [*wanted, *([f"the store at {hosts.address(0)}:"] if victim == 0 else [])])
+    met = named and all(gone_s is not None and gone_s < TIMEOUT_S + 5 for gone_s in (others_s, own_s))
+    return {"others gone after s": others_s, "its own gone after s": own_s, "limit s": TIMEOUT_S + 5} | (
+        {"named": named, "met": met} | ({} if met else {"output": run.output()[-6000:]})
+    )
+
+
 def restart_the_finished(folder: Path, launch: str, times: int) -> dict[str, Any]:
     """Start a finished run again; there is nothing to do, so all must end with exit code 0."""
     codes = []
@@ -278,6 +312,10 @@ def rows(folder: Path, reference: Sequence[float]) -> dict[str, Callable[[], dic
     for alone in (False, True):
         what = "agent" if alone else "host"
         found[f"static: {what} of the store frozen"] = partial(freeze_the_host, folder, "static", agent_only=alone)
+    for launch in ("static", "c10d"):
+        for victim in range(2):
+            what = "host of the store" if victim == 0 else "another host"
+            found[f"{launch}: {what} cut off"] = partial(cut_a_host, folder, launch, victim)
     found["static: nothing to do, started again"] = partial(restart_the_finished, folder, "static", 10)
     return found
 
@@ -295,36 +333,32 @@ def reference_losses(folder: Path) -> list[float]:
     return [entry[Metric.TRAIN_LOSS] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
 
 
+COLUMNS: Columns = {
+    "what happens": lambda result: result["name"],
+    "what follows": lambda result: "; ".join(f"{key}: {value}" for key, value in result["follows"].items()),
+    "as promised": lambda result: MARKS[result["met"]],
+}
+
+
+def measure(name: str, row: Callable[[], dict[str, Any]]) -> Result:
+    """Run one row; return what followed, and where and when."""
+    known: Result = {"name": name, "quick": False, "date": datetime.now(UTC).date().isoformat()}
+    problem = why_not() if "cut off" in name else None
+    found = {"not run": problem, "met": None} if problem else row()
+    met, output = found.pop("met"), found.pop("output", None)
+    return known | machine(HERE.parents[1]) | {"follows": found, "met": met} | ({"output": output} if output else {})
+
+
 @click.command()
 @click.option("--only", multiple=True, help="Rows whose names contain this; the others keep their results.")
 def main(only: tuple[str, ...]) -> None:
     """Run the rows and write results.json and results.md beside this file."""
-    path = HERE / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for name, row in rows(folder, reference_losses(folder)).items():
-            if only and not any(part in name for part in only):
-                continue
-            result = row()
-            click.echo(f"{'yes' if result['met'] else 'NO '}  {name}: {result}")
-            results[name] = result
-            path.write_text(json.dumps(results, indent=1) + "\n")
-    (HERE / "results.md").write_text(page(results))
-
-
-def page(results: dict[str, Any]) -> str:
-    """Return the results as a page."""
-    lines = [
-        "# Kills, lost agents, a frozen store",
-        "",
-        "| what happens | what follows | as promised |",
-        "|---|---|---|",
-    ]
-    for name, result in results.items():
-        said = "; ".join(f"{key}: {value}" for key, value in result.items() if key not in ("met", "output"))
-        lines.append(f"| {name} | {said} | {'yes' if result['met'] else '**no**'} |")
-    return "\n".join(lines) + "\n"
+        names = chosen(rows(folder, ()), only)
+        found = rows(folder, reference_losses(folder))
+        page = ("Kills, lost agents, frozen and cut hosts", COLUMNS)
+        record(found, names, HERE, lambda name: measure(name, found[name]), page)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class FailureBoard:
         self._rank = rank
         self._nodes = nodes
         self._silent: list[int] = []
+        self._read_until_s: float | None = None
 
     @property
     def step_is_given_up(self) -> bool:
@@ -44,6 +45,7 @@ class FailureBoard:
 
     def report(self, message: str, peers: Sequence[int], place: str = "") -> None:
         """Publish that this rank stops at `place` and which ranks it waited for; none where the fault is its own."""
+        self._silent, self._read_until_s = [], None
         try:
             self._store.set_timeout(timedelta(seconds=time_limits.LAST_WORDS_S))
             self._store.set(str(self._rank), json.dumps({"message": message, "peers": list(peers), "place": place}))
@@ -52,7 +54,6 @@ class FailureBoard:
 
     def root_cause(self, peers: Sequence[int]) -> str:
         """Return the cause in words, found by following who waited for whom from `peers`; "" where unknown."""
-        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
         seen, stopped = {self._rank}, []
         frontier = list(peers)
         try:
@@ -61,9 +62,8 @@ class FailureBoard:
                 if rank in seen:
                     continue
                 seen.add(rank)
-                report = self._read(rank, deadline_s)
+                report = self._read(rank)
                 if report is None:
-                    self._silent.append(rank)
                     continue
                 frontier += report.peers
                 if not report.peers:
@@ -87,11 +87,10 @@ class FailureBoard:
 
     def table(self) -> str:
         """Return who waits for whom, a line for each rank: its place, and the ranks it waited for."""
-        deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
         lines = ["who waits for whom:"]
         try:
             for rank in range(len(self._nodes)):
-                lines.append(f"  {self._name(rank):<24} {self._line(self._read(rank, deadline_s))}")
+                lines.append(f"  {self._name(rank):<24} {self._line(self._read(rank))}")
         except RuntimeError:
             lines.append("  (the store is gone)")
         return "\n".join(lines)
@@ -106,10 +105,14 @@ class FailureBoard:
         everyone = len(peers) > 1 and len(peers) == len(self._nodes) - 1
         return f"{place}waits for {'all others' if everyone else ', '.join(peers)}"
 
-    def _read(self, rank: int, deadline_s: float) -> "FailureReport | None":
+    def _read(self, rank: int) -> "FailureReport | None":
+        """Return what a rank says; None where it is silent. All readings after one `report` share a time limit."""
+        if self._read_until_s is None:
+            self._read_until_s = time.monotonic() + time_limits.LAST_WORDS_S
         key = str(rank)
         while not self._store.check([key]):
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > self._read_until_s:
+                self._silent.append(rank)
                 return None
             time.sleep(time_limits.STORE_POLL_S)
         report = json.loads(self._store.get(key))

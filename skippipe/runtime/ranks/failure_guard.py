@@ -66,7 +66,8 @@ class FailureGuard:
     def _leave(self) -> None:
         """Let rank 0 say who waits for whom, and stay until the others have read the reports."""
         if self._rank == 0:
-            logger.error("%s", self._board.table())
+            for line in self._board.table().splitlines():
+                logger.error("%s", line)
         self._board.leave()
 
     def _message(self, lost: TransferError) -> str:

@@ -1,0 +1,75 @@
+"""Hosts on one machine that can be cut off: network namespaces on one switch. Needs root and iproute2."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+ADDRESS = "10.78.0.{}"
+INTERFACE = "eth0"
+
+
+class Hosts:
+    """Network namespaces, each with one interface on a switch that is a namespace too, while it is entered.
+
+    A host that is cut off keeps its interface, address and carrier, so that nobody is told: what is sent is just lost.
+    """
+
+    def __init__(self, num_hosts: int) -> None:
+        self._names = [f"skippipe-{os.getpid()}-{index}" for index in range(num_hosts)]
+        self._switch = f"skippipe-{os.getpid()}-switch"
+
+    def __enter__(self) -> Self:
+        try:
+            self._add(self._switch)
+            self._on(self._switch, "link", "add", "bridge", "type", "bridge")
+            self._on(self._switch, "link", "set", "bridge", "up")
+            for index in range(len(self._names)):
+                self._connect(index)
+        except subprocess.CalledProcessError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in [*self._names, self._switch]:
+            subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
+
+    def address(self, host: int) -> str:
+        """Return the address of a host."""
+        return ADDRESS.format(host + 1)
+
+    def prefix(self, host: int) -> Sequence[str]:
+        """Return what stands before a command to run it on a host."""
+        return ["ip", "netns", "exec", self._names[host], "env", f"GLOO_SOCKET_IFNAME={INTERFACE}"]
+
+    def cut(self, host: int) -> None:
+        """Take the cable of a host out of the switch."""
+        self._on(self._switch, "link", "set", f"port{host}", "nomaster")
+
+    def _connect(self, index: int) -> None:
+        name = self._names[index]
+        self._add(name)
+        peer = ["peer", "name", f"port{index}", "netns", self._switch]
+        self._on(name, "link", "add", INTERFACE, "type", "veth", *peer)
+        self._on(name, "address", "add", f"{self.address(index)}/24", "dev", INTERFACE)
+        for interface in (INTERFACE, "lo"):
+            self._on(name, "link", "set", interface, "up")
+        self._on(self._switch, "link", "set", f"port{index}", "master", "bridge", "up")
+
+    def _add(self, name: str) -> None:
+        subprocess.run(["ip", "netns", "add", name], check=True)
+
+    def _on(self, name: str, *command: str) -> None:
+        subprocess.run(["ip", "-n", name, *command], check=True)
+
+
+def why_not() -> str | None:
+    """Return why no hosts can be made here, or None."""
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    return None if shutil.which("ip") else "needs the command `ip` of iproute2"
