@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.failure_board import FailureBoard
