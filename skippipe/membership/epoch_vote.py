@@ -43,6 +43,10 @@ class Question(NamedTuple):
     members: Sequence[Member]
     reports: Mapping[str, JsonValue]
 
+    def beside(self, newcomers: Sequence[Member]) -> "Question":
+        """Return the question for these members too, of whom there is no report."""
+        return self._replace(members=[*self.members, *newcomers])
+
 
 @dataclass
 class _Campaign:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from skippipe.membership.epoch import Member
 from skippipe.membership.keys import RunKeys
-from skippipe.membership.member_link import Loss, MemberLink
+from skippipe.membership.member_link import Loss, MemberLink, address_of
 from skippipe.membership.messages import Envelope
 
 _LARGEST_MESSAGE_BYTES = 64 * 2**20
@@ -65,17 +65,22 @@ class Links:
         self._poller.register(self._wake_up, zmq.POLLIN)
 
     def connect(self, member: Member) -> None:
-        """Connect to a member, if this is not done."""
+        """Connect to a member, if this is not done.
+
+        Raises:
+            CommunicationError: its host has no address.
+        """
         known = self._links.get(member.name)
         if known is not None and known.member != member:
             self.drop([member.name])
         if member.name not in self._links:
+            address = address_of(member)
             dealer = self._socket(zmq.DEALER)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
             dealer.setsockopt(zmq.HEARTBEAT_IVL, min(250, self._silence_ms // 4))
             dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(self._silence_ms // 2, self._silence_ms - 250))
             dealer.setsockopt(zmq.HEARTBEAT_TTL, 2 * self._silence_ms)  # for the other end to tidy up
-            self._links[member.name] = link = MemberLink(member, dealer)
+            self._links[member.name] = link = MemberLink(member, address, dealer)
             self._poller.register(dealer, zmq.POLLIN)
             self._poller.register(link.monitor, zmq.POLLIN)
 
@@ -86,9 +91,10 @@ class Links:
             self._poller.unregister(link.monitor)
             link.close(0.0)
 
-    @property
     def losses(self) -> dict[str, Loss]:
-        """What became of those who are connected and lost."""
+        """Return who is lost; a silence is forgotten where the connection stands again."""
+        for link in self._links.values():
+            link.forgive()
         return {name: link.loss for name, link in self._links.items() if link.loss is not None}
 
     @property

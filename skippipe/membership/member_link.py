@@ -3,11 +3,12 @@
 import errno
 import socket
 import time
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from skippipe.errors import CommunicationError
 from skippipe.membership.epoch import Member
 
 GRACE_S = 0.8
@@ -25,6 +26,27 @@ class Loss(NamedTuple):
     """From the first sign; a silence began `silence_s` before that."""
 
 
+class Address(NamedTuple):
+    """Where a member is reached, with a numeric host."""
+
+    family: int
+    host: str
+    port: int
+
+
+def address_of(member: Member) -> Address:
+    """Look a member's host up, once: the library would do it at each attempt, and heartbeats would wait meanwhile.
+
+    Raises:
+        CommunicationError: its host has no address.
+    """
+    try:
+        found = socket.getaddrinfo(member.host, member.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CommunicationError(f"{member.host}, the host of {member.name}, has no address ({error})") from error
+    return Address(found[0][0], str(found[0][4][0]), member.port)
+
+
 class MemberLink:
     """A socket that is connected to one member, with a monitor of the connection.
 
@@ -33,7 +55,7 @@ class MemberLink:
     stands again at once nothing was lost.
     """
 
-    def __init__(self, member: Member, dealer: "zmq.Socket[bytes]"):
+    def __init__(self, member: Member, address: Address, dealer: "zmq.Socket[bytes]"):
         self.member = member
         self.dealer = dealer
         self.stands = False
@@ -42,7 +64,8 @@ class MemberLink:
         self._broken_s: float | None = None
         self._suspected_until_s = 0.0
         self._probe: _Probe | None = None
-        host = f"[{member.host}]" if ":" in member.host else member.host
+        self._address = address
+        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
         dealer.connect(f"tcp://{host}:{member.port}")
 
     @property
@@ -77,7 +100,7 @@ class MemberLink:
         """Return what became of the member, where this is new."""
         if not self.needs_looks:
             return None
-        self._probe = self._probe or _Probe.of(self.member)
+        self._probe = self._probe or _Probe(self._address)
         answer = self._probe.answer()
         if answer is not None:
             self._probe = None
@@ -91,6 +114,11 @@ class MemberLink:
             return None
         return self.loss
 
+    def forgive(self) -> None:
+        """Forget a silence that is over."""
+        if self.loss is not None and not self.loss.dead and self.stands:
+            self.loss = None
+
     def close(self, linger_s: float) -> None:
         """Close the connection, with up to `linger_s` for what is still to be sent."""
         if self._probe is not None:
@@ -103,19 +131,14 @@ class MemberLink:
 class _Probe:
     """One attempt to reach a member's port, that never waits."""
 
-    def __init__(self, family: int, address: tuple[object, ...]):
+    def __init__(self, address: Address):
         self._address = address
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        self._socket = socket.socket(address.family, socket.SOCK_STREAM)
         self._socket.setblocking(False)
-
-    @classmethod
-    def of(cls, member: Member) -> Self:
-        family, _, _, _, address = socket.getaddrinfo(member.host, member.port, type=socket.SOCK_STREAM)[0]
-        return cls(family, address)
 
     def answer(self) -> int | None:
         """Return 0 for a taken connection, the error's number for another answer, None for none yet."""
-        code = self._socket.connect_ex(self._address)
+        code = self._socket.connect_ex((self._address.host, self._address.port))
         if code in (errno.EINPROGRESS, errno.EALREADY):
             return None
         self.close()

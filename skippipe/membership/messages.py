@@ -83,6 +83,9 @@ class Hello(Checked):
     epoch: int
     receiver: str
     """The incarnation that is meant."""
+    asks: Annotated[str, Field(max_length=32)] = ""
+    """The receiver is asked to say these words, if the epoch still lasts."""
+    answers: Annotated[str, Field(max_length=32)] = ""
 
 
 class Mistaken(Checked):
@@ -106,7 +109,14 @@ class Leave(Checked):
     kind: Literal["leave"] = "leave"
 
 
-Message = VoteMessage | Hello | Mistaken | EpochEnd | Leave
+class Application(Checked):
+    """A process wants to join the run; told by itself, or by the member that it told."""
+
+    kind: Literal["application"] = "application"
+    applicant: Member
+
+
+Message = VoteMessage | Hello | Mistaken | EpochEnd | Leave | Application
 
 
 class Envelope(Checked):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait as wait_for_any
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 from skippipe.errors import SkipPipeError
@@ -26,22 +27,30 @@ class MemberProcesses:
     """Members n0, n1 and so on, in an epoch from the start."""
 
     def __init__(self, number: int, slow_decision_s: float = 0.0):
-        context = multiprocessing.get_context("fork")
         self.told: list[Told] = []
         self.names = [f"n{index}" for index in range(number)]
+        self.processes: dict[str, ForkProcess] = {}
         self._pipes: dict[str, Connection] = {}
-        self.processes = {}
         for name in self.names:
-            here, there = context.Pipe()
-            process = context.Process(target=be_member, args=(name, there, slow_decision_s), daemon=True)
-            process.start()
-            there.close()
-            self._pipes[name] = here
-            self.processes[name] = process
-        own = [pipe.recv() for pipe in self._pipes.values()]
+            self._start(name, slow_decision_s)
+        self.own = {name: pipe.recv() for name, pipe in self._pipes.items()}
         for pipe in self._pipes.values():
-            pipe.send(own)
+            pipe.send(list(self.own.values()))
         self.wait("begun", self.names)
+
+    def _start(self, name: str, slow_decision_s: float) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipes[name], there = context.Pipe()
+        self.processes[name] = context.Process(target=be_member, args=(name, there, slow_decision_s), daemon=True)
+        self.processes[name].start()
+        there.close()
+
+    def join(self, name: str, contact: str) -> float:
+        """Start a process that asks a member to be taken in; return the time of its asking."""
+        self._start(name, 0.0)
+        self.own[name] = self._pipes[name].recv()
+        self._pipes[name].send(self.own[contact])
+        return time.monotonic()
 
     def signal(self, name: str, number: signal.Signals) -> float:
         """Send a signal to a member; return the time."""
@@ -105,13 +114,18 @@ def be_member(name: str, pipe: Connection, slow_decision_s: float) -> None:
     membership = Membership.open(name, "127.0.0.1", SECRET, SILENCE_S)
     try:
         pipe.send(membership.own.model_dump())
-        members = [Member.model_validate(content) for content in pipe.recv()]
-        membership.begin(members, LIMIT_S)
-        tell("begun", None)
+        places = pipe.recv()
+        if isinstance(places, list):
+            membership.begin([Member.model_validate(content) for content in places], LIMIT_S)
+            tell("begun", None)
+        else:
+            tell("epoch", membership.join(places["host"], places["port"], LIMIT_S))
         while True:
             while membership.ending is None:
                 if pipe.poll(0.005):
                     obey(membership, pipe.recv())
+                for applicant in membership.applicants:
+                    membership.end_epoch(f"{applicant.name} joins")
             tell("ended", membership.ending)
             epoch = membership.next_epoch({"finished": name}, decide, LIMIT_S)
             tell("epoch", epoch)

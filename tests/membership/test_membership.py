@@ -87,6 +87,25 @@ def test_an_epoch_ends_without_a_loss_where_a_member_asks_or_leaves() -> None:
         assert {words for words, _ in members.wait("ended", ["n1", "n2"]).values()} == {"n0 lost (left)"}
 
 
+def test_one_that_was_killed_comes_back_and_another_is_new() -> None:
+    with member_processes(3) as members:
+        kill(members, "n0")
+        check_epoch(members, ["n1", "n2"], 1)
+        living = ["n1", "n2"]
+        for number, name, contact in ((2, "n0", "n2"), (3, "n9", "n0")):
+            asked_s = members.join(name, contact)
+            living.append(name)
+            epochs = members.wait("epoch", living)
+            epoch, at_s = epochs[name]
+            assert all(other == epoch for other, _ in epochs.values())
+            assert epoch.number == number
+            assert [member.model_dump() for member in epoch.members] == [members.own[name] for name in living]
+            assert list(epoch.decision["reports"]) == living[:-1]
+            assert at_s - asked_s < 1.0
+        kill(members, "n1")
+        check_epoch(members, ["n2", "n0", "n9"], 4)
+
+
 def test_strangers_do_not_get_in() -> None:
     stranger = Membership.open("n1", "127.0.0.1", "another secret of 16", SILENCE_S)
     member = Membership.open("n0", "127.0.0.1", SECRET, SILENCE_S)
