@@ -61,6 +61,7 @@ class MemberProtocol:
         self.heard: set[str] = set()
         """Incarnations that have said hello."""
         self.applicants: dict[str, Member] = {}
+        self.applying = False
         self.events: deque[MembershipEvent] = deque(maxlen=_EVENTS)
         self._silence_s = silence_s
         self._ended_s = 0.0
@@ -79,6 +80,13 @@ class MemberProtocol:
         self.epoch = epoch
         self.vote = EpochVote(epoch, self.own.name)
         self._connect(epoch.members)
+
+    def apply(self, contacts: Sequence[Member]) -> None:
+        """Ask these and whoever has heard of it from them to take this process in."""
+        if not self.applying:
+            self.applying = True
+            self._connect(contacts)
+        self.tell_all(Application(applicant=self.own))
 
     def turn(self, news: Sequence[LinkNews]) -> None:
         """Take what has happened, and say what is due."""
@@ -176,6 +184,8 @@ class MemberProtocol:
                 self._reply(way_back, Mistaken(receiver=message.receiver))
             case Hello():
                 self.heard.add(sender.incarnation)
+                if self.applying:
+                    self._connect([sender])  # one more who can take this process in
                 self._take_epochal(sender, message, way_back)
             case Mistaken():
                 for name, member in self.links.members.items():
@@ -257,6 +267,7 @@ class MemberProtocol:
             self.ending = self.ending or str(self.failure)
             return
         self.epoch, self.vote, self.ending = epoch, EpochVote(epoch, self.own.name), None
+        self.applying = False
         self.note("agreed", self.own.name, f"epoch {epoch.number}: {names}", time.monotonic() - self._ended_s)
         arrived = [name for name, member in self.applicants.items() if member in epoch.members]
         self.applicants = {name: member for name, member in self.applicants.items() if name not in epoch.names}

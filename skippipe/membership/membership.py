@@ -17,7 +17,7 @@ from skippipe.membership.keys import run_keys
 from skippipe.membership.links import Links
 from skippipe.membership.member_link import address_of
 from skippipe.membership.member_protocol import MemberProtocol, MembershipEvent
-from skippipe.membership.messages import Application, Envelope, Leave
+from skippipe.membership.messages import Leave
 
 logger = logging.getLogger(__name__)
 Decide = Callable[[Sequence[Member], Mapping[str, JsonValue]], dict[str, JsonValue]]
@@ -111,23 +111,27 @@ class Membership:
             protocol.note("begun", self.own.name, f"with {len(members)} members")
             return epoch
 
-    def join(self, host: str, port: int, limit_s: float) -> Epoch:
-        """Ask a member of a run that is under way to be taken in; return the first epoch with this process.
+    def join(self, contacts: Sequence[tuple[str, int]], limit_s: float) -> Epoch:
+        """Ask members of a run that is under way to take this process in; return the first epoch with it.
+
+        Args:
+            contacts: host and port of any members; one that lives is enough.
+            limit_s: how long it may take.
 
         Raises:
-            CommunicationError: it did not happen within `limit_s`, or the host has no address.
+            CommunicationError: it did not happen within `limit_s`, or a host has no address.
         """
-        contact = Member(name=f"{host}:{port}", host=host, port=port, incarnation=_NOBODY)
-        address_of(contact)
-        application = Envelope(sender=self.own, message=Application(applicant=self.own))
+        asked = [Member(name=f"{host}:{port}", host=host, port=port, incarnation=_NOBODY) for host, port in contacts]
+        for contact in asked:
+            address_of(contact)
         deadline_s = time.monotonic() + limit_s
         with self._changed:
-            self._call(lambda: self._links.connect(contact))
             while self._protocol.epoch is None:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
-                    raise CommunicationError(f"the run at {host}:{port} has not taken this process in in {limit_s:g} s")
-                self._call(lambda: self._links.send(contact.name, application))
+                    places = ", ".join(contact.name for contact in asked)
+                    raise CommunicationError(f"nobody at {places} has taken this process in within {limit_s:g} s")
+                self._call(lambda: self._protocol.apply(asked))
                 self._wait(lambda: self._protocol.epoch is not None, min(_APPLY_S, left_s))
             return self._protocol.epoch
 

@@ -119,7 +119,7 @@ def be_member(name: str, pipe: Connection, slow_decision_s: float) -> None:
             membership.begin([Member.model_validate(content) for content in places], LIMIT_S)
             tell("begun", None)
         else:
-            tell("epoch", membership.join(places["host"], places["port"], LIMIT_S))
+            tell("epoch", membership.join([(places["host"], places["port"])], LIMIT_S))
         while True:
             while membership.ending is None:
                 if pipe.poll(0.005):
