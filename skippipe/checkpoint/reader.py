@@ -9,8 +9,10 @@ metadata.json                     written last: what the checkpoint belongs to, 
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,12 +22,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from skippipe.errors import CheckpointError
+from skippipe.errors import CheckpointError, SkipPipeError
 from skippipe.model.stage import Stage
-from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json
+from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, read_text, write_atomically
 
+logger = logging.getLogger(__name__)
 FORMAT: Final = "skippipe.checkpoint/1"
 METADATA = "metadata.json"
+LATEST: Final = "latest"
+"""File of a run directory with the name of the checkpoint that was completed last: what is gone can be told by it."""
 DIRECTORY = re.compile(r"step-(\d{8,})")
 NOT_THE_MODEL = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
 """Keys of a Hugging Face configuration that say nothing about shapes or values."""
@@ -98,6 +103,28 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest complete checkpoint of a run, or None."""
     return next(reversed(complete_checkpoints(run_dir)), None)
+
+
+def last_completed(run_dir: Path) -> Path | None:
+    """Return the checkpoint that was completed last, there or not, by what the run directory says; else None."""
+    path = run_dir / LATEST
+    if not path.exists():  # of an earlier version, or nothing was saved yet
+        return None
+    try:
+        name = read_text(path, CheckpointError).strip()
+    except CheckpointError as reason:
+        logger.warning("%s", reason)
+        return None
+    if not DIRECTORY.fullmatch(name):
+        logger.warning("%s: %r is no name of a checkpoint; going by the checkpoints that are there", path, name[:40])
+        return None
+    return checkpoints_folder(run_dir) / name
+
+
+def note_last_completed(checkpoint: Path) -> None:
+    """Write into the run directory what `last_completed` reads; the checkpoint counts also where that fails."""
+    with suppress(SkipPipeError):
+        write_atomically(checkpoint.parents[1] / LATEST, checkpoint.name + "\n")
 
 
 def require_checkpoint(run_dir: Path) -> Path:

@@ -14,6 +14,8 @@ from skippipe.checkpoint.reader import (
     check_hash,
     checkpoint_path,
     found_checkpoints,
+    last_completed,
+    note_last_completed,
     read_metadata,
 )
 from skippipe.errors import CheckpointError, StorageError
@@ -61,7 +63,7 @@ def require_sound_checkpoint(run_dir: Path, context: DistributedContext = ALONE)
         raise CheckpointError(f"{run_dir}: there is no checkpoint; train it first")
     for path, damage in damaged.items():
         say = logger.warning if context.rank == 0 else logger.debug
-        say("%s is damaged: %s; reading %s", path, damage, checkpoint.name)
+        say("%s; reading %s", _in_words(path, damage), checkpoint.name)
     return checkpoint
 
 
@@ -78,34 +80,37 @@ def damage_on_any_rank(
 def set_aside(damaged: Mapping[Path, str], instead: Path) -> None:
     """Rename damaged checkpoints, so that none counts as one of the run's or is overwritten; say so, a line each."""
     for path, damage in damaged.items():
-        aside = path.with_name(DAMAGED + path.name)
+        aside, said = path.with_name(DAMAGED + path.name), _in_words(path, damage)
+        if not path.exists():
+            logger.warning("%s; continuing from %s", said, instead.name)
+            continue
         try:
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         except OSError as reason:
-            raise StorageError(
-                f"{path} is damaged ({damage}) and cannot be renamed ({reason.strerror or reason}); move it away"
-            ) from None
-        logger.warning(
-            "%s is damaged: %s; continuing from %s, the damaged one is kept as %s",
-            path,
-            damage,
-            instead.name,
-            aside.name,
-        )
+            raise StorageError(f"{said}, and cannot be renamed ({reason.strerror or reason}); move it away") from None
+        logger.warning("%s; continuing from %s, the damaged one is kept as %s", said, instead.name, aside.name)
+    note_last_completed(instead)
 
 
 def _refuse(damaged: Mapping[Path, str]) -> None:
     newest, damage = next(iter(damaged.items()))
-    among = f"none of the {len(damaged)} checkpoints can be read" if len(damaged) > 1 else "it is the only one"
+    among = f"none of the {len(damaged)} checkpoints can be read" if len(damaged) > 1 else "there is no other"
     raise CheckpointError(
-        f"{newest} is damaged: {damage}; {among}. Nothing was changed: bring one back from a copy, or move "
-        f"{newest.parent} away to begin anew"
+        f"{_in_words(newest, damage)}; {among}. Nothing was changed: bring one back from a copy, or move "
+        f"{newest.parents[1]} away to begin anew"
     )
 
 
+def _in_words(checkpoint: Path, damage: str) -> str:
+    return f"{checkpoint} is damaged: {damage}" if checkpoint.exists() else f"{checkpoint} was saved and is gone"
+
+
 def _steps(run_dir: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in found_checkpoints(run_dir)]
+    """Return the steps of all checkpoints, oldest first, and of the one completed last also where it is gone."""
+    last = last_completed(run_dir)
+    paths = found_checkpoints(run_dir) + ([] if last is None else [last])
+    return sorted({int(path.name.removeprefix("step-")) for path in paths})
 
 
 def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> str | None:

@@ -29,6 +29,7 @@ from skippipe.checkpoint.reader import (
     checkpoints_folder,
     complete_checkpoints,
     metadata_sha256,
+    note_last_completed,
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.config.experiment import CheckpointOptions
@@ -294,6 +295,7 @@ def _finish(aside: Path, final: Path, metadata: Metadata) -> None:
         shutil.rmtree(final)
     aside.rename(final)
     _flush(final.parent)
+    note_last_completed(final)
 
 
 def _flush(path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,11 +15,14 @@ from skippipe.config.key_names import suggestion
 from skippipe.config.places import anchor, relative_inside
 from skippipe.config.written_values import as_meant
 from skippipe.errors import ConfigError, InputError, StorageError
-from skippipe_scheduler.files import check_text, describe, write_atomically
+from skippipe_scheduler.files import check_text, describe, read_text, write_atomically
 from skippipe_scheduler.yaml_file import parse_yaml_text, read_yaml
 
 KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 """How an override names a key."""
+FIRST_LINE: Final = "# A whole experiment, as skippipe wrote it; it ends with three dots."
+LAST_LINE: Final = "..."
+"""How YAML ends a document."""
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -102,7 +105,7 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
     What lies beside the file is named from there, everything else from the root.
     """
     try:
-        write_atomically(path, to_yaml(experiment, path.parent))
+        write_atomically(path, f"{FIRST_LINE}\n{to_yaml(experiment, path.parent)}{LAST_LINE}\n")
     except OSError as reason:
         raise StorageError(f"{path}: {reason}") from None
 
@@ -118,6 +121,7 @@ def to_yaml(experiment: Experiment, folder: Path | None = None) -> str:
 def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base files form a circle ({' -> '.join(p.name for p in seen)} -> {path.name})")
+    _check_whole(path)
     given = read_yaml(path, ConfigError)
     anchor(given, path.parent, str(path))
     base = given.pop("base", None)
@@ -131,6 +135,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if not isinstance(merged, DictConfig):
         raise ConfigError(f"{path}: cannot be merged with its base {base}")
     return merged
+
+
+def _check_whole(path: Path) -> None:
+    """Raise `ConfigError` where a file that `save_experiment` wrote was cut: defaults would stand in for the rest."""
+    lines = read_text(path, ConfigError).splitlines()
+    if lines[:1] == [FIRST_LINE] and lines[-1] != LAST_LINE:
+        raise ConfigError(
+            f"{path}: cut short: its last line, {LAST_LINE!r}, is missing; bring it back from a copy, or start from "
+            "the file that the run was started with"
+        )
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tokenizer that a run keeps in its directory: its weights are of no use with another one."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -18,29 +19,55 @@ from skippipe.data.tokenizer import (
 )
 from skippipe.errors import DataError, StorageError
 
+logger = logging.getLogger(__name__)
 FOLDER = "tokenizer"
 
 
 def keep_tokenizer(options: DataOptions, tokenizer: Tokenizer, run_dir: Path, *, anew: bool) -> None:
-    """Write the tokenizer to `run_dir`; one that is there already stays, but for a run that begins `anew`.
+    """Write the tokenizer to `run_dir`. What a run that does not begin `anew` has otherwise is kept aside, and said.
 
     That of an imported run lies there from the start. Raises `StorageError` where it cannot be written.
     """
     folder = run_dir / FOLDER
     inside = Path(options.tokenizer).resolve().is_relative_to(run_dir.resolve())
-    if tokenizer.name == ByteTokenizer.name or inside or (folder.is_dir() and not anew):
+    if tokenizer.name == ByteTokenizer.name or inside:
         return
-    aside = run_dir / f".{FOLDER}.{os.getpid()}.tmp"
+    aside, former = run_dir / f".{FOLDER}.{os.getpid()}.tmp", run_dir / f"former-{FOLDER}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save_for_transformers(options, tokenizer, aside)
+        if folder.is_dir() and not anew:
+            differing = _difference(aside, folder)
+            if not differing:
+                return
+            shutil.rmtree(former, ignore_errors=True)
+            folder.rename(former)
+            logger.warning(
+                "%s: not what the run trains with (%s); written again, what was there is kept as %s",
+                folder,
+                differing,
+                former.name,
+            )
+        elif not anew:
+            logger.warning("%s: missing; written again", folder)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     except OSError as reason:
         raise StorageError(f"{folder}: cannot be written ({reason.strerror or reason})") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _difference(expected: Path, found: Path) -> str:
+    """Return the first file of `expected` that is missing in `found` or has another content there, "" where none is."""
+    for path in sorted(expected.iterdir()):
+        other = found / path.name
+        if not other.is_file():
+            return f"{path.name} is missing"
+        if other.read_bytes() != path.read_bytes():
+            return f"{path.name} differs"
+    return ""
 
 
 def kept_options(options: DataOptions, run_dir: Path | None) -> DataOptions:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,14 +23,21 @@ class MetricsWriter:
     """Appends steps to a file, each written out at once. Steps after `first_step` of an earlier try are removed.
 
     Steps that the storage does not take wait, and are written with a later one. With `continued` the file should hold
-    all the `first_step` steps before; which are missing is said.
+    all the `first_step` steps before; which are missing is said, and a file with damaged lines is kept as it was.
     """
 
     def __init__(self, path: Path, first_step: int = 0, *, continued: bool = False) -> None:
-        kept = [entry for entry in read_metrics(path) if entry[Metric.STEP] <= first_step] if path.exists() else []
+        lines = list(metrics_lines(path)) if path.exists() else []
+        kept = [entry for entry in lines if entry is not None and entry[Metric.STEP] <= first_step]
         missing = first_step - len({entry[Metric.STEP] for entry in kept if entry[Metric.STEP] > 0})
         if missing > 0 and continued:
-            logger.warning("%s: %d of the %d steps before are missing or damaged", path, missing, first_step)
+            logger.warning(
+                "%s: %d of the %d steps before are missing or damaged%s",
+                path,
+                missing,
+                first_step,
+                _keep_damaged(path) if None in lines else "",
+            )
         write_atomically(path, "".join(_line(entry) for entry in kept))
         self._path = path
         self._size_bytes = path.stat().st_size
@@ -101,6 +109,16 @@ def metrics_lines(path: Path) -> Iterator[dict[str, Any] | None]:
             yield with_current_keys(content) if content is not None and is_step else None
     except OSError as reason:
         raise InputError(f"{path}: cannot be read ({reason.strerror}); give a run that has been trained") from None
+
+
+def _keep_damaged(path: Path) -> str:
+    """Copy a file whose damaged lines are about to go; return what to say of it."""
+    copy = path.with_name(f"damaged-{path.name}")
+    try:
+        shutil.copyfile(path, copy)
+    except OSError as reason:
+        return f"; the file as it was cannot be kept ({reason.strerror or reason})"
+    return f"; the file as it was is kept as {copy.name}"
 
 
 def _line(metrics: Mapping[Any, Any]) -> str:

@@ -3,19 +3,42 @@
 import time
 import uuid
 from pathlib import Path
+from typing import Final
 
-from skippipe.checkpoint.reader import found_checkpoints
+from skippipe.checkpoint.reader import LATEST, found_checkpoints
 from skippipe.checkpoint.soundness import damage_on_any_rank, newest_sound_checkpoint, set_aside
 from skippipe.checkpoint.writer import remove_unfinished
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
-from skippipe.errors import CheckpointError, ConfigError, StorageError
+from skippipe.errors import CheckpointError, ConfigError, InputError, StorageError
 from skippipe.planning.recipe_plans import save_recipe_plans
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
+
+FILES: Final = (
+    "config.yaml",
+    "plan.json",
+    "metrics.jsonl",
+    "memory.json",
+    "owner.json",
+    ".owner.lock",
+    LATEST,
+    "trace/rank-*.jsonl",
+)
+FOLDERS: Final = ("checkpoints", "trace", "plans", "tokenizer")
+
+
+def check_kinds(run_dir: Path) -> None:
+    """Raise `InputError` where a folder stands in a file's place, or the other way round: nothing is changed then."""
+    for path in (found for name in FILES for found in run_dir.glob(name)):
+        if not path.is_file():
+            raise InputError(f"{path}: a folder, where a run keeps a file; move it away")
+    for path in (found for name in FOLDERS for found in run_dir.glob(name)):
+        if not path.is_dir():
+            raise InputError(f"{path}: a file, where a run keeps a folder; move it away")
 
 
 def open_run_directory(experiment: Experiment, context: DistributedContext) -> None:

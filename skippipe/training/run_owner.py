@@ -24,6 +24,7 @@ from skippipe.errors import InputError, StorageError
 from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
+from skippipe.training.run_directory import check_kinds
 from skippipe_scheduler.files import PositiveCount, StrictModel, parse, read_json, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,9 @@ class RunOwner:
     def claim(self) -> None:
         """Become the owner; raise `InputError` naming the present one where it lives.
 
-        Raises `StorageError` where the directory cannot be written.
+        Raises what `check_kinds` raises, and `StorageError` where the directory cannot be written.
         """
+        check_kinds(self._run_dir)
         own = Owner.here()
         try:
             self._run_dir.mkdir(parents=True, exist_ok=True)

@@ -83,10 +83,10 @@ class Costs(StrictModel):
             for node in nodes:
                 if node not in table:
                     return f"costs.{name} has no entry for node {node!r}"
-        matrices = {"transfer_s": self.transfer_s}
-        if self.contention != "none":
-            matrices |= {"latency_s": self.latency_s or {}, "gbit_per_s": self.gbit_per_s or {}}
-        for name, matrix in matrices.items():
+        for name in ("transfer_s", "latency_s", "gbit_per_s"):
+            matrix: Mapping[str, Mapping[str, float]] | None = getattr(self, name)
+            if matrix is None:
+                continue
             for source in nodes:
                 for destination in nodes:
                     if source != destination and destination not in matrix.get(source, {}):
