@@ -38,6 +38,7 @@ from .problem.problem import Problem as Problem, load_problem as load_problem, w
 from .problem.rules import Rules as Rules, skip_rules as skip_rules
 from .problem.stage_layout import StageLayout as StageLayout
 from .problem.workload import Workload as Workload
+from .solver.lost_nodes import replan_without as replan_without
 from .solver.plan_request import PlanRequest as PlanRequest
 from .solver.planner import (
     PlanWithBaselines as PlanWithBaselines,

@@ -45,7 +45,7 @@ def replan(plan: Plan, problem: Problem, options: SolveOptions, *, layers: Seque
         return solve(problem, options, layers=layers)
     placement = slot_model.given_placement() or _placement(plan, problem)
     routes = _routes(plan, slot_model, placement)
-    starts = _starts(plan, slot_model, placement, routes)
+    starts = kept_starts(plan, slot_model, placement, routes)
     warm = Solution(placement, routes, starts, iteration_s=0.0, score=0.0)
     return solve(problem, options, layers=layers, warm=warm)
 
@@ -150,7 +150,7 @@ def _routes(plan: Plan, slot_model: SlotModel, placement: SlotPlacement) -> tupl
     return tuple(tuple(route) for route in routes)
 
 
-def _starts(plan: Plan, slot_model: SlotModel, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Starts:
+def kept_starts(plan: Plan, slot_model: SlotModel, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Starts:
     """Return the old starts of the microbatches whose routes are as before, nothing for the others."""
     begun: dict[tuple[int, str, str], float] = {
         (task.microbatch, task.operation, task.node): task.start_s for task in simulate(plan).tasks
