@@ -1,6 +1,6 @@
 """A plan for the nodes that are left when some are lost: same stages, same microbatches, other routes.
 
-Living nodes stay where they are, because the weights of their stage are there, and microbatches keep their numbers. So a
+Living nodes stay where they are, because the weights of their stage are there, and microbatches keep their numbers. A
 plan follows from the plan of all nodes and from who is missing alone: when everybody is back, it is the old one again.
 """
 
