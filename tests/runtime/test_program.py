@@ -9,7 +9,12 @@ from random_plans import random_plan
 from skippipe.runtime.program.program import Opcode, compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe_scheduler.errors import DeadlockError
+from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan, Task
+from skippipe_scheduler.search.kernel.jit import prepare
+from skippipe_scheduler.solver.lost_nodes import replan_without
+
+prepare(None)  # a search without time would not wait for the kernel, nor would those of the tests behind it
 
 
 @st.composite
@@ -34,6 +39,15 @@ def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
     assert proof.num_transfers == sum(2 * len(microbatch.route) for microbatch in plan.microbatches)
     assert proof.total_bytes == 128 * proof.num_transfers
     assert all(peak <= plan.costs.memory[node] for peak, node in zip(proof.peak_memory, plan.nodes, strict=True))
+
+
+@given(plans())
+@settings(deadline=None, max_examples=20)
+def test_a_plan_without_lost_nodes_compiles_to_proved_programs(plan: Plan) -> None:
+    lost = {node for stage in plan.stages for node in stage.nodes[1:]}
+    found = replan_without(plan, lost, SolveOptions(time_limit_s=0.0))
+    proof = prove(compile_programs(found, activation_bytes=128), found)
+    assert proof.num_transfers == sum(2 * len(microbatch.route) for microbatch in plan.microbatches)
 
 
 @given(plans(), st.integers(1, 9))

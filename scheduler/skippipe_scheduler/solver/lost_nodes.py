@@ -38,9 +38,10 @@ def replan_without(plan: Plan, lost: Collection[str], options: SolveOptions) -> 
         InfeasibleError: A stage has no node left; the message names it.
 
     Examples:
-        >>> smaller = replan_without(plan, {"turin-1"}, SolveOptions(max_evaluations=50))
-        >>> smaller.nodes, smaller.visits == plan.visits
-        (('paris-0', 'paris-1', 'turin-0'), True)
+        >>> lost = plan.stages[0].nodes[:1]
+        >>> smaller = replan_without(plan, lost, SolveOptions(max_evaluations=50))
+        >>> smaller.stages[0].nodes == plan.stages[0].nodes[1:], smaller.visits == plan.visits
+        (True, True)
         >>> replan_without(plan, (), SolveOptions()).hash == plan.hash
         True
     """
@@ -108,7 +109,8 @@ def _costs_without(plan: Plan, lost: Collection[str], stages: Sequence[Sequence[
             if source not in lost
         }
     changed["reduce_s"] = tuple(
-        reduce_s if len(nodes) > 1 else 0.0 for reduce_s, nodes in zip(costs.reduce_s or (), stages, strict=True)
+        0.0 if len(nodes) == 1 < len(before.nodes) else reduce_s
+        for reduce_s, nodes, before in zip(costs.reduce_s or (), stages, plan.stages, strict=True)
     )
     return costs.model_copy(update=changed)
 
