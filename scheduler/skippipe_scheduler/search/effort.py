@@ -1,5 +1,6 @@
 """How much a budget can pay for: steps of the search, starts, steps on the loads."""
 
+import math
 from dataclasses import dataclass
 
 from skippipe_scheduler.budget import Budget
@@ -56,6 +57,13 @@ class SearchEffort:
         step_s = slowness() * (tuning.balancing_step_s + tuning.balancing_slot_s * len(slot_model.stage_of))
         working_s = tuning.balancing_part * self.num_workers * self.budget.left_s
         return max(tuning.least_balancing_steps, int(working_s / step_s / starts / self.num_variants))
+
+    def balancing_limit_s(self, starts: int) -> float:
+        """Return the seconds that the steps on the loads of each start may take, where there is a clock."""
+        if self.budget.evaluations is not None:
+            return math.inf
+        at_once = min(starts, self.num_workers)
+        return max(1e-3, self.tuning.balancing_part * at_once * self.budget.left_s / starts / self.num_variants)
 
     def path_set_expansions(self) -> int:
         """Return how many nodes the path search may expand."""

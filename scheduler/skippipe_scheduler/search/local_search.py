@@ -1,7 +1,8 @@
 """Large neighbourhood search over routes, order and, where it is free, placement: the compiled kernel, fed and read."""
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -103,11 +104,13 @@ class LocalSearch:
         steps: int,
         *,
         exchange: bool = True,
+        limit_s: float = math.inf,
         stop: threading.Event | None = None,
     ) -> tuple[SlotPlacement, list[SlotRoute]]:
         """Return a placement and routes with lighter loads, to `start` from (`skippipe_scheduler.search.kernel.loads`).
 
-        Where the placement is free, nodes are exchanged too if `exchange`. `stop` ends it early.
+        Where the placement is free, nodes are exchanged too if `exchange`. It cools over `steps`, or as many as
+        `limit_s` has time for; `stop` ends it early.
         """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
@@ -115,13 +118,11 @@ class LocalSearch:
         tuning = self.tuning
         share = tuning.exchange_share / (1 + len(routes) / tuning.exchange_routes) if self.free and exchange else 0.0
         temperature = tuning.load_temperature * min(1.0, tuning.load_temperature_routes / len(routes)) ** 2
-        parts = max(1, steps // tuning.load_chunk)
-        cooling = tuning.load_cooling ** (1 / parts)
-        for part in range(parts):
+        for chunk, begin, end in _load_chunks(steps, limit_s, tuning):
             if stop is not None and stop.is_set():
                 break
-            cooled = temperature * cooling**part
-            anneal_loads(self.instance, changed, self.work, loads, steps // parts, cooled, cooling, share)
+            cooled, cooling = temperature * tuning.load_cooling**begin, tuning.load_cooling ** (end - begin)
+            anneal_loads(self.instance, changed, self.work, loads, chunk, cooled, cooling, share)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 
@@ -248,6 +249,26 @@ class LocalSearch:
         memory = self.tuning.rate_memory
         self.rate = memory * self.rate + (1 - memory) * rate
         return spent
+
+
+def _load_chunks(steps: int, limit_s: float, tuning: LocalSearchTuning) -> Iterator[tuple[int, float, float]]:
+    """Yield steps on the loads to make at once, with the shares of the way before and after them, 0 to 1.
+
+    The way is `steps` long or, where these take longer, `limit_s`.
+    """
+    if math.isinf(limit_s):
+        parts = max(1, steps // tuning.load_chunk)
+        yield from ((steps // parts, part / parts, (part + 1) / parts) for part in range(parts))
+        return
+    clock, chunk, step_s, gone = Budget(limit_s), min(steps, tuning.first_chunk), 0.0, 0.0
+    while gone < 1:
+        begin_s = clock.elapsed_s
+        end = min(1.0, gone + max(chunk / steps, chunk * step_s / limit_s))
+        yield chunk, gone, end
+        step_s = (clock.elapsed_s - begin_s) / chunk
+        gone = max(end, clock.fraction)
+        affordable = min((1 - gone) * steps, min(clock.left_s, tuning.load_chunk_s) / max(step_s, 1e-9))
+        chunk = max(1, min(tuning.load_chunk, math.ceil(affordable)))
 
 
 def _row_width(slot_model: SlotModel, tuning: LocalSearchTuning) -> int:

@@ -92,13 +92,14 @@ class PortfolioSearch:
         slot_model = self.slot_models[0]
         anew = self.num_workers if self.effort.steps_left(slot_model) > slot_model.num_tasks else 0
         steps, stop = self.effort.balancing_steps(slot_model, max(1, anew)), self.budget.stop
+        limit_s = self.effort.balancing_limit_s(max(1, anew))
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
             if index == 0:
                 return search, search.repair(warm)
             return search, search.start(
-                *search.balance_loads(warm.placement, warm.routes, steps, exchange=False, stop=stop)
+                *search.balance_loads(warm.placement, warm.routes, steps, exchange=False, limit_s=limit_s, stop=stop)
             )
 
         for search, solution in pool.map(begin, range(1 + anew)):
@@ -111,12 +112,14 @@ class PortfolioSearch:
         every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
         bases = every or [found.solution.placement for found in constructed]
         count = len(every) or max(2, self.effort.affordable_starts(slot_model) // len(self.slot_models))
-        steps = self.effort.balancing_steps(slot_model, count)
+        steps, limit_s = self.effort.balancing_steps(slot_model, count), self.effort.balancing_limit_s(count)
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
             base = self._start_of(slot_model, index, bases)
-            placement, routes = search.balance_loads(*base, steps, exchange=not every, stop=self.budget.stop)
+            placement, routes = search.balance_loads(
+                *base, steps, exchange=not every, limit_s=limit_s, stop=self.budget.stop
+            )
             return search, search.start(placement, routes)
 
         for search, solution in pool.map(begin, range(count)):

@@ -153,6 +153,9 @@ class LocalSearchTuning:
     """With more routes one route changes the loads less, so the temperature falls with the square. Chosen."""
     load_cooling: float = 0.01
     """Share of the temperature that is left after all steps on the loads. Chosen."""
+    load_chunk_s: float = 0.3
+    """Seconds for which loads are balanced between two looks at the clock. Chosen: the first chunk is too small to tell
+    the speed well, and long routes take fifty times as long as short ones."""
     load_chunk: int = 500_000
     """Steps on the loads between two looks at whether to stop. Measured: 0.3 to 0.8 s."""
     exchange_share: float = 0.3
