@@ -3,7 +3,7 @@
 What a search makes of them may be worse for a while; so they are timed exactly as they are, and stay in the running.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -29,15 +29,24 @@ class Constructed:
 
 
 def construct_schedules(
-    slot_model: SlotModel, budget: Budget, seed: int, robustness: Robustness | None = None
+    slot_model: SlotModel,
+    budget: Budget,
+    seed: int,
+    robustness: Robustness | None = None,
+    announce: Callable[[Solution], None] | None = None,
 ) -> list[Constructed]:
-    """Return schedules with different placements, the best first: as many as `budget` has time for, one at least."""
+    """Return schedules with different placements, the best first: as many as `budget` has time for, one at least.
+
+    `announce` is told of each as soon as it is there.
+    """
     found: list[Constructed] = []
     sequences = balanced_sequences(slot_model, seed)
     for placement in dict.fromkeys(_placements(slot_model)):
         search = LocalSearch(slot_model, seed, robustness)
         routes = priced_routes(SlotCosts(slot_model, placement), seed, sequences)
         found.append(Constructed(search, search.start(placement, routes)))
+        if announce is not None:
+            announce(found[-1].solution)
         if budget.exhausted or (budget.repeatable and slot_model.num_tasks > _LARGE_TASKS):
             break
     return sorted(found, key=lambda constructed: constructed.solution.key)

@@ -48,6 +48,11 @@ class SearchEffort:
         affordable = int(self.race_part(slot_model) * self.steps_left(slot_model) / self.full_annealing(slot_model))
         return min(most * self.num_variants, affordable)
 
+    def affordable_variants(self, slot_model: SlotModel) -> int:
+        """Return how many variants have time for their first schedules, one at least."""
+        first_s = self.tuning.first_schedule_task_s * slot_model.num_tasks * slowness()
+        return max(1, int(self.tuning.construction_part * self.budget.left_s / first_s))
+
     def balancing_steps(self, slot_model: SlotModel, starts: int) -> int:
         """Return the steps on the loads that each of so many starts of one variant gets."""
         tuning = self.tuning

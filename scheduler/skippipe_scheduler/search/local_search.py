@@ -149,14 +149,19 @@ class LocalSearch:
             return self._continue()
         return self.start(solution.placement, solution.routes)
 
-    def greedy_insert(self, solution: Solution) -> Solution:
-        """Begin at the routes of a solution, its microbatches inserted in the sequence of their starts."""
+    def greedy_insert(self, solution: Solution, budget: Budget) -> Solution:
+        """Begin at the routes of a solution, its microbatches inserted in the sequence of their starts.
+
+        One insertion at least is made; the others as far as `budget` has time for them.
+        """
         self._allocate(solution.placement, solution.routes)
         sequence = np.argsort([row[0] for row in solution.starts], kind="stable")
         for factor in self.tuning.greedy_waits:
             wait_s = factor * float(self.instance.node_s[1].max())
             if construct(self.instance, self.candidate, self.work, sequence, wait_s):
                 self._keep_better()
+            if not budget.repeatable and budget.exhausted:
+                break
         return self._continue()
 
     def improve(

@@ -70,6 +70,7 @@ class PortfolioSearch:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
         limit_s = 0.0
         if not self.budget.repeatable:
+            self.slot_models = self.slot_models[: self.effort.affordable_variants(self.slot_models[0])]
             limit_s = self.tuning.bounds_part * self.budget.limit_s / len(self.slot_models)
         bounds = (lower_bounds(slot_model.problem, limit_s, self.budget.stop) for slot_model in self.slot_models)
         self.bound_s = min(max(of_variant.values()) for of_variant in bounds)
@@ -78,7 +79,8 @@ class PortfolioSearch:
                 self._resume(warm, pool)
             else:
                 for slot_model in self.slot_models:
-                    self._start_searches(slot_model, pool)
+                    if self.best is None or not self.budget.exhausted:
+                        self._start_searches(slot_model, pool)
                 self._look_beside()
             self._race(pool)
             self._solve_joint_model()
@@ -114,7 +116,9 @@ class PortfolioSearch:
         count = len(every) or max(2, self.effort.affordable_starts(slot_model) // len(self.slot_models))
         steps, limit_s = self.effort.balancing_steps(slot_model, count), self.effort.balancing_limit_s(count)
 
-        def begin(index: int) -> tuple[LocalSearch, Solution]:
+        def begin(index: int) -> tuple[LocalSearch, Solution] | None:
+            if self.budget.exhausted:
+                return None
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
             base = self._start_of(slot_model, index, bases)
             placement, routes = search.balance_loads(
@@ -122,8 +126,9 @@ class PortfolioSearch:
             )
             return search, search.start(placement, routes)
 
-        for search, solution in pool.map(begin, range(count)):
-            self._add(search, solution)
+        for begun in pool.map(begin, range(count)):
+            if begun is not None:
+                self._add(*begun)
         self._add(constructed[0].search, constructed[0].solution)
         if slot_model.given_placement() is not None and slot_model.num_tasks <= self.tuning.count_model_tasks:
             self._start_from_count_model(slot_model)
@@ -132,11 +137,13 @@ class PortfolioSearch:
     def _construct(self, slot_model: SlotModel) -> list[Constructed]:
         """Return schedules that need no search, the best first."""
         part = self.tuning.construction_part / (len(self.slot_models) + len(self.beside))
-        return construct_schedules(slot_model, self.budget.share(part), self.seed, self.robustness)
+        return construct_schedules(slot_model, self.budget.share(part), self.seed, self.robustness, self._announce)
 
     def _look_beside(self) -> None:
         """Add a search in a variant beside, where a schedule made without a search is better than all so far."""
         for slot_model in self.beside:
+            if self.budget.exhausted:
+                break
             best = self._construct(slot_model)[0]
             if self.best is None or best.solution.key < self.best.solution.key:
                 self._add(best.search, best.solution)

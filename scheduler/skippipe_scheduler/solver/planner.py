@@ -1,7 +1,7 @@
 """From a request to its plan, alone or with the baselines beside it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 from skippipe_scheduler.plan.plan import Plan
@@ -13,8 +13,8 @@ from skippipe_scheduler.solver.plan_request import PlanRequest
 from skippipe_scheduler.solver.replan import replan
 from skippipe_scheduler.solver.solve import solve_network_blind, solve_variants
 
-_LEAST_PART = 0.5
-"""Share of its third that network-blind skipping gets at least. Chosen."""
+_LEAST_PART = 0.02
+"""Share of the time limit that each solve gets at least, whatever those before it took. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,22 @@ def solve_with_baselines(
         full pipeline
         network-blind skipping
     """
-    third = request.with_options(time_limit_s=request.options.time_limit_s / 3)
+    begin_s, limit_s = perf_counter(), request.options.time_limit_s
+
+    def with_part(part: float) -> PlanRequest:
+        """Return the request with a third of the time limit, or `part` of what is left where that is less."""
+        left_s = part * (limit_s - (perf_counter() - begin_s))
+        return request.with_options(time_limit_s=max(_LEAST_PART * limit_s, min(limit_s / 3, left_s)))
+
+    third = with_part(1 / 3)
     announce("this plan")
     plan = solve_request(third)
     announce("full pipeline")
-    full_pipeline = _solve_variants(third, third.full_pipelines)
-    begin_s = perf_counter()
+    full_pipeline = _solve_variants(with_part(1 / 2), third.full_pipelines)
     plan = no_worse_than_full(plan, full_pipeline, third)
-    left_s = third.options.time_limit_s - (perf_counter() - begin_s)
     announce("network-blind skipping")
     chosen = third.resolve(plan)
-    options = replace(third.options, time_limit_s=max(left_s, _LEAST_PART * third.options.time_limit_s))
+    options = with_part(1.0).options
     blind = solve_network_blind(chosen, options, stages=tuple(stage.nodes for stage in plan.stages))
     if blind.predicted.iteration_s < plan.predicted.iteration_s and not options.robustness:
         plan = blind.model_copy(update={"solver": plan.solver})

@@ -125,7 +125,7 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     from skippipe_scheduler.search.local_search import LocalSearch
 
     fixed = _fix(problem, stages)
-    budget = options.budget()
+    budget = options.budget(SlotModel(fixed).num_tasks)
     check_feasible(fixed)
     if fixed.stages is None:
         found = _portfolio_search([SlotModel(fixed)], options, budget.share(BLIND_PLACEMENT_PART)).run()
@@ -135,7 +135,9 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
     blind = _portfolio_search([SlotModel(network_blind(fixed))], options, budget.share(searched)).run()
     search = LocalSearch(slot_model, options.seed)
     solution = min(
-        search.resume(blind.solution), search.greedy_insert(blind.solution), key=lambda candidate: candidate.iteration_s
+        search.resume(blind.solution),
+        search.greedy_insert(blind.solution, budget),
+        key=lambda candidate: candidate.iteration_s,
     )
     bounds = lower_bounds(fixed, 0.0 if budget.repeatable else BLIND_BOUNDS_PART * options.time_limit_s, budget.stop)
     plan = finished_plan(slot_model, solution, max(bounds.values()), _solver(options, budget), None)
@@ -165,8 +167,8 @@ def _solve_best(
     warm: "Solution | None",
     beside: Sequence[Problem] = (),
 ) -> Plan:
-    budget = options.budget()
     slot_models = [SlotModel(problem) for problem in variants]
+    budget = options.budget(slot_models[0].num_tasks)
     for problem in variants:
         check_feasible(problem)
     splits = any(problem.costs.weight_s for problem in variants)
