@@ -1,18 +1,25 @@
-"""Weights & Biases on rank 0. Whatever happens to it, training goes on: a failure is one warning, then silence."""
+"""Weights & Biases on rank 0. Whatever happens to it, training goes on: a failure is one warning, then silence.
+
+What records is a process of wandb's own, which a scheduler's SIGTERM to all processes of a job ends at once, with all
+that it had not written. So it is started again where it is gone, and what it has not got of the steps in metrics.jsonl
+is filled in whenever it starts.
+"""
 
 import logging
 import os
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from skippipe.config.experiment import Experiment, WandbOptions
 from skippipe.errors import InputError
 from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.metrics_file import read_metrics
+from skippipe.monitor.wandb_file import recorded_steps
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe_scheduler.files import read_text, write_atomically
 
@@ -22,6 +29,8 @@ ID_FILE = "wandb_id"
 RUN_ID = re.compile(r"[\w-]{1,128}", re.ASCII)
 INIT_TIMEOUT_S = 10
 FINISH_TIMEOUT_S = 30
+MOST_RESTARTS = 2
+"""How often a process of wandb's that is gone is started again."""
 
 
 class WandbRun:
@@ -29,9 +38,12 @@ class WandbRun:
 
     def __init__(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
         self._run: Any = None
-        place = WandbPlace.of(experiment.logging.wandb, run_dir)
-        self._failed = place.mode == "disabled"
-        self._guard("start", lambda: self._open(experiment, place, run_id))
+        self._experiment, self._run_id = experiment, run_id
+        self._metrics_path = run_dir / "metrics.jsonl"
+        self._place = WandbPlace.of(experiment.logging.wandb, run_dir)
+        self._failed = self._place.mode == "disabled"
+        self._restarts_left = MOST_RESTARTS
+        self._guard("start", self._open)
 
     def write(self, metrics: StepMetrics) -> None:
         """Log one step."""
@@ -46,14 +58,28 @@ class WandbRun:
         """Finish the run; wait for its last upload no longer than `FINISH_TIMEOUT_S`."""
         self._guard("finish", lambda: self._run.finish())
 
-    def _open(self, experiment: Experiment, place: WandbPlace, run_id: str) -> None:
+    def _open(self) -> None:
         import wandb
 
         try:
-            self._run = _start(experiment, place, run_id)
+            self._run = _start(self._experiment, self._place, self._run_id)
         except (wandb.errors.CommError, wandb.errors.UsageError) as reason:
             logger.warning("wandb: cannot go online (%s); recording offline, upload later with: wandb sync", reason)
-            self._run = _start(experiment, place._replace(mode="offline"), run_id)
+            self._run = _start(self._experiment, self._place._replace(mode="offline"), self._run_id)
+        self._fill_in()
+
+    def _fill_in(self) -> None:
+        """Log the steps of metrics.jsonl that W&B has not got: its server says how far it is, offline its files do."""
+        if not self._metrics_path.exists():
+            return
+        got: Container[int] = range(self._run.starting_step)
+        if self._run.offline:
+            got = recorded_steps(self._place.directory / "wandb", self._run_id)
+        missing = [entry for entry in read_metrics(self._metrics_path) if entry[Metric.STEP] not in got]
+        for entry in missing:
+            self._run.log(entry, step=entry[Metric.STEP])
+        if missing:
+            logger.info("wandb: %d steps that it had not got are filled in from metrics.jsonl", len(missing))
 
     def _store(self, path: Path, kind: str) -> None:
         import wandb
@@ -63,14 +89,30 @@ class WandbRun:
         self._run.log_artifact(artifact)
 
     def _guard(self, action: str, call: Callable[[], None]) -> None:
-        """Call unless something failed before."""
+        """Call unless something failed before; where wandb's process is gone, start it again first."""
         if self._failed:
             return
         try:
-            call()
+            try:
+                call()
+            except ConnectionError:
+                if not self._restarts_left:
+                    raise
+                self._restarts_left -= 1
+                self._let_go()
+                self._open()
+                call()
         except Exception as reason:  # a monitor must never end a run, and wandb raises whatever it likes
             self._failed = True
             logger.warning("wandb: cannot %s (%s); going on without it, metrics.jsonl has everything", action, reason)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget the process, which would else be asked to end when this one does, with a traceback."""
+        with suppress(Exception):
+            import wandb
+
+            wandb.teardown()
 
 
 def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | None:

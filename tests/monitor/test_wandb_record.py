@@ -1,0 +1,88 @@
+"""What Weights & Biases has of a run: every step once, whatever ended its own process, and the files that hold it."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from training_runs import make_experiment
+
+from skippipe.monitor.metrics import Metric
+from skippipe.monitor.metrics_file import MetricsWriter
+from skippipe.monitor.wandb_file import BLOCK_BYTES, MAGIC, PIECE, _records, recorded_steps
+from skippipe.monitor.wandb_run import WandbRun
+
+
+def test_steps_that_a_signal_to_all_processes_took_are_filled_in(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, logging={"wandb": {"mode": "offline"}})
+    metrics = MetricsWriter(tmp_path / "metrics.jsonl")
+    recording = WandbRun(experiment, tmp_path, "some-id")
+    for step in (1, 2, 3, 4):
+        metrics.write({Metric.STEP: step, Metric.TRAIN_LOSS: 2.5})
+        recording.write({Metric.STEP: step, Metric.TRAIN_LOSS: 2.5})
+        if step == 2:
+            end_recording_processes()
+    recording.close()
+    assert recorded_steps(tmp_path / "wandb", "some-id") == {1, 2, 3, 4}
+
+    metrics.write({Metric.STEP: 5, Metric.TRAIN_LOSS: 2.5})  # a start that was killed before W&B had it
+    recording = WandbRun(experiment, tmp_path, "some-id")
+    recording.write({Metric.STEP: 6, Metric.TRAIN_LOSS: 2.5})
+    end_recording_processes()  # before the end: what was recorded is asked for by its files
+    metrics.write({Metric.STEP: 6, Metric.TRAIN_LOSS: 2.5})
+    recording.close()
+    assert recorded_steps(tmp_path / "wandb", "some-id") == {1, 2, 3, 4, 5, 6}
+    written = [len(list(_histories(path))) for path in sorted((tmp_path / "wandb").glob("offline-*/*.wandb"))]
+    assert sum(written) == 6
+
+
+def _histories(path: Path) -> Iterator[bytes]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    return (content for content in _records(path.read_bytes()) if Record.FromString(content).HasField("history"))
+
+
+def end_recording_processes() -> None:
+    """Do to the processes of wandb what SLURM does to all of a job at its time limit."""
+    ended = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("wandb")]
+    for process in ended:
+        process.send_signal(signal.SIGTERM)
+    assert ended
+    psutil.wait_procs([process for process in ended if process.name() == "wandb-core"], timeout=10)
+
+
+def test_a_file_of_wandb_is_read_over_blocks_and_to_its_cut_end(tmp_path: Path) -> None:
+    folder = tmp_path / "run-20260101_000000-id"
+    folder.mkdir()
+    contents = [record(step, "x" * 20_000) for step in range(1, 6)]
+    (folder / "run-id.wandb").write_bytes(MAGIC + b"\0\0\0" + log_of(contents))
+    assert recorded_steps(tmp_path, "id") == {1, 2, 3, 4, 5}
+    (folder / "run-id.wandb").write_bytes((MAGIC + b"\0\0\0" + log_of(contents))[:-10])
+    assert recorded_steps(tmp_path, "id") == {1, 2, 3, 4}
+    assert recorded_steps(tmp_path, "other") == set()
+
+
+def record(step: int, text: str) -> bytes:
+    from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, Record
+
+    items = {"_step": str(step), "text": f'"{text}"'}
+    history = [HistoryItem(nested_key=[key], value_json=value) for key, value in items.items()]
+    content: bytes = Record(history=HistoryRecord(item=history)).SerializeToString()
+    return content
+
+
+def log_of(contents: list[bytes]) -> bytes:
+    """Write records as the format says: none of their pieces crosses the end of a block."""
+    written = bytearray(MAGIC + b"\0\0\0")
+    for content in contents:
+        first, rest = True, content
+        while first or rest:
+            left = BLOCK_BYTES - len(written) % BLOCK_BYTES
+            if left < PIECE.size:
+                written += bytes(left)
+                continue
+            piece, rest = rest[: left - PIECE.size], rest[left - PIECE.size :]
+            kind = (1 if not rest else 2) if first else (4 if not rest else 3)
+            written += PIECE.pack(0, len(piece), kind) + piece
+            first = False
+    return bytes(written[7:])
