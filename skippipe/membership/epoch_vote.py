@@ -5,10 +5,10 @@ Acceptors are the members of the epoch; the value is the next epoch. A quorum of
 - a majority of the members, or half of them with the first one, or
 - everyone but those who were dead for certain before the ballot began.
 
-The second lets a minority go on where the others are known to be dead, even one alone. It is safe because the dead
-answer nothing any more, because everyone who lives and knows a decision tells it in phase 1, and because a decision of
-a ballot lower than the promised one is not taken: so no two living members ever hold different next epochs. Silence is
-no death: those whom nobody reaches may live on, and count against a majority.
+The second lets a minority go on where the others are known to be dead, even one alone. It is safe because a proposer
+tells who is dead, so that nobody who promised takes late words of theirs, and because everyone who lives and knows a
+decision tells it in phase 1: so no two living members ever hold different next epochs. Silence is no death: those whom
+nobody reaches may live on, and count against a majority.
 """
 
 from collections.abc import Mapping, Sequence
@@ -163,11 +163,15 @@ class EpochVote:
         return self._to_others(self._proposal(campaign, campaign.value), but=campaign.acceptances)
 
     def receive(self, sender: str, message: VoteMessage) -> Outgoing:
-        """Take a message from a member of the epoch."""
+        """Take a message from a member of the epoch, or the decision from anyone."""
+        if sender in self._dead:
+            return []  # it is late: those who live may have begun a ballot without the dead
         if isinstance(message, Decided):
-            return self._learn(sender, message)
+            self.decided = self.decided or message.value
+            self._campaign = None
+            return []
         if self.decided is not None:
-            return [(sender, Decided(epoch=message.epoch, ballot=message.ballot, value=self.decided))]
+            return [(sender, Decided(epoch=message.epoch, value=self.decided))]
         match message:
             case Prepare():
                 return self._promise(sender, message)
@@ -206,15 +210,6 @@ class EpochVote:
         self._accepted = Accepted(ballot=message.ballot, value=message.value)
         self._answer = [(sender, Acceptance(epoch=self._epoch.number, ballot=message.ballot))]
         return self._answer
-
-    def _learn(self, sender: str, message: Decided) -> Outgoing:
-        further = message.value.number > self._epoch.number + 1
-        if self.decided is None and (further or message.ballot >= self._promised):
-            self.decided = message.value
-            self._campaign = None
-        elif self.decided is None:  # perhaps the last words of one who died before the promised ballot began
-            return [(sender, self._refusal())]
-        return []
 
     def _refusal(self) -> Refusal:
         return Refusal(epoch=self._epoch.number, ballot=self._promised)
@@ -258,7 +253,7 @@ class EpochVote:
             return []
         self.decided = campaign.value
         self._campaign = None
-        announced = Decided(epoch=self._epoch.number, ballot=campaign.ballot, value=campaign.value)
+        announced = Decided(epoch=self._epoch.number, value=campaign.value)
         return [(name, announced) for name in self._names if name != self._own and name not in self._dead]
 
     def _propose(self, campaign: _Campaign, value: Epoch) -> Outgoing:

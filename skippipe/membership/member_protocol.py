@@ -208,15 +208,14 @@ class MemberProtocol:
         if self.epoch is None:
             return
         if isinstance(message, Decided):
-            if message.epoch == self.epoch.number < message.value.number:
-                self._vote_on(sender.name, message)
+            if message.epoch == self.epoch.number < message.value.number:  # perhaps from one that is new since then
+                self._vote_on(sender.name if sender in self.epoch.members else sender.incarnation, message)
             return
         if message.epoch > self.epoch.number:
             return  # this member is behind, and will be told
         if message.epoch < self.epoch.number or sender not in self.epoch.members:
             if not isinstance(message, EpochEnd):
-                ballot = (0, 0) if isinstance(message, Hello) else message.ballot
-                self._reply(way_back, Decided(epoch=message.epoch, ballot=ballot, value=self.epoch))
+                self._reply(way_back, Decided(epoch=message.epoch, value=self.epoch))
             return
         match message:
             case EpochEnd():
@@ -247,7 +246,7 @@ class MemberProtocol:
         """Connect to one that wants to join, and tell the others of it; one whose name is still in use has to wait."""
         if self.epoch is None or applicant in self.epoch.members or applicant.name in self.epoch.names:
             if self.epoch is not None and applicant in self.epoch.members:
-                self._send(applicant.name, Decided(epoch=-1, ballot=(0, 0), value=self.epoch))
+                self._send(applicant.name, Decided(epoch=-1, value=self.epoch))
             return
         if self.applicants.get(applicant.name) != applicant:
             self._connect([applicant])
@@ -275,6 +274,6 @@ class MemberProtocol:
         self.links.drop([name for name, member in self.links.members.items() if member not in known])
         self._connect(epoch.members)
         for name in arrived:
-            self._send(name, Decided(epoch=-1, ballot=(0, 0), value=epoch))
+            self._send(name, Decided(epoch=-1, value=epoch))
         for name, loss in self.links.losses().items():
             self._lose(name, loss)

@@ -69,7 +69,6 @@ class Decided(Checked):
 
     kind: Literal["decided"] = "decided"
     epoch: int
-    ballot: Ballot
     value: Epoch
 
 
