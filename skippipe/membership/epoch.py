@@ -17,7 +17,7 @@ class Member(Checked):
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     host: Annotated[str, Field(min_length=1, max_length=255)]
-    """Name or address under which the others reach it."""
+    """Name or address of its machine, not of a service in front of it: a refused connection counts as its death."""
     port: Annotated[int, Field(ge=1, le=65535)]
     incarnation: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     """Random, new for each process."""

@@ -11,8 +11,11 @@ from zmq.utils.monitor import recv_monitor_message
 from skippipe.errors import CommunicationError
 from skippipe.membership.epoch import Member
 
-GRACE_S = 0.8
+_GRACE_S = 0.8
 """How long a broken connection may take to be whole again: four round trips."""
+_FIRST_GRACE_S = 5.0
+"""How long a first one may take."""
+_PROBE_AGAIN_S = 0.05
 _SUSPICION_S = 1.0
 """How long a suspected member is looked at."""
 
@@ -59,11 +62,13 @@ class MemberLink:
         self.member = member
         self.dealer = dealer
         self.stands = False
+        self._stood = False
         self.loss: Loss | None = None
         self.monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._broken_s: float | None = None
         self._suspected_until_s = 0.0
         self._probe: _Probe | None = None
+        self._probe_again_s = 0.0
         self._address = address
         host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
         dealer.connect(f"tcp://{host}:{member.port}")
@@ -91,7 +96,9 @@ class MemberLink:
             event = recv_monitor_message(self.monitor)["event"]
             came = self.stands = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.stands:
+                self._stood = True
                 self._broken_s = None
+                self._end_probe()
             elif self._broken_s is None:
                 self._broken_s = time.monotonic()
         return came
@@ -108,7 +115,11 @@ class MemberLink:
         waited_s = time.monotonic() - begun_s
         if answer == errno.ECONNREFUSED:
             self.loss = Loss(True, "connection closed", waited_s)
-        elif self.loss is None and self._broken_s is not None and waited_s > GRACE_S:
+        elif (
+            self.loss is None
+            and self._broken_s is not None
+            and waited_s > (_GRACE_S if self._stood else _FIRST_GRACE_S)
+        ):
             self.loss = Loss(False, "no sign of life", waited_s)
         else:
             return None
@@ -121,11 +132,25 @@ class MemberLink:
 
     def close(self, linger_s: float) -> None:
         """Close the connection, with up to `linger_s` for what is still to be sent."""
-        if self._probe is not None:
-            self._probe.close()
+        self._end_probe()
         self.dealer.disable_monitor()
         self.monitor.close(linger=0)
         self.dealer.close(linger=round(linger_s * 1000))
+
+    def _is_refused(self, now_s: float) -> bool:
+        """Whether the member's kernel refuses connections; asked again a moment after it took one."""
+        if self._probe is None and now_s >= self._probe_again_s:
+            self._probe = _Probe(self._address)
+        answer = None if self._probe is None else self._probe.answer()
+        if answer is not None:
+            self._probe = None
+            self._probe_again_s = now_s + _PROBE_AGAIN_S
+        return answer == errno.ECONNREFUSED
+
+    def _end_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
 
 
 class _Probe:

@@ -273,6 +273,7 @@ class MemberProtocol:
         known = {*epoch.members, *self.applicants.values()}
         self.links.drop([name for name, member in self.links.members.items() if member not in known])
         self._connect(epoch.members)
+        self.links.expect_all()
         for name in arrived:
             self._send(name, Decided(epoch=-1, value=epoch))
         for name, loss in self.links.losses().items():
