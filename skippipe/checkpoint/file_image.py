@@ -36,23 +36,9 @@ class FileImage:
     """Holds the bytes of one file of tensors, whose names, shapes and dtypes stay the same from save to save."""
 
     def __init__(self, tensors: Mapping[str, Tensor], *, pinned: bool = False) -> None:
-        # The widest dtypes first, so that every tensor begins at a multiple of its element's size.
-        ordered = sorted(tensors.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0]))
         self._layout = layout_of(tensors)
-        header, places, end = {}, {}, 0
-        for name, tensor in ordered:
-            if tensor.dtype not in DTYPE_NAMES:
-                raise CheckpointError(f"{name}: tensors of {tensor.dtype} cannot be stored; convert it")
-            places[name] = end, end + tensor.nbytes
-            end += tensor.nbytes
-            header[name] = {
-                "dtype": DTYPE_NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": places[name],
-            }
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % ALIGNMENT)
-        prefix = len(text).to_bytes(8, "little") + text
+        prefix, places = header_of(tensors)
+        end = sum(tensor.nbytes for tensor in tensors.values())
         self._bytes = torch.empty(len(prefix) + end, dtype=torch.uint8, pin_memory=pinned)
         self._bytes[: len(prefix)] = torch.frombuffer(bytearray(prefix), dtype=torch.uint8)
         content = self._bytes[len(prefix) :]
@@ -88,6 +74,31 @@ class FileImage:
                     written += stream.write(chunk[written:])
             os.fsync(stream.fileno())
         return FileRecord(size_bytes=self.size_bytes, sha256=digest.hexdigest())
+
+
+def header_of(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Return what stands before the tensors of a file, and from which byte after that to which each one lies.
+
+    It is what the library safetensors itself writes. Raises `CheckpointError` for a dtype that cannot be stored.
+    """
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    places, end = {}, 0
+    # The widest dtypes first, so that every tensor begins at a multiple of its element's size.
+    for name, tensor in sorted(tensors.items(), key=lambda entry: (-entry[1].dtype.itemsize, entry[0])):
+        if tensor.dtype not in DTYPE_NAMES:
+            raise CheckpointError(f"{name}: tensors of {tensor.dtype} cannot be stored; convert it")
+        places[name] = end, end + tensor.nbytes
+        end += tensor.nbytes
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": places[name],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, places
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:

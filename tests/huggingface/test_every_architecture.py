@@ -1,6 +1,7 @@
 """Every architecture comes in and goes out as transformers itself writes it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.checkpoint.huggingface.loss_check import check_same_loss
 from skippipe.checkpoint.huggingface.source import find_source, load_pretrained
+from skippipe.checkpoint.huggingface.stored_tensors import INDEX_FILE
+from skippipe.checkpoint.huggingface.weight_shards import WeightShards
 from skippipe.cli.main import skippipe
 from skippipe.errors import InputError
 from skippipe.model.architecture import config_from_directory
@@ -28,6 +31,13 @@ CASES = [
 CONFIGURATION = ("config.json", "generation_config.json")
 
 
+def files_in(folder: Path) -> dict[str, object]:
+    """Return the weights' files byte for byte, and the content of the configuration."""
+    weights: dict[str, object] = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    settings = [path for path in folder.glob("*.json") if path.name in (*CONFIGURATION, INDEX_FILE)]
+    return weights | {path.name: json.loads(path.read_text()) for path in settings}
+
+
 def tensors_in(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
@@ -38,13 +48,20 @@ def test_files_are_those_of_save_pretrained(tmp_path: Path, architecture: str, t
     write_pretrained(given, architecture, tie_word_embeddings=tied)
     import_model(given, tmp_path / "run", config_path=write_experiment(tmp_path), overrides=SHORT)
     export_run(tmp_path / "run", out)
-    expected, found = tensors_in(given), tensors_in(out)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    for name in CONFIGURATION:
-        assert json.loads((out / name).read_text()) == json.loads((given / name).read_text())
+    assert files_in(out) == files_in(given)
     ids = torch.arange(24).reshape(2, 12)
     assert torch.equal(logits_of(out, ids), logits_of(given, ids))
+
+
+def test_a_large_export_has_the_shards_of_save_pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_pretrained(tmp_path / "given", "llama")
+    import_model(tmp_path / "given", tmp_path / "run", config_path=write_experiment(tmp_path), overrides=SHORT)
+    shutil.rmtree(tmp_path / "given")
+    model.save_pretrained(tmp_path / "given", max_shard_size="40KB")
+    monkeypatch.setattr(WeightShards.__init__, "__defaults__", ("40KB",))
+    export_run(tmp_path / "run", tmp_path / "out")
+    assert len(files_in(tmp_path / "given")) > 5
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "given")
 
 
 def test_experts_are_written_apart_after_training_too(tmp_path: Path) -> None:

@@ -1,19 +1,15 @@
-"""A checkpoint as a Hugging Face directory: one safetensors shard a stage, configuration and tokenizer beside them."""
+"""A checkpoint as a Hugging Face directory: weights, configuration and tokenizer."""
 
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from skippipe.checkpoint.huggingface.stored_tensors import INDEX_FILE
+from skippipe.checkpoint.huggingface.weight_shards import WeightShards
 from skippipe.checkpoint.reader import (
     Metadata,
     check_model,
@@ -57,8 +53,8 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
     Examples:
         >>> export_run(Path("runs/tiny"), Path("exported"), dtype="bfloat16").name
         'step-00000002'
-        >>> sorted(path.name for path in Path("exported").glob("*.safetensors"))[0]
-        'model-00001-of-00003.safetensors'
+        >>> [path.name for path in Path("exported").glob("*.safetensors")]
+        ['model.safetensors']
     """
     experiment = load_run(run_dir)
     checkpoint = require_sound_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
@@ -74,7 +70,7 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        _write_weights(checkpoint, metadata, model, stored, aside)
+        _write_weights(checkpoint, metadata, model, aside)
         _write_config(experiment.model.directory, model, tokenizer.eos_id, aside)
         save_for_transformers(kept.data, tokenizer, aside)
         _tell_another_tokenizer(aside, target)
@@ -107,36 +103,24 @@ def _tell_another_tokenizer(folder: Path, target: Path) -> None:
         )
 
 
-def _write_weights(
-    checkpoint: Path, metadata: Metadata, model: PreTrainedModel, dtype: torch.dtype, folder: Path
-) -> None:
-    names = sorted(name for name in metadata.files if name.startswith("model"))
-    shards = [f"model-{index:05}-of-{len(names):05}.safetensors" for index in range(1, len(names) + 1)]
+def _write_weights(checkpoint: Path, metadata: Metadata, model: PreTrainedModel, folder: Path) -> None:
+    """Write the weights under the names and into the files of `save_pretrained`; one stage is in memory at a time."""
     shape_of = {name: parameter.shape for name, parameter in model.named_parameters()}
     found: set[str] = set()
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    for name, shard in zip(names, shards, strict=True):
-        tensors = dict(_converted(load_file(checkpoint, metadata, name), dtype))
-        for key, tensor in tensors.items():
-            if shape_of.get(key) != tensor.shape or key in found:
-                raise CheckpointError(f"{checkpoint / name}: {key}: not a parameter of the model, or there twice")
-            found.add(key)
-        stored = {key: tensor.contiguous() for key, tensor in revert_weight_conversion(model, tensors).items()}
-        weight_map |= dict.fromkeys(stored, shard)
-        save_file(stored, folder / shard, metadata={"format": "pt"})
-        total_bytes += sum(tensor.nbytes for tensor in stored.values())
-    missing = sorted(shape_of.keys() - found)
-    if missing:
-        raise CheckpointError(f"{checkpoint}: {missing[0]}: missing")
-    total = {"total_parameters": model.num_parameters(), "total_size": total_bytes}
-    index = {"metadata": total, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _converted(tensors: dict[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        yield name, tensor.to(dtype)
+    expected = revert_weight_conversion(model, dict(model.named_parameters()))
+    with WeightShards(folder, expected) as shards:
+        for name in sorted(name for name in metadata.files if name.startswith("model")):
+            tensors = load_file(checkpoint, metadata, name)
+            for key, tensor in tensors.items():
+                if shape_of.get(key) != tensor.shape or key in found:
+                    raise CheckpointError(f"{checkpoint / name}: {key}: not a parameter of the model, or there twice")
+                found.add(key)
+            for key, tensor in revert_weight_conversion(model, tensors).items():
+                shards.put(key, tensor)
+        missing = sorted(shape_of.keys() - found)
+        if missing:
+            raise CheckpointError(f"{checkpoint}: {missing[0]}: missing")
+        shards.finish(model.num_parameters())
 
 
 def _write_config(directory: str | None, model: PreTrainedModel, eos_id: int, folder: Path) -> None:
