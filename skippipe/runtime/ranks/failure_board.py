@@ -77,13 +77,17 @@ class FailureBoard:
     def leave(self) -> None:
         """Wait until the other ranks have read what they need: the store may end with this process."""
         deadline_s = time.monotonic() + time_limits.LAST_WORDS_S
-        others = [rank for rank in range(len(self._nodes)) if rank not in self._silent]
         try:
+            others = [rank for rank in range(len(self._nodes)) if self._may_read(rank)]
             self._store.set(f"left-{self._rank}", "")
             while not self._store.check([f"left-{rank}" for rank in others]) and time.monotonic() < deadline_s:
                 time.sleep(time_limits.STORE_POLL_S)
         except RuntimeError:
             return
+
+    def _may_read(self, rank: int) -> bool:
+        """Whether a rank may still want to read: one that said nothing while another was waited for is silent too."""
+        return not self._silent or self._store.check([str(rank)])
 
     def table(self) -> str:
         """Return who waits for whom, a line for each rank: its place, and the ranks it waited for."""
