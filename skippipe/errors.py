@@ -8,6 +8,7 @@ SkipPipeError
 ├── ProgramError            a plan whose program could not be proved
 ├── CommunicationError      a transfer failed or timed out
 │   └── PeerLostError       another rank died or fell silent
+│       ├── EpochEndedError the others go on with those that are left
 │       ├── LeftOutError    the run went on without this process
 │       ├── MinorityError   too few members reach each other to go on
 │       └── NodeLostError   one that served layers at inference
@@ -26,6 +27,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeadlockError",
+    "EpochEndedError",
     "InfeasibleError",
     "InputError",
     "LeftOutError",
@@ -64,6 +66,10 @@ class CommunicationError(SkipPipeError):
 
 class PeerLostError(CommunicationError):
     """Another rank died or fell silent; the message names it and what this rank was waiting for."""
+
+
+class EpochEndedError(PeerLostError):
+    """The membership of a run changes: what was under way is given up, and begins again with those that are left."""
 
 
 class LeftOutError(PeerLostError):

@@ -151,6 +151,15 @@ class CheckpointWriter:
         self._pending = None
         return saved
 
+    @property
+    def unconfirmed_step(self) -> int | None:
+        """The step of a checkpoint that was begun and of which the ranks do not know whether it is complete."""
+        return None if self._pending is None else self._pending_step
+
+    def abandon(self) -> None:
+        """Leave a checkpoint that is being written to its thread: its other parts may never come."""
+        self._abandoned.set()
+
     def _left_s(self) -> float:
         return self._begun_s + self._options.timeout_s - time.monotonic()
 

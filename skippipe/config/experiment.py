@@ -16,10 +16,14 @@ from skippipe.config.optimizer_backends import (
     OptimizerBackendTraits,
 )
 from skippipe.config.recipe_options import RecipeOptions
+from skippipe.config.recovery_options import RecoveryOptions
 from skippipe.config.section import Section, Seed, Share
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+FaultPoint = Literal[
+    "BEGIN", "FORWARD", "LOSS", "BACKWARD", "WEIGHT", "REDUCE", "STEP", "UPDATED", "VALIDATION", "CHECKPOINT"
+]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -270,6 +274,18 @@ class CommunicationOptions(Section):
         return self
 
 
+class FaultOptions(Section):
+    """One death of a process, to try what the others do."""
+
+    node: str = Field(examples=["berlin-0"])
+    """Node whose process dies, as by kill -9."""
+    step: PositiveInt = Field(examples=[10])
+    """Step in which it dies, counted from 1."""
+    at: FaultPoint = Field(examples=["BACKWARD"])
+    """Where in the step: when it begins, at the first task of a kind, at the reduction, right before or right after the
+    sum by which all processes take the step, or when it begins to validate or to save."""
+
+
 class EmulationOptions(Section):
     """Make a run on one machine behave like the cluster file. Off unless asked for."""
 
@@ -281,6 +297,10 @@ class EmulationOptions(Section):
     """Above 0, emulated tasks and transfers take their planned time by a lognormal factor of this sigma (median 1)."""
     seed: Seed = Field(default=0, examples=[1])
     """Seed of the jitter: the same factors for the same seed and iteration, whatever executor runs."""
+    faults: tuple[FaultOptions, ...] = Field(
+        default=(), examples=[[{"node": "berlin-0", "step": 10, "at": "BACKWARD"}]]
+    )
+    """Deaths of processes; they happen in the first start of a run alone, not in one that continues it."""
 
 
 class Experiment(Section):
@@ -317,6 +337,7 @@ class Experiment(Section):
     evaluation: EvaluationOptions = EvaluationOptions()
     logging: LoggingOptions = LoggingOptions()
     comm: CommunicationOptions = CommunicationOptions()
+    recovery: RecoveryOptions = RecoveryOptions()
     emulation: EmulationOptions = EmulationOptions()
 
     @field_validator("name")
@@ -372,6 +393,15 @@ class Experiment(Section):
                 raise ValueError(f"comm.gradient_compression is {self.comm.gradient_compression}: {remedy}")
             if self.comm.gradient_dtype not in (None, self.training.dtype):
                 raise ValueError(f"comm.gradient_dtype is {self.comm.gradient_dtype}: {remedy}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_state_on_every_replica(self) -> Self:
+        if self.recovery.enabled and self.optimizer.traits.shards_state:
+            raise ValueError(
+                f"recovery.enabled needs the whole optimizer state on every replica, and optimizer.backend "
+                f"{self.optimizer.backend} shares it out; use replicated, or turn recovery off"
+            )
         return self
 
     @property

@@ -1,5 +1,6 @@
 """One rank's part of a set of plans, together with the other ranks."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self, TypeVar
@@ -10,19 +11,19 @@ from torch import Tensor, nn
 
 from skippipe.errors import CommunicationError
 from skippipe.model.stage import Stage
+from skippipe.runtime.epochs.guards import WaitGuard, make_guard
 from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.executors.executor_factory import ExecutorFactory, RankPlan
 from skippipe.runtime.executors.static_executor import Executor, run_without_gradients
 from skippipe.runtime.gradients.collectives import DirectAllGather
+from skippipe.runtime.gradients.operators import check_operators
 from skippipe.runtime.gradients.reduction import visit_factor
 from skippipe.runtime.gradients.stage_reduction import StageReduction
-from skippipe.runtime.operators import check_operators
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.program.program import Program, compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.ranks.failure_board import FailureBoard
-from skippipe.runtime.ranks.failure_guard import FailureGuard
 from skippipe.runtime.ranks.groups import ProcessGroups, create_groups
 from skippipe.runtime.ranks.torch_errors import translating_errors
 from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
@@ -45,9 +46,8 @@ class DistributedRunner:
         programs: Mapping[str, Program],
         stage: Stage,
         groups: ProcessGroups,
-        board: FailureBoard,
         options: RunnerOptions,
-        timeout_s: float,
+        context: DistributedContext,
     ) -> None:
         """Take this rank's proved programs, by the plan's name, and groups that are connected; see `connect`."""
         self.plans = plans
@@ -58,15 +58,18 @@ class DistributedRunner:
         self.stages = {self.stage_index: stage}
         self.iteration = 0
         self._executor: Executor | None = None
+        self._closed = False
+        self._closing = threading.Lock()
         self._options = options
         self._rank_plans = {name: RankPlan.of(plan, programs[name], options) for name, plan in plans.items()}
         self._evaluation_programs: dict[int, Program] = {}
-        self._compute = make_compute(stage, plans, options)
+        self._faults = Faults(options.emulation.faults, self.node)
+        self._compute = make_compute(stage, plans, options, self._faults)
         self._groups = groups
         self._control = DirectAllGather(groups.control)
         self._reduction = StageReduction(self.stage_index, groups, options)
-        self._executors = ExecutorFactory(self.rank, self._nodes, options, groups, timeout_s)
-        self._guard = FailureGuard(board, self.rank, self._nodes, abort=self.abort, place=self._place)
+        self._executors = ExecutorFactory(self.rank, self._nodes, options, groups, context.timeout_s)
+        self._guard: WaitGuard = make_guard(context, self._nodes, abort=self.abort, place=self._place)
 
     @classmethod
     def connect(cls, plans: Plan | PlanSet, stage: Stage, context: DistributedContext, options: RunnerOptions) -> Self:
@@ -80,9 +83,8 @@ class DistributedRunner:
         plans = PlanSet.of(plans)
         programs = {name: _proved_programs(plan, options) for name, plan in plans.items()}
         own = {name: of_ranks[context.rank] for name, of_ranks in programs.items()}
-        board = FailureBoard(context.store, context.rank, plans.main.nodes)
         groups = create_groups(plans.main, context.rank, context.timeout_s)
-        runner = cls(plans, own, stage, groups, board, options, context.timeout_s)
+        runner = cls(plans, own, stage, groups, options, context)
         runner._open([program for of_ranks in programs.values() for program in of_ranks])
         return runner
 
@@ -168,9 +170,11 @@ class DistributedRunner:
         return [float(value) for value in rows.sum(0)]
 
     def abort(self) -> None:
-        """Make every wait for other ranks fail; see `Runner`."""
-        self._groups.abort()
-        self._executors.abort()
+        """Make every wait for other ranks fail; see `Runner`. Any thread may call it, at any time."""
+        with self._closing:
+            if not self._closed:
+                self._groups.abort()
+                self._executors.abort()
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -178,9 +182,12 @@ class DistributedRunner:
         self._guard.run(lambda: translating_errors(action, self._others, lambda: dist.barrier(group)))
 
     def close(self) -> None:
-        """Release the process groups of these plans; all ranks together. The context stays open."""
-        self._executors.destroy()
-        self._groups.destroy()
+        """Release the process groups of these plans; all ranks together. Safe to call twice; the context stays open."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._executors.destroy()
+                self._groups.destroy()
 
     def _agree_on_zero(self, emulation: Emulation | None) -> int:
         """Return the iteration's beginning on this rank's clock; with emulated links, the same number on all ranks.
@@ -200,6 +207,7 @@ class DistributedRunner:
 
     def _reduce(self, rank_plan: RankPlan, executor: Executor, zero_ns: int) -> None:
         """Sum the stage's gradients over its replicas and scale them."""
+        self._faults.reached("REDUCE", self.iteration)
         plan, emulation = rank_plan.plan, rank_plan.emulation
         start_ns = time.monotonic_ns()
         if emulation is not None and self._options.emulation.links:

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, PlanError
 from skippipe.model.activations.activation_checkpointing import enable
+from skippipe.model.architecture import experiment_model
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.distributed_runner import DistributedRunner
@@ -41,6 +42,21 @@ def make_runner(
     index = plan.stage_of[plan.nodes[context.rank]]
     build = partial(make_stage, plan, index, config, experiment.seed, options)
     stage = compiled_together(build, context) if options.compile else build()
+    return DistributedRunner.connect(plans, stage, context, options)
+
+
+def make_runner_of_epoch(
+    experiment: Experiment, plans: PlanSet, before: Runner, context: DistributedContext
+) -> DistributedRunner:
+    """Return the runner of an epoch, along its plans, with the stage of the one before; all members call it together.
+
+    Raises `CommunicationError` where one of them is lost meanwhile.
+    """
+    (index, stage), *_ = before.stages.items()
+    own = plans.main.stages[index]
+    if own.layers != (stage.first, stage.last) or plans.main.nodes[context.rank] not in own.nodes:
+        raise PlanError(f"the new plan moves stage {index}, whose weights are here; plans keep nodes at their stages")
+    options = runner_options(experiment, experiment_model(experiment), context)
     return DistributedRunner.connect(plans, stage, context, options)
 
 

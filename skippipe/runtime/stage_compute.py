@@ -1,5 +1,6 @@
 """The compute of one stage: tasks of one microbatch each, and the activations held between forward and backward."""
 
+import zlib
 from collections.abc import Set
 
 import torch
@@ -9,6 +10,7 @@ from skippipe.model.dropout.layer_dropout import StageDropout
 from skippipe.model.stage import Stage
 from skippipe.model.weight_gradients import Product, WeightGradients
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.program.program import Opcode
 from skippipe.runtime.runner_options import RunnerOptions
 
@@ -20,6 +22,9 @@ class StageCompute:
     backwards of the microbatches in `split` leave the gradients of the weights to WEIGHT, and hold what it needs; an
     iteration may name others, or none, where some are named here.
 
+    What a model's own dropout draws follows from the seed, the step, the microbatch and the stage, not from who
+    computes when: a resumed run and another node draw the same.
+
     With an `exit_weight` the hidden state right behind the origin's own layers has a loss too, times that weight.
     """
 
@@ -30,10 +35,14 @@ class StageCompute:
         split: Set[int] = frozenset(),
         dropout: StageDropout | None = None,
         exit_weight: float = 0.0,
+        seed: int = 0,
+        faults: Faults | None = None,
     ) -> None:
         self.stage = stage
         self._dropout = dropout
         self._exit_weight = exit_weight
+        self._seed = seed
+        self._faults = faults or Faults()
         self.split = split
         self._weights = WeightGradients(stage.body) if split else None
         self.device = device
@@ -62,6 +71,7 @@ class StageCompute:
 
         Nothing is received for the forward at the origin and for a WEIGHT, which has nothing to send either.
         """
+        self._faults.reached(opcode.value, self._step + 1)
         if opcode is Opcode.FORWARD:
             return self.forward(microbatch, received)
         if opcode is Opcode.WEIGHT:
@@ -74,6 +84,8 @@ class StageCompute:
     def forward(self, microbatch: int, hidden: Tensor | None) -> Tensor:
         """Return the hidden state (B, T, D) behind the stage; at the origin `hidden` is None: samples are embedded."""
         self._begin(microbatch)
+        if self.stage.training:
+            torch.manual_seed(zlib.crc32(f"{self._seed}/{self._step}/{microbatch}/{self.stage.first}".encode()))
         if hidden is None:
             output = self.stage(self.stage.embed(self._samples[microbatch][0]))
         else:
@@ -135,7 +147,7 @@ class StageCompute:
             torch.cuda.synchronize(self.device)
 
 
-def make_compute(stage: Stage, plans: PlanSet, options: RunnerOptions) -> StageCompute:
+def make_compute(stage: Stage, plans: PlanSet, options: RunnerOptions, faults: Faults | None = None) -> StageCompute:
     """Return the compute of a stage in training by the options' recipe, along any plan of the set.
 
     Raises `ConfigError` where the model's layers have no part that the recipe leaves out.
@@ -153,4 +165,4 @@ def make_compute(stage: Stage, plans: PlanSet, options: RunnerOptions) -> StageC
         )
     nodes = next(planned.nodes for planned in plans.main.stages if planned.layers == (stage.first, stage.last))
     split = frozenset().union(*(plan.split_of[node] for _, plan in plans.items() for node in nodes))
-    return StageCompute(stage, options.device, split, dropout, recipe.early_exit_loss)
+    return StageCompute(stage, options.device, split, dropout, recipe.early_exit_loss, options.seed, faults)

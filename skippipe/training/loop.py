@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from skippipe.checkpoint.reader import Metadata, checkpoint_path, load_parameters, load_tensors, model_identity
@@ -18,7 +17,7 @@ from skippipe.cluster.measured import write_measured
 from skippipe.config.experiment import Experiment
 from skippipe.data.kept_tokenizer import keep_tokenizer
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import CheckpointError, PlanError, SkipPipeError, StoppedError, StorageError
+from skippipe.errors import CheckpointError, CommunicationError, PlanError, SkipPipeError, StoppedError, StorageError
 from skippipe.model.architecture import attention_in_use, experiment_model
 from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device, torch_dtype
@@ -32,15 +31,18 @@ from skippipe.planning.measured_for import experiment_measured_for
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe.runtime.runner import IterationResult, Runner
-from skippipe.runtime.runner_factory import make_runner
+from skippipe.runtime.runner import Runner
+from skippipe.runtime.runner_factory import make_runner, make_runner_of_epoch
 from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.patience import StepPatience
 from skippipe.training.peak_memory import PeakMemory
+from skippipe.training.recovery.progress import ProgressReport, Settlement
+from skippipe.training.recovery.run_recovery import RunRecovery, open_recovery
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
@@ -120,13 +122,14 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     estimates = estimate_memory(experiment, plans, hardware.device_types)
     check_room(experiment, plan, estimates, context, device, hardware.device_types)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
-    runner = make_runner(experiment, plans, experiment_model(experiment), context)
-    with closing(runner), owned_run_directory(experiment.run_path, context) as owner:
-        open_run_directory(experiment, context)
-        with closing(Trainer(experiment, runner, order, context, hardware, memory, owner)) as trainer:
-            trainer.restore()
-            trainer.open_records()
-            yield trainer
+    with open_recovery(experiment, plans, context) as recovery:
+        runner = make_runner(experiment, plans, experiment_model(experiment), context)
+        with closing(runner), owned_run_directory(experiment.run_path, context) as owner:
+            open_run_directory(experiment, context)
+            with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
+                trainer.restore()
+                trainer.open_records()
+                yield trainer
 
 
 class StepTotals(NamedTuple):
@@ -143,10 +146,33 @@ class StepTotals(NamedTuple):
     peak_bytes: Sequence[float]
     """Most memory of every rank so far."""
 
+    @classmethod
+    def of_sums(cls, sums: Sequence[float]) -> Self:
+        """Take what the ranks have added up, in the order of `Trainer._update`."""
+        squares, loss, exit_loss, busy_s, stops, askers, *peak_bytes = sums
+        only = int(askers) if stops == 1 else None
+        return cls(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, peak_bytes)
+
     @property
     def finite(self) -> bool:
         """Whether the step may be taken."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class StepBegin(NamedTuple):
+    """A step that is under way."""
+
+    plan: str
+    lr: float
+    start_s: float
+
+
+class FinishedStep(NamedTuple):
+    """A step whose update is applied, and that is still to be validated, reported and saved."""
+
+    metrics: StepMetrics
+    stop: bool
+    """Whether any rank was asked to stop."""
 
 
 class Trainer:
@@ -161,14 +187,23 @@ class Trainer:
         hardware: Hardware,
         memory: MemoryReport,
         owner: RunOwner,
+        recovery: RunRecovery | None = None,
     ) -> None:
         self.experiment, self.runner, self.order, self.context = experiment, runner, order, context
-        self.memory, self.owner = memory, owner
-        self.plans, self.run_dir = runner.plans, experiment.run_path
+        self.memory, self.owner, self.recovery = memory, owner, recovery
+        self.run_dir = experiment.run_path
         self.schedule = PlanSchedule.of(experiment)
-        self.world_size = context.world_size
         self.hardware = hardware
         self.step = 0
+        self._faults = Faults(experiment.emulation.faults, runner.plans.main.nodes[context.rank])
+        self._applied = self._contributed = 0
+        self._sums: tuple[float, ...] | None = None
+        self._begun: StepBegin | None = None
+        self._finished: FinishedStep | None = None
+        self._work_is_left = False
+        self._device_types = dict(zip(runner.plans.main.nodes, hardware.device_types, strict=False))
+        self._reported = self._saved = 0
+        self._has_lost_nodes = False
         self.elapsed_s = 0.0
         self.config = experiment_model(experiment)
         training = experiment.training
@@ -179,14 +214,19 @@ class Trainer:
         self.patience: StepPatience | None = None
         self._stopped_by: int | None = None
         self.wandb_id: str | None = None
-        self.writer = CheckpointWriter(
-            self.run_dir, runner, self.optimizer, experiment.checkpoint, context.store, context.world_size
-        )
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
-        cost = self._cost()
+        self._keeps_records = False
+        self._use(runner)
+
+    def _use(self, runner: Runner) -> None:
+        """Take a runner, and what follows from its plans."""
+        self.runner, self.plans, self.world_size = runner, runner.plans, self.context.world_size
+        checkpoint, store = self.experiment.checkpoint, self.context.store
+        self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, checkpoint, store, self.world_size)
+        cost, num_losses = self._cost(), self.experiment.recipe.num_losses
         self.utilisation = {
-            name: Utilisation(iteration_flop(plan, cost, experiment.recipe.num_losses), hardware.peak_tflop_per_s)
+            name: Utilisation(iteration_flop(plan, cost, num_losses), self.hardware.peak_tflop_per_s)
             for name, plan in self.plans.items()
         }
 
@@ -196,7 +236,7 @@ class Trainer:
         if checkpoint is None:
             return
         metadata = on_all_ranks(self.context, Topic.CHECKPOINT_LOADED, lambda: self._load(checkpoint))
-        self.first_step = self.step
+        self.first_step = self._applied = self._contributed = self._reported = self.step
         self.wandb_id = metadata.wandb_id
 
     def open_records(self) -> None:
@@ -206,44 +246,44 @@ class Trainer:
         """
         owned = sum(parameter.numel() for parameter in self.runner.owned_parameters().values())
         total = sum(all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: owned))
-        on_first_rank(self.context, Topic.RECORDS, lambda: self._open_records(total))
+        self.wandb_id = on_first_rank(self.context, Topic.RECORDS, lambda: self._open_records(total))
 
     def run(self, stop: StopSignal) -> TrainingSummary:
         """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
         stop.defer()
-        abort = self.runner.abort if self.world_size > 1 else None
+        abort = (lambda: self.runner.abort()) if self.world_size > 1 else None
         self.patience = StepPatience(stop, self.experiment.checkpoint.patience_s, abort)
         if self.context.watch is not None:
             self.context.watch.also = self.patience.look
         try:
-            return self._run(stop)
+            while True:
+                reason = ""
+                try:
+                    return self._run(stop)
+                except CommunicationError as lost:
+                    if self.recovery is None:
+                        raise
+                    reason = str(lost)
+                # Outside of the except block, see `runtime.ranks.torch_errors.raising_outside`.
+                self.recovery.go_on(self, reason)
         except StoppedError as reason:
             return self._stop_early(str(reason))
 
     def _run(self, stop: StopSignal) -> TrainingSummary:
         max_steps = self.experiment.training.max_steps
-        loss: float | None = None
-        stopped = False
-        while self.step < max_steps and not stopped:
-            metrics, stopped = self.one_step(stop)
-            if stopped:
-                self._say_stopped(stop)
-            loss = metrics[Metric.TRAIN_LOSS]
-            if self.writer.blocked_s is not None:
-                metrics[Metric.BLOCKED_S], self.writer.blocked_s = self.writer.blocked_s, None
-            if self._due(self.experiment.evaluation.interval):
-                metrics |= self._validate()
-            self.owner.check_last_beat()
-            self.reporter.write(metrics)
-            if self._due(self.experiment.checkpoint.interval) or stopped or self.step >= max_steps:
-                self._save()
-        saved = self.writer.finish()
+        while self._work_is_left or not (self.step >= max_steps or (self._finished and self._finished.stop)):
+            if not self._work_is_left:
+                self.one_step(stop)
+            self._complete_step(stop)
+        finished, loss = self._finished, self._finished and self._finished.metrics[Metric.TRAIN_LOSS]
+        saved = self._saved == self.step or self.writer.finish()
+        self._saved = self.step if saved and finished else self._saved
         if loss is not None and not saved:
             raise StorageError(
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
                 "make room or set run_dir, and start again to continue from the newest complete one"
             )
-        if loss is not None and self.world_size > 1:
+        if loss is not None and self.world_size > 1 and not self._has_lost_nodes:
             self._write_measured()
         if loss is not None and self.runner.rank == 0:
             say(self.memory.table())
@@ -263,24 +303,30 @@ class Trainer:
         return TrainingSummary(self.first_step, self.step, tokens, None, True, None, path, self.runner.rank)
 
     def close(self) -> None:
-        """End the writing of checkpoints and close records and optimizer."""
+        """End the writing of checkpoints and close records, optimizer and connections."""
         self.writer.close()
         self.reporter.close()
         self.optimizer.close()
+        self.runner.close()
 
-    def one_step(self, stop: StopSignal) -> tuple[StepMetrics, bool]:
-        """Run one iteration; return its metrics and whether any rank was asked to stop."""
+    def one_step(self, stop: StopSignal) -> FinishedStep:
+        """Run one iteration; what is to be done after it is left."""
         self.context.check()
         if self.patience is not None:
             self.patience.begin()
         start_s = time.perf_counter()
+        self._faults.reached("BEGIN", self.step + 1)
         lr = self.optimizer.lr
-        # A model with dropout draws the same after a resume: the seed follows from the step, not from the past.
-        torch.manual_seed((self.experiment.seed * 1_000_003 + self.step) * 1_009 + self.runner.rank)
         plan = self.schedule.plan_of(self.step + 1)
+        self._begun = StepBegin(plan, lr, start_s)
         result = self.runner.train_iteration(self._train_batch, lambda: self._update(stop), plan)
-        totals = result.step_result
-        duration_s = time.perf_counter() - start_s
+        if plan == MAIN_PLAN:  # what reads the trace compares it with the main plan
+            self.trace.record(self.step + 1, result.spans, result.transfers)
+        return self._finish_step(self._begun, result.step_result)
+
+    def _finish_step(self, begun: StepBegin, totals: StepTotals) -> FinishedStep:
+        """Count a step whose update is applied."""
+        duration_s = time.perf_counter() - begun.start_s
         self.step += 1
         self.elapsed_s += duration_s
         if not totals.finite:
@@ -289,9 +335,70 @@ class Trainer:
                 "Lower optimizer.lr, lengthen lr_scheduler.warmup_steps or set training.max_grad_norm, then continue "
                 "from the newest checkpoint"
             )
-        metrics = self._metrics(plan, totals, lr, duration_s, result) | self.memory.metrics(totals.peak_bytes)
+        metrics = self._metrics(begun, totals, duration_s) | self.memory.metrics(totals.peak_bytes)
         self._stopped_by = totals.stopped_by
-        return metrics, totals.stop
+        self._finished, self._work_is_left = FinishedStep(metrics, totals.stop), True
+        return self._finished
+
+    def _complete_step(self, stop: StopSignal) -> None:
+        """Validate, report and save what the last step has come to, as far as it is due; all ranks together."""
+        assert self._finished is not None
+        metrics, stopped = self._finished
+        if stopped:
+            self._say_stopped(stop)
+        if self.writer.blocked_s is not None:
+            metrics[Metric.BLOCKED_S], self.writer.blocked_s = self.writer.blocked_s, None
+        if self._due(self.experiment.evaluation.interval):
+            metrics |= self._validate()
+        self.owner.check_last_beat()
+        if self._reported < self.step:
+            self.reporter.write(metrics)
+        self._reported = self.step
+        if self._due(self.experiment.checkpoint.interval) or stopped or self.step >= self.experiment.training.max_steps:
+            self._save()
+        self._work_is_left = False
+
+    def progress(self) -> ProgressReport:
+        """Say where this process stands; see `Recoverable`."""
+        left = self._work_is_left or self.writer.unconfirmed_step == self.step
+        return ProgressReport(step=self._applied, contributed=self._contributed, totals=self._sums, work_is_left=left)
+
+    def leave_epoch(self) -> None:
+        """Let go of all connections; see `Recoverable`."""
+        self.writer.abandon()
+        self.runner.abort()
+        self.runner.close()
+
+    def enter_epoch(self, plans: PlanSet, settlement: Settlement) -> None:
+        """Connect to the others along new plans, and go to where all go on; see `Recoverable`."""
+        self._follow_step(settlement)
+        estimates = estimate_memory(self.experiment, plans, [self._device_types[node] for node in plans.main.nodes])
+        self.memory = self.memory.of_ranks(estimates, self.context.rank)
+        self._has_lost_nodes |= plans.main.nodes != self.plans.main.nodes
+        self._use(make_runner_of_epoch(self.experiment, plans, self.runner, self.context))
+        self.runner.iteration = self.step
+        if self.context.rank == 0 and not self._keeps_records:
+            self._take_over_records()
+
+    def _follow_step(self, settlement: Settlement) -> None:
+        """Take the last step that another one has taken, and count it."""
+        step, sums, work_is_left = settlement
+        if self._applied < step and sums is not None:
+            self._apply(sums)
+        if self.step < step and self._begun is not None and self._sums is not None:
+            self._finish_step(self._begun, StepTotals.of_sums(self._sums))
+        self._work_is_left = work_is_left and self._finished is not None
+
+    def _take_over_records(self) -> None:
+        """Write the records from now on, in place of a process that is lost; it may not have written the last step."""
+        self.owner.take_over()
+        self._keeps_records = True
+        before = self.step - (self._finished is not None)
+        self.reporter = open_reporter(self.experiment, before, self.wandb_id)
+        self._reported = before
+        if self._finished is not None and not self._work_is_left:
+            self.reporter.write(self._finished.metrics)
+            self._reported = self.step
 
     def _say_stopped(self, stop: StopSignal) -> None:
         """Say on every rank why it ends now: each host has a log of its own."""
@@ -311,39 +418,43 @@ class Trainer:
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
         asked = float(stop.requested)
-        squares, loss, exit_loss, busy_s, stops, askers, *peak_bytes = self.runner.sum_over_ranks(
-            [own, tally.loss, tally.exit_loss, tally.busy_s, asked, asked * self.runner.rank, *self.memory.own()]
+        self._contributed = self.step + 1
+        self._faults.reached("STEP", self.step + 1)
+        return self._apply(
+            self.runner.sum_over_ranks(
+                [own, tally.loss, tally.exit_loss, tally.busy_s, asked, asked * self.runner.rank, *self.memory.own()]
+            )
         )
-        only = int(askers) if stops == 1 else None
-        totals = StepTotals(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, peak_bytes)
+
+    def _apply(self, sums: Sequence[float]) -> StepTotals:
+        """Take the step whose gradients are there, once all ranks have given their part to its sum."""
+        totals = StepTotals.of_sums(sums)
+        self._faults.reached("UPDATED", self.step + 1)
         if totals.finite:
             if self.experiment.training.max_grad_norm is not None:
                 self.optimizer.clip(totals.grad_norm, self.experiment.training.max_grad_norm)
             self.optimizer.step()
+        self._applied, self._sums = self.step + 1, tuple(sums)
         return totals
 
-    def _metrics(
-        self, plan: str, totals: StepTotals, lr: float, duration_s: float, result: IterationResult[StepTotals]
-    ) -> StepMetrics:
-        if plan == MAIN_PLAN:  # what reads the trace compares it with the main plan
-            self.trace.record(self.step, result.spans, result.transfers)
+    def _metrics(self, begun: StepBegin, totals: StepTotals, duration_s: float) -> StepMetrics:
         exits = {Metric.EARLY_EXIT_LOSS: totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}
         return (
             {
                 Metric.STEP: self.step,
                 Metric.TRAIN_LOSS: totals.loss,
                 Metric.GRADIENT_NORM: totals.grad_norm,
-                Metric.LEARNING_RATE: lr,
+                Metric.LEARNING_RATE: begun.lr,
                 Metric.ITERATION_S: duration_s,
                 Metric.TOKENS_PER_S: self.tokens_per_step / duration_s,
                 Metric.ELAPSED_S: self.elapsed_s,
-                Metric.PLAN: plan,
-                Metric.PREDICTED_S: self.plans[plan].predicted.iteration_s,
+                Metric.PLAN: begun.plan,
+                Metric.PREDICTED_S: self.plans[begun.plan].predicted.iteration_s,
                 Metric.BUBBLE_FRACTION: max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
                 Metric.TOKENS: self.step * self.tokens_per_step,
             }
             | exits
-            | self.utilisation[plan].metrics(duration_s)
+            | self.utilisation[begun.plan].metrics(duration_s)
         )
 
     def _cost(self) -> ModelCost:
@@ -352,6 +463,7 @@ class Trainer:
         return model_cost(self.config, training.micro_batch_size, training.sequence_length, dtype)
 
     def _validate(self) -> StepMetrics:
+        self._faults.reached("VALIDATION", self.step)
         training = self.experiment.training
         num_microbatches = self.experiment.evaluation.batches * training.num_microbatches
         loss = self.runner.evaluate(
@@ -369,6 +481,7 @@ class Trainer:
         return interval > 0 and self.step % interval == 0
 
     def _save(self) -> None:
+        self._faults.reached("CHECKPOINT", self.step)
         on_first_rank(self.context, Topic.OWNER, self.owner.check)
         try:
             self.trace.write()
@@ -428,8 +541,8 @@ class Trainer:
         self.runner.iteration = self.step
         return metadata
 
-    def _open_records(self, num_parameters: int) -> None:
-        """Do what `open_records` says, on rank 0."""
+    def _open_records(self, num_parameters: int) -> str | None:
+        """Do what `open_records` says, on rank 0; return the id of the W&B run."""
         check_nothing_beyond(self.experiment, self.step)
         record_inputs(self.experiment, self.plans)
         keep_tokenizer(self.experiment.data, self.order.cache.tokenizer, self.run_dir, anew=not self.step)
@@ -443,4 +556,5 @@ class Trainer:
         say(str(WandbPlace.of(self.experiment.logging.wandb, self.run_dir)))
         if self.step:
             say(f"continuing after step {self.step}")
-        self.reporter = open_reporter(self.experiment, self.step, self.wandb_id)
+        self.reporter, self._keeps_records = open_reporter(self.experiment, self.step, self.wandb_id), True
+        return self.wandb_id

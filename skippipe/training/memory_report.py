@@ -80,6 +80,10 @@ class MemoryReport:
         self._peak = peak
         self._rank = rank
 
+    def of_ranks(self, estimates: Sequence[MemoryEstimate], rank: int) -> "MemoryReport":
+        """Return the report of other ranks, of which this process is `rank`; its own peak stays."""
+        return MemoryReport(estimates, self._peak, rank)
+
     def own(self) -> list[float]:
         """Return this rank's peak at its place and zeros elsewhere, so that the sum over ranks has all peaks."""
         return [float(self._peak.read()) if rank == self._rank else 0.0 for rank in range(len(self.estimates))]

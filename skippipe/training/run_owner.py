@@ -129,6 +129,13 @@ class RunOwner:
             ) from None
         threading.Thread(target=self._beat, name="run-owner", daemon=True).start()
 
+    def take_over(self) -> None:
+        """Become the owner in place of one that the run's members have found lost."""
+        own = Owner.here()
+        _write(self._run_dir, own)
+        self._own, self._is_outer = own, True
+        threading.Thread(target=self._beat, name="run-owner", daemon=True).start()
+
     def check(self) -> None:
         """Raise `StorageError` where another start has taken the run over, having taken this process for dead."""
         if self._own is None:

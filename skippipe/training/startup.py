@@ -33,7 +33,18 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.cluster import Device, load_cluster
 
 logger = logging.getLogger(__name__)
-AGREED = ("seed", "model", "pipeline", "recipe", "training", "optimizer", "lr_scheduler", "comm", "emulation")
+AGREED = (
+    "seed",
+    "model",
+    "pipeline",
+    "recipe",
+    "training",
+    "optimizer",
+    "lr_scheduler",
+    "comm",
+    "recovery",
+    "emulation",
+)
 """Sections of an experiment that every rank must have alike."""
 OWN = ("device", "threads")
 """Keys among them that may differ from rank to rank."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from skippipe.inference.distributed.connections import Connections, Endpoint, own_address
+from skippipe.inference.distributed.connections import Connections, Endpoint
+from skippipe.membership.addresses import own_address
 
 
 @pytest.fixture

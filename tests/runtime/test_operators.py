@@ -11,7 +11,7 @@ from processes import preloaded
 from torch._C._distributed_c10d import FileStore
 
 from skippipe.errors import ConfigError
-from skippipe.runtime.operators import check_operators
+from skippipe.runtime.gradients.operators import check_operators
 from skippipe.runtime.ranks.groups import ProcessGroups
 from skippipe.runtime.ranks.torch_errors import TransferError
 

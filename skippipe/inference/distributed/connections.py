@@ -18,12 +18,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import psutil
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from skippipe.errors import CommunicationError
 from skippipe.runtime.ranks import time_limits
 
 KEEP_ALIVE = {
@@ -168,17 +166,3 @@ class _Peer:
         with contextlib.suppress(OSError):
             self._stream.shutdown(socket.SHUT_RDWR)
         self._stream.close()
-
-
-def own_address(master: str, port: int) -> str:
-    """Return the address of this host by which it reaches `master`, or that of the interface that gloo is given."""
-    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
-    for address in psutil.net_if_addrs().get(interface, []):
-        if address.family == socket.AF_INET:
-            return str(address.address)
-    found = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)
-    for family, kind, _, _, target in sorted(found, key=lambda entry: entry[0] != socket.AF_INET):
-        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
-            probe.connect(target)  # sends nothing, only looks up the way
-            return str(probe.getsockname()[0])
-    raise CommunicationError(f"there is no way from here to {master}; set GLOO_SOCKET_IFNAME to an interface")

@@ -13,13 +13,14 @@ import torch
 from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.errors import InputError, SkipPipeError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.distributed.connections import Connections, Endpoint, own_address
+from skippipe.inference.distributed.connections import Connections, Endpoint
 from skippipe.inference.distributed.distributed_decoder import DistributedDecoder
 from skippipe.inference.distributed.stage_assignment import StageAssignment, assign_stages
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.distributed.worker_pool import WorkerPool
 from skippipe.inference.inference_run import InferenceRun, read_inference_run
 from skippipe.inference.model_loading import LoadedModel, is_directory, load_model, loaded
+from skippipe.membership.addresses import own_address
 from skippipe.model.device import choose_device
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
@@ -20,6 +20,9 @@ from skippipe.runtime.ranks.remote_errors import error_content
 from skippipe.runtime.ranks.store_names import Topic, store_of_run, store_of_try
 from skippipe.runtime.ranks.torch_errors import raising_outside
 from skippipe.runtime.ranks.watch import Watch, open_watch, say_ended
+
+if TYPE_CHECKING:
+    from skippipe.membership.membership import Membership
 
 NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MOST_RANKS = 4096
@@ -39,6 +42,8 @@ class DistributedContext:
     """Whether the store may end with this process: it does on the first one of a launch without torchrun's agent."""
     watch: Watch | None = None
     """What sees that the others or the launcher are gone while this process waits."""
+    membership: "Membership | None" = None
+    """Who is in the run, where it outlives its processes; None where it ends with any of them."""
     _meetings: Counter[Topic] = field(default_factory=Counter, init=False, repr=False)
     """How often ranks have met about each topic: the same on all ranks, so that no meeting finds another one's keys."""
     _meeting: str = field(default="", init=False, repr=False)
@@ -164,6 +169,20 @@ class DistributedContext:
             self.watch.close()
         self.leave_meeting(heard=True)
 
+    def enter_epoch(self, rank: int, world_size: int, store: Store) -> None:
+        """Leave all process groups and meet the members of a new epoch, in the store that lasts as long as it does.
+
+        Raises `CommunicationError` where one of them does not come.
+        """
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.rank, self.world_size, self.store, self.holds_store = rank, world_size, store, False
+        self._meetings.clear()
+        self._meeting = ""
+        if self.watch is not None:
+            self.watch.follow(store)
+        self._initialise(self.timeout_s)
+
     def close(self) -> None:
         """Leave the process group; safe to call twice."""
         if dist.is_initialized():
@@ -206,7 +225,7 @@ class DistributedContext:
         """Tell the other ranks that this one ends by itself. Who lost another one does not wait for an answer."""
         if self.watch is not None:
             self.watch.close()
-        if self.store is not None:
+        if self.store is not None and self.membership is None:
             stay = not isinstance(error, CommunicationError)
             say_ended(self.store, self.rank, error_content(error), self.world_size, stay=stay)
 

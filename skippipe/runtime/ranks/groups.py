@@ -31,7 +31,8 @@ class ProcessGroups:
         """Make every wait on these groups fail at once, here and at the peers.
 
         gloo closes all of a group's connections when a wait times out, so one is let time out. Nothing else releases
-        a thread that waits for a peer that is alive.
+        a thread that waits for a peer that is alive. A wait for one that is dead fails at once and closes nothing, so
+        every peer has its turn.
         """
         everyone = range(dist.get_world_size())
         for group, ranks in (
@@ -41,7 +42,9 @@ class ProcessGroups:
             (self.replicas, self.replica_ranks),
         ):
             if group is not None:
-                _abort_gloo(group, next(rank for rank in ranks if rank != self.rank))
+                for rank in ranks:
+                    if rank != self.rank:
+                        _abort_gloo(group, rank)
 
     def destroy(self) -> None:
         """Release the groups."""

@@ -73,6 +73,10 @@ class Topic(StrEnum):
     """Whether each rank can read the run that is to be served."""
     SERVING = "inference"
     """Where each rank can be reached, and as which node of the plan."""
+    MEMBERSHIP_KEY = "membership/key"
+    """The secret with which the members of this start know each other, from rank 0."""
+    MEMBERS = "membership/members"
+    """Where each rank can be reached as a member."""
     END = "end"
     """That each rank has done all that it needs the others for."""
 

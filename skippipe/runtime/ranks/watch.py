@@ -55,6 +55,8 @@ class Watch:
         self._ending = False
         self.also: Callable[[Store], None] | None = None
         """What else is to be done at each look; it gets this thread's store of the try."""
+        self._followed: Store | None = None
+        self._gone: Store | None = None
         self._closed = threading.Event()
         calls = [self._wait_for_end] if run is None else [self._wait_for_end, self._ask]
         for call in calls:
@@ -74,6 +76,13 @@ class Watch:
         if self._end is not None and self._end.by_others:
             self._end = None
 
+    def follow(self, store: Store) -> None:
+        """Take from now on that members agree on who is lost: neither the run's store nor this one has to live.
+
+        `also` gets this store, that of the present epoch; the parent is still watched.
+        """
+        self._followed = store
+
     def close(self) -> None:
         """Look no more: this process ends by itself, or no longer needs the others."""
         self._closed.set()
@@ -82,6 +91,9 @@ class Watch:
         """Ask the store again and again; runs in a thread, which the store may keep for ever."""
         assert self._run is not None
         while not self._closed.is_set():
+            if self._followed is not None:
+                self._look_along(self._followed)
+                continue
             try:
                 found = self._look(self._run)
             except RuntimeError as reason:
@@ -105,6 +117,14 @@ class Watch:
         ended = hear_ended(store_of_try(run, self._number))
         return End(ended, by_others=True) if ended is not None else None
 
+    def _look_along(self, store: Store) -> None:
+        try:
+            if self.also is not None and store is not self._gone:
+                self.also(store)
+        except RuntimeError:  # it ends with its epoch; torch writes a page about each further question
+            self._gone = store
+        self._closed.wait(time_limits.WATCH_S)
+
     def _wait_for_end(self) -> None:
         """Look at parent and answers; end this process where it does not do so itself. Runs in a thread.
 
@@ -120,7 +140,7 @@ class Watch:
             answers = self._answers
             if end is not None and not end.by_others:
                 continue
-            if self._run is not None and (silent + 1) * time_limits.WATCH_S >= self._limit_s:
+            if self._run is not None and self._followed is None and (silent + 1) * time_limits.WATCH_S >= self._limit_s:
                 mute = f"the store at {self._address} has not answered for {self._limit_s:g} s"
                 error = CommunicationError(f"{mute}; its process or host may be frozen, or the network cut")
                 self._end = End(error)

@@ -35,7 +35,8 @@ def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
             return zero
         logger.info("optimizer.backend: %s has nothing to share out here: one replica; plain AdamW", options.backend)
     sharded = replicas if options.traits.shards_state and not options.traits.is_deepspeed else None
-    return AdamW(runner.parameters(), options, scheduler, max_steps, sharded, runner.with_replicas)
+    guard = None if sharded is None else runner.with_replicas  # nothing waits where nothing is shared out
+    return AdamW(runner.parameters(), options, scheduler, max_steps, sharded, guard)
 
 
 def _only_this_rank(timeout_s: float) -> ProcessGroup:

@@ -1,0 +1,21 @@
+"""The `recovery:` section of an experiment (docs/recovery.md). Light to import: no torch."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from skippipe.config.section import Section
+
+
+class RecoveryOptions(Section):
+    """What a run of several processes does when one of them is lost."""
+
+    enabled: bool = False
+    """Whether the others go on without it, with a new plan and from the same step, instead of ending."""
+    silence_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(default=10.0, examples=[30.0])
+    """Seconds without a sign of life after which a process counts as lost. One that died is noticed at once, and one
+    that is busy gives signs of life all the time."""
+    min_nodes: Annotated[int, Field(ge=2)] = Field(default=2, examples=[5])
+    """With fewer nodes left, the run ends. It ends too where a stage has no node left."""
+    planning_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=1.0, examples=[5.0])
+    """Seconds in which a plan for the nodes that are left is improved, while they wait for it."""

@@ -1,0 +1,23 @@
+"""By which address the others reach this host."""
+
+import contextlib
+import os
+import socket
+
+import psutil
+
+from skippipe.errors import CommunicationError
+
+
+def own_address(master: str, port: int) -> str:
+    """Return the address of this host by which it reaches `master`, or that of the interface that gloo is given."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    for address in psutil.net_if_addrs().get(interface, []):
+        if address.family == socket.AF_INET:
+            return str(address.address)
+    found = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)
+    for family, kind, _, _, target in sorted(found, key=lambda entry: entry[0] != socket.AF_INET):
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.connect(target)  # sends nothing, only looks up the way
+            return str(probe.getsockname()[0])
+    raise CommunicationError(f"there is no way from here to {master}; set GLOO_SOCKET_IFNAME to an interface")
