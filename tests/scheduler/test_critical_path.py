@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from random_plans import random_plan, with_exact_times
 
-from skippipe_scheduler.analysis.critical_path import critical_path
-from skippipe_scheduler.analysis.explain import explain, path_summary
+from skippipe_scheduler.analysis.critical_path import CriticalPath, PathSegment, SegmentKind, critical_path
+from skippipe_scheduler.analysis.explain import bottleneck, explain, path_summary
 from skippipe_scheduler.plan.plan import Plan, PlanStage, Route, Task
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.contention import Contention
@@ -132,6 +132,7 @@ def test_reasons_fit_the_pieces(seed: int, contention: Contention) -> None:
 def test_explanation_names_what_matters() -> None:
     plan = two_microbatches("link")
     text = explain(plan)
+    assert text.startswith("Bottleneck: the work of nodes, ")
     assert "Critical path: 8.9500 s in 9 segments" in text
     assert "backward 4.0000 s (44.7%)" in text
     assert f"{plan.nodes[1]}: 3.0000 s; it waits for the last backward of its stage" in text
@@ -144,3 +145,25 @@ def test_summary_shows_few_of_many_places() -> None:
     plan = random_plan(3, num_microbatches=12)
     path = critical_path(plan)
     assert f"{len(path.by_place) - 5} more" in "\n".join(path_summary(plan, path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("reduction", "Bottleneck: gradient reduction, 5.0000 s of 9.0000 s (55.6%), of stage 1."),
+        ("queueing", "Bottleneck: transfers that queue, 5.0000 s of 9.0000 s (55.6%), most on {b}{to_a}."),
+        ("backward", "Bottleneck: the work of nodes, 9.0000 s of 9.0000 s (100.0%), most on {b} (stage 1)."),
+    ],
+)
+def test_the_bottleneck_is_what_takes_most(kind: SegmentKind, sentence: str) -> None:
+    plan = two_microbatches("link")
+    a, b = plan.nodes
+    destination = a if kind == "queueing" else None
+    path = CriticalPath(
+        (
+            PathSegment("forward", a, None, 0, 0.0, 2.0, "start"),
+            PathSegment("forward", a, None, 0, 2.0, 4.0, "node"),
+            PathSegment(kind, b, destination, 0, 4.0, 9.0, "input"),
+        )
+    )
+    assert bottleneck(plan, path) == sentence.format(b=b, to_a=f" to {a}")

@@ -18,14 +18,15 @@ def explain(plan: Plan) -> str:
         plan: The plan.
 
     Returns:
-        Several lines: the critical path by kind and place, the busiest node, the tightest memory, the waits, the
-        busiest link. Times are in seconds.
+        Several lines: the bottleneck, the critical path by kind and place, the busiest node, the tightest memory, the
+        waits, the busiest link. Times are in seconds.
 
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other.
 
     Examples:
         >>> print(explain(plan))
+        Bottleneck: ...
         Critical path: ... s in ... segments, each waiting for the one before it
           by kind ...
         Busiest node: ...
@@ -35,7 +36,44 @@ def explain(plan: Plan) -> str:
     """
     timeline = simulate(plan)
     analysis, path = analyse(plan, timeline), critical_path(plan, timeline)
-    return "\n".join([*path_summary(plan, path), *_nodes(analysis), *_links(analysis)])
+    return "\n".join([bottleneck(plan, path), *path_summary(plan, path), *_nodes(analysis), *_links(analysis)])
+
+
+def bottleneck(plan: Plan, path: CriticalPath) -> str:
+    """Return one sentence on what the critical path consists of most, and where."""
+    seconds_of: dict[str, float] = {}
+    for segment in path.segments:
+        cause = _cause(segment)
+        seconds_of[cause] = seconds_of.get(cause, 0.0) + segment.duration_s
+    if not seconds_of:
+        return "Bottleneck: none, the plan has no tasks."
+    cause = max(seconds_of, key=lambda name: seconds_of[name])
+    places: dict[str, float] = {}
+    for segment in path.segments:
+        if _cause(segment) == cause:
+            places[segment.place] = places.get(segment.place, 0.0) + segment.duration_s
+    place = max(places, key=lambda name: places[name])
+    if cause == "gradient reduction":
+        where = f"of stage {plan.stage_of[place]}"
+    else:
+        where = f"most on {place}" + (f" (stage {plan.stage_of[place]})" if place in plan.stage_of else "")
+    share = seconds_of[cause] / path.iteration_s if path.iteration_s else 0.0
+    return f"Bottleneck: {cause}, {seconds_of[cause]:.4f} s of {path.iteration_s:.4f} s ({share:.1%}), {where}."
+
+
+def _cause(segment: PathSegment) -> str:
+    """Return what a segment of the critical path is due to, in words."""
+    match segment.kind:
+        case "reduction":
+            return "gradient reduction"
+        case "queueing":
+            return "transfers that queue"
+        case "transfer":
+            return "transfers"
+        case "overhead":
+            return "overhead after tasks"
+        case "forward" | "backward" | "loss" | "weight gradient":
+            return "the work of nodes"
 
 
 def path_summary(plan: Plan, path: CriticalPath) -> list[str]:

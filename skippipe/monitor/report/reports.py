@@ -27,6 +27,7 @@ from skippipe.monitor.report.summary import (
 from skippipe.monitor.report.units import count, percent, relative, seconds
 from skippipe.monitor.report.waits import path_tables
 from skippipe_scheduler.analysis.critical_path import CriticalPath, critical_path
+from skippipe_scheduler.analysis.explain import bottleneck
 from skippipe_scheduler.analysis.usage import analyse
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline, simulate
@@ -53,11 +54,13 @@ def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan], wha
     if baselines:
         ratio = relative(predicted.iteration_s / baselines[reference].predicted.iteration_s)
         facts["Relative time"] = f"{ratio} (iteration / {reference}'s)"
-    comparison = PageSection("Predicted times", what_binds, tables=[plans_table(plans, reference)])
+    path_of_plan = critical_path(plan, timeline)
+    sentences = " ".join(filter(None, (bottleneck(plan, path_of_plan), what_binds)))
+    comparison = PageSection("Predicted times", sentences, tables=[plans_table(plans, reference)])
     sections = [
         comparison,
         _iteration(plans, {}),
-        _waits(plan, critical_path(plan, timeline)),
+        _waits(plan, path_of_plan),
         _load(plan, timeline),
         _routes({"": plan}),
         _nodes({"": plan}),
