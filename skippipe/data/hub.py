@@ -58,10 +58,13 @@ def pretrained_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     problem = None if Path(name).exists() else hub_problem()
+    place = {} if problem is None else {"local_files_only": True}
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=problem is not None, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place)
     except Exception as reason:  # missing files and bad files raise errors of many kinds
         why = (str(reason).splitlines() or [type(reason).__name__])[0]
         if problem is not None:
             why = f"it is no folder, nothing of it is in this machine's cache, and {problem}"
         raise DataError(f"data.tokenizer: {name!r} cannot be loaded ({why})") from None
+    tokenizer.init_kwargs.pop("local_files_only", None)  # or it is saved with the tokenizer
+    return tokenizer
