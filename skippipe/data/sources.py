@@ -10,6 +10,7 @@ from pathlib import Path
 from skippipe.config.data_options import DataOptions
 from skippipe.data.corpus_files import find_files, open_text
 from skippipe.data.rows import row_texts
+from skippipe.errors import DataError
 
 LEFT_OUT_OF_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
 PIECE_CHARACTERS = 2**18
@@ -56,7 +57,13 @@ def documents(options: DataOptions) -> Iterator[Document]:
     left_bytes = options.max_bytes
     for document in islice(_all_documents(options), options.max_documents):
         if left_bytes is not None:
-            left_bytes -= document.measure()[0]
+            size_bytes = document.measure()[0]
+            if left_bytes == options.max_bytes < size_bytes:
+                raise DataError(
+                    f"data.max_bytes: the first document ({document.place}) has {size_bytes:,} bytes, {left_bytes:,} are "
+                    "allowed in all; raise it, or cut the text into several documents"
+                )
+            left_bytes -= size_bytes
             if left_bytes < 0:
                 return
         yield document
