@@ -9,6 +9,7 @@ steps, and exports it again.
 import json
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -21,8 +22,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from common.command import chosen, own_process, record
-from common.table import MARKS, Columns, Result
+from common.command import chosen, record
+from common.table import MARKS, Columns, Result, machine
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.checkpoint.huggingface.stored_tensors import INDEX_FILE
@@ -40,10 +41,10 @@ TEXT = torch.arange(2 * 24).reshape(2, 24) * 7919 % 257  # (B, T)
 
 COLUMNS: Columns = {
     "architecture": lambda result: result["name"],
-    "loss - transformers'": lambda result: f"{result['loss_difference']:.1e}" if "loss_difference" in result else "",
-    "files of the import, exported": lambda result: str(result.get("untouched", result.get("error", ""))),
-    "files after two steps": lambda result: str(result.get("trained", "")),
-    "logits after two steps": lambda result: str(result.get("logits", "")),
+    "loss - transformers'": lambda result: f"{result['loss_difference']:.1e}",
+    "files of the import, exported": lambda result: str(result["untouched"]),
+    "files after two steps": lambda result: str(result["trained"]),
+    "logits after two steps": lambda result: str(result["logits"]),
     "as promised": lambda result: MARKS[result["met"]],
 }
 
@@ -51,16 +52,12 @@ COLUMNS: Columns = {
 @click.command()
 @click.option("--only", multiple=True, help="Rows whose names contain this; may be repeated.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=HERE, help="Folder of the results.")
-@click.option("--row", "row_name", hidden=True, help="Measure this row in this process and print it.")
-def main(only: tuple[str, ...], out: Path, row_name: str | None) -> None:
+def main(only: tuple[str, ...], out: Path) -> None:
     """Take every architecture there and back; write results.json and results.md."""
-    if row_name is not None:
-        click.echo(json.dumps(measure(*ROWS[row_name])))
-        return
-    command = [sys.executable, str(HERE / "run.py"), "--row"]
 
     def measured(name: str) -> Result:
-        return own_process([*command, name], {"name": name, "quick": False}, HERE.parents[1])
+        known: Result = {"name": name, "quick": False, "date": datetime.now(UTC).date().isoformat()}
+        return known | machine(HERE.parents[1]) | measure(*ROWS[name])
 
     record(ROWS, chosen(ROWS, only), out, measured, ("Every architecture, there and back", COLUMNS))
 

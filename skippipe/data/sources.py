@@ -58,10 +58,10 @@ def documents(options: DataOptions) -> Iterator[Document]:
     for document in islice(_all_documents(options), options.max_documents):
         if left_bytes is not None:
             size_bytes = document.measure()[0]
-            if left_bytes == options.max_bytes < size_bytes:
+            if left_bytes == options.max_bytes and left_bytes < size_bytes:
                 raise DataError(
-                    f"data.max_bytes: the first document ({document.place}) has {size_bytes:,} bytes, {left_bytes:,} are "
-                    "allowed in all; raise it, or cut the text into several documents"
+                    f"data.max_bytes: the first document ({document.place}) has {size_bytes:,} bytes, all may have "
+                    f"{left_bytes:,}; raise it, or cut the text into several documents"
                 )
             left_bytes -= size_bytes
             if left_bytes < 0:
