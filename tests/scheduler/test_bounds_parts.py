@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from small_problems import alike, given_placement, make_problem, problems, slot_costs
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
-from skippipe_scheduler.bounds.listed_routes import ListedRoutes, number_of_walks
+from skippipe_scheduler.bounds.listed_routes import MOST_ROUTES, ListedRoutes, listed_routes, number_of_walks
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.pricing import Prices, Pricing, residences_s
 from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
@@ -193,3 +193,11 @@ def test_a_window_loses_the_staggered_ends() -> None:
     assert window_s(1, 9.0, 0.5, 10.0) == 10.5
     assert window_s(3, 2.0, 0.0, 10.0) == 30.0 - 6.0
     assert window_s(9, 2.0, 0.0, 3.0) == 4.0
+
+
+def test_routes_of_very_many_sequences_are_not_listed() -> None:
+    """With one node a stage there are as many sequences as routes, and each would be looked at by itself."""
+    network = Network(make_problem(0, [1] * 17, 13, 17))
+    assert 10_000 < number_of_walks(network) < MOST_ROUTES
+    assert listed_routes(network) is None
+    assert listed_routes(Network(make_problem(0, [2] * 6, 4, 12))) is not None

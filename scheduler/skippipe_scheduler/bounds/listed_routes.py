@@ -2,30 +2,42 @@
 free placement visits a node twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from skippipe_scheduler.bounds.automaton import Automaton
 from skippipe_scheduler.bounds.network import Indices, Mask, Matrix, Network, Vector
 from skippipe_scheduler.bounds.pricing import PricedRoute, Prices
 
 MOST_ROUTES = 200_000
 """Routes up to which all are listed. Chosen: some tens of MiB, and a look at all takes milliseconds."""
+MOST_SEQUENCES = 2_000
+"""Sequences of classes up to which they are. Chosen: arrays hold the routes of one, so that each look takes as many
+steps of Python; with one node a stage there would be as many sequences as routes."""
 
 
 def number_of_walks(network: Network) -> float:
     """Return how many routes there are, those that visit a node twice included."""
-    automaton = network.automaton
+    return _ways(network.automaton, [len(nodes) for nodes in network.nodes_of])
+
+
+def _ways(automaton: Automaton, choices: Sequence[int]) -> float:
+    """Return how many ways lead through the automaton, with so many `choices` at a visit of each class."""
     ways = [float(accepts) for accepts in automaton.accepts]
     for state in reversed(range(len(ways))):
         ways[state] += sum(ways[successor] for successor in automaton.next_states[state])
-        ways[state] *= len(network.nodes_of[automaton.stage[state]])
+        ways[state] *= choices[automaton.stage[state]]
     return ways[0]
 
 
 def listed_routes(network: Network) -> "ListedRoutes | None":
-    """Return all legal routes, or None where they are many."""
-    return ListedRoutes(network) if number_of_walks(network) <= MOST_ROUTES else None
+    """Return all legal routes, or None where they or their sequences are many."""
+    few = (
+        number_of_walks(network) <= MOST_ROUTES
+        and _ways(network.automaton, [1] * len(network.nodes_of)) <= MOST_SEQUENCES
+    )
+    return ListedRoutes(network) if few else None
 
 
 class ListedRoutes:
