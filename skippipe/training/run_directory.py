@@ -23,12 +23,13 @@ FILES: Final = (
     "plan.json",
     "metrics.jsonl",
     "memory.json",
+    "events.jsonl",
     "owner.json",
     ".owner.lock",
     LATEST,
     "trace/rank-*.jsonl",
 )
-FOLDERS: Final = ("checkpoints", "trace", "plans", "tokenizer")
+FOLDERS: Final = ("checkpoints", "trace", "plans", "epochs", "tokenizer")
 
 
 def check_kinds(run_dir: Path) -> None:
