@@ -1,10 +1,11 @@
-"""Kill processes of a run at random instants; see whether the others go on, how soon, and with which losses.
+"""Kill and freeze processes of a run at random instants; see whether the others go on, how soon, with which losses.
 
     python benchmarks/faults/run.py [--runs N] [--seed S]
 
-Every run has 7 processes on this machine. In each, two of them are killed with SIGKILL, one after the other, at random
-instants: in any phase of a step, of a validation, of a checkpoint, or of the recovery from the death before. Afterwards
-the losses are compared with those of one process that walks the plans of all epochs in turn.
+Every run has 7 processes on this machine. Two of them are killed with SIGKILL (`death`), one after the other, at random
+instants: in any phase of a step, of a validation, of a checkpoint, or of the recovery from the death before. Or they
+are stopped with SIGSTOP for longer than `recovery.silence_s` (`silence`) and woken again, or for half of it (`pause`).
+Afterwards the losses are compared with those of one process that walks the plans of all epochs in turn.
 """
 
 import io
@@ -40,16 +41,19 @@ HERE = Path(__file__).parent
 NUM_NODES = 7
 STEPS = 40
 STAGE_SIZES = (3, 2, 2)
-DEATHS = 2
+LOSSES = 2
 """In each run: two nodes can be lost without a stage being left without one, if they are of different stages."""
+SILENCE_S = 3.0
+"""`recovery.silence_s`."""
+KINDS = ("death", "silence", "pause")
 LIMIT_S = 120.0
 """Seconds after which a run that has not ended counts as hanging."""
 PRELOADED = ["skippipe.training.train_experiment", "transformers.models.llama.modeling_llama", "zmq"]
 
 
 @dataclass
-class Death:
-    """One process that was killed, and how the others went on."""
+class Loss:
+    """One process that was killed or stopped, and how the others went on."""
 
     node: str
     rank: int
@@ -57,15 +61,16 @@ class Death:
     recovery_s: float | None = None
     """As the run itself says: from the moment at which it was noticed until the new epoch began."""
     next_step_s: float | None = None
-    """From the kill until the next step was finished."""
+    """From the kill or stop until the next step was finished."""
 
 
 @dataclass
 class Outcome:
     """What came of one run."""
 
+    kind: str
     number: int
-    deaths: list[Death] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     exit_codes: list[int | None] = field(default_factory=list)
     steps: int = 0
     loss_difference: float | None = None
@@ -74,11 +79,12 @@ class Outcome:
 
     @property
     def went_on(self) -> bool:
-        """Whether all others finished the run, exactly."""
-        codes = sorted(code if code is not None else 99 for code in self.exit_codes)
-        whole = self.steps == STEPS and self.leftover == 0 and not self.error
+        """Whether all others finished the run, exactly, and each lost one ended without having done harm."""
+        lost = {loss.rank for loss in self.losses} if self.kind != "pause" else set()
+        expected = {"death": -signal.SIGKILL, "silence": 1}.get(self.kind)
+        codes = [expected if rank in lost else 0 for rank in range(NUM_NODES)]
         exact = self.loss_difference is not None and self.loss_difference < 1e-5
-        return whole and exact and codes == [-signal.SIGKILL] * len(self.deaths) + [0] * (NUM_NODES - len(self.deaths))
+        return exact and self.steps == STEPS and self.leftover == 0 and not self.error and self.exit_codes == codes
 
 
 def make_experiment(folder: Path, name: str, **sections: Any) -> Experiment:
@@ -109,7 +115,7 @@ def make_experiment(folder: Path, name: str, **sections: Any) -> Experiment:
         "evaluation": {"interval": 7, "batches": 1},
         "logging": {"wandb": {"mode": "disabled"}},
         "comm": {"timeout_s": 60.0},
-        "recovery": {"enabled": True, "silence_s": 5.0, "planning_s": 0.2},
+        "recovery": {"enabled": True, "silence_s": SILENCE_S, "planning_s": 0.2},
     }
     for section, given in sections.items():
         content[section] = content[section] | given
@@ -168,14 +174,14 @@ def victims(plan_path: Path, generator: random.Random) -> Iterator[tuple[str, in
     from skippipe_scheduler.plan.validate import load_plan
 
     plan = load_plan(plan_path)
-    for stage in generator.sample(plan.stages, DEATHS):
+    for stage in generator.sample(plan.stages, LOSSES):
         node = generator.choice(stage.nodes)
         yield node, plan.rank_of[node]
 
 
-def kill_in_turn(experiment: Experiment, plan: Path, processes: list[ForkServerProcess], outcome: Outcome) -> None:
-    """Kill processes at random instants and watch how the others go on."""
-    generator = random.Random(outcome.number)
+def strike_in_turn(experiment: Experiment, plan: Path, processes: list[ForkServerProcess], outcome: Outcome) -> None:
+    """Kill or stop processes at random instants and watch how the others go on."""
+    generator = random.Random(f"{outcome.kind}/{outcome.number}")
     metrics, events = experiment.run_path / "metrics.jsonl", experiment.run_path / "events.jsonl"
     deadline_s = time.monotonic() + LIMIT_S
     if not wait_for(metrics, 2, deadline_s):
@@ -186,18 +192,24 @@ def kill_in_turn(experiment: Experiment, plan: Path, processes: list[ForkServerP
         process = processes[rank].pid
         assert process is not None
         begun_s, step = time.monotonic(), len(lines_of(metrics))
-        os.kill(process, signal.SIGKILL)
-        death = Death(node, rank, step)
-        outcome.deaths.append(death)
-        if not wait_for(events, number + 1, deadline_s):
-            outcome.error = f"the death of {node} was followed by no epoch"
+        os.kill(process, signal.SIGKILL if outcome.kind == "death" else signal.SIGSTOP)
+        loss = Loss(node, rank, step)
+        outcome.losses.append(loss)
+        if outcome.kind == "pause":
+            time.sleep(SILENCE_S / 2)
+            os.kill(process, signal.SIGCONT)
+        elif not wait_for(events, number + 1, deadline_s):
+            outcome.error = f"the loss of {node} was followed by no epoch"
             return
-        death.recovery_s = lines_of(events)[number]["recovery_s"]
+        else:
+            loss.recovery_s = lines_of(events)[number]["recovery_s"]
         before = len(lines_of(metrics))
         if before < STEPS and not wait_for(metrics, before + 1, deadline_s):
-            outcome.error = f"no step after the death of {node}"
+            outcome.error = f"no step after the loss of {node}"
             return
-        death.next_step_s = time.monotonic() - begun_s
+        loss.next_step_s = time.monotonic() - begun_s
+        if outcome.kind == "silence":
+            os.kill(process, signal.SIGCONT)
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ class EpochSchedule:
         return self.names[bisect_left(self.last_steps, step)]
 
 
-def reference_losses(folder: Path, run_dir: Path, plan_path: Path, number: int) -> list[float]:
+def reference_losses(folder: Path, run_dir: Path, plan_path: Path, name: str) -> list[float]:
     """Return the losses of one process that walks the plan of every epoch for the steps that it had."""
     from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
     from skippipe.runtime.ranks.context import DistributedContext
@@ -229,7 +241,7 @@ def reference_losses(folder: Path, run_dir: Path, plan_path: Path, number: int) 
         )
         for event in events
     }
-    experiment = make_experiment(folder, f"alone-{number}", checkpoint={"interval": 0}, recovery={"enabled": False})
+    experiment = make_experiment(folder, f"alone-{name}", checkpoint={"interval": 0}, recovery={"enabled": False})
     with redirect_stdout(io.StringIO()), open_trainer(experiment, PlanSet(plan, further), alone) as trainer:
         last_steps = [*(event["step"] for event in events), STEPS]
         trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
@@ -242,11 +254,11 @@ def kept(run_dir: Path, event: dict[str, Any]) -> Path:
     return run_dir / "epochs" / f"epoch-{event['epoch']:04d}.plan.json"
 
 
-def run(folder: Path, plan: Path, number: int) -> Outcome:
-    """Train once, with deaths."""
-    experiment, outcome = make_experiment(folder, f"run-{number}"), Outcome(number)
+def run(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
+    """Train once, with losses."""
+    experiment, outcome = make_experiment(folder, f"{kind}-{number}"), Outcome(kind, number)
     processes = start(experiment, plan)
-    kill_in_turn(experiment, plan, processes, outcome)
+    strike_in_turn(experiment, plan, processes, outcome)
     deadline_s = time.monotonic() + LIMIT_S
     for process in processes:
         process.join(max(0.1, deadline_s - time.monotonic()))
@@ -258,62 +270,77 @@ def run(folder: Path, plan: Path, number: int) -> Outcome:
     if not outcome.error:
         entries = read_metrics(experiment.run_path / "metrics.jsonl")
         outcome.steps = len({entry["step"] for entry in entries}) if len(entries) == STEPS else -len(entries)
-        expected = reference_losses(folder, experiment.run_path, plan, number)
+        expected = reference_losses(folder, experiment.run_path, plan, f"{kind}-{number}")
         found = [entry[Metric.TRAIN_LOSS] for entry in entries]
         outcome.loss_difference = max(abs(one - other) for one, other in zip(found, expected, strict=False))
     return outcome
 
 
-def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return what all runs together show."""
-    deaths = [death for outcome in outcomes for death in outcome.deaths]
-    next_s = sorted(death.next_step_s for death in deaths if death.next_step_s is not None)
-    recovery_s = sorted(death.recovery_s for death in deaths if death.recovery_s is not None)
+def summary(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return what all runs of a kind together show."""
+    losses = [loss for outcome in outcomes for loss in outcome.losses]
+    next_s = sorted(loss.next_step_s for loss in losses if loss.next_step_s is not None)
+    recovery_s = sorted(loss.recovery_s for loss in losses if loss.recovery_s is not None)
     differences = [outcome.loss_difference for outcome in outcomes if outcome.loss_difference is not None]
     return {
+        "kind": kind,
         "runs": len(outcomes),
-        "runs that went on to the end, exactly": sum(outcome.went_on for outcome in outcomes),
-        "deaths": len(deaths),
-        "of them rank 0, which had the store": sum(death.rank == 0 for death in deaths),
+        "went on to the end, exactly": sum(outcome.went_on for outcome in outcomes),
+        "losses": len(losses),
+        "of rank 0, with the store": sum(loss.rank == 0 for loss in losses),
         "next finished step, median s": round(statistics.median(next_s), 2) if next_s else None,
-        "next finished step, longest s": round(next_s[-1], 2) if next_s else None,
-        "recovery by the run itself, median s": round(statistics.median(recovery_s), 2) if recovery_s else None,
-        "recovery by the run itself, longest s": round(recovery_s[-1], 2) if recovery_s else None,
+        "longest s": round(next_s[-1], 2) if next_s else None,
+        "recovery as the run says, median s": round(statistics.median(recovery_s), 2) if recovery_s else None,
         "largest difference of a loss": max(differences, default=None),
-        "what failed": [f"run {outcome.number}: {outcome}" for outcome in outcomes if not outcome.went_on],
+        "failed": [f"{outcome}" for outcome in outcomes if not outcome.went_on],
     }
 
 
 @click.command()
-@click.option("--runs", default=100, show_default=True, help="Runs, with two deaths each.")
+@click.option(
+    "--runs", default=100, show_default=True, help="Runs with two deaths each; a tenth as many of each other kind."
+)
 @click.option("--seed", default=0, show_default=True, help="Number of the first run; it gives the random instants.")
 def main(runs: int, seed: int) -> None:
     """Run all and write results.json and results.md beside this file."""
     from skippipe.planning.experiment_plan import plan_experiment
 
+    rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         plan = folder / "given.plan.json"
         plan_experiment(make_experiment(folder, "planned")).save(plan)
-        outcomes = []
-        for number in range(seed, seed + runs):
-            outcome = run(folder, plan, number)
-            outcomes.append(outcome)
-            click.echo(f"{'yes' if outcome.went_on else 'NO '}  {outcome}")
-            if not outcome.went_on:
-                for log in sorted(folder.glob(f"run-{number}-*.log")):
-                    words = [line for line in log.read_text(errors="replace").splitlines() if "[rank" in line[:6]]
-                    click.echo(f"    {log.name}: {words[-1] if words else ''}")
-    result = summary(outcomes) | {"date": datetime.now(UTC).date().isoformat(), **machine(HERE)}
+        for kind in KINDS:
+            outcomes = []
+            for number in range(seed, seed + (runs if kind == "death" else max(1, runs // 10))):
+                outcomes.append(run(folder, plan, kind, number))
+                report(folder, outcomes[-1])
+            rows.append(summary(kind, outcomes))
+    result = {"rows": rows, "date": datetime.now(UTC).date().isoformat(), **machine(HERE)}
     (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     (HERE / "results.md").write_text(page(result))
 
 
+def report(folder: Path, outcome: Outcome) -> None:
+    """Say what came of a run, with the last words of its processes where it failed."""
+    click.echo(f"{'yes' if outcome.went_on else 'NO '}  {outcome}")
+    if not outcome.went_on:
+        for log in sorted(folder.glob(f"{outcome.kind}-{outcome.number}-*.log")):
+            words = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("[rank ")]
+            click.echo(f"    {log.name}: {words[-1][:300] if words else ''}")
+
+
 def page(result: dict[str, Any]) -> str:
     """Return the result as a page."""
-    rows = [f"| {key} | {'; '.join(value) if isinstance(value, list) else value} |" for key, value in result.items()]
-    title = f"# Deaths at random instants: {NUM_NODES} processes, stages of {STAGE_SIZES} nodes"
-    return "\n".join([title, "", "Made by `run.py`.", "", "| | |", "|---|---|", *rows]) + "\n"
+    rows = result["rows"]
+    titles = [title for title in rows[0] if title != "failed"]
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    lines += [f"| {' | '.join(str(row[title]) for title in titles)} |" for row in rows]
+    failed = [f"- {words}" for row in rows for words in row["failed"]]
+    where = f"{result['cpu']}, {result['cores']} cores, commit {result['commit']}, {result['date']}"
+    title = f"# Lost processes: {NUM_NODES} processes, stages of {', '.join(map(str, STAGE_SIZES))} nodes"
+    about = f"Made by `run.py`; see [the guide](../README.md). `recovery.silence_s` is {SILENCE_S:g}."
+    return "\n".join([title, "", about, "", *lines, "", *failed, f"- {where}"]) + "\n"
 
 
 if __name__ == "__main__":
