@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
+from typing import Literal
 
 from skippipe_scheduler.budget import Budget
 
@@ -12,6 +13,9 @@ _EXACT_TASK_S = 4e-5
 """Seconds for the exact times of each task, where that is more. Measured: 9 s for 257,000 tasks."""
 _LEAST_PART = 0.3
 """But this share of the time limit at least. Chosen."""
+
+LostStage = Literal["stop", "routes_around"]
+"""What becomes of a stage without any node: nothing goes on, or all routes leave it out."""
 
 
 @dataclass(frozen=True)

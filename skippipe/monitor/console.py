@@ -85,7 +85,7 @@ def start_table(plan: Plan, num_parameters: int, world_size: int) -> str:
     ]
     for index, stage in enumerate(plan.stages):
         layers = f"{stage.layers[0]}-{stage.layers[1] - 1}"
-        lines.append(f"{index:>5}  {layers:9}{plan.visits[index]:>7}  {', '.join(stage.nodes)}")
+        lines.append(f"{index:>5}  {layers:9}{plan.visits[index]:>7}  {', '.join(stage.nodes) or 'nobody'}")
     predicted = plan.predicted
     lines.append(f"predicted iteration {predicted.iteration_s:.3f} s (no plan below {predicted.lower_bound_s:.3f} s)")
     return "\n".join(lines)

@@ -126,7 +126,7 @@ class LocalRunner:
             for microbatch in range(num_microbatches):
                 origin.load(microbatch, *batch(microbatch))
                 hidden: Tensor | None = None
-                for index in range(len(self.plans.main.stages)):
+                for index in self.plans.main.present_stages:
                     hidden = self._travelled(self._compute[index].forward(microbatch, hidden))
                 if hidden is not None:
                     origin.loss(microbatch, hidden)

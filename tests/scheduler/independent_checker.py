@@ -30,6 +30,9 @@ def _placement(content: Content) -> Iterator[str]:
         yield "the stages do not hold every node once"
     if len(stages) != content["rules"]["num_stages"]:
         yield "number of stages"
+    absent = content["rules"].get("absent_stages", [])
+    if [index for index, stage in enumerate(stages) if not stage["nodes"]] != absent:
+        yield "the stages without a node are not those that are said to be absent"
     edges = [0, *(stage["layers"][1] for stage in stages)]
     if [stage["layers"][0] for stage in stages] != edges[:-1] or edges != sorted(set(edges)):
         yield "the layers are not held once, in order"
@@ -84,11 +87,16 @@ def _routes(content: Content) -> Iterator[str]:
         if not set(rules.get("protected_stages", [])) <= set(stages):
             yield f"microbatch {index} leaves out a protected stage"
         jumps = [stage - max(stages[:hop]) for hop, stage in enumerate(stages) if hop]
+        over = [
+            len(set(range(max(stages[:hop]), stage)) & set(rules.get("absent_stages", [])))
+            for hop, stage in enumerate(stages)
+            if hop
+        ]
         if sum(jump < 0 for jump in jumps) > rules["max_swaps"]:
             yield f"microbatch {index} swaps too often"
         if -min(jumps) > rules["max_swap_distance"]:
             yield f"microbatch {index} swaps too far"
-        if max(jumps, default=0) > rules["max_forward_jump"]:
+        if any(jump - absent > rules["max_forward_jump"] for jump, absent in zip(jumps, over, strict=True)):
             yield f"microbatch {index} jumps too far"
 
 
@@ -113,7 +121,7 @@ def _lengths(content: Content) -> Iterator[str]:
 def _coverage(content: Content) -> Iterator[str]:
     stage_of = _stage_of(content)
     visits = Counter(stage_of[node] for microbatch in content["microbatches"] for node in microbatch["route"])
-    protected = content["rules"].get("protected_stages", [])
+    protected = [*content["rules"].get("protected_stages", []), *content["rules"].get("absent_stages", [])]
     counts = [visits[stage] for stage in range(1, len(content["stages"])) if stage not in protected]
     if counts and content["rules"]["uniform_coverage"] and max(counts) - min(counts) > 1:
         yield "the stages are not visited equally often"

@@ -43,8 +43,8 @@ class PlanStage(StrictModel):
 
     layers: tuple[Count, Count] = Field(examples=[[0, 4]])
     """The stage's first layer, and the one after its last."""
-    nodes: Annotated[tuple[str, ...], Field(min_length=1, examples=[["iowa-0", "london-0"]])]
-    """The nodes that hold the stage."""
+    nodes: Annotated[tuple[str, ...], Field(examples=[["iowa-0", "london-0"]])]
+    """The nodes that hold the stage; none if rules.absent_stages name it."""
 
 
 class Route(StrictModel):
@@ -124,6 +124,11 @@ class Plan(StrictModel):
     def stage_of(self) -> dict[str, int]:
         """Stage that each node holds."""
         return {node: index for index, stage in enumerate(self.stages) for node in stage.nodes}
+
+    @property
+    def present_stages(self) -> tuple[int, ...]:
+        """Stages that a node holds: all but those that `rules.absent_stages` name."""
+        return tuple(index for index, stage in enumerate(self.stages) if stage.nodes)
 
     @cached_property
     def rank_of(self) -> dict[str, int]:

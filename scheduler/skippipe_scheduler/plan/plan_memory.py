@@ -62,7 +62,7 @@ def plan_memory(
 
     `devices` is what nodes compute on (`Cluster.devices`); what is not there counts as a CPU, where everything counts.
     """
-    sizes = [len(stage.nodes) for stage in plan.stages]
+    sizes = [max(1, len(stage.nodes)) for stage in plan.stages]  # an absent stage takes nothing on any node
     counted = {node: workload.on(devices.get(node, "cpu")) for node in plan.nodes}
     needs = {node: stage_needs(own, plan.layers_per_stage, sizes)[plan.stage_of[node]] for node, own in counted.items()}
     loads = _loads(plan, simulate(plan), needs, counted)

@@ -189,7 +189,7 @@ def simulate_order(
         busy_s[task.node] += task.end_s - task.start_s
     reductions = []
     for stage, (replicas, duration_s) in enumerate(zip(stages, reduce_s, strict=False)):
-        if any(node in run.lost_s or not run.is_done(node) for node in replicas):
+        if not replicas or any(node in run.lost_s or not run.is_done(node) for node in replicas):
             continue
         start_s = max(last_end_s[node] for node in replicas)
         reductions.append(ReductionSpan(stage, start_s, start_s + duration_s))

@@ -79,6 +79,12 @@ def _check_placement(plan: Plan) -> None:
         raise PlanError(f"regions: {len(plan.regions)} entries for {len(plan.nodes)} nodes")
     if len(plan.stages) != plan.rules.num_stages:
         raise PlanError(f"stages: there are {len(plan.stages)}, rules.num_stages is {plan.rules.num_stages}")
+    absent = plan.rules.absent_stages or ()
+    for index, stage in enumerate(plan.stages):
+        if not stage.nodes and index not in absent:
+            raise PlanError(f"stages.{index}: has no node; give it one, or name it in rules.absent_stages")
+        if stage.nodes and index in absent:
+            raise PlanError(f"stages.{index}: has node {stage.nodes[0]!r}, but rules.absent_stages name it")
     holders = Counter(node for stage in plan.stages for node in stage.nodes)
     for node, times in holders.items():
         if node not in plan.nodes:

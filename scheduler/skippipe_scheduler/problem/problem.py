@@ -111,6 +111,8 @@ class Problem(StrictModel):
         gap = self.costs.missing(self.nodes)
         if gap:
             raise ValueError(gap)
+        if self.rules.absent_stages:
+            raise ValueError("rules.absent_stages are those of a plan that lost nodes; leave them out of a problem")
         return self
 
     @property

@@ -46,6 +46,8 @@ class Rules(StrictModel):
     """A mix of lengths: shares of the microbatches by route length. `route_length` is then the longest of them."""
     protected_stages: tuple[Count, ...] = Field(default=(), examples=[[5]])
     """Stages beside 0 that every route visits, ascending."""
+    absent_stages: Annotated[tuple[Count, ...], Field(min_length=1)] | None = Field(default=None, examples=[[2]])
+    """Of a plan: stages that nobody holds and no route visits, ascending. Jumps do not count them, swaps do."""
 
     @field_validator("protected_stages")
     @classmethod
@@ -66,6 +68,19 @@ class Rules(StrictModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _absent_stages_fit(self) -> Self:
+        absent = self.absent_stages or ()
+        if list(absent) != sorted(set(absent)) or not set(absent) <= set(range(1, self.num_stages)):
+            raise ValueError(f"absent_stages are {list(absent)}; they ascend and lie within 1 to {self.num_stages - 1}")
+        if self.route_length > self.num_stages - len(absent):
+            left = self.num_stages - len(absent)
+            raise ValueError(f"route_length {self.route_length} is more than the {left} stages that are not absent")
+        both = sorted(set(absent).intersection(self.protected_stages))
+        if both:
+            raise ValueError(f"stage {both[0]} is in absent_stages and in protected_stages; leave it out of one")
+        return self
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """Every length that a route may have, shortest first."""
@@ -74,7 +89,8 @@ class Rules(StrictModel):
     @property
     def shared_stages(self) -> tuple[int, ...]:
         """Stages that a route may leave out."""
-        return tuple(stage for stage in range(1, self.num_stages) if stage not in self.protected_stages)
+        others = (*self.protected_stages, *(self.absent_stages or ()))
+        return tuple(stage for stage in range(1, self.num_stages) if stage not in others)
 
     def describe_lengths(self) -> str:
         """Return the lengths that routes may have, in words: "4", or "6, 4 or 3"."""
@@ -101,7 +117,11 @@ class Rules(StrictModel):
         visits = sum(count * (length - always) for length, count in self.length_counts(total).items())
         share, rest = divmod(visits, len(self.shared_stages) or 1)
         bounds = (share, share + (rest > 0)) if self.uniform_coverage else (0, total)
-        return tuple(bounds if stage in self.shared_stages else (total, total) for stage in range(self.num_stages))
+        fixed = dict.fromkeys(self.absent_stages or (), (0, 0))
+        return tuple(
+            bounds if stage in self.shared_stages else fixed.get(stage, (total, total))
+            for stage in range(self.num_stages)
+        )
 
     def limits(self, total: int) -> dict[int, tuple[int, int]]:
         """Return `coverage` of the stages behind 0 that not just any number of `total` microbatches may visit."""
@@ -171,6 +191,9 @@ def first_offence(sequence: Sequence[int], rules: Rules) -> str | None:
     unknown = [stage for stage in sequence if not 0 <= stage < rules.num_stages]
     if unknown:
         return f"visits stage {unknown[0]}, there are {rules.num_stages}"
+    absent = [stage for stage in sequence if stage in (rules.absent_stages or ())]
+    if absent:
+        return f"visits stage {absent[0]}, absent_stages are {list(rules.absent_stages or ())}"
     twice = [stage for stage, times in Counter(sequence).items() if times > 1]
     if twice:
         return f"visits stage {twice[0]} twice"
@@ -187,9 +210,10 @@ def _offence_against_order(sequence: Sequence[int], rules: Rules) -> str | None:
     for position in range(1, len(sequence)):
         stage, before = sequence[position], sequence[:position]
         frontier = max(before)
-        if stage > frontier + rules.max_forward_jump:
+        jump = stage - frontier - sum(frontier < absent < stage for absent in rules.absent_stages or ())
+        if jump > rules.max_forward_jump:
             return (
-                f"jumps from stage {frontier} to {stage}, {stage - frontier} past the furthest visited; "
+                f"jumps from stage {frontier} to {stage}, {jump} past the furthest visited; "
                 f"max_forward_jump is {rules.max_forward_jump}"
             )
         if frontier - stage > rules.max_swap_distance:

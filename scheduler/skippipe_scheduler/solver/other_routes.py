@@ -13,10 +13,12 @@ from skippipe_scheduler.solver.plan_request import PlanRequest
 def other_routes_problem(plan: Plan, rules: Rules, *, free_origins: bool = False) -> Problem:
     """Return the problem of routing the microbatches of `plan` over its placement by `rules`, at its own costs.
 
-    Raises `ProblemError` where the rules are for another number of stages.
+    Raises `ProblemError` where the rules are for another number of stages, or the plan has absent stages.
     """
     if rules.num_stages != len(plan.stages):
         raise ProblemError(f"the plan has {len(plan.stages)} stages, the rules are for {rules.num_stages}")
+    if plan.rules.absent_stages:
+        raise ProblemError(f"the plan leaves out stage {plan.rules.absent_stages[0]}; begin at the plan of all nodes")
     total = len(plan.microbatches)
     return Problem(
         about="beside another plan",

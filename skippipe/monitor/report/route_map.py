@@ -84,7 +84,7 @@ class RouteMap:
         for column in columns:
             straight = start[1] + (stop[1] - start[1]) * (column - start[0]) / (stop[0] - start[0])
             ys = [self.place[node][1] for node in self.plan.stages[column].nodes]
-            gaps = [ys[0] - 0.5, *(y + 0.5 for y in ys)]
+            gaps = [ys[0] - 0.5, *(y + 0.5 for y in ys)] if ys else [straight]
             points.append((float(column), min(gaps, key=lambda gap: abs(gap - straight)) + lane))
         return points
 

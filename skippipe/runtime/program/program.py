@@ -86,12 +86,13 @@ def compile_programs(plan: Plan, activation_bytes: int) -> tuple[Program, ...]:
 
 
 def compile_evaluation(plan: Plan, activation_bytes: int, num_microbatches: int) -> tuple[Program, ...]:
-    """Return programs of forwards and losses at full depth: stages 0 .. S-1 in order, replicas round-robin."""
-    num_stages = len(plan.stages)
-    routes = [
-        tuple(stage.nodes[microbatch % len(stage.nodes)] for stage in plan.stages)
-        for microbatch in range(num_microbatches)
-    ]
+    """Return programs of forwards and losses at full depth: stages 0 .. S-1 in order, replicas round-robin.
+
+    Stages that nobody holds are left out.
+    """
+    held = [stage.nodes for stage in plan.stages if stage.nodes]
+    num_stages = len(held)
+    routes = [tuple(nodes[microbatch % len(nodes)] for nodes in held) for microbatch in range(num_microbatches)]
     order: dict[str, list[Task]] = {node: [] for node in plan.nodes}
     for wave in range(num_microbatches + num_stages):
         if wave >= num_stages:

@@ -1,0 +1,46 @@
+"""The plans of a run on the nodes that are left: the main one and those of its recipe, together in a given time."""
+
+import time
+from collections.abc import Collection
+
+from skippipe.errors import SkipPipeError
+from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe_scheduler.options import LostStage, SolveOptions
+from skippipe_scheduler.plan.plan import Plan
+
+
+def plans_without(
+    plans: PlanSet,
+    lost: Collection[str],
+    *,
+    time_limit_s: float,
+    max_evaluations: int | None = None,
+    lost_stage: LostStage = "stop",
+) -> PlanSet:
+    """Return the plans of a run without the lost nodes; `plans` are those of all nodes.
+
+    Every plan is mended at least, which takes milliseconds for tens of nodes; they share the seconds of `time_limit_s`
+    for what is searched beyond that, or have `max_evaluations` steps each in place of the clock. Each has the seed that
+    it was made with. Raises what `replan_without` raises, naming a further plan.
+    """
+    begun_s = time.perf_counter()
+    found: dict[str, Plan] = {}
+    for turn, (name, plan) in enumerate(plans.items()):
+        left_s = max(0.0, time_limit_s - (time.perf_counter() - begun_s))
+        options = SolveOptions(
+            time_limit_s=left_s / (len(plans) - turn), seed=plan.solver.seed, max_evaluations=max_evaluations
+        )
+        found[name] = _plan_without(name, plan, lost, options, lost_stage)
+    return PlanSet(found.pop(MAIN_PLAN), found)
+
+
+def _plan_without(name: str, plan: Plan, lost: Collection[str], options: SolveOptions, lost_stage: LostStage) -> Plan:
+    # The search loads OR-tools and numba, about a second: one rank of a run needs it, and only when nodes are lost.
+    from skippipe_scheduler.solver.lost_nodes import replan_without
+
+    try:
+        return replan_without(plan, lost, options, lost_stage=lost_stage)
+    except SkipPipeError as reason:
+        if name == MAIN_PLAN:
+            raise
+        raise type(reason)(f"the recipe's plan {name!r}: {reason}") from None

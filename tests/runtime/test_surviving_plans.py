@@ -1,0 +1,45 @@
+"""All plans of a run without lost nodes: together, in a given time, and still proved programs."""
+
+import pytest
+from random_plans import random_plan
+
+from skippipe.planning.surviving_plans import plans_without
+from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.program.program import compile_evaluation, compile_programs
+from skippipe.runtime.program.verifier import prove, prove_transfers
+from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.search.kernel.jit import prepare
+
+prepare(None)  # a search without time would not wait for the kernel, nor would those of the tests behind it
+MAIN = random_plan(3, num_nodes=9, num_stages=4, num_microbatches=8)
+PLANS = PlanSet(MAIN, {"phase-1": random_plan(4, route_length=2, num_microbatches=8, beside=MAIN)})
+REPLICA = next(stage.nodes[:1] for stage in MAIN.stages if len(stage.nodes) > 1)
+
+
+def test_all_plans_of_a_run_lose_the_same_nodes() -> None:
+    found = plans_without(PLANS, REPLICA, time_limit_s=0.0)
+    assert [*found] == [*PLANS]
+    for name, plan in found.items():
+        validate(plan)
+        prove(compile_programs(plan, activation_bytes=128), plan)
+        assert (plan.rules, len(plan.microbatches)) == (PLANS[name].rules, len(PLANS[name].microbatches))
+    assert PlanSet.from_json(found.to_json()).hash == found.hash
+
+
+def test_plans_of_a_run_that_lost_nobody_are_the_same() -> None:
+    assert plans_without(PLANS, (), time_limit_s=1.0).hash == PLANS.hash
+
+
+def test_routes_around_a_stage_are_proved_programs() -> None:
+    found = plans_without(PLANS, MAIN.stages[2].nodes, time_limit_s=0.0, lost_stage="routes_around")
+    for plan in (found.main, found["phase-1"]):
+        validate(plan)
+        prove(compile_programs(plan, activation_bytes=128), plan)
+        prove_transfers(compile_evaluation(plan, 128, 5))
+        assert (plan.visits[2], plan.present_stages) == (0, (0, 1, 3))
+
+
+def test_a_stage_that_nobody_holds_stops_the_run() -> None:
+    with pytest.raises(InfeasibleError, match=r"stage 2 .* has no node left"):
+        plans_without(PLANS, MAIN.stages[2].nodes, time_limit_s=0.0)
