@@ -3,10 +3,13 @@
 import pytest
 from random_plans import random_plan
 
+from skippipe.monitor.console import start_table
+from skippipe.monitor.report.route_map import routes_figure
 from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.program import compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
+from skippipe_scheduler.analysis.explain import explain
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.search.kernel.jit import prepare
@@ -43,3 +46,12 @@ def test_routes_around_a_stage_are_proved_programs() -> None:
 def test_a_stage_that_nobody_holds_stops_the_run() -> None:
     with pytest.raises(InfeasibleError, match=r"stage 2 .* has no node left"):
         plans_without(PLANS, MAIN.stages[2].nodes, time_limit_s=0.0)
+
+
+def test_tables_and_reports_show_a_stage_that_nobody_holds() -> None:
+    plan = plans_without(PLANS, MAIN.stages[2].nodes, time_limit_s=0.0, lost_stage="routes_around").main
+    assert f"    2  {plan.stages[2].layers[0]}-{plan.stages[2].layers[1] - 1}" in start_table(plan, 1, 1)
+    assert "nobody" in start_table(plan, 1, 1)
+    assert explain(plan)
+    lines = [trace for trace in routes_figure(plan).data if len(trace.x or ()) > 1]
+    assert {x for trace in lines for x in trace.x if x is not None} >= {0.0, 1.0, 3.0}

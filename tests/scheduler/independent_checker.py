@@ -169,7 +169,9 @@ def times_s(content: Content, spans: Spans) -> dict[str, float]:
     for (node, operation, _), (_, end_s) in spans.items():
         if operation in "BW":
             last_s[stage_of[node]] = max(last_s[stage_of[node]], end_s)
-    reduced_s = max(last_s[stage] + duration_s for stage, duration_s in enumerate(content["costs"]["reduce_s"]))
+    reduced_s = max(
+        last_s[stage] + duration_s for stage, duration_s in enumerate(content["costs"]["reduce_s"]) if stage in last_s
+    )
     iteration_s = max(pipeline_s, reduced_s)
     return {"iteration_s": iteration_s, "pipeline_s": pipeline_s, "reduce_exposed_s": iteration_s - pipeline_s}
 

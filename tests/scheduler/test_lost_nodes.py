@@ -45,7 +45,7 @@ def losses(draw: st.DrawFn) -> tuple[Plan, set[str]]:
 
 
 @given(losses())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_the_iteration_goes_on_without_the_lost_nodes(loss: tuple[Plan, set[str]]) -> None:
     plan, lost = loss
     found = replan_without(plan, lost, MENDED)
@@ -108,7 +108,7 @@ def test_a_replica_that_is_left_alone_reduces_nothing() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(3, 6), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 def test_routes_leave_out_stages_that_nobody_holds(seed: int, num_stages: int, data: st.DataObject) -> None:
     plan = random_plan(
         seed,
@@ -136,8 +136,9 @@ def test_routes_leave_out_stages_that_nobody_holds(seed: int, num_stages: int, d
 
 
 def full_pipeline() -> Plan:
-    problem = make_problem(3, [2, 1, 2, 1], 4, 6, swaps=0, jump=1, protected=[1])
-    return solve(problem, SolveOptions(max_evaluations=20))
+    plan = random_plan(3, num_nodes=6, route_length=4, swaps=0, num_microbatches=6)
+    rules = plan.rules.model_copy(update={"max_forward_jump": 1, "protected_stages": (1,)})
+    return plan.model_copy(update={"rules": rules})
 
 
 def test_a_full_pipeline_loses_one_stage_and_keeps_the_rest() -> None:
