@@ -8,6 +8,7 @@ import torch
 
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.planning.experiment_cluster import experiment_cluster
 from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.planning.lighter_workloads import memory_advice
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -24,7 +25,7 @@ from skippipe_scheduler.plan.plan_memory import (
     memory_of_one_process,
     plan_memory,
 )
-from skippipe_scheduler.problem.cluster import Device, load_cluster
+from skippipe_scheduler.problem.cluster import Device
 from skippipe_scheduler.problem.memory import size_text
 
 FILE_NAME = "memory.json"
@@ -60,7 +61,14 @@ def check_room(
     It is an `InfeasibleError` on the rank that has too little.
     """
     advice = memory_advice(experiment, plan, device_types)
-    check_memory(estimates, given_limits(load_cluster(Path(experiment.cluster)).members()), advice=advice)
+    cluster = experiment_cluster(experiment)
+    planned = cluster.devices()
+    other = {
+        node: f" (device {device}, the cluster file has it as {planned[node]}: correct it and plan again)"
+        for node, device in zip(plan.nodes, device_types, strict=False)
+        if planned.get(node, device) != device
+    }
+    check_memory(estimates, given_limits(cluster.members()), device_texts=other, advice=advice)
 
     def check_own() -> None:
         if device.type == "cuda":
