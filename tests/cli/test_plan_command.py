@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from skippipe.cli.commands.plan_command import search_limit_s
 from skippipe.cli.main import main
 from skippipe_scheduler.plan.plan import parse_plan
 
@@ -31,6 +32,14 @@ def test_explanation_names_the_critical_path_and_the_busiest_node(capsys: pytest
     assert "Critical path: " in printed
     assert "Busiest node: worker-" in printed
     assert "Stage 1 is bound by the work of its 1 replica" in printed
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "begun_s", "writes_report", "left_s"),
+    [(30, 0.5, False, 30), (30, 5, False, 26), (30, 5, True, 24), (2, 9, True, 1)],
+)
+def test_the_limit_is_that_of_the_command(limit_s: float, begun_s: float, writes_report: bool, left_s: float) -> None:
+    assert search_limit_s(limit_s, begun_s, writes_report) == left_s
 
 
 def test_mix_of_route_lengths(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from crowding import at_most_s
 from hypothesis import given, settings, strategies as st
 from small_problems import make_problem, problems, share_links
 
@@ -16,7 +18,8 @@ from skippipe_scheduler.plan.plan import Plan, Solver
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
-from skippipe_scheduler.search.local_search import LocalSearch
+from skippipe_scheduler.search.local_search import LocalSearch, load_chunks
+from skippipe_scheduler.search.tuning import LOCAL_SEARCH
 from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotModel
@@ -68,6 +71,19 @@ def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
     lighter, routes = search.balance_loads(placement, balanced_routes(slot_model, 0), steps)
     assert sorted(lighter) == sorted(placement)
     validate(plan_of(search, search.start(lighter, routes)))
+
+
+@given(st.integers(1, 10**6), st.floats(1e-6, 1e-3))
+@settings(max_examples=20, deadline=None)
+def test_chunks_of_steps_keep_to_the_clock(steps: int, step_s: float) -> None:
+    limit_s, gone, done, begin_s = 0.02, 0.0, 0, time.perf_counter()
+    for chunk, begin, end in load_chunks(steps, limit_s, LOCAL_SEARCH):
+        assert gone <= begin < end <= 1
+        gone, done = end, done + chunk
+        time.sleep(chunk * step_s)
+    assert done <= steps + 1
+    assert gone == 1 or time.perf_counter() - begin_s >= limit_s
+    assert time.perf_counter() - begin_s < at_most_s(0.5)
 
 
 def test_one_microbatch_takes_its_round_trip() -> None:

@@ -30,6 +30,11 @@ def test_plans_of_random_problems_are_valid(problem: Problem, seed: int) -> None
         assert least <= visits <= most
 
 
+def test_many_stages_have_a_plan() -> None:
+    problem = make_problem(0, [1] * 40, 30, 4, swaps=1)
+    validate(solve(problem, SolveOptions(max_evaluations=1)))
+
+
 @pytest.mark.parametrize(
     "solver",
     [

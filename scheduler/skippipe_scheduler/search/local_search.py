@@ -118,7 +118,7 @@ class LocalSearch:
         tuning = self.tuning
         share = tuning.exchange_share / (1 + len(routes) / tuning.exchange_routes) if self.free and exchange else 0.0
         temperature = tuning.load_temperature * min(1.0, tuning.load_temperature_routes / len(routes)) ** 2
-        for chunk, begin, end in _load_chunks(steps, limit_s, tuning):
+        for chunk, begin, end in load_chunks(steps, limit_s, tuning):
             if stop is not None and stop.is_set():
                 break
             cooled, cooling = temperature * tuning.load_cooling**begin, tuning.load_cooling ** (end - begin)
@@ -256,7 +256,7 @@ class LocalSearch:
         return spent
 
 
-def _load_chunks(steps: int, limit_s: float, tuning: LocalSearchTuning) -> Iterator[tuple[int, float, float]]:
+def load_chunks(steps: int, limit_s: float, tuning: LocalSearchTuning) -> Iterator[tuple[int, float, float]]:
     """Yield steps on the loads to make at once, with the shares of the way before and after them, 0 to 1.
 
     The way is `steps` long or, where these take longer, `limit_s`.

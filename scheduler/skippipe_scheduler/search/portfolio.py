@@ -132,7 +132,8 @@ class PortfolioSearch:
         self._add(constructed[0].search, constructed[0].solution)
         if slot_model.given_placement() is not None and slot_model.num_tasks <= self.tuning.count_model_tasks:
             self._start_from_count_model(slot_model)
-            self._start_from_path_sets(slot_model)
+            if slot_model.lists_all_sequences:  # else one path has too many sets of stages to go through
+                self._start_from_path_sets(slot_model)
 
     def _construct(self, slot_model: SlotModel) -> list[Constructed]:
         """Return schedules that need no search, the best first."""
