@@ -156,7 +156,8 @@ def start(folder: Path, name: str, launch: str, max_restarts: int = MAX_RESTARTS
             ],
         }
         where = [] if hosts is None else hosts.prefix(host)
-        agent_line = [*where, sys.executable, "-m", "torch.distributed.run", *places[launch]]
+        own = [] if hosts is None else [f"--local-addr={hosts.address(host)}"]  # host names mean nothing there
+        agent_line = [*where, sys.executable, "-m", "torch.distributed.run", *own, *places[launch]]
         training_line = ["-m", "skippipe", "train", "--config", str(experiment), *plan]
         with (logs / f"agent-{host}.log").open("w") as log:
             agent = subprocess.Popen(
