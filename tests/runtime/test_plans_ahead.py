@@ -42,6 +42,7 @@ def test_the_process_ends_with_its_standard_input() -> None:
         "losses": [[MAIN.stages[0].nodes[0]]],
         "time_limit_s": 600.0,
         "lost_stage": "stop",
+        "niceness": 0,
     }
     done = subprocess.run(
         [sys.executable, "-m", WORKER], input=json.dumps(request) + "\n", text=True, timeout=60.0, check=True
