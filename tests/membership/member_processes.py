@@ -19,7 +19,8 @@ SECRET = "the secret of these tests"
 SILENCE_S = 0.5
 LIMIT_S = 10.0
 Told = tuple[str, str, Any, float]
-"""Who tells it, what (`begun`, `ended`, `epoch`, `error`, `proposing`), its content, and when."""
+"""Who tells it, what, its content, and when: `begun`, `ended`, `epoch`, `error`, `proposing`, and `went on` where the
+epoch lasts after a pause that may have been too long."""
 Command = Callable[[Membership], None]
 
 
@@ -121,11 +122,16 @@ def be_member(name: str, pipe: Connection, slow_decision_s: float) -> None:
         else:
             tell("epoch", membership.join([(places["host"], places["port"])], LIMIT_S))
         while True:
+            last_s = begun_s = time.monotonic()
             while membership.ending is None:
+                if begun_s - last_s > 2 * SILENCE_S:
+                    tell("went on", None)
+                last_s = begun_s
                 if pipe.poll(0.005):
                     obey(membership, pipe.recv())
                 for applicant in membership.applicants:
                     membership.end_epoch(f"{applicant.name} joins")
+                begun_s = time.monotonic()  # before it asks whether the epoch lasts
             tell("ended", membership.ending)
             epoch = membership.next_epoch({"finished": name}, decide, LIMIT_S)
             tell("epoch", epoch)
