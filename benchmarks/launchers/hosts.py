@@ -51,6 +51,13 @@ class Hosts:
         """Take the cable of a host out of the switch."""
         self._on(self._switch, "link", "set", f"port{host}", "nomaster")
 
+    def part(self, hosts: Sequence[int]) -> None:
+        """Put the cables of some hosts into another switch: they reach each other, and nobody else."""
+        self._on(self._switch, "link", "add", "island", "type", "bridge")
+        self._on(self._switch, "link", "set", "island", "up")
+        for host in hosts:
+            self._on(self._switch, "link", "set", f"port{host}", "master", "island")
+
     def _connect(self, index: int) -> None:
         name = self._names[index]
         self._add(name)
