@@ -187,9 +187,8 @@ class Links:
 
     @staticmethod
     def _send(out: "zmq.Socket[bytes]", parts: list[bytes]) -> None:
-        with contextlib.suppress(
-            zmq.Again
-        ):  # a full queue, as to one that is frozen; whoever needs an answer asks again
+        # A queue may be full, as to one that is frozen; whoever needs an answer asks again.
+        with contextlib.suppress(zmq.Again):
             out.send_multipart(parts, flags=zmq.DONTWAIT)
 
 

@@ -1,13 +1,16 @@
 """Real processes over loopback: who dies, falls silent, comes back, leaves."""
 
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import zmq
 from member_processes import SECRET, SILENCE_S, MemberProcesses, member_processes
 
 from skippipe.errors import CommunicationError, ConfigError
 from skippipe.membership.membership import Membership
+from skippipe.membership.messages import Envelope, Hello
 
 
 def kill(members: MemberProcesses, *names: str) -> float:
@@ -107,11 +110,24 @@ def test_one_that_was_killed_comes_back_and_another_is_new() -> None:
 
 
 def test_strangers_do_not_get_in() -> None:
+    """One with another secret, one without any who says that it is n1, and one that does not know the protocol."""
     stranger = Membership.open("n1", "127.0.0.1", "another secret of 16", SILENCE_S)
     member = Membership.open("n0", "127.0.0.1", SECRET, SILENCE_S)
+    hello = Envelope(sender=stranger.own, message=Hello(epoch=0, receiver=member.own.incarnation))
     try:
-        with pytest.raises(CommunicationError, match=r"no connection with n1 \(127.0.0.1:\d+\) within 0.3 s"):
-            member.begin([member.own, stranger.own], 0.3)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as plain, socket.socket() as raw:
+            plain.linger = 0
+            plain.connect(f"tcp://127.0.0.1:{member.own.port}")
+            plain.send(hello.model_dump_json().encode())
+            raw.connect(("127.0.0.1", member.own.port))
+            raw.sendall(bytes(1000))
+            with ThreadPoolExecutor() as threads:
+                joined = threads.submit(stranger.join, [("127.0.0.1", member.own.port)], 0.3)
+                with pytest.raises(CommunicationError, match=r"no connection with n1 \(127.0.0.1:\d+\) within 0.3 s"):
+                    member.begin([member.own, stranger.own], 0.3)
+                with pytest.raises(CommunicationError, match=r"nobody at 127.0.0.1:\d+ has taken this process in"):
+                    joined.result()
+        assert member.applicants == []
     finally:
         member.close()
         stranger.close()
