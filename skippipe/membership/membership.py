@@ -103,7 +103,7 @@ class Membership:
 
         with self._changed:
             self._call(lambda: protocol.begin(epoch))
-            self._wait(lambda: protocol.ending is not None or not missing(), limit_s)
+            self._wait(lambda: protocol.epoch is not None and (protocol.ending is not None or not missing()), limit_s)
             if protocol.ending is None and missing():
                 places = ", ".join(f"{member.name} ({member.host}:{member.port})" for member in missing())
                 raise CommunicationError(f"no connection with {places} within {limit_s:g} s; the run cannot begin")

@@ -138,6 +138,19 @@ def test_a_short_secret_is_refused() -> None:
         Membership.open("n0", "127.0.0.1", "short", SILENCE_S)
 
 
+def test_a_run_may_have_one_member_and_its_epochs_follow_at_once() -> None:
+    member = Membership.open("n0", "127.0.0.1", SECRET, SILENCE_S)
+    try:
+        member.begin([member.own], 1.0)
+        for number in (1, 2):
+            member.end_epoch("alone")
+            epoch = member.next_epoch(None, lambda members, reports: {"of": len(members)}, 1.0)
+            assert (epoch.number, epoch.names, epoch.decision) == (number, ["n0"], {"of": 1})
+            assert member.ending is None
+    finally:
+        member.close()
+
+
 def test_a_member_that_lives_and_does_not_vote_is_named() -> None:
     first, second = (Membership.open(name, "127.0.0.1", SECRET, SILENCE_S) for name in ("n0", "n1"))
     try:
