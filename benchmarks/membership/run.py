@@ -151,7 +151,7 @@ def rows(quick: bool) -> dict[str, Callable[[], Result]]:
     scale = 10 if quick else 1
     return {
         "kill -9 of one to three": lambda: deaths(200 // scale, 0),
-        "the same beside 4 busy processes": lambda: deaths(200 // scale, 4),
+        "the same beside 4 busy processes": lambda: deaths(50 // scale, 4),
         f"stopped or starved for less than {SILENCE_S:g} s": lambda: pauses(100 // scale),
         f"stopped for longer than {SILENCE_S:g} s": lambda: stops(20 // scale),
         "a cable cut": lambda: islands(10 // scale, [3]),
