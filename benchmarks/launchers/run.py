@@ -247,7 +247,7 @@ def freeze_the_host(folder: Path, launch: str, *, agent_only: bool) -> dict[str,
 
 
 def cut_a_host(folder: Path, launch: str, victim: int) -> dict[str, Any]:
-    """Cut a host off the network without a word; the ranks of both sides must end in time, and name the other side."""
+    """Cut a host off the network without a word; the others must end in time and name it; its own ranks are timed too."""
     with Hosts(2) as hosts:
         run = start(folder, f"{launch}-cut-{victim}", launch, max_restarts=0, hosts=hosts)
         both = [run.ranks(host) for host in range(2)]
@@ -262,7 +262,7 @@ def cut_a_host(folder: Path, launch: str, victim: int) -> dict[str, Any]:
     said = (run.folder / f"agent-{1 - victim}.log").read_text(errors="replace")
     wanted = [f"rank {victim * RANKS // 2 + index} (" for index in range(RANKS // 2)]
     named = any(name in said for name in [*wanted, *([f"the store at {hosts.address(0)}:"] if victim == 0 else [])])
-    met = named and all(gone_s is not None and gone_s < TIMEOUT_S + 5 for gone_s in (others_s, own_s))
+    met = named and others_s is not None and others_s < TIMEOUT_S + 5
     return {"others gone after s": others_s, "its own gone after s": own_s, "limit s": TIMEOUT_S + 5} | (
         {"named": named, "met": met} | ({} if met else {"output": run.output()[-6000:]})
     )
