@@ -247,7 +247,7 @@ def freeze_the_host(folder: Path, launch: str, *, agent_only: bool) -> dict[str,
 
 
 def cut_a_host(folder: Path, launch: str, victim: int) -> dict[str, Any]:
-    """Cut a host off the network without a word; the others must end in time and name it; its own ranks are timed too."""
+    """Cut a host off the network without a word; the others must end in time and name it. Its own are timed too."""
     with Hosts(2) as hosts:
         run = start(folder, f"{launch}-cut-{victim}", launch, max_restarts=0, hosts=hosts)
         both = [run.ranks(host) for host in range(2)]
