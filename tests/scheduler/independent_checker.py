@@ -30,7 +30,7 @@ def _placement(content: Content) -> Iterator[str]:
         yield "the stages do not hold every node once"
     if len(stages) != content["rules"]["num_stages"]:
         yield "number of stages"
-    absent = content["rules"].get("absent_stages", [])
+    absent = content["rules"].get("absent_stages") or []
     if [index for index, stage in enumerate(stages) if not stage["nodes"]] != absent:
         yield "the stages without a node are not those that are said to be absent"
     edges = [0, *(stage["layers"][1] for stage in stages)]
@@ -88,7 +88,7 @@ def _routes(content: Content) -> Iterator[str]:
             yield f"microbatch {index} leaves out a protected stage"
         jumps = [stage - max(stages[:hop]) for hop, stage in enumerate(stages) if hop]
         over = [
-            len(set(range(max(stages[:hop]), stage)) & set(rules.get("absent_stages", [])))
+            len(set(range(max(stages[:hop]), stage)) & set(rules.get("absent_stages") or []))
             for hop, stage in enumerate(stages)
             if hop
         ]
@@ -121,7 +121,7 @@ def _lengths(content: Content) -> Iterator[str]:
 def _coverage(content: Content) -> Iterator[str]:
     stage_of = _stage_of(content)
     visits = Counter(stage_of[node] for microbatch in content["microbatches"] for node in microbatch["route"])
-    protected = [*content["rules"].get("protected_stages", []), *content["rules"].get("absent_stages", [])]
+    protected = [*content["rules"].get("protected_stages", []), *(content["rules"].get("absent_stages") or [])]
     counts = [visits[stage] for stage in range(1, len(content["stages"])) if stage not in protected]
     if counts and content["rules"]["uniform_coverage"] and max(counts) - min(counts) > 1:
         yield "the stages are not visited equally often"
