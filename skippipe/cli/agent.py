@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from skippipe.cli import early_signals
 from skippipe.errors import StoppedError
 
 
@@ -34,4 +35,5 @@ def _in_words(exit_code: int) -> str:
 
 
 if __name__ == "__main__":
+    early_signals.hear(["train"])  # torchrun hears signals only once its ranks run
     sys.exit(main())

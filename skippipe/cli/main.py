@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,6 +9,7 @@ from typing import NoReturn
 import click
 
 from skippipe import __version__
+from skippipe.cli import early_signals
 from skippipe.cli.safe_output import one_line, set_up_logging
 from skippipe.errors import InputError, SkipPipeError
 
@@ -66,13 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     rank = os.environ.get("RANK")
     code = _exit_code(arguments, f"[rank {rank}] " if rank is not None else "")
     if arguments is None:  # this process ends now, and how is decided
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        early_signals.end_with(code if isinstance(code, int) else int(code is not None))
     sys.exit(code)
 
 
 def _exit_code(arguments: Sequence[str] | None, prefix: str) -> int | str | None:
     """Run the command line; return what the process ends with."""
+    early_signals.leave_interrupts()
     try:
         set_up_logging(prefix)
         skippipe.main(args=arguments, prog_name="skippipe", standalone_mode=False)
