@@ -137,6 +137,7 @@ class RouteLimits(TypedDict, total=False):
     max_forward_jump: int
     uniform_coverage: bool
     protected_stages: tuple[int, ...]
+    absent_stages: tuple[int, ...] | None
 
 
 def skip_rules(
