@@ -3,9 +3,8 @@
 What a search makes of them may be worse for a while; so they are timed exactly as they are, and stay in the running.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Robustness
@@ -41,7 +40,7 @@ def construct_schedules(
     """
     found: list[Constructed] = []
     sequences = balanced_sequences(slot_model, seed)
-    for placement in dict.fromkeys(_placements(slot_model)):
+    for placement in _placements(slot_model):
         search = LocalSearch(slot_model, seed, robustness)
         routes = priced_routes(SlotCosts(slot_model, placement), seed, sequences)
         found.append(Constructed(search, search.start(placement, routes)))
@@ -52,8 +51,24 @@ def construct_schedules(
     return sorted(found, key=lambda constructed: constructed.solution.key)
 
 
-def _placements(slot_model: SlotModel) -> Iterator[SlotPlacement]:
+def _placements(slot_model: SlotModel) -> list[SlotPlacement]:
+    """Return placements, the most promising first."""
     given = slot_model.given_placement()
     if given is not None:
-        return iter([given])
-    return chain([regional_placement(slot_model)], grouped_placements(slot_model))
+        return [given]
+    found = dict.fromkeys([regional_placement(slot_model), *grouped_placements(slot_model)])
+    return sorted(found, key=lambda placement: _promise_s(SlotCosts(slot_model, placement)))
+
+
+def _promise_s(costs: SlotCosts) -> float:
+    """Return the slowest reduction and the mean transfers of a microbatch that goes on to the nearest replica."""
+    origins, *others = costs.slot_model.slots_of
+    total_s = 0.0
+    for origin in origins:
+        here = origin
+        for slots in others:
+            nearest = min(slots, key=lambda slot: costs.both_ways_s(here, slot))
+            total_s += costs.both_ways_s(here, nearest)
+            here = nearest
+        total_s += costs.both_ways_s(here, origin)
+    return max(costs.reduce_s) + total_s / len(origins)

@@ -20,6 +20,8 @@ from skippipe_scheduler.search.kernel.anneal import (
     is_better,
 )
 from skippipe_scheduler.search.kernel.arrays import (
+    REDUCE_GBIT,
+    SHARED_CARDS,
     Cooling,
     Floats,
     Integers,
@@ -27,7 +29,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     empty_schedule,
     make_work,
 )
-from skippipe_scheduler.search.kernel.loads import anneal_loads
+from skippipe_scheduler.search.kernel.loads import ROWS, anneal_loads
 from skippipe_scheduler.search.kernel.packing import pack
 from skippipe_scheduler.search.kernel.timing import retime
 from skippipe_scheduler.search.tuning import LOCAL_SEARCH, LocalSearchTuning
@@ -114,15 +116,19 @@ class LocalSearch:
         """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
-        loads = np.zeros((4, max(4, len(placement))))
+        loads = np.zeros((ROWS, max(ROWS, len(placement))))
         tuning = self.tuning
         share = tuning.exchange_share / (1 + len(routes) / tuning.exchange_routes) if self.free and exchange else 0.0
         temperature = tuning.load_temperature * min(1.0, tuning.load_temperature_routes / len(routes)) ** 2
+        # Where a node stands matters more than one route as soon as it decides what its card or its gradients take.
+        heat = 1.0
+        if share and (self.instance.contention == SHARED_CARDS or self.instance.stages[REDUCE_GBIT].any()):
+            share, heat = tuning.exchange_share_of_cards, tuning.load_temperature / temperature
         for chunk, begin, end in load_chunks(steps, limit_s, tuning):
             if stop is not None and stop.is_set():
                 break
             cooled, cooling = temperature * tuning.load_cooling**begin, tuning.load_cooling ** (end - begin)
-            anneal_loads(self.instance, changed, self.work, loads, chunk, cooled, cooling, share)
+            anneal_loads(self.instance, changed, self.work, loads, chunk, cooled, cooling, share, heat)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 

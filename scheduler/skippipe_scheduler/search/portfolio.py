@@ -23,6 +23,7 @@ from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.search.tuning import PORTFOLIO, PortfolioTuning
 from skippipe_scheduler.slots.count_model import choose_routes
 from skippipe_scheduler.slots.placement import few_placements, random_placement
+from skippipe_scheduler.slots.replica_order import ordered_replicas
 from skippipe_scheduler.slots.routes import balanced_routes, priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution
@@ -124,12 +125,12 @@ class PortfolioSearch:
             placement, routes = search.balance_loads(
                 *base, steps, exchange=not every, limit_s=limit_s, stop=self.budget.stop
             )
-            return search, search.start(placement, routes)
+            return search, search.start(*ordered_replicas(slot_model, placement, routes))
 
         for begun in pool.map(begin, range(count)):
             if begun is not None:
                 self._add(*begun)
-        self._add(constructed[0].search, constructed[0].solution)
+        self._add_better(constructed[0])
         if slot_model.given_placement() is not None and slot_model.num_tasks <= self.tuning.count_model_tasks:
             self._start_from_count_model(slot_model)
             if slot_model.lists_all_sequences:  # else one path has too many sets of stages to go through
@@ -145,9 +146,12 @@ class PortfolioSearch:
         for slot_model in self.beside:
             if self.budget.exhausted:
                 break
-            best = self._construct(slot_model)[0]
-            if self.best is None or best.solution.key < self.best.solution.key:
-                self._add(best.search, best.solution)
+            self._add_better(self._construct(slot_model)[0])
+
+    def _add_better(self, constructed: Constructed) -> None:
+        """Add the search of a schedule that was made without one, where it is better than all so far."""
+        if self.best is None or constructed.solution.key < self.best.solution.key:
+            self._add(constructed.search, constructed.solution)
 
     def _start_of(
         self, slot_model: SlotModel, index: int, placements: Sequence[SlotPlacement]

@@ -163,6 +163,9 @@ class LocalSearchTuning:
     """Steps on the loads between two looks at whether to stop. Measured: 0.3 to 0.8 s."""
     exchange_share: float = 0.3
     """Share of the steps on the loads that exchange two nodes, with few routes. Chosen."""
+    exchange_share_of_cards: float = 0.6
+    """The same, with many routes too, where the placement decides what cards carry or what reductions take; these steps
+    are as hot as those of few routes. Measured on 100 nodes in 10 regions: 300,000 steps reach 70 s instead of 93."""
     exchange_routes: int = 100
     """With so many routes it is half of that, because an exchange counts all their loads anew. Chosen."""
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 
 from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, reduction_s
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
-from skippipe_scheduler.slots.solution import Solution
+from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement, SlotRoute
 
 _EXCHANGED = 16
 """Replicas up to which exchanges are tried. Chosen: their number grows with the square."""
@@ -29,12 +28,13 @@ def order_replicas(slot_model: SlotModel, placement: SlotPlacement) -> SlotPlace
     return tuple(ordered)
 
 
-def with_ordered_replicas(slot_model: SlotModel, solution: Solution) -> Solution:
-    """Return the same schedule with each stage's replicas in a good order; routes follow their nodes."""
-    placement = order_replicas(slot_model, solution.placement)
-    slot_of = {rank: slot for slot, rank in enumerate(placement)}
-    routes = tuple(tuple(slot_of[solution.placement[slot]] for slot in route) for route in solution.routes)
-    return Solution(placement, routes, solution.starts, solution.iteration_s, solution.score)
+def ordered_replicas(
+    slot_model: SlotModel, placement: SlotPlacement, routes: Sequence[SlotRoute]
+) -> tuple[SlotPlacement, list[SlotRoute]]:
+    """Return placement and routes with each stage's replicas in a good order; routes follow their nodes."""
+    ordered = order_replicas(slot_model, placement)
+    slot_of = {rank: slot for slot, rank in enumerate(ordered)}
+    return ordered, [tuple(slot_of[placement[slot]] for slot in route) for route in routes]
 
 
 def _links(problem: Problem) -> LinkSpeeds | None:
@@ -49,18 +49,21 @@ def _links(problem: Problem) -> LinkSpeeds | None:
 
 def _ordered(problem: Problem, links: LinkSpeeds, stage: int, ranks: Sequence[int]) -> list[int]:
     names, gbit = problem.nodes, (problem.stage_bytes or ())[stage] * 8e-9
+    message_gbit = gbit / len(ranks) if problem.reduction == "ring" else gbit
 
     def seconds(order: Sequence[int]) -> tuple[float, float]:
         """Return the reduction's seconds and, to tell equals apart, those of all its neighbours."""
         nodes = [names[rank] for rank in order]
         around = zip(nodes, [*nodes[1:], nodes[0]], strict=True)
-        return reduction_s(problem.reduction, links, nodes, gbit), sum(links.message_s(*ends, gbit) for ends in around)
+        return reduction_s(problem.reduction, links, nodes, gbit), sum(
+            links.message_s(*ends, message_gbit) for ends in around
+        )
 
     def nearest_next(start: int) -> list[int]:
         order, left = [start], [rank for rank in ranks if rank != start]
         while left:
             here = names[order[-1]]
-            order.append(min(left, key=lambda rank: (links.message_s(here, names[rank], gbit), rank)))
+            order.append(min(left, key=lambda rank: (links.message_s(here, names[rank], message_gbit), rank)))
             left.remove(order[-1])
         return order
 

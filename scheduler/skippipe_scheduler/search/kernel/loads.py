@@ -1,18 +1,22 @@
 """Routes and placement under bounds instead of exact times: fast, for a start from which the exact search goes on.
 
-A slot's load is the larger of its work and, by Little's law (1961), the time its microbatches are held divided by how
-many it can hold. The value is a soft maximum of the loads (their 12-norm), plus half the slowest gradient reduction and
-a share of the mean round trip. Simulated annealing lowers it with the moves of `moves`; the norm is kept as a sum of
-powers, so that a step costs time only for the routes that it changes.
+A slot's load is the largest of its work, of what its network card sends and receives where cards are shared, and, by
+Little's law (1961), of the time its microbatches are held divided by how many it can hold. The value is a soft maximum
+of the loads (their 12-norm), plus one of the gradient reductions (their 8-norm) and a share of the mean round trip.
+Simulated annealing lowers the value with the moves of `moves`; the norms are kept as sums of powers, so that a step
+costs time only for the routes that it changes.
 """
 
 import math
+from typing import Final
 
 from skippipe_scheduler.search.kernel.arrays import (
     BACKWARD,
     FORWARD,
     LENGTH,
     LOSS,
+    OCCUPANCY_S,
+    SHARED_CARDS,
     TRANSFER_S,
     WEIGHT,
     Floats,
@@ -23,13 +27,14 @@ from skippipe_scheduler.search.kernel.arrays import (
 from skippipe_scheduler.search.kernel.constants import POWER, REDUCTION_WEIGHT, RESCALE_EVERY, TRIP_WEIGHT
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import may_exchange, obeys_rules, perturb, snapshot, undo_visits
-from skippipe_scheduler.search.kernel.reduction_time import reduction_s
+from skippipe_scheduler.search.kernel.reduction_time import loose_reduction_s
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 
-_HELD, _BUSY, _SHARE, _SUMS = 0, 1, 2, 3
-"""Rows of `loads`: seconds held and busy, the share's power, and the sums below."""
+_HELD, _BUSY, _OUT, _IN, _SHARE, _SUMS = 0, 1, 2, 3, 4, 5
+"""Rows of `loads`: seconds held, busy, sending and receiving, the share's power, and the sums below."""
+ROWS: Final = 6
 _POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
-"""Of the sums: powers of all shares, seconds of all round trips, of the slowest reduction, and of a share of 1."""
+"""Of the sums: powers of all shares, seconds of all round trips, of the reductions, and of a share of 1."""
 
 
 @compiled
@@ -42,11 +47,12 @@ def anneal_loads(
     temperature: float,
     cooling: float,
     exchange_share: float,
+    exchange_heat: float,
 ) -> float:
     """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
 
-    `loads` (4, slots) is working memory. The temperature, relative to the value, falls from `temperature` to
-    `cooling` times that.
+    `loads` (`ROWS`, slots) is working memory. The temperature, relative to the value, falls from `temperature` to
+    `cooling` times that; for exchanges it is `exchange_heat` times as high.
     """
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
@@ -60,8 +66,10 @@ def anneal_loads(
         # Powers of what is refused can be so large that taking them away again would leave a rounding error.
         powers = loads[_SUMS, _POWERS]
         # Metropolis' rule, solved for the value: what is at most this is accepted.
-        most = value_s - temperature_s * math.log(uniform(w.random))
-        if uniform(w.random) < exchange_share:
+        rise_s = -temperature_s * math.log(uniform(w.random))
+        exchanges = uniform(w.random) < exchange_share
+        most = value_s + (exchange_heat * rise_s if exchanges else rise_s)
+        if exchanges:
             left = below(w.random, s.placement.shape[0])
             right = below(w.random, s.placement.shape[0])
             if not may_exchange(p, s, left, right):
@@ -119,6 +127,8 @@ def _add_load(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> N
     rest_s = p.node_s[LOSS, origin]
     unit_s = loads[_SUMS, _UNIT_S]
     powers = loads[_SUMS, _POWERS]
+    if p.contention == SHARED_CARDS:
+        _add_to_cards(p, s, loads, m, sign)
     # From the last hop back to the origin: what is held there lasts for all that comes behind it, both ways.
     for back in range(length):
         slot = s.routes[m, length - 1 - back]
@@ -127,12 +137,33 @@ def _add_load(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> N
         rest_s += work_s + p.links[TRANSFER_S, node, after] + p.links[TRANSFER_S, after, node]
         loads[_HELD, slot] += sign * rest_s / p.memory[node]
         loads[_BUSY, slot] += sign * (work_s + 2 * p.overhead_s)
-        power = _power(max(loads[_HELD, slot], loads[_BUSY, slot]) / unit_s)
+        power = _power(_load_s(loads, slot) / unit_s)
         powers += power - loads[_SHARE, slot]
         loads[_SHARE, slot] = power
         after = node
     loads[_SUMS, _POWERS] = powers
     loads[_SUMS, _TRIPS_S] += sign * rest_s
+
+
+@inlined
+def _load_s(loads: Floats, slot: int) -> float:
+    """Return the slot's load in seconds."""
+    return max(loads[_HELD, slot], loads[_BUSY, slot], loads[_OUT, slot], loads[_IN, slot])
+
+
+@called
+def _add_to_cards(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> None:
+    """Add what `m` sends on its route, back to its origin and the whole way again, to the cards at both ends."""
+    length = s.lengths[m]
+    for hop in range(length):
+        source = s.routes[m, hop]
+        sink = s.routes[m, hop + 1] if hop + 1 < length else s.routes[m, 0]
+        ahead_s = sign * p.links[OCCUPANCY_S, s.placement[source], s.placement[sink]]
+        back_s = sign * p.links[OCCUPANCY_S, s.placement[sink], s.placement[source]]
+        loads[_OUT, source] += ahead_s
+        loads[_IN, sink] += ahead_s
+        loads[_OUT, sink] += back_s
+        loads[_IN, source] += back_s
 
 
 @inlined
@@ -149,6 +180,8 @@ def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
     for slot in range(s.placement.shape[0]):
         loads[_HELD, slot] = 0.0
         loads[_BUSY, slot] = 0.0
+        loads[_OUT, slot] = 0.0
+        loads[_IN, slot] = 0.0
         loads[_SHARE, slot] = 0.0
     loads[_SUMS, _TRIPS_S] = 0.0
     loads[_SUMS, _UNIT_S] = 1.0
@@ -156,22 +189,28 @@ def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
         _add_load(p, s, loads, m, 1.0)
     unit_s = 1e-300
     for slot in range(s.placement.shape[0]):
-        unit_s = max(unit_s, loads[_HELD, slot], loads[_BUSY, slot])
+        unit_s = max(unit_s, _load_s(loads, slot))
     loads[_SUMS, _UNIT_S] = unit_s
     loads[_SUMS, _POWERS] = 0.0
     for slot in range(s.placement.shape[0]):
-        loads[_SHARE, slot] = _power(max(loads[_HELD, slot], loads[_BUSY, slot]) / unit_s)
+        loads[_SHARE, slot] = _power(_load_s(loads, slot) / unit_s)
         loads[_SUMS, _POWERS] += loads[_SHARE, slot]
-    loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
+    loads[_SUMS, _REDUCTION_S] = _reductions_s(p, s)
 
 
 @called
-def _slowest_reduction_s(p: Instance, s: Schedule) -> float:
-    """Return the seconds of the slowest stage's gradient reduction."""
+def _reductions_s(p: Instance, s: Schedule) -> float:
+    """Return a soft maximum of the seconds of all gradient reductions: their 8-norm."""
     slowest_s = 0.0
     for stage in range(p.stages.shape[1]):
-        slowest_s = max(slowest_s, reduction_s(p, s, stage))
-    return slowest_s
+        slowest_s = max(slowest_s, loose_reduction_s(p, s, stage))
+    if slowest_s == 0.0:
+        return 0.0
+    powers = 0.0
+    for stage in range(p.stages.shape[1]):
+        share = loose_reduction_s(p, s, stage) / slowest_s
+        powers += (share * share) ** 4
+    return slowest_s * powers**0.125
 
 
 @inlined
@@ -190,7 +229,7 @@ def _exchange(p: Instance, s: Schedule, loads: Floats, left: int, right: int) ->
     s.placement[left] = s.placement[right]
     s.placement[right] = node
     _add_visitors(p, s, loads, left, right, 1.0)
-    loads[_SUMS, _REDUCTION_S] = _slowest_reduction_s(p, s)
+    loads[_SUMS, _REDUCTION_S] = _reductions_s(p, s)
 
 
 @called

@@ -1,5 +1,7 @@
 """Compiled times of gradient reductions; the same as in `problem.gradient_reduction`, where they are explained."""
 
+import math
+
 from skippipe_scheduler.search.kernel.arrays import (
     GBIT_PER_S,
     LATENCY_S,
@@ -11,6 +13,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     Instance,
     Schedule,
 )
+from skippipe_scheduler.search.kernel.constants import MOST_NEAREST
 from skippipe_scheduler.search.kernel.jit import called, inlined
 
 
@@ -27,6 +30,40 @@ def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
     if p.reduction == TREE:
         return _tree_s(p, s, first, count, gbit)
     return _direct_s(p, s, first, count, gbit)
+
+
+@called
+def loose_reduction_s(p: Instance, s: Schedule, stage: int) -> float:
+    """Return a reduction time of a stage that falls with every replica that comes nearer to the others.
+
+    Of a ring it is the mean of two: every step as slow as its slowest message, and every step as slow as their mean.
+    Replicas may change their order later, so each is followed by the nearest that is not in the ring yet.
+    """
+    first = p.first_slot[stage]
+    count = p.first_slot[stage + 1] - first
+    gbit = p.stages[REDUCE_GBIT, stage]
+    if p.reduction != RING or gbit == 0 or count < 3 or count > MOST_NEAREST:
+        return reduction_s(p, s, stage)
+    here = first
+    visited = 1
+    slowest_s = 0.0
+    total_s = 0.0
+    for _ in range(count - 1):
+        following = -1
+        nearest_s = math.inf
+        for place in range(count):
+            if visited >> place & 1:
+                continue
+            message_s = _message_s(p, s, here, first + place, gbit / count)
+            if message_s < nearest_s:
+                nearest_s = message_s
+                following = place
+        visited |= 1 << following
+        here = first + following
+        slowest_s = max(slowest_s, nearest_s)
+        total_s += nearest_s
+    closing_s = _message_s(p, s, here, first, gbit / count)
+    return (count - 1) * (max(slowest_s, closing_s) + (total_s + closing_s) / count)
 
 
 @called
