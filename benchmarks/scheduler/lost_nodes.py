@@ -36,6 +36,7 @@ def main(nodes: tuple[str, ...], losses: int, solve_limit: float, search: float,
         plan = solve(synthetic_problem(SHAPES[count], seed), SolveOptions(time_limit_s=solve_limit, seed=seed))
         generator = random.Random(seed)
         lost = generator.sample([node for stage in plan.stages if len(stage.nodes) > 1 for node in stage.nodes], losses)
+        _timed(plan, lost[0], 0.0)  # loads the compiled search
         mended = [_timed(plan, node, 0.0) for node in lost]
         searched = [_timed(plan, node, search) for node in lost]
         seconds = [taken_s for taken_s, _ in mended]
