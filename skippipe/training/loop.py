@@ -24,6 +24,7 @@ from skippipe.model.device import choose_device, torch_dtype
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.sinks import Reporter, open_reporter
+from skippipe.monitor.storage_watch import StorageWatch
 from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
@@ -216,6 +217,7 @@ class Trainer:
         self.wandb_id: str | None = None
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
+        self._storage = StorageWatch(experiment.checkpoint.timeout_s)
         self._keeps_records = False
         self._use(runner)
 
@@ -305,6 +307,7 @@ class Trainer:
     def close(self) -> None:
         """End the writing of checkpoints and close records, optimizer and connections."""
         self.writer.close()
+        self._storage.close()
         self.reporter.close()
         self.optimizer.close()
         self.runner.close()
@@ -352,7 +355,8 @@ class Trainer:
             metrics |= self._validate()
         self.owner.check_last_beat()
         if self._reported < self.step:
-            self.reporter.write(metrics)
+            with self._storage.writing(self.run_dir / "metrics.jsonl"):
+                self.reporter.write(metrics)
         self._reported = self.step
         if self._due(self.experiment.checkpoint.interval) or stopped or self.step >= self.experiment.training.max_steps:
             self._save()
@@ -484,9 +488,10 @@ class Trainer:
         self._faults.reached("CHECKPOINT", self.step)
         on_first_rank(self.context, Topic.OWNER, self.owner.check)
         try:
-            self.trace.write()
-            if self.runner.rank == 0:
-                self.memory.write(self.run_dir)
+            with self._storage.writing(self.run_dir / "trace"):
+                self.trace.write()
+                if self.runner.rank == 0:
+                    self.memory.write(self.run_dir)
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
         self.writer.save(self._metadata())
