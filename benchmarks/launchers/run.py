@@ -25,9 +25,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 import psutil
-from hosts import Hosts, why_not
 
 from common.command import chosen, record
+from common.hosts import Hosts, why_not
 from common.one_machine import CLUSTER, free_port
 from common.table import MARKS, Columns, Result, machine
 from skippipe.config.experiment import Experiment

@@ -95,7 +95,12 @@ class MemberCrew:
             return all(epoch is not None and set(epoch["names"]) == self.living for epoch in epochs)
 
         self.listen_until(agreed, limit_s)
-        return max(epoch["at_s"] for name in self.living if (epoch := self.last(name, "epoch")) is not None)
+        return max(float(epoch["at_s"]) for name in self.living if (epoch := self.last(name, "epoch")) is not None)
+
+    def await_error(self, name: str, limit_s: float) -> str:
+        """Return the kind of the error with which a member ends; raise TimeoutError where it does not in time."""
+        self.listen_until(lambda: self.last(name, "error") is not None, limit_s)
+        return str((self.last(name, "error") or {})["error"])
 
     def listen_until(self, happened: Callable[[], bool], limit_s: float) -> None:
         """Take what is said until something has happened; raise TimeoutError where it does not in time."""

@@ -16,13 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "launchers"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from hosts import Hosts, why_not
 from member_crew import MemberCrew
 
 from common.command import chosen, record
+from common.hosts import Hosts, why_not
 from common.table import MARKS, Columns, Result, machine
 
 HERE = Path(__file__).parent
@@ -88,9 +88,7 @@ def stops(tries: int) -> Result:
             crew.living.discard(victim)
             noticed.append(crew.await_agreement() - stopped_s)
             crew.signal(victim, signal.SIGCONT)
-            crew.listen_until(lambda name=victim: crew.last(name, "error") is not None, 10)
-            error = crew.last(victim, "error") or {}
-            ended.append(error["error"] == "LeftOutError")
+            ended.append(crew.await_error(victim, 10) == "LeftOutError")
             crew.join([victim])
             crew.await_agreement()
     within = max(noticed) < SILENCE_S + NOTICED_S and min(noticed) >= SILENCE_S
@@ -112,9 +110,7 @@ def islands(tries: int, smaller: Sequence[int]) -> Result:
             names = {f"n{index}" for index in smaller}
             crew.living -= names
             noticed.append(crew.await_agreement() - cut_s)
-            crew.listen_until(lambda names=names: all(crew.last(name, "error") for name in names), 10)
-            errors = [crew.last(name, "error") or {} for name in names]
-            ended += all(error["error"] == "MinorityError" for error in errors)
+            ended += all(crew.await_error(name, 10) == "MinorityError" for name in names)
     within = max(noticed) < SILENCE_S + NOTICED_S
     return {
         "tries": tries,

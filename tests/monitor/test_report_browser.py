@@ -92,7 +92,7 @@ def test_comparison_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path
     ranges = browser.execute_script(f"return {PLOTS}.slice(1, 5).map(plot => plot._fullLayout.xaxis.range)")
     assert all(axis == ranges[0] for axis in ranges), "the Gantt charts share one time axis"
     rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "tbody tr")]
-    assert any(row.startswith("SkipPipe 24 ") and "1.02 ×" in row for row in rows)
+    assert any(row.startswith("SkipPipe 24 ") and "1.02" in row for row in rows), rows
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -10,7 +10,7 @@ from skippipe_scheduler.solver.replan import replan, without_node
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 PROBLEM = make_problem(5, [3, 2, 2, 2], 3, 12, fixed=False, distance=3)
-PLAN = solve(PROBLEM, SolveOptions(max_evaluations=4000))
+PLAN = solve(PROBLEM, SolveOptions(max_evaluations=8000))
 
 
 def slower(problem: Problem, node: str, factor: float) -> Problem:

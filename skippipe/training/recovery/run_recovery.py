@@ -14,6 +14,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, InputError, PeerLostError, SkipPipeError
 from skippipe.membership.addresses import own_address
 from skippipe.monitor.run_events import RunEvents
+from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import all_gather_json
@@ -59,7 +60,6 @@ class RunRecovery:
         self._options = experiment.recovery
         self._run_dir = experiment.run_path
         self._events = RunEvents(self._run_dir)
-        self._seed = experiment.seed
         self._timeout_s = experiment.comm.timeout_s
         self._context = context
         self._membership = membership
@@ -118,11 +118,9 @@ class RunRecovery:
                 for name, report in reports.items()
             }
         )
-        from skippipe.planning.replanning import replan_set  # loads the planner, which few ranks ever need
-
         start_s = time.monotonic()
         lost = [node for node in self._plans.main.nodes if node not in names]
-        plans = replan_set(self._plans, lost, time_limit_s=self._options.planning_s, seed=self._seed)
+        plans = plans_without(self._plans, lost, time_limit_s=self._options.planning_s)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
         self._hosted, port = host_store(host, self._timeout_s)
