@@ -74,7 +74,9 @@ def losses_from(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("victim", "point"), [("node-0", "BACKWARD"), ("node-2", "STEP")], ids=str)
+@pytest.mark.parametrize(
+    ("victim", "point"), [("node-0", "BACKWARD"), pytest.param("node-2", "STEP", marks=pytest.mark.extended)]
+)
 def test_others_go_on_where_a_process_died(tmp_path: Path, victim: str, point: str) -> None:
     results, run_dir = run_with_death(tmp_path, victim, point)
     dead = int(victim.removeprefix("node-"))
