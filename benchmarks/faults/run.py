@@ -31,7 +31,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 
-from common.one_machine import CLUSTER, free_port
+from common.one_machine import free_port
+from common.small_experiment import small_experiment
 from common.table import machine
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric
@@ -89,37 +90,18 @@ class Outcome:
 
 def make_experiment(folder: Path, name: str, **sections: Any) -> Experiment:
     """Return a small experiment on 7 nodes."""
-    text = folder / "text"
-    if not text.exists():
-        text.mkdir()
-        (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {NUM_NODES}"))
-        for number in range(12):
-            words = [f"line {line} of text {number} has {line * number} words\n" for line in range(60)]
-            (text / f"{number}.txt").write_text("".join(words))
     content: dict[str, Any] = {
-        "name": name,
-        "run_dir": str(folder / name),
-        "seed": 3,
-        "cluster": str(folder / "cluster.yaml"),
-        "model": {
-            "options": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6}
-            | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 259}
-        },
-        "data": {"source": "text", "paths": [str(text)], "cache_dir": str(folder / "cache")},
-        "pipeline": {"num_stages": 3, "stage_sizes": STAGE_SIZES, "planner": {"max_evaluations": 200}},
-        "training": {"max_steps": STEPS, "num_microbatches": 6, "micro_batch_size": 2, "sequence_length": 16}
-        | {"device": "cpu", "threads": 1},
+        "pipeline": {"stage_sizes": STAGE_SIZES, "planner": {"max_evaluations": 200}},
+        "training": {"max_steps": STEPS, "num_microbatches": 6},
         "optimizer": {"lr": 1e-3},
         "lr_scheduler": {"warmup_steps": 5},
-        "checkpoint": {"interval": 5},
         "evaluation": {"interval": 7, "batches": 1},
-        "logging": {"wandb": {"mode": "disabled"}},
         "comm": {"timeout_s": 60.0},
         "recovery": {"enabled": True, "silence_s": SILENCE_S, "planning_s": 0.2},
     }
     for section, given in sections.items():
-        content[section] = content[section] | given
-    return Experiment.model_validate(content)
+        content[section] = content.get(section, {}) | given
+    return small_experiment(folder, name, NUM_NODES, **content)
 
 
 def train_rank(experiment: Experiment, plan: Path, place: dict[str, str], log: Path) -> None:

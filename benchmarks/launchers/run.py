@@ -28,9 +28,9 @@ import psutil
 
 from common.command import chosen, record
 from common.hosts import Hosts, why_not
-from common.one_machine import CLUSTER, free_port
+from common.one_machine import free_port
+from common.small_experiment import small_experiment
 from common.table import MARKS, Columns, Result, machine
-from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
@@ -102,31 +102,12 @@ def _trains(process: psutil.Process) -> bool:
 
 def make_experiment(folder: Path, name: str) -> Path:
     """Write a small experiment and its text; return the file."""
-    text = folder / "text"
-    if not text.exists():
-        text.mkdir()
-        (folder / "cluster.yaml").write_text(CLUSTER)
-        for number in range(12):
-            words = [f"line {line} of text {number} has {line * number} words\n" for line in range(60)]
-            (text / f"{number}.txt").write_text("".join(words))
-    experiment = Experiment.model_validate(
-        {
-            "name": name,
-            "run_dir": str(folder / name),
-            "seed": 3,
-            "cluster": str(folder / "cluster.yaml"),
-            "model": {
-                "options": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6}
-                | {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 259}
-            },
-            "data": {"source": "text", "paths": [str(text)], "cache_dir": str(folder / "cache")},
-            "pipeline": {"num_stages": 3, "planner": {"time_limit_s": 2}},
-            "training": {"max_steps": STEPS, "num_microbatches": 4, "micro_batch_size": 2, "sequence_length": 16}
-            | {"device": "cpu", "threads": 1},
-            "checkpoint": {"interval": 5},
-            "logging": {"wandb": {"mode": "disabled"}},
-            "comm": {"timeout_s": TIMEOUT_S},
-        }
+    experiment = small_experiment(
+        folder,
+        name,
+        pipeline={"planner": {"time_limit_s": 2}},
+        training={"max_steps": STEPS},
+        comm={"timeout_s": TIMEOUT_S},
     )
     path = folder / f"{name}.yaml"
     save_experiment(experiment, path)

@@ -277,9 +277,10 @@ class Trainer:
             if not self._work_is_left:
                 self.one_step(stop)
             self._complete_step(stop)
-        finished, loss = self._finished, self._finished and self._finished.metrics[Metric.TRAIN_LOSS]
+        loss = None if self._finished is None else self._finished.metrics[Metric.TRAIN_LOSS]
         saved = self._saved == self.step or self.writer.finish()
-        self._saved = self.step if saved and finished else self._saved
+        if saved and loss is not None:
+            self._saved = self.step
         if loss is not None and not saved:
             raise StorageError(
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "

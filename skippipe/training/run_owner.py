@@ -121,20 +121,17 @@ class RunOwner:
                     self._wait_until_gone(found, before)
                 with FileLock(self._run_dir / LOCK_FILE):
                     if _touched(self._run_dir) == before:
-                        _write(self._run_dir, own)
-                        self._own, self._is_outer = own, True
+                        self._write_down(own)
         except OSError as reason:
             raise StorageError(
                 f"{self._run_dir}: cannot be written ({reason.strerror or reason}); choose another run_dir"
             ) from None
-        threading.Thread(target=self._beat, name="run-owner", daemon=True).start()
+        self._start_beating()
 
     def take_over(self) -> None:
         """Become the owner in place of one that the run's members have found lost."""
-        own = Owner.here()
-        _write(self._run_dir, own)
-        self._own, self._is_outer = own, True
-        threading.Thread(target=self._beat, name="run-owner", daemon=True).start()
+        self._write_down(Owner.here())
+        self._start_beating()
 
     def check(self) -> None:
         """Raise `StorageError` where another start has taken the run over, having taken this process for dead."""
@@ -187,6 +184,13 @@ class RunOwner:
                 f"{self._run_dir}: in use by {who}; wait until it has ended, end it, or choose another run_dir"
             )
         logger.info("%s: was in use by %s, which is gone; going on in its place", self._run_dir, who)
+
+    def _write_down(self, own: Owner) -> None:
+        _write(self._run_dir, own)
+        self._own, self._is_outer = own, True
+
+    def _start_beating(self) -> None:
+        threading.Thread(target=self._beat, name="run-owner", daemon=True).start()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):

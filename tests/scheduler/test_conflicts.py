@@ -124,17 +124,22 @@ def test_every_rule_named_is_needed_for_the_conflict_and_its_remedy_is_the_neare
 def test_without_a_message_even_sequences_are_found(
     stages: int, jump: int, mix: dict[int, int], total: int, protected: set[int]
 ) -> None:
+    rules = mixed_rules(stages, jump, mix, protected)
+    problem = problem_with(rules, EvenMicrobatches(even=total))
+    assume(infeasibility_message(problem) is None)
+    assert_obeyed(even_sequences(rules, total, 0), problem)
+
+
+def mixed_rules(stages: int, jump: int, mix: dict[int, int], protected: set[int]) -> Rules:
+    """Return rules with routes of several lengths, where all that is given fits into the stages."""
     assume(max(mix) <= stages and max(protected, default=0) < stages)
-    rules = Rules(
+    return Rules(
         num_stages=stages,
         route_length=max(mix),
         route_lengths=mix,
         max_forward_jump=jump,
         protected_stages=tuple(protected),
     )
-    problem = problem_with(rules, EvenMicrobatches(even=total))
-    assume(infeasibility_message(problem) is None)
-    assert_obeyed(even_sequences(rules, total, 0), problem)
 
 
 def with_rules(problem: Problem, update: dict[str, Any]) -> Problem:
@@ -236,14 +241,7 @@ def test_even_sequences_of_a_large_problem(problem: Problem) -> None:
 def test_sequences_that_are_dealt_obey_the_rules(
     stages: int, jump: int, mix: dict[int, int], total: int, protected: set[int]
 ) -> None:
-    assume(max(mix) <= stages and max(protected, default=0) < stages)
-    rules = Rules(
-        num_stages=stages,
-        route_length=max(mix),
-        route_lengths=mix,
-        max_forward_jump=jump,
-        protected_stages=tuple(protected),
-    )
+    rules = mixed_rules(stages, jump, mix, protected)
     dealt = deal_sequences(rules, total, 0)
     problem = problem_with(rules, EvenMicrobatches(even=total))
     if dealt is not None:

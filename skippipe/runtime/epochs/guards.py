@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from skippipe.errors import EpochEndedError, PeerLostError, StoppedError
+from skippipe.errors import EpochEndedError, PeerLostError
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.failure_board import FailureBoard
 from skippipe.runtime.ranks.failure_guard import FailureGuard
@@ -50,8 +50,6 @@ class EpochGuard:
         lost: TransferError | None = None
         try:
             return call()
-        except (PeerLostError, StoppedError):
-            raise  # a guarded call inside
         except TransferError as error:
             lost = error.with_traceback(None)
         # Outside of the except block, see `torch_errors.raising_outside`.

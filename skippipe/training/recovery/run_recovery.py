@@ -76,12 +76,8 @@ class RunRecovery:
         for attempt in range(1, MOST_TRIES + 1):
             trainer.leave_epoch()
             self._membership.end_epoch(reason)
-            report = trainer.progress()
-            epoch = self._membership.next_epoch(
-                report.model_dump(mode="json"),
-                self._decide,
-                self._timeout_s,
-            )
+            report = trainer.progress().model_dump(mode="json")
+            epoch = self._membership.next_epoch(report, self._decide, self._timeout_s)
             decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
             if decision.error is not None:
                 raise error_elsewhere(decision.error, epoch.members[0].name)
@@ -145,10 +141,10 @@ class RunRecovery:
         """Say what has happened, and write it down."""
         members = [member.name for member in epoch.members]
         lost = [node for node in nodes if node not in members]
+        causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
         logger.warning(
-            "%s lost (%s); going on with %d of %d nodes, new plan %.2f s, step %d again, %.1f s",
-            ", ".join(lost) or "no node",
-            reason,
+            "%s; going on with %d of %d nodes, new plan %.2f s, step %d again, %.1f s",
+            ", ".join(f"{name} lost ({causes.get(name, reason)})" for name in lost) or reason,
             len(members),
             len(nodes),
             decision.planning_s,
