@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from skippipe.errors import InputError
 from skippipe_scheduler.files import parse, read_json, write_atomically
 
+ALWAYS, AT_TIMES, IN_PART, NEVER_RUN = "#", "+", "~", "."
+"""A layer that runs, runs at some positions or in some draws, lacks its feed-forward block for some tokens, or never
+runs."""
+
 
 class DepthResult(BaseModel):
     """Perplexity under one policy at one share of the depth."""
@@ -29,6 +33,9 @@ class DepthResult(BaseModel):
     """Standard deviation over the repeats, which differ in the random choices of stages alone."""
     samples: int
     """Batches evaluated over all repeats, each with a choice of stages of its own."""
+    layers: str = ""
+    """One character a layer, of the positions after the prompt: `#` runs, `+` at some of them or in some draws, `~`
+    without its feed-forward block for some tokens, `.` never. Empty in files that were written before it came."""
 
 
 class TaskResult(BaseModel):

@@ -205,9 +205,14 @@ def test_several_policies_make_one_table_and_one_picture(
     page, result = tmp_path / "depth.html", tmp_path / "result.json"
     arguments = [str(run_dir), "--batches", "1", "--policy", *policies, "--keep", "1.0", "0.8"]
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", *arguments, "--plot", str(page), "--out", str(result)])
+        main(["evaluate", *arguments, "--plot", str(page), "--out", str(result), "--show-layers"])
     assert not stop.value.code
     table = capsys.readouterr().out
+    drawn = {tuple(line.split()[:2]): line.split()[2:] for line in table.split("layers from 0 on")[1].splitlines()[2:]}
+    assert drawn["full", "0.80"] == ["######", "-"]
+    assert drawn["best", "0.80"] in (["##..##", "2,", "3"], ["####..", "4,", "5"])
+    assert drawn["skipdecode", "0.80"] == ["#++###", "-"]
+    assert drawn["ffn-skip", "0.80"] == ["##~~~#", "-"]
     assert all(f"\n{policy} " in table for policy in policies)
     evaluation = Evaluation.model_validate_json(result.read_text())
     assert evaluation == Evaluation.model_validate_json((run_dir / "evaluation.json").read_text())

@@ -4,10 +4,11 @@ import copy
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny_decoders import decoder_of, tiny
 
 from skippipe.cli.shared_options import POLICIES
@@ -38,6 +39,7 @@ def twelve() -> Decoder:
     return decoder_of(tiny("llama", num_hidden_layers=12))
 
 
+@settings(deadline=None)  # the first example builds the model
 @given(num_stages=st.integers(1, 12), data=st.data(), index=st.integers(0, 100), seed=st.integers(0, 5))
 def test_random_stages_are_a_sorted_subset_with_stage_zero(
     num_stages: int, data: st.DataObject, index: int, seed: int
@@ -111,14 +113,25 @@ def slow_unified(num_layers: int, speed_up: float) -> list[int]:
     return sorted(chosen)
 
 
-def test_unified_layers_are_those_of_the_paper() -> None:
+def spread(marks: Sequence[int]) -> int:
+    distances = [after - before for before, after in pairwise(marks)]
+    return max(distances) - min(distances)
+
+
+def test_unified_layers_are_those_of_the_paper_where_those_are_even() -> None:
     assert unified_layers(30, 6) == (0, 6, 12, 18, 24, 29)
     assert unified_layers(32, 16) == (*range(0, 30, 2), 31)
+    assert unified_layers(30, 27) == tuple(layer for layer in range(30) if layer not in (7, 15, 22))
+    taken = 0
     for num_layers in range(2, 49):
         for kept in range(2, num_layers + 1):
             layers = unified_layers(num_layers, kept)
-            assert len(layers) == kept
-            assert list(layers) == slow_unified(num_layers, num_layers / (kept + 1e-6))
+            published = slow_unified(num_layers, num_layers / (kept + 1e-6))
+            gone = [-1, *(layer for layer in range(num_layers) if layer not in published), num_layers]
+            if spread(published) <= 1 and (len(gone) - 2 >= kept or spread(gone) <= 1):
+                taken += 1
+                assert list(layers) == published
+    assert taken > 300
 
 
 def test_unified_leaves_the_prompt_whole(six: Decoder) -> None:

@@ -46,6 +46,7 @@ FILE = UserPath()
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
 @click.option("--out", type=FILE, help="Write the result to this file too.")
 @click.option("--plot", type=FILE, help="Draw perplexity against compute, all policies in one picture (HTML).")
+@click.option("--show-layers", is_flag=True, help="Draw which layers ran under each policy at each share.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)
 @click.option(
     "--lm-eval-tasks", "tasks", type=WordList(), default="", help="Tasks of lm-eval to run too: names or YAML files."
@@ -64,6 +65,7 @@ def command(
     device: str,
     out: Path | None,
     plot: Path | None,
+    show_layers: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -92,6 +94,7 @@ def command(
 
         write_depth_report(plot, {evaluation.model: evaluation})
     tables = [*evaluation_table(evaluation), *tasks_table(evaluation)]
+    tables += layers_table(evaluation) if show_layers else []
     click.echo(json.dumps(evaluation.model_dump()) if as_json else "\n".join(tables))
     if absence:
         say(absence, err=True)
@@ -110,14 +113,15 @@ def evaluation_table(evaluation: "Evaluation") -> Iterator[str]:
     """Yield perplexity by depth as a table; the last column is relative to the first row of each policy."""
     yield f"{evaluation.model}, {evaluation.checkpoint}, {evaluation.tokens:,} tokens"
     numbers = f"{'keep':>6}{'stages':>8}{'layers':>8}{'computed':>10}{'perplexity':>12}{'std':>9}{'change':>9}"
-    yield f"{'policy':<14}{numbers}"
+    width = _policy_width(evaluation)
+    yield f"{'policy':<{width}}{numbers}"
     for policy, rows in groupby(evaluation.results, key=lambda row: row.policy):
         reference = None
         for row in rows:
             reference = reference or row.perplexity
             change = row.perplexity / reference
             yield (
-                f"{policy:<14}{row.keep:>6.2f}{row.kept_stages or '-':>8}{row.kept_layers:>8.4g}"
+                f"{policy:<{width}}{row.keep:>6.2f}{row.kept_stages or '-':>8}{row.kept_layers:>8.4g}"
                 f"{row.share_computed:>10.1%}{_short(row.perplexity):>12}{_short(row.perplexity_std):>9}"
                 + (f"{change - 1:>+9.1%}" if change < 10 else f"{f'x {change:.3g}':>12}")
             )
@@ -127,17 +131,35 @@ def tasks_table(evaluation: "Evaluation") -> Iterator[str]:
     """Yield the metrics of tasks as a table, nothing where there are none; errors are standard errors."""
     if not evaluation.tasks:
         return
+    width = _policy_width(evaluation)
     names = max(map(len, [*(row.task for row in evaluation.tasks), "task"])) + 2
     metrics = max(map(len, [*(row.metric for row in evaluation.tasks), "metric"])) + 2
     yield ""
     numbers = f"{'value':>10}{'error':>9}{'documents':>11}"
-    yield f"{'task':<{names}}{'policy':<14}{'keep':>6}{'computed':>10}  {'metric':<{metrics}}{numbers}"
+    yield f"{'task':<{names}}{'policy':<{width}}{'keep':>6}{'computed':>10}  {'metric':<{metrics}}{numbers}"
     for row in evaluation.tasks:
         error = "-" if row.standard_error is None else _short(row.standard_error)
         yield (
-            f"{row.task:<{names}}{row.policy:<14}{row.keep:>6.2f}{row.share_computed:>10.1%}  {row.metric:<{metrics}}"
-            f"{_short(row.value):>10}{error:>9}{row.documents:>11}"
+            f"{row.task:<{names}}{row.policy:<{width}}{row.keep:>6.2f}{row.share_computed:>10.1%}"
+            f"  {row.metric:<{metrics}}{_short(row.value):>10}{error:>9}{row.documents:>11}"
         )
+
+
+def layers_table(evaluation: "Evaluation") -> Iterator[str]:
+    """Yield which layers ran after the prompt under each policy at each share, one character a layer, in tens."""
+    from skippipe.monitor.evaluation_results import NEVER_RUN
+
+    width = _policy_width(evaluation)
+    drawn = [" ".join(row.layers[at : at + 10] for at in range(0, len(row.layers), 10)) for row in evaluation.results]
+    yield "\n# runs, + at times, ~ without its feed-forward part at times, . never; layers from 0 on, in tens"
+    yield f"{'policy':<{width}}{'keep':>6}  {'layers':<{len(max([*drawn, 'layers'], key=len))}}  left out"
+    for row, layers in zip(evaluation.results, drawn, strict=True):
+        left_out = [str(layer) for layer, character in enumerate(row.layers) if character == NEVER_RUN]
+        yield f"{row.policy:<{width}}{row.keep:>6.2f}  {layers}  {', '.join(left_out) or '-'}"
+
+
+def _policy_width(evaluation: "Evaluation") -> int:
+    return max(13, *map(len, evaluation.policies)) + 1
 
 
 def _short(value: float) -> str:

@@ -13,6 +13,7 @@ from skippipe.data.samples import Batch
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import segments, share_computed
+from skippipe.inference.evaluation.layer_drawing import draw_layers
 from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, Tasks
 from skippipe.inference.model_loading import LoadedModel, load_model
 from skippipe.inference.policies.base import Policy, PolicyContext
@@ -168,6 +169,7 @@ class _Measurement:
             perplexity=math.exp(statistics.fmean(loss for repeat in self._losses for loss in repeat)),
             perplexity_std=statistics.pstdev(perplexities),
             samples=len(self._shares),
+            layers=draw_layers(policy, self._decoder, self._positions[self._prompt_length :], self._prompt_length),
         )
 
     def _measure(self, policy: Policy, batch: Batch) -> None:

@@ -23,6 +23,11 @@ class WithoutAbsent(Policy):
         runs = set(self.layers_at(0, 0))
         return sum(runs.issuperset(layers) for layers in self.decoder.stages)
 
+    @property
+    def layers_in_part(self) -> LayerSelection:
+        """Layers of which a part may be skipped for some tokens."""
+        return self.policy.layers_in_part
+
     def layers_at(self, position: int, prompt_length: int) -> LayerSelection:
         """Return the layers for a position that are there."""
         layers = self.policy.layers_at(position, prompt_length)

@@ -60,6 +60,11 @@ class Policy(ABC):
             Indices of layers, from 0.
         """
 
+    @property
+    def layers_in_part(self) -> LayerSelection:
+        """Layers of which a part may be skipped for some tokens, though they run."""
+        return ()
+
     def sample(self, index: int) -> "Policy":
         """Return the choice with this number, where the policy draws at random; else the policy itself."""
         return self

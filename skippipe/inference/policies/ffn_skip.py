@@ -40,6 +40,11 @@ class FfnSkip(Policy):
         """Return all layers."""
         return self.layers
 
+    @property
+    def layers_in_part(self) -> LayerSelection:
+        """The layers of the region behind its first, whose blocks a token may skip."""
+        return () if self.rule.threshold == NEVER else tuple(range(self.rule.first + 1, self.rule.last))
+
     def installed(self, decoder: Decoder) -> AbstractContextManager[FfnSkipping]:
         """Return a context in which the rule is at work."""
         return skipping(decoder, self.rule)
