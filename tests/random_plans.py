@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate
-from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
+from skippipe_scheduler.problem.sharing.capacities import Duplex, SharedCapacities, Uplink
+from skippipe_scheduler.problem.sharing.contention import Contention
 
 
 def random_plan(
@@ -130,7 +131,7 @@ def _random_costs(
     activation_bytes = 1_000_000
     latency = {a: {b: seconds(0.0, 0.3) for b in nodes if a != b} for a in nodes}
     occupancy = {a: {b: seconds(0.1, 1.0) for b in nodes if a != b} for a in nodes}
-    return Costs(
+    costs = Costs(
         forward_s={node: seconds(0.5, 1.5) for node in nodes},
         backward_s={node: seconds(1.0, 3.0) for node in nodes},
         loss_s={node: seconds(0.1, 0.3) for node in nodes},
@@ -143,6 +144,39 @@ def _random_costs(
         latency_s=latency,
         gbit_per_s={a: {b: activation_bytes * 8e-9 / occupancy[a][b] for b in latency[a]} for a in nodes},
     )
+    return share_capacities(costs, generator) if contention == "shared" else costs
+
+
+def share_capacities(costs: Costs, generator: random.Random) -> Costs:
+    """Return the costs with cards on most nodes, and two sites with uplinks, all about as fast as the links."""
+    assert costs.gbit_per_s is not None
+    assert costs.latency_s is not None
+    assert costs.activation_bytes is not None
+    links = costs.gbit_per_s
+    speeds = [gbit_per_s for row in links.values() for gbit_per_s in row.values()]
+
+    def duplex() -> Duplex:
+        return Duplex(up=generator.choice(speeds), down=generator.choice(speeds) * generator.uniform(0.5, 2))
+
+    cards = {node: duplex() for node in links if generator.random() < 0.8}
+    site_of = {node: generator.randrange(3) for node in links}
+    sites = [tuple(node for node in links if site_of[node] == site) for site in range(2)]
+    uplinks = tuple(
+        Uplink(name=f"site-{site}", nodes=nodes, gbit_per_s=duplex()) for site, nodes in enumerate(sites) if nodes
+    )
+    capacities = SharedCapacities.of(cards, uplinks)
+    bounded = {a: {b: capacities.most_gbit_per_s(a, b, speed) for b, speed in row.items()} for a, row in links.items()}
+    gbit = costs.activation_bytes * 8e-9
+    latency_s = costs.latency_s
+    transfer_s = {a: {b: latency_s[a][b] + gbit / speed for b, speed in row.items()} for a, row in bounded.items()}
+    changed = {
+        "contention": "shared",
+        "card_gbit_per_s": cards,
+        "uplinks": uplinks,
+        "gbit_per_s": bounded,
+        "transfer_s": transfer_s,
+    }
+    return Costs.model_validate(costs.model_dump() | changed)
 
 
 def _random_order(

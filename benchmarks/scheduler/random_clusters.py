@@ -10,7 +10,6 @@ from skippipe_scheduler.files import parse
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster
-from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.gradient_reduction import Reduction
 from skippipe_scheduler.problem.infeasibility import check_feasible
 from skippipe_scheduler.problem.problem import Problem
@@ -90,7 +89,7 @@ def _cluster(generator: random.Random, num_nodes: int) -> Cluster:
         for a, b in combinations(regions, 2)
     ]
     links = {
-        "contention": generator.choice(get_args(Contention)),
+        "contention": generator.choice(("none", "link", "node")),
         "within_region": {"latency_ms": 0.2, "gbit_per_s": generator.choice((5, 20, 100))},
         "between_regions": between,
     }

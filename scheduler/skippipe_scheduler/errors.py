@@ -11,6 +11,7 @@
 """
 
 import difflib
+from collections.abc import Sequence
 
 
 class SkipPipeError(Exception):
@@ -59,7 +60,7 @@ class InfeasibleError(SkipPipeError):
         self.stage = stage
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """Return 'did you mean ...?' with the entry of `known` nearest to `word`, or all of `known`."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

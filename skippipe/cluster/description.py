@@ -39,9 +39,12 @@ def write_cluster(path: Path, cluster: Cluster, comments: Sequence[str]) -> None
         lines.append(f"task_overhead_s: {cluster.task_overhead_s}")
     lines += ["nodes:", *(f"  - {_flow(content(node))}" for node in cluster.nodes)]
     lines += ["links:", f"  contention: {links.contention}"]
-    for key in ("within_region", "default"):
+    for key in ("card_gbit_per_s", "within_region", "default"):
         if getattr(links, key) is not None:
             lines.append(f"  {key}: {_flow(content(getattr(links, key)))}")
+    if links.uplink_gbit_per_s:
+        uplinks = {region: content(gbit_per_s) for region, gbit_per_s in links.uplink_gbit_per_s.items()}
+        lines.append(f"  uplink_gbit_per_s: {_flow(uplinks)}")
     for key in ("between_regions", "between_nodes"):
         if getattr(links, key):
             lines += [f"  {key}:", *(f"    - {_flow(content(entry))}" for entry in getattr(links, key))]

@@ -118,7 +118,12 @@ def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:
         name=cluster.name,
         device=cluster.device,
         nodes=tuple(_node(node, plan, trace) for node in cluster.members()),
-        links=ClusterLinks(contention=cluster.links.contention, between_nodes=tuple(links)),
+        links=ClusterLinks(
+            contention=cluster.links.contention,
+            card_gbit_per_s=cluster.links.card_gbit_per_s,
+            uplink_gbit_per_s=cluster.links.uplink_gbit_per_s,
+            between_nodes=tuple(links),
+        ),
         task_overhead_s=rounded(_overhead_s(trace, plan.costs.task_overhead_s)),
     )
 

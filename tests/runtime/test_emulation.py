@@ -12,6 +12,7 @@ from random_plans import random_plan
 from ranks import finish_ranks, start_ranks
 
 from skippipe.config.experiment import EmulationOptions
+from skippipe.errors import ConfigError
 from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.program.program import Instruction, Opcode
 from skippipe_scheduler.plan.plan import Plan
@@ -100,6 +101,13 @@ def test_messages_queue_on_their_link_only_where_the_plan_says_so() -> None:
         assert (second - first) * 1e-9 == pytest.approx(occupied_s, abs=1e-8)
         waits_s = 2 * occupied_s if contention == "node" else 0.0
         assert elsewhere * 1e-9 == pytest.approx(plan.costs.transfer_s[source][other] + waits_s)
+
+
+def test_links_that_share_capacities_are_not_emulated() -> None:
+    plan = small_plan(0, "shared")
+    with pytest.raises(ConfigError, match=r"emulation\.links: the plan has contention shared, .* shape real links"):
+        emulation_of(plan, plan.nodes[0], links=True)
+    assert emulation_of(plan, plan.nodes[0], compute=True).end_ns == 0
 
 
 def test_links_alone_leave_tasks_as_they_are() -> None:

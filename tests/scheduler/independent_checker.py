@@ -54,10 +54,23 @@ def _costs(content: Content) -> Iterator[str]:
         for sink in set(nodes) - {source}:
             if any(sink not in table.get(source, {}) for table in tables):
                 yield f"a cost from {source} to {sink} is missing"
+            elif shared and costs["gbit_per_s"][source][sink] > (1 + TOLERANCE) * _narrowest(costs, source, sink):
+                yield f"the link from {source} to {sink} is faster than what it leads through"
             elif shared:
                 parts_s = costs["latency_s"][source][sink] + occupancy_s(costs, source, sink)
                 if not _same(parts_s, costs["transfer_s"][source][sink]):
                     yield f"transfer_s from {source} to {sink} is not the sum of its parts"
+
+
+def _narrowest(costs: Content, source: str, sink: str) -> float:
+    """Gbit/s of the narrowest card or uplink between two nodes."""
+    cards = costs.get("card_gbit_per_s") or {}
+    found = [cards[source]["up"]] if source in cards else []
+    found += [cards[sink]["down"]] if sink in cards else []
+    for site in costs.get("uplinks") or []:
+        if (source in site["nodes"]) != (sink in site["nodes"]):
+            found.append(site["gbit_per_s"]["up" if source in site["nodes"] else "down"])
+    return min(found, default=float("inf"))
 
 
 def occupancy_s(costs: Content, source: str, sink: str) -> float:
@@ -195,7 +208,8 @@ def replay(content: Content) -> Spans | None:
     """Return when every task runs, or None where they wait for each other for ever.
 
     Rounds: all tasks whose input is there, then the one transfer that has been ready longest (then the lower
-    microbatch), which starts when its link, and with contention "node" both cards, are free.
+    microbatch), which starts when its link, and with contention "node" both cards, are free. With contention "shared"
+    a round brings what happens next: a transfer gets ready, or the last byte of one leaves.
     """
     costs, spans = content["costs"], Spans()
     chains = [_chain(microbatch["route"]) for microbatch in content["microbatches"]]
@@ -205,6 +219,7 @@ def replay(content: Content) -> Spans | None:
     idle_from_s: dict[str, float] = {}
     shared_from_s: dict[Any, float] = {}
     ready: list[tuple[float, int, int]] = []
+    wires = _Wires(costs, chains)
     while True:
         for node, tasks in left.items():
             while tasks and tasks[0] in arrived_s:
@@ -219,9 +234,12 @@ def replay(content: Content) -> Spans | None:
                 step = chains[task[2]].index(task[:2]) if task[1] != "W" else len(chains[task[2]])
                 if step + 1 < len(chains[task[2]]):
                     ready.append((spans[task][1], task[2], step))
-        if not ready:
+        if not ready and not wires.queues:
             return spans if not any(left.values()) else None
         ready.sort()
+        if costs["contention"] == "shared":
+            arrived_s.update(wires.happen_next(ready))
+            continue
         ready_s, microbatch, step = ready.pop(0)
         (source, _), (sink, operation) = chains[microbatch][step : step + 2]
         start_s = max(
@@ -230,6 +248,55 @@ def replay(content: Content) -> Spans | None:
         for queue in _shared(costs["contention"], source, sink):
             shared_from_s[queue] = start_s + occupancy_s(costs, source, sink)
         arrived_s[sink, operation, microbatch] = start_s + costs["transfer_s"][source][sink]
+
+
+class _Wires:
+    """What is on its way with contention "shared": the first of each link at a fair share of cards and uplinks."""
+
+    def __init__(self, costs: Content, chains: list[list[tuple[str, str]]]) -> None:
+        self.costs, self.chains, self.now_s = costs, chains, 0.0
+        self.queues: dict[tuple[str, str], list[list[Any]]] = {}
+
+    def happen_next(self, ready: list[tuple[float, int, int]]) -> dict[tuple[str, str, int], float]:
+        """Take the first of `ready` or let a message leave, whichever is earlier; return what then arrives when."""
+        speeds = self._speeds()
+        ends_s = {link: self.now_s + queue[0][0] / speeds[link] for link, queue in self.queues.items()}
+        next_s = min([*ends_s.values(), *(entry[0] for entry in ready[:1])])
+        for link, queue in self.queues.items():
+            queue[0][0] -= speeds[link] * (next_s - self.now_s)
+        self.now_s = next_s
+        if ready and ready[0][0] == next_s:
+            _, microbatch, step = ready.pop(0)
+            (source, _), (sink, _) = self.chains[microbatch][step : step + 2]
+            self.queues.setdefault((source, sink), []).append([self.costs["activation_bytes"] * 8, microbatch, step])
+            return {}
+        source, sink = link = min(ends_s, key=lambda link: ends_s[link])
+        _, microbatch, step = self.queues[link].pop(0)
+        self.queues = {link: queue for link, queue in self.queues.items() if queue}
+        task = (*self.chains[microbatch][step + 1], microbatch)
+        return {task: next_s + self.costs["latency_s"][source][sink]}
+
+    def _speeds(self) -> dict[tuple[str, str], float]:
+        """Bit/s of all links in use: the whole group of the tightest limit gets its equal part, then what is left."""
+        limits = [(1e9 * self.costs["gbit_per_s"][source][sink], {(source, sink)}) for source, sink in self.queues]
+        for node, card in (self.costs.get("card_gbit_per_s") or {}).items():
+            limits.append((1e9 * card["up"], {link for link in self.queues if link[0] == node}))
+            limits.append((1e9 * card["down"], {link for link in self.queues if link[1] == node}))
+        for site in self.costs.get("uplinks") or []:
+            inside = set(site["nodes"])
+            leaves = {link for link in self.queues if link[0] in inside and link[1] not in inside}
+            enters = {link for link in self.queues if link[1] in inside and link[0] not in inside}
+            limits += [(1e9 * site["gbit_per_s"]["up"], leaves), (1e9 * site["gbit_per_s"]["down"], enters)]
+        speeds: dict[tuple[str, str], float] = {}
+        while len(speeds) < len(self.queues):
+            parts = []
+            for bits, links in limits:
+                if open_links := links - speeds.keys():
+                    rest = bits - sum(speeds[link] for link in links & speeds.keys())
+                    parts.append((rest / len(open_links), sorted(open_links)))
+            part, tightest = min(parts)
+            speeds |= dict.fromkeys(tightest, part)
+        return speeds
 
 
 def _weight_gradient(backward: tuple[str, str, int]) -> tuple[str, int]:

@@ -12,10 +12,10 @@ from small_problems import make_problem, problems, share_links
 
 from skippipe_scheduler.bounds import explain_bound, lower_bounds
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.problem import AutoMicrobatches, EvenMicrobatches, Problem, StageNodes
 from skippipe_scheduler.problem.rules import Rules, coverage_offence
+from skippipe_scheduler.problem.sharing.contention import Contention
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
@@ -73,7 +73,7 @@ def problem_of_plan(plan: Plan, *, fixed: bool) -> Problem:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node"]), st.booleans(), st.integers(1, 3))
+@given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node", "shared"]), st.booleans(), st.integers(1, 3))
 def test_no_bound_exceeds_the_time_of_a_random_plan(
     seed: int, contention: Contention, fixed: bool, memory: int
 ) -> None:

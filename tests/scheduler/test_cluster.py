@@ -162,7 +162,7 @@ def test_a_region_can_have_its_own_inner_link_and_default_fills_the_rest(tmp_pat
         (", max_in_flight: 3", "", "node 'b': give either memory_gib or max_in_flight"),
         ("memory_gib: 4", "memory_gib: 4, max_in_flight: 1", "node 'a': give either memory_gib or"),
         ("count: 2", "count: 0", r"nodes\.1\.count: .*greater than or equal to 1"),
-        ("links:", "links:\n  contention: much", r"links\.contention: .*'none', 'link' or 'node'"),
+        ("links:", "links:\n  contention: much", r"links\.contention: .*'none', 'link', 'node' or 'shared'"),
         ("name: a,", "name: 2024-01-01, count: yes,", r"nodes\.0\.count: .*integer"),
     ],
 )

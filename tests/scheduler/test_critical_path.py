@@ -10,10 +10,10 @@ from skippipe_scheduler.analysis.critical_path import CriticalPath, PathSegment,
 from skippipe_scheduler.analysis.explain import bottleneck, explain, path_summary
 from skippipe_scheduler.plan.plan import Plan, PlanStage, Route, Task
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sharing.contention import Contention
 
-CONTENTIONS = st.sampled_from(["none", "link", "node"])
+CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
 
 
 def two_microbatches(contention: Contention) -> Plan:

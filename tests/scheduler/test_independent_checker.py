@@ -17,7 +17,7 @@ from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
-CONTENTIONS = st.sampled_from(["none", "link", "node"])
+CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
 
 
 def content_of(plan: Plan) -> Content:

@@ -7,9 +7,9 @@ from random_plans import random_plan
 from skippipe_scheduler.analysis.jitter import sample_iterations, summarise
 from skippipe_scheduler.analysis.node_loss import simulate_loss
 from skippipe_scheduler.plan.simulate import simulate
-from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.sharing.contention import Contention
 
-CONTENTIONS = st.sampled_from(["none", "link", "node"])
+CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
 
 
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, share=st.floats(0, 1))

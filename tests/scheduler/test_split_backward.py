@@ -19,7 +19,7 @@ from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.costs import Costs
 
-CONTENTIONS = st.sampled_from(["none", "link", "node"])
+CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
 
 
 def with_weights(weight_s: float, overhead_s: float = 0.0) -> Costs:

@@ -20,7 +20,7 @@ Content = dict[str, Any]
     num_nodes=st.integers(4, 8),
     num_microbatches=st.integers(1, 9),
     memory=st.integers(1, 4),
-    contention=st.sampled_from(["none", "link", "node"]),
+    contention=st.sampled_from(["none", "link", "node", "shared"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_random_plans_are_valid(seed: int, num_nodes: int, num_microbatches: int, memory: int, contention: Any) -> None:

@@ -13,10 +13,10 @@ from skippipe_scheduler.baselines.dispatch import dispatch
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.problem import Problem, StageNodes
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sharing.contention import Contention
 from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_network_blind
 from skippipe_scheduler.solver.split_backward import SplitSearch, plan_weight_gradients, split_bound_s
 

@@ -22,7 +22,7 @@ from skippipe_scheduler.plan.simulate import (
     simulate,
     transfer_ends,
 )
-from skippipe_scheduler.problem.contention import Contention, Resource, occupied_resources
+from skippipe_scheduler.problem.sharing.contention import Contention, Resource, occupied_resources
 
 SegmentKind = OperationName | Literal["overhead", "transfer", "queueing", "reduction"]
 Reason = Literal["start", "input", "node", "link", "reduction"]

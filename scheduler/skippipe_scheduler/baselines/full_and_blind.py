@@ -84,6 +84,8 @@ def network_blind(problem: Problem) -> Problem:
             "transfer_s": {source: {sink: 0.1 * forward_s for sink in names if sink != source} for source in names},
             "reduce_s": (0.0,) * problem.num_stages,
             "contention": "none",
+            "card_gbit_per_s": None,
+            "uplinks": None,
         }
     )
     return problem.model_copy(update={"costs": blind, "published": None})

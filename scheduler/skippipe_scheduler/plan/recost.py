@@ -43,5 +43,7 @@ def recost(plan: Plan, cluster: Cluster) -> Plan:
         "latency_s": latency_s,
         "gbit_per_s": gbit_per_s,
         "contention": cluster.links.contention,
+        "card_gbit_per_s": cluster.cards() or None,
+        "uplinks": cluster.uplinks() or None,
     }
     return plan.model_copy(update={"costs": costs.model_copy(update=changed)})

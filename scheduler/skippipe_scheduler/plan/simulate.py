@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.plan.plan import Operation, Plan, Task, split_backwards
-from skippipe_scheduler.problem.contention import Resource, occupied_resources
+from skippipe_scheduler.plan.shared_links import SharedLinks
 from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.sharing.contention import Resource, occupied_resources
 
 Direction = Literal["forward", "backward"]
 OperationName = Literal["forward", "loss", "backward", "weight gradient"]
@@ -239,6 +240,13 @@ _Event = tuple[float, int, int, str, str, Task, Direction]
 """A transfer that becomes ready, by time: seconds, microbatch, hop, source, destination, the task that uses it."""
 
 
+class _Offer(NamedTuple):
+    """A transfer that shares the network, and the factor by which it takes longer."""
+
+    event: _Event
+    factor: float
+
+
 class _SimulationRun:
     """One discrete-event simulation. Its events are the transfers that become ready, in order of time."""
 
@@ -274,13 +282,20 @@ class _SimulationRun:
         self.arrived_s = {(route[0], Task("F", microbatch)): 0.0 for microbatch, route in enumerate(routes)}
         """When the input of each task of each node was there."""
         self.ready: list[_Event] = []
+        self.sharing: SharedLinks[_Offer] | None = None
+        if costs.contention == "shared":
+            self.sharing = SharedLinks(costs.shared_capacities(), costs.gbit_per_s or {})
+        self.gone = sorted((gone_s, node) for node, gone_s in self.lost_s.items())
 
     def execute(self) -> None:
         """Run until no transfer is on its way; raise `DeadlockError` where tasks are left and no node was lost."""
         for node in self.order:
             self._advance(node)
-        while self.ready:
-            self._deliver(heapq.heappop(self.ready))
+        while self.ready or (self.sharing and self.sharing.next_end_s < math.inf):
+            if self.sharing:
+                self._share(self.sharing)
+            else:
+                self._deliver(heapq.heappop(self.ready))
         if not self.lost_s and not all(self.is_done(node) for node in self.order):
             raise DeadlockError(self._who_waits())
         self.tasks.sort(key=lambda span: (span.start_s, span.node))
@@ -345,8 +360,8 @@ class _SimulationRun:
 
     def _deliver(self, event: _Event) -> None:
         """Start a transfer as soon as what it needs is free, and let its destination go on."""
-        ready_s, microbatch, hop, source, destination, successor, direction = event
-        gone_s = min(self.lost_s.get(source, math.inf), self.lost_s.get(destination, math.inf))
+        ready_s, _, _, source, destination, _, _ = event
+        gone_s = self._gone_s(event)
         start_s = free_s = ready_s
         factor = self._factor()
         occupied = occupied_resources(self.costs.contention, source, destination)
@@ -358,8 +373,36 @@ class _SimulationRun:
             free_s = min(start_s + self.costs.occupancy_s(source, destination) * factor, gone_s)
             for resource in occupied:
                 self.resource_free_s[resource] = free_s
-        end_s = start_s + self.costs.transfer_s[source][destination] * factor
-        if end_s > gone_s:
+        self._arrive(event, start_s, free_s, start_s + self.costs.transfer_s[source][destination] * factor)
+
+    def _share(self, sharing: SharedLinks[_Offer]) -> None:
+        """Go on to the next time at which a node is lost, a transfer becomes ready or one has left."""
+        ready_s = self.ready[0][0] if self.ready else math.inf
+        gone_s = self.gone[0][0] if self.gone else math.inf
+        if gone_s <= min(ready_s, sharing.next_end_s):
+            sharing.cut_off(self.gone.pop(0)[1], gone_s)
+        elif ready_s <= sharing.next_end_s:
+            event = heapq.heappop(self.ready)
+            factor = self._factor()
+            _, _, _, source, destination, _, _ = event
+            if ready_s < self._gone_s(event):
+                gbit = (self.costs.activation_bytes or 0) * 8e-9 * factor
+                sharing.offer((source, destination), _Offer(event, factor), gbit, ready_s)
+        else:
+            carried = sharing.carry()
+            source, destination = carried.ends
+            latency_s = (self.costs.latency_s or {})[source][destination] * carried.content.factor
+            self._arrive(carried.content.event, carried.start_s, carried.free_s, carried.free_s + latency_s)
+
+    def _gone_s(self, event: _Event) -> float:
+        """Return when the first of a transfer's ends is lost."""
+        _, _, _, source, destination, _, _ = event
+        return min(self.lost_s.get(source, math.inf), self.lost_s.get(destination, math.inf))
+
+    def _arrive(self, event: _Event, start_s: float, free_s: float, end_s: float) -> None:
+        """Hand a transfer to its destination, unless one of its ends is lost before."""
+        ready_s, microbatch, hop, source, destination, successor, direction = event
+        if end_s > self._gone_s(event):
             return
         self.transfers.append(
             TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s, free_s)

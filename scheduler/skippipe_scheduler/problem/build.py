@@ -148,6 +148,8 @@ def _costs(
         activation_bytes=workload.activation_bytes,
         latency_s=latency_s,
         gbit_per_s=gbit_per_s,
+        card_gbit_per_s=cluster.cards() or None,
+        uplinks=cluster.uplinks() or None,
     )
 
 

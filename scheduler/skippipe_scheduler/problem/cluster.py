@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.files import Name, PositiveCount, PositiveSeconds, Seconds, StrictModel
-from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.sharing.capacities import Duplex, SharedCapacities, Uplink
+from skippipe_scheduler.problem.sharing.contention import Contention
 from skippipe_scheduler.yaml_file import parse_yaml, read_yaml
 
 FORMAT = "skippipe.cluster/1"
@@ -65,6 +66,9 @@ class Node(StrictModel):
     """The most that the device can do; changes no plan, only the share of it that a run reports (MFU)."""
     device: Device | None = Field(default=None, examples=["cuda"])
     """What the node computes on, which decides what counts in its memory; as the cluster's where not given."""
+    card_gbit_per_s: Duplex | None = Field(default=None, examples=[10.0])
+    """What the node's network card carries each way, with contention shared: a number, or {up: 1, down: 10}; as
+    links.card_gbit_per_s where not given."""
 
     @model_validator(mode="after")
     def _one_speed_and_one_memory(self) -> Self:
@@ -204,7 +208,8 @@ class ClusterLinks(StrictModel):
     """
 
     contention: Contention = "link"
-    """What carries one transfer at a time: every directed link; with node also every node's network card; or none."""
+    """What carries one transfer at a time: every directed link; with node also every node's network card; or none.
+    With shared it is every link, and all links share cards and uplinks fairly."""
     within_region: Link | None = Field(default=None, examples=[{"latency_ms": 1, "gbit_per_s": 17.2}])
     """The link between any two nodes of one region."""
     between_regions: tuple[RegionLink, ...] = Field(
@@ -217,6 +222,12 @@ class ClusterLinks(StrictModel):
     """Links between two nodes; they win over those between regions."""
     default: Link | None = Field(default=None, examples=[{"latency_ms": 100, "gbit_per_s": 0.1}])
     """The link of every pair that no other entry names."""
+    card_gbit_per_s: Duplex | None = Field(default=None, examples=[10.0])
+    """What every node's network card carries each way, with contention shared: a number, or {up: 1, down: 10}; any
+    amount where not given."""
+    uplink_gbit_per_s: dict[str, Duplex] = Field(default={}, examples=[{"Iowa": 2, "London": {"up": 0.5, "down": 2}}])
+    """What joins each region to all others, with contention shared: a number for both ways, or one each; any amount for
+    regions that are not named."""
 
 
 class Cluster(StrictModel):
@@ -269,9 +280,28 @@ class Cluster(StrictModel):
         regions = list(dict.fromkeys(node.region for node in self.nodes))
         _check_ends("links.between_regions", "region", self.links.between_regions, regions)
         _check_ends("links.between_nodes", "node", self.links.between_nodes, names)
+        self._check_capacities(regions)
         for _ in self.resolved_links():
             pass
         return self
+
+    def _check_capacities(self, regions: list[str]) -> None:
+        for region in self.links.uplink_gbit_per_s:
+            if region not in regions:
+                raise ValueError(f"links.uplink_gbit_per_s: unknown region {region!r}; {nearest(region, regions)}")
+        if self.links.contention == "shared":
+            return
+        given = {
+            "links.card_gbit_per_s": self.links.card_gbit_per_s,
+            "links.uplink_gbit_per_s": self.links.uplink_gbit_per_s or None,
+            **{f"card_gbit_per_s of node {node.name!r}": node.card_gbit_per_s for node in self.nodes},
+        }
+        for key, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{key} counts with links.contention shared only, which is {self.links.contention}; set that, or "
+                    "leave the capacity out"
+                )
 
     def members(self) -> tuple[Node, ...]:
         """Return every single node in rank order, `count` resolved."""
@@ -280,6 +310,21 @@ class Cluster(StrictModel):
     def devices(self) -> dict[str, Device]:
         """Return what each node computes on, `count` resolved: as it says, as the cluster says, or as is assumed."""
         return {node.name: node.device or self.device or ASSUMED_DEVICE for node in self.members()}
+
+    def cards(self) -> dict[str, Duplex]:
+        """Return what the network card of each node carries, `count` resolved; those of any speed are left out."""
+        cards = {node.name: node.card_gbit_per_s or self.links.card_gbit_per_s for node in self.members()}
+        return {name: card for name, card in cards.items() if card is not None}
+
+    def uplinks(self) -> tuple[Uplink, ...]:
+        """Return what joins the regions to each other."""
+        members = self.members()
+        return tuple(
+            Uplink(
+                name=region, nodes=tuple(node.name for node in members if node.region == region), gbit_per_s=gbit_per_s
+            )
+            for region, gbit_per_s in self.links.uplink_gbit_per_s.items()
+        )
 
     @property
     def has_times(self) -> bool:
@@ -298,11 +343,13 @@ class Cluster(StrictModel):
     def resolved_links(self) -> Iterator[tuple[str, str, Link]]:
         """Yield (source, destination, link) for every ordered pair of nodes; see the module for what wins.
 
-        Raises ValueError, naming the pair and the remedy, where no entry applies.
+        No link is faster than the cards and uplinks on its way. Raises ValueError, naming the pair and the remedy,
+        where no entry applies.
         """
         between_nodes = _by_direction(self.links.between_nodes)
         between_regions = _by_direction(self.links.between_regions)
         members = self.members()
+        capacities = SharedCapacities.of(self.cards(), self.uplinks())
         for source in members:
             for destination in members:
                 if source is destination:
@@ -314,6 +361,9 @@ class Cluster(StrictModel):
                 link = link or self.links.default
                 if link is None:
                     raise ValueError(_unreachable(source, destination))
+                most = capacities.most_gbit_per_s(source.name, destination.name, link.gbit_per_s)
+                if most < link.gbit_per_s:
+                    link = Link(latency_ms=link.latency_ms, gbit_per_s=most)
                 yield source.name, destination.name, link
 
     def graph(self) -> "nx.DiGraph[str]":

@@ -5,8 +5,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from skippipe_scheduler.errors import nearest
 from skippipe_scheduler.files import PositiveCount, PositiveSeconds, Seconds, StrictModel
-from skippipe_scheduler.problem.contention import Contention
+from skippipe_scheduler.problem.sharing.capacities import Duplex, SharedCapacities, Uplink
+from skippipe_scheduler.problem.sharing.contention import Contention
 
 
 class Costs(StrictModel):
@@ -40,7 +42,8 @@ class Costs(StrictModel):
     reduce_s: tuple[Seconds, ...] | None = Field(default=None, examples=[[0.5, 0.4]])
     """Seconds of the gradient reduction over the replicas of each stage."""
     contention: Contention = "none"
-    """What carries one transfer at a time: nothing; every directed link; or with node every network card, too."""
+    """What carries one transfer at a time: nothing; every directed link; or with node every network card, too.
+    With shared it is every link, and all links share cards and uplinks fairly."""
     activation_bytes: PositiveCount | None = Field(default=None, examples=[16_777_216])
     """Bytes of one activation, which follow each other on a link or card that is shared."""
     latency_s: dict[str, dict[str, Seconds]] | None = Field(default=None, examples=[{"iowa-0": {"london-0": 0.0481}}])
@@ -48,7 +51,14 @@ class Costs(StrictModel):
     gbit_per_s: dict[str, dict[str, PositiveSeconds]] | None = Field(
         default=None, examples=[{"iowa-0": {"london-0": 0.188}}]
     )
-    """Bandwidth from node to node."""
+    """Bandwidth from node to node; with contention shared at most that of cards and uplinks on the way."""
+    card_gbit_per_s: dict[str, Duplex] | None = Field(default=None, examples=[{"iowa-0": {"up": 10.0, "down": 10.0}}])
+    """What the network card of a node carries, each way, for contention shared; any amount where not given."""
+    uplinks: tuple[Uplink, ...] | None = Field(
+        default=None,
+        examples=[[{"name": "Iowa", "nodes": ["iowa-0", "iowa-1"], "gbit_per_s": {"up": 1.0, "down": 1.0}}]],
+    )
+    """What joins the sites to each other, for contention shared."""
 
     @model_validator(mode="after")
     def _contention_is_resolved(self) -> Self:
@@ -58,6 +68,27 @@ class Costs(StrictModel):
             raise ValueError(
                 f'contention "{self.contention}" needs activation_bytes, latency_s and gbit_per_s beside transfer_s'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _capacities_are_kept(self) -> Self:
+        if self.contention != "shared":
+            given = [name for name in ("card_gbit_per_s", "uplinks") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f'{given[0]} counts with contention "shared" only, which is "{self.contention}"')
+            return self
+        names = [uplink.name for uplink in self.uplinks or ()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"uplinks: the name {max(names, key=names.count)!r} is used twice")
+        capacities = self.shared_capacities()
+        for source, row in (self.gbit_per_s or {}).items():
+            for destination, gbit_per_s in row.items():
+                most = capacities.most_gbit_per_s(source, destination, gbit_per_s)
+                if most < gbit_per_s:
+                    raise ValueError(
+                        f"gbit_per_s from {source!r} to {destination!r} is {gbit_per_s:g}, but a card or uplink on the "
+                        f"way carries {most:g}; give that, and the transfer_s that follows"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -76,6 +107,10 @@ class Costs(StrictModel):
             return 0.0
         return self.activation_bytes * 8e-9 / self.gbit_per_s[source][destination]
 
+    def shared_capacities(self) -> SharedCapacities:
+        """Return what cards and uplinks carry, which transfers share with contention "shared"."""
+        return SharedCapacities.of(self.card_gbit_per_s or {}, self.uplinks or ())
+
     def missing(self, nodes: tuple[str, ...]) -> str | None:
         """Return the first cost that `nodes` need and that is not given, in words, or None."""
         for name in ("forward_s", "backward_s", "loss_s", "memory"):
@@ -91,4 +126,15 @@ class Costs(StrictModel):
                 for destination in nodes:
                     if source != destination and destination not in matrix.get(source, {}):
                         return f"costs.{name} has no entry from {source!r} to {destination!r}"
+        return self._unknown_capacity(nodes)
+
+    def _unknown_capacity(self, nodes: tuple[str, ...]) -> str | None:
+        known = set(nodes)
+        for node in self.card_gbit_per_s or {}:
+            if node not in known:
+                return f"costs.card_gbit_per_s: unknown node {node!r}; {nearest(node, nodes)}"
+        for uplink in self.uplinks or ():
+            for node in uplink.nodes:
+                if node not in known:
+                    return f"costs.uplinks: unknown node {node!r} behind {uplink.name!r}; {nearest(node, nodes)}"
         return None

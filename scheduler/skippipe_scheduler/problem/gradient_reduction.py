@@ -5,29 +5,58 @@ To add an algorithm, add its name to `Reduction`: mypy then names `reduction_s`,
 (`search.kernel.arrays`). The table of docs/plan-file.md describes them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
+
+from skippipe_scheduler.problem.sharing.capacities import NO_CAPACITIES, SharedCapacities
 
 Reduction = Literal["ring", "tree", "direct"]
 """Algorithms of an all-reduce: round a ring, over a binomial tree, or from everyone to everyone in two halves."""
 
 
+Ends = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class LinkSpeeds:
-    """Seconds and Gbit/s from node to node. Where `cards_shared`, the messages of a node leave one behind the other."""
+    """Seconds and Gbit/s from node to node.
+
+    Where `cards_shared`, the messages of a node leave one behind the other; `capacities` are shared fairly.
+    """
 
     latency_s: Mapping[str, Mapping[str, float]]
     gbit_per_s: Mapping[str, Mapping[str, float]]
     cards_shared: bool = False
+    capacities: SharedCapacities = NO_CAPACITIES
+
+    def wire_s(self, source: str, sink: str, gbit: float) -> float:
+        """Return how long a message occupies the link."""
+        return gbit / self.gbit_per_s[source][sink]
 
     def message_s(self, source: str, sink: str, gbit: float) -> float:
         """Return how long one message takes that is alone."""
         return self.latency_s[source][sink] + self.wire_s(source, sink, gbit)
 
-    def wire_s(self, source: str, sink: str, gbit: float) -> float:
-        """Return how long a message occupies the link."""
-        return gbit / self.gbit_per_s[source][sink]
+    def together_s(self, messages: Sequence[Ends], gbit: float) -> float:
+        """Return how long it takes until `messages` of equal size that leave at once are all there.
+
+        Each has the bandwidth of its link, or an equal share of the busiest card or uplink that it uses. Max-min fair
+        shares are never less, and those of what is full longest are no more.
+        """
+        if not self.capacities.gbit_per_s:
+            return max(self.message_s(*ends, gbit) for ends in messages)
+        users = Counter(resource for ends in messages for resource in self.capacities.used(*ends))
+
+        def there_s(source: str, sink: str) -> float:
+            shared_s = [
+                gbit * users[resource] / self.capacities.gbit_per_s[resource]
+                for resource in self.capacities.used(source, sink)
+            ]
+            return self.latency_s[source][sink] + max([self.wire_s(source, sink, gbit), *shared_s])
+
+        return max(there_s(*ends) for ends in messages)
 
 
 def reduction_s(kind: Reduction, links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
@@ -46,8 +75,8 @@ def reduction_s(kind: Reduction, links: LinkSpeeds, nodes: Sequence[str], gbit: 
 def ring_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     """Return 2 (R - 1) steps, each of the slowest neighbour's latency and 1/R of the bytes."""
     following = [*nodes[1:], nodes[0]]
-    slowest_s = max(links.message_s(*ends, gbit / len(nodes)) for ends in zip(nodes, following, strict=True))
-    return 2 * (len(nodes) - 1) * slowest_s
+    step_s = links.together_s([*zip(nodes, following, strict=True)], gbit / len(nodes))
+    return 2 * (len(nodes) - 1) * step_s
 
 
 def tree_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
@@ -62,8 +91,8 @@ def tree_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     stride = 1
     while stride < len(nodes):
         edges = list(zip(nodes[stride :: 2 * stride], nodes[:: 2 * stride], strict=False))
-        total_s += max(links.message_s(sender, receiver, gbit) for sender, receiver in edges)
-        total_s += max(links.message_s(receiver, sender, gbit) for sender, receiver in edges)
+        total_s += links.together_s(edges, gbit)
+        total_s += links.together_s([(receiver, sender) for sender, receiver in edges], gbit)
         stride *= 2
     return total_s
 
@@ -72,15 +101,16 @@ def direct_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     """Return two halves, in each of which every node sends 1/R of the bytes to every other, all at once.
 
     In the first half a node gets what it has to add up, in the second it sends its sums. A half takes its longest
-    message; where a node's card is shared, its greatest latency and all its bytes.
+    message; where messages queue at a node's card, its greatest latency and all its bytes.
     """
     chunk_gbit = gbit / len(nodes)
+    if not links.cards_shared:
+        pairs = [(source, sink) for source in nodes for sink in nodes if source != sink]
+        return 2 * links.together_s(pairs, chunk_gbit)
 
     def leaving_s(source: str) -> float:
         sinks = [node for node in nodes if node != source]
-        if links.cards_shared:
-            on_card_s = sum(links.wire_s(source, sink, chunk_gbit) for sink in sinks)
-            return max(links.latency_s[source][sink] for sink in sinks) + on_card_s
-        return max(links.message_s(source, sink, chunk_gbit) for sink in sinks)
+        on_card_s = sum(links.wire_s(source, sink, chunk_gbit) for sink in sinks)
+        return max(links.latency_s[source][sink] for sink in sinks) + on_card_s
 
     return 2 * max(map(leaving_s, nodes))

@@ -14,10 +14,10 @@ from pydantic import Field, model_validator
 
 from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.files import Count, Name, PositiveCount, StrictModel, parse, read_json, write_atomically
-from skippipe_scheduler.problem.contention import shares_cards
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, Reduction, reduction_s
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.problem.sharing.contention import shares_cards
 
 FORMAT: Final = "skippipe.problem/1"
 
@@ -166,7 +166,8 @@ class Problem(StrictModel):
         if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
             return (0.0,) * self.num_stages
         cards_shared = shares_cards(self.costs.contention)
-        links = LinkSpeeds(self.costs.latency_s, self.costs.gbit_per_s, cards_shared=cards_shared)
+        capacities = self.costs.shared_capacities()
+        links = LinkSpeeds(self.costs.latency_s, self.costs.gbit_per_s, cards_shared, capacities)
         return tuple(
             0.0 if len(nodes) == 1 else reduction_s(self.reduction, links, nodes, size_bytes * 8e-9)
             for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)

@@ -44,7 +44,7 @@ def _links(problem: Problem) -> LinkSpeeds | None:
         return None
     if costs.latency_s is None or costs.gbit_per_s is None:
         return None
-    return LinkSpeeds(costs.latency_s, costs.gbit_per_s)
+    return LinkSpeeds(costs.latency_s, costs.gbit_per_s, capacities=costs.shared_capacities())
 
 
 def _ordered(problem: Problem, links: LinkSpeeds, stage: int, ranks: Sequence[int]) -> list[int]:

@@ -138,7 +138,7 @@ def _costs_without(plan: Plan, lost: Collection[str], held: Sequence[Sequence[st
     """
     costs = plan.costs
     changed: dict[str, object] = {}
-    for name in ("forward_s", "backward_s", "loss_s", "weight_s", "memory"):
+    for name in ("forward_s", "backward_s", "loss_s", "weight_s", "memory", "card_gbit_per_s"):
         table = getattr(costs, name)
         changed[name] = table and {node: value for node, value in table.items() if node not in lost}
     for name in ("transfer_s", "latency_s", "gbit_per_s"):
@@ -148,6 +148,11 @@ def _costs_without(plan: Plan, lost: Collection[str], held: Sequence[Sequence[st
             for source, row in matrix.items()
             if source not in lost
         }
+    behind = [
+        uplink.model_copy(update={"nodes": tuple(node for node in uplink.nodes if node not in lost)})
+        for uplink in costs.uplinks or ()
+    ]
+    changed["uplinks"] = tuple(uplink for uplink in behind if uplink.nodes) or None
     changed["reduce_s"] = tuple(
         0.0 if len(nodes) == 1 < len(before.nodes) else reduce_s
         for reduce_s, nodes, before in zip(costs.reduce_s or (), held, plan.stages, strict=True)

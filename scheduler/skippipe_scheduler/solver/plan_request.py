@@ -120,6 +120,8 @@ class PlanRequest:
             "stage sizes": (sizes, problem.sizes if self.stage_size_source == "given" else sizes),
             "links": (plan.costs.transfer_s, problem.costs.transfer_s),
             "contention": (plan.costs.contention, problem.costs.contention),
+            "cards": (plan.costs.card_gbit_per_s, problem.costs.card_gbit_per_s),
+            "uplinks": (plan.costs.uplinks, problem.costs.uplinks),
             "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
         }
         return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)

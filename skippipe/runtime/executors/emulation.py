@@ -10,7 +10,7 @@ With jitter each task and each transfer takes its planned time by a lognormal fa
 iteration and what it is, not on when it happens, so that two executors meet the same weather.
 
 Contention "node" is emulated for the sender's card only: a receiver's card is shared by senders that do not know of
-each other.
+each other. For the same reason links of contention "shared" are not emulated at all.
 """
 
 import math
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import assert_never
 
 from skippipe.config.experiment import EmulationOptions
+from skippipe.errors import ConfigError
 from skippipe.runtime.program.program import Instruction
 from skippipe_scheduler.plan.plan import Plan
 
@@ -28,6 +29,11 @@ class Emulation:
     """The ideal clock of one rank, in nanoseconds of the monotonic clock."""
 
     def __init__(self, plan: Plan, node: str, options: EmulationOptions) -> None:
+        if options.links and plan.costs.contention == "shared":
+            raise ConfigError(
+                "emulation.links: the plan has contention shared, where the speed of a message depends on messages of "
+                "other processes; plan with contention link or node, or shape real links (docs/emulation.md)"
+            )
         self._costs = plan.costs
         self._node = node
         self._nodes = plan.nodes
@@ -107,7 +113,7 @@ class Emulation:
         match self._costs.contention:
             case "none":
                 return None
-            case "link":
+            case "link" | "shared":  # with the latter no links are emulated
                 return destination
             case "node":
                 return ""

@@ -8,14 +8,16 @@ from typing import Final, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from skippipe_scheduler.problem.contention import Contention
 from skippipe_scheduler.problem.gradient_reduction import Reduction
+from skippipe_scheduler.problem.sharing.contention import Contention
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 CONTENTION: Final[dict[Contention, int]] = {kind: number for number, kind in enumerate(get_args(Contention))}
-NOT_SHARED, SHARED_LINKS, SHARED_CARDS = CONTENTION.values()  # a new kind fails here: teach it to `timing.retime` first
+NOT_SHARED, SHARED_LINKS, SHARED_CARDS, SHARED_CAPACITY = (
+    CONTENTION.values()
+)  # a new kind fails here: teach it to `timing.retime` first
 REDUCTION: Final[dict[Reduction, int]] = {kind: number for number, kind in enumerate(get_args(Reduction))}
 RING, TREE, DIRECT = REDUCTION.values()  # a new algorithm fails here: teach it to `reduction_time` first
 MOST_CHOSEN: Final = 16
