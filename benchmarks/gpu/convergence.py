@@ -18,8 +18,8 @@ from skippipe.model.device import torch_dtype
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.loop import open_trainer
+from skippipe.training.measurement.utilisation import iteration_flop
 from skippipe.training.signals import StopSignal
-from skippipe.training.utilisation import iteration_flop
 
 NUM_STAGES, NUM_DEPTHS = 6, 5
 PROBE_STEPS = 3

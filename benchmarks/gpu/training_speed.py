@@ -20,10 +20,10 @@ from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.device import peak_tflop_per_s, torch_dtype
 from skippipe.training.loop import Trainer, open_trainer
+from skippipe.training.measurement.utilisation import iteration_flop
 from skippipe.training.optimizer.master_adamw import MasterAdamW
 from skippipe.training.optimizer.settings import is_fused, parameter_groups
 from skippipe.training.signals import StopSignal
-from skippipe.training.utilisation import iteration_flop
 
 WARM_UP_STEPS, STEPS = 3, 15
 RATIO_BAR, UTILISATION_BAR = Bar(at_least=0.95), Bar(at_least=35)

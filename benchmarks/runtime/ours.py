@@ -25,7 +25,7 @@ class Ours:
 
     def step(self) -> float:
         """Run one step as `Trainer.run` does."""
-        metrics, _ = self._trainer.one_step(self._stop)
+        metrics = self._trainer.one_step(self._stop).metrics
         self._trainer.reporter.write(metrics)
         return float(metrics[Metric.TRAIN_LOSS])
 

@@ -21,6 +21,8 @@ class Member(Checked):
     port: Annotated[int, Field(ge=1, le=65535)]
     incarnation: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     """Random, new for each process."""
+    data_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Where its `Exchange` answers, on the same host; 0 where it has none."""
 
 
 class Epoch(Checked):

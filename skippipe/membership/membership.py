@@ -47,16 +47,17 @@ class Membership:
         self._thread = threading.Thread(target=self._run, name="membership", daemon=True)
 
     @classmethod
-    def open(cls, name: str, host: str, secret: str, silence_s: float = 5.0) -> Self:
+    def open(cls, name: str, host: str, secret: str, silence_s: float = 5.0, data_port: int = 0) -> Self:
         """Bind a port, under which others reach this process at `host`; whoever holds `secret` may.
 
-        A member is silent after `silence_s` without a sign of life, and noticed so within a second more.
+        A member is silent after `silence_s` without a sign of life, and noticed so within a second more. `data_port` is
+        that of this process's `Exchange`, if it has one.
 
         Raises:
             ConfigError: the secret is too short.
         """
         links = Links(run_keys(secret), silence_s)
-        own = Member(name=name, host=host, port=links.port, incarnation=secrets.token_hex(16))
+        own = Member(name=name, host=host, port=links.port, incarnation=secrets.token_hex(16), data_port=data_port)
         membership = cls(own, links, silence_s)
         membership._thread.start()
         return membership
@@ -77,6 +78,16 @@ class Membership:
     def events(self) -> deque[MembershipEvent]:
         """What has happened, for a log; whoever reads may remove."""
         return self._protocol.events
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """Who is in the present epoch, in order.
+
+        Raises:
+            CommunicationError: there is none yet.
+        """
+        with self._changed:
+            return self._present()[0].members
 
     @property
     def applicants(self) -> Sequence[Member]:

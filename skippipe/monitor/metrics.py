@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Any, Self
 
 _LOOP = "skippipe.training.loop"
-_UTILISATION = "skippipe.training.utilisation"
-_MEMORY = "skippipe.training.memory_report"
+_UTILISATION = "skippipe.training.measurement.utilisation"
+_MEMORY = "skippipe.training.measurement.memory_report"
 
 
 class Metric(StrEnum):

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,18 +38,20 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_factory import make_runner, make_runner_of_epoch
-from skippipe.training.memory_report import MemoryReport, check_room, estimate_memory
+from skippipe.training.measurement.memory_report import MemoryReport, check_room, estimate_memory
+from skippipe.training.measurement.peak_memory import PeakMemory
+from skippipe.training.measurement.step_trace import TraceRecorder
+from skippipe.training.measurement.utilisation import Utilisation, iteration_flop
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.patience import StepPatience
-from skippipe.training.peak_memory import PeakMemory
 from skippipe.training.recovery.progress import ProgressReport, Settlement
+from skippipe.training.recovery.run_facts import TrainerFacts
 from skippipe.training.recovery.run_recovery import RunRecovery, open_recovery
+from skippipe.training.recovery.stage_state import StageState
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware, check_start, open_tokens
-from skippipe.training.step_trace import TraceRecorder
-from skippipe.training.utilisation import Utilisation, iteration_flop
 from skippipe_scheduler.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -144,15 +146,17 @@ class StepTotals(NamedTuple):
     """Whether any rank was asked to stop."""
     stopped_by: int | None
     """The only rank that was asked to stop; None where none was, or several."""
+    comes: bool
+    """Whether any rank knows of somebody who waits to be taken in."""
     peak_bytes: Sequence[float]
     """Most memory of every rank so far."""
 
     @classmethod
     def of_sums(cls, sums: Sequence[float]) -> Self:
         """Take what the ranks have added up, in the order of `Trainer._update`."""
-        squares, loss, exit_loss, busy_s, stops, askers, *peak_bytes = sums
+        squares, loss, exit_loss, busy_s, stops, askers, comers, *peak_bytes = sums
         only = int(askers) if stops == 1 else None
-        return cls(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, peak_bytes)
+        return cls(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, comers > 0, peak_bytes)
 
     @property
     def finite(self) -> bool:
@@ -174,6 +178,8 @@ class FinishedStep(NamedTuple):
     metrics: StepMetrics
     stop: bool
     """Whether any rank was asked to stop."""
+    comes: bool
+    """Whether somebody waits to be taken in."""
 
 
 class Trainer:
@@ -204,7 +210,7 @@ class Trainer:
         self._work_is_left = False
         self._device_types = dict(zip(runner.plans.main.nodes, hardware.device_types, strict=False))
         self._reported = self._saved = 0
-        self._has_lost_nodes = False
+        self._has_other_plans = False
         self.elapsed_s = 0.0
         self.config = experiment_model(experiment)
         training = experiment.training
@@ -215,6 +221,8 @@ class Trainer:
         self.patience: StepPatience | None = None
         self._stopped_by: int | None = None
         self.wandb_id: str | None = None
+        self.giver: Callable[[], StageState] | None = None
+        """Where a process that has come lately gets the state of its stage; None once it has it."""
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         self._storage = StorageWatch(experiment.checkpoint.timeout_s)
@@ -258,6 +266,8 @@ class Trainer:
         if self.context.watch is not None:
             self.context.watch.also = self.patience.look
         try:
+            if self.recovery is not None:
+                self.recovery.publish(self)
             while True:
                 reason = ""
                 try:
@@ -277,6 +287,7 @@ class Trainer:
             if not self._work_is_left:
                 self.one_step(stop)
             self._complete_step(stop)
+            self._take_in()
         loss = None if self._finished is None else self._finished.metrics[Metric.TRAIN_LOSS]
         saved = self._saved == self.step or self.writer.finish()
         if saved and loss is not None:
@@ -286,7 +297,7 @@ class Trainer:
                 f"step {self.step}: the last checkpoint could not be saved in {self.run_dir}, see the warning above; "
                 "make room or set run_dir, and start again to continue from the newest complete one"
             )
-        if loss is not None and self.world_size > 1 and not self._has_lost_nodes:
+        if loss is not None and self.world_size > 1 and not self._has_other_plans:
             self._write_measured()
         if loss is not None and self.runner.rank == 0:
             say(self.memory.table())
@@ -341,13 +352,13 @@ class Trainer:
             )
         metrics = self._metrics(begun, totals, duration_s) | self.memory.metrics(totals.peak_bytes)
         self._stopped_by = totals.stopped_by
-        self._finished, self._work_is_left = FinishedStep(metrics, totals.stop), True
+        self._finished, self._work_is_left = FinishedStep(metrics, totals.stop, totals.comes), True
         return self._finished
 
     def _complete_step(self, stop: StopSignal) -> None:
         """Validate, report and save what the last step has come to, as far as it is due; all ranks together."""
         assert self._finished is not None
-        metrics, stopped = self._finished
+        metrics, stopped, _ = self._finished
         if stopped:
             self._say_stopped(stop)
         if self.writer.blocked_s is not None:
@@ -363,8 +374,45 @@ class Trainer:
             self._save()
         self._work_is_left = False
 
-    def progress(self) -> ProgressReport:
+    def _take_in(self) -> None:
+        """Let those come who wait for it, between two steps; all ranks together."""
+        assert self._finished is not None
+        is_last = self._finished.stop or self.step >= self.experiment.training.max_steps
+        if self.recovery is None or is_last or not self._finished.comes:
+            return
+        self.writer.finish()  # what is being written belongs to ranks of the present epoch
+        self.recovery.go_on(self, "a node comes", interrupted=False)
+
+    def facts(self) -> TrainerFacts:
+        """Say what the trainers of all members have in common; see `Recoverable`."""
+        hardware, cache = self.hardware, self.order.cache
+        return TrainerFacts(
+            devices=hardware.devices,
+            peak_tflop_per_s=hardware.peak_tflop_per_s,
+            device_types=self._device_types,
+            fingerprint=cache.fingerprint,
+            num_tokens=len(cache.train) + len(cache.validation),
+            wandb_id=self.wandb_id,
+        )
+
+    def stage_state(self) -> StageState:
+        """Return what is held of the stage; see `Recoverable`."""
+        (stage,) = self.runner.stages.values()
+        parameters = stage.state_dict_global()
+        return StageState(self.step, self.elapsed_s, parameters, self.optimizer.state(parameters))
+
+    def take_stage_state(self, state: StageState) -> None:
+        """Go to where another process that holds the same stage stands, which trains on from there bit by bit."""
+        (stage,) = self.runner.stages.values()
+        stage.load_global(state.parameters)
+        self.optimizer.load(state.optimizer, state.step)
+        self.elapsed_s = state.elapsed_s
+        self.step = self.first_step = self._applied = self._contributed = self._reported = state.step
+
+    def progress(self) -> ProgressReport | None:
         """Say where this process stands; see `Recoverable`."""
+        if self.giver is not None:
+            return None
         left = self._work_is_left or self.writer.unconfirmed_step == self.step
         return ProgressReport(step=self._applied, contributed=self._contributed, totals=self._sums, work_is_left=left)
 
@@ -374,20 +422,26 @@ class Trainer:
         self.runner.abort()
         self.runner.close()
 
-    def enter_epoch(self, plans: PlanSet, settlement: Settlement) -> None:
-        """Connect to the others along new plans, and go to where all go on; see `Recoverable`."""
-        self._follow_step(settlement)
+    def enter_epoch(self, plans: PlanSet) -> None:
+        """Connect to the others along new plans; see `Recoverable`."""
         estimates = estimate_memory(self.experiment, plans, [self._device_types[node] for node in plans.main.nodes])
         self.memory = self.memory.of_ranks(estimates, self.context.rank)
-        self._has_lost_nodes |= plans.main.nodes != self.plans.main.nodes
+        self._has_other_plans = True
         self._use(make_runner_of_epoch(self.experiment, plans, self.runner, self.context))
         self.runner.iteration = self.step
         if self.context.rank == 0 and not self._keeps_records:
             self._take_over_records()
 
-    def _follow_step(self, settlement: Settlement) -> None:
-        """Take the last step that another one has taken, and count it."""
+    def follow(self, settlement: Settlement) -> None:
+        """Take the last step that another one has taken, and count it; see `Recoverable`."""
         step, sums, work_is_left = settlement
+        if self.giver is not None:
+            self.take_stage_state(self.giver())
+            self.giver = None
+            if work_is_left and sums is not None:  # it takes part in what is still to be done behind that step
+                totals = StepTotals.of_sums(sums)
+                metrics: StepMetrics = {Metric.STEP: step, Metric.TRAIN_LOSS: totals.loss}
+                self._finished = FinishedStep(metrics, totals.stop, totals.comes)
         if self._applied < step and sums is not None:
             self._apply(sums)
         if self.step < step and self._begun is not None and self._sums is not None:
@@ -423,11 +477,16 @@ class Trainer:
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
         tally = self.runner.tally()
         asked = float(stop.requested)
+        comers = float(self.recovery is not None and self.recovery.applicants)
         self._contributed = self.step + 1
         self._faults.reached("STEP", self.step + 1)
         return self._apply(
             self.runner.sum_over_ranks(
-                [own, tally.loss, tally.exit_loss, tally.busy_s, asked, asked * self.runner.rank, *self.memory.own()]
+                [
+                    *(own, tally.loss, tally.exit_loss, tally.busy_s),
+                    *(asked, asked * self.runner.rank, comers),
+                    *self.memory.own(),
+                ]
             )
         )
 

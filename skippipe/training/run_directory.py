@@ -24,6 +24,7 @@ FILES: Final = (
     "metrics.jsonl",
     "memory.json",
     "events.jsonl",
+    "members.json",
     "owner.json",
     ".owner.lock",
     LATEST,

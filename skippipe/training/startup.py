@@ -122,15 +122,18 @@ def _report(experiment: Experiment, context: DistributedContext) -> dict[str, An
     slow = check_dtype(device, dtype, "training.dtype")
     if slow:
         logger.warning("%s", slow)
-    return {
-        "skippipe": __version__,
-        "torch": Version(torch.__version__).base_version,
+    return installed_versions() | {
         "device": device_name(device) if device.type == "cuda" else device.type,
         "type": device.type,
         "identity": f"{platform.node()}/{device_identity(device)}",
         "peak": peak_tflop_per_s(device, dtype),
         "settings": agreed_settings(experiment),
     }
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions that must be equal on all ranks, by package."""
+    return {"skippipe": __version__, "torch": Version(torch.__version__).base_version}
 
 
 def agreed_settings(experiment: Experiment) -> dict[str, Any]:
@@ -151,18 +154,21 @@ def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 def _check_agreement(reports: Sequence[dict[str, Any]]) -> None:
     first = reports[0]
     for rank, report in enumerate(reports[1:], start=1):
-        for package in ("skippipe", "torch"):
+        for package in installed_versions():
             if report[package] != first[package]:
                 raise ConfigError(
                     f"rank {rank} has {package} {report[package]}, rank 0 has {first[package]}; "
                     "install the same on every host"
                 )
-        keys = sorted(first["settings"].keys() | report["settings"].keys())
-        differing = [key for key in keys if first["settings"].get(key) != report["settings"].get(key)]
-        if differing:
-            own, of_first = (facts["settings"].get(differing[0]) for facts in (report, first))
+        check_same_settings(report["settings"], f"on rank {rank}", first["settings"], "on rank 0")
+
+
+def check_same_settings(own: Mapping[str, Any], here: str, others: Mapping[str, Any], there: str) -> None:
+    """Raise `ConfigError` naming the first of the agreed settings that is not alike `here` and `there`."""
+    for key in sorted(own.keys() | others.keys()):
+        if own.get(key) != others.get(key):
             raise ConfigError(
-                f"{differing[0]} is {own!r} on rank {rank} and {of_first!r} on rank 0; "
+                f"{key} is {own.get(key)!r} {here} and {others.get(key)!r} {there}; "
                 "start every rank with the same experiment and overrides"
             )
 

@@ -25,7 +25,7 @@ from skippipe.model.full_model import build_full
 from skippipe.model.skeleton import find_parts
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.stage_compute import StageCompute
-from skippipe.training.peak_memory import PeakMemory
+from skippipe.training.measurement.peak_memory import PeakMemory
 
 ON_CPU = os.environ.get("SKIPPIPE_GPU_TESTS_ON_CPU") == "1"
 DEVICE = torch.device("cpu" if ON_CPU or not torch.cuda.is_available() else "cuda")

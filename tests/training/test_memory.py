@@ -13,8 +13,8 @@ from skippipe.errors import InfeasibleError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
 from skippipe.runtime.plans.plan_set import PlanSet
-from skippipe.training.memory_report import check_room, estimate_memory
-from skippipe.training.peak_memory import PeakMemory
+from skippipe.training.measurement.memory_report import check_room, estimate_memory
+from skippipe.training.measurement.peak_memory import PeakMemory
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -1,23 +1,35 @@
-"""A process dies in the middle of a run: the others go on from the same step, exactly."""
+"""A process dies in the middle of a run: the others go on from the same step, exactly, and it comes back."""
 
 import json
 import signal
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from processes import ForkedProcess, free_port, preloaded, run_skippipe
 from random_plans import random_plan
-from training_runs import CLUSTER, losses, make_experiment, train_alone, write_inputs
+from training_runs import ALONE, CLUSTER, losses, make_experiment, write_inputs
 
 from skippipe.errors import CommunicationError
+from skippipe.monitor.metrics import Metric
+from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.training.loop import open_trainer
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
+from skippipe.training.signals import StopSignal
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 
 WORLD_SIZE = 4
-STEPS = 6
 FATAL_STEP = 4
 PLAN_SEED = 1
+LIMIT_S = 60.0
+MAX_STEPS = 100_000
+"""More than are taken: the runs are stopped."""
+BEYOND = 3
+"""Steps that are taken in the last epoch."""
 
 
 def replicated_plan() -> Plan:
@@ -29,68 +41,105 @@ def replicated_plan() -> Plan:
     return plan
 
 
-def run_with_death(folder: Path, victim: str, point: str) -> tuple[list[tuple[int | None, str]], Path]:
-    """Train on 4 processes, of which one dies; return exit codes and outputs, and the run."""
-    (folder / "cluster.yaml").write_text(CLUSTER)
-    experiment = make_experiment(
-        folder,
-        "lossy",
-        training={"max_steps": STEPS},
-        checkpoint={"interval": 4},
-        evaluation={"interval": 4},
-        recovery={"enabled": True, "silence_s": 5, "planning_s": 0},
-        emulation={"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]},
-    )
-    arguments = write_inputs(experiment, replicated_plan(), folder)
-    port, context = free_port(), preloaded()
-    ranks = []
-    for rank in range(WORLD_SIZE):
-        place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        output = folder / f"lossy-{rank}.txt"
-        environment = {key: str(value) for key, value in place.items()}
-        process = context.Process(target=run_skippipe, args=(["train", *arguments], output, environment))
+class Run:
+    """A run of 4 processes, of which one dies at a planned place."""
+
+    def __init__(self, folder: Path, victim: str, point: str) -> None:
+        self.folder = folder
+        (folder / "cluster.yaml").write_text(CLUSTER)
+        experiment = self.experiment = make_experiment(
+            folder,
+            "lossy",
+            training={"max_steps": MAX_STEPS},
+            checkpoint={"interval": 4},
+            evaluation={"interval": 4},
+            recovery={"enabled": True, "silence_s": 5, "planning_s": 0},
+            emulation={"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]},
+        )
+        self.arguments = write_inputs(experiment, replicated_plan(), folder)
+        self.port = free_port()
+        self.ranks = [self.start(rank, f"lossy-{rank}.txt") for rank in range(WORLD_SIZE)]
+
+    def start(self, rank: int, output: str, **environment: str) -> ForkedProcess:
+        """Start one process."""
+        place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
+        values = {key: str(value) for key, value in place.items()} | environment
+        path = self.folder / output
+        process = preloaded().Process(target=run_skippipe, args=(["train", *self.arguments], path, values))
         process.start()
-        ranks.append(ForkedProcess(process, output))
-    return [rank.finish(100) for rank in ranks], experiment.run_path
+        return ForkedProcess(process, path)
+
+    def wait_for_lines(self, name: str, count: int) -> None:
+        """Wait until a file of the run directory has so many lines."""
+        path = self.experiment.run_path / name
+        deadline_s = time.monotonic() + LIMIT_S
+        while not path.exists() or len(path.read_text().splitlines()) < count:
+            assert time.monotonic() < deadline_s, [rank.output.read_text()[-2000:] for rank in self.ranks]
+            time.sleep(0.01)
+
+    def finish(self) -> list[int | None]:
+        """Let some more steps be taken, stop all and return their exit codes."""
+        taken = len((self.experiment.run_path / "metrics.jsonl").read_text().splitlines())
+        self.wait_for_lines("metrics.jsonl", taken + BEYOND)
+        alive = next(rank for rank in self.ranks if rank.process.is_alive())
+        alive.signal(signal.SIGTERM)
+        return [rank.finish(LIMIT_S)[0] for rank in self.ranks]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to the run's membership."""
+        return [json.loads(line) for line in (self.experiment.run_path / "events.jsonl").read_text().splitlines()]
 
 
-def reference_losses(folder: Path, after: Plan) -> list[float]:
-    """Return the losses of one process that walks the old plan before the death and the new one after it."""
-    before = make_experiment(
-        folder, "reference", training={"max_steps": STEPS}, checkpoint={"interval": FATAL_STEP - 1}
-    )
-    train_alone(before, replicated_plan())
-    first = losses(before.run_path)[: FATAL_STEP - 1]
-    checkpoint = before.run_path / "checkpoints" / f"step-{FATAL_STEP - 1:08d}"
-    later = make_experiment(
-        folder, "later", training={"max_steps": STEPS}, checkpoint={"resume": str(checkpoint), "interval": 0}
-    )
-    train_alone(later, after)
-    return first + losses_from(later.run_path)
+class EpochSchedule(NamedTuple):
+    """Which plan each step of the reference walks."""
+
+    last_steps: Sequence[int]
+    names: Sequence[str]
+
+    def plan_of(self, step: int) -> str:
+        """Return the name of the plan of a step."""
+        return self.names[bisect_left(self.last_steps, step)]
 
 
-def losses_from(run_dir: Path) -> list[float]:
-    return [json.loads(line)["train/loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+def reference_losses(run: Run, num_steps: int) -> list[float]:
+    """Return the losses of one process that walks the plan of every epoch for the steps that it had."""
+    main, epochs = replicated_plan(), run.experiment.run_path / "epochs"
+    further = {
+        # One process follows routes, whoever holds the stages: all epochs' routes lie on the nodes of the first.
+        path.stem: main.model_copy(update={"microbatches": load_plan(path).microbatches})
+        for path in sorted(epochs.iterdir())
+    }
+    experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS})
+    with open_trainer(experiment, PlanSet(main, further), ALONE) as trainer:
+        last_steps = [*(event["step"] for event in run.events), num_steps]
+        trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
+        stop = StopSignal()
+        return [trainer.one_step(stop).metrics[Metric.TRAIN_LOSS] for _ in range(num_steps)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "point"), [("node-0", "BACKWARD"), pytest.param("node-2", "STEP", marks=pytest.mark.extended)]
 )
-def test_others_go_on_where_a_process_died(tmp_path: Path, victim: str, point: str) -> None:
-    results, run_dir = run_with_death(tmp_path, victim, point)
+def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, victim: str, point: str) -> None:
+    run = Run(tmp_path, victim, point)
     dead = int(victim.removeprefix("node-"))
-    codes = [code for code, _ in results]
-    assert codes == [-signal.SIGKILL if rank == dead else 0 for rank in range(WORLD_SIZE)], results
-    after = load_plan(run_dir / "epochs" / "epoch-0001.plan.json")
-    assert set(after.nodes) == set(replicated_plan().nodes) - {victim}
-    event = json.loads((run_dir / "events.jsonl").read_text())
-    assert event["lost"] == [victim]
-    assert event["recovery_s"] < 10
-    assert event["step"] == FATAL_STEP - 1
-    found = losses(run_dir)
-    assert len(found) == STEPS
-    assert found == pytest.approx(reference_losses(tmp_path, after), abs=1e-5)
+    run.ranks[dead].process.join(LIMIT_S)
+    run.ranks.append(run.start(dead, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
+    run.wait_for_lines("events.jsonl", 2)
+    codes = run.finish()
+    assert codes == [-signal.SIGKILL if rank == dead else 75 for rank in range(WORLD_SIZE + 1)]
+    lost, joined = run.events
+    assert (lost["lost"], lost["joined"]) == ([victim], [])
+    assert (joined["lost"], joined["joined"]) == ([], [victim])
+    assert lost["recovery_s"] < 10
+    assert lost["step"] == FATAL_STEP - 1
+    plans = [load_plan(path) for path in sorted((run.experiment.run_path / "epochs").iterdir())]
+    assert [set(plan.nodes) for plan in plans] == [{*replicated_plan().nodes} - {victim}, {*replicated_plan().nodes}]
+    assert (run.experiment.run_path / "members.json").stat().st_mode & 0o077 == 0
+    found = losses(run.experiment.run_path)
+    assert found == pytest.approx(reference_losses(run, len(found)), abs=1e-5)
 
 
 def report(step: int, contributed: int, *, left: bool = False) -> ProgressReport:
@@ -105,6 +154,13 @@ def test_interrupted_step_begins_again_where_nobody_has_taken_it() -> None:
 def test_step_that_one_has_taken_is_taken_by_all() -> None:
     reports = {"a": report(3, 4), "b": report(4, 4)}
     assert settle(reports) == Settlement(4, (4.0,), work_is_left=True)
+
+
+def test_what_a_newcomer_does_not_know_is_taken_from_another() -> None:
+    newcomer = ProgressReport(step=4, contributed=4)
+    assert settle({"new": newcomer, "a": report(4, 4), "b": report(3, 4)}).totals == (4.0,)
+    with pytest.raises(CommunicationError, match="have come lately"):
+        settle({})
 
 
 def test_work_behind_a_step_is_done_again_where_one_has_not_finished_it() -> None:

@@ -16,6 +16,7 @@ from skippipe.errors import ConfigError, DataError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.monitor.metrics_file import read_metrics
+from skippipe.training.measurement.utilisation import Utilisation, iteration_flop
 from skippipe.training.startup import (
     _check_agreement,
     _check_tokens,
@@ -25,7 +26,6 @@ from skippipe.training.startup import (
     check_torch,
     torch_requirement,
 )
-from skippipe.training.utilisation import Utilisation, iteration_flop
 
 
 def report(experiment: Experiment, **changes: Any) -> dict[str, Any]:

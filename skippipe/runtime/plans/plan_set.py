@@ -6,7 +6,7 @@ microbatches. Routes, order and predicted times are each plan's own, so that not
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skippipe.errors import PlanError
@@ -55,6 +55,11 @@ class PlanSet:
         """Give names and plans, the main plan first."""
         return ((name, self[name]) for name in self)
 
+    def in_rank_order(self, nodes: Sequence[str]) -> "PlanSet":
+        """Return the same plans for ranks that hold their nodes in the order of `nodes`."""
+        plans = {name: _in_rank_order(plan, nodes) for name, plan in self.items()}
+        return PlanSet(plans.pop(MAIN_PLAN), plans)
+
     @property
     def hash(self) -> str:
         """The main plan's hash where it is alone, else one over all names and hashes."""
@@ -72,6 +77,15 @@ class PlanSet:
         """Return the set that `to_json` has written."""
         plans = {name: Plan.model_validate_json(content) for name, content in json.loads(text).items()}
         return cls(plans.pop(MAIN_PLAN), plans)
+
+
+def _in_rank_order(plan: Plan, nodes: Sequence[str]) -> Plan:
+    if tuple(nodes) == plan.nodes:
+        return plan
+    region_of = None if plan.regions is None else dict(zip(plan.nodes, plan.regions, strict=True))
+    regions = None if region_of is None else tuple(region_of[node] for node in nodes)
+    fields = {name: getattr(plan, name) for name in Plan.model_fields}
+    return Plan(**fields | {"nodes": tuple(nodes), "regions": regions})  # a copy would keep the ranks before
 
 
 def placement_difference(main: Plan, plan: Plan) -> str | None:

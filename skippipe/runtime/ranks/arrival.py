@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from skippipe.errors import CommunicationError, ConfigError
 from skippipe.runtime.ranks import time_limits
-from skippipe.runtime.ranks.store_names import TRY
+from skippipe.runtime.ranks.store_names import CONTACTS, TRY
 from skippipe.runtime.ranks.torch_errors import raising_outside
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,17 @@ def arrive(store: Store, own: Seat, nodes: Sequence[str], world_size: int, limit
         time.sleep(time_limits.STORE_POLL_S)
     _check_ranks([Seat(*json.loads(store.get(seat))) for seat in _seats(number, world_size)], nodes)
     return number
+
+
+def leave_contacts(run: Store, text: str) -> None:
+    """Leave in a run's store how its members can be reached, for who comes later; RuntimeError where it is gone."""
+    run.set(f"{CONTACTS}/{int(run.add(CONTACTS, 1))}", text)
+
+
+def left_contacts(run: Store) -> list[str]:
+    """Return all that `leave_contacts` has left, the newest first."""
+    keys = [f"{CONTACTS}/{number}" for number in range(int(run.add(CONTACTS, 0)), 0, -1)]
+    return [run.get(key).decode() for key in keys if run.check([key])]
 
 
 def _take_seat(store: Store, own: Seat, *, arriving: bool) -> int:

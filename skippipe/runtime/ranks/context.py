@@ -3,7 +3,8 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -13,15 +14,16 @@ from typing import TYPE_CHECKING, Self
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
-from skippipe.errors import CommunicationError, ConfigError
+from skippipe.errors import CommunicationError, ConfigError, EpochEndedError
 from skippipe.runtime.ranks import time_limits
-from skippipe.runtime.ranks.arrival import Seat, arrive, holds_store, open_store
+from skippipe.runtime.ranks.arrival import Seat, arrive, holds_store, left_contacts, open_store
 from skippipe.runtime.ranks.remote_errors import error_content
 from skippipe.runtime.ranks.store_names import Topic, store_of_run, store_of_try
 from skippipe.runtime.ranks.torch_errors import raising_outside
 from skippipe.runtime.ranks.watch import Watch, open_watch, say_ended
 
 if TYPE_CHECKING:
+    from skippipe.membership.live_run import LiveRun
     from skippipe.membership.membership import Membership
 
 NEEDED = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -44,6 +46,10 @@ class DistributedContext:
     """What sees that the others or the launcher are gone while this process waits."""
     membership: "Membership | None" = None
     """Who is in the run, where it outlives its processes; None where it ends with any of them."""
+    live_run: "LiveRun | None" = None
+    """The run under way that this process is to join: so far it is alone. `rank` is that of its node in the cluster."""
+    run_store: Store | None = None
+    """Where members leave how they can be reached (`arrival.leave_contacts`), as long as the launcher's store lives."""
     _meetings: Counter[Topic] = field(default_factory=Counter, init=False, repr=False)
     """How often ranks have met about each topic: the same on all ranks, so that no meeting finds another one's keys."""
     _meeting: str = field(default="", init=False, repr=False)
@@ -57,6 +63,7 @@ class DistributedContext:
         nodes: Sequence[str] = (),
         patience_s: float = 0.0,
         process_groups: bool = True,
+        find_live_run: "Callable[[Sequence[str]], LiveRun | None] | None" = None,
     ) -> Self:
         """Read torchrun's variables and meet the other processes; without them, one process runs alone.
 
@@ -64,6 +71,7 @@ class DistributedContext:
         Where the launcher hands out ranks in any order, SKIPPIPE_NODE says which of `nodes` this process is; its rank
         is then the position of that name.
         Without `process_groups` they only share a store.
+        `find_live_run` gets what members have left in the store. Where it returns a run, this process meets nobody.
         Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
         """
         values = os.environ if environment is None else environment
@@ -89,11 +97,15 @@ class DistributedContext:
         own_rank = _rank_of_node(values, nodes, rank)
         limit_s = timeout_s + patience_s
         run = store_of_run(open_store(values, rank, limit_s))
+        live_run = None if find_live_run is None else find_live_run(left_contacts(run))
+        if live_run is not None:
+            alone = open_watch(None, 0, values, timeout_s, under_agent=under_agent)
+            return cls(own_rank, 1, local_rank, timeout_s, watch=alone, live_run=live_run, run_store=run)
         number = arrive(run, Seat.of_this_process(rank, own_rank), nodes, world_size, limit_s)
         store = store_of_try(run, number)
         watch = open_watch(run, number, values, timeout_s, under_agent=under_agent) if process_groups else None
         held = holds_store(values, rank)
-        context = cls(own_rank, world_size, local_rank, timeout_s, store, holds_store=held, watch=watch)
+        context = cls(own_rank, world_size, local_rank, timeout_s, store, held, watch, run_store=run)
         if process_groups:
             context._initialise(limit_s)
         return context
@@ -117,19 +129,24 @@ class DistributedContext:
                 self.check()
                 if time.monotonic() > deadline_s:
                     silent = ", ".join(f"rank {rank}" for rank, key in enumerate(keys) if not store.check([key]))
-                    raise RuntimeError(f"{silent} said nothing")
+                    raise RuntimeError(f"{silent} said nothing within {limit_s:g} s")
                 time.sleep(time_limits.STORE_POLL_S)
             texts = [store.get(key).decode() for key in keys]
             store.add(f"{self._meeting}/read", 1)
             return texts
 
-        silence = f"rank {self.rank} did not hear from all {self.world_size} ranks within {limit_s:g} s ({topic})"
-        return raising_outside(exchange, lambda cause: CommunicationError(f"{silence}: {cause}"))
+        action = f"rank {self.rank} waited to hear from all {self.world_size} ranks ({topic}) in vain"
+        return raising_outside(exchange, lambda cause: CommunicationError(f"{action}: {cause}"))
 
     def check(self) -> None:
-        """Raise the error with which this process has to end, because the others or the launcher are gone."""
+        """Raise the error with which this process has to end, because the others or the launcher are gone.
+
+        It is an `EpochEndedError` where the members that are left go on in another epoch.
+        """
         if self.watch is not None:
             self.watch.check()
+        if self.membership is not None and self.membership.ending is not None:
+            raise EpochEndedError(self.membership.ending)
 
     def leave_meeting(self, *, heard: bool = False) -> None:
         """Say that this process ends and all others do, by what was said in the last meeting.
@@ -162,9 +179,11 @@ class DistributedContext:
     def finish(self) -> None:
         """Wait until all ranks have done what they need each other for; then connections may close. All call this.
 
-        Without it one that is quick closes connections on which another one still waits.
+        Without it one that is quick closes connections on which another one still waits. Whoever is lost now has done
+        its work.
         """
-        self.meet(Topic.END, "")
+        with suppress(EpochEndedError):
+            self.meet(Topic.END, "")
         if self.watch is not None:
             self.watch.close()
         self.leave_meeting(heard=True)

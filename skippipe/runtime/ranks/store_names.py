@@ -1,6 +1,7 @@
 """Every name under which ranks put something into the store that they share, so that no two uses meet under one key.
 
 skippipe/try                        the number of the present try: it grows when ranks are started again (`arrival`)
+skippipe/contacts, contacts/<i>     how many texts say how members can be reached, and each of them (`arrival`)
 skippipe/try-<n>/seat/<rank>        which process is a rank in try n, as the launcher counts ranks
 skippipe/try-<n>/here/<rank>        that this process has seen all seats taken
 
@@ -22,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 RUN = "skippipe"
 TRY = "try"
+CONTACTS = "contacts"
 ENDED = "ended"
 GIVEN_UP = "given-up"
 

@@ -23,6 +23,9 @@ VISIBLE_FILE_S: Final = 10.0
 ARRIVAL_WORD_S: Final = 10.0
 """Seconds of waiting for ranks to start after which those that are missing are named: torch alone takes seconds."""
 
+JOIN_LOOK_S: Final = 10.0
+"""Seconds from one look of a process that waits to be taken in, whether anybody of the run is left, to the next."""
+
 # The end of a run
 
 LAST_WORDS_S: Final = 2.0

@@ -58,9 +58,9 @@ class Watch:
         self._followed: Store | None = None
         self._gone: Store | None = None
         self._closed = threading.Event()
-        calls = [self._wait_for_end] if run is None else [self._wait_for_end, self._ask]
-        for call in calls:
-            threading.Thread(target=call, name="watch", daemon=True).start()
+        self._begin(self._wait_for_end)
+        if run is not None:
+            self._begin(self._ask)
 
     def check(self) -> None:
         """Raise the error with which this process has to end, where there is one."""
@@ -81,19 +81,26 @@ class Watch:
 
         `also` gets this store, that of the present epoch; the parent is still watched.
         """
+        begins = self._run is None and self._followed is None
         self._followed = store
+        if begins:
+            self._begin(self._ask)
 
     def close(self) -> None:
         """Look no more: this process ends by itself, or no longer needs the others."""
         self._closed.set()
 
+    @staticmethod
+    def _begin(call: Callable[[], None]) -> None:
+        threading.Thread(target=call, name="watch", daemon=True).start()
+
     def _ask(self) -> None:
         """Ask the store again and again; runs in a thread, which the store may keep for ever."""
-        assert self._run is not None
         while not self._closed.is_set():
             if self._followed is not None:
                 self._look_along(self._followed)
                 continue
+            assert self._run is not None
             try:
                 found = self._look(self._run)
             except RuntimeError as reason:

@@ -42,8 +42,11 @@ def settle(reports: Mapping[str, ProgressReport]) -> Settlement:
 
     Raises `CommunicationError` where one is behind and cannot follow, which no order of events leads to.
     """
+    if not reports:
+        raise CommunicationError("all who are left have come lately; start again from the last checkpoint")
     step = max(report.step for report in reports.values())
-    totals = next((report.totals for report in reports.values() if report.step == step), None)
+    known = (report.totals for report in reports.values() if report.step == step)
+    totals = next((totals for totals in known if totals is not None), None)  # one that came lately has none
     behind = {name: report for name, report in reports.items() if report.step < step}
     for name, report in behind.items():
         if totals is None or report.step < step - 1 or report.contributed < step:

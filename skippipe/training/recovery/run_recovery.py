@@ -1,11 +1,11 @@
-"""What the processes of a run do when one of them is lost: agree, plan anew, meet again, and go on."""
+"""What the processes of a run do when one is lost or comes: agree, plan anew, meet again, and go on."""
 
 import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch._C._distributed_c10d import Store
@@ -13,25 +13,32 @@ from torch._C._distributed_c10d import Store
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, InputError, PeerLostError, SkipPipeError
 from skippipe.membership.addresses import own_address
-from skippipe.monitor.run_events import RunEvents
 from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import all_gather_json
+from skippipe.runtime.ranks.arrival import leave_contacts
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
+from skippipe.training.recovery.membership_record import MembershipChange, record
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
+from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
+from skippipe.training.recovery.stage_state import StageState
+from skippipe.training.startup import agreed_settings, installed_versions
 from skippipe_scheduler.files import parse
 
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Epoch, Member
+    from skippipe.membership.exchange import Exchange
     from skippipe.membership.membership import Membership
 
 logger = logging.getLogger(__name__)
 MOST_TRIES = 10
 """Epochs in a row in which no step was finished: as many losses at a time are no accident."""
+STATE = "stage-state"
+"""Under which name a process's exchange has its `StageState` at the beginning of an epoch."""
 
 
 class Recoverable(Protocol):
@@ -39,60 +46,137 @@ class Recoverable(Protocol):
 
     plans: PlanSet
 
-    def progress(self) -> ProgressReport:
-        """Say where this process stands."""
+    def progress(self) -> ProgressReport | None:
+        """Say where this process stands; None where it has come lately and has nothing yet of its stage."""
+
+    def facts(self) -> TrainerFacts:
+        """Say what the trainers of all members have in common."""
+
+    def stage_state(self) -> StageState:
+        """Return what is held of the stage; nothing changes it while the process waits for an epoch to begin."""
 
     def leave_epoch(self) -> None:
         """Let go of all connections."""
 
-    def enter_epoch(self, plans: PlanSet, settlement: Settlement) -> None:
-        """Connect to the others along new plans, and go to where all go on. All members call this together."""
+    def follow(self, settlement: Settlement) -> None:
+        """Go to where all go on."""
+
+    def enter_epoch(self, plans: PlanSet) -> None:
+        """Connect to the others along new plans. All members call this together."""
 
 
 class RunRecovery:
     """Brings a trainer from one epoch into the next."""
 
     def __init__(
-        self, experiment: Experiment, plans: PlanSet, context: DistributedContext, membership: "Membership"
+        self,
+        experiment: Experiment,
+        plans: PlanSet,
+        context: DistributedContext,
+        membership: "Membership",
+        exchange: "Exchange",
+        secret: str,
     ) -> None:
         """Begin with the plans of all nodes; those of fewer nodes are made from these."""
+        self._experiment = experiment
         self._plans = plans
         self._options = experiment.recovery
-        self._run_dir = experiment.run_path
-        self._events = RunEvents(self._run_dir)
         self._timeout_s = experiment.comm.timeout_s
         self._context = context
         self._membership = membership
+        self._exchange = exchange
+        self._secret = secret
         self._hosted: Store | None = None
 
-    def go_on(self, trainer: Recoverable, reason: str) -> None:
-        """Agree with the members that are left and bring the trainer to where all go on.
+    @property
+    def applicants(self) -> bool:
+        """Whether somebody waits to be taken in."""
+        return bool(self._membership.applicants)
+
+    def publish(self, trainer: Recoverable, *, arrived: bool = False) -> None:
+        """Have ready what a process needs that comes later, where it will look for it.
+
+        One that has just `arrived` says so in the launcher's store, else the first rank does.
+        """
+        from skippipe.membership.live_run import FACTS, Contacts
+
+        members = tuple(self._membership.members)
+        facts = RunFacts(
+            **installed_versions(),
+            settings=agreed_settings(self._experiment),
+            plans=self._plans.to_json(),
+            members=members,
+            trainer=trainer.facts(),
+        )
+        self._exchange.offer(FACTS, facts.model_dump_json().encode())
+        contacts = Contacts(secret=self._secret, members=members)
+        contacts.keep(self._experiment.run_path)
+        if (arrived or self._context.rank == 0) and self._context.run_store is not None:
+            with suppress(RuntimeError):  # its host may be lost
+                leave_contacts(self._context.run_store, contacts.model_dump_json())
+
+    def go_on(self, trainer: Recoverable, reason: str, *, interrupted: bool = True) -> None:
+        """Agree with the members that are left, and those who want to come, and bring the trainer to where all go on.
 
         Raises `SkipPipeError`, on all of them, where the run cannot go on, and `PeerLostError` on one that the others
         have gone on without.
         """
         start_s = time.monotonic()
-        nodes = trainer.plans.main.nodes
+        before = trainer.plans.main.nodes
         for attempt in range(1, MOST_TRIES + 1):
             trainer.leave_epoch()
             self._membership.end_epoch(reason)
-            report = trainer.progress().model_dump(mode="json")
-            epoch = self._membership.next_epoch(report, self._decide, self._timeout_s)
-            decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
-            if decision.error is not None:
-                raise error_elsewhere(decision.error, epoch.members[0].name)
+            report = trainer.progress()
+            said = None if report is None else report.model_dump(mode="json")
+            ended_s = time.monotonic()
+            epoch = self._membership.next_epoch(said, self._decide, self._timeout_s)
+            durations_s = {"agreement": time.monotonic() - ended_s}
+            decision = _decided(epoch)
             try:
-                self._meet(epoch, decision)
-                trainer.enter_epoch(PlanSet.from_json(decision.plans), decision.settlement)
+                durations_s |= self._enter(trainer, epoch, decision)
             except CommunicationError as failure:
                 reason = str(failure)
                 logger.warning("the new epoch has ended at once (%s); try %d of %d", reason, attempt, MOST_TRIES)
                 continue
             if self._context.rank == 0:
-                self._tell(nodes, epoch, decision, reason, time.monotonic() - start_s)
-                self._keep_plan(trainer.plans, epoch.number)
+                causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
+                names, total_s = epoch.names, time.monotonic() - start_s
+                durations_s["agreement"] -= decision.planning_s
+                change = MembershipChange(
+                    epoch.number, before, names, causes, reason, decision.step, interrupted, durations_s, total_s
+                )
+                record(change, trainer.plans, self._experiment.run_path)
+            self.publish(trainer)
             return
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")
+
+    def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
+        """Bring the trainer of a process that has just been taken in to where all go on."""
+        decision = _decided(epoch)
+        try:
+            self._enter(trainer, epoch, decision)
+        except CommunicationError as failure:
+            self.go_on(trainer, str(failure))
+        self.publish(trainer, arrived=True)
+
+    def _enter(self, trainer: Recoverable, epoch: "Epoch", decision: Decision) -> dict[str, float]:
+        """Meet the others of the epoch and go on along its plans; return what the parts of it took."""
+        begun_s = time.monotonic()
+        trainer.follow(decision.settlement)
+        self._exchange.offer_made(STATE, lambda: trainer.stage_state().to_bytes())
+        try:
+            followed_s = time.monotonic()
+            store = reach_store(decision.host, decision.port, self._timeout_s, lambda: self._membership.ending)
+            rank = epoch.names.index(self._membership.own.name)
+            self._context.enter_epoch(rank, len(epoch.names), store)
+            trainer.enter_epoch(PlanSet.from_json(decision.plans))
+        finally:
+            self._exchange.withdraw(STATE)
+        return {
+            "planning": decision.planning_s,
+            "state": followed_s - begun_s,
+            "groups": time.monotonic() - followed_s,
+        }
 
     def _decide(self, members: "Sequence[Member]", reports: Mapping[str, Any]) -> dict[str, Any]:
         """Return the decision for all members; called on one of them."""
@@ -112,11 +196,13 @@ class RunRecovery:
             {
                 name: parse(ProgressReport, dict(report), f"report of {name}", InputError)
                 for name, report in reports.items()
+                if report is not None
             }
         )
+        self._check_state([name for name in names if reports.get(name) is None], names)
         start_s = time.monotonic()
         lost = [node for node in self._plans.main.nodes if node not in names]
-        plans = plans_without(self._plans, lost, time_limit_s=self._options.planning_s)
+        plans = plans_without(self._plans, lost, time_limit_s=self._options.planning_s).in_rank_order(names)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
         self._hosted, port = host_store(host, self._timeout_s)
@@ -130,46 +216,24 @@ class RunRecovery:
             planning_s=planning_s,
         )
 
-    def _meet(self, epoch: "Epoch", decision: Decision) -> None:
-        """Meet the other members in the epoch's store."""
-        names = [member.name for member in epoch.members]
-        store = reach_store(decision.host, decision.port, self._timeout_s, lambda: self._membership.ending)
-        rank = names.index(self._membership.own.name)
-        self._context.enter_epoch(rank, len(names), store)
+    def _check_state(self, without: Sequence[str], names: Sequence[str]) -> None:
+        """Raise where a stage is left to nodes that have come lately and have nothing of it."""
+        main = self._plans.main
+        for node in without:
+            stage = main.stage_of[node]
+            if not any(other in names and other not in without for other in main.stages[stage].nodes):
+                raise InfeasibleError(
+                    f"stage {stage} is left to {node} alone, which has come lately and has nothing of it; start the "
+                    "run again from its last checkpoint"
+                )
 
-    def _tell(self, nodes: Sequence[str], epoch: "Epoch", decision: Decision, reason: str, duration_s: float) -> None:
-        """Say what has happened, and write it down."""
-        members = [member.name for member in epoch.members]
-        lost = [node for node in nodes if node not in members]
-        causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
-        logger.warning(
-            "%s; going on with %d of %d nodes, new plan %.2f s, step %d again, %.1f s",
-            ", ".join(f"{name} lost ({causes.get(name, reason)})" for name in lost) or reason,
-            len(members),
-            len(nodes),
-            decision.planning_s,
-            decision.step + 1,
-            duration_s,
-        )
-        self._events.write(
-            event="epoch",
-            epoch=epoch.number,
-            lost=lost,
-            members=members,
-            reason=reason,
-            step=decision.step,
-            planning_s=decision.planning_s,
-            recovery_s=duration_s,
-        )
 
-    def _keep_plan(self, plans: PlanSet, epoch: int) -> None:
-        """Write the main plan of an epoch beside the run's own, which a later start begins from."""
-        folder = self._run_dir / "epochs"
-        try:
-            folder.mkdir(exist_ok=True)
-            plans.main.save(folder / f"epoch-{epoch:04d}.plan.json")
-        except (OSError, SkipPipeError) as reason:
-            logger.warning("the plan of epoch %d is not kept (%s)", epoch, reason)
+def _decided(epoch: "Epoch") -> Decision:
+    """Return what the members of an epoch have decided with it; raise the error that they have agreed on."""
+    decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
+    if decision.error is not None:
+        raise error_elsewhere(decision.error, epoch.members[0].name)
+    return decision
 
 
 @contextmanager
@@ -179,22 +243,47 @@ def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedCo
         yield None
         return
     from skippipe.membership.epoch import Member
-    from skippipe.membership.membership import Membership
 
     launch_secret = secrets.token_hex(32) if context.rank == 0 else ""
     host = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     secret = all_gather_json(context, Topic.MEMBERSHIP_KEY, lambda: launch_secret)[0]
-    membership = Membership.open(plans.main.nodes[context.rank], host, secret, experiment.recovery.silence_s)
-    try:
+    with open_membership(experiment, plans.main.nodes[context.rank], host, secret) as (membership, exchange):
         members = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
         parsed = [parse(Member, member, "members", InputError) for member in members]
         membership.begin(parsed, context.timeout_s)
-        context.membership = membership
-        context.store = EpochStore(context.store, context.timeout_s, lambda: membership.ending)
-        if context.watch is not None:
-            context.watch.follow(context.store)
-        yield RunRecovery(experiment, plans, context, membership)
-        membership.leave()
+        with in_membership(context, membership):
+            context.store = EpochStore(context.store, context.timeout_s, lambda: membership.ending)
+            if context.watch is not None:
+                context.watch.follow(context.store)
+            yield RunRecovery(experiment, plans, context, membership, exchange, secret)
+            membership.leave()
+
+
+@contextmanager
+def open_membership(
+    experiment: Experiment, name: str, host: str, secret: str
+) -> "Iterator[tuple[Membership, Exchange]]":
+    """Give the membership of one process, which has not begun, and its exchange."""
+    from skippipe.membership.exchange import Exchange
+    from skippipe.membership.keys import run_keys
+    from skippipe.membership.membership import Membership
+
+    exchange = Exchange(run_keys(secret))
+    try:
+        membership = Membership.open(name, host, secret, experiment.recovery.silence_s, exchange.port)
+        try:
+            yield membership, exchange
+        finally:
+            membership.close()
+    finally:
+        exchange.close()
+
+
+@contextmanager
+def in_membership(context: DistributedContext, membership: "Membership") -> Iterator[None]:
+    """Let a rank's waits end with the epochs of a membership."""
+    context.membership = membership
+    try:
+        yield
     finally:
         context.membership = None
-        membership.close()

@@ -15,7 +15,7 @@ from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe.training.peak_memory import PeakMemory
+from skippipe.training.measurement.peak_memory import PeakMemory
 from skippipe_scheduler.files import write_atomically
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.plan_memory import (

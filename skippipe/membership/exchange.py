@@ -1,0 +1,206 @@
+"""Contents that one process has ready for others, fetched in pieces over a connection of their own.
+
+They are too large for the members' links, where heartbeats would wait behind them. Whoever holds the run's keys may
+fetch; what arrives is checked against the hash that the other side made.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import zmq
+
+from skippipe.errors import CommunicationError
+from skippipe.membership.keys import RunKeys
+
+PIECE_BYTES = 2**20
+"""Of one answer: small beside what a host sends in a second, large beside what a message costs."""
+WINDOW = 16
+"""Pieces asked for ahead: at 1 Gbit/s they fill a round trip of 100 ms."""
+_POLL_S = 0.1
+_REPEAT_S = 1.0
+"""After so many seconds without an answer the missing pieces are asked for again."""
+
+
+class _Content(NamedTuple):
+    data: memoryview
+    sha256: str
+
+
+class Exchange:
+    """Holds contents by name, and answers whoever asks for them."""
+
+    def __init__(self, keys: RunKeys) -> None:
+        """Bind a port, `port`, and answer there from now on."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.CURVE_SERVER, 1)
+        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        self._socket.bind("tcp://*:*")
+        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self._lock = threading.Lock()
+        self._contents: dict[str, _Content] = {}
+        self._makers: dict[str, Callable[[], bytes]] = {}
+        self._asked_s: dict[str, float] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._answer_all, name="exchange", daemon=True)
+        self._thread.start()
+
+    def offer(self, name: str, data: bytes | memoryview) -> None:
+        """Have a content ready under a name, in place of the one before; `data` must not change any more."""
+        view = memoryview(data)
+        content = _Content(view, hashlib.sha256(view).hexdigest())
+        with self._lock:
+            self._contents[name] = content
+
+    def offer_made(self, name: str, make: Callable[[], bytes]) -> None:
+        """Have a content under a name that is made once it is asked for, in this object's thread."""
+        with self._lock:
+            self._contents.pop(name, None)
+            self._makers[name] = make
+
+    def withdraw(self, name: str) -> None:
+        """Have nothing under a name any more; a content that is being made is finished before."""
+        with self._lock:
+            self._contents.pop(name, None)
+            self._makers.pop(name, None)
+
+    def asked_within(self, name: str, duration_s: float) -> bool:
+        """Whether somebody has asked for a name, there or not, in the last seconds."""
+        with self._lock:
+            return time.monotonic() - self._asked_s.get(name, float("-inf")) < duration_s
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._closed.set()
+        self._thread.join()
+
+    def _answer_all(self) -> None:
+        while not self._closed.is_set():
+            while self._socket.poll(round(_POLL_S * 1000)) and not self._closed.is_set():
+                way_back, *question = self._socket.recv_multipart()
+                answer = self._answer(question)
+                if answer is not None:
+                    # A full queue, as to one that is frozen, must not hold up others: who misses a piece asks again.
+                    try:
+                        self._socket.send_multipart([way_back, *answer], flags=zmq.DONTWAIT)
+                    except zmq.ZMQError:
+                        continue
+        self._socket.close()
+        self._context.term()
+
+    def _answer(self, question: list[bytes]) -> list[bytes | memoryview] | None:
+        try:
+            name, begin = json.loads(question[0])
+        except (ValueError, IndexError, TypeError):
+            return None
+        if not isinstance(name, str) or not isinstance(begin, int) or begin < 0:
+            return None
+        with self._lock:
+            self._asked_s[name] = time.monotonic()
+            if name in self._makers:
+                made = self._makers.pop(name)()
+                self._contents[name] = _Content(memoryview(made), hashlib.sha256(made).hexdigest())
+            content = self._contents.get(name)
+        if content is None:
+            return [json.dumps({"begin": begin, "size": None}).encode(), b""]
+        head = {"begin": begin, "size": len(content.data), "sha256": content.sha256}
+        return [json.dumps(head).encode(), content.data[begin : begin + PIECE_BYTES]]
+
+
+class Source(NamedTuple):
+    """Where somebody's exchange answers."""
+
+    host: str
+    port: int
+
+
+def fetch(source: Source, keys: RunKeys, name: str, silence_s: float) -> bytes | None:
+    """Return a content whole and as it was offered, or None where there is none of that name.
+
+    Raises:
+        CommunicationError: the other side gives no answer for `silence_s`, or its content changes all the time.
+    """
+    context = zmq.Context()
+    asking = context.socket(zmq.DEALER)
+    try:
+        asking.setsockopt(zmq.LINGER, 0)
+        asking.setsockopt(zmq.IPV6, 1)
+        asking.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+        asking.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+        asking.setsockopt(zmq.CURVE_SERVERKEY, keys.public)
+        host = f"[{source.host}]" if ":" in source.host else source.host
+        asking.connect(f"tcp://{host}:{source.port}")
+        return _Download(asking, source, name, silence_s).run()
+    finally:
+        asking.close()
+        context.term()
+
+
+class _Download:
+    """One content on its way."""
+
+    def __init__(self, asking: "zmq.Socket[bytes]", source: Source, name: str, silence_s: float) -> None:
+        self._asking = asking
+        self._source = source
+        self._name = name
+        self._silence_s = silence_s
+        self._sha256 = ""
+        self._data = bytearray()
+        self._missing: deque[int] = deque()
+        self._under_way: set[int] = set()
+
+    def run(self) -> bytes | None:
+        """Ask until all is there."""
+        self._ask(0)
+        heard_s = asked_s = time.monotonic()
+        while True:
+            if self._asking.poll(round(_POLL_S * 1000)):
+                head, piece = self._asking.recv_multipart()
+                heard_s = asked_s = time.monotonic()
+                answer = json.loads(head)
+                if answer["size"] is None:
+                    return None
+                if self._take(answer, piece):
+                    return bytes(self._data)
+            now_s = time.monotonic()
+            if now_s - heard_s > self._silence_s:
+                raise CommunicationError(
+                    f"{self._source.host}:{self._source.port} gives no answer for {self._silence_s:g} s; see whether "
+                    "that process runs, that this host reaches its port, and that both have the same secret"
+                )
+            if now_s - asked_s > _REPEAT_S:
+                asked_s = now_s
+                for begin in self._under_way or {0}:
+                    self._ask(begin)
+
+    def _take(self, answer: dict[str, Any], piece: bytes) -> bool:
+        """Take a piece; return whether all are there and right."""
+        begin, size = int(answer["begin"]), int(answer["size"])
+        if answer["sha256"] != self._sha256:  # the first answer, or another content has taken its place
+            self._sha256, self._data = str(answer["sha256"]), bytearray(size)
+            self._missing, self._under_way = deque(range(0, max(1, size), PIECE_BYTES)), set()
+            if begin in self._missing:
+                self._missing.remove(begin)
+                self._under_way.add(begin)
+        if begin in self._under_way:
+            self._under_way.remove(begin)
+            self._data[begin : begin + len(piece)] = piece
+        while self._missing and len(self._under_way) < WINDOW:
+            self._under_way.add(self._missing[0])
+            self._ask(self._missing.popleft())
+        if self._under_way:
+            return False
+        if hashlib.sha256(self._data).hexdigest() != self._sha256:
+            raise CommunicationError(f"{self._name} from {self._source.host} arrived damaged (SHA-256 differs)")
+        return True
+
+    def _ask(self, begin: int) -> None:
+        self._asking.send_multipart([json.dumps([self._name, begin]).encode()])

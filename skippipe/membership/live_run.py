@@ -1,0 +1,111 @@
+"""How a process that comes later finds a run that is under way: by what its members left in a file or in a store."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from pydantic import ValidationError
+
+from skippipe.errors import CommunicationError, SkipPipeError
+from skippipe.membership.epoch import Checked, Member
+from skippipe.membership.exchange import Source, fetch
+from skippipe.membership.keys import run_keys
+
+logger = logging.getLogger(__name__)
+MEMBERS_FILE: Final = "members.json"
+FACTS: Final = "run"
+"""Under which name every member's exchange has what a newcomer needs to know of the run."""
+_CONNECT_S = 2.0
+"""How long one member may take to answer: a host that is gone refuses nothing."""
+_ANSWER_S = 5.0
+_MOST_AT_ONCE = 32
+
+
+class Contacts(Checked):
+    """Where members of a run can be reached, and what proves that one belongs to it."""
+
+    format: Literal["skippipe.members/1"] = "skippipe.members/1"
+    secret: str
+    members: tuple[Member, ...]
+
+    def keep(self, run_dir: Path) -> None:
+        """Write them into the run directory, readable for this user alone; a failure is logged."""
+        path = run_dir / MEMBERS_FILE
+        aside = path.with_name(f".{MEMBERS_FILE}.{os.getpid()}.tmp")
+        try:
+            with suppress(FileNotFoundError):
+                aside.unlink()
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(self.model_dump_json(indent=1) + "\n")
+            aside.rename(path)
+        except OSError as reason:
+            logger.warning("%s: cannot be written (%s); who comes later has to be told", path, reason.strerror)
+
+
+class LiveRun(NamedTuple):
+    """A run that is under way."""
+
+    secret: str
+    members: Sequence[Member]
+    """Those that answer."""
+    facts: bytes
+    """What one of them says of the run."""
+
+    @property
+    def contacts(self) -> Contacts:
+        """How its members can be reached."""
+        return Contacts(secret=self.secret, members=tuple(self.members))
+
+
+def kept_contacts(run_dir: Path) -> list[str]:
+    """Return the text that the members left in the run directory, if they did."""
+    try:
+        return [(run_dir / MEMBERS_FILE).read_text(encoding="utf-8")]
+    except (OSError, ValueError):
+        return []
+
+
+def find_live_run(texts: Iterable[str]) -> LiveRun | None:
+    """Return the run that a member of these `Contacts`, as JSON, belongs to; None where nobody answers any more."""
+    members: dict[str, dict[str, Member]] = {}
+    for text in texts:
+        with suppress(ValidationError):
+            contacts = Contacts.model_validate_json(text)
+            members.setdefault(contacts.secret, {}).update({each.incarnation: each for each in contacts.members})
+    for secret, known in members.items():
+        answering = _answering([*known.values()])
+        for member in answering:
+            facts = _facts(secret, member)
+            if facts is not None:
+                return LiveRun(secret, answering, facts)
+    return None
+
+
+def _facts(secret: str, member: Member) -> bytes | None:
+    try:
+        return fetch(Source(member.host, member.data_port), run_keys(secret), FACTS, _ANSWER_S)
+    except CommunicationError as silence:  # another program has that port by now
+        logger.info("%s", silence)
+    except SkipPipeError as wrong:
+        logger.info("%s: %s", member.name, wrong)
+    return None
+
+
+def _answering(members: Sequence[Member]) -> list[Member]:
+    def answers(member: Member) -> bool:
+        try:
+            with socket.create_connection((member.host, member.data_port), _CONNECT_S):
+                return True
+        except OSError:
+            return False
+
+    if not members:
+        return []
+    with ThreadPoolExecutor(min(len(members), _MOST_AT_ONCE)) as pool:
+        return [member for member, up in zip(members, pool.map(answers, members), strict=True) if up]

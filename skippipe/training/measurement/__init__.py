@@ -1,0 +1,1 @@
+"""What a run measures of itself: memory, the time of tasks, and how well the devices are used."""

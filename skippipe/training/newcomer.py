@@ -1,0 +1,157 @@
+"""A process that comes into a run under way: it prepares by itself, is taken in, and trains with the others."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
+from skippipe.config.experiment import Experiment
+from skippipe.data.samples import SampleOrder
+from skippipe.errors import CommunicationError, ConfigError, DataError, EpochEndedError, InputError, StoppedError
+from skippipe.membership.addresses import own_address
+from skippipe.membership.epoch import Epoch
+from skippipe.membership.exchange import Source, fetch
+from skippipe.membership.keys import run_keys
+from skippipe.membership.live_run import LiveRun, find_live_run
+from skippipe.membership.membership import Membership
+from skippipe.model.architecture import experiment_model
+from skippipe.model.device import choose_device
+from skippipe.runtime.local_runner import LocalRunner
+from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.runner_factory import make_stage
+from skippipe.runtime.runner_options import runner_options
+from skippipe.training.loop import Trainer, TrainingSummary
+from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
+from skippipe.training.measurement.peak_memory import PeakMemory
+from skippipe.training.recovery.run_facts import RunFacts
+from skippipe.training.recovery.run_recovery import STATE, RunRecovery, in_membership, open_membership
+from skippipe.training.recovery.stage_state import StageState
+from skippipe.training.run_owner import RunOwner
+from skippipe.training.signals import StopSignal
+from skippipe.training.startup import (
+    agreed_settings,
+    check_same_settings,
+    check_start,
+    installed_versions,
+    open_tokens,
+)
+from skippipe_scheduler.files import parse, parse_json
+
+logger = logging.getLogger(__name__)
+
+
+def train_newcomer(experiment: Experiment, context: DistributedContext, stop: StopSignal) -> TrainingSummary | None:
+    """Join the run that `context.live_run` names and train with its members until its end.
+
+    Returns None where the run has ended before this process was in it; else as `skippipe.training.loop.train`.
+    """
+    live = context.live_run
+    assert live is not None
+    content = parse_json(live.facts, "what the run tells", InputError)
+    facts = parse(RunFacts, content, "what the run tells", InputError)
+    plans = PlanSet.from_json(facts.plans)
+    own = _own_node(plans, context.rank)
+    _check_alike(experiment, facts, own)
+    host = own_address(live.members[0].host, live.members[0].port)
+    with open_membership(experiment, own, host, live.secret) as (membership, exchange):
+        recovery = RunRecovery(experiment, plans, context, membership, exchange, live.secret)
+        with in_membership(context, membership), _trainer(experiment, facts, plans, context, recovery) as trainer:
+            trainer.giver = lambda: _fetch_state(membership, plans, live.secret, experiment.recovery.silence_s)
+            logger.info("%s is ready, and asks to be taken in", own)
+            epoch = _join(membership, live, stop)
+            if epoch is None:
+                return _finished(experiment, context)
+            recovery.come(trainer, epoch)
+            summary = trainer.run(stop)
+            context.finish()
+        membership.leave()
+    return summary
+
+
+def _own_node(plans: PlanSet, rank: int) -> str:
+    nodes = plans.main.nodes
+    if rank >= len(nodes):
+        raise ConfigError(f"this process is rank {rank}, the run under way has {len(nodes)} nodes: {', '.join(nodes)}")
+    return nodes[rank]
+
+
+def _check_alike(experiment: Experiment, facts: RunFacts, own: str) -> None:
+    """Raise `ConfigError` where this process was started with something else than the run."""
+    for package, version in installed_versions().items():
+        theirs = str(getattr(facts, package))
+        if version != theirs:
+            raise ConfigError(
+                f"{own} has {package} {version}, the run under way {theirs}; install the same on every host"
+            )
+    check_same_settings(agreed_settings(experiment), f"on {own}", facts.settings, "in the run under way")
+
+
+@contextmanager
+def _trainer(
+    experiment: Experiment, facts: RunFacts, plans: PlanSet, context: DistributedContext, recovery: RunRecovery
+) -> Iterator[Trainer]:
+    """Give the trainer of this process's node, which so far is connected to nobody and has no state."""
+    training, config = experiment.training, experiment_model(experiment)
+    own = plans.main.nodes[context.rank]
+    device_type = check_start(experiment, plans.main, context).device_types[0]
+    hardware = facts.trainer.hardware(plans.main.nodes, own, device_type)
+    cache = open_tokens(experiment, config.vocab_size, context)
+    if cache.fingerprint != facts.trainer.fingerprint:
+        raise DataError(
+            f"data: {own} has other tokens ({cache.fingerprint}) than the run under way ({facts.trainer.fingerprint}); "
+            "give every host the same corpus"
+        )
+    order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
+    device = choose_device(training.device, context.local_rank)
+    estimates = estimate_memory(experiment, plans, hardware.device_types)
+    options = runner_options(experiment, config, context)
+    index = plans.main.stage_of[own]
+    stage = make_stage(plans.main, index, config, experiment.seed, options)
+    runner = LocalRunner(plans, {index: stage}, options)
+    runner.rank = context.rank
+    memory = MemoryReport(estimates, PeakMemory(device), context.rank)
+    owner = RunOwner(experiment.run_path)
+    with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
+        trainer.wandb_id = facts.trainer.wandb_id
+        yield trainer
+
+
+def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | None:
+    """Wait until the members take this process in, at the end of a step; return None where nobody is left of them."""
+    contacts = [(member.host, member.port) for member in live.members]
+    while True:
+        try:
+            return membership.join(contacts, time_limits.JOIN_LOOK_S)
+        except CommunicationError as waiting:
+            logger.info("%s", waiting)
+        if stop.requested:
+            raise StoppedError("stopped while it waited to be taken into the run")
+        if find_live_run([live.contacts.model_dump_json()]) is None:
+            return None
+
+
+def _fetch_state(membership: Membership, plans: PlanSet, secret: str, silence_s: float) -> StageState:
+    """Return the state of this process's stage from one that holds it; raise `EpochEndedError` where none is left."""
+    own, main = membership.own.name, plans.main
+    holders = set(main.stages[main.stage_of[own]].nodes) - {own}
+    while True:
+        for member in membership.members:
+            if member.name in holders:
+                content = fetch(Source(member.host, member.data_port), run_keys(secret), STATE, silence_s)
+                if content is not None:
+                    return StageState.from_bytes(content)
+        if membership.ending is not None:
+            raise EpochEndedError(membership.ending)
+        time.sleep(time_limits.STORE_POLL_S)
+
+
+def _finished(experiment: Experiment, context: DistributedContext) -> TrainingSummary | None:
+    """Return how the run ended, where it has done all its steps."""
+    checkpoint = latest_checkpoint(experiment.run_path)
+    if checkpoint is None or (metadata := read_metadata(checkpoint)).step < experiment.training.max_steps:
+        return None
+    step = metadata.step
+    return TrainingSummary(step, step, metadata.tokens, None, False, None, None, context.rank)

@@ -1,0 +1,75 @@
+"""Contents that one process has ready for others."""
+
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from member_processes import SECRET
+
+from skippipe.errors import CommunicationError
+from skippipe.membership.epoch import Member
+from skippipe.membership.exchange import PIECE_BYTES, Exchange, Source, fetch
+from skippipe.membership.keys import run_keys
+from skippipe.membership.live_run import FACTS, Contacts, find_live_run, kept_contacts
+
+KEYS = run_keys(SECRET)
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    opened = Exchange(KEYS)
+    yield opened
+    opened.close()
+
+
+def fetched(exchange: Exchange, name: str) -> bytes | None:
+    return fetch(Source("127.0.0.1", exchange.port), KEYS, name, 5.0)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, 20 * PIECE_BYTES + 7])
+def test_contents_arrive_as_they_were_offered(exchange: Exchange, size: int) -> None:
+    content = random.Random(size).randbytes(size)
+    exchange.offer("weights", content)
+    assert fetched(exchange, "weights") == content
+
+
+def test_a_content_is_made_once_and_gone_when_withdrawn(exchange: Exchange) -> None:
+    made: list[str] = []
+
+    def make() -> bytes:
+        made.append("once")
+        return b"state"
+
+    exchange.offer_made("state", make)
+    assert [fetched(exchange, "state"), fetched(exchange, "state")] == [b"state"] * 2
+    assert made == ["once"]
+    exchange.withdraw("state")
+    assert fetched(exchange, "state") is None
+    assert exchange.asked_within("state", 5.0)
+    assert not exchange.asked_within("other", 5.0)
+
+
+def test_strangers_and_the_dead_give_no_answer(exchange: Exchange) -> None:
+    exchange.offer("weights", b"secret")
+    source = Source("127.0.0.1", exchange.port)
+    with pytest.raises(CommunicationError, match="same secret"):
+        fetch(source, run_keys("the secret of somebody else"), "weights", 0.3)
+
+
+def test_a_run_is_found_by_a_member_that_answers(exchange: Exchange, tmp_path: Path) -> None:
+    assert find_live_run(kept_contacts(tmp_path)) is None
+    with socket.socket() as nobody:  # bound, but it does not listen
+        nobody.bind(("127.0.0.1", 0))
+        places = {"gone": nobody.getsockname()[1], "here": exchange.port}
+        members = tuple(
+            Member(name=name, host="127.0.0.1", port=1, incarnation=f"{number:032x}", data_port=port)
+            for number, (name, port) in enumerate(places.items())
+        )
+        contacts = Contacts(secret=SECRET, members=members)
+        contacts.keep(tmp_path)
+        exchange.offer(FACTS, b"what it is")
+        found = find_live_run(["no contacts at all", *kept_contacts(tmp_path)])
+    assert found is not None
+    assert ([member.name for member in found.members], found.facts) == (["here"], b"what it is")
