@@ -1,4 +1,4 @@
-"""The `skippipe` command. Each command lives in a file of its own and is imported only when it is called."""
+"""The `skippipe` command. Commands live in files of their own and are imported only when they are called."""
 
 import importlib
 import os
@@ -20,6 +20,7 @@ COMMANDS = {
     "simulate": "Replay a plan exactly.",
     "profile": "Measure nodes and links (under torchrun); write a cluster file.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
+    "join": "Come into a run that is under way, as one of its nodes.",
     "evaluate": "Perplexity against the share of depth kept.",
     "generate": "Text from a model of which a part runs.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
@@ -28,6 +29,9 @@ COMMANDS = {
     "config": "Say what every key of an experiment or another file means.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
+
+BESIDE = {"join": "train"}
+"""Commands that live in the file of another one."""
 
 
 class LazyGroup(click.Group):
@@ -41,8 +45,8 @@ class LazyGroup(click.Group):
         """Import and return one command."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"skippipe.cli.commands.{cmd_name}_command")
-        command: click.Command = module.command
+        module = importlib.import_module(f"skippipe.cli.commands.{BESIDE.get(cmd_name, cmd_name)}_command")
+        command: click.Command = getattr(module, cmd_name if cmd_name in BESIDE else "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

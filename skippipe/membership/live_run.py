@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from skippipe.errors import CommunicationError, SkipPipeError
 from skippipe.membership.epoch import Checked, Member
@@ -85,6 +85,25 @@ def find_live_run(texts: Iterable[str]) -> LiveRun | None:
             if facts is not None:
                 return LiveRun(secret, answering, facts)
     return None
+
+
+def ask_member(host: str, data_port: int, secret: str) -> LiveRun:
+    """Return the run that the member with an exchange at this place belongs to.
+
+    Raises:
+        CommunicationError: nobody of that run answers there.
+    """
+    facts = fetch(Source(host, data_port), run_keys(secret), FACTS, _ANSWER_S)
+    if facts is None:
+        raise CommunicationError(f"{host}:{data_port}: the run there has not begun; try again in a moment")
+    members = _AnyFacts.model_validate_json(facts).members
+    return LiveRun(secret, members, facts)
+
+
+class _AnyFacts(BaseModel):
+    """What every version of the facts of a run has."""
+
+    members: tuple[Member, ...]
 
 
 def _facts(secret: str, member: Member) -> bytes | None:

@@ -618,6 +618,8 @@ class Trainer:
         attention = attention_in_use(next(iter(self.runner.stages.values())).body.config)
         say(f"computing on {self.hardware.devices} in {self.experiment.training.dtype}, attention {attention}")
         say(self.memory.table())
+        if self.recovery is not None:
+            say(self.recovery.invitation)
         say(str(WandbPlace.of(self.experiment.logging.wandb, self.run_dir)))
         if self.step:
             say(f"continuing after step {self.step}")

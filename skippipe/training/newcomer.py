@@ -50,8 +50,7 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
     """
     live = context.live_run
     assert live is not None
-    content = parse_json(live.facts, "what the run tells", InputError)
-    facts = parse(RunFacts, content, "what the run tells", InputError)
+    facts = read_facts(live)
     plans = PlanSet.from_json(facts.plans)
     own = _own_node(plans, context.rank)
     _check_alike(experiment, facts, own)
@@ -71,6 +70,12 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
     return summary
 
 
+def read_facts(live: LiveRun) -> RunFacts:
+    """Return what a member tells of a run; raise `InputError` where it is of another version."""
+    content = parse_json(live.facts, "what the run tells", InputError)
+    return parse(RunFacts, content, "what the run tells", InputError)
+
+
 def _own_node(plans: PlanSet, rank: int) -> str:
     nodes = plans.main.nodes
     if rank >= len(nodes):
@@ -81,12 +86,13 @@ def _own_node(plans: PlanSet, rank: int) -> str:
 def _check_alike(experiment: Experiment, facts: RunFacts, own: str) -> None:
     """Raise `ConfigError` where this process was started with something else than the run."""
     for package, version in installed_versions().items():
-        theirs = str(getattr(facts, package))
-        if version != theirs:
+        needed = str(getattr(facts, package))
+        if version != needed:
             raise ConfigError(
-                f"{own} has {package} {version}, the run under way {theirs}; install the same on every host"
+                f"{own} has {package} {version}, the run under way {needed}; install the same on every host"
             )
-    check_same_settings(agreed_settings(experiment), f"on {own}", facts.settings, "in the run under way")
+    theirs = agreed_settings(Experiment.model_validate(facts.experiment))
+    check_same_settings(agreed_settings(experiment), f"on {own}", theirs, "in the run under way")
 
 
 @contextmanager

@@ -61,11 +61,22 @@ class Run:
         self.ranks = [self.start(rank, f"lossy-{rank}.txt") for rank in range(WORLD_SIZE)]
 
     def start(self, rank: int, output: str, **environment: str) -> ForkedProcess:
-        """Start one process."""
+        """Start one process as a launcher does."""
         place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
         values = {key: str(value) for key, value in place.items()} | environment
+        return self._start(["train", *self.arguments], output, values)
+
+    def join(self, output: str) -> ForkedProcess:
+        """Start a process that has nothing but a member's address and the secret."""
+        contacts = json.loads((self.experiment.run_path / "members.json").read_text())
+        member = contacts["members"][0]
+        place = f"{member['host']}:{member['data_port']}"
+        elsewhere = f"run_dir={self.folder / 'elsewhere'}"
+        return self._start(["join", place, elsewhere], output, {"SKIPPIPE_SECRET": contacts["secret"]})
+
+    def _start(self, arguments: list[str], output: str, environment: dict[str, str]) -> ForkedProcess:
         path = self.folder / output
-        process = preloaded().Process(target=run_skippipe, args=(["train", *self.arguments], path, values))
+        process = preloaded().Process(target=run_skippipe, args=(arguments, path, environment))
         process.start()
         return ForkedProcess(process, path)
 
@@ -128,15 +139,21 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     run.ranks[dead].process.join(LIMIT_S)
     run.ranks.append(run.start(dead, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
     run.wait_for_lines("events.jsonl", 2)
+    run.ranks[1].signal(signal.SIGKILL)
+    run.wait_for_lines("events.jsonl", 3)
+    run.ranks.append(run.join("joined.txt"))
+    run.wait_for_lines("events.jsonl", 4)
     codes = run.finish()
-    assert codes == [-signal.SIGKILL if rank == dead else 75 for rank in range(WORLD_SIZE + 1)]
-    lost, joined = run.events
+    assert codes == [-signal.SIGKILL if rank in (dead, 1) else 75 for rank in range(WORLD_SIZE + 2)]
+    lost, joined, *others = run.events
     assert (lost["lost"], lost["joined"]) == ([victim], [])
     assert (joined["lost"], joined["joined"]) == ([], [victim])
+    assert [(event["lost"], event["joined"]) for event in others] == [(["node-1"], []), ([], ["node-1"])]
     assert lost["recovery_s"] < 10
     assert lost["step"] == FATAL_STEP - 1
     plans = [load_plan(path) for path in sorted((run.experiment.run_path / "epochs").iterdir())]
-    assert [set(plan.nodes) for plan in plans] == [{*replicated_plan().nodes} - {victim}, {*replicated_plan().nodes}]
+    nodes = {*replicated_plan().nodes}
+    assert [{*plan.nodes} for plan in plans] == [nodes - {victim}, nodes, nodes - {"node-1"}, nodes]
     assert (run.experiment.run_path / "members.json").stat().st_mode & 0o077 == 0
     found = losses(run.experiment.run_path)
     assert found == pytest.approx(reference_losses(run, len(found)), abs=1e-5)

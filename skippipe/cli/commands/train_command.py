@@ -1,4 +1,4 @@
-"""`skippipe train`: train along a plan, under torchrun or in one process."""
+"""`skippipe train` and `skippipe join`: train along a plan, from the start or with those who train already."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,14 +33,37 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
         if print_config:
             click.echo(to_yaml(experiment), nl=False)
             return
-        from skippipe.monitor.terminal import say
         from skippipe.training.train_experiment import train_experiment
 
         summary = train_experiment(experiment, plan_path, stop)
-        if summary.rank == 0:
-            say(_last_line(summary))
-        if summary.stopped:
-            raise SystemExit(StoppedError.exit_code)
+        _end(summary)
+
+
+@click.command("join")
+@click.argument("place")
+@click.option("--node", help="Which node of the run this process is; one that is missing where not given.")
+@click.argument("overrides", nargs=-1)
+def join(place: str, node: str | None, overrides: tuple[str, ...]) -> None:
+    """Come into a run that is under way with recovery.enabled, and train with its members until the end.
+
+    PLACE is HOST:PORT of any member, with the run's secret in SKIPPIPE_SECRET; or the run's directory, or a copy of its
+    members.json. The experiment comes from the run; OVERRIDES are key.sub=value for what differs on this host, such as
+    run_dir, data.paths or training.device.
+    """
+    with StopSignal(at_once=True) as stop:
+        from skippipe.training.joining import join_run
+
+        _end(join_run(place, node, overrides, stop))
+
+
+def _end(summary: "TrainingSummary") -> None:
+    """Say how a training ended, and end with the code for it."""
+    from skippipe.monitor.terminal import say
+
+    if summary.rank == 0:
+        say(_last_line(summary))
+    if summary.stopped:
+        raise SystemExit(StoppedError.exit_code)
 
 
 def _last_line(summary: "TrainingSummary") -> str:

@@ -33,8 +33,10 @@ class RunFacts(StrictModel):
 
     skippipe: str
     torch: str
-    settings: dict[str, Any]
-    """The keys that all members must have alike, in dotted form."""
+    experiment: dict[str, Any]
+    """That of the member that tells it."""
+    cluster: str
+    """The text of its cluster file."""
     plans: str
     """The set of plans for all nodes, as `PlanSet.to_json` writes it."""
     members: tuple[Member, ...] = Field(min_length=1)

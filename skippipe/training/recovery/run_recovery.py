@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch._C._distributed_c10d import Store
@@ -26,8 +27,8 @@ from skippipe.training.recovery.membership_record import MembershipChange, recor
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
 from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
 from skippipe.training.recovery.stage_state import StageState
-from skippipe.training.startup import agreed_settings, installed_versions
-from skippipe_scheduler.files import parse
+from skippipe.training.startup import installed_versions
+from skippipe_scheduler.files import parse, read_text
 
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Epoch, Member
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MOST_TRIES = 10
 """Epochs in a row in which no step was finished: as many losses at a time are no accident."""
+SECRET = "SKIPPIPE_SECRET"
+"""Environment variable with the secret of a run, for who comes from a host that shares nothing with it."""
 STATE = "stage-state"
 """Under which name a process's exchange has its `StageState` at the beginning of an epoch."""
 
@@ -87,11 +90,18 @@ class RunRecovery:
         self._exchange = exchange
         self._secret = secret
         self._hosted: Store | None = None
+        self._cluster = read_text(Path(experiment.cluster), InputError)
 
     @property
     def applicants(self) -> bool:
         """Whether somebody waits to be taken in."""
         return bool(self._membership.applicants)
+
+    @property
+    def invitation(self) -> str:
+        """How others come into the run."""
+        own = self._membership.own
+        return f"others come in with: skippipe join {own.host}:{own.data_port} ({SECRET}: see members.json of this run)"
 
     def publish(self, trainer: Recoverable, *, arrived: bool = False) -> None:
         """Have ready what a process needs that comes later, where it will look for it.
@@ -103,7 +113,8 @@ class RunRecovery:
         members = tuple(self._membership.members)
         facts = RunFacts(
             **installed_versions(),
-            settings=agreed_settings(self._experiment),
+            experiment=self._experiment.model_dump(mode="json"),
+            cluster=self._cluster,
             plans=self._plans.to_json(),
             members=members,
             trainer=trainer.facts(),
@@ -244,7 +255,7 @@ def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedCo
         return
     from skippipe.membership.epoch import Member
 
-    launch_secret = secrets.token_hex(32) if context.rank == 0 else ""
+    launch_secret = os.environ.get(SECRET) or secrets.token_hex(32) if context.rank == 0 else ""
     host = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     secret = all_gather_json(context, Topic.MEMBERSHIP_KEY, lambda: launch_secret)[0]
     with open_membership(experiment, plans.main.nodes[context.rank], host, secret) as (membership, exchange):

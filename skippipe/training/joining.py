@@ -1,0 +1,88 @@
+"""Coming into a run from its members' contacts alone: `skippipe join`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from skippipe.config.experiment import Experiment
+from skippipe.config.experiment_file import parse_overrides, validate_experiment
+from skippipe.errors import CommunicationError, ConfigError, InputError
+from skippipe.membership.live_run import MEMBERS_FILE, LiveRun, ask_member, find_live_run
+from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.watch import open_watch
+from skippipe.training.loop import TrainingSummary
+from skippipe.training.newcomer import read_facts, train_newcomer
+from skippipe.training.recovery.run_facts import RunFacts
+from skippipe.training.recovery.run_recovery import SECRET
+from skippipe.training.signals import StopSignal
+from skippipe_scheduler.errors import nearest
+from skippipe_scheduler.files import read_text, write_atomically
+
+
+def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopSignal) -> TrainingSummary:
+    """Join the run at `place` as one of its nodes and train until its end.
+
+    Args:
+        place: HOST:PORT of a member (the secret is in the environment), a run directory or a file of contacts.
+        node: Name of the node; one that is missing at present where None.
+        overrides: `key.sub=value` for what differs on this host.
+        stop: What says that a signal came.
+
+    Returns:
+        How the training ended.
+
+    Raises:
+        InputError: There is no such place, node or file.
+        CommunicationError: No member answers, or the run ended before this process was in it.
+    """
+    live = _live_run(place)
+    facts = read_facts(live)
+    experiment = _experiment(facts, overrides)
+    nodes = PlanSet.from_json(facts.plans).main.nodes
+    rank = nodes.index(node or _missing_node(facts, nodes)) if node is None or node in nodes else -1
+    if rank < 0:
+        raise ConfigError(f"--node: the run has no node {node!r}; {nearest(str(node), [*nodes])}")
+    timeout_s, local_rank = experiment.comm.timeout_s, int(os.environ.get("LOCAL_RANK", "0"))
+    watch = open_watch(None, 0, os.environ, timeout_s, under_agent="TORCHELASTIC_RUN_ID" in os.environ)
+    with DistributedContext(rank, 1, local_rank, timeout_s, watch=watch, live_run=live) as context:
+        summary = train_newcomer(experiment, context, stop)
+    if summary is None:
+        raise CommunicationError(f"{place}: the run has ended before this process was in it")
+    return summary
+
+
+def _live_run(place: str) -> LiveRun:
+    host, colon, port = place.rpartition(":")
+    if colon and port.isdecimal() and not Path(place).exists():
+        secret = os.environ.get(SECRET)
+        if secret is None:
+            raise ConfigError(f"{SECRET} is not set; the run's secret is in RUN/{MEMBERS_FILE} on its members' hosts")
+        return ask_member(host.strip("[]"), int(port), secret)
+    path = Path(place)
+    path = path / MEMBERS_FILE if path.is_dir() else path
+    found = find_live_run([read_text(path, InputError)])
+    if found is None:
+        raise CommunicationError(f"{path}: no member of that run answers; it has ended, or cannot be reached from here")
+    return found
+
+
+def _experiment(facts: RunFacts, overrides: Sequence[str]) -> Experiment:
+    """Return the run's experiment with what differs here; its cluster file is kept where there is none of its name."""
+    merged = OmegaConf.merge(OmegaConf.create(facts.experiment), OmegaConf.create(parse_overrides(overrides)))
+    experiment = validate_experiment(OmegaConf.to_container(merged, resolve=True), "the run under way", overrides)
+    if Path(experiment.cluster).exists():
+        return experiment
+    kept = experiment.run_path.absolute() / "cluster.yaml"
+    write_atomically(kept, facts.cluster)
+    return experiment.model_copy(update={"cluster": str(kept)})
+
+
+def _missing_node(facts: RunFacts, nodes: Sequence[str]) -> str:
+    present = {member.name for member in facts.members}
+    missing = next((node for node in nodes if node not in present), None)
+    if missing is None:
+        raise ConfigError(f"all {len(nodes)} nodes of the run are there; --node names one that is about to be lost")
+    return missing
