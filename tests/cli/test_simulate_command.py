@@ -121,3 +121,42 @@ def test_times_of_another_cluster(plan: Plan, path: str, tmp_path: Path, capsys:
         main(["simulate", path, "--cluster", str(tmp_path / "cluster.yaml")])
     assert stop.value.code == 2
     assert "is not in both the cluster and the plan" in capsys.readouterr().err
+
+
+def test_a_trace_is_replayed_by_all_methods(path: str, plan: Plan, tmp_path: Path) -> None:
+    trace, page = tmp_path / "trace.csv", tmp_path / "churn.html"
+    iteration_s = plan.predicted.iteration_s
+    trace.write_text(f"time_s,node,event\n{iteration_s * 1.5},node-1,lost\n{iteration_s * 3},,end\n")
+    options = (path, "--churn", str(trace), "--evaluations", "0", "--lost-stage", "copy", "--cost", "detection=0.5")
+    content = printed_object(*options)["churn"]
+    ours = content["methods"]["in the run"]
+    assert ours["lost_s"]["interrupted work"] == pytest.approx(0.5 * iteration_s)
+    assert ours["lost_s"]["detection"] == 0.5
+    assert ours["useful_s"] + sum(ours["lost_s"].values()) == pytest.approx(3 * iteration_s)
+    text = output(*options, "--report", str(page))
+    assert f"{ours['goodput']:.1%}" in next(line for line in text.splitlines() if "goodput" in line)
+    assert "s, 1 loss, " in text
+    for name in content["methods"]:
+        assert name in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--mtbf", "9", "--churn", "t.csv"), "--churn and --mtbf: give a trace or a mean time"),
+        (("--cost", "restart=3"), "--cost: it belongs to a failure trace"),
+        (("--rejoin", "3"), "--rejoin: it belongs to a failure trace"),
+        (("--mtbf", "9", "--slow", "node-1=2"), "are of one iteration"),
+        (("--mtbf", "9", "--cost", "restart"), "--cost restart: expected NAME=SECONDS"),
+        (("--mtbf", "9", "--cost", "reboot=1"), "there is no such cost"),
+        (("--mtbf", "nan"), "--mtbf nan: expected a number"),
+        (("--churn", "missing.csv"), "the trace cannot be read"),
+    ],
+)
+def test_mistakes_about_traces_are_told(
+    options: tuple[str, ...], words: str, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["simulate", path, *options])
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err

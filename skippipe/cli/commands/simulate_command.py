@@ -1,4 +1,4 @@
-"""`skippipe simulate`: replay a plan exactly, or with jitter, slow nodes and nodes that are lost on the way."""
+"""`skippipe simulate`: replay a plan exactly, with jitter, slow and lost nodes, or a run of it over a failure trace."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skippipe.cli.churn import ChurnArguments, churn_options, simulate_churn
 from skippipe.cli.user_path import SEED, UserPath
 from skippipe.errors import ConfigError
 
@@ -32,9 +33,10 @@ MOST_NUMBER = 1e9
     "--jitter", "jitter_sigma", type=click.FloatRange(0, MOST_JITTER), default=0.0, help="Sigma of lognormal jitter."
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Iterations with jitter to summarise.")
-@click.option("--seed", type=SEED, default=0, help="Seed of the jitter (of the first sample).")
+@click.option("--seed", type=SEED, default=0, help="Seed of jitter (its first sample), or of losses.")
 @click.option("--slow", multiple=True, metavar="NODE=FACTOR", help="A node that computes FACTOR times as long.")
 @click.option("--lose", multiple=True, metavar="NODE=SECONDS", help="A node that is gone from this second on.")
+@churn_options
 def command(
     plan_path: Path,
     as_json: bool,
@@ -45,8 +47,12 @@ def command(
     seed: int,
     slow: tuple[str, ...],
     lose: tuple[str, ...],
+    **churn: Any,
 ) -> None:
-    """Replay the plan file PLAN: iteration time, critical path, utilisation and memory of each node."""
+    """Replay the plan file PLAN: iteration time, critical path, utilisation and memory of each node.
+
+    With --churn or --mtbf, replay a run of many iterations that loses nodes: its goodput, and what takes the rest.
+    """
     from skippipe_scheduler.plan.validate import load_plan
 
     if math.isnan(jitter_sigma):
@@ -61,6 +67,14 @@ def command(
         from skippipe_scheduler.problem.cluster import load_cluster
 
         plan = recost(plan, load_cluster(cluster_path))
+    arguments = ChurnArguments(**churn)
+    if arguments.wanted:
+        if jitter_sigma or slow or lose or trace is not None:
+            raise ConfigError(
+                "--churn and --mtbf go without --jitter, --slow, --lose and --trace: they are of one iteration"
+            )
+        _print(*simulate_churn(plan, arguments, seed), as_json=as_json)
+        return
     slowdown = dict(_node_number("--slow", entry, plan.nodes, "FACTOR", least=None) for entry in slow)
     conditions = {"slowdown": slowdown, "jitter_sigma": jitter_sigma, "seed": seed}
     if lose:
@@ -68,12 +82,16 @@ def command(
         summary, text = _with_loss(plan, lost_s, conditions, trace)
     else:
         summary, text = _complete(plan, conditions, trace, samples)
-    if as_json:
-        click.echo(json.dumps(summary))
-        return
+    _print(summary, text, as_json=as_json)
+
+
+def _print(summary: dict[str, Any], text: str, *, as_json: bool) -> None:
     from skippipe.monitor.terminal import say
 
-    say(text)
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        say(text)
 
 
 def _complete(

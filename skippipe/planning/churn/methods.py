@@ -1,0 +1,214 @@
+"""Four ways to live with losses: ours and those that it is compared with, each with what it assumes."""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import Literal
+
+from skippipe.planning.churn.churn_costs import BYTES_PER_PARAMETER, ChurnCosts
+from skippipe.planning.churn.surviving_paces import SurvivingPaces
+
+Cause = Literal[
+    "detection",
+    "agreement",
+    "planning",
+    "groups",
+    "state transfer",
+    "interrupted work",
+    "work since a checkpoint",
+    "fewer nodes",
+    "redundant work",
+    "checkpoints",
+    "restarts",
+    "rebuilding",
+    "waiting",
+]
+"""Why time is not useful: the first five before training goes on, the next two for work that is done again."""
+GoesBackTo = Literal["this instant", "step", "checkpoint"]
+"""Where training goes on after a loss: where it was, at the beginning of the step, or of the last checkpoint."""
+LostStageWay = Literal["copy", "routes_around", "checkpoint"]
+"""What ours does with a stage that nobody holds. "checkpoint": all wait for one of its nodes and begin from the
+checkpoint. "copy": they wait for it, and it gets the state that another node keeps in memory. "routes_around": until it
+is back, with that copy, routes leave the stage out where the rules allow it."""
+REDUNDANT_FACTOR = 151.04 / 91.35
+"""Iterations with redundant computation take this much longer: measured over slow links by CheckFree (table 2)."""
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What a loss leads to before training goes on."""
+
+    pauses: Mapping[Cause, float]
+    back_to: GoesBackTo
+    rebuilt: int = 0
+    """Stages whose weights are made up from others."""
+
+
+@dataclass(frozen=True)
+class RecoveryMethod:
+    """What the replay asks of a method; the subclasses say how it is answered."""
+
+    paces: SurvivingPaces
+    costs: ChurnCosts
+    checkpoint_interval_s: float
+    """Seconds of training between two checkpoints."""
+    parameters: float = 0.0
+    """Of the whole model, spread over its layers, for the time of state transfers; 0 for none."""
+    name: str = ""
+    slowdown: float = 1.0
+    """Factor on every iteration."""
+    joins_at_checkpoints: bool = False
+    """Whether a node that is back waits for the next checkpoint instead of the end of the step."""
+
+    def pace_s(self, members: Set[str]) -> float | None:
+        """Return the seconds of an iteration on these nodes, slowdown aside; None where they cannot go on."""
+        raise NotImplementedError
+
+    def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
+        """Return what follows when some of the members are lost."""
+        raise NotImplementedError
+
+    def join_pauses(self) -> Mapping[Cause, float]:
+        """Return what is paused for when nodes that are ready become members."""
+        raise NotImplementedError
+
+    def transfer_s(self, node: str, members: Set[str]) -> float:
+        """Return how long a node that is back takes to get its stage's weights and optimizer state, over the best link.
+
+        From a member with the same stage, or from any member where there is none: then one of them has the copy.
+        """
+        plan = self.paces.plan
+        stage = plan.stages[plan.stage_of[node]]
+        latency_s, gbit_per_s = plan.costs.latency_s, plan.costs.gbit_per_s
+        givers = [member for member in stage.nodes if member in members and member != node] or sorted(members - {node})
+        if not self.parameters or not givers or latency_s is None or gbit_per_s is None:
+            return 0.0
+        share = (stage.layers[1] - stage.layers[0]) / plan.num_layers
+        gbit = self.parameters * share * BYTES_PER_PARAMETER * 8e-9
+        return min(latency_s[giver][node] + gbit / gbit_per_s[giver][node] for giver in givers)
+
+    def lost_states(self, members: Set[str], lost: Set[str], *, copies: int) -> list[int]:
+        """Return the stages whose state goes with the lost nodes: nobody else holds it.
+
+        Beside its own nodes, so many members with the next stage (the first one again after the last) have a copy, and
+        one more where it has no nodes. Copies are made anew after a loss, before the next one.
+        """
+        plan = self.paces.plan
+        held = [[node for node in stage.nodes if node in members] for stage in plan.stages]
+        gone = []
+        for index, own in enumerate(held):
+            beside = next(filter(None, held[index + 1 :] + held[:index]), [])
+            holders = {*own, *beside[: copies + (not own) if copies else 0]}
+            if holders and holders <= lost:
+                gone.append(index)
+        return gone
+
+
+@dataclass(frozen=True)
+class InRunRecovery(RecoveryMethod):
+    """Ours: those left agree, plan and meet anew, and begin the interrupted step again (docs/recovery.md).
+
+    A node that is back gets its state while the others train, and is in at a step's end.
+    """
+
+    name: str = "in the run"
+    lost_stage: LostStageWay = "checkpoint"
+
+    def pace_s(self, members: Set[str]) -> float | None:
+        """Return what the planner finds for these nodes."""
+        return self.paces.iteration_s(members, "routes_around" if self.lost_stage == "routes_around" else "stop")
+
+    def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
+        """Return the protocol's parts; a state that nobody holds means a start from the checkpoint."""
+        costs = self.costs
+        pauses: dict[Cause, float] = {"detection": costs.detection, "agreement": costs.agreement}
+        if self.lost_states(members, lost, copies=int(self.lost_stage != "checkpoint")):
+            return Aftermath({**pauses, "restarts": costs.restart}, "checkpoint")
+        return Aftermath({**pauses, "planning": costs.planning, "groups": costs.groups}, "step")
+
+    def join_pauses(self) -> Mapping[Cause, float]:
+        """Return agreement and new connections; the plan is made while the state travels."""
+        return {"agreement": self.costs.agreement, "groups": self.costs.groups}
+
+
+@dataclass(frozen=True)
+class OthersMethod(RecoveryMethod):
+    """What is granted to all others: the same planner, and where a stage has no node, nodes that are placed anew.
+
+    An iteration then takes as long as in proportion to the nodes that are left, as long as there are as many as stages:
+    no real placement is better by much, and none of these methods promises one.
+    """
+
+    def pace_s(self, members: Set[str]) -> float | None:
+        """Return what the planner finds, or the time in proportion."""
+        plan = self.paces.plan
+        found_s = self.paces.iteration_s(members)
+        if found_s is None and len(members) >= len(plan.stages):
+            return plan.predicted.iteration_s * len(plan.nodes) / len(members)
+        return found_s
+
+    def join_pauses(self) -> Mapping[Cause, float]:
+        """Return new connections."""
+        return {"groups": self.costs.groups}
+
+
+@dataclass(frozen=True)
+class CheckpointRestart(OthersMethod):
+    """All processes end with any of them, are started again on the nodes there are, and begin from the checkpoint.
+
+    As torchrun does with a range of nodes. Nodes that are back are taken in by a restart right after the next
+    checkpoint, when nothing is lost by it.
+    """
+
+    name: str = "checkpoint-restart"
+    joins_at_checkpoints: bool = True
+
+    def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
+        """Return the restart from the last checkpoint."""
+        return Aftermath({"detection": self.costs.detection, "restarts": self.costs.restart}, "checkpoint")
+
+    def join_pauses(self) -> Mapping[Cause, float]:
+        """Return a restart."""
+        return {"restarts": self.costs.restart}
+
+    def transfer_s(self, node: str, members: Set[str]) -> float:
+        """Return 0: the state comes with the restart, from the checkpoint."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class RedundantComputation(OthersMethod):
+    """Bamboo (Thorpe et al., NSDI 2023): each node also computes for the next of its pipeline, and stands in for it.
+
+    After a loss nothing is done again, and only connections are made anew. A state is gone where all nodes of two
+    neighbouring stages are lost at once: then the last checkpoint. The price is `REDUNDANT_FACTOR`;
+    Bamboo's authors report less where pipelines have large bubbles.
+    """
+
+    name: str = "redundant computation"
+    slowdown: float = REDUNDANT_FACTOR
+
+    def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
+        """Return the short pause, or a restart."""
+        costs = self.costs
+        if self.lost_states(members, lost, copies=len(members)):
+            return Aftermath({"detection": costs.detection, "restarts": costs.restart}, "checkpoint")
+        return Aftermath({"detection": costs.detection, "groups": costs.groups}, "this instant")
+
+
+@dataclass(frozen=True)
+class StageRebuilding(OthersMethod):
+    """CheckFree (arXiv 2506.15461): a stage that nobody holds is the mean of its neighbours, by their gradient norms.
+
+    Not the first stage, nor two neighbours at once: then the last checkpoint. The interrupted step is done again. What
+    rebuilding costs in quality is not in the goodput: the paper has 7 to 9% more perplexity for 1.5 billion parameters.
+    """
+
+    name: str = "stage rebuilding"
+
+    def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
+        """Return the pause for new connections, for rebuilding, or for a restart."""
+        costs, gone = self.costs, self.lost_states(members, lost, copies=0)
+        if 0 in gone or any(index + 1 in gone for index in gone):
+            return Aftermath({"detection": costs.detection, "restarts": costs.restart}, "checkpoint")
+        pauses: dict[Cause, float] = {"detection": costs.detection, "groups": costs.groups}
+        return Aftermath({**pauses, **({"rebuilding": costs.rebuild} if gone else {})}, "step", rebuilt=len(gone))

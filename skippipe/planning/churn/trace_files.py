@@ -1,0 +1,134 @@
+"""Failure traces from files: a simple CSV of a plan's own nodes, and the formats of public traces of other machines."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from skippipe.errors import InputError
+from skippipe.planning.churn.failure_trace import SECONDS_PER_HOUR, FailureTrace, make_trace
+from skippipe.planning.churn.machine_counts import MachineChange, counts_as_changes, on_nodes
+from skippipe_scheduler.plan.plan import Plan
+
+HEADER = ("time_s", "node", "event")
+EVENTS = {"lost": False, "back": True}
+END = "end"
+MILLI = 1000.0
+TraceRow = tuple[str, tuple[str, ...]]
+"""Where a row is, and its cells."""
+FORMATS = (
+    "rows of time_s,node,lost|back|end; Bamboo's milliseconds,add|remove,node; seconds,machines; "
+    'date, time, machines; Sailor\'s [{"Time": s, "GPUs": n}]; CheckFree\'s {"node": [iteration, ...]}'
+)
+
+
+def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) -> FailureTrace:
+    """Read a trace for the nodes of a plan; the format follows from the content.
+
+    Args:
+        path: The file. A simple CSV (`time_s,node,event` with lost, back, and end without a node) names the plan's
+            nodes. Others tell of machines: `on_nodes` says what becomes of these.
+        plan: The plan.
+        rejoin_s: When a node is back whose loss alone the file has (CheckFree), in seconds.
+        seed: Chooses the nodes that stand for the machines.
+
+    Raises:
+        InputError: The file cannot be read, or something in it is wrong; the message names the line or the node.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        raise InputError(f"{path}: the trace cannot be read: {reason}") from None
+    if text.lstrip()[:1] in ("[", "{"):
+        return _from_json(text, path, plan, rejoin_s, seed)
+    rows = [
+        (f"{path}:{number}", tuple(cell.strip() for cell in line.split(",")))
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and tuple(line.strip().split(",")) != HEADER
+    ]
+    kinds = {row[1][-1] in (*EVENTS, END) for row in rows}
+    if kinds == {True}:
+        return _own_nodes(rows, path, plan)
+    return on_nodes(_machines(rows, path), plan, str(path), seed=seed)
+
+
+def _own_nodes(rows: Sequence[TraceRow], path: Path, plan: Plan) -> FailureTrace:
+    """Return the trace of rows time_s,node,event."""
+    events, end_s = [], None
+    for place, cells in rows:
+        time_s = _number(cells, 0, place)
+        if cells[-1] == END:
+            end_s = time_s
+        else:
+            events.append((time_s, _cell(cells, 1, place), EVENTS[cells[-1]]))
+    return make_trace(events, plan.nodes, end_s, str(path))
+
+
+def _machines(rows: Sequence[TraceRow], path: Path) -> list[MachineChange]:
+    """Return the changes of rows milliseconds,add|remove,machine, or the differences of counted machines."""
+    moved: dict[float, Counter[str]] = {}
+    counts: list[tuple[float, int]] = []
+    unit_s = SECONDS_PER_HOUR if path.stem.endswith("-hours") else 1.0
+    for place, cells in rows:
+        if _cell(cells, 1, place) in ("add", "remove"):
+            moved.setdefault(_number(cells, 0, place) / MILLI, Counter())[cells[1]] += 1
+        elif len(cells) == len(("date", "time", "machines")):
+            counts.append((_instant_s(cells, place), int(_number(cells, 2, place))))
+        else:
+            counts.append((_number(cells, 0, place) * unit_s, int(_number(cells, 1, place))))
+    if moved and counts:
+        raise InputError(f"{path}: some rows add and remove machines, others count them; one file has one format")
+    if not moved:
+        return counts_as_changes(counts)
+    return [MachineChange(time_s, kinds["remove"], kinds["add"]) for time_s, kinds in sorted(moved.items())]
+
+
+def _from_json(text: str, path: Path, plan: Plan, rejoin_s: float, seed: int) -> FailureTrace:
+    """Return the trace of Sailor's counts, or of CheckFree's iterations."""
+    try:
+        content = json.loads(text)
+        if isinstance(content, list):
+            counts = [(float(sample["Time"]), int(sample["GPUs"])) for sample in content]
+            return on_nodes(counts_as_changes(counts), plan, str(path), seed=seed)
+        failures = {int(node): [int(iteration) for iteration in listed] for node, listed in content.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as reason:
+        raise InputError(f"{path}: not a known trace ({reason}); known are {FORMATS}") from None
+    return _from_iterations(failures, path, plan, rejoin_s)
+
+
+def _from_iterations(failures: dict[int, list[int]], path: Path, plan: Plan, rejoin_s: float) -> FailureTrace:
+    """Return the trace of iterations at which nodes fail, the last of each list being the end.
+
+    Nodes are numbered stage by stage, so that those of a stage, which fail together there, do so here.
+    """
+    if not failures or sorted(failures) != list(range(len(failures))) or not all(failures.values()):
+        raise InputError(f"{path}: expected nodes 0, 1, 2, ... with the iterations at which each fails and the end")
+    iteration_s = plan.predicted.iteration_s
+    nodes = [node for stage in plan.stages for node in stage.nodes]
+    events: list[tuple[float, str, bool]] = []
+    for position, node in enumerate(nodes):
+        for iteration in failures[position * len(failures) // len(nodes)][:-1]:
+            lost_s = iteration * iteration_s
+            events += [(lost_s, node, False), (lost_s + rejoin_s, node, True)]
+    return make_trace(events, plan.nodes, failures[0][-1] * iteration_s, str(path))
+
+
+def _cell(cells: Sequence[str], index: int, place: str) -> str:
+    if index >= len(cells):
+        raise InputError(f"{place}: {','.join(cells)!r} is no row of a known trace; known are {FORMATS}")
+    return cells[index]
+
+
+def _number(cells: Sequence[str], index: int, place: str) -> float:
+    try:
+        return float(_cell(cells, index, place))
+    except ValueError:
+        raise InputError(f"{place}: {cells[index]!r} is not a number; known traces are {FORMATS}") from None
+
+
+def _instant_s(cells: Sequence[str], place: str) -> float:
+    try:
+        return datetime.fromisoformat(f"{cells[0]} {cells[1]}+00:00").timestamp()
+    except ValueError:
+        raise InputError(f"{place}: {cells[0]}, {cells[1]} is no date and time; known traces are {FORMATS}") from None
