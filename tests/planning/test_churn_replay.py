@@ -148,6 +148,14 @@ def test_state_travels_over_the_best_link_of_a_replica() -> None:
     assert InRunRecovery(PACES, COSTS, NEVER).transfer_s(FIRST, ALL - {FIRST}) == 0.0
 
 
+def test_all_wait_for_the_state_of_a_node_that_joins() -> None:
+    trace = FailureTrace(6 * WHOLE_S, changes((WHOLE_S, {FIRST}, set()), (2 * WHOLE_S, set(), {FIRST})))
+    ours = InRunRecovery(PACES, COSTS, NEVER, parameters=1e6)
+    transfer_s = ours.transfer_s(FIRST, ALL - {FIRST})
+    assert replay(trace, ours).lost_s["state transfer"] == pytest.approx(transfer_s)
+    assert "state transfer" not in replay(trace, RedundantComputation(PACES, COSTS, NEVER, parameters=1e6)).lost_s
+
+
 def lost_stage_run(method: RecoveryMethod) -> ReplayedRun:
     lost_s, back_s = 3.5 * WHOLE_S, 8.5 * WHOLE_S
     return replay(FailureTrace(20 * WHOLE_S, changes((lost_s, LOST_STAGE, set()), (back_s, set(), LOST_STAGE))), method)

@@ -67,8 +67,12 @@ class RecoveryMethod:
         """Return what follows when some of the members are lost."""
         raise NotImplementedError
 
-    def join_pauses(self) -> Mapping[Cause, float]:
-        """Return what is paused for when nodes that are ready become members."""
+    def prepare_s(self, node: str, members: Set[str]) -> float:
+        """Return how long a node that is back gets ready while the members train."""
+        return 0.0
+
+    def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
+        """Return what all pause for when nodes that are ready join the members."""
         raise NotImplementedError
 
     def transfer_s(self, node: str, members: Set[str]) -> float:
@@ -107,7 +111,7 @@ class RecoveryMethod:
 class InRunRecovery(RecoveryMethod):
     """Ours: those left agree, plan and meet anew, and begin the interrupted step again (docs/recovery.md).
 
-    A node that is back gets its state while the others train, and is in at a step's end.
+    A node that is back is in at a step's end; the others wait while it gets its state.
     """
 
     name: str = "in the run"
@@ -125,9 +129,15 @@ class InRunRecovery(RecoveryMethod):
             return Aftermath({**pauses, "restarts": costs.restart}, "checkpoint")
         return Aftermath({**pauses, "planning": costs.planning, "groups": costs.groups}, "step")
 
-    def join_pauses(self) -> Mapping[Cause, float]:
-        """Return agreement and new connections; the plan is made while the state travels."""
-        return {"agreement": self.costs.agreement, "groups": self.costs.groups}
+    def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
+        """Return the parts of a new epoch, and the transfer of state that all wait for; the whole plan is known."""
+        costs = self.costs
+        return {
+            "agreement": costs.agreement,
+            "planning": 0.0 if joining | members == {*self.paces.plan.nodes} else costs.planning,
+            "groups": costs.groups,
+            "state transfer": max(self.transfer_s(node, members) for node in joining),
+        }
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,11 @@ class OthersMethod(RecoveryMethod):
             return plan.predicted.iteration_s * len(plan.nodes) / len(members)
         return found_s
 
-    def join_pauses(self) -> Mapping[Cause, float]:
+    def prepare_s(self, node: str, members: Set[str]) -> float:
+        """Return the transfer of state, which nobody waits for."""
+        return self.transfer_s(node, members)
+
+    def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
         """Return new connections."""
         return {"groups": self.costs.groups}
 
@@ -166,13 +180,13 @@ class CheckpointRestart(OthersMethod):
         """Return the restart from the last checkpoint."""
         return Aftermath({"detection": self.costs.detection, "restarts": self.costs.restart}, "checkpoint")
 
-    def join_pauses(self) -> Mapping[Cause, float]:
-        """Return a restart."""
-        return {"restarts": self.costs.restart}
-
-    def transfer_s(self, node: str, members: Set[str]) -> float:
+    def prepare_s(self, node: str, members: Set[str]) -> float:
         """Return 0: the state comes with the restart, from the checkpoint."""
         return 0.0
+
+    def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
+        """Return a restart."""
+        return {"restarts": self.costs.restart}
 
 
 @dataclass(frozen=True)

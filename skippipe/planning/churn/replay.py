@@ -110,9 +110,9 @@ class _RunInTime:
             self.rebuilt_stages += aftermath.rebuilt
             self.pauses = [*aftermath.pauses.items()]
         for node in change.back:
-            self.ready_s[node] = self.now_s + self.method.transfer_s(node, self.members)
-        if lost:
-            self._admit()
+            self.ready_s[node] = self.now_s + self.method.prepare_s(node, self.members)
+        if lost and self.method.joins_at_checkpoints:
+            self._take_in()  # by the restart that follows anyway
 
     def go_on_until(self, end_s: float) -> None:
         """Pause, wait and train until an instant."""
@@ -126,13 +126,16 @@ class _RunInTime:
             else:
                 self._train(pace_s, end_s)
 
-    def _admit(self) -> bool:
-        """Make members of the nodes that are ready; say whether there were any."""
-        ready = {node for node, ready_s in self.ready_s.items() if ready_s <= self.now_s}
+    def _take_in(self) -> dict[Cause, float] | None:
+        """Make members of the nodes that are ready; return the pauses for that, None where there are none."""
+        ready = frozenset(node for node, ready_s in self.ready_s.items() if ready_s <= self.now_s)
+        if not ready:
+            return None
+        pauses = self.method.join_pauses(ready, self.members)
         self.members |= ready
         for node in ready:
             del self.ready_s[node]
-        return bool(ready)
+        return {cause: pause_s for cause, pause_s in pauses.items() if pause_s > 0}
 
     def _pause(self, end_s: float) -> None:
         cause, left_s = self.pauses.pop(0)
@@ -142,13 +145,14 @@ class _RunInTime:
         self._stand_still(cause, until_s)
         if cause == "checkpoints" and not self.pauses:
             self.keep()
-            if self.method.joins_at_checkpoints and self._admit():
-                self.pauses = [*self.method.join_pauses().items()]
+            if self.method.joins_at_checkpoints:
+                self.pauses += (self._take_in() or {}).items()
 
     def _wait(self, end_s: float) -> None:
         """Wait for a node with which the run can go on; it gets its state meanwhile."""
-        if self._admit():
-            self.pauses = [*self.method.join_pauses().items()]
+        pauses = self._take_in()
+        if pauses is not None:
+            self.pauses += pauses.items()
         else:
             cause: Cause = "state transfer" if self.ready_s else "waiting"
             self._stand_still(cause, min([end_s, *self.ready_s.values()]))
@@ -165,8 +169,8 @@ class _RunInTime:
         self._advance(min(end_s, join_s, checkpoint_s))
         if self.now_s == checkpoint_s:
             self.pauses.append(("checkpoints", method.costs.checkpoint))
-        elif self.now_s == join_s and self._admit():
-            self.pauses += method.join_pauses().items()
+        elif self.now_s == join_s:
+            self.pauses += (self._take_in() or {}).items()
 
     def _set_pace(self, pace_s: float) -> None:
         self.step_s = pace_s * self.method.slowdown
