@@ -196,6 +196,11 @@ def _make_room(record: logging.LogRecord) -> bool:
     return True
 
 
+def start_ranks(config: Path, plan: Path) -> list[ForkedProcess]:
+    """Start `skippipe train` once per rank, without waiting for imports."""
+    return _start_ranks(_train, "ranks", config, plan, 0)
+
+
 def start_ranks_that_die_while_saving(config: Path, plan: Path, step: int) -> list[ForkedProcess]:
     """Start `skippipe train` once per rank; rank 0 is killed in the middle of the checkpoint of `step`."""
     return _start_ranks(_die_while_saving, "dying", config, plan, step)
@@ -219,6 +224,10 @@ def _start_ranks(
         process.start()
         ranks.append(ForkedProcess(process, output))
     return ranks
+
+
+def _train(config: Path, plan: Path, step: int, output: Path, environment: dict[str, str]) -> None:
+    run_skippipe(["train", "--config", str(config), "--plan", str(plan)], output, environment)
 
 
 def _die_while_saving(config: Path, plan: Path, fatal_step: int, output: Path, environment: dict[str, str]) -> None:

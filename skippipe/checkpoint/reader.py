@@ -62,6 +62,9 @@ class Metadata(StrictModel):
     """The cursor of `skippipe.data.samples.SampleOrder`."""
     plan_hash: str
     wandb_id: str | None = None
+    settings: dict[str, Any] | None = None
+    """What the last steps were trained with (`skippipe.training.startup.trained_settings`); None in files of earlier
+    versions."""
     files: dict[FileName, FileRecord]
     sha256: str | None = None
     """Of all the rest (`metadata_sha256`); None in files of earlier versions."""

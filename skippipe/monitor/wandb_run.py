@@ -65,6 +65,7 @@ class WandbRun:
             self._run = _start(self._experiment, self._place, self._run_id)
         except (wandb.errors.CommError, wandb.errors.UsageError) as reason:
             logger.warning("wandb: cannot go online (%s); recording offline, upload later with: wandb sync", reason)
+            self._let_go()  # else its process holds on to the id, and refuses it to the second start
             self._run = _start(self._experiment, self._place._replace(mode="offline"), self._run_id)
         self._fill_in()
 
@@ -102,17 +103,22 @@ class WandbRun:
                 self._let_go()
                 self._open()
                 call()
-        except Exception as reason:  # a monitor must never end a run, and wandb raises whatever it likes
+        except (Exception, SystemExit) as reason:  # a monitor must never end a run, and wandb raises whatever it likes
             self._failed = True
             logger.warning("wandb: cannot %s (%s); going on without it, metrics.jsonl has everything", action, reason)
             self._let_go()
 
     def _let_go(self) -> None:
-        """Forget the process, which would else be asked to end when this one does, with a traceback."""
-        with suppress(Exception):
+        """Forget the process, which would else be asked to end when this one does, with a traceback.
+
+        Where it has crashed, wandb wants this process to end with its exit code. One of another program, whose place
+        was inherited, is left alone; the next start gets its own.
+        """
+        with suppress(Exception, SystemExit):
             import wandb
 
             wandb.teardown()
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | None:
@@ -145,6 +151,8 @@ def _start(experiment: Experiment, place: WandbPlace, run_id: str) -> Any:
 
     options = experiment.logging.wandb
     place.directory.mkdir(parents=True, exist_ok=True)
+    # What wandb tells its makers about itself goes to the same server, and is of no concern here where it fails.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     with _nobody_to_ask():
         return wandb.init(
             mode=place.mode,

@@ -51,7 +51,7 @@ from skippipe.training.recovery.stage_state import StageState
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
-from skippipe.training.startup import Hardware, check_start, open_tokens
+from skippipe.training.startup import Hardware, changed_settings, check_start, open_tokens, trained_settings
 from skippipe_scheduler.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -579,6 +579,7 @@ class Trainer:
             data=self.order.cursor(self.step, training.num_microbatches, training.micro_batch_size),
             plan_hash=self.plans.hash,
             wandb_id=self.wandb_id,
+            settings=trained_settings(self.experiment),
             files={},
         )
 
@@ -591,7 +592,18 @@ class Trainer:
                 f"training.dtype: {training.dtype}, but {checkpoint} was trained in {metadata.dtype}; continue with "
                 f"training.dtype={metadata.dtype}, or export the run and import it into a new one"
             )
-        if metadata.step and metadata.plan_hash != self.plans.hash and self.runner.rank == 0:
+        if metadata.step and self.runner.rank == 0:
+            self._say_what_changed(checkpoint, metadata)
+        if metadata.step:
+            self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
+        self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)
+        self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
+        self.runner.iteration = self.step
+        return metadata
+
+    def _say_what_changed(self, checkpoint: Path, metadata: Metadata) -> None:
+        """Say what is not as it was when the checkpoint was written, which nothing refuses."""
+        if metadata.plan_hash != self.plans.hash:
             logger.warning(
                 "%s was written under plan %s, the run goes on under %s: its losses are not those of a run that never "
                 "stopped",
@@ -599,12 +611,9 @@ class Trainer:
                 metadata.plan_hash,
                 self.plans.hash,
             )
-        if metadata.step:
-            self.order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
-        self.optimizer.load(load_tensors(checkpoint, metadata, "optimizer", self.optimizer.names), metadata.step)
-        self.step, self.elapsed_s = metadata.step, metadata.elapsed_s
-        self.runner.iteration = self.step
-        return metadata
+        changed = changed_settings(metadata.settings or {}, trained_settings(self.experiment))
+        if changed:
+            logger.warning("%s was trained with other settings, the run goes on with %s", checkpoint, changed)
 
     def _open_records(self, num_parameters: int) -> str | None:
         """Do what `open_records` says, on rank 0; return the id of the W&B run."""

@@ -1,6 +1,7 @@
-"""What is checked before a run begins: devices, number formats and versions, on all ranks, with the remedy."""
+"""What is checked before a run begins: devices, formats, versions and settings, on all ranks, with the remedy."""
 
 import importlib.metadata
+import json
 import logging
 import platform
 from collections import Counter
@@ -41,13 +42,19 @@ AGREED = (
     "training",
     "optimizer",
     "lr_scheduler",
+    "checkpoint",
+    "evaluation",
     "comm",
     "recovery",
     "emulation",
 )
 """Sections of an experiment that every rank must have alike."""
-OWN = ("device", "threads")
+OWN = ("training.device", "training.threads", "model.directory")
 """Keys among them that may differ from rank to rank."""
+BESIDE_TRAINING = ("checkpoint.", "recovery.", "emulation.")
+"""Of them, what has no part in what is trained."""
+SHOWN_CHARACTERS = 80
+"""How much of one setting a message shows."""
 
 
 class Hardware(NamedTuple):
@@ -141,12 +148,38 @@ def agreed_settings(experiment: Experiment) -> dict[str, Any]:
     return dict(_flat(experiment.model_dump(mode="json", include=set(AGREED)), ""))
 
 
+def trained_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return what a checkpoint says that it was trained with: settings in dotted form, and versions."""
+    agreed = agreed_settings(experiment).items()
+    return installed_versions() | {key: value for key, value in agreed if not key.startswith(BESIDE_TRAINING)}
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words which settings are not those of `before`; "" where none is.
+
+    What another version of SkipPipe does not know is no change.
+    """
+    keys = [key for key in now if key in before]
+    if before.get("skippipe") == now.get("skippipe"):
+        keys = [*now, *(key for key in before if key not in now)]
+    return ", ".join(
+        f"{key} {_shown(now.get(key))} (before: {_shown(before.get(key))})"
+        for key in keys
+        if now.get(key) != before.get(key)
+    )
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
 def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
     entries: list[tuple[str, Any]] = []
     for key, value in content.items():
         if isinstance(value, dict) and value:
             entries += _flat(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" not in {f"training.{own}" for own in OWN} | {"model.directory"}:
+        elif f"{prefix}{key}" not in OWN:
             entries.append((f"{prefix}{key}", value))
     return entries
 

@@ -19,7 +19,8 @@ FEWER = (
     "lr_scheduler.warmup_steps=2",
     "data.max_bytes=1000000",
     "evaluation.interval=4",
-    "pipeline.planner.time_limit_s=4",
+    "evaluation.batches=1",
+    "pipeline.planner.time_limit_s=2",
 )
 RUNS = ("full-pipeline", "skippipe")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -1,5 +1,7 @@
 """A small plan with and without skipping, and a run."""
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,15 @@ def full_plan() -> Plan:
 @pytest.fixture
 def run_dir(tmp_path: Path, plan: Plan) -> Path:
     return write_run(tmp_path / "skip", plan, "skip")
+
+
+@pytest.fixture
+def own_wandb() -> Iterator[None]:
+    """Neither a process of wandb's nor settings from another test, nor for the next one."""
+    import wandb
+
+    with suppress(SystemExit):
+        wandb.teardown()
+    yield
+    with suppress(SystemExit):
+        wandb.teardown()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from training_runs import make_experiment
 
 from skippipe.monitor.metrics import Metric
@@ -13,6 +14,7 @@ from skippipe.monitor.wandb_file import BLOCK_BYTES, MAGIC, PIECE, _records, rec
 from skippipe.monitor.wandb_run import WandbRun
 
 
+@pytest.mark.usefixtures("own_wandb")
 def test_steps_that_a_signal_to_all_processes_took_are_filled_in(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path, logging={"wandb": {"mode": "offline"}})
     metrics = MetricsWriter(tmp_path / "metrics.jsonl")
@@ -23,7 +25,7 @@ def test_steps_that_a_signal_to_all_processes_took_are_filled_in(tmp_path: Path)
         if step == 2:
             end_recording_processes()
     recording.close()
-    assert recorded_steps(tmp_path / "wandb", "some-id") == {1, 2, 3, 4}
+    assert steps_of_finished(tmp_path) == {1, 2, 3, 4}
 
     metrics.write({Metric.STEP: 5, Metric.TRAIN_LOSS: 2.5})  # a start that was killed before W&B had it
     recording = WandbRun(experiment, tmp_path, "some-id")
@@ -31,9 +33,17 @@ def test_steps_that_a_signal_to_all_processes_took_are_filled_in(tmp_path: Path)
     end_recording_processes()  # before the end: what was recorded is asked for by its files
     metrics.write({Metric.STEP: 6, Metric.TRAIN_LOSS: 2.5})
     recording.close()
-    assert recorded_steps(tmp_path / "wandb", "some-id") == {1, 2, 3, 4, 5, 6}
+    assert steps_of_finished(tmp_path) == {1, 2, 3, 4, 5, 6}
     written = [len(list(_histories(path))) for path in sorted((tmp_path / "wandb").glob("offline-*/*.wandb"))]
     assert sum(written) == 6
+
+
+def steps_of_finished(folder: Path) -> set[int]:
+    """Return what is recorded once wandb's process has ended, as at the end of a run: until then it may still write."""
+    import wandb
+
+    wandb.teardown()
+    return recorded_steps(folder / "wandb", "some-id")
 
 
 def _histories(path: Path) -> Iterator[bytes]:

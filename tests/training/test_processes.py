@@ -14,6 +14,7 @@ from training_runs import (
     losses,
     make_experiment,
     ranks_plan,
+    start_ranks,
     start_ranks_in_a_long_step,
     start_ranks_that_die_while_saving,
     start_torchrun,
@@ -93,9 +94,10 @@ def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> 
     assert "the run stops here, on all ranks, by SIGTERM to this rank" in output
     assert output.count("the run stops here, on all ranks, by a signal to rank") == WORLD_SIZE - 1
 
-    code, output = finish(start_torchrun(parts))
-    assert code == 0, output
-    assert f"continuing after step {stopped_at}" in output
+    _, config, _, plan = parts
+    results = [rank.finish() for rank in start_ranks(Path(config), Path(plan))]
+    assert [code for code, _ in results] == [0] * WORLD_SIZE, results
+    assert f"continuing after step {stopped_at}" in results[0][1]
     assert losses(folder / "parts") == losses(whole)
 
 

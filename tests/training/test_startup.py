@@ -1,5 +1,6 @@
 """What is checked before the first step, and what the devices' peak is taken to be."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from random_plans import random_plan
-from training_runs import ALONE, make_experiment, small_plan, train_alone, write_inputs
+from training_runs import ALONE, MODEL_OPTIONS, make_experiment, small_plan, train_alone, write_inputs
 
 from skippipe.cli.main import main
 from skippipe.config.experiment import Experiment
@@ -22,9 +23,11 @@ from skippipe.training.startup import (
     _check_tokens,
     _peak,
     agreed_settings,
+    changed_settings,
     check_start,
     check_torch,
     torch_requirement,
+    trained_settings,
 )
 
 
@@ -67,6 +70,43 @@ def test_ranks_must_agree(tmp_path: Path) -> None:
         _check_agreement([report(one), report(one), report(one, torch="2.12.0")])
     with pytest.raises(ConfigError, match=r"rank 1 has skippipe 0\.2\.0, rank 0 has 0\.3\.0; install the same"):
         _check_agreement([report(one), report(one, skippipe="0.2.0")])
+
+
+def test_what_validation_and_checkpoints_make_all_ranks_do_is_agreed_on(tmp_path: Path) -> None:
+    often = {"interval": 5}
+    for section, other in {
+        "checkpoint": make_experiment(tmp_path, checkpoint=often),
+        "evaluation": make_experiment(tmp_path, evaluation=often),
+    }.items():
+        with pytest.raises(ConfigError, match=rf"{section}\.interval is 5 on rank 1 and"):
+            _check_agreement([report(make_experiment(tmp_path)), report(other)])
+
+
+def test_settings_that_are_not_those_of_a_checkpoint_are_said(tmp_path: Path) -> None:
+    before = json.loads(json.dumps(trained_settings(make_experiment(tmp_path))))
+    assert changed_settings(before, trained_settings(make_experiment(tmp_path))) == ""
+    elsewhere: dict[str, Any] = {
+        "run_dir": str(tmp_path),
+        "checkpoint": {"resume": "never"},
+        "training": {"threads": 2},
+    }
+    assert changed_settings(before, trained_settings(make_experiment(tmp_path, **elsewhere))) == ""
+    sections: dict[str, Any] = {
+        "optimizer": {"lr": 1e-3},
+        "pipeline": {"max_swaps": 1, "route_lengths": {3: 1, 2: 2}},
+        "evaluation": {"batches": 3},
+        "model": {"options": MODEL_OPTIONS | {"hidden_act": "gelu\x1b" + "u" * 100}},
+    }
+    now = trained_settings(make_experiment(tmp_path, **sections))
+    assert changed_settings(before, now) == (
+        'model.options.hidden_act "gelu\\u001b' + "u" * 69 + "... (before: null), "
+        "pipeline.route_lengths.3 1 (before: null), pipeline.route_lengths.2 2 (before: null), "
+        "pipeline.max_swaps 1 (before: 0), optimizer.lr 0.001 (before: 0.003), evaluation.batches 3 (before: 1)"
+    )
+    assert changed_settings(now, before).startswith("pipeline.max_swaps 0 (before: 1), optimizer.lr 0.003")
+    newer = now | {"skippipe": "99", "optimizer.lr": 0.003}
+    assert changed_settings({"optimizer.lr": 0.003, "skippipe": "0.1"}, newer) == "skippipe 99 (before: 0.1)"
+    assert changed_settings({}, now) == ""
 
 
 def test_ranks_must_have_the_same_text() -> None:

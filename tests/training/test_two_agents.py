@@ -24,8 +24,8 @@ STEPS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(170)]
 
 
-def two_node_plan(num_nodes: int = AGENTS) -> Plan:
-    return random_plan(5, num_nodes=num_nodes, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
+def two_node_plan() -> Plan:
+    return random_plan(5, num_nodes=AGENTS, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
 
 
 def start_agent(command: Sequence[str], **environment: str) -> subprocess.Popen[str]:
@@ -54,13 +54,13 @@ def kill_a_rank(agent: subprocess.Popen[str], metrics: Path, after_step: int) ->
     psutil.Process(agent.pid).children()[0].send_signal(signal.SIGKILL)
 
 
-def test_launch_template_on_two_hosts_with_two_ranks_each(tmp_path: Path) -> None:
-    """A rank of the second host is killed on the way; the agents start all again, and the run goes on."""
-    plan = two_node_plan(num_nodes=4)
+def test_launch_template_on_two_hosts(tmp_path: Path) -> None:
+    """The rank of the second host is killed on the way; the agents start all again, and the run goes on."""
+    plan = two_node_plan()
     longer = {"max_steps": 4 * STEPS}
     train_alone(make_experiment(tmp_path, "alone", training=longer), plan)
     _, config, *with_plan = write_inputs(make_experiment(tmp_path, "hosts", training=longer), plan, tmp_path)
-    hosts = {"NNODES": str(AGENTS), "NPROC_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    hosts = {"NNODES": str(AGENTS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     agents = [
         start_agent(["bash", str(TEMPLATE), config, *with_plan], NODE_RANK=str(rank), **hosts) for rank in range(AGENTS)
     ]
