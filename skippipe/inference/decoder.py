@@ -17,6 +17,7 @@ from skippipe.inference.key_value_cache import RouteCache
 from skippipe.model.architecture import rope_border
 from skippipe.model.chunked_loss import mean_cross_entropy
 from skippipe.model.cost import TokenCost, token_cost
+from skippipe.model.layer_halves import HalfLayer, half_module, index_of
 from skippipe.model.skeleton import Skeleton
 from skippipe.model.stage import partial_decoder, partial_model
 
@@ -55,7 +56,7 @@ class Decoder:
         self.skeleton = skeleton
         self.num_layers = len(skeleton.layers)
         bounds = stages or [(layer, layer + 1) for layer in range(self.num_layers)]
-        self.stages: tuple[LayerSelection, ...] = tuple(tuple(range(first, last)) for first, last in bounds)
+        self.stages: tuple[tuple[int, ...], ...] = tuple(tuple(range(first, last)) for first, last in bounds)
         self.stage_nodes = tuple(tuple(nodes) for nodes in stage_nodes)
         self.protected_stages = frozenset({0, *protected_stages})
         self._absent_stages = frozenset(absent_stages)
@@ -91,7 +92,7 @@ class Decoder:
         return tuple(stage for stage in range(len(self.stages)) if stage not in self.absent_stages)
 
     @property
-    def all_layers(self) -> LayerSelection:
+    def all_layers(self) -> tuple[int, ...]:
         """The indices of all layers that can be run, in order."""
         return self.layers_of_stages(self.present_stages)
 
@@ -108,7 +109,7 @@ class Decoder:
             f"({share:.0%} of the layers' compute)"
         )
 
-    def is_here(self, layers: Sequence[int]) -> bool:
+    def is_here(self, layers: LayerSelection) -> bool:
         """Whether this process holds these layers."""
         return True
 
@@ -135,7 +136,7 @@ class Decoder:
         border = self.rope_border
         return border is not None and 0 < seen <= border < length
 
-    def layers_of_stages(self, stages: Sequence[int]) -> LayerSelection:
+    def layers_of_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
         """Return the layers of these stages, in the order in which the stages are given."""
         return tuple(layer for stage in stages for layer in self.stages[stage])
 
@@ -212,7 +213,7 @@ class Decoder:
         cache: RouteCache | None = None,
     ) -> Tensor:
         """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
-        part = self._part("embedding", layers, lambda: partial_decoder(self.skeleton, layers, embedding=True))
+        part = self._part("embedding", layers, lambda: self._some(layers, embedding=True))
         arguments = self._arguments(input_ids, position_ids, None, cache)
         hidden: Tensor = part(input_ids=input_ids, **arguments).last_hidden_state
         return hidden
@@ -226,7 +227,7 @@ class Decoder:
         cache: RouteCache | None = None,
     ) -> Tensor:
         """Run layers on a prefix of the new positions, (B, t, D) -> (B, t, D); `cache.seen` stays."""
-        part = self._part("layers", layers, lambda: partial_decoder(self.skeleton, layers))
+        part = self._part("layers", layers, lambda: self._some(layers))
         arguments = self._arguments(hidden, position_ids, attention_mask, cache)
         output: Tensor = part(inputs_embeds=hidden, **arguments).last_hidden_state
         return output
@@ -238,7 +239,21 @@ class Decoder:
         return logits
 
     def _whole(self, layers: LayerSelection) -> PreTrainedModel:
-        return partial_model(self.skeleton, layers, embedding=True)
+        model = partial_model(self.skeleton, [index_of(layer) for layer in layers], embedding=True)
+        self._put_halves(getattr(model, model.base_model_prefix), layers)
+        return model
+
+    def _some(self, layers: LayerSelection, *, embedding: bool = False) -> PreTrainedModel:
+        part = partial_decoder(self.skeleton, [index_of(layer) for layer in layers], embedding=embedding)
+        self._put_halves(part, layers)
+        return part
+
+    def _put_halves(self, part: PreTrainedModel, layers: LayerSelection) -> None:
+        """Put a half where a part of the model has a layer of which only that is to run."""
+        modules: nn.ModuleList = getattr(part, self.skeleton.traits.layers)
+        for at, layer in enumerate(layers):
+            if isinstance(layer, HalfLayer):
+                modules[at] = half_module(self.skeleton, layer)
 
     def _part(self, kind: str, layers: LayerSelection, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         """Return a part of the model, built at its first use; parts share all weights."""

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from skippipe.model.cost import TokenCost
+from skippipe.model.layer_halves import Block, HalfLayer, LayerOrHalf
 
-LayerSelection = tuple[int, ...]
-"""Indices of layers in the order in which they run."""
+LayerSelection = tuple[LayerOrHalf, ...]
+"""Indices of layers, or halves of layers, in the order in which they run."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,19 @@ def flop_of(layers_of: Sequence[LayerSelection], num_layers: int, cost: TokenCos
     layer_flop = [cost.layer_flop(position + 1) for position in range(first, first + len(layers_of))]
     left_out = sum((num_layers - len(layers)) * flop for layers, flop in zip(layers_of, layer_flop, strict=True))
     whole = num_layers * sum(layer_flop)
+    for layers, flop in zip(layers_of, layer_flop, strict=True):
+        left_out += sum(flop - half_flop(half.block, flop, cost) for half in layers if isinstance(half, HalfLayer))
     return Flop(whole, whole - left_out)
+
+
+def half_flop(block: Block, layer_flop: float, cost: TokenCost) -> float:
+    """Return the FLOP of one block of a layer whose whole takes `layer_flop`."""
+    return layer_flop - cost.ffn_flop if block == "attention" else cost.ffn_flop
+
+
+def layers_run(layers: LayerSelection) -> float:
+    """Return how many layers run; a half is half a layer."""
+    return sum(0.5 if isinstance(layer, HalfLayer) else 1.0 for layer in layers)
 
 
 def _check_shrinks(before: LayerSelection, layers: LayerSelection) -> None:

@@ -27,6 +27,8 @@ class ArchitectureTraits:
     """The dropout behind the embedding, in the base model."""
     embedding_factor: str | None = None
     """The number in the base model that its forward multiplies embeddings by."""
+    attention: str = "self_attn"
+    """The attention in a layer."""
     feed_forward: str = "mlp"
     """The feed-forward block in a layer."""
     experts: str = "experts"
@@ -87,6 +89,7 @@ TRAITS = {
     "mistral": ArchitectureTraits(),
     "gpt2": ArchitectureTraits(
         layers="h",
+        attention="attn",
         final_norm="ln_f",
         position_embedding="wpe",
         embedding_dropout="drop",
@@ -110,6 +113,7 @@ TRAITS = {
     ),
     "olmo2": ArchitectureTraits(residual_reader="mlp", undeclared_options=("head_dim",)),  # the norm follows the block
     "gpt_neox": ArchitectureTraits(
+        attention="attention",
         final_norm="final_layer_norm",
         embedding_dropout="emb_dropout",
         parallel_residual="use_parallel_residual",

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from skippipe.errors import InputError
 from skippipe_scheduler.files import parse, read_json, write_atomically
 
-ALWAYS, AT_TIMES, IN_PART, NEVER_RUN = "#", "+", "~", "."
-"""A layer that runs, runs at some positions or in some draws, lacks its feed-forward block for some tokens, or never
-runs."""
+ALWAYS, AT_TIMES, IN_PART, ATTENTION, FEED_FORWARD, NEVER_RUN = "#", "+", "~", "a", "f", "."
+"""A layer that runs, runs at some positions or in some draws, lacks its feed-forward block for some tokens, runs with
+its attention or its feed-forward block alone, or never runs."""
 
 
 class DepthResult(BaseModel):
@@ -35,7 +35,8 @@ class DepthResult(BaseModel):
     """Batches evaluated over all repeats, each with a choice of stages of its own."""
     layers: str = ""
     """One character a layer, of the positions after the prompt: `#` runs, `+` at some of them or in some draws, `~`
-    without its feed-forward block for some tokens, `.` never. Empty in files that were written before it came."""
+    without its feed-forward block for some tokens, `a` or `f` with its attention or its feed-forward block alone, `.`
+    never. Empty in files that were written before it came."""
 
 
 class TaskResult(BaseModel):

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-Sets = Callable[[int], Sequence[int]]
-"""Layers that run at a position."""
+from skippipe.model.layer_halves import HalfLayer, LayerOrHalf
+
+Sets = Callable[[int], Sequence[LayerOrHalf]]
+"""Layers that run at a position, or halves of them."""
 
 
 class SlowModel:
@@ -32,7 +34,11 @@ class SlowModel:
         for position, token in enumerate(tokens):
             hidden = self.embed(token, position)  # (D,)
             skips_left = 0
-            for index in sets(position):
+            for layer in sets(position):
+                if isinstance(layer, HalfLayer):
+                    hidden = self.run_half(layer, hidden, inputs[layer.layer])
+                    continue
+                index = layer
                 inputs[index].append(hidden)
                 assert len(inputs[index]) == position + 1, "a layer came back"
                 middle = self.attend(index, torch.stack(inputs[index]))  # (D,)
@@ -46,6 +52,13 @@ class SlowModel:
                     skips_left = min(rule.span, rule.last - index - 1)
             results.append(self.head(hidden))
         return torch.stack(results)
+
+    def run_half(self, half: HalfLayer, hidden: Tensor, inputs: list[Tensor]) -> Tensor:
+        """Return the residual stream behind one block of a layer, (D,); `inputs` are those of its attention."""
+        if half.block == "feed_forward":
+            return hidden + self.feed(half.layer, hidden)
+        inputs.append(hidden)
+        return self.attend(half.layer, torch.stack(inputs))
 
     def greedy(self, prompt: Sequence[int], count: int, sets: Sets, rule: "FfnRule | None" = None) -> list[int]:
         """Return `count` tokens, each the likeliest after all before it."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import PolicyContext
-from skippipe.inference.policies.best_stages import block_influence, gradient_similarity
+from skippipe.inference.policies.best.stage_scores import block_influence, gradient_similarity
 from skippipe.inference.policies.construction import build_policy
 
 TEXT = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(2))
@@ -26,7 +26,7 @@ def decoder(idle: tuple[int, ...] = (), num_layers: int = 6) -> Decoder:
     return made
 
 
-@pytest.mark.parametrize("method", ["best", "best:influence", "best:gradient"])
+@pytest.mark.parametrize("method", ["best:stages,cosine", "best:influence", "best:gradient"])
 @pytest.mark.parametrize(("idle", "kept"), [((3,), (0, 1, 2, 4, 5)), ((1, 2), (0, 3, 4, 5))])
 def test_idle_stages_are_left_out(method: str, idle: tuple[int, ...], kept: tuple[int, ...]) -> None:
     policy = build_policy(method, PolicyContext(decoder(idle), 0.75, calibration=lambda: TEXT))
@@ -49,7 +49,7 @@ def test_influence_is_what_stages_turn_in_the_plain_model() -> None:
         hidden = made.skeleton.model(input_ids=TEXT, output_hidden_states=True).hidden_states
     streams = [hidden[first] for first, _ in STAGES]
     expected = [1 - float(torch.cosine_similarity(before, after, dim=-1).mean()) for before, after in pairwise(streams)]
-    assert block_influence(made, TEXT)[:3] == pytest.approx(expected, abs=1e-5)
+    assert block_influence(made, TEXT, made.stages)[:3] == pytest.approx(expected, abs=1e-5)
 
 
 def test_similarity_is_the_correlation_of_gradients() -> None:

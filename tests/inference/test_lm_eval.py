@@ -22,6 +22,7 @@ from skippipe.inference.policies.base import FixedLayers, PolicyContext
 from skippipe.inference.policies.construction import build_policy
 from skippipe.inference.policies.registry import OWN
 from skippipe.inference.prompt_tokenizer import PromptTokenizer
+from skippipe.model.layer_halves import index_of
 
 pytest.importorskip("lm_eval", reason="lm-eval takes long to install and is no part of the extra `test`")
 
@@ -227,7 +228,7 @@ def test_draws_go_by_document_whatever_the_batch(
     capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path
 ) -> None:
     policy = build_policy("random", PolicyContext(load_model(run_dir, device="cpu").decoder, 0.67, seed=2))
-    stages = [[0, policy.sample(number).layers_at(0, 0)[-1] // 2] for number in range(3)]
+    stages = [[0, index_of(policy.sample(number).layers_at(0, 0)[-1]) // 2] for number in range(3)]
     assert {drawn[1] for drawn in stages} == {1, 2}
     plain = [Plain(run_dir, drawn) for drawn in stages]
     texts = [entry["question"] + entry["choices"][0] for entry in QUESTIONS]

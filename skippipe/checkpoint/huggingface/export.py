@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from skippipe.checkpoint.huggingface.fewer_layers import LayerNames, kept_layers_of
 from skippipe.checkpoint.huggingface.weight_shards import WeightShards
 from skippipe.checkpoint.reader import (
     Metadata,
@@ -22,15 +24,17 @@ from skippipe.config.experiment_file import load_run
 from skippipe.data.kept_tokenizer import kept_options, tokenizer_of_run
 from skippipe.data.tokenizer import TOKENIZER_FILE, save_for_transformers
 from skippipe.errors import CheckpointError, InputError, StorageError
-from skippipe.model.architecture import experiment_model
+from skippipe.model.architecture import experiment_model, num_layers
 from skippipe.model.device import torch_dtype
-from skippipe.model.skeleton import build_skeleton
+from skippipe.model.skeleton import build_skeleton, find_parts, shortened
 from skippipe_scheduler.files import read_json
 
 logger = logging.getLogger(__name__)
 
 
-def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None) -> Path:
+def export_run(
+    run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None, choice: Path | None = None
+) -> Path:
     """Write a checkpoint of a run as a Hugging Face directory.
 
     `AutoModelForCausalLM.from_pretrained(target)` and `AutoTokenizer` load the result. One stage at a time is in
@@ -41,12 +45,14 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
         target: The directory to write; it must not exist, or be empty.
         step: The optimizer step of the checkpoint; the newest one where not given.
         dtype: What the weights are converted to, as `torch` names it (`"bfloat16"`); as trained where not given.
+        choice: File of the layers to export, as `evaluate --save-choice` writes it; all where not given.
 
     Returns:
         The directory of the checkpoint that was read.
 
     Raises:
-        InputError: `run_dir` is no run, or `target` is in use.
+        InputError: `run_dir` is no run, `target` is in use, or the Hugging Face format cannot say what `choice` leaves
+            out.
         CheckpointError: There is no such checkpoint, or it is damaged.
         StorageError: `target` cannot be written; then nothing is left there.
 
@@ -63,15 +69,16 @@ def export_run(run_dir: Path, target: Path, *, step: int | None = None, dtype: s
     kept = experiment.model_copy(update={"data": kept_options(experiment.data, run_dir)})
     config, metadata = experiment_model(kept), read_metadata(checkpoint)
     check_model(checkpoint, metadata, config)
+    layers = kept_layers_of(choice, config) if choice is not None else tuple(range(num_layers(config)))
     stored = torch_dtype(dtype or metadata.dtype)
-    model = build_skeleton(config, stored).model
+    model = build_skeleton(shortened(config, layers), stored).model
     tokenizer = tokenizer_of_run(experiment.data, experiment.seed, run_dir, metadata.data.get("tokens"))
     aside = target.with_name(f".{target.name}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        _write_weights(checkpoint, metadata, model, aside)
-        _write_config(experiment.model.directory, model, tokenizer.eos_id, aside)
+        _write_weights(checkpoint, metadata, model, aside, layers)
+        _write_config(experiment.model.directory, model, tokenizer.eos_id, aside, layers)
         save_for_transformers(kept.data, tokenizer, aside)
         _tell_another_tokenizer(aside, target)
         if target.exists():
@@ -103,14 +110,17 @@ def _tell_another_tokenizer(folder: Path, target: Path) -> None:
         )
 
 
-def _write_weights(checkpoint: Path, metadata: Metadata, model: PreTrainedModel, folder: Path) -> None:
+def _write_weights(
+    checkpoint: Path, metadata: Metadata, model: PreTrainedModel, folder: Path, layers: Sequence[int]
+) -> None:
     """Write the weights under the names and into the files of `save_pretrained`; one stage is in memory at a time."""
+    renamed = LayerNames(find_parts(model).layers_prefix, layers)
     shape_of = {name: parameter.shape for name, parameter in model.named_parameters()}
     found: set[str] = set()
     expected = revert_weight_conversion(model, dict(model.named_parameters()))
     with WeightShards(folder, expected) as shards:
         for name in sorted(name for name in metadata.files if name.startswith("model")):
-            tensors = load_file(checkpoint, metadata, name)
+            tensors = renamed.of(load_file(checkpoint, metadata, name))
             for key, tensor in tensors.items():
                 if shape_of.get(key) != tensor.shape or key in found:
                     raise CheckpointError(f"{checkpoint / name}: {key}: not a parameter of the model, or there twice")
@@ -123,11 +133,14 @@ def _write_weights(checkpoint: Path, metadata: Metadata, model: PreTrainedModel,
         shards.finish(model.num_parameters())
 
 
-def _write_config(directory: str | None, model: PreTrainedModel, eos_id: int, folder: Path) -> None:
+def _write_config(
+    directory: str | None, model: PreTrainedModel, eos_id: int, folder: Path, layers: Sequence[int]
+) -> None:
     """Write what `save_pretrained` would: of an imported model what came in, whatever training turned off."""
     generation = Path(directory or "") / GENERATION_CONFIG_NAME
     if directory is not None:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = shortened(config, layers)
         config.dtype = model.dtype
     else:
         config = model.config

@@ -46,6 +46,7 @@ FILE = UserPath()
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
 @click.option("--out", type=FILE, help="Write the result to this file too.")
 @click.option("--plot", type=FILE, help="Draw perplexity against compute, all policies in one picture (HTML).")
+@click.option("--save-choice", type=FILE, help="Write the layers of the one policy and share here, for file:CHOICE.")
 @click.option("--show-layers", is_flag=True, help="Draw which layers ran under each policy at each share.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)
 @click.option(
@@ -151,11 +152,12 @@ def layers_table(evaluation: "Evaluation") -> Iterator[str]:
 
     width = _policy_width(evaluation)
     drawn = [" ".join(row.layers[at : at + 10] for at in range(0, len(row.layers), 10)) for row in evaluation.results]
-    yield "\n# runs, + at times, ~ without its feed-forward part at times, . never; layers from 0 on, in tens"
-    yield f"{'policy':<{width}}{'keep':>6}  {'layers':<{len(max([*drawn, 'layers'], key=len))}}  left out"
+    yield "\n# runs, + at times, ~ its feed-forward part at times; a attention, f feed-forward part alone; . never"
+    longest = max(len(layers) for layers in [*drawn, "layers from 0 on"])
+    yield f"{'policy':<{width}}{'keep':>6}  {'layers from 0 on':<{longest}}  left out"
     for row, layers in zip(evaluation.results, drawn, strict=True):
         left_out = [str(layer) for layer, character in enumerate(row.layers) if character == NEVER_RUN]
-        yield f"{row.policy:<{width}}{row.keep:>6.2f}  {layers}  {', '.join(left_out) or '-'}"
+        yield f"{row.policy:<{width}}{row.keep:>6.2f}  {layers:<{longest}}  {', '.join(left_out) or '-'}"
 
 
 def _policy_width(evaluation: "Evaluation") -> int:

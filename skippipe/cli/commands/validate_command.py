@@ -1,4 +1,4 @@
-"""`skippipe validate`: check any config, cluster, problem or plan file without running it."""
+"""`skippipe validate`: check any config, cluster, problem, plan or choice file without running it."""
 
 import json
 from pathlib import Path
@@ -28,6 +28,7 @@ def validate_file(path: Path) -> str:
 
 
 def _validate_json(path: Path) -> str:
+    from skippipe.checkpoint import layer_choice
     from skippipe_scheduler.files import read_json
     from skippipe_scheduler.plan import plan
     from skippipe_scheduler.plan.validate import load_plan
@@ -40,7 +41,11 @@ def _validate_json(path: Path) -> str:
     if file_format == problem.FORMAT:
         problem.load_problem(path)
         return "problem"
-    raise InputError(f"{path}: format is {json.dumps(file_format)}, expected {plan.FORMAT!r} or {problem.FORMAT!r}")
+    if file_format == layer_choice.FORMAT:
+        layer_choice.read_choice(path)
+        return "choice"
+    formats = f"{plan.FORMAT!r}, {problem.FORMAT!r} or {layer_choice.FORMAT!r}"
+    raise InputError(f"{path}: format is {json.dumps(file_format)}, expected {formats}")
 
 
 def _validate_yaml(path: Path) -> str:

@@ -1,6 +1,5 @@
 """A decoder of which other processes hold layers; whoever uses it does not see that."""
 
-from collections.abc import Sequence
 from itertools import count, groupby
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +13,7 @@ from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.distributed.worker_pool import Hop, WorkerPool
 from skippipe.inference.inference_run import InferenceRun
 from skippipe.inference.key_value_cache import RouteCache
+from skippipe.model.layer_halves import LayerOrHalf, index_of
 from skippipe.model.skeleton import Skeleton
 
 
@@ -45,7 +45,7 @@ class DistributedDecoder(Decoder):
             "start one process without torchrun"
         )
 
-    def is_here(self, layers: Sequence[int]) -> bool:
+    def is_here(self, layers: LayerSelection) -> bool:
         """Whether this process holds these layers."""
         return all(self._holder(layer) == self._workers.rank for layer in layers)
 
@@ -126,5 +126,5 @@ class DistributedDecoder(Decoder):
         tensors = {"hidden": hidden, "position_ids": position_ids[:, : hidden.shape[1]]}
         return tensors if attention_mask is None else tensors | {"attention_mask": attention_mask[:, :last].bool()}
 
-    def _holder(self, layer: int) -> int | None:
-        return self._workers.holders.get(self._stage_of[layer])
+    def _holder(self, layer: LayerOrHalf) -> int | None:
+        return self._workers.holders.get(self._stage_of[index_of(layer)])

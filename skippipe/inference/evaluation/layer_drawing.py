@@ -1,10 +1,12 @@
 """One character a layer: what a policy runs after the prompt."""
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.policies.base import Policy
-from skippipe.monitor.evaluation_results import ALWAYS, AT_TIMES, IN_PART, NEVER_RUN
+from skippipe.model.layer_halves import HalfLayer, LayerOrHalf
+from skippipe.monitor.evaluation_results import ALWAYS, AT_TIMES, ATTENTION, FEED_FORWARD, IN_PART, NEVER_RUN
 
 DRAWS = 32
 """Choices that are looked at where a policy draws at random."""
@@ -25,10 +27,17 @@ def draw_layers(policy: Policy, decoder: Decoder, positions: Sequence[int], prom
     characters = []
     for layer in range(decoder.num_layers):
         count = sum(layer in selection for selection in selections)
-        if 0 < count < len(selections):
+        half = {part.block for selection in selections for part in selection if _is_half_of(part, layer)}
+        if half:
+            characters.append(ATTENTION if half == {"attention"} else FEED_FORWARD)
+        elif 0 < count < len(selections):
             characters.append(AT_TIMES)
         elif not count:
             characters.append(NEVER_RUN)
         else:
             characters.append(IN_PART if layer in policy.layers_in_part else ALWAYS)
     return "".join(characters)
+
+
+def _is_half_of(part: LayerOrHalf, layer: int) -> TypeGuard[HalfLayer]:
+    return isinstance(part, HalfLayer) and part.layer == layer

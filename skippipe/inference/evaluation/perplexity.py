@@ -12,7 +12,8 @@ import torch
 from skippipe.data.samples import Batch
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import segments, share_computed
+from skippipe.inference.depth_schedule import layers_run, segments, share_computed
+from skippipe.inference.evaluation.choice_saving import check_choice, save_choice
 from skippipe.inference.evaluation.layer_drawing import draw_layers
 from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, Tasks
 from skippipe.inference.model_loading import LoadedModel, load_model
@@ -52,6 +53,8 @@ class PerplexityOptions:
     """Text for policies that are calibrated; the text that the model is trained on where there is none."""
     device: str = "auto"
     """Device on which `evaluate_model` loads the model: auto, cpu or cuda."""
+    save_choice: Path | None = None
+    """File for the layers that ran, of one policy at one share, for `file:CHOICE` and `export`."""
     tasks: TaskOptions | None = None
     """Tasks of lm-eval to run after each perplexity."""
 
@@ -116,6 +119,8 @@ def evaluate(
         calibration=calibration,
     )
     built = list(_build_policies(policies, keeps, context))
+    if options.save_choice is not None:
+        check_choice(built, model.decoder)
     batches = text.validation_batches(options.num_batches, options.text)
     absent = model.decoder.absent_stages
     results: list[DepthResult] = []
@@ -139,6 +144,8 @@ def evaluate(
     )
     if model.run_dir is not None and not absent:
         write_evaluation(evaluation, model.run_dir / "evaluation.json")
+    if options.save_choice is not None:
+        save_choice(evaluation, built[0][2], model.decoder, options.save_choice)
     return evaluation
 
 
@@ -183,7 +190,7 @@ class _Measurement:
         skipped_flop = meter.skipped_flop / len(input_ids) if meter is not None else 0.0
         count, cost = self._decoder.num_layers, self._decoder.cost
         self._shares.append(share_computed(layers_of, count, cost, skipped_flop=skipped_flop))
-        self._layers.append(statistics.fmean(map(len, layers_of)))
+        self._layers.append(statistics.fmean(map(layers_run, layers_of)))
 
 
 def _build_policies(

@@ -18,7 +18,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection, Segment
 from skippipe.inference.generation.generation import EndOfText, check_prompts, end_tokens, up_to_end
 from skippipe.inference.key_value_cache import RouteCache
-from skippipe.inference.policies.base import Policy
+from skippipe.inference.policies.base import Policy, fixed_layers
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,13 @@ def speculate(
 
 def draft_layers(policy: Policy, decoder: Decoder) -> LayerSelection:
     """Return the layers that `policy` runs after a prompt; raise `InputError` where those are not a fixed set."""
-    first, last = (policy.layers_at(position, 0) for position in (0, decoder.context))
-    with policy.installed(decoder) as meter:
-        if first != last or meter is not None:
-            raise InputError(
-                "--speculative: a draft runs the same whole layers for every token; "
-                "use policy exit, unified, best, random or stages:..."
-            )
-    return first
+    layers = fixed_layers(policy, decoder)
+    if layers is None:
+        raise InputError(
+            "--speculative: a draft runs the same whole layers, or halves, for every token; "
+            "use policy exit, unified, best, random, file:... or stages:..."
+        )
+    return layers
 
 
 class _Speculation:

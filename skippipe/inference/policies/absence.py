@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.policies.base import FlopMeter, Policy
+from skippipe.model.layer_halves import index_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class WithoutAbsent(Policy):
         """Return the layers for a position that are there."""
         layers = self.policy.layers_at(position, prompt_length)
         gone = set(self.decoder.layers_of_stages(sorted(self.decoder.absent_stages)))
-        return tuple(layer for layer in layers if layer not in gone) if gone else layers
+        return tuple(layer for layer in layers if index_of(layer) not in gone) if gone else layers
 
     def sample(self, index: int) -> Policy:
         """Return the choice with this number."""

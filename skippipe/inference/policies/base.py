@@ -149,6 +149,13 @@ class PolicyContext:
         return self.calibration()
 
 
+def fixed_layers(policy: Policy, decoder: Decoder) -> LayerSelection | None:
+    """Return the layers that run at every position after a prompt; None where those are not the same everywhere."""
+    first, last = (policy.layers_at(position, 0) for position in (0, decoder.context))
+    with policy.installed(decoder) as meter:
+        return first if first == last and meter is None else None
+
+
 def check_layers_are_here(decoder: Decoder, policy: str) -> None:
     """Raise `InputError` for a policy that looks into layers, where other processes hold some."""
     if not decoder.is_here(decoder.all_layers):

@@ -92,7 +92,17 @@ OWN = (
         decides_keep=True,
     ),
     PolicyEntry(
-        "best", "stages that matter most on a calibration text", f"{_PACKAGE}.best_stages:build", argument="gradient"
+        "best",
+        "layers that matter most together on a calibration text",
+        f"{_PACKAGE}.best.best_choice:build",
+        argument="halves",
+    ),
+    PolicyEntry(
+        "file",
+        "the layers of a choice that evaluate --save-choice wrote",
+        f"{_PACKAGE}.given_choice:build",
+        argument="CHOICE",
+        decides_keep=True,
     ),
     PolicyEntry("unified", "layers spread evenly, after a full prompt", f"{_PACKAGE}.unified:build"),
     PolicyEntry("skipdecode", "fewer layers for later tokens", f"{_PACKAGE}.skipdecode:build", argument="warm_up=2"),

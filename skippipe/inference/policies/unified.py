@@ -25,7 +25,7 @@ class UnifiedLayerSkipping(Policy):
         return self.all_layers if position < prompt_length else self.layers
 
 
-def unified_layers(num_layers: int, kept: int) -> LayerSelection:
+def unified_layers(num_layers: int, kept: int) -> tuple[int, ...]:
     """Return the layers that run, the first and the last among them; 1 < kept <= L.
 
     Where layers left out would not have to stand side by side none do, and the runs of layers between them differ by at
@@ -35,14 +35,14 @@ def unified_layers(num_layers: int, kept: int) -> LayerSelection:
     return published if _is_even(published, num_layers) else _evenest(num_layers, kept)
 
 
-def _multiples_of_the_interval(num_layers: int, kept: int) -> LayerSelection:
+def _multiples_of_the_interval(num_layers: int, kept: int) -> tuple[int, ...]:
     """Return layer 0, multiples of the interval from 1 to L - 2 while there is room, and layer L - 1."""
     interval = num_layers // (kept - 1)
     between = range(interval, num_layers - 1, interval)[: kept - 2]
     return (0, *between, num_layers - 1)
 
 
-def _is_even(layers: LayerSelection, num_layers: int) -> bool:
+def _is_even(layers: tuple[int, ...], num_layers: int) -> bool:
     """Whether neither the distances between layers that run nor those between layers left out differ by more than one.
 
     Distances of layers left out count from before the first layer to behind the last; they matter where those are few.
@@ -53,7 +53,7 @@ def _is_even(layers: LayerSelection, num_layers: int) -> bool:
     return all(max(row) - min(row) <= 1 for row in distances)
 
 
-def _evenest(num_layers: int, kept: int) -> LayerSelection:
+def _evenest(num_layers: int, kept: int) -> tuple[int, ...]:
     """Return the layers whose distances, or those of the layers left out where these are fewer, differ by at most 1."""
     gone = num_layers - kept
     if gone >= kept:

@@ -1,6 +1,6 @@
-"""The stages that are cheapest to leave out, by what a calibration text says; stage 0 always runs.
+"""The stages that are cheapest to leave out one by one, by what a calibration text says; stage 0 always runs.
 
-`best` or `best:influence`: block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853, section 3), here of whole
+`best:influence`: block influence (ShortGPT, Men et al. 2024, arXiv 2403.03853, section 3), here of whole
 stages: 1 less the mean cosine of the residual stream before and after a stage. Those with the least are left out.
 
 `best:gradient`: gradient-trace correlation (TraceNAS, arXiv 2602.02891), depth alone. A subset is as good as the
@@ -16,30 +16,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Segment
-from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext, check_layers_are_here, kept_stages
+from skippipe.inference.depth_schedule import LayerSelection, Segment
+from skippipe.inference.policies.base import FixedLayers, PolicyContext, check_layers_are_here, kept_stages
 
+METHODS = ("influence", "gradient")
 MOST_SUBSETS = 32
 GRADIENT_SAMPLES = 2
 
 Stages = tuple[int, ...]
 
 
-def build(context: PolicyContext) -> Policy:
-    """Return the stages with the best score, as many as come nearest to the share."""
+def best_stages(context: PolicyContext, method: str) -> FixedLayers:
+    """Return the stages with the best score by one of `METHODS`, as many as come nearest to the share."""
     decoder = context.decoder
     present = decoder.present_stages
     kept = min(kept_stages(context.keep, len(decoder.stages)), len(present))
-    method = context.argument or "influence"
-    if method not in ("influence", "gradient"):
-        raise InputError(f"--policy best:{method}: there are best:influence and best:gradient")
     if kept == len(present):
         stages = present
     elif method == "influence":
-        influence = block_influence(decoder, context.calibration_tokens()[:, :-1])
-        stages = _highest({stage: influence[stage] for stage in present}, kept)
+        groups = [decoder.stages[stage] for stage in present]
+        influence = block_influence(decoder, context.calibration_tokens()[:, :-1], groups)
+        stages = _highest(dict(zip(present, influence, strict=True)), kept)
     else:
         check_layers_are_here(decoder, "best:gradient")
         stages = _most_alike(decoder, context.calibration_tokens()[:GRADIENT_SAMPLES], kept)
@@ -47,12 +45,12 @@ def build(context: PolicyContext) -> Policy:
 
 
 @torch.inference_mode()
-def block_influence(decoder: Decoder, input_ids: Tensor) -> list[float]:
-    """Return the influence of each stage at full depth, 0 where it is absent; `input_ids` (B, T)."""
+def block_influence(decoder: Decoder, input_ids: Tensor, groups: Sequence[LayerSelection]) -> list[float]:
+    """Return the influence of groups of layers that run one after the other; `input_ids` (B, T)."""
     hidden = decoder.embed(input_ids)  # (B, T, D)
     influence = []
-    for stage, layers in enumerate(decoder.stages):
-        after = hidden if stage in decoder.absent_stages else decoder.run_layers(hidden, layers)
+    for layers in groups:
+        after = decoder.run_layers(hidden, layers)
         cosine = functional.cosine_similarity(hidden.float(), after.float(), dim=-1)  # (B, T)
         influence.append(1 - float(cosine.mean()))
         hidden = after

@@ -1,0 +1,1 @@
+"""The policy `best`: parts of the model that are chosen on a calibration text."""
