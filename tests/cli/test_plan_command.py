@@ -162,7 +162,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     assert process.stderr is not None
     assert "solving: this plan" in process.stderr.readline()
-    time.sleep(3)
+    time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors

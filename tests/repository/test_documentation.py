@@ -40,7 +40,7 @@ def commands(page: Path) -> list[str]:
 def test_commands_of_page_run(page: Path, tmp_path: Path) -> None:
     begin_in(tmp_path)
     for command in commands(page):
-        code, output = runner_of(command, page)(in_short(command), tmp_path)
+        code, output = runner_of(command)(in_short(command), tmp_path)
         assert code == 0, f"{command}\n{output[-6000:]}"
 
 
@@ -59,11 +59,11 @@ def in_short(command: str) -> str:
     return re.sub(r"--time-limit \d+", "--time-limit 0.6", command)
 
 
-def runner_of(command: str, page: Path) -> Callable[[str, Path], tuple[int | None, str]]:
-    """Return how a command is run: imports take long, so only the README's launches start anew on every rank."""
+def runner_of(command: str) -> Callable[[str, Path], tuple[int | None, str]]:
+    """Return how a command is run: imports take long, so processes are forked; test_two_agents.py starts them anew."""
     if command.startswith("skippipe "):
         return fork_skippipe
-    return fork_ranks if TORCHRUN.match(command) and page.name != "README.md" else run_shell
+    return fork_ranks if TORCHRUN.match(command) else run_shell
 
 
 def fork_skippipe(command: str, folder: Path) -> tuple[int | None, str]:

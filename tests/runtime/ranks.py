@@ -174,7 +174,7 @@ def run_emulated(folder: Path, context: DistributedContext) -> None:
     for path in sorted(folder.glob("*.plan.json")):
         plan = parse_plan(path)
         runner = make_with_options(path, plan, context)
-        results = [runner.train_iteration(make_batch, lambda: None) for _ in range(4)]
+        results = [runner.train_iteration(make_batch, lambda: None) for _ in range(3)]
         measured = {
             "durations_s": [result.duration_s for result in results],
             "spans": [list(span) for span in results[-1].spans],

@@ -9,6 +9,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 
 from skippipe.errors import CommunicationError, ConfigError, InfeasibleError, PeerLostError, SkipPipeError, StorageError
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
@@ -118,7 +119,9 @@ def test_a_rank_that_says_nothing_is_given_up() -> None:
         assert "waited to hear from all 3 ranks (room) in vain: rank 2 said nothing within 0.2 s" in str(told)
 
 
-def test_who_lost_another_rank_does_not_wait_for_it() -> None:
+def test_who_lost_another_rank_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limits, "LAST_WORDS_S", 0.3)
+
     def call(context: DistributedContext) -> Any:
         return "gone" if context.rank == 2 else failing(context.rank, PeerLostError("rank 2 is gone"))(context)
 
