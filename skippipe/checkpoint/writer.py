@@ -52,6 +52,26 @@ class OptimizerState(Protocol):
         """Return the state of those of the parameters `names` that this rank saves, on the CPU."""
 
 
+class StageParts(Protocol):
+    """Parameters and optimizer state of a stage, by name."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters."""
+
+    @property
+    def optimizer(self) -> dict[str, Tensor]:
+        """What the optimizer keeps of them."""
+
+
+class KeptStages(Protocol):
+    """Stages that no rank holds and of which this process has a copy."""
+
+    @property
+    def absent_states(self) -> Mapping[int, StageParts]:
+        """The copies, by stage."""
+
+
 class CheckpointWriter:
     """Saves what the runner and the optimizer hold. All ranks call `save` and `finish` together, between iterations.
 
@@ -66,7 +86,9 @@ class CheckpointWriter:
         options: CheckpointOptions,
         store: Store | None = None,
         world_size: int = 1,
+        kept: KeptStages | None = None,
     ) -> None:
+        self._kept = kept
         self._run_dir = run_dir
         self._runner = runner
         self._optimizer = optimizer
@@ -214,6 +236,9 @@ class CheckpointWriter:
             if owner or self._optimizer.sharded:
                 part = f"-rank-{self._runner.rank}" if self._optimizer.sharded else ""
                 yield f"optimizer-stage-{index}{part}.safetensors", self._optimizer.state(tensors)
+        for index, state in () if self._kept is None else self._kept.absent_states.items():
+            yield f"model-stage-{index}.safetensors", state.parameters
+            yield f"optimizer-stage-{index}.safetensors", state.optimizer
 
     def _write(self, metadata: Metadata, failure: str) -> bool:
         """Write this rank's files, report them and, on rank 0, complete the checkpoint; runs in the thread."""

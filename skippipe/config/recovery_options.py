@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from skippipe.config.section import Section
+from skippipe_scheduler.options import LostStage
 
 
 class RecoveryOptions(Section):
@@ -16,6 +17,12 @@ class RecoveryOptions(Section):
     """Seconds without a sign of life after which a process counts as lost. One that died is noticed at once, and one
     that is busy gives signs of life all the time."""
     min_nodes: Annotated[int, Field(ge=2)] = Field(default=2, examples=[5])
-    """With fewer nodes left, the run ends. It ends too where a stage has no node left."""
+    """With fewer nodes left, the run ends."""
+    lost_stage: LostStage = "routes_around"
+    """What becomes of a stage without any node: all routes leave it out until one of its nodes is back (not for stage
+    0, which holds embedding and head), or the run stops."""
+    copy_interval: Annotated[int, Field(ge=0)] = Field(default=20, examples=[5])
+    """Steps from one copy of a stage that one node alone holds, in the memory of another node, to the next; 0: no
+    copies. A stage that was lost goes on from its copy, else from the last checkpoint."""
     planning_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=1.0, examples=[5.0])
     """Seconds in which a plan for the nodes that are left is improved, while they wait for it."""

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +44,12 @@ from skippipe.training.measurement.step_trace import TraceRecorder
 from skippipe.training.measurement.utilisation import Utilisation, iteration_flop
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.patience import StepPatience
+from skippipe.training.recovery.membership_record import RestoredStage
 from skippipe.training.recovery.progress import ProgressReport, Settlement
 from skippipe.training.recovery.run_facts import TrainerFacts
 from skippipe.training.recovery.run_recovery import RunRecovery, open_recovery
 from skippipe.training.recovery.stage_state import StageState
+from skippipe.training.recovery.state_source import FoundState, StateSource
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, open_run_directory, record_inputs
 from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
@@ -221,8 +223,10 @@ class Trainer:
         self.patience: StepPatience | None = None
         self._stopped_by: int | None = None
         self.wandb_id: str | None = None
-        self.giver: Callable[[], StageState] | None = None
+        self.source: StateSource | None = None
         """Where a process that has come lately gets the state of its stage; None once it has it."""
+        self.restored: RestoredStage | None = None
+        """From what this process has the stage, where that was older than what the others stood at."""
         self.trace = TraceRecorder(self.run_dir, runner.rank)
         self.reporter = Reporter()
         self._storage = StorageWatch(experiment.checkpoint.timeout_s)
@@ -233,7 +237,8 @@ class Trainer:
         """Take a runner, and what follows from its plans."""
         self.runner, self.plans, self.world_size = runner, runner.plans, self.context.world_size
         checkpoint, store = self.experiment.checkpoint, self.context.store
-        self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, checkpoint, store, self.world_size)
+        kept = None if self.recovery is None else self.recovery.copies
+        self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, checkpoint, store, self.world_size, kept)
         cost, num_losses = self._cost(), self.experiment.recipe.num_losses
         self.utilisation = {
             name: Utilisation(iteration_flop(plan, cost, num_losses), self.hardware.peak_tflop_per_s)
@@ -287,7 +292,7 @@ class Trainer:
             if not self._work_is_left:
                 self.one_step(stop)
             self._complete_step(stop)
-            self._take_in()
+            self._between_steps()
         loss = None if self._finished is None else self._finished.metrics[Metric.TRAIN_LOSS]
         saved = self._saved == self.step or self.writer.finish()
         if saved and loss is not None:
@@ -374,11 +379,14 @@ class Trainer:
             self._save()
         self._work_is_left = False
 
-    def _take_in(self) -> None:
-        """Let those come who wait for it, between two steps; all ranks together."""
+    def _between_steps(self) -> None:
+        """Make a copy of the stage where it is due, and let those come who wait for it; all ranks together."""
         assert self._finished is not None
         is_last = self._finished.stop or self.step >= self.experiment.training.max_steps
-        if self.recovery is None or is_last or not self._finished.comes:
+        if self.recovery is None or is_last:
+            return
+        self.recovery.copies.between_steps(self.step, self.stage_state)
+        if not self._finished.comes:
             return
         self.writer.finish()  # what is being written belongs to ranks of the present epoch
         self.recovery.go_on(self, "a node comes", interrupted=False)
@@ -401,17 +409,20 @@ class Trainer:
         parameters = stage.state_dict_global()
         return StageState(self.step, self.elapsed_s, parameters, self.optimizer.state(parameters))
 
-    def take_stage_state(self, state: StageState) -> None:
-        """Go to where another process that holds the same stage stands, which trains on from there bit by bit."""
-        (stage,) = self.runner.stages.values()
+    def _take_stage_state(self, found: FoundState, step: int) -> None:
+        """Go on after `step` from a state of the stage; one of that step goes on bit by bit."""
+        (index, stage), *_ = self.runner.stages.items()
+        state = found.state
         stage.load_global(state.parameters)
-        self.optimizer.load(state.optimizer, state.step)
+        self.optimizer.load(state.optimizer, step)
         self.elapsed_s = state.elapsed_s
-        self.step = self.first_step = self._applied = self._contributed = self._reported = state.step
+        self.step = self.first_step = self._applied = self._contributed = self._reported = step
+        if state.step < step:
+            self.restored = RestoredStage(stage=index, place=found.place, of_step=state.step)
 
     def progress(self) -> ProgressReport | None:
         """Say where this process stands; see `Recoverable`."""
-        if self.giver is not None:
+        if self.source is not None:
             return None
         left = self._work_is_left or self.writer.unconfirmed_step == self.step
         return ProgressReport(step=self._applied, contributed=self._contributed, totals=self._sums, work_is_left=left)
@@ -434,10 +445,10 @@ class Trainer:
 
     def follow(self, settlement: Settlement) -> None:
         """Take the last step that another one has taken, and count it; see `Recoverable`."""
-        step, sums, work_is_left = settlement
-        if self.giver is not None:
-            self.take_stage_state(self.giver())
-            self.giver = None
+        step, sums, work_is_left, standing = settlement
+        if self.source is not None:
+            self._take_stage_state(self.source.find(step, standing, self.runner.parameters()), step)
+            self.source = None
             if work_is_left and sums is not None:  # it takes part in what is still to be done behind that step
                 totals = StepTotals.of_sums(sums)
                 metrics: StepMetrics = {Metric.STEP: step, Metric.TRAIN_LOSS: totals.loss}
@@ -546,6 +557,11 @@ class Trainer:
 
     def _save(self) -> None:
         self._faults.reached("CHECKPOINT", self.step)
+        missing = self._missing_stages()
+        if missing:
+            if self.runner.rank == 0:
+                logger.warning("step %d: no checkpoint, as nobody has stage %d or a copy of it", self.step, missing[0])
+            return
         on_first_rank(self.context, Topic.OWNER, self.owner.check)
         try:
             with self._storage.writing(self.run_dir / "trace"):
@@ -555,6 +571,15 @@ class Trainer:
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self.step, reason)
         self.writer.save(self._metadata())
+
+    def _missing_stages(self) -> list[int]:
+        """Return the stages of which no member has anything; all ranks call this together."""
+        absent = self.plans.main.rules.absent_stages or ()
+        if self.recovery is None or not absent:
+            return []
+        copies = self.recovery.copies
+        kept = all_gather_json(self.context, Topic.KEPT_STAGES, lambda: sorted(copies.absent_states))
+        return sorted(set(absent) - {stage for stages in kept for stage in stages})
 
     def _write_measured(self) -> None:
         """Write what tasks and transfers took, on rank 0, once every rank has written its trace."""

@@ -1,18 +1,15 @@
 """A process that comes into a run under way: it prepares by itself, is taken in, and trains with the others."""
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import CommunicationError, ConfigError, DataError, EpochEndedError, InputError, StoppedError
+from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError, StorageError
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Epoch
-from skippipe.membership.exchange import Source, fetch
-from skippipe.membership.keys import run_keys
 from skippipe.membership.live_run import LiveRun, find_live_run
 from skippipe.membership.membership import Membership
 from skippipe.model.architecture import experiment_model
@@ -27,8 +24,8 @@ from skippipe.training.loop import Trainer, TrainingSummary
 from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
 from skippipe.training.recovery.run_facts import RunFacts
-from skippipe.training.recovery.run_recovery import STATE, RunRecovery, in_membership, open_membership
-from skippipe.training.recovery.stage_state import StageState
+from skippipe.training.recovery.run_recovery import RunRecovery, in_membership, open_membership
+from skippipe.training.recovery.state_source import StateSource
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import (
@@ -57,8 +54,12 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
     host = own_address(live.members[0].host, live.members[0].port)
     with open_membership(experiment, own, host, live.secret) as (membership, exchange):
         recovery = RunRecovery(experiment, plans, context, membership, exchange, live.secret)
-        with in_membership(context, membership), _trainer(experiment, facts, plans, context, recovery) as trainer:
-            trainer.giver = lambda: _fetch_state(membership, plans, live.secret, experiment.recovery.silence_s)
+        with (
+            in_membership(context, membership),
+            closing(recovery),
+            _trainer(experiment, facts, plans, context, recovery) as trainer,
+        ):
+            trainer.source = StateSource(experiment, membership, plans, live.secret)
             logger.info("%s is ready, and asks to be taken in", own)
             epoch = _join(membership, live, stop)
             if epoch is None:
@@ -110,6 +111,7 @@ def _trainer(
             f"data: {own} has other tokens ({cache.fingerprint}) than the run under way ({facts.trainer.fingerprint}); "
             "give every host the same corpus"
         )
+    _make_run_directory(experiment)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
     estimates = estimate_memory(experiment, plans, hardware.device_types)
@@ -125,6 +127,16 @@ def _trainer(
         yield trainer
 
 
+def _make_run_directory(experiment: Experiment) -> None:
+    """Make this host's run directory where it shares none with the others."""
+    try:
+        experiment.run_path.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise StorageError(
+            f"{experiment.run_path}: cannot be made ({reason.strerror}); choose another run_dir"
+        ) from None
+
+
 def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | None:
     """Wait until the members take this process in, at the end of a step; return None where nobody is left of them."""
     contacts = [(member.host, member.port) for member in live.members]
@@ -137,21 +149,6 @@ def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | No
             raise StoppedError("stopped while it waited to be taken into the run")
         if find_live_run([live.contacts.model_dump_json()]) is None:
             return None
-
-
-def _fetch_state(membership: Membership, plans: PlanSet, secret: str, silence_s: float) -> StageState:
-    """Return the state of this process's stage from one that holds it; raise `EpochEndedError` where none is left."""
-    own, main = membership.own.name, plans.main
-    holders = set(main.stages[main.stage_of[own]].nodes) - {own}
-    while True:
-        for member in membership.members:
-            if member.name in holders:
-                content = fetch(Source(member.host, member.data_port), run_keys(secret), STATE, silence_s)
-                if content is not None:
-                    return StageState.from_bytes(content)
-        if membership.ending is not None:
-            raise EpochEndedError(membership.ending)
-        time.sleep(time_limits.STORE_POLL_S)
 
 
 def _finished(experiment: Experiment, context: DistributedContext) -> TrainingSummary | None:

@@ -59,6 +59,8 @@ class Topic(StrEnum):
     """Whether the run can go on without the damaged ones."""
     CHECKPOINT_LOADED = "checkpoint-loaded"
     """Whether each rank has loaded its part."""
+    KEPT_STAGES = "kept-stages"
+    """Of which stages that nobody holds each rank has a copy."""
     NUM_PARAMETERS = "num-parameters"
     """How many parameters each rank answers for."""
     RECORDS = "records"
@@ -79,6 +81,8 @@ class Topic(StrEnum):
     """The secret with which the members of this start know each other, from rank 0."""
     MEMBERS = "membership/members"
     """Where each rank can be reached as a member."""
+    RESTORED = "restored"
+    """From which older state each rank has its stage, if it has."""
     END = "end"
     """That each rank has done all that it needs the others for."""
 

@@ -16,7 +16,8 @@ class Decision(StrictModel):
     step: Count = 0
     totals: tuple[Annotated[float, Field(allow_inf_nan=True)], ...] | None = None
     work_is_left: bool = False
-    """These three as in `Settlement`."""
+    standing: tuple[str, ...] = ()
+    """These four as in `Settlement`."""
     host: str = ""
     port: Annotated[int, Field(ge=0, lt=1 << 16)] = 0
     """Where the store of the epoch is."""
@@ -28,4 +29,4 @@ class Decision(StrictModel):
     @property
     def settlement(self) -> Settlement:
         """Where all go on."""
-        return Settlement(self.step, self.totals, self.work_is_left)
+        return Settlement(self.step, self.totals, self.work_is_left, self.standing)

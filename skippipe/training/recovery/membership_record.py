@@ -8,8 +8,19 @@ from typing import NamedTuple
 from skippipe.errors import SkipPipeError
 from skippipe.monitor.run_events import RunEvents
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe_scheduler.files import Count, StrictModel
 
 logger = logging.getLogger(__name__)
+
+
+class RestoredStage(StrictModel):
+    """A stage that goes on from an older state."""
+
+    stage: Count
+    place: str
+    """What the state was found in."""
+    of_step: Count
+    """After which step the state was that."""
 
 
 class MembershipChange(NamedTuple):
@@ -27,6 +38,10 @@ class MembershipChange(NamedTuple):
     """The last step that all have taken."""
     interrupted: bool
     """Whether a step was under way, which begins again."""
+    absent_stages: Sequence[int]
+    """Stages that nobody holds now."""
+    restored: Sequence[RestoredStage]
+    """Stages that nobody held before, and that go on from an older state."""
     durations_s: Mapping[str, float]
     """What it cost, by part: `planning`, `groups` and so on."""
     total_s: float
@@ -46,10 +61,16 @@ class MembershipChange(NamedTuple):
         """Say it in one line."""
         who = [f"{node} lost ({self.causes.get(node, self.reason)})" for node in self.lost]
         who += [f"{node} joined" for node in self.joined]
+        who += [
+            f"stage {each.stage} goes on from {each.place}, {self.step - each.of_step} steps behind"
+            for each in self.restored
+        ]
         step = f"step {self.step + 1}{' again' if self.interrupted else ' next'}"
+        stages = ", ".join(map(str, self.absent_stages))
+        around = f", around stage {stages}" if stages else ""
         num_all = len({*self.before, *self.now})
         return (
-            f"{', '.join(who) or self.reason}; going on with {len(self.now)} of {num_all} nodes, "
+            f"{', '.join(who) or self.reason}; going on with {len(self.now)} of {num_all} nodes{around}, "
             f"new plan {self.durations_s.get('planning', 0.0):.2f} s, {step}, {self.total_s:.1f} s"
         )
 
@@ -63,6 +84,8 @@ def record(change: MembershipChange, plans: PlanSet, run_dir: Path) -> None:
         lost=change.lost,
         joined=change.joined,
         members=list(change.now),
+        absent_stages=list(change.absent_stages),
+        restored=[each.model_dump() for each in change.restored],
         reason=change.reason,
         step=change.step,
         planning_s=change.durations_s.get("planning", 0.0),

@@ -35,6 +35,8 @@ class Settlement(NamedTuple):
     totals: tuple[float, ...] | None
     work_is_left: bool
     """Whether that step is to be validated, reported and saved, by all."""
+    standing: tuple[str, ...] = ()
+    """Who stands there with the state of its stage; all others have come lately."""
 
 
 def settle(reports: Mapping[str, ProgressReport]) -> Settlement:
@@ -55,4 +57,4 @@ def settle(reports: Mapping[str, ProgressReport]) -> Settlement:
                 f"taken step {step}; start again from the last checkpoint"
             )
     left = any(report.work_is_left for report in reports.values()) or bool(behind)
-    return Settlement(step, totals, left)
+    return Settlement(step, totals, left, tuple(reports))

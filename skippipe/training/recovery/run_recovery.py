@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +23,11 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
-from skippipe.training.recovery.membership_record import MembershipChange, record
+from skippipe.training.recovery.membership_record import MembershipChange, RestoredStage, record
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
 from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
-from skippipe.training.recovery.stage_state import StageState
+from skippipe.training.recovery.stage_copies import StageCopies
+from skippipe.training.recovery.stage_state import STATE, StageState
 from skippipe.training.startup import installed_versions
 from skippipe_scheduler.files import parse, read_text
 
@@ -40,14 +41,13 @@ MOST_TRIES = 10
 """Epochs in a row in which no step was finished: as many losses at a time are no accident."""
 SECRET = "SKIPPIPE_SECRET"
 """Environment variable with the secret of a run, for who comes from a host that shares nothing with it."""
-STATE = "stage-state"
-"""Under which name a process's exchange has its `StageState` at the beginning of an epoch."""
 
 
 class Recoverable(Protocol):
     """What can go on in another epoch: the trainer."""
 
     plans: PlanSet
+    restored: RestoredStage | None
 
     def progress(self) -> ProgressReport | None:
         """Say where this process stands; None where it has come lately and has nothing yet of its stage."""
@@ -90,6 +90,11 @@ class RunRecovery:
         self._exchange = exchange
         self._secret = secret
         self._hosted: Store | None = None
+        self._restored: list[dict[str, Any] | None] = []
+        from skippipe.membership.keys import run_keys
+
+        keys, options = run_keys(secret), experiment.recovery
+        self.copies = StageCopies(exchange, keys, plans.main.nodes, options.copy_interval, options.silence_s)
         self._cluster = read_text(Path(experiment.cluster), InputError)
 
     @property
@@ -111,6 +116,9 @@ class RunRecovery:
         from skippipe.membership.live_run import FACTS, Contacts
 
         members = tuple(self._membership.members)
+        self.copies.begin_epoch(
+            trainer.plans.main, {member.name: member for member in members}, self._membership.own.name
+        )
         facts = RunFacts(
             **installed_versions(),
             experiment=self._experiment.model_dump(mode="json"),
@@ -154,12 +162,26 @@ class RunRecovery:
                 names, total_s = epoch.names, time.monotonic() - start_s
                 durations_s["agreement"] -= decision.planning_s
                 change = MembershipChange(
-                    epoch.number, before, names, causes, reason, decision.step, interrupted, durations_s, total_s
+                    epoch=epoch.number,
+                    before=before,
+                    now=names,
+                    causes=causes,
+                    reason=reason,
+                    step=decision.step,
+                    interrupted=interrupted,
+                    absent_stages=trainer.plans.main.rules.absent_stages or (),
+                    restored=[parse(RestoredStage, each, "a member", InputError) for each in self._restored if each],
+                    durations_s=durations_s,
+                    total_s=total_s,
                 )
                 record(change, trainer.plans, self._experiment.run_path)
             self.publish(trainer)
             return
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")
+
+    def close(self) -> None:
+        """Keep no copies any more."""
+        self.copies.close()
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -181,6 +203,8 @@ class RunRecovery:
             rank = epoch.names.index(self._membership.own.name)
             self._context.enter_epoch(rank, len(epoch.names), store)
             trainer.enter_epoch(PlanSet.from_json(decision.plans))
+            self._restored = all_gather_json(self._context, Topic.RESTORED, lambda: _dumped(trainer.restored))
+            trainer.restored = None
         finally:
             self._exchange.withdraw(STATE)
         return {
@@ -213,7 +237,9 @@ class RunRecovery:
         self._check_state([name for name in names if reports.get(name) is None], names)
         start_s = time.monotonic()
         lost = [node for node in self._plans.main.nodes if node not in names]
-        plans = plans_without(self._plans, lost, time_limit_s=self._options.planning_s).in_rank_order(names)
+        plans = plans_without(
+            self._plans, lost, time_limit_s=self._options.planning_s, lost_stage=self._options.lost_stage
+        ).in_rank_order(names)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
         self._hosted, port = host_store(host, self._timeout_s)
@@ -222,14 +248,17 @@ class RunRecovery:
             step=stand.step,
             totals=stand.totals,
             work_is_left=stand.work_is_left,
+            standing=stand.standing,
             host=host,
             port=port,
             planning_s=planning_s,
         )
 
     def _check_state(self, without: Sequence[str], names: Sequence[str]) -> None:
-        """Raise where a stage is left to nodes that have come lately and have nothing of it."""
+        """Raise where a stage is left to nodes that have come lately, and nobody may be without it for a time."""
         main = self._plans.main
+        if self._options.lost_stage != "stop":
+            return
         for node in without:
             stage = main.stage_of[node]
             if not any(other in names and other not in without for other in main.stages[stage].nodes):
@@ -237,6 +266,10 @@ class RunRecovery:
                     f"stage {stage} is left to {node} alone, which has come lately and has nothing of it; start the "
                     "run again from its last checkpoint"
                 )
+
+
+def _dumped(restored: RestoredStage | None) -> dict[str, Any] | None:
+    return None if restored is None else restored.model_dump()
 
 
 def _decided(epoch: "Epoch") -> Decision:
@@ -262,11 +295,12 @@ def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedCo
         members = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
         parsed = [parse(Member, member, "members", InputError) for member in members]
         membership.begin(parsed, context.timeout_s)
-        with in_membership(context, membership):
+        recovery = RunRecovery(experiment, plans, context, membership, exchange, secret)
+        with in_membership(context, membership), closing(recovery):
             context.store = EpochStore(context.store, context.timeout_s, lambda: membership.ending)
             if context.watch is not None:
                 context.watch.follow(context.store)
-            yield RunRecovery(experiment, plans, context, membership, exchange, secret)
+            yield recovery
             membership.leave()
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from skippipe.errors import CheckpointError
 
+STATE = "stage-state"
+"""Under which name a process's exchange has its state at the beginning of an epoch."""
 MODEL = "model/"
 OPTIMIZER = "optimizer/"
 STEP = "step"

@@ -1,0 +1,71 @@
+"""Copies of stages in the memory of another node."""
+
+import time
+from contextlib import ExitStack, closing
+
+import torch
+from random_plans import random_plan
+
+from skippipe.membership.epoch import Member
+from skippipe.membership.exchange import Exchange, Source, fetch
+from skippipe.membership.keys import run_keys
+from skippipe.training.recovery.stage_copies import STEP_OF, StageCopies, keepers, kept_name
+from skippipe.training.recovery.stage_state import StageState
+from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.solver.lost_nodes import replan_without
+
+KEYS = run_keys("the secret of these copies")
+PLAN = random_plan(2, num_nodes=4, num_stages=3, route_length=2, num_microbatches=4, layers_per_stage=2)
+HOLDER, KEEPER = "node-2", "node-3"
+
+
+def state(step: int) -> StageState:
+    return StageState(step, 1.5, {"weight": torch.full((2, 3), float(step))}, {"weight.exp_avg": torch.ones(2, 3)})
+
+
+def test_the_state_of_a_stage_comes_back_from_its_bytes() -> None:
+    found = StageState.from_bytes(state(7).to_bytes())
+    assert (found.step, found.elapsed_s) == (7, 1.5)
+    assert torch.equal(found.parameters["weight"], torch.full((2, 3), 7.0))
+    assert list(found.optimizer) == ["weight.exp_avg"]
+
+
+def test_only_stages_of_one_holder_are_copied_and_never_to_that_one() -> None:
+    roles = keepers(PLAN, PLAN.nodes)
+    assert roles == {1: ("node-3", "node-0"), 2: (HOLDER, KEEPER)}
+    smaller = replan_without(PLAN, ["node-1"], SolveOptions(max_evaluations=1))
+    assert keepers(smaller, PLAN.nodes)[0] == ("node-0", HOLDER)
+
+
+def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -> None:
+    with ExitStack() as stack:
+        exchanges = {node: stack.enter_context(closing(Exchange(KEYS))) for node in (HOLDER, KEEPER, "node-0")}
+        members = {
+            node: Member(
+                name=node,
+                host="127.0.0.1",
+                port=1,
+                incarnation=f"{number:032x}",
+                data_port=exchanges[node].port if node in exchanges else 1,
+            )
+            for number, node in enumerate(PLAN.nodes)
+        }
+        copies = {}
+        for node in (HOLDER, KEEPER):
+            made = StageCopies(exchanges[node], KEYS, PLAN.nodes, 5, silence_s=1.0)
+            copies[node] = stack.enter_context(closing(made))
+            made.begin_epoch(PLAN, members, node)
+        for step in range(1, 9):  # copied after steps 1 and 6
+            copies[HOLDER].between_steps(step, lambda step=step: state(step))  # type: ignore[misc]  # bound now
+        source = Source("127.0.0.1", exchanges[KEEPER].port)
+        deadline_s = time.monotonic() + 20
+        while fetch(source, KEYS, STEP_OF + kept_name(2), 1.0) != b"6":
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        assert copies[KEEPER].absent_states == {}
+        lost = replan_without(PLAN, [HOLDER], SolveOptions(max_evaluations=1), lost_stage="routes_around")
+        copies[KEEPER].begin_epoch(lost, members, KEEPER)
+        assert [(stage, kept.step) for stage, kept in copies[KEEPER].absent_states.items()] == [(2, 6)]
+        content = fetch(source, KEYS, kept_name(2), 1.0)
+        assert content is not None
+        assert StageState.from_bytes(content).step == 6
