@@ -26,3 +26,6 @@ class RecoveryOptions(Section):
     copies. A stage that was lost goes on from its copy, else from the last checkpoint."""
     planning_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=1.0, examples=[5.0])
     """Seconds in which a plan for the nodes that are left is improved, while they wait for it."""
+    plans_ahead: bool = True
+    """Whether two of the processes make the plans for the loss of each single node in idle time, with the lowest
+    priority and some 300 MB each, so that nobody waits for them after a loss."""

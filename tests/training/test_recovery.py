@@ -56,7 +56,7 @@ class Run:
             training={"max_steps": MAX_STEPS},
             checkpoint={"interval": 4},
             evaluation={"interval": 4},
-            recovery={"enabled": True, "silence_s": 5, "planning_s": 0, "copy_interval": 1},
+            recovery={"enabled": True, "silence_s": 5, "planning_s": 0, "copy_interval": 1, "plans_ahead": False},
             emulation={"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]},
         )
         self.arguments = write_inputs(experiment, four_node_plan(), folder)

@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import Store
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, InputError, PeerLostError, SkipPipeError
 from skippipe.membership.addresses import own_address
+from skippipe.planning.plans_ahead import PlansAhead
 from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MOST_TRIES = 10
 """Epochs in a row in which no step was finished: as many losses at a time are no accident."""
+DECIDERS = 2
+"""Members that make plans ahead: the first one that lives decides, and it may be the first that is lost."""
 SECRET = "SKIPPIPE_SECRET"
 """Environment variable with the secret of a run, for who comes from a host that shares nothing with it."""
 
@@ -90,6 +93,8 @@ class RunRecovery:
         self._exchange = exchange
         self._secret = secret
         self._hosted: Store | None = None
+        self._known: dict[frozenset[str], PlanSet] = {}
+        self._ahead: PlansAhead | None = None
         self._restored: list[dict[str, Any] | None] = []
         from skippipe.membership.keys import run_keys
 
@@ -128,6 +133,7 @@ class RunRecovery:
             trainer=trainer.facts(),
         )
         self._exchange.offer(FACTS, facts.model_dump_json().encode())
+        self._plan_ahead([member.name for member in members])
         contacts = Contacts(secret=self._secret, members=members)
         contacts.keep(self._experiment.run_path)
         if (arrived or self._context.rank == 0) and self._context.run_store is not None:
@@ -180,8 +186,10 @@ class RunRecovery:
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")
 
     def close(self) -> None:
-        """Keep no copies any more."""
+        """Keep no copies and make no plans any more."""
         self.copies.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -237,9 +245,7 @@ class RunRecovery:
         self._check_state([name for name in names if reports.get(name) is None], names)
         start_s = time.monotonic()
         lost = [node for node in self._plans.main.nodes if node not in names]
-        plans = plans_without(
-            self._plans, lost, time_limit_s=self._options.planning_s, lost_stage=self._options.lost_stage
-        ).in_rank_order(names)
+        plans = self._plans_without(lost).in_rank_order(names)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
         self._hosted, port = host_store(host, self._timeout_s)
@@ -253,6 +259,30 @@ class RunRecovery:
             port=port,
             planning_s=planning_s,
         )
+
+    def _plans_without(self, lost: Sequence[str]) -> PlanSet:
+        """Return the plans without these nodes: the ones before, those made ahead, or new ones."""
+        key = frozenset(lost)
+        ahead = None if self._ahead is None else self._ahead.ready(key)
+        if key not in self._known:
+            options = self._options
+            self._known[key] = ahead or plans_without(
+                self._plans, lost, time_limit_s=options.planning_s, lost_stage=options.lost_stage
+            )
+        return self._known[key]
+
+    def _plan_ahead(self, present: Sequence[str]) -> None:
+        """Begin to make the plans for the loss of each node, on the two members that decide first."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        if not self._options.plans_ahead or self._context.rank >= DECIDERS:
+            return
+        missing = [node for node in self._plans.main.nodes if node not in present]
+        losses = [sorted([*missing, node]) for node in present]
+        unknown = [loss for loss in losses if frozenset(loss) not in self._known]
+        options = self._options
+        self._ahead = PlansAhead(self._plans, unknown, time_limit_s=options.planning_s, lost_stage=options.lost_stage)
 
     def _check_state(self, without: Sequence[str], names: Sequence[str]) -> None:
         """Raise where a stage is left to nodes that have come lately, and nobody may be without it for a time."""
