@@ -5,6 +5,7 @@
 Every run has 7 processes on this machine. Two of them are killed with SIGKILL (`death`), one after the other, at random
 instants: in any phase of a step, of a validation, of a checkpoint, or of the recovery from the death before. Or they
 are stopped with SIGSTOP for longer than `recovery.silence_s` (`silence`) and woken again, or for half of it (`pause`).
+Or each is killed and started again at once (`return`), the second one after the first is back.
 Afterwards the losses are compared with those of one process that walks the plans of all epochs in turn.
 """
 
@@ -40,13 +41,13 @@ from skippipe.monitor.metrics_file import read_metrics
 
 HERE = Path(__file__).parent
 NUM_NODES = 7
-STEPS = 40
+STEPS = {"death": 40, "silence": 40, "pause": 40, "return": 500}
+"""Of a run of each kind; a process that is started again needs seconds until it is ready, in which the others train."""
 STAGE_SIZES = (3, 2, 2)
 LOSSES = 2
 """In each run: two nodes can be lost without a stage being left without one, if they are of different stages."""
 SILENCE_S = 3.0
 """`recovery.silence_s`."""
-KINDS = ("death", "silence", "pause")
 LIMIT_S = 120.0
 """Seconds after which a run that has not ended counts as hanging."""
 PRELOADED = ["skippipe.training.train_experiment", "transformers.models.llama.modeling_llama", "zmq"]
@@ -63,6 +64,10 @@ class Loss:
     """As the run itself says: from the moment at which it was noticed until the new epoch began."""
     next_step_s: float | None = None
     """From the kill or stop until the next step was finished."""
+    back_s: float | None = None
+    """From its start again until it is in the run."""
+    taking_in_s: float | None = None
+    """For how long the others waited for it."""
 
 
 @dataclass
@@ -82,17 +87,19 @@ class Outcome:
     def went_on(self) -> bool:
         """Whether all others finished the run, exactly, and each lost one ended without having done harm."""
         lost = {loss.rank for loss in self.losses} if self.kind != "pause" else set()
-        expected = {"death": -signal.SIGKILL, "silence": 1}.get(self.kind)
+        expected = {"death": -signal.SIGKILL, "return": -signal.SIGKILL, "silence": 1}.get(self.kind)
         codes = [expected if rank in lost else 0 for rank in range(NUM_NODES)]
+        codes += [0] * (len(lost) if self.kind == "return" else 0)
+        whole = self.steps == STEPS[self.kind] and self.leftover == 0 and not self.error
         exact = self.loss_difference is not None and self.loss_difference < 1e-5
-        return exact and self.steps == STEPS and self.leftover == 0 and not self.error and self.exit_codes == codes
+        return exact and whole and self.exit_codes == codes
 
 
-def make_experiment(folder: Path, name: str, **sections: Any) -> Experiment:
+def make_experiment(folder: Path, name: str, kind: str = "death", **sections: Any) -> Experiment:
     """Return a small experiment on 7 nodes."""
     content: dict[str, Any] = {
         "pipeline": {"stage_sizes": STAGE_SIZES, "planner": {"max_evaluations": 200}},
-        "training": {"max_steps": STEPS, "num_microbatches": 6},
+        "training": {"max_steps": STEPS[kind], "num_microbatches": 6},
         "optimizer": {"lr": 1e-3},
         "lr_scheduler": {"warmup_steps": 5},
         "evaluation": {"interval": 7, "batches": 1},
@@ -121,18 +128,24 @@ def train_rank(experiment: Experiment, plan: Path, place: dict[str, str], log: P
     main(["train", "--config", str(config), "--plan", str(plan)])
 
 
-def start(experiment: Experiment, plan: Path) -> list[ForkServerProcess]:
-    """Start the processes of a run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    port, processes = free_port(), []
-    for rank in range(NUM_NODES):
-        place = {"RANK": rank, "WORLD_SIZE": NUM_NODES, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        log = experiment.run_path.with_name(f"{experiment.name}-{rank}.log")
+class Processes(list[ForkServerProcess]):
+    """The processes of a run, in the order in which they were started."""
+
+    def __init__(self, experiment: Experiment, plan: Path) -> None:
+        super().__init__()
+        self._experiment, self._plan, self._port = experiment, plan, free_port()
+        for rank in range(NUM_NODES):
+            self.begin(rank)
+
+    def begin(self, rank: int) -> None:
+        """Start one as a launcher does, for the first time or again."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        place = {"RANK": rank, "WORLD_SIZE": NUM_NODES, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self._port}
+        log = self._experiment.run_path.with_name(f"{self._experiment.name}-{len(self)}.log")
         environment = {key: str(value) for key, value in place.items()}
-        processes.append(context.Process(target=train_rank, args=(experiment, plan, environment, log)))
-        processes[-1].start()
-    return processes
+        self.append(context.Process(target=train_rank, args=(self._experiment, self._plan, environment, log)))
+        self[-1].start()
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -161,7 +174,7 @@ def victims(plan_path: Path, generator: random.Random) -> Iterator[tuple[str, in
         yield node, plan.rank_of[node]
 
 
-def strike_in_turn(experiment: Experiment, plan: Path, processes: list[ForkServerProcess], outcome: Outcome) -> None:
+def strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, outcome: Outcome) -> None:
     """Kill or stop processes at random instants and watch how the others go on."""
     generator = random.Random(f"{outcome.kind}/{outcome.number}")
     metrics, events = experiment.run_path / "metrics.jsonl", experiment.run_path / "events.jsonl"
@@ -169,12 +182,14 @@ def strike_in_turn(experiment: Experiment, plan: Path, processes: list[ForkServe
     if not wait_for(metrics, 2, deadline_s):
         outcome.error = "no step was finished"
         return
-    for number, (node, rank) in enumerate(victims(plan, generator)):
+    steps = STEPS[outcome.kind]
+    for node, rank in victims(plan, generator):
+        number = len(lines_of(events))
         time.sleep(generator.uniform(0.0, 0.5))
         process = processes[rank].pid
         assert process is not None
         begun_s, step = time.monotonic(), len(lines_of(metrics))
-        os.kill(process, signal.SIGKILL if outcome.kind == "death" else signal.SIGSTOP)
+        os.kill(process, signal.SIGKILL if outcome.kind in ("death", "return") else signal.SIGSTOP)
         loss = Loss(node, rank, step)
         outcome.losses.append(loss)
         if outcome.kind == "pause":
@@ -186,12 +201,19 @@ def strike_in_turn(experiment: Experiment, plan: Path, processes: list[ForkServe
         else:
             loss.recovery_s = lines_of(events)[number]["recovery_s"]
         before = len(lines_of(metrics))
-        if before < STEPS and not wait_for(metrics, before + 1, deadline_s):
+        if before < steps and not wait_for(metrics, before + 1, deadline_s):
             outcome.error = f"no step after the loss of {node}"
             return
         loss.next_step_s = time.monotonic() - begun_s
         if outcome.kind == "silence":
             os.kill(process, signal.SIGCONT)
+        if outcome.kind == "return":
+            begun_s = time.monotonic()
+            processes.begin(rank)
+            if not wait_for(events, number + 2, deadline_s):
+                outcome.error = f"{node} did not come back"
+                return
+            loss.back_s, loss.taking_in_s = time.monotonic() - begun_s, lines_of(events)[number + 1]["recovery_s"]
 
 
 @dataclass(frozen=True)
@@ -223,9 +245,10 @@ def reference_losses(folder: Path, run_dir: Path, plan_path: Path, name: str) ->
         )
         for event in events
     }
-    experiment = make_experiment(folder, f"alone-{name}", checkpoint={"interval": 0}, recovery={"enabled": False})
+    off: dict[str, Any] = {"checkpoint": {"interval": 0}, "recovery": {"enabled": False}}
+    experiment = make_experiment(folder, f"alone-{name}", name.partition("-")[0], **off)
     with redirect_stdout(io.StringIO()), open_trainer(experiment, PlanSet(plan, further), alone) as trainer:
-        last_steps = [*(event["step"] for event in events), STEPS]
+        last_steps = [*(event["step"] for event in events), experiment.training.max_steps]
         trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
         trainer.run(StopSignal())
     return [entry[Metric.TRAIN_LOSS] for entry in read_metrics(experiment.run_path / "metrics.jsonl")]
@@ -238,8 +261,8 @@ def kept(run_dir: Path, event: dict[str, Any]) -> Path:
 
 def run(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
     """Train once, with losses."""
-    experiment, outcome = make_experiment(folder, f"{kind}-{number}"), Outcome(kind, number)
-    processes = start(experiment, plan)
+    experiment, outcome = make_experiment(folder, f"{kind}-{number}", kind), Outcome(kind, number)
+    processes = Processes(experiment, plan)
     strike_in_turn(experiment, plan, processes, outcome)
     deadline_s = time.monotonic() + LIMIT_S
     for process in processes:
@@ -251,7 +274,7 @@ def run(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
     outcome.leftover = sum(process.is_alive() for process in processes)
     if not outcome.error:
         entries = read_metrics(experiment.run_path / "metrics.jsonl")
-        outcome.steps = len({entry["step"] for entry in entries}) if len(entries) == STEPS else -len(entries)
+        outcome.steps = len({entry["step"] for entry in entries}) if len(entries) == STEPS[kind] else -len(entries)
         expected = reference_losses(folder, experiment.run_path, plan, f"{kind}-{number}")
         found = [entry[Metric.TRAIN_LOSS] for entry in entries]
         outcome.loss_difference = max(abs(one - other) for one, other in zip(found, expected, strict=False))
@@ -261,8 +284,7 @@ def run(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
 def summary(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return what all runs of a kind together show."""
     losses = [loss for outcome in outcomes for loss in outcome.losses]
-    next_s = sorted(loss.next_step_s for loss in losses if loss.next_step_s is not None)
-    recovery_s = sorted(loss.recovery_s for loss in losses if loss.recovery_s is not None)
+    next_s = [loss.next_step_s for loss in losses]
     differences = [outcome.loss_difference for outcome in outcomes if outcome.loss_difference is not None]
     return {
         "kind": kind,
@@ -270,12 +292,19 @@ def summary(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "went on to the end, exactly": sum(outcome.went_on for outcome in outcomes),
         "losses": len(losses),
         "of rank 0, with the store": sum(loss.rank == 0 for loss in losses),
-        "next finished step, median s": round(statistics.median(next_s), 2) if next_s else None,
-        "longest s": round(next_s[-1], 2) if next_s else None,
-        "recovery as the run says, median s": round(statistics.median(recovery_s), 2) if recovery_s else None,
+        "next finished step, median s": _median(next_s),
+        "longest s": max((round(duration_s, 2) for duration_s in next_s if duration_s is not None), default=None),
+        "recovery as the run says, median s": _median([loss.recovery_s for loss in losses]),
+        "in again after its start, median s": _median([loss.back_s for loss in losses]),
+        "the others waited for it, median s": _median([loss.taking_in_s for loss in losses]),
         "largest difference of a loss": max(differences, default=None),
         "failed": [f"{outcome}" for outcome in outcomes if not outcome.went_on],
     }
+
+
+def _median(durations_s: Sequence[float | None]) -> float | None:
+    known = [duration_s for duration_s in durations_s if duration_s is not None]
+    return round(statistics.median(known), 2) if known else None
 
 
 @click.command()
@@ -292,7 +321,7 @@ def main(runs: int, seed: int) -> None:
         folder = Path(place)
         plan = folder / "given.plan.json"
         plan_experiment(make_experiment(folder, "planned")).save(plan)
-        for kind in KINDS:
+        for kind in STEPS:
             outcomes = []
             for number in range(seed, seed + (runs if kind == "death" else max(1, runs // 10))):
                 outcomes.append(run(folder, plan, kind, number))

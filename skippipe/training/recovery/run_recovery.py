@@ -93,7 +93,7 @@ class RunRecovery:
         self._exchange = exchange
         self._secret = secret
         self._hosted: Store | None = None
-        self._known: dict[frozenset[str], PlanSet] = {}
+        self._known: dict[frozenset[str], PlanSet] = {frozenset(): plans}
         self._ahead: PlansAhead | None = None
         self._restored: list[dict[str, Any] | None] = []
         from skippipe.membership.keys import run_keys
