@@ -40,7 +40,7 @@ class DepthResult(BaseModel):
 
 
 class TaskResult(BaseModel):
-    """One metric of one task of lm-eval under one policy at one share of the depth."""
+    """One metric of one task, of lm-eval or a kind of questions, under one policy at one share of the depth."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,7 +82,7 @@ class Evaluation(BaseModel):
     absent_stages: list[int] = []
     """Stages that no node held."""
     tasks: list[TaskResult] = []
-    """Results of lm-eval's tasks, where such were asked for."""
+    """Results of questions and of lm-eval's tasks, where such were asked for."""
 
     @model_validator(mode="after")
     def _results_of_these_policies(self) -> Self:

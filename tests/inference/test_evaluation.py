@@ -25,6 +25,7 @@ from skippipe.errors import InputError, SkipPipeError
 from skippipe.inference.depth_schedule import Segment
 from skippipe.inference.evaluation import lm_eval_tasks as tasks
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model
+from skippipe.inference.evaluation.question_kinds import KINDS
 from skippipe.inference.generation.text_generation import TextOptions, generate_texts
 from skippipe.inference.model_loading import load_model
 from skippipe.model.architecture import experiment_model
@@ -275,6 +276,14 @@ def test_a_damaged_choice_is_refused(tmp_path: Path, changed: dict[str, Any], ex
     path.write_text(json.dumps(CHOICE | changed))
     with pytest.raises(InputError, match=expected):
         read_choice(path)
+
+
+def test_questions_are_answered_beside_the_perplexity(run_dir: Path) -> None:
+    evaluation = evaluate(run_dir, "full", "exit", keep=0.5, questions=1)
+    assert [(row.task, row.policy, row.documents) for row in evaluation.tasks] == [
+        (kind, policy, 1) for policy in ("full", "exit") for kind in KINDS
+    ]
+    assert {row.share_computed for row in evaluation.tasks} == {1.0, 0.5}
 
 
 def test_only_one_choice_of_layers_is_saved(run_dir: Path, tmp_path: Path) -> None:

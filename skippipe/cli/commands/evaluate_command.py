@@ -46,6 +46,13 @@ FILE = UserPath()
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
 @click.option("--out", type=FILE, help="Write the result to this file too.")
 @click.option("--plot", type=FILE, help="Draw perplexity against compute, all policies in one picture (HTML).")
+@click.option(
+    "--questions",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Questions of each kind to answer: copying, addition, JSON repair.",
+)
 @click.option("--save-choice", type=FILE, help="Write the layers of the one policy and share here, for file:CHOICE.")
 @click.option("--show-layers", is_flag=True, help="Draw which layers ran under each policy at each share.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)

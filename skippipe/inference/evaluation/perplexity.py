@@ -14,8 +14,10 @@ from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import layers_run, segments, share_computed
 from skippipe.inference.evaluation.choice_saving import check_choice, save_choice
+from skippipe.inference.evaluation.exact_answers import ExactAnswers
 from skippipe.inference.evaluation.layer_drawing import draw_layers
 from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions, Tasks
+from skippipe.inference.evaluation.question_kinds import questions_of_all_kinds
 from skippipe.inference.model_loading import LoadedModel, load_model
 from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.construction import build_policy
@@ -53,6 +55,8 @@ class PerplexityOptions:
     """Text for policies that are calibrated; the text that the model is trained on where there is none."""
     device: str = "auto"
     """Device on which `evaluate_model` loads the model: auto, cpu or cuda."""
+    questions: int = 0
+    """Questions of each kind (`question_kinds.KINDS`) to answer after each perplexity, by exact match."""
     save_choice: Path | None = None
     """File for the layers that ran, of one policy at one share, for `file:CHOICE` and `export`."""
     tasks: TaskOptions | None = None
@@ -118,6 +122,7 @@ def evaluate(
         num_generated=text.sequence_length - options.prompt_length,
         calibration=calibration,
     )
+    exact = ExactAnswers(model, questions_of_all_kinds(options.questions, 0)) if options.questions else None
     built = list(_build_policies(policies, keeps, context))
     if options.save_choice is not None:
         check_choice(built, model.decoder)
@@ -128,6 +133,8 @@ def evaluate(
     for name, keep, policy in built:
         measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))
+        if exact is not None:
+            of_tasks += exact.run(policy, name, keep)
         if tasks is not None:
             of_tasks += tasks.run(model, policy, name, keep)
         if model.decoder.absent_stages != absent:
