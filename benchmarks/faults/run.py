@@ -199,7 +199,7 @@ def strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, out
             outcome.error = f"the loss of {node} was followed by no epoch"
             return
         else:
-            loss.recovery_s = lines_of(events)[number]["recovery_s"]
+            loss.recovery_s = lines_of(events)[number]["total_s"]
         before = len(lines_of(metrics))
         if before < steps and not wait_for(metrics, before + 1, deadline_s):
             outcome.error = f"no step after the loss of {node}"
@@ -213,7 +213,7 @@ def strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, out
             if not wait_for(events, number + 2, deadline_s):
                 outcome.error = f"{node} did not come back"
                 return
-            loss.back_s, loss.taking_in_s = time.monotonic() - begun_s, lines_of(events)[number + 1]["recovery_s"]
+            loss.back_s, loss.taking_in_s = time.monotonic() - begun_s, lines_of(events)[number + 1]["total_s"]
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ class Metric(StrEnum):
     PREDICTED_S = "pipeline/predicted_s", "seconds", "iteration time that this plan predicts", _LOOP
     BUBBLE_FRACTION = "pipeline/bubble_fraction", "share", "time in which the ranks did not compute, measured", _LOOP
 
+    NODES = "pipeline/nodes", "count", "processes that took part in the step", _LOOP
+
     PEAK_BYTES = "memory/peak_bytes", "bytes", "highest memory of any rank so far", _MEMORY
     ESTIMATED_BYTES = "memory/estimated_bytes", "bytes", "memory that the plan estimates for that rank", _MEMORY
 

@@ -1,26 +1,88 @@
-"""RUN/events.jsonl: what happened to a run's membership, one JSON object an event."""
+"""RUN/events.jsonl: how a run's membership changed, one JSON object a change."""
 
-import json
 import logging
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
+
+from pydantic import Field
+
+from skippipe.errors import InputError
+from skippipe_scheduler.files import Count, Seconds, StrictModel, json_lines, parse
 
 logger = logging.getLogger(__name__)
 FILE_NAME: Final = "events.jsonl"
 
 
-class RunEvents:
-    """Appends events; storage that fails is said and does not end the run."""
+class RestoredStage(StrictModel):
+    """A stage that nobody held, and that goes on from an older state."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / FILE_NAME
+    stage: Count
+    place: str
+    """What the state was found in."""
+    of_step: Count
+    """After which step the state was that."""
 
-    def write(self, **event: Any) -> None:
-        """Append one event with the time at which it is written, in UTC."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+class MembershipChange(StrictModel):
+    """From one epoch to the next."""
+
+    event: Literal["epoch"] = "epoch"
+    time: str = Field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    """When the new epoch ran, in UTC."""
+    epoch: Count
+    lost: dict[str, str]
+    """Nodes that are no longer in it, each with the reason why it counts as lost."""
+    joined: tuple[str, ...]
+    """Nodes that have come."""
+    members: tuple[str, ...]
+    """All nodes of the new epoch, in rank order."""
+    absent_stages: tuple[int, ...]
+    """Stages that nobody holds now."""
+    restored: tuple[RestoredStage, ...]
+    """Stages that are back."""
+    reason: str
+    """Why the old epoch ended."""
+    step: Count
+    """The last step that all have taken."""
+    interrupted: bool
+    """Whether a step was under way, which begins again."""
+    durations_s: dict[str, Seconds]
+    """What it cost: `agreement`, `planning`, `state` (of stages, for who comes) and `groups` (connections, proofs)."""
+    total_s: Seconds
+    """From the end of the old epoch until the new one ran."""
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        who = [f"{node} lost ({cause})" for node, cause in self.lost.items()]
+        who += [f"{node} joined" for node in self.joined]
+        who += [
+            f"stage {each.stage} goes on from {each.place}, {self.step - each.of_step} steps behind"
+            for each in self.restored
+        ]
+        num_all = len(self.members) + len(self.lost)
+        around = f", around stage {', '.join(map(str, self.absent_stages))}" if self.absent_stages else ""
+        step = f"step {self.step + 1} {'again' if self.interrupted else 'next'}"
+        planning_s = self.durations_s.get("planning", 0.0)
+        return (
+            f"{', '.join(who) or self.reason}; going on with {len(self.members)} of {num_all} nodes{around}, "
+            f"new plan {planning_s:.2f} s, {step}, {self.total_s:.1f} s"
+        )
+
+    def append_to(self, run_dir: Path) -> None:
+        """Append it to the run's file; storage that fails is said and does not end the run."""
+        path = run_dir / FILE_NAME
         try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"time": when} | event) + "\n")
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(self.model_dump_json() + "\n")
         except OSError as reason:
-            logger.warning("%s: cannot be written (%s)", self._path, reason.strerror or reason)
+            logger.warning("%s: cannot be written (%s)", path, reason.strerror or reason)
+
+
+def read_changes(run_dir: Path) -> list[MembershipChange]:
+    """Return the changes of a run's membership; raise `InputError` naming a line that is none."""
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return []
+    lines = enumerate(json_lines(path), start=1)
+    return [parse(MembershipChange, line, f"{path}:{number}", InputError) for number, line in lines if line is not None]

@@ -23,6 +23,7 @@ from skippipe.model.cost import ModelCost, model_cost
 from skippipe.model.device import choose_device, torch_dtype
 from skippipe.monitor.console import further_line, start_table
 from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.run_events import RestoredStage
 from skippipe.monitor.sinks import Reporter, open_reporter
 from skippipe.monitor.storage_watch import StorageWatch
 from skippipe.monitor.terminal import say
@@ -44,7 +45,6 @@ from skippipe.training.measurement.step_trace import TraceRecorder
 from skippipe.training.measurement.utilisation import Utilisation, iteration_flop
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.patience import StepPatience
-from skippipe.training.recovery.membership_record import RestoredStage
 from skippipe.training.recovery.progress import ProgressReport, Settlement
 from skippipe.training.recovery.run_facts import TrainerFacts
 from skippipe.training.recovery.run_recovery import RunRecovery, open_recovery
@@ -527,6 +527,7 @@ class Trainer:
                 Metric.PREDICTED_S: self.plans[begun.plan].predicted.iteration_s,
                 Metric.BUBBLE_FRACTION: max(0.0, 1 - totals.busy_s / (self.world_size * duration_s)),
                 Metric.TOKENS: self.step * self.tokens_per_step,
+                Metric.NODES: self.world_size,
             }
             | exits
             | self.utilisation[begun.plan].metrics(duration_s)

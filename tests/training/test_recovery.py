@@ -7,7 +7,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from processes import ForkedProcess, free_port, preloaded, run_skippipe
@@ -16,6 +16,8 @@ from training_runs import ALONE, CLUSTER, losses, make_experiment, write_inputs
 
 from skippipe.errors import CommunicationError
 from skippipe.monitor.metrics import Metric
+from skippipe.monitor.report.reports import write_run_report
+from skippipe.monitor.run_events import MembershipChange, read_changes
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.training.loop import open_trainer
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
@@ -100,9 +102,9 @@ class Run:
         return [rank.finish(LIMIT_S)[0] for rank in self.ranks]
 
     @property
-    def events(self) -> list[dict[str, Any]]:
-        """What happened to the run's membership."""
-        return [json.loads(line) for line in (self.experiment.run_path / "events.jsonl").read_text().splitlines()]
+    def events(self) -> list[MembershipChange]:
+        """How the run's membership changed."""
+        return read_changes(self.experiment.run_path)
 
 
 class EpochSchedule(NamedTuple):
@@ -126,7 +128,7 @@ def reference_losses(run: Run, num_steps: int) -> list[float]:
     }
     experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS})
     with open_trainer(experiment, PlanSet(main, further), ALONE) as trainer:
-        last_steps = [*(event["step"] for event in run.events), num_steps]
+        last_steps = [*(event.step for event in run.events), num_steps]
         trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
         stop = StopSignal()
         return [trainer.one_step(stop).metrics[Metric.TRAIN_LOSS] for _ in range(num_steps)]
@@ -149,20 +151,22 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     codes = run.finish()
     assert codes == [-signal.SIGKILL if rank in (dead, 2) else 75 for rank in range(WORLD_SIZE + 2)]
     lost, joined, without, complete = run.events
-    assert (lost["lost"], lost["joined"]) == ([victim], [])
-    assert (joined["lost"], joined["joined"]) == ([], [victim])
-    assert (without["lost"], without["absent_stages"]) == ([SOLE], [2])
-    (restored,) = complete["restored"]
-    assert (restored["stage"], restored["place"] in ("a copy", "a checkpoint")) == (2, True)
-    assert (complete["joined"], complete["absent_stages"]) == ([SOLE], [])
-    assert lost["recovery_s"] < 10
-    assert lost["step"] == FATAL_STEP - 1
+    assert (list(lost.lost), lost.joined) == ([victim], ())
+    assert (joined.lost, joined.joined) == ({}, (victim,))
+    assert (list(without.lost), without.absent_stages) == ([SOLE], (2,))
+    (restored,) = complete.restored
+    assert (restored.stage, restored.place in ("a copy", "a checkpoint")) == (2, True)
+    assert (complete.joined, complete.absent_stages) == ((SOLE,), ())
+    assert lost.total_s < 10
+    assert lost.step == FATAL_STEP - 1
     plans = [load_plan(path) for path in sorted((run.experiment.run_path / "epochs").iterdir())]
     nodes = {*four_node_plan().nodes}
     assert [{*plan.nodes} for plan in plans] == [nodes - {victim}, nodes, nodes - {SOLE}, nodes]
     assert (run.experiment.run_path / "members.json").stat().st_mode & 0o077 == 0
+    page = write_run_report(run.experiment.run_path).read_text()
+    assert f"{SOLE} joined" in page
     found = losses(run.experiment.run_path)
-    exact = complete["step"]  # from then on that stage is a few steps behind
+    exact = complete.step  # from then on that stage is a few steps behind
     assert found[:exact] == pytest.approx(reference_losses(run, exact), abs=1e-5)
     assert all(map(math.isfinite, found[exact:]))
     assert len(found) >= exact + BEYOND

@@ -17,6 +17,7 @@ from skippipe.monitor.report.summary import (
     depth_table,
     gap,
     mean_utilisation,
+    membership_table,
     memory_table,
     nodes_table,
     plans_table,
@@ -103,8 +104,15 @@ def _write_comparison(path: Path, runs: Mapping[str, RunRecord], title: str, fac
 
 def _run_sections(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     plans = {name: run.plan for name, run in runs.items()}
-    sections = [_times(runs), _iteration(plans, runs), *_training(runs), *_depth(runs), *_memory(runs)]
+    sections = [_times(runs), *_membership(runs), _iteration(plans, runs)]
+    sections += [*_training(runs), *_depth(runs), *_memory(runs)]
     return [*sections, _routes(plans), _nodes(plans)]
+
+
+def _membership(runs: Mapping[str, RunRecord]) -> list[PageSection]:
+    tables = [membership_table(_capital(name), run) for name, run in runs.items() if run.changes]
+    text = "Processes that were lost or came while the run went on."
+    return [PageSection("Membership", text, tables=tables)] if tables else []
 
 
 def _memory(runs: Mapping[str, RunRecord]) -> list[PageSection]:

@@ -18,6 +18,7 @@ from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import metrics_lines
 from skippipe.monitor.report.spans import ChartSpan, end_s
+from skippipe.monitor.run_events import MembershipChange, read_changes
 from skippipe_scheduler.files import json_lines, parse, read_json
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
@@ -69,6 +70,7 @@ class RunRecord:
     evaluation: Evaluation | None
     measured: MeasuredIteration | None
     memory: Sequence[RankMemory]
+    changes: Sequence[MembershipChange]
 
     @property
     def iterations_s(self) -> list[float]:
@@ -130,6 +132,7 @@ def read_run_record(folder: Path) -> RunRecord:
         evaluation=read_evaluation(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None,
         measured=_read_trace(folder / "trace"),
         memory=_read_memory(folder / "memory.json"),
+        changes=read_changes(folder),
     )
 
 

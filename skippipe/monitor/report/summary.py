@@ -74,6 +74,38 @@ def runs_table(runs: Mapping[str, RunRecord]) -> Table:
     )
 
 
+def membership_table(name: str, run: RunRecord) -> Table:
+    """Who was lost and came, when, and what it cost."""
+    rows = [
+        (
+            change.time.replace("T", " ").replace("Z", ""),
+            count(change.step + 1),
+            "; ".join(
+                [
+                    *(f"{node} lost ({cause})" for node, cause in change.lost.items()),
+                    *(f"{node} joined" for node in change.joined),
+                    *(f"stage {each.stage} from {each.place} of step {each.of_step}" for each in change.restored),
+                ]
+            )
+            or change.reason,
+            str(len(change.members)),
+            ", ".join(map(str, change.absent_stages)) or NONE,
+            *(seconds(change.durations_s.get(part, 0.0)) for part in ("agreement", "planning", "state", "groups")),
+            seconds(change.total_s),
+        )
+        for change in run.changes
+    ]
+    return Table(
+        f"{name}: changes of membership. In all: from the end of the old epoch until the new one ran, the parts before "
+        "it included.",
+        (
+            *("UTC", "Next step", "What happened", "Nodes", "Stages nobody holds"),
+            *("Agreement", "Plan", "State", "Groups", "In all"),
+        ),
+        rows,
+    )
+
+
 def memory_table(name: str, run: RunRecord) -> Table:
     """The memory that the plan promised each rank beside what it took."""
     rows = [

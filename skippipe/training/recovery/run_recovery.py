@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import Store
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, InputError, PeerLostError, SkipPipeError
 from skippipe.membership.addresses import own_address
+from skippipe.monitor.run_events import MembershipChange, RestoredStage
 from skippipe.planning.plans_ahead import PlansAhead
 from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
@@ -24,7 +25,7 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
-from skippipe.training.recovery.membership_record import MembershipChange, RestoredStage, record
+from skippipe.training.recovery.membership_record import record
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
 from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
 from skippipe.training.recovery.stage_copies import StageCopies
@@ -95,7 +96,7 @@ class RunRecovery:
         self._hosted: Store | None = None
         self._known: dict[frozenset[str], PlanSet] = {frozenset(): plans}
         self._ahead: PlansAhead | None = None
-        self._restored: list[dict[str, Any] | None] = []
+        self._restored: tuple[RestoredStage, ...] = ()
         from skippipe.membership.keys import run_keys
 
         keys, options = run_keys(secret), experiment.recovery
@@ -164,21 +165,20 @@ class RunRecovery:
                 logger.warning("the new epoch has ended at once (%s); try %d of %d", reason, attempt, MOST_TRIES)
                 continue
             if self._context.rank == 0:
-                causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
-                names, total_s = epoch.names, time.monotonic() - start_s
                 durations_s["agreement"] -= decision.planning_s
+                causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
                 change = MembershipChange(
                     epoch=epoch.number,
-                    before=before,
-                    now=names,
-                    causes=causes,
+                    lost={node: causes.get(node, reason) for node in before if node not in epoch.names},
+                    joined=tuple(node for node in epoch.names if node not in before),
+                    members=tuple(epoch.names),
+                    absent_stages=trainer.plans.main.rules.absent_stages or (),
+                    restored=self._restored,
                     reason=reason,
                     step=decision.step,
                     interrupted=interrupted,
-                    absent_stages=trainer.plans.main.rules.absent_stages or (),
-                    restored=[parse(RestoredStage, each, "a member", InputError) for each in self._restored if each],
-                    durations_s=durations_s,
-                    total_s=total_s,
+                    durations_s={part: max(0.0, duration_s) for part, duration_s in durations_s.items()},
+                    total_s=time.monotonic() - start_s,
                 )
                 record(change, trainer.plans, self._experiment.run_path)
             self.publish(trainer)
@@ -211,7 +211,10 @@ class RunRecovery:
             rank = epoch.names.index(self._membership.own.name)
             self._context.enter_epoch(rank, len(epoch.names), store)
             trainer.enter_epoch(PlanSet.from_json(decision.plans))
-            self._restored = all_gather_json(self._context, Topic.RESTORED, lambda: _dumped(trainer.restored))
+            told = all_gather_json(self._context, Topic.RESTORED, lambda: _dumped(trainer.restored))
+            self._restored = tuple(
+                parse(RestoredStage, each, "what a member tells", InputError) for each in told if each
+            )
             trainer.restored = None
         finally:
             self._exchange.withdraw(STATE)
