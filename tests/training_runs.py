@@ -21,7 +21,8 @@ from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.planning.sharing import share_plans
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.training.loop import TrainingSummary, train
+from skippipe.training.loop import train
+from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.plan.plan import Plan
 
 M_MMAP_THRESHOLD = -3

@@ -19,11 +19,12 @@ from skippipe.config.experiment import Experiment
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.device import peak_tflop_per_s, torch_dtype
-from skippipe.training.loop import Trainer, open_trainer
+from skippipe.training.loop import open_trainer
 from skippipe.training.measurement.utilisation import iteration_flop
 from skippipe.training.optimizer.master_adamw import MasterAdamW
 from skippipe.training.optimizer.settings import is_fused, parameter_groups
 from skippipe.training.signals import StopSignal
+from skippipe.training.trainer import Trainer
 
 WARM_UP_STEPS, STEPS = 3, 15
 RATIO_BAR, UTILISATION_BAR = Bar(at_least=0.95), Bar(at_least=35)

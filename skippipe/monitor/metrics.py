@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Self
 
-_LOOP = "skippipe.training.loop"
+_LOOP = "skippipe.training.trainer"
 _UTILISATION = "skippipe.training.measurement.utilisation"
 _MEMORY = "skippipe.training.measurement.memory_report"
 

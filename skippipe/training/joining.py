@@ -13,11 +13,11 @@ from skippipe.membership.live_run import MEMBERS_FILE, LiveRun, ask_member, find
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.watch import open_watch
-from skippipe.training.loop import TrainingSummary
 from skippipe.training.newcomer import read_facts, train_newcomer
 from skippipe.training.recovery.run_facts import RunFacts
 from skippipe.training.recovery.run_recovery import SECRET
 from skippipe.training.signals import StopSignal
+from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.errors import nearest
 from skippipe_scheduler.files import read_text, write_atomically
 

@@ -20,7 +20,6 @@ from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_stage
 from skippipe.runtime.runner_options import runner_options
-from skippipe.training.loop import Trainer, TrainingSummary
 from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
 from skippipe.training.recovery.run_facts import RunFacts
@@ -35,6 +34,7 @@ from skippipe.training.startup import (
     installed_versions,
     open_tokens,
 )
+from skippipe.training.trainer import Trainer, TrainingSummary
 from skippipe_scheduler.files import parse, parse_json
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from skippipe.config.experiment import Experiment
 from skippipe.planning.sharing import share_plans
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.training.loop import TrainingSummary, train
+from skippipe.training.loop import train
 from skippipe.training.optimizer.deepspeed_setup import prepare
 from skippipe.training.run_owner import owned_run_directory
 from skippipe.training.signals import StopSignal
+from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.problem.cluster import load_cluster
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from skippipe.errors import StoppedError
 from skippipe.training.signals import StopSignal
 
 if TYPE_CHECKING:
-    from skippipe.training.loop import TrainingSummary
+    from skippipe.training.trainer import TrainingSummary
 
 from skippipe.cli.user_path import UserPath
 
