@@ -24,7 +24,7 @@ from .inference.policies.registry import PolicyEntry as PolicyEntry, register_po
 from .monitor.evaluation_results import Evaluation as Evaluation
 from .monitor.metrics_file import read_metrics as read_metrics
 from .planning.experiment_plan import plan_experiment as plan_experiment
-from .training.trainer import TrainingSummary as TrainingSummary
 from .training.train_experiment import train_experiment as train_experiment
+from .training.trainer import TrainingSummary as TrainingSummary
 
 __version__: str
