@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
 from skippipe.monitor.metrics import Metric
+from skippipe.monitor.report.churn_page import averaged
 from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
 from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, memory_figure
@@ -19,6 +20,7 @@ from skippipe.monitor.report.spans import REDUCE, ChartSpan, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant
 from skippipe.monitor.report.waits import BELOW_BAR, path_line, path_tables
+from skippipe.planning.churn.replay import Stretch
 from skippipe_scheduler.analysis.critical_path import critical_path
 from skippipe_scheduler.analysis.usage import LOAD_PARTS, analyse
 from skippipe_scheduler.plan.plan import Plan
@@ -302,3 +304,9 @@ def test_models_under_one_policy_have_a_colour_each() -> None:
     assert [line.name for line in figure.data] == ["one", "two"]
     assert len({line.line.color for line in figure.data}) == 2
     assert len({line.line.dash for line in figure.data}) == 2
+
+
+def test_throughput_is_averaged_over_equal_parts_of_the_time() -> None:
+    stretches = (Stretch(0.0, 3.0, 1.0), Stretch(3.0, 7.0, 0.0), Stretch(7.0, 10.0, 0.5))
+    assert averaged(stretches, 10.0, 5) == pytest.approx([1.0, 0.5, 0.0, 0.25, 0.5])
+    assert averaged(stretches, 10.0, 1) == pytest.approx([0.45])
