@@ -27,6 +27,7 @@ from skippipe.planning.churn.churn_costs import ChurnCosts
 from skippipe.planning.churn.comparison import ChurnOptions, compare_methods
 from skippipe.planning.churn.failure_trace import FailureTrace, drawn_losses, drawn_stage_losses
 from skippipe.planning.churn.methods import LostStageWay
+from skippipe.planning.churn.surviving_paces import SurvivingPaces
 from skippipe.planning.churn.trace_files import load_trace
 from skippipe_scheduler.errors import InputError
 from skippipe_scheduler.files import parse
@@ -110,7 +111,8 @@ class Row(NamedTuple):
     """One trace on one plan."""
 
     name: str
-    plan: Callable[[], Plan]
+    paces: Callable[[], SurvivingPaces]
+    """Of the plan, which rows share."""
     trace: Callable[[Plan, int], FailureTrace]
     """Of a plan and a seed."""
     options: ChurnOptions
@@ -121,13 +123,19 @@ def all_rows(folder: Path | None, node_counts: Sequence[int], evaluations: int, 
     large = ChurnOptions(parameters=PARAMETERS, max_evaluations=evaluations)
     small = ChurnOptions(costs=SMALL_COSTS, max_evaluations=evaluations)
     for num_nodes in node_counts:
-        plan = cache(partial(make_plan, num_nodes, solve_limit_s))
+        paces = cache(partial(paces_of, partial(make_plan, num_nodes, solve_limit_s), evaluations))
         for title, file in FILES.items() if folder else ():
-            yield Row(f"{title}, {num_nodes} nodes", plan, partial(trace_of_file, (folder or HERE) / file), large)
+            yield Row(f"{title}, {num_nodes} nodes", paces, partial(trace_of_file, (folder or HERE) / file), large)
         for rate in STAGE_RATES:
-            yield Row(f"stages, {rate:.0%} an hour, {num_nodes} nodes", plan, partial(trace_of_stages, rate), large)
+            yield Row(f"stages, {rate:.0%} an hour, {num_nodes} nodes", paces, partial(trace_of_stages, rate), large)
+    paces = cache(partial(paces_of, make_small_plan, evaluations))
     for mtbf_s in SMALL_MTBF_S:
-        yield Row(f"one in {mtbf_s:g} s, 7 processes", make_small_plan, partial(trace_of_singles, mtbf_s), small)
+        yield Row(f"one in {mtbf_s:g} s, 7 processes", paces, partial(trace_of_singles, mtbf_s), small)
+
+
+def paces_of(make: Callable[[], Plan], evaluations: int) -> SurvivingPaces:
+    """Return what a plan's nodes that are left can do, to be planned when it is asked for."""
+    return SurvivingPaces(make(), max_evaluations=evaluations)
 
 
 def trace_of_file(path: Path, plan: Plan, seed: int) -> FailureTrace:
@@ -147,12 +155,13 @@ def trace_of_singles(mtbf_s: float, plan: Plan, seed: int) -> FailureTrace:
 
 def measure(row: Row, seeds: int) -> Result:
     """Replay the trace of a row, put on the nodes by several seeds."""
-    plan = row.plan()
+    paces = row.paces()
+    plan = paces.plan
     goodputs: dict[str, list[float]] = {}
     traces = [row.trace(plan, seed) for seed in range(seeds)]
     for trace in traces:
         for way in WAYS:
-            runs = compare_methods(plan, trace, replace(row.options, lost_stage=way)).runs
+            runs = compare_methods(plan, trace, replace(row.options, lost_stage=way), paces).runs
             for name, run in runs.items():
                 title = f"{name}, {way}" if name == "in the run" else name
                 goodputs.setdefault(title, []).append(run.goodput)

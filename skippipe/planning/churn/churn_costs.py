@@ -28,9 +28,9 @@ class ChurnCosts:
     """For a plan without the lost nodes: the default of `recovery.planning_s`. Back to a known plan takes none."""
     groups: float = 1.1
     """Until connections and programs are made anew: the rest of the median above."""
-    restart: float = 15.0
-    """Until processes started again have read a checkpoint and train. Chosen: 10 s of start are measured for the tiny
-    experiment on 2 cores, and a large model has more to read."""
+    restart: float = 12.0
+    """Until processes started again have read a checkpoint and train. `benchmarks/launchers/results.md` has 22 to 27 s
+    for whole runs that are killed before their first step, with two starts in each; a large model has more to read."""
     checkpoint: float = 1.0
     """For which training stands still for a checkpoint. Chosen: the copy of what is then written in the background."""
     rebuild: float = 30.0

@@ -57,14 +57,18 @@ class ChurnComparison:
         return notes
 
 
-def compare_methods(plan: Plan, trace: FailureTrace, options: ChurnOptions) -> ChurnComparison:
+def compare_methods(
+    plan: Plan, trace: FailureTrace, options: ChurnOptions, paces: SurvivingPaces | None = None
+) -> ChurnComparison:
     """Replay a trace over a plan by ours, checkpoint-restart, redundant computation and stage rebuilding.
 
     Checkpoint-restart has the best interval for this trace's mean time between losses (`best_interval_s`). The
     others, which need one only where a state is lost with all that hold it, have the better one of that interval and
-    `RARE_CHECKPOINT_S`. Equal arguments give equal results.
+    `RARE_CHECKPOINT_S`. Equal arguments give equal results. With the `paces` of an earlier comparison over the same
+    plan, its plans for the nodes that are left are not made again.
     """
-    paces = SurvivingPaces(plan, max_evaluations=options.max_evaluations)
+    if paces is None:
+        paces = SurvivingPaces(plan, max_evaluations=options.max_evaluations)
     costs, parameters = options.costs, options.parameters
     interval_s = best_interval_s(costs.checkpoint, trace.mtbf_s) if costs.checkpoint else plan.predicted.iteration_s
 
