@@ -169,8 +169,8 @@ class OthersMethod(RecoveryMethod):
 class CheckpointRestart(OthersMethod):
     """All processes end with any of them, are started again on the nodes there are, and begin from the checkpoint.
 
-    As torchrun does with a range of nodes. Nodes that are back are taken in by a restart right after the next
-    checkpoint, when nothing is lost by it.
+    As torchrun does with a range of nodes. Nodes that are back fetch their part of the checkpoint while the others
+    train, and are taken in by a restart right after the next checkpoint, when nothing is lost by it.
     """
 
     name: str = "checkpoint-restart"
@@ -179,10 +179,6 @@ class CheckpointRestart(OthersMethod):
     def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
         """Return the restart from the last checkpoint."""
         return Aftermath({"detection": self.costs.detection, "restarts": self.costs.restart}, "checkpoint")
-
-    def prepare_s(self, node: str, members: Set[str]) -> float:
-        """Return 0: the state comes with the restart, from the checkpoint."""
-        return 0.0
 
     def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
         """Return a restart."""
