@@ -65,11 +65,13 @@ SMALL_REJOIN_S, SMALL_S = 20.0, 600.0
 SMALL_COSTS = ChurnCosts(planning=0.2)
 """As `benchmarks/faults` sets `recovery.planning_s`."""
 WAYS: tuple[LostStageWay, ...] = ("checkpoint", "copy", "routes_around")
+WHOLE_PLAN = 30
+"""The plan of all nodes has this many times the steps of search of one for the nodes that are left."""
 SEEDS = 3
 """Each trace is put on the nodes this many times, by other draws; the results have the mean."""
 
 
-def make_plan(num_nodes: int, time_limit_s: float) -> Plan:
+def make_plan(num_nodes: int, evaluations: int) -> Plan:
     """Plan the Llama on so many nodes, dealt out over the regions of the cluster file."""
     content = read_yaml(CLUSTER, InputError)
     kinds = content["nodes"][:12]
@@ -92,7 +94,7 @@ def make_plan(num_nodes: int, time_limit_s: float) -> Plan:
     )
     rules = skip_rules(NUM_STAGES, 0.33)
     problem = build_problem(cluster, workload, rules, num_microbatches=3 * num_nodes)
-    return solve(problem, SolveOptions(time_limit_s=time_limit_s))
+    return solve(problem, SolveOptions(max_evaluations=evaluations))
 
 
 def make_small_plan() -> Plan:
@@ -118,12 +120,12 @@ class Row(NamedTuple):
     options: ChurnOptions
 
 
-def all_rows(folder: Path | None, node_counts: Sequence[int], evaluations: int, solve_limit_s: float) -> Iterator[Row]:
+def all_rows(folder: Path | None, node_counts: Sequence[int], evaluations: int) -> Iterator[Row]:
     """Yield the rows of the table; those of files where there is a folder of them."""
     large = ChurnOptions(parameters=PARAMETERS, max_evaluations=evaluations)
     small = ChurnOptions(costs=SMALL_COSTS, max_evaluations=evaluations)
     for num_nodes in node_counts:
-        paces = cache(partial(paces_of, partial(make_plan, num_nodes, solve_limit_s), evaluations))
+        paces = cache(partial(paces_of, partial(make_plan, num_nodes, WHOLE_PLAN * evaluations), evaluations))
         for title, file in FILES.items() if folder else ():
             yield Row(f"{title}, {num_nodes} nodes", paces, partial(trace_of_file, (folder or HERE) / file), large)
         for rate in STAGE_RATES:
@@ -207,8 +209,8 @@ COLUMNS: Columns = {
 def main(traces: Path | None, nodes: tuple[int, ...], only: tuple[str, ...], quick: bool) -> None:
     """Replay all rows and write results.json and results.md beside this file."""
     folder = Path(tempfile.mkdtemp()) if quick else HERE
-    rows = [*all_rows(traces, nodes, 0 if quick else 300, 2.0 if quick else 20.0)]
-    names = [row.name for row in all_rows(Path("."), (18, 36, 64), 0, 0.0)]
+    rows = [*all_rows(traces, nodes, 10 if quick else 300)]
+    names = [row.name for row in all_rows(Path("."), (18, 36, 64), 0)]
     for row in rows:
         if only and not any(part in row.name for part in only):
             continue
