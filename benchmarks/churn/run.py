@@ -26,12 +26,11 @@ from common.table import Columns, Result, machine, markdown, merged
 from skippipe.planning.churn.churn_costs import ChurnCosts
 from skippipe.planning.churn.comparison import ChurnOptions, compare_methods
 from skippipe.planning.churn.failure_trace import FailureTrace, drawn_losses, drawn_stage_losses
-from skippipe.planning.churn.methods import LostStageWay
 from skippipe.planning.churn.surviving_paces import SurvivingPaces
 from skippipe.planning.churn.trace_files import load_trace
 from skippipe_scheduler.errors import InputError
 from skippipe_scheduler.files import parse
-from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.options import LostStage, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster
@@ -64,7 +63,7 @@ goodput on one machine."""
 SMALL_REJOIN_S, SMALL_S = 20.0, 600.0
 SMALL_COSTS = ChurnCosts(planning=0.2)
 """As `benchmarks/faults` sets `recovery.planning_s`."""
-WAYS: tuple[LostStageWay, ...] = ("checkpoint", "copy", "routes_around")
+WAYS: tuple[LostStage, ...] = ("routes_around", "stop")
 WHOLE_PLAN = 30
 """The plan of all nodes has this many times the steps of search of one for the nodes that are left."""
 SEEDS = 3
@@ -183,7 +182,7 @@ def share_cell(name: str) -> Callable[[Result], str]:
 
     def cell(result: Result) -> str:
         least, most = result["spread"][name]
-        return f"{result['goodput'][name]:.1%} ({least:.0%} to {most:.0%})"
+        return f"{result['goodput'][name]:.1%} ({least:.1%} to {most:.1%})"
 
     return cell
 

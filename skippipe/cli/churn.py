@@ -14,11 +14,11 @@ from skippipe.errors import ConfigError
 if TYPE_CHECKING:
     from skippipe.planning.churn.comparison import ChurnComparison
     from skippipe.planning.churn.failure_trace import FailureTrace
-    from skippipe.planning.churn.methods import LostStageWay
+    from skippipe_scheduler.options import LostStage
     from skippipe_scheduler.plan.plan import Plan
 
-LOST_STAGE_WAYS = ("checkpoint", "copy", "routes_around")
-"""`LostStageWay`; spelled out here so that the help loads nothing."""
+LOST_STAGE_WAYS = ("routes_around", "stop")
+"""`LostStage`; spelled out here so that the help loads nothing."""
 LONGEST_S = 1e9
 DAY_S = 24 * 3600.0
 SECONDS = click.FloatRange(0, LONGEST_S, min_open=True)
@@ -30,7 +30,9 @@ OPTIONS = (
     ),
     click.option("--rejoin", "rejoin_s", type=SECONDS, metavar="S", help="A node drawn to be lost is back after S."),
     click.option("--duration", "duration_s", type=SECONDS, metavar="S", help="Length; a day for drawn losses."),
-    click.option("--lost-stage", type=click.Choice(LOST_STAGE_WAYS), help="Where nobody holds a stage [checkpoint]."),
+    click.option(
+        "--lost-stage", type=click.Choice(LOST_STAGE_WAYS), help="Where nobody holds a stage [routes_around]."
+    ),
     click.option(
         "--parameters", type=click.FloatRange(0, 1e15), help="Of the model: for the time of transfers of state."
     ),
@@ -50,7 +52,7 @@ class ChurnArguments:
     mtbf_s: float | None
     rejoin_s: float | None
     duration_s: float | None
-    lost_stage: "LostStageWay | None"
+    lost_stage: "LostStage | None"
     parameters: float | None
     costs: tuple[str, ...]
     evaluations: int | None
@@ -145,7 +147,7 @@ def churn_summary(comparison: "ChurnComparison") -> dict[str, Any]:
                     "useful_s": run.useful_s,
                     "lost_s": dict(run.lost_s),
                     "rollbacks": run.rollbacks,
-                    "rebuilt_stages": run.rebuilt_stages,
+                    "changed_stages": run.changed_stages,
                 }
                 for name, run in comparison.runs.items()
             },
@@ -175,5 +177,5 @@ def churn_lines(comparison: "ChurnComparison") -> list[str]:
         if any(lost_s):
             lines.append(row(cause, [f"{value:.1f} s" if value else "-" for value in lost_s]))
     lines.append(row("back to a checkpoint", [str(run.rollbacks) for run in runs.values()]))
-    lines.append(row("stages rebuilt", [str(run.rebuilt_stages) for run in runs.values()]))
+    lines.append(row("stages, other weights", [str(run.changed_stages) for run in runs.values()]))
     return [*lines, *comparison.notes()]

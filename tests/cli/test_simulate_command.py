@@ -127,7 +127,7 @@ def test_a_trace_is_replayed_by_all_methods(path: str, plan: Plan, tmp_path: Pat
     trace, page = tmp_path / "trace.csv", tmp_path / "churn.html"
     iteration_s = plan.predicted.iteration_s
     trace.write_text(f"time_s,node,event\n{iteration_s * 1.5},node-1,lost\n{iteration_s * 3},,end\n")
-    options = (path, "--churn", str(trace), "--evaluations", "0", "--lost-stage", "copy", "--cost", "detection=0.5")
+    options = (path, "--churn", str(trace), "--evaluations", "0", "--lost-stage", "stop", "--cost", "detection=0.5")
     content = printed_object(*options)["churn"]
     ours = content["methods"]["in the run"]
     assert ours["lost_s"]["interrupted work"] == pytest.approx(0.5 * iteration_s)

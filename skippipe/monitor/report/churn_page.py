@@ -104,5 +104,5 @@ def causes_table(runs: Mapping[str, ReplayedRun]) -> Table:
         if any(shares):
             rows.append([cause, *(Bar(percent(share), share) if share else NONE for share in shares)])
     rows.append(["times back to a checkpoint", *(str(run.rollbacks) for run in runs.values())])
-    rows.append(["stages rebuilt", *(str(run.rebuilt_stages) for run in runs.values())])
+    rows.append(["stages with other weights", *(str(run.changed_stages) for run in runs.values())])
     return Table("Shares of the time, by cause.", ("Time for", *runs), rows)

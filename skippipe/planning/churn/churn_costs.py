@@ -25,7 +25,7 @@ class ChurnCosts:
     agreement: float = 0.05
     """Until those left agree: `benchmarks/membership/results.md` has 0.066 s at the median with the detection."""
     planning: float = 1.0
-    """For a plan without the lost nodes: the default of `recovery.planning_s`. Back to a known plan takes none."""
+    """For a plan without several nodes: the default of `recovery.planning_s`. Those without one are made ahead."""
     groups: float = 1.1
     """Until connections and programs are made anew: the rest of the median above."""
     restart: float = 12.0

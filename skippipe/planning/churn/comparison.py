@@ -9,13 +9,13 @@ from skippipe.planning.churn.failure_trace import FailureTrace
 from skippipe.planning.churn.methods import (
     CheckpointRestart,
     InRunRecovery,
-    LostStageWay,
     RecoveryMethod,
     RedundantComputation,
     StageRebuilding,
 )
 from skippipe.planning.churn.replay import ReplayedRun, replay
 from skippipe.planning.churn.surviving_paces import SurvivingPaces
+from skippipe_scheduler.options import LostStage
 from skippipe_scheduler.plan.plan import Plan
 
 RARE_CHECKPOINT_S = 1800.0
@@ -27,7 +27,7 @@ class ChurnOptions:
     """What is assumed of the methods."""
 
     costs: ChurnCosts = field(default_factory=ChurnCosts)
-    lost_stage: LostStageWay = "checkpoint"
+    lost_stage: LostStage = "routes_around"
     parameters: float = 0.0
     """Of the whole model, for state transfers."""
     max_evaluations: int = 300

@@ -6,6 +6,7 @@ from typing import Literal
 
 from skippipe.planning.churn.churn_costs import BYTES_PER_PARAMETER, ChurnCosts
 from skippipe.planning.churn.surviving_paces import SurvivingPaces
+from skippipe_scheduler.options import LostStage
 
 Cause = Literal[
     "detection",
@@ -25,10 +26,6 @@ Cause = Literal[
 """Why time is not useful: the first five before training goes on, the next two for work that is done again."""
 GoesBackTo = Literal["this instant", "step", "checkpoint"]
 """Where training goes on after a loss: where it was, at the beginning of the step, or of the last checkpoint."""
-LostStageWay = Literal["copy", "routes_around", "checkpoint"]
-"""What ours does with a stage that nobody holds. "checkpoint": all wait for one of its nodes and begin from the
-checkpoint. "copy": they wait for it, and it gets the state that another node keeps in memory. "routes_around": until it
-is back, with that copy, routes leave the stage out where the rules allow it."""
 REDUNDANT_FACTOR = 151.04 / 91.35
 """Iterations with redundant computation take this much longer: measured over slow links by CheckFree (table 2)."""
 
@@ -39,8 +36,8 @@ class Aftermath:
 
     pauses: Mapping[Cause, float]
     back_to: GoesBackTo
-    rebuilt: int = 0
-    """Stages whose weights are made up from others."""
+    changed_stages: int = 0
+    """Stages that go on with other weights than they had: older ones, or made up from other stages."""
 
 
 @dataclass(frozen=True)
@@ -111,33 +108,38 @@ class RecoveryMethod:
 class InRunRecovery(RecoveryMethod):
     """Ours: those left agree, plan and meet anew, and begin the interrupted step again (docs/recovery.md).
 
-    A node that is back is in at a step's end; the others wait while it gets its state.
+    Plans for the loss of single nodes are ready. A stage that nobody holds is left out of all routes until one of its
+    nodes is back, and goes on from a copy where one node alone held it, else from the checkpoint's part. Where routes
+    may not leave it out the run ends and is started again from the checkpoint. A node that is back is in at a step's
+    end; the others wait while it gets its state.
     """
 
     name: str = "in the run"
-    lost_stage: LostStageWay = "checkpoint"
+    lost_stage: LostStage = "routes_around"
 
     def pace_s(self, members: Set[str]) -> float | None:
         """Return what the planner finds for these nodes."""
-        return self.paces.iteration_s(members, "routes_around" if self.lost_stage == "routes_around" else "stop")
+        return self.paces.iteration_s(members, self.lost_stage)
 
     def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
-        """Return the protocol's parts; a state that nobody holds means a start from the checkpoint."""
+        """Return the protocol's parts, or a start from the checkpoint where there is no plan for those left."""
         costs = self.costs
-        pauses: dict[Cause, float] = {"detection": costs.detection, "agreement": costs.agreement}
-        if self.lost_states(members, lost, copies=int(self.lost_stage != "checkpoint")):
+        pauses: dict[Cause, float] = {"detection": costs.detection}
+        if self.pace_s(members) is not None and self.pace_s(members - lost) is None:
             return Aftermath({**pauses, "restarts": costs.restart}, "checkpoint")
-        return Aftermath({**pauses, "planning": costs.planning, "groups": costs.groups}, "step")
+        held = [members & {*stage.nodes} for stage in self.paces.plan.stages]
+        behind = sum(len(nodes) > 1 and nodes <= lost for nodes in held)
+        return Aftermath({**pauses, **self._epoch_pauses(members - lost)}, "step", changed_stages=behind)
 
     def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
-        """Return the parts of a new epoch, and the transfer of state that all wait for; the whole plan is known."""
-        costs = self.costs
-        return {
-            "agreement": costs.agreement,
-            "planning": 0.0 if joining | members == {*self.paces.plan.nodes} else costs.planning,
-            "groups": costs.groups,
-            "state transfer": max(self.transfer_s(node, members) for node in joining),
-        }
+        """Return the parts of a new epoch, and the transfer of state that all wait for."""
+        transfer_s = max(self.transfer_s(node, members) for node in joining)
+        return {**self._epoch_pauses(members | joining), "state transfer": transfer_s}
+
+    def _epoch_pauses(self, members: Set[str]) -> dict[Cause, float]:
+        costs, missing = self.costs, len(self.paces.plan.nodes) - len(members)
+        planning_s = costs.planning if missing > 1 else 0.0
+        return {"agreement": costs.agreement, "planning": planning_s, "groups": costs.groups}
 
 
 @dataclass(frozen=True)
@@ -221,4 +223,6 @@ class StageRebuilding(OthersMethod):
         if 0 in gone or any(index + 1 in gone for index in gone):
             return Aftermath({"detection": costs.detection, "restarts": costs.restart}, "checkpoint")
         pauses: dict[Cause, float] = {"detection": costs.detection, "groups": costs.groups}
-        return Aftermath({**pauses, **({"rebuilding": costs.rebuild} if gone else {})}, "step", rebuilt=len(gone))
+        return Aftermath(
+            {**pauses, **({"rebuilding": costs.rebuild} if gone else {})}, "step", changed_stages=len(gone)
+        )

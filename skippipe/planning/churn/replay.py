@@ -35,7 +35,8 @@ class ReplayedRun:
     lost_s: Mapping[Cause, float]
     rollbacks: int
     """How often training began again from a checkpoint."""
-    rebuilt_stages: int
+    changed_stages: int
+    """How often a stage went on with other weights than it had: older ones, or made up from other stages."""
     stretches: tuple[Stretch, ...]
     """Throughput over time, as seen while it goes: work that is later done again is in it."""
 
@@ -64,7 +65,7 @@ def replay(trace: FailureTrace, method: RecoveryMethod) -> ReplayedRun:
         useful_s=run.spent_s["useful"],
         lost_s=lost_s,
         rollbacks=run.rollbacks,
-        rebuilt_stages=run.rebuilt_stages,
+        changed_stages=run.changed_stages,
         stretches=tuple(run.stretches),
     )
 
@@ -92,7 +93,7 @@ class _RunInTime:
         """What time went into, as far as no loss changes it any more."""
         self.open_s: defaultdict[Spent, float] = defaultdict(float)
         """The same of training since the checkpoint, which may have to be done again."""
-        self.rollbacks = self.rebuilt_stages = 0
+        self.rollbacks = self.changed_stages = 0
         self.stretches: list[Stretch] = []
 
     def take(self, change: NodeChange) -> None:
@@ -107,8 +108,8 @@ class _RunInTime:
             if aftermath.back_to == "checkpoint":
                 self._undo_since_checkpoint()
             self.members -= lost
-            self.rebuilt_stages += aftermath.rebuilt
-            self.pauses = [*aftermath.pauses.items()]
+            self.changed_stages += aftermath.changed_stages
+            self.pauses = [(cause, pause_s) for cause, pause_s in aftermath.pauses.items() if pause_s > 0]
         for node in change.back:
             self.ready_s[node] = self.now_s + self.method.prepare_s(node, self.members)
         if lost and self.method.joins_at_checkpoints:

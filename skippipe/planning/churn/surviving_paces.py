@@ -18,18 +18,20 @@ class SurvivingPaces:
     def __init__(self, plan: Plan, *, max_evaluations: int) -> None:
         self.plan = plan
         self._max_evaluations = max_evaluations
-        self._known: dict[tuple[Set[str], LostStage], float | None] = {}
+        self._known: dict[tuple[frozenset[str], LostStage], float | None] = {}
 
     @property
     def num_planned(self) -> int:
         """How many sets of nodes have been planned for."""
-        return len(self._known)
+        return len({members for members, _ in self._known})
 
     def iteration_s(self, members: Set[str], lost_stage: LostStage = "stop") -> float | None:
         """Return the seconds of an iteration on these nodes, or None where there is no plan for them.
 
         Never fewer than those of all nodes: a plan that fewer nodes walk faster would be open to all of them.
         """
+        if all(members & {*stage.nodes} for stage in self.plan.stages):
+            lost_stage = "stop"  # no stage is lost: both ways have the same plan
         key = frozenset(members), lost_stage
         if key not in self._known:
             self._known[key] = self._planned_s(members, lost_stage)
