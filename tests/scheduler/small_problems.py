@@ -87,7 +87,10 @@ def problems(draw: st.DrawFn) -> Problem:
 
 
 def share_links(problem: Problem, contention: str) -> Problem:
-    """Return the problem with shared links: a tenth of each transfer is latency, the rest occupies the link."""
+    """Return the problem with shared links: a tenth of each transfer is latency, the rest occupies the link.
+
+    With "shared" there are random cards and uplinks, and some links are slower for it.
+    """
     rows = problem.costs.transfer_s
     activation_bytes = 10**8
     update = {
@@ -96,7 +99,12 @@ def share_links(problem: Problem, contention: str) -> Problem:
         "latency_s": {a: {b: 0.1 * s for b, s in row.items()} for a, row in rows.items()},
         "gbit_per_s": {a: {b: activation_bytes * 8e-9 / (0.9 * s) for b, s in row.items()} for a, row in rows.items()},
     }
-    return problem.model_copy(update={"costs": problem.costs.model_copy(update=update)})
+    costs = problem.costs.model_copy(update=update)
+    if contention == "shared":
+        from random_plans import share_capacities  # only here, so that programs of tests find this file alone
+
+        costs = share_capacities(costs, random.Random(repr(rows)))
+    return problem.model_copy(update={"costs": costs})
 
 
 def alike(problem: Problem) -> Problem:

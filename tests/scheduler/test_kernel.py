@@ -27,7 +27,7 @@ from skippipe_scheduler.slots.solution import Solution
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 SOLVER = Solver(name="test", version="0", seed=0, time_limit_s=0.0, wall_s=0.0)
-CONTENTIONS = st.sampled_from(["none", "link", "node"])
+CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
 
 
 def begin(problem: Problem, seed: int = 0, robustness: Robustness | None = None) -> tuple[LocalSearch, Solution]:

@@ -1,6 +1,7 @@
 """The loads that a start is balanced by: what cards carry and what reductions take, as the exact times have it."""
 
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from skippipe_scheduler.slots.replica_order import order_replicas
 from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotModel
 
-OUT, IN, SUMS = 2, 3, 5
+OUT, IN, SUMS, CARRIED = 2, 3, 5, 6
 REDUCTIONS = 2
 
 
@@ -23,7 +24,7 @@ def test_a_card_carries_all_that_its_routes_send_and_receive() -> None:
     problem = share_links(make_problem(2, [2, 3, 2], 3, 8, fixed=False), "node")
     search, solution = begin(problem)
     loads = np.zeros((ROWS, 7))
-    anneal_loads(search.instance, search.current, search.work, loads, 0, 0.1, 0.1, 0.0, 1.0)
+    anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, 0, 0.1, 0.1, 0.0, 1.0)
     sent_s: defaultdict[int, float] = defaultdict(float)
     received_s: defaultdict[int, float] = defaultdict(float)
     for route in solution.routes:
@@ -35,6 +36,23 @@ def test_a_card_carries_all_that_its_routes_send_and_receive() -> None:
             received_s[sink] += occupied_s
     assert loads[OUT].tolist() == pytest.approx([sent_s[slot] for slot in range(7)])
     assert loads[IN].tolist() == pytest.approx([received_s[slot] for slot in range(7)])
+
+
+def test_cards_and_uplinks_carry_all_that_goes_through_them() -> None:
+    problem = share_links(make_problem(2, [2, 3, 2], 3, 8, fixed=False), "shared")
+    search, solution = begin(problem)
+    resources = search.queue.sharing.resources.shape[1]
+    loads = np.zeros((ROWS, resources))
+    anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, 0, 0.1, 0.1, 0.0, 1.0)
+    capacities = problem.costs.shared_capacities()
+    carried_s = dict.fromkeys(capacities.gbit_per_s, 0.0)
+    for route in solution.routes:
+        nodes = [problem.nodes[solution.placement[slot]] for slot in (*route, route[0])]
+        for ends in [*pairwise(nodes), *pairwise(reversed(nodes))]:
+            for resource in capacities.used(*ends):
+                gbit = (problem.costs.activation_bytes or 0) * 8e-9
+                carried_s[resource] += gbit / capacities.gbit_per_s[resource]
+    assert sorted(loads[CARRIED][loads[CARRIED] > 0]) == pytest.approx(sorted(filter(None, carried_s.values())))
 
 
 def test_a_ring_counts_less_with_every_replica_that_comes_nearer() -> None:
@@ -50,7 +68,7 @@ def test_a_ring_counts_less_with_every_replica_that_comes_nearer() -> None:
         search = LocalSearch(slot_model, 0)
         search.start(placement, balanced_routes(slot_model, 0))
         loads = np.zeros((ROWS, 10))
-        anneal_loads(search.instance, search.current, search.work, loads, 0, 0.1, 0.1, 0.0, 1.0)
+        anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, 0, 0.1, 0.1, 0.0, 1.0)
         counted_s.append(float(loads[SUMS, REDUCTIONS]))
         exact_s.append(slot_model.problem.reduce_s(slot_model.stages(order_replicas(slot_model, placement)))[0])
     assert exact_s[0] == exact_s[1] > exact_s[2]

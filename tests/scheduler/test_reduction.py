@@ -6,11 +6,13 @@ from itertools import permutations
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from random_plans import share_capacities
 from small_problems import make_problem, share_links
 from test_kernel import begin, plan_of
 
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
@@ -23,7 +25,7 @@ def reducing(
     generator = random.Random(seed)
     content = problem.model_dump()
     costs = content["costs"]
-    costs["contention"] = contention
+    costs["contention"] = "link" if contention == "shared" else contention
     for source in problem.nodes:
         for sink in costs["latency_s"][source]:
             latency_s = 0.5 if even else generator.uniform(0.1, 3.0)
@@ -31,6 +33,8 @@ def reducing(
             costs["latency_s"][source][sink], costs["gbit_per_s"][source][sink] = latency_s, gbit_per_s
             costs["transfer_s"][source][sink] = latency_s + costs["activation_bytes"] * 8e-9 / gbit_per_s
     stage_bytes = tuple(1_000_000_000 * (stage + 1) for stage in range(len(sizes)))
+    if contention == "shared":
+        content["costs"] = share_capacities(Costs.model_validate(costs), generator).model_dump()
     return Problem.model_validate(content | {"stage_bytes": stage_bytes, "reduction": reduction})
 
 
@@ -39,7 +43,7 @@ def reducing(
     st.integers(0, 1000),
     st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(1, 3)),
     st.sampled_from(["ring", "tree", "direct"]),
-    st.sampled_from(["none", "link", "node"]),
+    st.sampled_from(["none", "link", "node", "shared"]),
 )
 def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], reduction: str, contention: str) -> None:
     search, solution = begin(reducing(seed, sizes, reduction, contention=contention))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from random_plans import random_plan
 
 from skippipe.cluster.description import write_cluster
+from skippipe_scheduler.bounds import explain_bound, lower_bounds
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.plan.plan import Task
 from skippipe_scheduler.plan.simulate import simulate, simulate_order
@@ -18,6 +19,8 @@ from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.cluster import load_cluster
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, Reduction, reduction_s
+from skippipe_scheduler.problem.problem import Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.sharing.capacities import Duplex, Uplink
 from skippipe_scheduler.problem.sharing.contention import Resource
 from skippipe_scheduler.problem.sharing.fluid import Flow, FluidNetwork
@@ -203,6 +206,36 @@ def test_messages_of_a_reduction_share_like_others() -> None:
     assert reduced_s("direct", given) == pytest.approx(2 * (4 + 3))
     # 3 Gbit: b to a takes 3 s, then c to a; back c gets them at half a Gbit/s, and a to b is slow.
     assert reduced_s("tree", given) == pytest.approx((3 + 1) + (3 + 1) + (6 + 2) + (12 + 1))
+
+
+def test_bounds_know_what_cards_and_uplinks_have_to_carry() -> None:
+    """Six microbatches from a in the site to d outside: 2 messages of 10 Gbit each way for each, up at 1 Gbit/s."""
+    site = Uplink(name="site", nodes=("a", "b"), gbit_per_s=Duplex(up=1.0, down=1.0))
+    problem = Problem(
+        nodes=("a", "d"),
+        stages=(StageNodes(nodes=("a",)), StageNodes(nodes=("d",))),
+        microbatches_per_origin=6,
+        costs=only(costs({}, (site,)), "a", "d"),
+        rules=Rules(num_stages=2, route_length=2),
+    )
+    assert lower_bounds(problem, 0)["carrying"] == pytest.approx(6 * 2 * 10)
+    assert "the uplink of site takes this long" in explain_bound(problem, {"carrying": 120.0})
+    slow = dict.fromkeys(("ad", "bd", "cd", "da", "db", "dc"), 0.5)
+    cards = problem.model_copy(update={"costs": only(costs({"a": 1.0, "d": 0.5}, (), **slow), "a", "d")})
+    assert lower_bounds(cards, 0)["carrying"] == pytest.approx(6 * 2 * 20)
+
+
+def only(given: Costs, *nodes: str) -> Costs:
+    """Return the costs of these nodes alone."""
+    content = given.model_dump()
+    for name, table in content.items():
+        if isinstance(table, dict):
+            content[name] = {node: value for node, value in table.items() if node in nodes}
+    for name in ("transfer_s", "latency_s", "gbit_per_s"):
+        content[name] = {a: {b: value for b, value in row.items() if b in nodes} for a, row in content[name].items()}
+    for uplink in content["uplinks"]:
+        uplink["nodes"] = tuple(node for node in uplink["nodes"] if node in nodes)
+    return Costs.model_validate(content)
 
 
 def test_cluster_files_give_capacities(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from skippipe_scheduler.bounds.carrying import carrying_s, explain_carrying
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import by_need, explain_origin, over_origins_s, trip_s, waves_s
 from skippipe_scheduler.bounds.relaxation import explain_route_program
@@ -55,13 +56,15 @@ class Known:
 class LowerBound:
     """One kind of bound: its name in reports, its seconds, and a sentence on what binds and what would help.
 
-    One that `searches` takes time, is valid whenever its budget ends, and is left out where there is none.
+    One that `searches` takes time, is valid whenever its budget ends, and is left out where there is none. One that
+    is `only_shared` is there with contention "shared" alone.
     """
 
     name: str
     seconds: Callable[[Known], float]
     explain: Callable[[Network, float], str]
     searches: bool = False
+    only_shared: bool = False
 
 
 def _node_work_s(known: Known) -> float:
@@ -74,6 +77,10 @@ def _round_trip_s(known: Known) -> float:
 
 def _origin_waves_s(known: Known) -> float:
     return over_origins_s(known.network, partial(waves_s, known.network, known.trips))
+
+
+def _carrying_s(known: Known) -> float:
+    return carrying_s(known.network)
 
 
 def _origin_schedule_s(known: Known) -> float:
@@ -96,6 +103,7 @@ BOUNDS = (
     LowerBound("node work", _node_work_s, explain_work),
     LowerBound("round trip", _round_trip_s, explain_origin),
     LowerBound("origin waves", _origin_waves_s, explain_origin),
+    LowerBound("carrying", _carrying_s, explain_carrying, only_shared=True),
     LowerBound("origin schedule", _origin_schedule_s, explain_origin, searches=True),
     LowerBound("route program", _route_program_s, explain_route_program, searches=True),
 )
@@ -128,6 +136,8 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0, stop: threading.Event 
     found: dict[str, float] = {}
     for bound in BOUNDS:
         if bound.searches and (budget_s <= 0 or not math.isfinite(known.known_s)):
+            continue
+        if bound.only_shared and problem.costs.contention != "shared":
             continue
         found[bound.name] = bound.seconds(known)
         known.known_s = max(known.known_s, found[bound.name])

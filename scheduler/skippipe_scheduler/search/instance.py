@@ -11,12 +11,16 @@ from skippipe_scheduler.search.kernel.arrays import (
     GBIT_PER_S,
     INDEX_BITS,
     LATENCY_S,
+    NOBODY,
+    NOTHING_SHARED,
     OCCUPANCY_S,
     REDUCTION,
     TRANSFER_S,
     Floats,
     Instance,
     Schedule,
+    Sharing,
+    make_sharing,
 )
 from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.slots.solution import Starts
@@ -54,6 +58,24 @@ def make_instance(slot_model: SlotModel, robustness: Robustness | None, jitter_f
         max_forward_jump=rules.max_forward_jump,
         free_origins=problem.free_origins,
     )
+
+
+def sharing_of(slot_model: SlotModel) -> Sharing:
+    """Return memory for transfers of the problem that share cards and uplinks."""
+    problem, costs = slot_model.problem, slot_model.problem.costs
+    if costs.contention != "shared":
+        return NOTHING_SHARED
+    cards, uplinks = costs.card_gbit_per_s or {}, costs.uplinks or ()
+    behind = [[number for number, uplink in enumerate(uplinks) if node in uplink.nodes] for node in problem.nodes]
+    uplinks_of = np.full((len(behind), max(1, *map(len, behind))), NOBODY)
+    for row, found in zip(uplinks_of, behind, strict=True):
+        row[: len(found)] = found
+    capacity = [
+        *(cards[node].up if node in cards else np.inf for node in problem.nodes),
+        *(cards[node].down if node in cards else np.inf for node in problem.nodes),
+        *(gbit_per_s for uplink in uplinks for gbit_per_s in (uplink.gbit_per_s.up, uplink.gbit_per_s.down)),
+    ]
+    return make_sharing(uplinks_of, np.array(capacity), problem.num_microbatches, len(slot_model.stage_of))
 
 
 def _reductions(slot_model: SlotModel) -> tuple[Sequence[float], Sequence[float]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Robustness
-from skippipe_scheduler.search.instance import fill_schedule, make_instance
+from skippipe_scheduler.search.instance import fill_schedule, make_instance, sharing_of
 from skippipe_scheduler.search.kernel.anneal import (
     anneal,
     anneal_in_place,
@@ -21,12 +21,14 @@ from skippipe_scheduler.search.kernel.anneal import (
 )
 from skippipe_scheduler.search.kernel.arrays import (
     REDUCE_GBIT,
+    SHARED_CAPACITY,
     SHARED_CARDS,
     Cooling,
     Floats,
     Integers,
     Schedule,
     empty_schedule,
+    make_queue,
     make_work,
 )
 from skippipe_scheduler.search.kernel.loads import ROWS, anneal_loads
@@ -51,6 +53,7 @@ class LocalSearch:
         self.free = slot_model.given_placement() is None
         self.instance = make_instance(slot_model, robustness, tuning.jitter_factors)
         self.work = make_work(self.instance, self._padded([()]), seed)
+        self.queue = make_queue(self.instance, len(slot_model.origins), sharing_of(slot_model))
         self.width = _row_width(slot_model, tuning)
         self.scores: Floats = np.full((3, 2), np.inf)
         self.large = slot_model.num_tasks > tuning.large_tasks
@@ -76,7 +79,7 @@ class LocalSearch:
         waits_s = np.array(self.tuning.start_waits) * np.mean(self.instance.node_s[1])
         for sequence in (waves, np.argsort(-trips_s, kind="stable")):
             for wait_s in waits_s:
-                if construct(self.instance, self.candidate, self.work, sequence, float(wait_s)):
+                if construct(self.instance, self.candidate, self.work, self.queue, sequence, float(wait_s)):
                     self._keep_better()
         return self._continue()
 
@@ -96,7 +99,7 @@ class LocalSearch:
         choices = self.tuning.packing_choices
         for factor in self.tuning.packing_waits:
             wait_s = factor * float(np.mean(self.instance.node_s[1]))
-            if pack(self.instance, self.candidate, self.work, turns, members.copy(), wait_s, choices):
+            if pack(self.instance, self.candidate, self.work, self.queue, turns, members.copy(), wait_s, choices):
                 self._keep_better()
 
     def balance_loads(
@@ -116,19 +119,21 @@ class LocalSearch:
         """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
-        loads = np.zeros((ROWS, max(ROWS, len(placement))))
-        tuning = self.tuning
+        loads = np.zeros((ROWS, max(ROWS, len(placement), self.queue.sharing.resources.shape[1])))
+        tuning, sharing = self.tuning, self.queue.sharing
         share = tuning.exchange_share / (1 + len(routes) / tuning.exchange_routes) if self.free and exchange else 0.0
         temperature = tuning.load_temperature * min(1.0, tuning.load_temperature_routes / len(routes)) ** 2
         # Where a node stands matters more than one route as soon as it decides what its card or its gradients take.
         heat = 1.0
-        if share and (self.instance.contention == SHARED_CARDS or self.instance.stages[REDUCE_GBIT].any()):
+        if share and (
+            self.instance.contention in (SHARED_CARDS, SHARED_CAPACITY) or self.instance.stages[REDUCE_GBIT].any()
+        ):
             share, heat = tuning.exchange_share_of_cards, tuning.load_temperature / temperature
         for chunk, begin, end in load_chunks(steps, limit_s, tuning):
             if stop is not None and stop.is_set():
                 break
             cooled, cooling = temperature * tuning.load_cooling**begin, tuning.load_cooling ** (end - begin)
-            anneal_loads(self.instance, changed, self.work, loads, chunk, cooled, cooling, share, heat)
+            anneal_loads(self.instance, changed, self.work, sharing, loads, chunk, cooled, cooling, share, heat)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 
@@ -136,7 +141,7 @@ class LocalSearch:
         """Begin at a given solution, whose order is kept and timed anew."""
         self._allocate(solution.placement, solution.routes)
         fill_schedule(self.candidate, solution.starts)
-        if retime(self.instance, self.candidate, self.work.queue, -1):
+        if retime(self.instance, self.candidate, self.queue, -1):
             self._keep_better()
         return self._continue()
 
@@ -148,9 +153,9 @@ class LocalSearch:
         missing = [m for m, row in enumerate(solution.starts) if not row]
         self._allocate(solution.placement, solution.routes)
         fill_schedule(self.candidate, solution.starts)
-        retime(self.instance, self.candidate, self.work.queue, -1)
+        retime(self.instance, self.candidate, self.queue, -1)
         wait_s = self.tuning.repair_wait * float(np.mean(self.instance.node_s[1]))
-        if insert_sequence(self.instance, self.candidate, self.work, np.array(missing, np.int64), wait_s):
+        if insert_sequence(self.instance, self.candidate, self.work, self.queue, np.array(missing, np.int64), wait_s):
             self._keep_better()
             return self._continue()
         return self.start(solution.placement, solution.routes)
@@ -164,7 +169,7 @@ class LocalSearch:
         sequence = np.argsort([row[0] for row in solution.starts], kind="stable")
         for factor in self.tuning.greedy_waits:
             wait_s = factor * float(self.instance.node_s[1].max())
-            if construct(self.instance, self.candidate, self.work, sequence, wait_s):
+            if construct(self.instance, self.candidate, self.work, self.queue, sequence, wait_s):
                 self._keep_better()
             if not budget.repeatable and budget.exhausted:
                 break
@@ -229,7 +234,7 @@ class LocalSearch:
         return table
 
     def _keep_better(self) -> None:
-        evaluate(self.instance, self.candidate, self.work, self.scores[0])
+        evaluate(self.instance, self.candidate, self.queue, self.scores[0])
         if is_better(self.scores):
             copy_schedule(self.best, self.candidate)
             self.scores[2] = self.scores[0]
@@ -252,10 +257,10 @@ class LocalSearch:
     def _anneal(self, cooling: Cooling) -> int:
         clock = Budget(1.0)
         if self.large:
-            spent = anneal_in_place(self.instance, self.current, self.best, self.work, self.scores, cooling)
+            spent = anneal_in_place(self.instance, self.current, self.best, self.work, self.queue, self.scores, cooling)
         else:
             schedules = self.current, self.candidate, self.best
-            spent = anneal(self.instance, *schedules, self.work, self.scores, cooling, self.free)
+            spent = anneal(self.instance, *schedules, self.work, self.queue, self.scores, cooling, self.free)
         rate = max(1, spent) / max(1e-6, clock.elapsed_s)
         memory = self.tuning.rate_memory
         self.rate = memory * self.rate + (1 - memory) * rate

@@ -17,11 +17,13 @@ import until the kind has its number. All places that know kinds:
     plan.shared_links                             transfers that share capacities
     problem.costs.Costs                           which costs the kind needs, and for how long a transfer occupies
     search.kernel.arrays                          the kind's number
-    search.kernel.timing.retime                   the simulator's rule again, compiled
+    search.kernel.timing.retime                   the simulator's rule again, compiled; `search.kernel.fair_sharing`
     search.kernel.reduction_time                  the rule of gradient reductions again, compiled
     plan.validate                                 whether transfer times are latency and bytes / bandwidth
     analysis.usage                                how long a link was occupied
-    bounds                                        count every transfer as alone: valid for any kind that only delays
+    bounds                                        count every transfer as alone: valid for any kind that only delays;
+                                                  `bounds.carrying` what capacities alone take
+    search.kernel.loads                           what cards and uplinks carry, before exact times
     baselines.dispatch                            chooses as if there were none, and times exactly
     skippipe.runtime.executors.emulation          what of it one sender can make real
     tests/scheduler/{independent_checker,brute_force}.py, docs/plan-file.md, docs/clusters.md

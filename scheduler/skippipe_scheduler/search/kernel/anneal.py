@@ -24,6 +24,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     Floats,
     Instance,
     Integers,
+    Queue,
     Schedule,
     Work,
 )
@@ -70,7 +71,7 @@ def count_visits(p: Instance, s: Schedule, w: Work) -> None:
 
 
 @compiled
-def construct(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
+def construct(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float) -> bool:
     """Insert the microbatches in `sequence` into an empty schedule and start everything as early as possible.
 
     Returns False where a slot would get more tasks than its row holds.
@@ -78,11 +79,11 @@ def construct(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: flo
     for slot in range(s.placement.shape[0]):
         s.counts[BUSY, slot] = 0
         s.counts[HELD, slot] = 0
-    return insert_sequence(p, s, w, sequence, wait_s)
+    return insert_sequence(p, s, w, q, sequence, wait_s)
 
 
 @compiled
-def insert_sequence(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_s: float) -> bool:
+def insert_sequence(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float) -> bool:
     """Insert the microbatches in `sequence` into a schedule that is timed; False where it cannot take them.
 
     That is where a slot would get more tasks than its row holds or, already before, more than its memory.
@@ -94,24 +95,24 @@ def insert_sequence(p: Instance, s: Schedule, w: Work, sequence: Integers, wait_
             return False
         insert(p, s, w.chain_s, sequence[index], wait_s, math.inf)
     count_visits(p, s, w)
-    return retime(p, s, w.queue, -1)
+    return retime(p, s, q, -1)
 
 
 @compiled
-def evaluate(p: Instance, s: Schedule, w: Work, scores: Floats) -> None:
+def evaluate(p: Instance, s: Schedule, q: Queue, scores: Floats) -> None:
     """Write the iteration time (mean over the samples where there are any) and the score into a row of scores."""
     samples = p.factors.shape[0]
     total_s = 0.0
     for sample in range(samples):
-        retime(p, s, w.queue, sample)
-        total_s += iteration_s(p, s, w.queue)
+        retime(p, s, q, sample)
+        total_s += iteration_s(p, s, q)
     if samples:
         # The schedule keeps its nominal starts, whatever the last sample made of them.
-        retime(p, s, w.queue, -1)
+        retime(p, s, q, -1)
         scores[ITERATION_S] = total_s / samples
     else:
-        scores[ITERATION_S] = iteration_s(p, s, w.queue)
-    scores[SCORE] = score_s(p, s, w.queue, scores[ITERATION_S])
+        scores[ITERATION_S] = iteration_s(p, s, q)
+    scores[SCORE] = score_s(p, s, q, scores[ITERATION_S])
 
 
 @compiled
@@ -159,7 +160,7 @@ def _wait_s(p: Instance, w: Work) -> float:
 
 
 @called
-def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
+def _exchange_nodes(p: Instance, s: Schedule, w: Work, q: Queue) -> int:
     """Two slots exchange their nodes; choose microbatches to insert again, -1 where a pin or memory forbids it."""
     slots = s.placement.shape[0]
     left = below(w.random, slots)
@@ -169,7 +170,7 @@ def _exchange_nodes(p: Instance, s: Schedule, w: Work) -> int:
     node = s.placement[left]
     s.placement[left] = s.placement[right]
     s.placement[right] = node
-    retime(p, s, w.queue, -1)
+    retime(p, s, q, -1)
     if not fits_memory(p, s):
         return -1
     if uniform(w.random) < ONLY_EXCHANGE_NODES:
@@ -208,12 +209,12 @@ def _destroy_and_repair(p: Instance, s: Schedule, w: Work, count: int, routes: b
 
 
 @called
-def _propose(p: Instance, s: Schedule, w: Work, free_placement: bool) -> int:
+def _propose(p: Instance, s: Schedule, w: Work, q: Queue, free_placement: bool) -> int:
     """Make one random change; return how many microbatches were inserted again, -1 where a rule forbids it."""
     if uniform(w.random) < EXCHANGE_TASKS:
         return 0 if _exchange_tasks(s, w) and fits_memory(p, s) else -1
     exchange = free_placement and uniform(w.random) < EXCHANGE_NODES
-    count = _exchange_nodes(p, s, w) if exchange else select_destroyed(s, w)
+    count = _exchange_nodes(p, s, w, q) if exchange else select_destroyed(s, w)
     if count < 0 or not _destroy_and_repair(p, s, w, count, not exchange, NO_LIMIT_S):
         return -1
     return count
@@ -251,6 +252,7 @@ def anneal(
     candidate: Schedule,
     best: Schedule,
     w: Work,
+    q: Queue,
     scores: Floats,
     cooling: Cooling,
     free_placement: bool,
@@ -263,11 +265,11 @@ def anneal(
         if scores[BEST, ITERATION_S] <= cooling.goal_s:
             return step
         copy_schedule(candidate, current)
-        count = _propose(p, candidate, w, free_placement)
+        count = _propose(p, candidate, w, q, free_placement)
         # Exchanged tasks may deadlock; whole microbatches inserted never do.
-        if count < 0 or not retime(p, candidate, w.queue, -1):
+        if count < 0 or not retime(p, candidate, q, -1):
             continue
-        evaluate(p, candidate, w, scores[CANDIDATE])
+        evaluate(p, candidate, q, scores[CANDIDATE])
         if scores[CANDIDATE, SCORE] <= _acceptable(w, scores[CURRENT, SCORE], _temperature_s(cooling, step)):
             copy_schedule(current, candidate)
             _set_scores(scores, CURRENT, CANDIDATE)
@@ -284,7 +286,9 @@ def anneal(
 
 
 @compiled
-def anneal_in_place(p: Instance, current: Schedule, best: Schedule, w: Work, scores: Floats, cooling: Cooling) -> int:
+def anneal_in_place(
+    p: Instance, current: Schedule, best: Schedule, w: Work, q: Queue, scores: Floats, cooling: Cooling
+) -> int:
     """Search like `anneal`, for schedules too large to copy at every step; the placement stays.
 
     Tasks that are not taken out keep their starts, so that a step takes time only for what it touches; from time to
@@ -299,7 +303,7 @@ def anneal_in_place(p: Instance, current: Schedule, best: Schedule, w: Work, sco
         count = select_destroyed(current, w)
         changed = _destroy_and_repair(p, current, w, count, True, limit_s)
         if changed:
-            evaluate(p, current, w, scores[CANDIDATE])
+            evaluate(p, current, q, scores[CANDIDATE])
         if changed and scores[CANDIDATE, SCORE] <= most:
             _set_scores(scores, CURRENT, CANDIDATE)
         else:
@@ -311,8 +315,8 @@ def anneal_in_place(p: Instance, current: Schedule, best: Schedule, w: Work, sco
             for index in range(count):
                 restore(p, current, w, w.chosen[index], index)
         if step % RETIME_EVERY == RETIME_EVERY - 1 or step == cooling.steps - 1:
-            retime(p, current, w.queue, -1)
-            evaluate(p, current, w, scores[CURRENT])
+            retime(p, current, q, -1)
+            evaluate(p, current, q, scores[CURRENT])
             if is_better(scores):
                 copy_schedule(best, current)
                 _set_scores(scores, BEST, CURRENT)

@@ -31,6 +31,13 @@ BUSY, HELD = 0, 1
 BUSY_FROM, BUSY_TO, HELD_FROM, HELD_TO = 0, 1, 2, 3
 RELEASE, START, DURATION, DELAY = 0, 1, 2, 3
 FREE, CARD_OUT, CARD_IN, LAST_END = 0, 1, 2, 3
+LEFT_GBIT, MOST_GBIT_PER_S, SPEED, SHARE, SINCE_S, END_S = 0, 1, 2, 3, 4, 5
+TASK, BEHIND, UNDER_WAY, PLACE, JOINED, SEEN, FIRST_USED = 0, 1, 2, 3, 4, 5, 6
+CAPACITY, DEMAND, REST = 0, 1, 2
+USERS, GROWING, CROWDED, SEEN_BY = 0, 1, 2, 3
+FIRST, LAST = 0, 1
+COUNT, SEARCHES = 0, 1
+NOBODY: Final = -1
 CURRENT, CANDIDATE, BEST = 0, 1, 2
 ITERATION_S, SCORE = 0, 1
 LENGTH: Final = -1
@@ -80,6 +87,21 @@ class Schedule(NamedTuple):
     times_s: Floats  # (BUSY_FROM | BUSY_TO | HELD_FROM | HELD_TO, slots, width), BUSY_TO with the overhead
 
 
+class Sharing(NamedTuple):
+    """Memory for transfers that share R resources: cards out by node, cards in, then each uplink's two ways.
+
+    Where nothing is shared, all is empty. A transfer goes by its microbatch.
+    """
+
+    uplinks_of: Integers  # (nodes, deepest) uplinks that a node is behind, NOBODY where there are fewer
+    transfers: Floats  # (LEFT_GBIT | MOST_GBIT_PER_S | SPEED | SHARE | SINCE_S | END_S, M), the speeds in Gbit/s
+    numbers: Integers  # (TASK | BEHIND | UNDER_WAY | PLACE | JOINED | SEEN | FIRST_USED ..., M), see `fair_sharing`
+    resources: Floats  # (CAPACITY | DEMAND | REST, R) Gbit/s; infinite where nothing limits
+    counts: Integers  # (USERS | GROWING | CROWDED | SEEN_BY, R)
+    queues: Integers  # (FIRST | LAST, slots, slots) first and last microbatch for a link, NOBODY where there is none
+    state: Integers  # (COUNT | SEARCHES,) transfers under way; how often was searched for those that hang together
+
+
 class Queue(NamedTuple):
     """Memory for timing."""
 
@@ -90,6 +112,7 @@ class Queue(NamedTuple):
     position: Integers  # (slots,)
     slot_s: Floats  # (FREE | CARD_OUT | CARD_IN | LAST_END, slots)
     link_free_s: Floats  # (slots, slots) or (0, 0) where links are not shared
+    sharing: Sharing
 
 
 class Work(NamedTuple):
@@ -102,7 +125,6 @@ class Work(NamedTuple):
     saved_s: Floats  # (MOST_CHOSEN, K) starts before the step
     visits: Integers  # (stages,)
     chain_s: Floats  # (RELEASE | START | DURATION | DELAY, K)
-    queue: Queue
 
 
 def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, width: int) -> Schedule:
@@ -119,12 +141,27 @@ def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, wid
     )
 
 
+def make_sharing(uplinks_of: Integers, capacity: Floats, microbatches: int, slots: int) -> Sharing:
+    """Return memory for transfers that share these capacities in Gbit/s, in the order of `Sharing`."""
+    return Sharing(
+        uplinks_of=uplinks_of,
+        transfers=np.zeros((6, microbatches)),
+        numbers=np.zeros((FIRST_USED + 2 + 2 * uplinks_of.shape[1], microbatches), np.int64),
+        resources=np.stack([capacity, np.zeros_like(capacity), np.zeros_like(capacity)]),
+        counts=np.zeros((4, len(capacity)), np.int64),
+        queues=np.full((2, slots, slots), NOBODY),
+        state=np.zeros(2, np.int64),
+    )
+
+
+NOTHING_SHARED = make_sharing(np.zeros((0, 0), np.int64), np.zeros(0), 0, 0)
+"""For all other kinds of contention."""
+
+
 def make_work(instance: Instance, routes: Integers, seed: int) -> Work:
     """Return working memory for schedules with these `routes`; `seed` decides all random choices."""
     microbatches, longest = routes.shape
-    slots = len(instance.stage_of)
     tasks = 2 * longest + 1
-    shared = 0 if instance.contention == NOT_SHARED else slots
     return Work(
         random=np.random.default_rng(seed).integers(1, 2147483398, 2),
         chosen=np.zeros(MOST_CHOSEN, np.int64),
@@ -133,13 +170,20 @@ def make_work(instance: Instance, routes: Integers, seed: int) -> Work:
         saved_s=np.zeros((MOST_CHOSEN, tasks)),
         visits=np.zeros(instance.stages.shape[1], np.int64),
         chain_s=np.zeros((4, tasks)),
-        queue=Queue(
-            ready_s=np.zeros(microbatches),
-            following=np.zeros(microbatches, np.int64),
-            pending_s=np.zeros(microbatches + 1),
-            pending=np.zeros(microbatches + 1, np.int64),
-            position=np.zeros(slots, np.int64),
-            slot_s=np.zeros((4, slots)),
-            link_free_s=np.zeros((shared, shared)),
-        ),
+    )
+
+
+def make_queue(instance: Instance, microbatches: int, sharing: Sharing) -> Queue:
+    """Return memory for timing schedules of so many microbatches."""
+    slots = len(instance.stage_of)
+    shared = slots if instance.contention in (SHARED_LINKS, SHARED_CARDS) else 0
+    return Queue(
+        ready_s=np.zeros(microbatches),
+        following=np.zeros(microbatches, np.int64),
+        pending_s=np.zeros(microbatches + 1),
+        pending=np.zeros(microbatches + 1, np.int64),
+        position=np.zeros(slots, np.int64),
+        slot_s=np.zeros((4, slots)),
+        link_free_s=np.zeros((shared, shared)),
+        sharing=sharing,
     )

@@ -1,10 +1,11 @@
 """Routes and placement under bounds instead of exact times: fast, for a start from which the exact search goes on.
 
 A slot's load is the largest of its work, of what its network card sends and receives where cards are shared, and, by
-Little's law (1961), of the time its microbatches are held divided by how many it can hold. The value is a soft maximum
-of the loads (their 12-norm), plus one of the gradient reductions (their 8-norm) and a share of the mean round trip.
-Simulated annealing lowers the value with the moves of `moves`; the norms are kept as sums of powers, so that a step
-costs time only for the routes that it changes.
+Little's law (1961), of the time its microbatches are held divided by how many it can hold. Where capacities are shared
+fairly, what cards and uplinks carry are loads of their own. The value is a soft maximum of the loads (their 12-norm),
+plus one of the gradient reductions (their 8-norm) and a share of the mean round trip. Simulated annealing lowers the
+value with the moves of `moves`; the norms are kept as sums of powers, so that a step costs time only for the routes
+that it changes.
 """
 
 import math
@@ -12,27 +13,35 @@ from typing import Final
 
 from skippipe_scheduler.search.kernel.arrays import (
     BACKWARD,
+    CAPACITY,
+    FIRST_USED,
     FORWARD,
+    GBIT_PER_S,
     LENGTH,
     LOSS,
+    NOBODY,
     OCCUPANCY_S,
+    SHARED_CAPACITY,
     SHARED_CARDS,
     TRANSFER_S,
     WEIGHT,
     Floats,
     Instance,
     Schedule,
+    Sharing,
     Work,
 )
 from skippipe_scheduler.search.kernel.constants import POWER, REDUCTION_WEIGHT, RESCALE_EVERY, TRIP_WEIGHT
+from skippipe_scheduler.search.kernel.fair_sharing import used_resource
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import may_exchange, obeys_rules, perturb, snapshot, undo_visits
 from skippipe_scheduler.search.kernel.reduction_time import loose_reduction_s
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 
-_HELD, _BUSY, _OUT, _IN, _SHARE, _SUMS = 0, 1, 2, 3, 4, 5
-"""Rows of `loads`: seconds held, busy, sending and receiving, the share's power, and the sums below."""
-ROWS: Final = 6
+_HELD, _BUSY, _OUT, _IN, _SHARE, _SUMS, _CARRIED, _CARRIED_SHARE = 0, 1, 2, 3, 4, 5, 6, 7
+"""Rows of `loads`: by slot seconds held, busy, sending and receiving, and the share's power; the sums below; by what
+transfers share seconds in which it carries them, and the power of that."""
+ROWS: Final = 8
 _POWERS, _TRIPS_S, _REDUCTION_S, _UNIT_S = 0, 1, 2, 3
 """Of the sums: powers of all shares, seconds of all round trips, of the reductions, and of a share of 1."""
 
@@ -42,6 +51,7 @@ def anneal_loads(
     p: Instance,
     s: Schedule,
     w: Work,
+    sharing: Sharing,
     loads: Floats,
     steps: int,
     temperature: float,
@@ -51,15 +61,15 @@ def anneal_loads(
 ) -> float:
     """Change routes (and exchange nodes, in `exchange_share` of the steps); return the value reached.
 
-    `loads` (`ROWS`, slots) is working memory. The temperature, relative to the value, falls from `temperature` to
-    `cooling` times that; for exchanges it is `exchange_heat` times as high.
+    `loads` (`ROWS`, the more of slots and what is shared) is working memory. The temperature, relative to the value,
+    falls from `temperature` to `cooling` times that; for exchanges it is `exchange_heat` times as high.
     """
     for stage in range(w.visits.shape[0]):
         w.visits[stage] = 0
     for m in range(s.routes.shape[0]):
         for hop in range(s.lengths[m]):
             w.visits[p.stage_of[s.routes[m, hop]]] += 1
-    _rescale(p, s, loads)
+    _rescale(p, s, sharing, loads)
     value_s = _objective_s(p, s, loads)
     for step in range(steps):
         temperature_s = temperature * value_s * cooling ** (step / steps)
@@ -74,10 +84,10 @@ def anneal_loads(
             right = below(w.random, s.placement.shape[0])
             if not may_exchange(p, s, left, right):
                 continue
-            _exchange(p, s, loads, left, right)
+            _exchange(p, s, sharing, loads, left, right)
             changed_s = _objective_s(p, s, loads)
             if changed_s > most:
-                _exchange(p, s, loads, left, right)
+                _exchange(p, s, sharing, loads, left, right)
                 loads[_SUMS, _POWERS] = powers
                 continue
         else:
@@ -91,44 +101,46 @@ def anneal_loads(
             if not obeys_rules(p, s, w, count):
                 _put_back(s, w, count)
                 continue
-            _move_loads(p, s, w, loads, count)
+            _move_loads(p, s, w, sharing, loads, count)
             changed_s = _objective_s(p, s, loads)
             if changed_s > most:
                 # Old and new routes change places, and the loads move back.
                 undo_visits(p, s, w, count)
                 for index in range(count):
                     _swap_saved(s, w, index)
-                _move_loads(p, s, w, loads, count)
+                _move_loads(p, s, w, sharing, loads, count)
                 loads[_SUMS, _POWERS] = powers
                 continue
         value_s = changed_s
         if step % RESCALE_EVERY == 0:
-            _rescale(p, s, loads)
+            _rescale(p, s, sharing, loads)
             value_s = _objective_s(p, s, loads)
     return value_s
 
 
 @called
-def _move_loads(p: Instance, s: Schedule, w: Work, loads: Floats, count: int) -> None:
+def _move_loads(p: Instance, s: Schedule, w: Work, sharing: Sharing, loads: Floats, count: int) -> None:
     """Count the loads of the chosen on their routes instead of on those saved."""
     for index in range(count):
         _swap_saved(s, w, index)
-        _add_load(p, s, loads, w.chosen[index], -1.0)
+        _add_load(p, s, sharing, loads, w.chosen[index], -1.0)
         _swap_saved(s, w, index)
-        _add_load(p, s, loads, w.chosen[index], 1.0)
+        _add_load(p, s, sharing, loads, w.chosen[index], 1.0)
 
 
 @called
-def _add_load(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) -> None:
+def _add_load(p: Instance, s: Schedule, sharing: Sharing, loads: Floats, m: int, sign: float) -> None:
     """Add `m` to the loads of its slots and to the sums (take it away with sign -1)."""
     length = s.lengths[m]
     origin = s.placement[s.routes[m, 0]]
     after = origin
     rest_s = p.node_s[LOSS, origin]
-    unit_s = loads[_SUMS, _UNIT_S]
-    powers = loads[_SUMS, _POWERS]
     if p.contention == SHARED_CARDS:
         _add_to_cards(p, s, loads, m, sign)
+    elif p.contention == SHARED_CAPACITY:
+        _add_to_shared(p, s, sharing, loads, m, sign)
+    unit_s = loads[_SUMS, _UNIT_S]
+    powers = loads[_SUMS, _POWERS]
     # From the last hop back to the origin: what is held there lasts for all that comes behind it, both ways.
     for back in range(length):
         slot = s.routes[m, length - 1 - back]
@@ -166,6 +178,29 @@ def _add_to_cards(p: Instance, s: Schedule, loads: Floats, m: int, sign: float) 
         loads[_IN, source] += back_s
 
 
+@called
+def _add_to_shared(p: Instance, s: Schedule, sharing: Sharing, loads: Floats, m: int, sign: float) -> None:
+    """Add what `m` sends, both ways, to the cards and uplinks that it uses, and to the sums."""
+    length = s.lengths[m]
+    for hop in range(length):
+        source = s.placement[s.routes[m, hop]]
+        sink = s.placement[s.routes[m, hop + 1 if hop + 1 < length else 0]]
+        gbit = sign * p.links[OCCUPANCY_S, source, sink] * p.links[GBIT_PER_S, source, sink]
+        for number in range(sharing.numbers.shape[0] - FIRST_USED):
+            _add_carried(sharing, loads, used_resource(sharing, source, sink, number), gbit)
+            _add_carried(sharing, loads, used_resource(sharing, sink, source, number), gbit)
+
+
+@inlined
+def _add_carried(sharing: Sharing, loads: Floats, resource: int, gbit: float) -> None:
+    """Add bits to a card or uplink."""
+    if resource != NOBODY:
+        loads[_CARRIED, resource] += gbit / sharing.resources[CAPACITY, resource]
+        power = _power(loads[_CARRIED, resource] / loads[_SUMS, _UNIT_S])
+        loads[_SUMS, _POWERS] += power - loads[_CARRIED_SHARE, resource]
+        loads[_CARRIED_SHARE, resource] = power
+
+
 @inlined
 def _power(share: float) -> float:
     """Return the share to the power of `POWER`."""
@@ -175,7 +210,7 @@ def _power(share: float) -> float:
 
 
 @called
-def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
+def _rescale(p: Instance, s: Schedule, sharing: Sharing, loads: Floats) -> None:
     """Count everything anew, in units of the largest load."""
     for slot in range(s.placement.shape[0]):
         loads[_HELD, slot] = 0.0
@@ -183,32 +218,40 @@ def _rescale(p: Instance, s: Schedule, loads: Floats) -> None:
         loads[_OUT, slot] = 0.0
         loads[_IN, slot] = 0.0
         loads[_SHARE, slot] = 0.0
+    for resource in range(sharing.resources.shape[1]):
+        loads[_CARRIED, resource] = 0.0
+        loads[_CARRIED_SHARE, resource] = 0.0
     loads[_SUMS, _TRIPS_S] = 0.0
     loads[_SUMS, _UNIT_S] = 1.0
     for m in range(s.routes.shape[0]):
-        _add_load(p, s, loads, m, 1.0)
+        _add_load(p, s, sharing, loads, m, 1.0)
     unit_s = 1e-300
     for slot in range(s.placement.shape[0]):
         unit_s = max(unit_s, _load_s(loads, slot))
+    for resource in range(sharing.resources.shape[1]):
+        unit_s = max(unit_s, loads[_CARRIED, resource])
     loads[_SUMS, _UNIT_S] = unit_s
     loads[_SUMS, _POWERS] = 0.0
     for slot in range(s.placement.shape[0]):
         loads[_SHARE, slot] = _power(_load_s(loads, slot) / unit_s)
         loads[_SUMS, _POWERS] += loads[_SHARE, slot]
-    loads[_SUMS, _REDUCTION_S] = _reductions_s(p, s)
+    for resource in range(sharing.resources.shape[1]):
+        loads[_CARRIED_SHARE, resource] = _power(loads[_CARRIED, resource] / unit_s)
+        loads[_SUMS, _POWERS] += loads[_CARRIED_SHARE, resource]
+    loads[_SUMS, _REDUCTION_S] = _reductions_s(p, s, sharing)
 
 
 @called
-def _reductions_s(p: Instance, s: Schedule) -> float:
+def _reductions_s(p: Instance, s: Schedule, sharing: Sharing) -> float:
     """Return a soft maximum of the seconds of all gradient reductions: their 8-norm."""
     slowest_s = 0.0
     for stage in range(p.stages.shape[1]):
-        slowest_s = max(slowest_s, loose_reduction_s(p, s, stage))
+        slowest_s = max(slowest_s, loose_reduction_s(p, s, sharing, stage))
     if slowest_s == 0.0:
         return 0.0
     powers = 0.0
     for stage in range(p.stages.shape[1]):
-        share = loose_reduction_s(p, s, stage) / slowest_s
+        share = loose_reduction_s(p, s, sharing, stage) / slowest_s
         powers += (share * share) ** 4
     return slowest_s * powers**0.125
 
@@ -222,23 +265,25 @@ def _objective_s(p: Instance, s: Schedule, loads: Floats) -> float:
 
 
 @called
-def _exchange(p: Instance, s: Schedule, loads: Floats, left: int, right: int) -> None:
+def _exchange(p: Instance, s: Schedule, sharing: Sharing, loads: Floats, left: int, right: int) -> None:
     """Two slots exchange their nodes."""
-    _add_visitors(p, s, loads, left, right, -1.0)
+    _add_visitors(p, s, sharing, loads, left, right, -1.0)
     node = s.placement[left]
     s.placement[left] = s.placement[right]
     s.placement[right] = node
-    _add_visitors(p, s, loads, left, right, 1.0)
-    loads[_SUMS, _REDUCTION_S] = _reductions_s(p, s)
+    _add_visitors(p, s, sharing, loads, left, right, 1.0)
+    loads[_SUMS, _REDUCTION_S] = _reductions_s(p, s, sharing)
 
 
 @called
-def _add_visitors(p: Instance, s: Schedule, loads: Floats, left: int, right: int, sign: float) -> None:
+def _add_visitors(
+    p: Instance, s: Schedule, sharing: Sharing, loads: Floats, left: int, right: int, sign: float
+) -> None:
     """Count all that visit one of two slots."""
     for m in range(s.routes.shape[0]):
         for hop in range(s.lengths[m]):
             if s.routes[m, hop] == left or s.routes[m, hop] == right:
-                _add_load(p, s, loads, m, sign)
+                _add_load(p, s, sharing, loads, m, sign)
                 break
 
 

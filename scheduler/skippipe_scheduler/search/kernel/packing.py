@@ -7,7 +7,17 @@ each turn inserts the one of the origin's next microbatches that is delayed leas
 import math
 
 from skippipe_scheduler.search.kernel.anneal import count_visits
-from skippipe_scheduler.search.kernel.arrays import BUSY, DURATION, HELD, START, Instance, Integers, Schedule, Work
+from skippipe_scheduler.search.kernel.arrays import (
+    BUSY,
+    DURATION,
+    HELD,
+    START,
+    Instance,
+    Integers,
+    Queue,
+    Schedule,
+    Work,
+)
 from skippipe_scheduler.search.kernel.insertion import commit, find, fits_width
 from skippipe_scheduler.search.kernel.jit import called, compiled
 from skippipe_scheduler.search.kernel.tasks import round_trip_s
@@ -15,7 +25,9 @@ from skippipe_scheduler.search.kernel.timing import retime
 
 
 @compiled
-def pack(p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, wait_s: float, choices: int) -> bool:
+def pack(
+    p: Instance, s: Schedule, w: Work, q: Queue, turns: Integers, members: Integers, wait_s: float, choices: int
+) -> bool:
     """Insert all microbatches into an empty schedule: at each of `turns`, one of that origin's.
 
     Of the next `choices` of the origin (its row of `members`, -1 after the last) it is the one that is delayed least:
@@ -39,7 +51,7 @@ def pack(p: Instance, s: Schedule, w: Work, turns: Integers, members: Integers, 
             last += 1
         members[origin, last] = -1
     count_visits(p, s, w)
-    return retime(p, s, w.queue, -1)
+    return retime(p, s, q, -1)
 
 
 @called

@@ -3,37 +3,50 @@
 import math
 
 from skippipe_scheduler.search.kernel.arrays import (
+    CAPACITY,
+    FIRST_USED,
     GBIT_PER_S,
     LATENCY_S,
+    NOBODY,
     REDUCE_GBIT,
     REDUCE_S,
     RING,
+    SHARED_CAPACITY,
     SHARED_CARDS,
     TREE,
+    USERS,
     Instance,
     Schedule,
+    Sharing,
 )
 from skippipe_scheduler.search.kernel.constants import MOST_NEAREST
+from skippipe_scheduler.search.kernel.fair_sharing import used_resource
 from skippipe_scheduler.search.kernel.jit import called, inlined
 
 
-@called
-def reduction_s(p: Instance, s: Schedule, stage: int) -> float:
+@inlined
+def reduction_s(p: Instance, s: Schedule, sharing: Sharing, stage: int) -> float:
     """Return the all-reduce time of a stage under the schedule's placement."""
     first = p.first_slot[stage]
     count = p.first_slot[stage + 1] - first
     gbit = p.stages[REDUCE_GBIT, stage]
     if gbit == 0 or count == 1:
         return p.stages[REDUCE_S, stage]
-    if p.reduction == RING:
-        return _ring_s(p, s, first, count, gbit)
-    if p.reduction == TREE:
-        return _tree_s(p, s, first, count, gbit)
-    return _direct_s(p, s, first, count, gbit)
+    return _by_algorithm_s(p, s, sharing, first, count, gbit)
 
 
 @called
-def loose_reduction_s(p: Instance, s: Schedule, stage: int) -> float:
+def _by_algorithm_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
+    """Return the seconds of a reduction over the slots from `first` on."""
+    if p.reduction == RING:
+        return _ring_s(p, s, sharing, first, count, gbit)
+    if p.reduction == TREE:
+        return _tree_s(p, s, sharing, first, count, gbit)
+    return _direct_s(p, s, sharing, first, count, gbit)
+
+
+@called
+def loose_reduction_s(p: Instance, s: Schedule, sharing: Sharing, stage: int) -> float:
     """Return a reduction time of a stage that falls with every replica that comes nearer to the others.
 
     Of a ring it is the mean of two: every step as slow as its slowest message, and every step as slow as their mean.
@@ -43,7 +56,7 @@ def loose_reduction_s(p: Instance, s: Schedule, stage: int) -> float:
     count = p.first_slot[stage + 1] - first
     gbit = p.stages[REDUCE_GBIT, stage]
     if p.reduction != RING or gbit == 0 or count < 3 or count > MOST_NEAREST:
-        return reduction_s(p, s, stage)
+        return reduction_s(p, s, sharing, stage)
     here = first
     visited = 1
     slowest_s = 0.0
@@ -67,34 +80,51 @@ def loose_reduction_s(p: Instance, s: Schedule, stage: int) -> float:
 
 
 @called
-def _ring_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+def _ring_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
     """Return the seconds of a ring over the slots from `first` on: 2 (R - 1) steps of the slowest message."""
     slowest_s = 0.0
-    for place in range(count):
-        slowest_s = max(slowest_s, _message_s(p, s, first + place, first + (place + 1) % count, gbit / count))
+    for counted in (1, 0, -1):
+        if counted and p.contention != SHARED_CAPACITY:
+            continue
+        for place in range(count):
+            sink = first + (place + 1) % count
+            slowest_s = max(slowest_s, _step_s(p, s, sharing, first + place, sink, gbit / count, counted))
     return 2 * (count - 1) * slowest_s
 
 
 @called
-def _tree_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+def _tree_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
     """Return the seconds of a binomial tree: rounds up to the first slot and back down, each with its slowest edge."""
     total_s = 0.0
     stride = 1
     while stride < count:
-        up_s = 0.0
-        down_s = 0.0
-        for place in range(first, first + count - stride, 2 * stride):
-            up_s = max(up_s, _message_s(p, s, place + stride, place, gbit))
-            down_s = max(down_s, _message_s(p, s, place, place + stride, gbit))
-        total_s += up_s + down_s
+        for up in (True, False):
+            slowest_s = 0.0
+            for counted in (1, 0, -1):
+                if counted and p.contention != SHARED_CAPACITY:
+                    continue
+                for place in range(first, first + count - stride, 2 * stride):
+                    source = place + stride if up else place
+                    sink = place if up else place + stride
+                    slowest_s = max(slowest_s, _step_s(p, s, sharing, source, sink, gbit, counted))
+            total_s += slowest_s
         stride *= 2
     return total_s
 
 
 @called
-def _direct_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> float:
+def _direct_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
     """Return the seconds of two halves in which all send a chunk to all; on a shared card one chunk after the other."""
     slowest_s = 0.0
+    for counted in (1, 0, -1):
+        if counted and p.contention != SHARED_CAPACITY:
+            continue
+        for source in range(first, first + count):
+            for sink in range(first, first + count):
+                if sink != source:
+                    slowest_s = max(slowest_s, _step_s(p, s, sharing, source, sink, gbit / count, counted))
+    if p.contention != SHARED_CARDS:
+        return 2 * slowest_s
     for source in range(first, first + count):
         latency_s = 0.0
         on_card_s = 0.0
@@ -103,12 +133,29 @@ def _direct_s(p: Instance, s: Schedule, first: int, count: int, gbit: float) -> 
                 continue
             here_s = p.links[LATENCY_S, s.placement[source], s.placement[sink]]
             latency_s = max(latency_s, here_s)
-            message_s = _message_s(p, s, source, sink, gbit / count)
-            on_card_s += message_s - here_s
-            slowest_s = max(slowest_s, message_s)
-        if p.contention == SHARED_CARDS:
-            slowest_s = max(slowest_s, latency_s + on_card_s)
+            on_card_s += _message_s(p, s, source, sink, gbit / count) - here_s
+        slowest_s = max(slowest_s, latency_s + on_card_s)
     return 2 * slowest_s
+
+
+@inlined
+def _step_s(p: Instance, s: Schedule, sharing: Sharing, source: int, sink: int, gbit: float, counted: int) -> float:
+    """Return the seconds of a message beside the others of its step, which have to be counted first.
+
+    With `counted` 1 or -1 the message is only counted, or no more, at what it shares.
+    """
+    if p.contention != SHARED_CAPACITY:
+        return _message_s(p, s, source, sink, gbit)
+    here = s.placement[source]
+    there = s.placement[sink]
+    wire_s = gbit / p.links[GBIT_PER_S, here, there]
+    for number in range(sharing.numbers.shape[0] - FIRST_USED):
+        resource = used_resource(sharing, here, there, number)
+        if resource == NOBODY:
+            continue
+        sharing.counts[USERS, resource] += counted
+        wire_s = max(wire_s, gbit * sharing.counts[USERS, resource] / sharing.resources[CAPACITY, resource])
+    return p.links[LATENCY_S, here, there] + wire_s if counted == 0 else 0.0
 
 
 @inlined

@@ -12,17 +12,22 @@ from skippipe_scheduler.search.kernel.arrays import (
     BUSY_TO,
     CARD_IN,
     CARD_OUT,
+    COUNT,
     FORWARD,
     FREE,
+    GBIT_PER_S,
     HELD,
     HELD_FROM,
     HELD_TO,
     INDEX_BITS,
     INDEX_MASK,
     LAST_END,
+    LATENCY_S,
     LOSS,
+    NOBODY,
     NOT_SHARED,
     OCCUPANCY_S,
+    SHARED_CAPACITY,
     SHARED_CARDS,
     TRANSFER_S,
     WEIGHT,
@@ -33,6 +38,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     Schedule,
 )
 from skippipe_scheduler.search.kernel.constants import MEAN_WEIGHT, ORIGIN_WEIGHT
+from skippipe_scheduler.search.kernel.fair_sharing import clear, next_end_s, next_to_end, offer, set_out, stop, take_off
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.reduction_time import reduction_s
 from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of
@@ -48,15 +54,15 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
     `sample` takes that row of random factors for all tasks and transfers, -1 the nominal times. Returns False where
     not every task can run: the order deadlocks, or microbatches are missing.
     """
+    if p.contention == SHARED_CAPACITY:
+        return _retime_shared(p, s, q, sample)
     # Handing on the tuples of arrays costs more than a task does, so the loop below calls nothing that takes them.
-    left = _reset(p, s, q)
-    node_s, stages, stage_of, links, factors = p.node_s, p.stages, p.stage_of, p.links, p.factors
-    placement, routes, lengths, starts = s.placement, s.routes, s.lengths, s.starts
-    counts, tasks, times_s = s.counts, s.tasks, s.times_s
-    ready_s, following, position, slot_s = q.ready_s, q.following, q.position, q.slot_s
+    _reset(s, q)
+    links, factors = p.links, p.factors
+    placement, routes, lengths = s.placement, s.routes, s.lengths
+    ready_s, following, slot_s = q.ready_s, q.following, q.slot_s
     pending_s, pending, link_free_s = q.pending_s, q.pending, q.link_free_s
     shares_links, shares_cards = p.contention != NOT_SHARED, p.contention == SHARED_CARDS
-    overhead_s = p.overhead_s
     waiting = 0
     origin = 0
     # First every origin starts what it can; then the transfers arrive one by one, and each may let its slot go on. The
@@ -77,49 +83,107 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
             if source != slot:
                 here = placement[source]
                 there = placement[slot]
-                factor = _factor(factors, sample, task + _TRANSFERS)
+                longer = factor(factors, sample, task + _TRANSFERS)
                 if shares_links:
-                    occupied_s = links[OCCUPANCY_S, here, there] * factor
+                    occupied_s = links[OCCUPANCY_S, here, there] * longer
                     arrival_s = _occupy_s(link_free_s, slot_s, source, slot, arrival_s, occupied_s, shares_cards)
-                arrival_s += links[TRANSFER_S, here, there] * factor
+                arrival_s += links[TRANSFER_S, here, there] * longer
             ready_s[m] = arrival_s
             following[m] = index
-        # The slot runs its tasks in order as long as the input of the next one is there.
-        place = position[slot]
-        while place < counts[BUSY, slot]:
-            task = tasks[BUSY, slot, place]
-            m = task >> INDEX_BITS
-            index = task & INDEX_MASK
-            if following[m] != index:
-                break
-            length = lengths[m]
-            kind = FORWARD if index < length else LOSS if index == length else BACKWARD
-            taken_s = node_s[kind, placement[slot]] * _factor(factors, sample, task)
-            if kind != LOSS:
-                taken_s *= stages[WEIGHT, stage_of[slot]]
-            start_s = max(ready_s[m], slot_s[FREE, slot])
-            end_s = start_s + taken_s
-            starts[m, index] = start_s
-            times_s[BUSY_FROM, slot, place] = start_s
-            times_s[BUSY_TO, slot, place] = end_s + overhead_s
-            slot_s[FREE, slot] = end_s + overhead_s
-            place += 1
-            left -= 1
-            if kind == FORWARD:
-                _begin_stay(counts, tasks, times_s, slot, m, start_s)
-            elif kind == BACKWARD:
-                _end_stay(counts, tasks, times_s, slot, m, end_s)
-            # The output leaves for the next task of the microbatch, which cannot run before it has arrived.
-            following[m] = -1
-            if index < 2 * length:
-                if shares_links:
-                    _push(pending_s, pending, waiting, end_s, task + 1)
-                else:
-                    pending_s[waiting] = end_s
-                    pending[waiting] = task + 1
-                waiting += 1
-        position[slot] = place
-    return left == 0
+        waiting = run_tasks(p, s, q, sample, slot, shares_links, waiting)
+    return has_run_all(s, q)
+
+
+@called
+def _retime_shared(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
+    """Do the same where transfers share capacities: what comes next is that one gets ready, or that one has left."""
+    _reset(s, q)
+    clear(q.sharing)
+    waiting = 0
+    for origin in range(p.first_slot[1]):
+        waiting = run_tasks(p, s, q, sample, origin, True, waiting)
+    while waiting or q.sharing.state[COUNT]:
+        gets_ready = waiting > 0 and q.pending_s[0] <= next_end_s(q.sharing)
+        if gets_ready:
+            task = _next(q.pending_s, q.pending, waiting)
+            waiting -= 1
+            now_s = q.pending_s[waiting]
+        else:
+            now_s = next_end_s(q.sharing)
+            task = next_to_end(q.sharing)
+        m = task >> INDEX_BITS
+        index = task & INDEX_MASK
+        source = s.routes[m, hop_of(index - 1, s.lengths[m])]
+        slot = s.routes[m, hop_of(index, s.lengths[m])]
+        here = s.placement[source]
+        there = s.placement[slot]
+        longer = factor(p.factors, sample, task + _TRANSFERS)
+        if gets_ready and source != slot:
+            gbit = p.links[OCCUPANCY_S, here, there] * p.links[GBIT_PER_S, here, there] * longer
+            if offer(q.sharing, m, task, source, slot, gbit):
+                set_out(q.sharing, p.links, m, here, there, now_s)
+            continue
+        if not gets_ready:
+            stop(q.sharing, m, now_s)
+            following = take_off(q.sharing, m, source, slot)
+            if following != NOBODY:
+                set_out(q.sharing, p.links, following, here, there, now_s)
+            now_s += p.links[LATENCY_S, here, there] * longer
+        q.ready_s[m] = now_s
+        q.following[m] = index
+        waiting = run_tasks(p, s, q, sample, slot, True, waiting)
+    return has_run_all(s, q)
+
+
+@inlined
+def run_tasks(p: Instance, s: Schedule, q: Queue, sample: int, slot: int, by_time: bool, waiting: int) -> int:
+    """Run a slot's tasks in order as long as the input of the next one is there; return how many transfers then wait.
+
+    Their outputs go to the heap of those that wait if `by_time`, else to a stack.
+    """
+    place = q.position[slot]
+    while place < s.counts[BUSY, slot]:
+        task = s.tasks[BUSY, slot, place]
+        m = task >> INDEX_BITS
+        index = task & INDEX_MASK
+        if q.following[m] != index:
+            break
+        length = s.lengths[m]
+        kind = FORWARD if index < length else LOSS if index == length else BACKWARD
+        taken_s = p.node_s[kind, s.placement[slot]] * factor(p.factors, sample, task)
+        if kind != LOSS:
+            taken_s *= p.stages[WEIGHT, p.stage_of[slot]]
+        start_s = max(q.ready_s[m], q.slot_s[FREE, slot])
+        end_s = start_s + taken_s
+        s.starts[m, index] = start_s
+        s.times_s[BUSY_FROM, slot, place] = start_s
+        s.times_s[BUSY_TO, slot, place] = end_s + p.overhead_s
+        q.slot_s[FREE, slot] = end_s + p.overhead_s
+        place += 1
+        if kind == FORWARD:
+            _begin_stay(s.counts, s.tasks, s.times_s, slot, m, start_s)
+        elif kind == BACKWARD:
+            _end_stay(s.counts, s.tasks, s.times_s, slot, m, end_s)
+        # The output leaves for the next task of the microbatch, which cannot run before it has arrived.
+        q.following[m] = -1
+        if index < 2 * length:
+            if by_time:
+                push(q.pending_s, q.pending, waiting, end_s, task + 1)
+            else:
+                q.pending_s[waiting] = end_s
+                q.pending[waiting] = task + 1
+            waiting += 1
+    q.position[slot] = place
+    return waiting
+
+
+@inlined
+def has_run_all(s: Schedule, q: Queue) -> bool:
+    """Return whether all slots have run all their tasks."""
+    complete = True
+    for slot in range(s.placement.shape[0]):
+        complete &= q.position[slot] == s.counts[BUSY, slot]
+    return complete
 
 
 @inlined
@@ -156,11 +220,9 @@ def _end_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: 
 
 
 @inlined
-def _reset(p: Instance, s: Schedule, q: Queue) -> int:
-    """Clear what timing writes: every microbatch is ready at its origin; return how many tasks there are."""
-    total = 0
+def _reset(s: Schedule, q: Queue) -> None:
+    """Clear what timing writes: every microbatch is ready at its origin."""
     for slot in range(s.placement.shape[0]):
-        total += s.counts[BUSY, slot]
         s.counts[HELD, slot] = 0
         q.position[slot] = 0
         q.slot_s[FREE, slot] = 0.0
@@ -172,11 +234,10 @@ def _reset(p: Instance, s: Schedule, q: Queue) -> int:
     for m in range(s.routes.shape[0]):
         q.following[m] = 0
         q.ready_s[m] = 0.0
-    return total
 
 
 @inlined
-def _factor(factors: Floats, sample: int, number: int) -> float:
+def factor(factors: Floats, sample: int, number: int) -> float:
     """Return the random factor of a task or transfer in a sample; hashing its number makes neighbours differ."""
     if sample < 0:
         return 1.0
@@ -184,7 +245,7 @@ def _factor(factors: Floats, sample: int, number: int) -> float:
 
 
 @inlined
-def _push(pending_s: Floats, pending: Integers, count: int, ready_s: float, task: int) -> None:
+def push(pending_s: Floats, pending: Integers, count: int, ready_s: float, task: int) -> None:
     """Add a transfer to the binary heap of `count`: earliest first, of equals the lower task."""
     # Sift up: parents that come later move down, until the place is found.
     place = count
@@ -241,7 +302,7 @@ def iteration_s(p: Instance, s: Schedule, q: Queue) -> float:
         q.slot_s[LAST_END, slot] = end_s
         longest_s = max(longest_s, end_s)
     for stage in range(p.stages.shape[1]):
-        reduced_s = reduction_s(p, s, stage)
+        reduced_s = reduction_s(p, s, q.sharing, stage)
         if reduced_s > 0:
             # A reduction begins when the last replica of its stage is done.
             for slot in range(p.first_slot[stage], p.first_slot[stage + 1]):
