@@ -1,5 +1,6 @@
 """The `skippipe` command. Commands live in files of their own and are imported only when they are called."""
 
+import gc
 import importlib
 import os
 import sys
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     rank = os.environ.get("RANK")
     code = _exit_code(arguments, f"[rank {rank}] " if rank is not None else "")
     if arguments is None:  # this process ends now, and how is decided
+        gc.freeze()  # or Python looks through all that torch has made for what could be freed, for a second
         early_signals.end_with(code if isinstance(code, int) else int(code is not None))
     sys.exit(code)
 
