@@ -58,6 +58,32 @@ class Hosts:
         for host in hosts:
             self._on(self._switch, "link", "set", f"port{host}", "master", "island")
 
+    def shape(self, host: int, mbit_per_s: float) -> None:
+        """Give the network card of a host so much each way."""
+        self._limit(self._names[host], INTERFACE, mbit_per_s)
+        self._limit(self._switch, f"port{host}", mbit_per_s)
+
+    def join_parts(self, up_mbit_per_s: float, down_mbit_per_s: float) -> None:
+        """Join the hosts that `part` has set apart to the others, by an uplink of so much each way."""
+        self._on(self._switch, "link", "add", "siteward", "type", "veth", "peer", "name", "netward")
+        self._on(self._switch, "link", "set", "siteward", "master", "island", "up")
+        self._on(self._switch, "link", "set", "netward", "master", "bridge", "up")
+        self._limit(self._switch, "siteward", up_mbit_per_s)
+        self._limit(self._switch, "netward", down_mbit_per_s)
+
+    def _limit(self, name: str, interface: str, mbit_per_s: float) -> None:
+        """Let so much leave an interface; one packet at a time, as a large one would pass at once."""
+        self._on(name, "link", "set", "dev", interface, "gso_max_segs", "1")
+        rate = ["htb", "rate", f"{mbit_per_s}mbit", "burst", "16k", "cburst", "16k", "quantum", "60000"]
+        control = ["tc", "-n", name]
+        root = ["qdisc", "add", "dev", interface, "root", "handle", "1:", "htb", "default", "1"]
+        subprocess.run([*control, *root], check=True)
+        subprocess.run(
+            [*control, "class", "add", "dev", interface, "parent", "1:", "classid", "1:1", *rate], check=True
+        )
+        queue = ["qdisc", "add", "dev", interface, "parent", "1:1", "pfifo", "limit", "100"]
+        subprocess.run([*control, *queue], check=True)
+
     def _connect(self, index: int) -> None:
         name = self._names[index]
         self._add(name)
