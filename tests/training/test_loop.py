@@ -152,9 +152,12 @@ def test_bfloat16_learns_and_resumes(tmp_path: Path) -> None:
 
 
 def test_wandb_offline_is_one_run_over_a_resume(tmp_path: Path) -> None:
-    wandb: dict[str, Any] = {"logging": {"wandb": {"mode": "offline"}}}
-    train_alone(make_experiment(tmp_path, training={"max_steps": 2}, **wandb))
-    train_alone(make_experiment(tmp_path, training={"max_steps": 3}, **wandb))
+    import wandb
+
+    offline: dict[str, Any] = {"logging": {"wandb": {"mode": "offline"}}}
+    train_alone(make_experiment(tmp_path, training={"max_steps": 2}, **offline))
+    train_alone(make_experiment(tmp_path, training={"max_steps": 3}, **offline))
+    wandb.teardown()  # until its process ends it may still write
     run_id = (tmp_path / "run" / "wandb_id").read_text().strip()
     folders = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     # The second of two that begin within a second gets a number behind its id.
