@@ -2,9 +2,10 @@
 
 `best` chooses among the layers, `best:stages` among the stages, `best:halves` among the attentions and feed-forward
 blocks of all layers, weighed by FLOP or, with `time`, by measured time. The candidates are the choices of other
-policies and those of a dynamic programme on the hidden state (`nearest_subsets`). The one with the least perplexity on
-the text wins, after some swaps of parts, so it is at least as good there as any of them; with `cosine` the one whose
-last hidden state is nearest to the whole model's. `best:influence` and `best:gradient` judge stages one by one.
+policies, those of a dynamic programme on the hidden state (`nearest_subsets`), and what is left without the parts that
+do the least damage alone. The one with the least perplexity on the text wins, after some swaps of parts, so it is at
+least as good there as any of them; with `cosine` the one whose last hidden state is nearest to the whole model's.
+`best:influence` and `best:gradient` judge stages one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,11 +37,11 @@ from skippipe.inference.policies.best.part_costs import (
     subset_of,
 )
 from skippipe.inference.policies.best.stage_scores import METHODS, best_stages, block_influence
-from skippipe.inference.policies.best.subset_choice import choose, cosine_score, loss_score
+from skippipe.inference.policies.best.subset_choice import choose, cosine_score, damages, loss_score, one_by_one
 from skippipe.inference.policies.unified import unified_layers
 
 PROGRAMME_TOKENS = 256
-"""Tokens of the first calibration sample that the dynamic programme runs on."""
+"""Tokens of the first calibration sample, on which the dynamic programme runs and parts are left out one by one."""
 FINALISTS = 4
 """Subsets of the dynamic programme that are scored."""
 UNITS = ("layers", "halves", "stages")
@@ -89,13 +90,14 @@ def _chosen(context: PolicyContext, options: BestOptions, kept: int) -> LayerSel
         parts, budget = half_parts(decoder, costs), kept * sum(costs)
     else:
         parts, budget = stage_parts(decoder) if options.unit == "stages" else layer_parts(decoder), float(kept)
-    text = tokens[:1, : min(length, PROGRAMME_TOKENS)]
-    nearest = nearest_subsets(decoder, text, parts, budget, width=options.width)
-    by_cosine = "cosine" in options.words
-    score = cosine_score(decoder, tokens) if by_cosine else loss_score(decoder, tokens)
+    score_on = cosine_score if "cosine" in options.words else loss_score
+    short = tokens[:1, : PROGRAMME_TOKENS + 1]
+    nearest = nearest_subsets(decoder, short[:, :-1], parts, budget, width=options.width)
+    damage = damages(parts, score_on(decoder, short))
     known = [subset for subset in _known(context, tokens, parts) if cost_of(parts, subset) <= budget * (1 + 1e-9)]
-    candidates = [*known, *nearest[:FINALISTS]]
-    subset = choose(candidates, parts, budget, score, tries=options.tries, seed=context.seed)
+    candidates = [*known, one_by_one(parts, budget, damage), *nearest[:FINALISTS]]
+    score = score_on(decoder, tokens)
+    subset = choose(candidates, parts, budget, score, damage=damage, tries=options.tries)
     return selection_of(parts, subset)
 
 

@@ -1,7 +1,7 @@
 """The best of some subsets by a score that runs the model, bettered by swapping parts."""
 
 import itertools
-import random
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -41,13 +41,44 @@ def cosine_score(decoder: Decoder, tokens: Tensor) -> SelectionScore:
     return distance
 
 
+def damages(parts: Sequence[Part], score: SelectionScore) -> list[float]:
+    """Return the score without each part alone; infinite for parts that always run."""
+    numbers = range(len(parts))
+    return [
+        math.inf if parts[gone].always else score(selection_of(parts, (number for number in numbers if number != gone)))
+        for gone in numbers
+    ]
+
+
+def one_by_one(parts: Sequence[Part], budget: float, damage: Sequence[float]) -> Subset:
+    """Return what is left within the budget where the parts of the least damage are left out, cost for cost."""
+    whole = min(damage)
+    order = sorted(range(len(parts)), key=lambda number: (damage[number] - whole) / parts[number].cost)
+    cost, gone = cost_of(parts, order), set()
+    for number in order:
+        if cost <= budget * (1 + 1e-9):
+            break
+        gone.add(number)
+        cost -= parts[number].cost
+    return tuple(number for number in range(len(parts)) if number not in gone)
+
+
 def choose(
-    candidates: Sequence[Subset], parts: Sequence[Part], budget: float, score: SelectionScore, *, tries: int, seed: int
+    candidates: Sequence[Subset],
+    parts: Sequence[Part],
+    budget: float,
+    score: SelectionScore,
+    *,
+    damage: Sequence[float],
+    tries: int,
 ) -> Subset:
-    """Return the candidate with the lowest score, after at most `tries` swaps of which each better one is kept."""
+    """Return the candidate with the lowest score, after at most `tries` swaps of which each better one is kept.
+
+    What does much `damage` where it is left out alone comes back first, and what does little goes first.
+    """
     scores = {subset: score(selection_of(parts, subset)) for subset in dict.fromkeys(candidates)}
     best = min(scores, key=scores.__getitem__)
-    moves = _swaps(best, parts, budget, random.Random(seed))
+    moves = _swaps(best, parts, budget, damage)
     for _ in range(tries):
         subset = next((subset for subset in moves if subset not in scores), None)
         if subset is None:
@@ -55,18 +86,16 @@ def choose(
         scores[subset] = score(selection_of(parts, subset))
         if scores[subset] < scores[best]:
             best = subset
-            moves = _swaps(best, parts, budget, random.Random(seed))
+            moves = _swaps(best, parts, budget, damage)
     return best
 
 
-def _swaps(subset: Subset, parts: Sequence[Part], budget: float, generator: random.Random) -> Iterator[Subset]:
-    """Yield the subset with one part in place of another, near ones first, within the budget."""
+def _swaps(subset: Subset, parts: Sequence[Part], budget: float, damage: Sequence[float]) -> Iterator[Subset]:
+    """Yield the subset with one part in place of another, the most promising first, within the budget."""
     others = [number for number in range(len(parts)) if number not in subset]
     may_go = [number for number in subset if not parts[number].always]
-    pairs = list(itertools.product(others, may_go))
-    generator.shuffle(pairs)
-    pairs.sort(key=lambda pair: abs(pair[0] - pair[1]) > 2)
-    for comes, goes in pairs:
+    pairs = itertools.product(others, may_go)
+    for comes, goes in sorted(pairs, key=lambda pair: damage[pair[1]] - damage[pair[0]]):
         swapped = tuple(sorted({*subset, comes} - {goes}))
         if cost_of(parts, swapped) <= budget * (1 + 1e-9):
             yield swapped
