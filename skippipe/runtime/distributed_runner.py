@@ -188,6 +188,8 @@ class DistributedRunner:
                 self._closed = True
                 self._executors.destroy()
                 self._groups.destroy()
+                # Sockets and threads of a group live as long as anything refers to it, and this object may live on.
+                del self._control, self._reduction, self._executors, self._executor, self._groups
 
     def _agree_on_zero(self, emulation: Emulation | None) -> int:
         """Return the iteration's beginning on this rank's clock; with emulated links, the same number on all ranks.

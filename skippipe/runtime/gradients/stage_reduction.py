@@ -30,8 +30,9 @@ class StageReduction:
 
     def expect(self, parameters: Iterable[nn.Parameter]) -> None:
         """Post the receives of the iteration's first sums."""
-        if self._bucket_sum is not None and self.by_optimizer is None:
-            expect_sums(parameters, self._bucket_sum)
+        bucket_sum = self._bucket_sum
+        if bucket_sum is not None and self.by_optimizer is None:
+            self.with_replicas(lambda: expect_sums(parameters, bucket_sum))  # fails at once where one is lost
 
     def with_replicas(self, call: Callable[[], Result]) -> Result:
         """Call something that waits for the other replicas; see `Runner`."""

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
 
+from skippipe.errors import CommunicationError
 from skippipe.runtime.program.program import Opcode, Program
 from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.torch_errors import raising_outside, translating_errors
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Direction
 
@@ -77,12 +80,17 @@ class Channels:
         }
         for key in sorted(used - self._known):
             source, destination, _ = key
-            timeout = timedelta(seconds=self.timeout_s)
-            group = dist.new_group([source, destination], timeout=timeout, backend=self._backend)
-            if self._rank in (source, destination):
-                self._groups[key] = group
-                self._use(group, source, destination)
+            others = tuple(rank for rank in (source, destination) if rank != self._rank)
+            translating_errors(f"connected rank {source} to rank {destination}", others, partial(self._connect, key))
         self._known |= used
+
+    def _connect(self, key: tuple[int, int, Direction]) -> None:
+        source, destination, _ = key
+        timeout = timedelta(seconds=self.timeout_s)
+        group = dist.new_group([source, destination], timeout=timeout, backend=self._backend)
+        if self._rank in (source, destination):
+            self._groups[key] = group
+            self._use(group, source, destination)
 
     def group(self, source: int, destination: int, direction: Direction) -> dist.ProcessGroup:
         """Return the group of one channel of this rank."""
@@ -114,8 +122,18 @@ class Channels:
 
 
 def create_groups(plan: Plan, rank: int, timeout_s: float) -> ProcessGroups:
-    """Create the groups of a plan; all ranks call this at the same time with the same plan."""
-    timeout = timedelta(seconds=timeout_s)
+    """Create the groups of a plan; all ranks call this at the same time with the same plan.
+
+    Raises `CommunicationError` where one of them is lost meanwhile.
+    """
+    return raising_outside(
+        lambda: _create_groups(plan, rank, timedelta(seconds=timeout_s)),
+        lambda cause: CommunicationError(f"rank {rank} could not connect to all others: {cause}"),
+        kinds=(RuntimeError, ValueError),
+    )
+
+
+def _create_groups(plan: Plan, rank: int, timeout: timedelta) -> ProcessGroups:
 
     def new_group(ranks: list[int] | None = None) -> dist.ProcessGroup:
         group: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo")
