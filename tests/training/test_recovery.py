@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from processes import ForkedProcess, free_port, preloaded, run_skippipe
 from random_plans import random_plan
@@ -31,6 +32,8 @@ PLAN_SEED = 2
 SOLE = "node-2"
 """The only one that holds its stage."""
 LIMIT_S = 60.0
+THREADS_OF_AN_EPOCH = 12
+"""Of its process groups: an epoch that leaves them behind shows, whatever a checkpoint has running just then."""
 MAX_STEPS = 100_000
 """More than are taken: the runs are stopped."""
 BEYOND = 3
@@ -141,6 +144,9 @@ def reference_losses(run: Run, num_steps: int) -> list[float]:
 def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, victim: str, point: str) -> None:
     run = Run(tmp_path, victim, point)
     dead = int(victim.removeprefix("node-"))
+    run.wait_for_lines("metrics.jsonl", 1)
+    survivor = psutil.Process(run.ranks[3].process.pid)
+    threads = survivor.num_threads()
     run.ranks[dead].process.join(LIMIT_S)
     run.ranks.append(run.start(dead, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
     run.wait_for_lines("events.jsonl", 2)
@@ -148,6 +154,7 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     run.wait_for_lines("events.jsonl", 3)
     run.ranks.append(run.join("joined.txt"))
     run.wait_for_lines("events.jsonl", 4)
+    assert survivor.num_threads() < threads + THREADS_OF_AN_EPOCH
     codes = run.finish()
     assert codes == [-signal.SIGKILL if rank in (dead, 2) else 75 for rank in range(WORLD_SIZE + 2)]
     lost, joined, without, complete = run.events
