@@ -34,7 +34,7 @@ class MembershipChange(StrictModel):
     lost: dict[str, str]
     """Nodes that are no longer in it, each with the reason why it counts as lost."""
     joined: tuple[str, ...]
-    """Nodes that have come."""
+    """Nodes that have come, or come back."""
     members: tuple[str, ...]
     """All nodes of the new epoch, in rank order."""
     absent_stages: tuple[int, ...]
@@ -60,7 +60,7 @@ class MembershipChange(StrictModel):
             f"stage {each.stage} goes on from {each.place}, {self.step - each.of_step} steps behind"
             for each in self.restored
         ]
-        num_all = len(self.members) + len(self.lost)
+        num_all = len({*self.members, *self.lost})
         around = f", around stage {', '.join(map(str, self.absent_stages))}" if self.absent_stages else ""
         step = f"step {self.step + 1} {'again' if self.interrupted else 'next'}"
         planning_s = self.durations_s.get("planning", 0.0)

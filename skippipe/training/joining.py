@@ -1,6 +1,7 @@
 """Coming into a run from its members' contacts alone: `skippipe join`."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from skippipe.config.experiment_file import parse_overrides, validate_experiment
 from skippipe.errors import CommunicationError, ConfigError, InputError
 from skippipe.membership.live_run import MEMBERS_FILE, LiveRun, ask_member, find_live_run
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.watch import open_watch
 from skippipe.training.newcomer import read_facts, train_newcomer
@@ -42,12 +44,12 @@ def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopS
     facts = read_facts(live)
     experiment = _experiment(facts, overrides)
     nodes = PlanSet.from_json(facts.plans).main.nodes
-    rank = nodes.index(node or _missing_node(facts, nodes)) if node is None or node in nodes else -1
-    if rank < 0:
-        raise ConfigError(f"--node: the run has no node {node!r}; {nearest(str(node), [*nodes])}")
+    own = _missing_node(live, nodes) if node is None else node
+    if own not in nodes:
+        raise ConfigError(f"--node: the run has no node {own!r}; {nearest(own, [*nodes])}")
     timeout_s, local_rank = experiment.comm.timeout_s, int(os.environ.get("LOCAL_RANK", "0"))
     watch = open_watch(None, 0, os.environ, timeout_s, under_agent="TORCHELASTIC_RUN_ID" in os.environ)
-    with DistributedContext(rank, 1, local_rank, timeout_s, watch=watch, live_run=live) as context:
+    with DistributedContext(nodes.index(own), 1, local_rank, timeout_s, watch=watch, live_run=live) as context:
         summary = train_newcomer(experiment, context, stop)
     if summary is None:
         raise CommunicationError(f"{place}: the run has ended before this process was in it")
@@ -80,9 +82,17 @@ def _experiment(facts: RunFacts, overrides: Sequence[str]) -> Experiment:
     return experiment.model_copy(update={"cluster": str(kept)})
 
 
-def _missing_node(facts: RunFacts, nodes: Sequence[str]) -> str:
-    present = {member.name for member in facts.members}
-    missing = next((node for node in nodes if node not in present), None)
-    if missing is None:
-        raise ConfigError(f"all {len(nodes)} nodes of the run are there; --node names one that is about to be lost")
-    return missing
+def _missing_node(live: LiveRun, nodes: Sequence[str]) -> str:
+    """Return a node that is not in the run; the members need a moment to notice and say that one is lost."""
+    deadline_s = time.monotonic() + time_limits.NOTICED_LOSS_S
+    known: LiveRun | None = live
+    while known is not None:
+        present = {member.name for member in read_facts(known).members}
+        missing = next((node for node in nodes if node not in present), None)
+        if missing is not None:
+            return missing
+        if time.monotonic() > deadline_s:
+            raise ConfigError(f"all {len(nodes)} nodes of the run are in it; --node takes the place of one by name")
+        time.sleep(time_limits.FILE_POLL_S)
+        known = find_live_run([live.contacts.model_dump_json()])
+    raise CommunicationError("no member of the run answers any more; it has ended")

@@ -1,6 +1,7 @@
 """A process that comes into a run under way: it prepares by itself, is taken in, and trains with the others."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -10,7 +11,7 @@ from skippipe.data.samples import SampleOrder
 from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError, StorageError
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Epoch
-from skippipe.membership.live_run import LiveRun, find_live_run
+from skippipe.membership.live_run import LiveRun, find_live_run, kept_contacts
 from skippipe.membership.membership import Membership
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import choose_device
@@ -51,6 +52,7 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
     plans = PlanSet.from_json(facts.plans)
     own = _own_node(plans, context.rank)
     _check_alike(experiment, facts, own)
+    _check_run_directory(experiment, live)
     host = own_address(live.members[0].host, live.members[0].port)
     with open_membership(experiment, own, host, live.secret) as (membership, exchange):
         recovery = RunRecovery(experiment, plans, context, membership, exchange, live.secret)
@@ -111,7 +113,6 @@ def _trainer(
             f"data: {own} has other tokens ({cache.fingerprint}) than the run under way ({facts.trainer.fingerprint}); "
             "give every host the same corpus"
         )
-    _make_run_directory(experiment)
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
     estimates = estimate_memory(experiment, plans, hardware.device_types)
@@ -127,14 +128,16 @@ def _trainer(
         yield trainer
 
 
-def _make_run_directory(experiment: Experiment) -> None:
-    """Make this host's run directory where it shares none with the others."""
-    try:
-        experiment.run_path.mkdir(parents=True, exist_ok=True)
-    except OSError as reason:
-        raise StorageError(
-            f"{experiment.run_path}: cannot be made ({reason.strerror}); choose another run_dir"
-        ) from None
+def _check_run_directory(experiment: Experiment, live: LiveRun) -> None:
+    """Raise `StorageError` where this host does not see the run's directory, to which its part of checkpoints goes."""
+    deadline_s = time.monotonic() + time_limits.VISIBLE_FILE_S
+    while not any(live.secret in text for text in kept_contacts(experiment.run_path)):
+        if time.monotonic() > deadline_s:
+            raise StorageError(
+                f"{experiment.run_path.absolute()}: not the directory of the run under way, whose members.json is not "
+                "there; put run_dir on storage that every node shares"
+            )
+        time.sleep(time_limits.FILE_POLL_S)
 
 
 def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | None:

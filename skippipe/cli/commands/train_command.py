@@ -48,7 +48,7 @@ def join(place: str, node: str | None, overrides: tuple[str, ...]) -> None:
 
     PLACE is HOST:PORT of any member, with the run's secret in SKIPPIPE_SECRET; or the run's directory, or a copy of its
     members.json. The experiment comes from the run; OVERRIDES are key.sub=value for what differs on this host, such as
-    run_dir, data.paths or training.device.
+    the path of run_dir, data.paths or training.device.
     """
     with StopSignal(at_once=True) as stop:
         from skippipe.training.joining import join_run

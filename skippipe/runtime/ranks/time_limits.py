@@ -23,6 +23,8 @@ VISIBLE_FILE_S: Final = 10.0
 ARRIVAL_WORD_S: Final = 10.0
 """Seconds of waiting for ranks to start after which those that are missing are named: torch alone takes seconds."""
 
+NOTICED_LOSS_S: Final = 20.0
+"""Seconds in which members of a run notice, agree on and say that one is lost: twice the default silence."""
 JOIN_LOOK_S: Final = 10.0
 """Seconds from one look of a process that waits to be taken in, whether anybody of the run is left, to the next."""
 

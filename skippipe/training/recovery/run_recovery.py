@@ -148,7 +148,7 @@ class RunRecovery:
         have gone on without.
         """
         start_s = time.monotonic()
-        before = trainer.plans.main.nodes
+        before = {member.name: member.incarnation for member in self._membership.members}
         for attempt in range(1, MOST_TRIES + 1):
             trainer.leave_epoch()
             self._membership.end_epoch(reason)
@@ -164,13 +164,15 @@ class RunRecovery:
                 reason = str(failure)
                 logger.warning("the new epoch has ended at once (%s); try %d of %d", reason, attempt, MOST_TRIES)
                 continue
+            self.publish(trainer)
             if self._context.rank == 0:
+                now = {member.name: member.incarnation for member in epoch.members}
                 durations_s["agreement"] -= decision.planning_s
                 causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
                 change = MembershipChange(
                     epoch=epoch.number,
-                    lost={node: causes.get(node, reason) for node in before if node not in epoch.names},
-                    joined=tuple(node for node in epoch.names if node not in before),
+                    lost={node: causes.get(node, reason) for node in before if now.get(node) != before[node]},
+                    joined=tuple(node for node in now if before.get(node) != now[node]),
                     members=tuple(epoch.names),
                     absent_stages=trainer.plans.main.rules.absent_stages or (),
                     restored=self._restored,
@@ -181,7 +183,6 @@ class RunRecovery:
                     total_s=time.monotonic() - start_s,
                 )
                 record(change, trainer.plans, self._experiment.run_path)
-            self.publish(trainer)
             return
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from skippipe.checkpoint.reader import latest_checkpoint, load_tensors, read_metadata
 from skippipe.config.experiment import Experiment
-from skippipe.errors import CommunicationError, EpochEndedError
+from skippipe.errors import CheckpointError, EpochEndedError
 from skippipe.membership.exchange import Source, fetch
 from skippipe.membership.keys import run_keys
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -39,7 +39,8 @@ class StateSource(NamedTuple):
     def find(self, step: int, standing: Collection[str], parameters: Iterable[str]) -> FoundState:
         """Return the newest state of the stage, where the members `standing` are after `step`.
 
-        Raises `EpochEndedError` where the epoch ends meanwhile, and `CommunicationError` where nothing is left.
+        Raises `EpochEndedError` where the epoch ends meanwhile, and `CheckpointError`, which ends this process and not
+        the run, where nothing is left.
         """
         own, main = self.membership.own.name, self.plans.main
         stage = main.stage_of[own]
@@ -53,7 +54,7 @@ class StateSource(NamedTuple):
         saved = self._of_checkpoint(parameters)
         if saved is not None:
             return FoundState(saved, "a checkpoint")
-        raise CommunicationError(
+        raise CheckpointError(
             f"stage {stage}: no node holds it after step {step}, none has a copy, and there is no checkpoint in "
             f"{self.experiment.run_path}; start the run again from the beginning"
         )
