@@ -64,6 +64,7 @@ def run_ranks(arguments: Sequence[str], num_ranks: int, start_method: StartMetho
 def run_command(arguments: Sequence[str]) -> None:
     """Do what `python -m skippipe` does; return where it succeeds, exit with its code where it does not."""
     sys.argv = ["skippipe", *arguments]
+    sys.modules.pop("skippipe.__main__", None)  # the command has imported it, and runpy would warn of that
     try:
         runpy.run_module("skippipe", run_name="__main__")
     except SystemExit as end:
