@@ -1,6 +1,7 @@
 """What shows that a process belongs to the run: a key pair that all members make from the run's secret."""
 
 import hashlib
+from functools import lru_cache
 from typing import NamedTuple
 
 import zmq
@@ -24,6 +25,7 @@ class RunKeys(NamedTuple):
     secret: bytes
 
 
+@lru_cache(maxsize=8)
 def run_keys(secret: str) -> RunKeys:
     """Derive the key pair of a run from its secret, by scrypt (about 50 ms: guessing secrets is to be slow).
 

@@ -526,7 +526,7 @@ class Trainer:
         if self.recovery is None or not absent:
             return []
         copies = self.recovery.copies
-        kept = all_gather_json(self.context, Topic.KEPT_STAGES, lambda: sorted(copies.absent_states))
+        kept = all_gather_json(self.context, Topic.KEPT_STAGES, lambda: copies.kept_stages)
         return sorted(set(absent) - {stage for stages in kept for stage in stages})
 
     def _write_measured(self) -> None:

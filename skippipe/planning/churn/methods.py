@@ -1,5 +1,6 @@
 """Four ways to live with losses: ours and those that it is compared with, each with what it assumes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Literal
@@ -41,7 +42,7 @@ class Aftermath:
 
 
 @dataclass(frozen=True)
-class RecoveryMethod:
+class RecoveryMethod(ABC):
     """What the replay asks of a method; the subclasses say how it is answered."""
 
     paces: SurvivingPaces
@@ -56,21 +57,21 @@ class RecoveryMethod:
     joins_at_checkpoints: bool = False
     """Whether a node that is back waits for the next checkpoint instead of the end of the step."""
 
+    @abstractmethod
     def pace_s(self, members: Set[str]) -> float | None:
         """Return the seconds of an iteration on these nodes, slowdown aside; None where they cannot go on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
         """Return what follows when some of the members are lost."""
-        raise NotImplementedError
 
     def prepare_s(self, node: str, members: Set[str]) -> float:
         """Return how long a node that is back gets ready while the members train."""
         return 0.0
 
+    @abstractmethod
     def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
         """Return what all pause for when nodes that are ready join the members."""
-        raise NotImplementedError
 
     def transfer_s(self, node: str, members: Set[str]) -> float:
         """Return how long a node that is back takes to get its stage's weights and optimizer state, over the best link.

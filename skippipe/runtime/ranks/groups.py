@@ -134,7 +134,6 @@ def create_groups(plan: Plan, rank: int, timeout_s: float) -> ProcessGroups:
 
 
 def _create_groups(plan: Plan, rank: int, timeout: timedelta) -> ProcessGroups:
-
     def new_group(ranks: list[int] | None = None) -> dist.ProcessGroup:
         group: dist.ProcessGroup = dist.new_group(ranks, timeout=timeout, backend="gloo")
         return group

@@ -83,6 +83,12 @@ class StageCopies:
             self._copied_step = step
 
     @property
+    def kept_stages(self) -> list[int]:
+        """The stages of which `absent_states` has something."""
+        with self._lock:
+            return sorted(self._absent & self._kept.keys())
+
+    @property
     def absent_states(self) -> dict[int, StageState]:
         """What is kept here of stages that nobody holds, by stage."""
         with self._lock:
