@@ -109,11 +109,9 @@ class _AnyFacts(BaseModel):
 def _facts(secret: str, member: Member) -> bytes | None:
     try:
         return fetch(Source(member.host, member.data_port), run_keys(secret), FACTS, _ANSWER_S)
-    except CommunicationError as silence:  # another program has that port by now
-        logger.info("%s", silence)
-    except SkipPipeError as wrong:
-        logger.info("%s: %s", member.name, wrong)
-    return None
+    except SkipPipeError as reason:  # another program may have that port by now
+        logger.info("%s: %s", member.name, reason)
+        return None
 
 
 def _answering(members: Sequence[Member]) -> list[Member]:

@@ -31,6 +31,7 @@ from skippipe.training.signals import StopSignal
 from skippipe.training.startup import (
     agreed_settings,
     check_same_settings,
+    check_same_versions,
     check_start,
     installed_versions,
     open_tokens,
@@ -88,12 +89,8 @@ def _own_node(plans: PlanSet, rank: int) -> str:
 
 def _check_alike(experiment: Experiment, facts: RunFacts, own: str) -> None:
     """Raise `ConfigError` where this process was started with something else than the run."""
-    for package, version in installed_versions().items():
-        needed = str(getattr(facts, package))
-        if version != needed:
-            raise ConfigError(
-                f"{own} has {package} {version}, the run under way {needed}; install the same on every host"
-            )
+    versions = {"skippipe": facts.skippipe, "torch": facts.torch}
+    check_same_versions(installed_versions(), own, versions, "the run under way")
     theirs = agreed_settings(Experiment.model_validate(facts.experiment))
     check_same_settings(agreed_settings(experiment), f"on {own}", theirs, "in the run under way")
 

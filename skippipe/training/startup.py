@@ -187,13 +187,17 @@ def _flat(content: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 def _check_agreement(reports: Sequence[dict[str, Any]]) -> None:
     first = reports[0]
     for rank, report in enumerate(reports[1:], start=1):
-        for package in installed_versions():
-            if report[package] != first[package]:
-                raise ConfigError(
-                    f"rank {rank} has {package} {report[package]}, rank 0 has {first[package]}; "
-                    "install the same on every host"
-                )
+        check_same_versions(report, f"rank {rank}", first, "rank 0")
         check_same_settings(report["settings"], f"on rank {rank}", first["settings"], "on rank 0")
+
+
+def check_same_versions(own: Mapping[str, Any], who: str, others: Mapping[str, Any], other: str) -> None:
+    """Raise `ConfigError` naming the first package of which two processes have different versions."""
+    for package in installed_versions():
+        if own[package] != others[package]:
+            raise ConfigError(
+                f"{who} has {package} {own[package]}, {other} has {others[package]}; install the same on every host"
+            )
 
 
 def check_same_settings(own: Mapping[str, Any], here: str, others: Mapping[str, Any], there: str) -> None:

@@ -209,6 +209,8 @@ class Trainer:
         owned = sum(parameter.numel() for parameter in self.runner.owned_parameters().values())
         total = sum(all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: owned))
         self.wandb_id = on_first_rank(self.context, Topic.RECORDS, lambda: self._open_records(total))
+        if self.recovery is not None:
+            self.recovery.publish(self)
 
     def run(self, stop: StopSignal) -> TrainingSummary:
         """Train, validate, save; return how it ended. Rank 0 prints the memory of all ranks."""
@@ -218,8 +220,6 @@ class Trainer:
         if self.context.watch is not None:
             self.context.watch.also = self.patience.look
         try:
-            if self.recovery is not None:
-                self.recovery.publish(self)
             while True:
                 reason = ""
                 try:

@@ -347,15 +347,13 @@ def open_membership(
     from skippipe.membership.keys import run_keys
     from skippipe.membership.membership import Membership
 
-    exchange = Exchange(run_keys(secret))
-    try:
-        membership = Membership.open(name, host, secret, experiment.recovery.silence_s, exchange.port)
-        try:
-            yield membership, exchange
-        finally:
-            membership.close()
-    finally:
-        exchange.close()
+    with (
+        closing(Exchange(run_keys(secret))) as exchange,
+        closing(
+            Membership.open(name, host, secret, experiment.recovery.silence_s, data_port=exchange.port)
+        ) as membership,
+    ):
+        yield membership, exchange
 
 
 @contextmanager
