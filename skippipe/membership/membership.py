@@ -24,6 +24,8 @@ Decide = Callable[[Sequence[Member], Mapping[str, JsonValue]], dict[str, JsonVal
 """What the application decides for the next epoch, from its members in order and the report of each but newcomers."""
 _TURN_S = 0.1
 _APPLY_S = 0.5
+_CONNECT_S = 1.0
+"""How long a proposer waits for the connection to an applicant of whom it has heard: some round trips of a far link."""
 _NOBODY = "0" * 32
 
 
@@ -182,7 +184,7 @@ class Membership:
                 question = self._next_question(epoch, vote, answered, deadline_s, limit_s)
                 if question is None:
                     return self._present()[0]
-                question = question.beside(self._protocol.newcomers(epoch.members))
+                question = question.beside(self._newcomers(epoch))
                 if answered is None or answered[1:] != question[1:]:
                     self._changed.release()
                     try:
@@ -227,6 +229,16 @@ class Membership:
         if not in_time:
             raise CommunicationError(f"{', '.join(vote.awaited)} did not agree on the next epoch within {limit_s:g} s")
         return asked()
+
+    def _newcomers(self, epoch: Epoch) -> Sequence[Member]:
+        """Return the applicants, once the connections to them stand: one that is left out costs an epoch more."""
+
+        def missing() -> set[str]:
+            standing = {member.name for member in self._protocol.newcomers(epoch.members)}
+            return self._protocol.applicants.keys() - epoch.names - standing
+
+        self._wait(lambda: self._protocol.epoch is not epoch or not missing(), _CONNECT_S)
+        return self._protocol.newcomers(epoch.members)
 
     def _wait(self, happened: Callable[[], bool], limit_s: float) -> bool:
         in_time = self._changed.wait_for(lambda: self._protocol.failure is not None or happened(), limit_s)

@@ -9,8 +9,11 @@ import zmq
 from member_processes import SECRET, SILENCE_S, MemberProcesses, member_processes
 
 from skippipe.errors import CommunicationError, ConfigError
+from skippipe.membership.epoch import Member
+from skippipe.membership.keys import run_keys
+from skippipe.membership.links import Links
 from skippipe.membership.membership import Membership
-from skippipe.membership.messages import Envelope, Hello
+from skippipe.membership.messages import Application, Envelope, Hello
 
 
 def kill(members: MemberProcesses, *names: str) -> float:
@@ -100,7 +103,7 @@ def test_one_that_was_killed_comes_back_and_another_is_new() -> None:
             living.append(name)
             epochs = members.wait("epoch", living)
             epoch, at_s = epochs[name]
-            assert all(other == epoch for other, _ in epochs.values())
+            assert [other for other, _ in epochs.values()] == [epoch] * len(living)
             assert epoch.number == number
             assert [member.model_dump() for member in epoch.members] == [members.own[name] for name in living]
             assert list(epoch.decision["reports"]) == living[:-1]
@@ -148,6 +151,29 @@ def test_a_run_may_have_one_member_and_its_epochs_follow_at_once() -> None:
             assert (epoch.number, epoch.names, epoch.decision) == (number, ["n0"], {"of": 1})
             assert member.ending is None
     finally:
+        member.close()
+
+
+def test_the_next_epoch_waits_for_the_connection_to_an_applicant() -> None:
+    """It is heard of before it is reached; it is given up here because its port refuses connections in the end."""
+    member = Membership.open("n0", "127.0.0.1", SECRET, SILENCE_S)
+    links = Links(run_keys(SECRET), SILENCE_S)
+    try:
+        member.begin([member.own], 1.0)
+        with socket.create_server(("127.0.0.1", 0)) as unheard, ThreadPoolExecutor() as threads:
+            applicant = Member(name="n1", host="127.0.0.1", port=unheard.getsockname()[1], incarnation="1" * 32)
+            links.connect(member.own)
+            links.send("n0", Envelope(sender=applicant, message=Application(applicant=applicant)))
+            while not member.events or member.events[-1].what != "applied":
+                list(links.news(0.01))
+            next_epoch = threads.submit(member.next_epoch, None, lambda members, _: {"of": len(members)}, 5.0)
+            with pytest.raises(TimeoutError):
+                next_epoch.result(0.3)
+            unheard.close()
+            assert next_epoch.result().names == ["n0"]
+            assert [event.name for event in member.events if event.what == "lost"] == ["n1"]
+    finally:
+        links.close(last_words=False)
         member.close()
 
 
