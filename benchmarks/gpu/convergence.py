@@ -18,7 +18,7 @@ from skippipe.model.device import torch_dtype
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.loop import open_trainer
-from skippipe.training.measurement.utilisation import iteration_flop
+from skippipe.training.measurement.utilisation import IterationFlop
 from skippipe.training.signals import StopSignal
 
 NUM_STAGES, NUM_DEPTHS = 6, 5
@@ -98,8 +98,9 @@ def _flop_of_step(experiment: Experiment, plans: PlanSet) -> float:
     dtype = torch_dtype(training.dtype)
     cost = model_cost(experiment_model(experiment), training.micro_batch_size, training.sequence_length, dtype)
     schedule = PlanSchedule.of(experiment)
-    names = [schedule.plan_of(step + 1) for step in range(training.max_steps)]
-    return sum(iteration_flop(plans[name], cost) for name in names) / len(names)
+    flop = IterationFlop(cost, experiment.recipe, training.max_steps)
+    of_steps = [flop.of(plans[schedule.plan_of(step + 1)], step) for step in range(training.max_steps)]
+    return sum(of_steps) / len(of_steps)
 
 
 def _experiment(folder: Path, name: str, steps: int, *, rehearse: bool) -> Experiment:

@@ -20,7 +20,7 @@ from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.device import peak_tflop_per_s, torch_dtype
 from skippipe.training.loop import open_trainer
-from skippipe.training.measurement.utilisation import iteration_flop
+from skippipe.training.measurement.utilisation import IterationFlop
 from skippipe.training.optimizer.master_adamw import MasterAdamW
 from skippipe.training.optimizer.settings import is_fused, parameter_groups
 from skippipe.training.signals import StopSignal
@@ -75,7 +75,7 @@ def _compare(figures: Figures, experiment: Experiment, carried: Path | None, ste
             experiment.training.sequence_length,
             torch_dtype(experiment.training.dtype),
         )
-        flop = iteration_flop(plans.main, cost)
+        flop = IterationFlop(cost).of(plans.main)
     ratio = statistics.median(before / own for before, own in zip(seconds["plain"], seconds["ours"], strict=True))
     figures.add(f"{how}: ours to the plain loop, tokens a second", ratio, "", RATIO_BAR)
     peak = peak_tflop_per_s(figures.device, torch_dtype(experiment.training.dtype))

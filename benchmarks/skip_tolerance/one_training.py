@@ -18,7 +18,7 @@ from setups import LAYERS_PER_STAGE, NUM_STAGES, RESULT, STEPS, experiment_of, s
 
 from common.table import machine
 from skippipe.config.experiment import Experiment
-from skippipe.model.dropout.probability import probability
+from skippipe.model.dropout.probability import expected_share
 from skippipe.planning.sharing import choose_plans
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -81,11 +81,9 @@ def compute_share(experiment: Experiment, plans: PlanSet, *, quick: bool = False
         plan = plans[schedule.plan_of(step + 1)]
         for stage, visits in zip(plan.stages, plan.visits, strict=True):
             for layer in range(*stage.layers):
-                left_out, without_ffn = (
-                    probability(options, layer=layer, num_layers=num_layers, step=step, max_steps=max_steps)
-                    for options in (recipe.layer_dropout, recipe.ffn_dropout)
+                done += visits * expected_share(
+                    recipe, layer=layer, num_layers=num_layers, step=step, max_steps=max_steps, ffn_share=FFN_SHARE
                 )
-                done += visits * (1 - left_out) * (1 - FFN_SHARE * without_ffn)
     steps = max_steps if quick else STEPS
     return done / (steps * len(plans.main.microbatches) * NUM_STAGES * LAYERS_PER_STAGE)
 

@@ -18,6 +18,8 @@ THIRD = 0.33
 SKIP: dict[str, Any] = {"skip_ratio": THIRD, "max_swaps": 0, "max_forward_jump": 5}
 MIXED = SKIP | {"route_lengths": {6: 1, 4: 1, 3: 2}}
 """As many stages on the mean as `SKIP`."""
+GROWING = [{"share": 1, "skip_ratio": ratio} for ratio in (0.66, THIRD, 0)]
+"""A curriculum of routes that begins with 2 of 6 stages and ends with all."""
 CLUSTER = """
 format: skippipe.cluster/1
 name: one process
@@ -70,11 +72,22 @@ SETUPS: dict[str, Setup] = {
     "curriculum, deep to shallow": Setup(
         SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0, THIRD, 0.66)]}
     ),
-    "curriculum, shallow to deep": Setup(
-        SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0.66, THIRD, 0)]}
+    "curriculum, shallow to deep": Setup(SKIP, {"depth_curriculum": GROWING}),
+    "curriculum, shallow to deep, rescaled": Setup(SKIP, {"depth_curriculum": GROWING, "rescale_stages": True}),
+    "skip, rescaled": Setup(SKIP, {"rescale_stages": True}),
+    "mixed 6 3 2, redrawn routes, rescaled, same compute": Setup(
+        SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}},
+        {"redrawn_routes": 8, "rescale_stages": True},
+        steps=STEPS * 4 // 3,
     ),
     "layer dropout, LayerSkip": Setup(recipe={"layer_dropout": dropout(0.75)}),
     "layer dropout, uniform": Setup(recipe={"layer_dropout": dropout(1 / 3, over_depth="uniform")}),
+    "layer dropout, linear, falling, rescaled": Setup(
+        recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling") | {"rescale": True}}
+    ),
+    "layer dropout, linear, falling": Setup(
+        recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling")}
+    ),
     "ffn dropout, uniform": Setup(recipe={"ffn_dropout": dropout(0.5, over_depth="uniform")}),
     "mixed, ffn dropout": Setup(MIXED, {"ffn_dropout": dropout(0.2, over_depth="uniform")}),
     "skip, as much compute as normal": Setup(SKIP, steps=STEPS * 3 // 2),

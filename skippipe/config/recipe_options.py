@@ -32,13 +32,22 @@ class DropoutOptions(Section):
     """How often a part of a layer's work is left out in training; never in evaluation."""
 
     probability: Share = Field(default=0.0, examples=[0.2])
-    """The highest probability, at the last layer and, where it grows, at the last step; 0 turns it off."""
-    over_depth: Literal["exponential", "uniform"] = "exponential"
-    """exponential: 2^(l/(L-1)) - 1 of it at layer l of L, so never at the first; uniform: all of it everywhere."""
-    over_steps: Literal["constant", "growing"] = "constant"
-    """growing: 2^(t/(T-1)) - 1 of it at step t of T, so nothing at first."""
+    """The highest probability over depth and steps; 0 turns it off."""
+    over_depth: Literal["linear", "exponential", "alternating", "uniform"] = "exponential"
+    """linear: l/(L-1) of it at layer l of L, exponential: 2^(l/(L-1)) - 1, so never at the first; alternating: all of
+    it at every second layer, from layer 1; uniform: all of it everywhere."""
+    over_steps: Literal["constant", "falling", "growing"] = "constant"
+    """falling: 1 - t/(T-1) of it at step t of T, so nothing at last; growing: 2^(t/(T-1)) - 1, so nothing at first."""
     unit: Literal["sample", "microbatch"] = "sample"
     """Whether each sample of a microbatch is drawn for itself or all of them together."""
+
+
+class LayerDropoutOptions(DropoutOptions):
+    """How often whole layers are left out in training, and what becomes of the samples that run them."""
+
+    rescale: bool = False
+    """Whether what a layer adds is divided by the share of samples that run it, so that its mean stays what it is in
+    evaluation, where nothing is left out and nothing rescaled."""
 
 
 class RecipeOptions(Section):
@@ -52,7 +61,10 @@ class RecipeOptions(Section):
         default=(), examples=[[{"share": 1, "skip_ratio": 0}, {"share": 3, "route_lengths": {6: 1, 3: 2}}]]
     )
     """Phases of training by the length of their routes, in order."""
-    layer_dropout: DropoutOptions = DropoutOptions()
+    rescale_stages: bool = False
+    """Whether what a stage adds is divided by the share of the microbatches that visit it, among those of as many
+    stages in the same plan. In evaluation nothing is rescaled."""
+    layer_dropout: LayerDropoutOptions = LayerDropoutOptions()
     """Leave out whole layers."""
     ffn_dropout: DropoutOptions = DropoutOptions()
     """Leave out the feed-forward part of layers; their attention runs."""

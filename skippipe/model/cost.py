@@ -25,6 +25,8 @@ class ModelCost:
     embedding_and_head_parameters: int
     layer_forward_flop: float
     """2 FLOP per parameter and token, plus attention scores and values over the causal half."""
+    ffn_share: float
+    """Part of a layer's forward FLOP that is its feed-forward block's."""
     loss_flop: float
     """Head and loss, forward and backward (three times the forward)."""
     activation_bytes: int
@@ -69,11 +71,13 @@ def model_cost(
     activation_bytes = tokens * config.hidden_size * dtype.itemsize
     head_flop = 2 * tokens * config.hidden_size * config.vocab_size
     memory = activation_memory(skeleton, micro_batch_size, sequence_length, dtype, mode)
+    layer_forward_flop = 2 * active * tokens + attention_flop
     return ModelCost(
         num_layers=layers,
         layer_parameters=layer_parameters // layers,
         embedding_and_head_parameters=_count(of_embedding_and_head),
-        layer_forward_flop=2 * active * tokens + attention_flop,
+        layer_forward_flop=layer_forward_flop,
+        ffn_share=tokens * token_cost(skeleton).ffn_flop / layer_forward_flop,
         loss_flop=3 * head_flop,
         activation_bytes=activation_bytes,
         layer_resident_bytes=memory.layer_bytes,
@@ -82,7 +86,7 @@ def model_cost(
         working_bytes=memory.working_bytes,
         embedding_and_head_working_bytes=memory.embedding_and_head_working_bytes,
         backward_to_forward=3.0 if mode == "full" else 2.0,
-        weight_to_forward=2 * tokens * deferrable / (2 * active * tokens + attention_flop),
+        weight_to_forward=2 * tokens * deferrable / layer_forward_flop,
         weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),
         layer_shapes=tuple(of_layers.values()),
         embedding_and_head_shapes=tuple(of_embedding_and_head),

@@ -7,6 +7,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.device import torch_dtype
+from skippipe.model.dropout.probability import mean_share
 from skippipe.runtime.gradients.compression import int8_gradient_bytes, powersgd_gradient_bytes
 from skippipe.runtime.gradients.reduction import BUCKET_BYTES, BUCKETS_IN_FLIGHT
 from skippipe.runtime.transport.wire import Wire
@@ -40,9 +41,12 @@ def experiment_workload(experiment: Experiment) -> Workload:
     offloaded_bytes = optimizer_bytes if experiment.optimizer.offload else 0
     window = min(experiment.comm.receive_window, training.num_microbatches)
     update_bytes = 4 if dtype.itemsize < 4 else 0  # fp32 gradients for the master copies
+    computed = mean_share(
+        experiment.recipe, num_layers=cost.num_layers, max_steps=training.max_steps, ffn_share=cost.ffn_share
+    )
     return Workload(
         num_layers=cost.num_layers,
-        layer_forward_flop=cost.layer_forward_flop,
+        layer_forward_flop=cost.layer_forward_flop * computed,
         loss_flop=cost.loss_flop * experiment.recipe.num_losses,
         activation_bytes=activation_bytes,
         layer_gradient_bytes=_gradient_bytes(experiment, cost.layer_shapes) // cost.num_layers,

@@ -129,7 +129,8 @@ class DistributedRunner:
         stage.zero_grad(set_to_none=True)
         self.iteration += 1
         split = rank_plan.plan.split_of[self.node]
-        self._compute.reset(len(rank_plan.plan.microbatches), split, self.iteration - 1)
+        scales = self._options.scales(rank_plan.plan, self.stage_index)
+        self._compute.reset(len(rank_plan.plan.microbatches), split, self.iteration - 1, scales)
         return self._guard.run(lambda: self._train(rank_plan, batch, step))
 
     def _train(self, rank_plan: RankPlan, batch: BatchLoader, step: Callable[[], Result]) -> IterationResult[Result]:

@@ -62,7 +62,8 @@ class LocalRunner:
         self.iteration += 1
         num_microbatches = len(walked.microbatches)
         for index, compute in self._compute.items():
-            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1)
+            scales = self._options.scales(walked, index)
+            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1, scales)
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
         spans: list[Span] = []

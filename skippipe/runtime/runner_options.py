@@ -1,5 +1,6 @@
 """How a runner executes: shapes, dtypes, devices, transport; made from an experiment."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,8 +11,10 @@ from skippipe.config.experiment import EmulationOptions, Experiment, PowerSgdOpt
 from skippipe.config.recipe_options import RecipeOptions
 from skippipe.model.activations.activation_checkpointing import Mode
 from skippipe.model.device import choose_device, torch_dtype
+from skippipe.runtime.plans.visit_scales import visit_scales
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.transport.wire import ActivationCompression, Wire
+from skippipe_scheduler.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class RunnerOptions:
     def activation_bytes(self) -> int:
         """Bytes of one activation on its way."""
         return self.wire.size_bytes
+
+    def scales(self, plan: Plan, stage: int) -> Mapping[int, float]:
+        """Return by what a stage's residual is multiplied in training, for each microbatch that does not count as 1."""
+        return visit_scales(plan, stage) if self.recipe.rescale_stages else {}
 
 
 def runner_options(experiment: Experiment, config: PretrainedConfig, context: DistributedContext) -> RunnerOptions:

@@ -1,12 +1,12 @@
 """The compute of one stage: tasks of one microbatch each, and the activations held between forward and backward."""
 
 import zlib
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 import torch
 from torch import Tensor
 
-from skippipe.model.dropout.layer_dropout import StageDropout
+from skippipe.model.dropout.layer_dropout import StageDropout, rescaled
 from skippipe.model.stage import Stage
 from skippipe.model.weight_gradients import Product, WeightGradients
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -26,6 +26,8 @@ class StageCompute:
     computes when: a resumed run and another node draw the same.
 
     With an `exit_weight` the hidden state right behind the origin's own layers has a loss too, times that weight.
+
+    In training, what the stage adds to a microbatch is multiplied by its scale of the iteration, 1 where there is none.
     """
 
     def __init__(
@@ -49,11 +51,18 @@ class StageCompute:
         self.dtype = next(stage.parameters()).dtype
         self.reset(num_microbatches=1)
 
-    def reset(self, num_microbatches: int, split: Set[int] | None = None, step: int = 0) -> None:
+    def reset(
+        self,
+        num_microbatches: int,
+        split: Set[int] | None = None,
+        step: int = 0,
+        scales: Mapping[int, float] | None = None,
+    ) -> None:
         """Forget everything held and start to add up the loss of iteration `step`, of `num_microbatches`."""
         if split is not None:
             self.split = split
         self._step = step
+        self._scales = scales or {}
         self.loss_sum = 0.0
         self.exit_loss_sum = 0.0
         self._exit_gradients: dict[int, Tensor] = {}
@@ -90,7 +99,8 @@ class StageCompute:
             output = self.stage(self.stage.embed(self._samples[microbatch][0]))
         else:
             hidden = hidden.detach().requires_grad_(torch.is_grad_enabled())
-            output = self.stage(hidden)
+            scale = self._scales.get(microbatch, 1.0) if self.stage.training else 1.0
+            output = rescaled(hidden, self.stage(hidden), scale)
         if torch.is_grad_enabled():
             self._held[microbatch] = (hidden, output)
         detached: Tensor = output.detach()

@@ -39,7 +39,7 @@ from skippipe.runtime.runner import Runner
 from skippipe.runtime.runner_factory import make_runner_of_epoch
 from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
 from skippipe.training.measurement.step_trace import TraceRecorder
-from skippipe.training.measurement.utilisation import Utilisation, iteration_flop
+from skippipe.training.measurement.utilisation import IterationFlop, utilisation
 from skippipe.training.optimizer import make_optimizer
 from skippipe.training.patience import StepPatience
 from skippipe.training.recovery.progress import ProgressReport, Settlement
@@ -178,6 +178,7 @@ class Trainer:
         self.reporter = Reporter()
         self._storage = StorageWatch(experiment.checkpoint.timeout_s)
         self._keeps_records = False
+        self._flop = IterationFlop(self._cost(), experiment.recipe, experiment.training.max_steps)
         self._use(runner)
 
     def _use(self, runner: Runner) -> None:
@@ -186,11 +187,6 @@ class Trainer:
         checkpoint, store = self.experiment.checkpoint, self.context.store
         kept = None if self.recovery is None else self.recovery.copies
         self.writer = CheckpointWriter(self.run_dir, runner, self.optimizer, checkpoint, store, self.world_size, kept)
-        cost, num_losses = self._cost(), self.experiment.recipe.num_losses
-        self.utilisation = {
-            name: Utilisation(iteration_flop(plan, cost, num_losses), self.hardware.peak_tflop_per_s)
-            for name, plan in self.plans.items()
-        }
 
     def restore(self) -> None:
         """Go to where the checkpoint that the experiment names left the run, where there is one."""
@@ -477,7 +473,9 @@ class Trainer:
                 Metric.NODES: self.world_size,
             }
             | exits
-            | self.utilisation[begun.plan].metrics(duration_s)
+            | utilisation(
+                self._flop.of(self.plans[begun.plan], self.step - 1), duration_s, self.hardware.peak_tflop_per_s
+            )
         )
 
     def _cost(self) -> ModelCost:

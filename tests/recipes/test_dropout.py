@@ -11,22 +11,23 @@ from torch import Tensor, nn
 from training_runs import ALONE
 
 from skippipe.config.experiment import Experiment
-from skippipe.config.recipe_options import DropoutOptions, RecipeOptions
+from skippipe.config.recipe_options import DropoutOptions, LayerDropoutOptions, RecipeOptions
 from skippipe.errors import ConfigError
 from skippipe.model.activations.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
 from skippipe.model.compilation import compile_stage, warm_up
 from skippipe.model.dropout.layer_dropout import LeftOut, StageDropout
-from skippipe.model.dropout.probability import kept_samples, probability
+from skippipe.model.dropout.probability import expected_share, kept_samples, mean_share, probability
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.local_runner import LocalRunner
+from skippipe.runtime.plans.visit_scales import visit_scales
 from skippipe.runtime.runner_factory import make_runner
 from skippipe.runtime.stage_compute import StageCompute
 
 CPU = torch.device("cpu")
 NUM_LAYERS, NUM_SAMPLES, SEED, MAX_STEPS = 6, 5, 7, 10
 BOTH = RecipeOptions(
-    layer_dropout=DropoutOptions(probability=0.5, over_depth="uniform"),
+    layer_dropout=LayerDropoutOptions(probability=0.5, over_depth="uniform", rescale=True),
     ffn_dropout=DropoutOptions(probability=0.5, over_depth="uniform"),
 )
 SIZES: dict[str, dict[str, Any]] = {
@@ -64,7 +65,10 @@ def drawn(recipe: RecipeOptions, part: str, step: int, microbatch: int, layer: i
 
 
 def sample_by_sample(stage: Stage, hidden: Tensor, step: int, microbatch: int) -> Tensor:
-    """Run each sample alone, without the layers and FFNs that it leaves out: slow and obvious."""
+    """Run each sample alone, without the layers and FFNs that it leaves out: slow and obvious.
+
+    Half of the samples run a layer, so what it adds counts twice.
+    """
     every: list[Any] = list(stage.layers)
     outputs = []
     for sample in range(NUM_SAMPLES):
@@ -78,7 +82,7 @@ def sample_by_sample(stage: Stage, hidden: Tensor, step: int, microbatch: int) -
             types = stage.body.config.__dict__.get("layer_types")
             if types:
                 stage.body.config.layer_types = [types[layer - 2]]
-            output = stage(output)
+            output = output + 2 * (stage(output) - output)
             if types:
                 stage.body.config.layer_types = types
         outputs.append(output)
@@ -115,6 +119,33 @@ def test_probability_has_the_shape_of_layerskip() -> None:
     assert at(4, 5) == pytest.approx(0.4 * (2**0.5 - 1))
     uniform = DropoutOptions(probability=0.4, over_depth="uniform")
     assert {probability(uniform, layer=layer, num_layers=5, step=3, max_steps=11) for layer in range(5)} == {0.4}
+
+
+def test_probability_is_linear_or_alternating_over_depth_and_falls_to_zero() -> None:
+    linear = DropoutOptions(probability=0.6, over_depth="linear", over_steps="falling")
+    alternating = DropoutOptions(probability=0.6, over_depth="alternating")
+
+    def at(options: DropoutOptions, layer: int, step: int) -> float:
+        return probability(options, layer=layer, num_layers=4, step=step, max_steps=11)
+
+    assert [at(linear, layer, 0) for layer in range(4)] == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert [at(linear, 3, step) for step in (0, 5, 10)] == pytest.approx([0.6, 0.3, 0])
+    assert [at(alternating, layer, 7) for layer in range(4)] == [0, 0.6, 0, 0.6]
+    of_one = {"layer": 0, "num_layers": 1, "step": 0, "max_steps": 1}
+    assert probability(linear, **of_one) == 0
+    assert probability(alternating, **of_one) == 0
+    assert probability(DropoutOptions(probability=0.6), **of_one) == 0.6
+
+
+def test_shares_of_flop_are_means_over_depth_and_steps() -> None:
+    linear = {"probability": 0.6, "over_depth": "linear", "over_steps": "falling"}
+    recipe = RecipeOptions.model_validate({"layer_dropout": linear, "ffn_dropout": {"probability": 0.2}})
+    layers_alone = RecipeOptions.model_validate({"layer_dropout": linear})
+    place = {"layer": 3, "num_layers": 4, "step": 5, "max_steps": 11}
+    assert expected_share(recipe, **place, ffn_share=0.5) == pytest.approx(0.7 * 0.9)
+    for max_steps in (2, 7, 10_000):
+        assert mean_share(layers_alone, num_layers=4, max_steps=max_steps, ffn_share=0.5) == pytest.approx(0.85)
+    assert mean_share(RecipeOptions(), num_layers=4, max_steps=7, ffn_share=0.5) == 1
 
 
 def test_draws_have_their_rate_and_repeat() -> None:
@@ -170,7 +201,9 @@ def test_microbatches_in_flight_keep_their_draws(mode: Mode, split: frozenset[in
 
 def test_stage_that_is_left_out_hands_on_what_it_got() -> None:
     stage = make_stage()
-    everything = RecipeOptions(layer_dropout=DropoutOptions(probability=0.999, over_depth="uniform", unit="microbatch"))
+    everything = RecipeOptions(
+        layer_dropout=LayerDropoutOptions(probability=0.999, over_depth="uniform", unit="microbatch")
+    )
     compute = StageCompute(stage, CPU, dropout=make_dropout(stage, everything))
     assert torch.equal(compute.forward(0, inputs(0)), inputs(0))
     gradient = compute.backward(0, inputs(1))
@@ -189,7 +222,7 @@ def test_evaluation_leaves_nothing_out() -> None:
 def test_compiled_layers_are_left_out_whole_without_compiling_again() -> None:
     """The compiler's front end alone: what inductor makes of it takes too long here."""
     torch._dynamo.reset()
-    recipe = RecipeOptions(layer_dropout=DropoutOptions(probability=0.5, over_depth="uniform", unit="microbatch"))
+    recipe = RecipeOptions(layer_dropout=LayerDropoutOptions(probability=0.5, over_depth="uniform", unit="microbatch"))
     plain, compiled = make_stage(), make_stage()
     compile_stage(compiled, backend="aot_eager")
     warm_up(compiled, (NUM_SAMPLES, 8, 32), CPU)
@@ -258,3 +291,35 @@ def test_early_exit_adds_the_loss_behind_the_origins_layers() -> None:
     assert runner.tally().exit_loss == pytest.approx(float(exits.detach()), rel=1e-6)
     for index, stage in runner.stages.items():
         assert_alike(gradients(stage), gradients(plain.stages[index]))
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_stage_makes_up_for_microbatches_that_leave_it_out(length: int) -> None:
+    shape: dict[str, Any] = {"num_nodes": 4, "num_stages": 3, "num_microbatches": 7}
+    plan = random_plan(2, route_length=length, **shape)
+    for stage, visits in enumerate(plan.visits):
+        scales = visit_scales(plan, stage)
+        assert len(scales) == visits
+        assert sum(scales.values()) == pytest.approx(7)
+    assert set(visit_scales(plan, 0).values()) == {1.0}
+
+
+def test_rescaled_stages_add_more_in_training_and_not_in_evaluation() -> None:
+    samples = list(batches())
+    runner, plain = make_local(1, rescale_stages=True), make_local(1)
+    plan = plain.plans.main
+    result = runner.train_iteration(lambda microbatch: samples[microbatch], lambda: None)
+    total = torch.zeros(())
+    for microbatch, (input_ids, labels) in zip(plan.microbatches, samples, strict=True):
+        origin = plain.stages[0]
+        hidden = origin(origin.embed(input_ids))
+        for node in microbatch.route[1:]:
+            visited = plan.stage_of[node]
+            hidden = hidden + (3 / plan.visits[visited]) * (plain.stages[visited](hidden) - hidden)
+        total = total + origin.loss(hidden, labels) / 3
+    total.backward()
+    assert result.loss == pytest.approx(float(total.detach()), rel=1e-6)
+    for index, stage in runner.stages.items():
+        assert_alike(gradients(stage), gradients(plain.stages[index]))
+    evaluated = [each.evaluate(lambda microbatch: samples[microbatch], 3) for each in (runner, plain)]
+    assert evaluated[0] == evaluated[1]

@@ -24,7 +24,8 @@ RECIPE: dict[str, Any] = {
     "full_depth_interval": 4,
     "redrawn_routes": 2,
     "depth_curriculum": [{"share": 1, "route_lengths": {3: 1, 2: 1}}, {"share": 1, "skip_ratio": 0.33}],
-    "layer_dropout": {"probability": 0.5, "over_steps": "growing"},
+    "rescale_stages": True,
+    "layer_dropout": {"probability": 0.5, "over_depth": "linear", "over_steps": "falling", "rescale": True},
     "ffn_dropout": {"probability": 0.3, "unit": "microbatch"},
     "early_exit_loss": 0.2,
 }

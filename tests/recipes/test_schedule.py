@@ -109,6 +109,6 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path) -> None:
         load_experiment(tmp_path / "experiment.yaml", ["recipe.full_depth_intervall=10"])
     assert "did you mean 'recipe.full_depth_interval'" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
-        load_experiment(tmp_path / "experiment.yaml", ["recipe.layer_dropout.over_depth=linear"])
+        load_experiment(tmp_path / "experiment.yaml", ["recipe.layer_dropout.over_depth=quadratic"])
     assert "\n" not in str(caught.value)
     assert "recipe.layer_dropout.over_depth" in str(caught.value)

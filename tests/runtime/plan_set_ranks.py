@@ -22,7 +22,8 @@ COURSE = ("main", "full", "split", "full", "main", "short", "split", "main")
 VISITS: dict[str, Any] = {
     "training": {"gradient_normalization": "visits", "max_steps": len(COURSE), "activation_checkpointing": "selective"},
     "recipe": {
-        "layer_dropout": {"probability": 0.6, "over_steps": "growing"},
+        "rescale_stages": True,
+        "layer_dropout": {"probability": 0.6, "over_steps": "growing", "rescale": True},
         "ffn_dropout": {"probability": 0.5, "over_depth": "uniform", "unit": "microbatch"},
         "early_exit_loss": 0.3,
     },

@@ -13,11 +13,13 @@ from training_runs import ALONE, MODEL_OPTIONS, make_experiment, small_plan, tra
 
 from skippipe.cli.main import main
 from skippipe.config.experiment import Experiment
+from skippipe.config.recipe_options import RecipeOptions
 from skippipe.errors import ConfigError, DataError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.monitor.metrics_file import read_metrics
-from skippipe.training.measurement.utilisation import Utilisation, iteration_flop
+from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.training.measurement.utilisation import IterationFlop, utilisation
 from skippipe.training.startup import (
     _check_agreement,
     _check_tokens,
@@ -156,9 +158,29 @@ def test_flop_are_those_of_the_visited_layers(tmp_path: Path) -> None:
     for length in (2, 3):
         plan = random_plan(5, num_nodes=4, num_stages=3, route_length=length, num_microbatches=4, layers_per_stage=2)
         layers = 4 * length * 2
-        assert iteration_flop(plan, cost) == pytest.approx(3 * layers * cost.layer_forward_flop + 4 * cost.loss_flop)
-    assert Utilisation(3e12, None).metrics(1.5) == {"perf/tflop_per_s": 2.0}
-    assert Utilisation(3e12, 8.0).metrics(1.5) == {"perf/tflop_per_s": 2.0, "perf/mfu": 0.25}
+        flop = 3 * layers * cost.layer_forward_flop + 4 * cost.loss_flop
+        assert IterationFlop(cost).of(plan) == pytest.approx(flop)
+    assert utilisation(3e12, 1.5, None) == {"perf/tflop_per_s": 2.0}
+    assert utilisation(3e12, 1.5, 8.0) == {"perf/tflop_per_s": 2.0, "perf/mfu": 0.25}
+
+
+def test_flop_leave_out_what_dropout_leaves_out_on_average(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    cost = model_cost(experiment_model(experiment), 2, 16, torch.float32)
+    plan = random_plan(5, num_nodes=4, num_stages=3, route_length=3, num_microbatches=4, layers_per_stage=2)
+    assert plan.num_layers == cost.num_layers == 6
+    recipe = RecipeOptions.model_validate(
+        {
+            "layer_dropout": {"probability": 0.5, "over_depth": "linear", "over_steps": "falling"},
+            "ffn_dropout": {"probability": 0.25, "over_depth": "uniform"},
+        }
+    )
+    without_ffn = 1 - 0.25 * cost.ffn_share
+    for step, mean in ((0, 0.75), (10, 0.875), (20, 1.0)):
+        flop = 3 * 4 * 6 * mean * without_ffn * cost.layer_forward_flop + 4 * cost.loss_flop
+        assert IterationFlop(cost, recipe, 21).of(plan, step) == pytest.approx(flop)
+    planned = experiment_workload(experiment.model_copy(update={"recipe": recipe}))
+    assert planned.layer_forward_flop == pytest.approx(0.875 * without_ffn * cost.layer_forward_flop)
 
 
 def test_a_run_says_what_it_computes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,5 +190,5 @@ def test_a_run_says_what_it_computes_on(tmp_path: Path, capsys: pytest.CaptureFi
     for entry in read_metrics(experiment.run_path / "metrics.jsonl"):
         flop = entry["perf/tflop_per_s"] * entry["perf/iteration_s"] * 1e12
         cost = model_cost(experiment_model(experiment), 2, 16, torch.float32)
-        assert flop == pytest.approx(iteration_flop(small_plan(), cost))
+        assert flop == pytest.approx(IterationFlop(cost).of(small_plan()))
         assert "perf/mfu" not in entry

@@ -42,7 +42,7 @@ class StageDropout:
                 name = _ffn_name(layer, stage)
                 setattr(layer, name, LeftOut(getattr(layer, name), partial(self._run_ffn, index), torch.zeros_like))
             if recipe.layer_dropout.probability > 0:
-                layers[place] = LeftOut(layer, partial(self._run_layer, index), _unchanged)
+                layers[place] = LeftOut(layer, partial(self._run_layer, index), _unchanged, partial(self._scale, index))
 
     def begin(self, step: int, microbatch: int) -> None:
         """Say which microbatch of which step, counted from 0, is computed next, forward or backward."""
@@ -57,24 +57,39 @@ class StageDropout:
         kept = self._kept("ffn", self._recipe.ffn_dropout, layer)
         return [place for place, sample in enumerate(self._run_layer(layer)) if sample in kept]
 
+    def _scale(self, layer: int) -> float:
+        """Return by what a layer's residual is multiplied where it is run."""
+        options = self._recipe.layer_dropout
+        return 1.0 / (1.0 - self._probability(options, layer)) if options.rescale else 1.0
+
     def _kept(self, part: str, options: DropoutOptions, layer: int) -> tuple[int, ...]:
-        chance = probability(
+        key = self._seed, part, self._step, self._microbatch, layer
+        return kept_samples(options, self._probability(options, layer), self._num_samples, key)
+
+    def _probability(self, options: DropoutOptions, layer: int) -> float:
+        return probability(
             options, layer=layer, num_layers=self._num_layers, step=self._step, max_steps=self._max_steps
         )
-        key = self._seed, part, self._step, self._microbatch, layer
-        return kept_samples(options, chance, self._num_samples, key)
 
 
 class LeftOut(nn.Module):
-    """A module that in training runs on the kept samples alone; the others get `otherwise` of their input."""
+    """A module that in training runs on the kept samples alone; the others get `otherwise` of their input.
+
+    What it makes of a kept sample is moved `scale` times as far from `otherwise`.
+    """
 
     def __init__(
-        self, inner: nn.Module, kept: Callable[[], Sequence[int]], otherwise: Callable[[Tensor], Tensor]
+        self,
+        inner: nn.Module,
+        kept: Callable[[], Sequence[int]],
+        otherwise: Callable[[Tensor], Tensor],
+        scale: Callable[[], float] = lambda: 1.0,
     ) -> None:
         super().__init__()
         self.inner = inner
         self._kept = kept
         self._otherwise = otherwise
+        self._scale = scale
 
     def __getattr__(self, name: str) -> Any:
         """Show what the model may ask of a layer, such as the kind of its attention."""
@@ -85,19 +100,25 @@ class LeftOut(nn.Module):
 
     def forward(self, hidden: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """Return (B, T, D) for `hidden` (B, T, D); other arguments are cut to the kept samples where they have B."""
-        num_samples = hidden.shape[0]
-        kept = self._kept() if self.training else range(num_samples)
-        if len(kept) == num_samples:
-            whole: Tensor = self.inner(hidden, *arguments, **options)
-            return whole
+        if not self.training:
+            evaluated: Tensor = self.inner(hidden, *arguments, **options)
+            return evaluated
+        kept, num_samples = self._kept(), hidden.shape[0]
         left_out = self._otherwise(hidden)
+        if len(kept) == num_samples:
+            return rescaled(left_out, self.inner(hidden, *arguments, **options), self._scale())
         if not kept:
             return left_out
         index = torch.tensor(kept, device=hidden.device)  # (K,)
         cut_arguments = [_cut(argument, index, num_samples) for argument in arguments]
         cut_options = {name: _cut(option, index, num_samples) for name, option in options.items()}
         computed = self.inner(hidden[index], *cut_arguments, **cut_options)  # (K, T, D)
-        return left_out.index_copy(0, index, computed)
+        return left_out.index_copy(0, index, rescaled(left_out[index], computed, self._scale()))
+
+
+def rescaled(start: Tensor, end: Tensor, scale: float) -> Tensor:
+    """Return what lies `scale` times as far from `start` as `end`, of any shape; `end` itself for 1."""
+    return end if scale == 1 else torch.lerp(start, end, scale)
 
 
 def _cut(argument: Any, index: Tensor, num_samples: int) -> Any:

@@ -1,8 +1,10 @@
 """Model FLOP of an iteration, and how much of the devices' peak that is (MFU)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from skippipe.config.recipe_options import RecipeOptions
 from skippipe.model.cost import ModelCost
+from skippipe.model.dropout.probability import expected_share
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe_scheduler.plan.plan import Plan
 
@@ -11,25 +13,40 @@ BACKWARD_AND_FORWARD = 3
 
 
 @dataclass(frozen=True)
-class Utilisation:
-    """`flop` of one iteration, all ranks together; `peak_tflop_per_s` of all devices, None where unknown."""
+class IterationFlop:
+    """The FLOP of iterations, all ranks together, under a recipe that lasts for `max_steps` steps."""
 
-    flop: float
-    peak_tflop_per_s: float | None
+    cost: ModelCost
+    recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    max_steps: int = 1
 
-    def metrics(self, iteration_s: float) -> StepMetrics:
-        """Return the rate at which an iteration of this duration ran, and its share of the peak where that is known."""
-        rate = self.flop / iteration_s / 1e12
-        metrics: StepMetrics = {Metric.TFLOP_PER_S: rate}
-        if self.peak_tflop_per_s is not None:
-            metrics[Metric.MFU] = rate / self.peak_tflop_per_s
-        return metrics
+    def of(self, plan: Plan, step: int = 0) -> float:
+        """Return the FLOP of a step, counted from 0: the layers on every route, and every microbatch's losses.
+
+        Of layers and FFN blocks that are left out by chance, it is the mean.
+        """
+        computed = sum(
+            visits * sum(self._share(layer, step) for layer in range(*stage.layers))
+            for stage, visits in zip(plan.stages, plan.visits, strict=True)
+        )
+        losses = len(plan.microbatches) * self.recipe.num_losses
+        return computed * self.cost.layer_forward_flop * BACKWARD_AND_FORWARD + losses * self.cost.loss_flop
+
+    def _share(self, layer: int, step: int) -> float:
+        return expected_share(
+            self.recipe,
+            layer=layer,
+            num_layers=self.cost.num_layers,
+            step=step,
+            max_steps=self.max_steps,
+            ffn_share=self.cost.ffn_share,
+        )
 
 
-def iteration_flop(plan: Plan, cost: ModelCost, num_losses: int = 1) -> float:
-    """Return the FLOP of one iteration: the layers on every microbatch's route, and every microbatch's losses."""
-    layers = plan.layers_per_stage
-    visited = sum(layers[plan.stage_of[node]] for microbatch in plan.microbatches for node in microbatch.route)
-    return (
-        visited * cost.layer_forward_flop * BACKWARD_AND_FORWARD + len(plan.microbatches) * num_losses * cost.loss_flop
-    )
+def utilisation(flop: float, duration_s: float, peak_tflop_per_s: float | None) -> StepMetrics:
+    """Return the rate at which an iteration ran, and its share of all devices' peak where that is known."""
+    rate = flop / duration_s / 1e12
+    metrics: StepMetrics = {Metric.TFLOP_PER_S: rate}
+    if peak_tflop_per_s is not None:
+        metrics[Metric.MFU] = rate / peak_tflop_per_s
+    return metrics
