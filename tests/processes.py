@@ -24,6 +24,7 @@ PRELOADED = [
     "skippipe.runtime.distributed_runner",
     "skippipe.runtime.local_runner",
     "skippipe.training.loop",
+    "skippipe.inference.distributed.serving",
     "skippipe.inference.distributed.session",
     "skippipe.inference.evaluation.perplexity",
     "skippipe.inference.generation.speculative",

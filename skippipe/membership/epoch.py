@@ -22,7 +22,7 @@ class Member(Checked):
     incarnation: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     """Random, new for each process."""
     data_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Where its `Exchange` answers, on the same host; 0 where it has none."""
+    """Where its `Exchange`, or what it serves, is reached on the same host; 0 where it has none."""
 
 
 class Epoch(Checked):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import zmq
 
 from skippipe.errors import CommunicationError
-from skippipe.membership.keys import RunKeys
+from skippipe.membership.keys import RunKeys, bind_any_port, zmq_address
 
 PIECE_BYTES = 2**20
 """Of one answer: small beside what a host sends in a second, large beside what a message costs."""
@@ -37,14 +37,8 @@ class Exchange:
     def __init__(self, keys: RunKeys) -> None:
         """Bind a port, `port`, and answer there from now on."""
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.IPV6, 1)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.CURVE_SERVER, 1)
-        self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-        self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-        self._socket.bind("tcp://*:*")
-        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self._socket = keys.socket(self._context, zmq.ROUTER, server=True)
+        self.port = bind_any_port(self._socket)
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}
         self._makers: dict[str, Callable[[], bytes]] = {}
@@ -129,15 +123,9 @@ def fetch(source: Source, keys: RunKeys, name: str, silence_s: float) -> bytes |
         CommunicationError: the other side gives no answer for `silence_s`, or its content changes all the time.
     """
     context = zmq.Context()
-    asking = context.socket(zmq.DEALER)
+    asking = keys.socket(context, zmq.DEALER, server=False)
     try:
-        asking.setsockopt(zmq.LINGER, 0)
-        asking.setsockopt(zmq.IPV6, 1)
-        asking.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-        asking.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
-        asking.setsockopt(zmq.CURVE_SERVERKEY, keys.public)
-        host = f"[{source.host}]" if ":" in source.host else source.host
-        asking.connect(f"tcp://{host}:{source.port}")
+        asking.connect(zmq_address(source.host, source.port))
         return _Download(asking, source, name, silence_s).run()
     finally:
         asking.close()

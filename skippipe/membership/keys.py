@@ -1,4 +1,7 @@
-"""What shows that a process belongs to the run: a key pair that all members make from the run's secret."""
+"""What shows that a process belongs to the run: a key pair that all members make from the run's secret.
+
+And the sockets that are opened with it.
+"""
 
 import hashlib
 from functools import lru_cache
@@ -24,6 +27,19 @@ class RunKeys(NamedTuple):
     public: bytes
     secret: bytes
 
+    def socket(self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, server: bool) -> "zmq.Socket[bytes]":
+        """Return a socket that speaks with holders of these keys alone, and sends no more once it is closed."""
+        made = context.socket(kind)
+        made.setsockopt(zmq.IPV6, 1)
+        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
+        made.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
+        if server:
+            made.setsockopt(zmq.CURVE_SERVER, 1)
+        else:
+            made.setsockopt(zmq.CURVE_SERVERKEY, self.public)
+        return made
+
 
 @lru_cache(maxsize=8)
 def run_keys(secret: str) -> RunKeys:
@@ -40,3 +56,14 @@ def run_keys(secret: str) -> RunKeys:
     derived = hashlib.scrypt(secret.encode(), salt=_SALT, n=2**14, r=8, p=1, dklen=32)
     private = z85.encode(derived)
     return RunKeys(public=zmq.curve_public(private), secret=private)
+
+
+def bind_any_port(server: "zmq.Socket[bytes]") -> int:
+    """Let a socket listen on all interfaces, and return the port that it got."""
+    server.bind("tcp://*:*")
+    return int(server.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+
+
+def zmq_address(host: str, port: int) -> str:
+    """Return how ZeroMQ wants a place to be written."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

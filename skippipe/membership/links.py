@@ -15,7 +15,7 @@ import zmq
 from pydantic import ValidationError
 
 from skippipe.membership.epoch import Member
-from skippipe.membership.keys import RunKeys
+from skippipe.membership.keys import RunKeys, bind_any_port
 from skippipe.membership.member_link import Loss, MemberLink, address_of
 from skippipe.membership.messages import Envelope
 
@@ -55,10 +55,8 @@ class Links:
         self._silence_ms = round(silence_s * 1000)
         self._links: dict[str, MemberLink] = {}
         self._context = zmq.Context()
-        self._router = self._socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.CURVE_SERVER, 1)
-        self._router.bind("tcp://*:*")
-        self.port = int(self._router.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self._router = self._socket(zmq.ROUTER, server=True)
+        self.port = bind_any_port(self._router)
         self._wake_up = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
@@ -75,8 +73,7 @@ class Links:
             self.drop([member.name])
         if member.name not in self._links:
             address = address_of(member)
-            dealer = self._socket(zmq.DEALER)
-            dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.public)
+            dealer = self._socket(zmq.DEALER, server=False)
             dealer.setsockopt(zmq.HEARTBEAT_IVL, min(250, self._silence_ms // 4))
             dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(self._silence_ms // 2, self._silence_ms - 250))
             dealer.setsockopt(zmq.HEARTBEAT_TTL, 2 * self._silence_ms)  # for the other end to tidy up
@@ -173,12 +170,8 @@ class Links:
                     continue  # a member of another version, at most: strangers have no connection
                 yield Received(envelope, route[0] if route else None)
 
-    def _socket(self, kind: int) -> "zmq.Socket[bytes]":
-        made = self._context.socket(kind)
-        made.setsockopt(zmq.IPV6, 1)
-        made.setsockopt(zmq.LINGER, 0)
-        made.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
-        made.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+    def _socket(self, kind: int, *, server: bool) -> "zmq.Socket[bytes]":
+        made = self._keys.socket(self._context, kind, server=server)
         made.setsockopt(zmq.MAXMSGSIZE, _LARGEST_MESSAGE_BYTES)
         made.setsockopt(zmq.HANDSHAKE_IVL, max(5000, 2 * self._silence_ms))
         made.setsockopt(zmq.CONNECT_TIMEOUT, 2000)

@@ -10,6 +10,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from skippipe.errors import CommunicationError
 from skippipe.membership.epoch import Member
+from skippipe.membership.keys import zmq_address
 
 _GRACE_S = 0.8
 """How long a broken connection may take to be whole again: four round trips."""
@@ -70,8 +71,7 @@ class MemberLink:
         self._probe: _Probe | None = None
         self._probe_again_s = 0.0
         self._address = address
-        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
-        dealer.connect(f"tcp://{host}:{member.port}")
+        dealer.connect(zmq_address(address.host, address.port))
 
     @property
     def needs_looks(self) -> bool:

@@ -18,8 +18,7 @@ from training_runs import MODEL_OPTIONS, make_experiment, train_alone
 
 from skippipe.errors import SkipPipeError
 from skippipe.inference.depth_schedule import segments
-from skippipe.inference.distributed.connections import Frame
-from skippipe.inference.distributed.distributed_decoder import DistributedDecoder
+from skippipe.inference.distributed.frame_links import Frame
 from skippipe.inference.distributed.session import open_model
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
@@ -49,6 +48,7 @@ def make_run(folder: Path) -> Path:
         folder,
         model={"options": MODEL_OPTIONS | {"initializer_range": 0.2}},
         training={"max_steps": 1},
+        recovery={"silence_s": 2.0},
     )
     train_alone(experiment, plan)
     assert [stage.nodes for stage in plan.stages] == [("node-2",), ("node-3", "node-0"), ("node-1",)]
@@ -102,15 +102,14 @@ def on_ranks(
     world_size: int,
     *,
     absent: Sequence[str] = (),
-    limit_s: float | None = None,
     faults: Mapping[int, Fault] | None = None,
 ) -> tuple[dict[str, Any], list[int | None], list[str]]:
     """Ask a run on processes; return the answers, the exit code of every rank, and its standard error.
 
-    `limit_s` is how long the one that drives waits for another from its first question on; `faults` are by rank.
+    `faults` are by rank.
     """
     result = folder / "answers.json"
-    common, chosen = (run_dir, tuple(questions), tuple(absent), limit_s, result), faults or {}
+    common, chosen = (run_dir, tuple(questions), tuple(absent), result), faults or {}
     targets = [(*common, folder / f"{rank}.log", chosen.get(rank)) for rank in range(world_size)]
     codes, logs = _run(_answer, targets, folder)
     return (json.loads(result.read_text()) if result.exists() else {}), codes, logs
@@ -154,7 +153,6 @@ def _answer(
     run_dir: Path,
     questions: Sequence[str],
     absent: Sequence[str],
-    limit_s: float | None,
     result: Path,
     log: Path,
     fault: Fault | None,
@@ -169,9 +167,6 @@ def _answer(
     try:
         with open_model(run_dir, device="cpu", absent=absent) as model:
             if model is not None:
-                if limit_s is not None:
-                    assert isinstance(model.decoder, DistributedDecoder)
-                    model.decoder._workers._limit_s = limit_s
                 result.write_text(json.dumps({question: answer(model, question) for question in questions}))
     except SkipPipeError as error:
         print(error, file=sys.stderr)

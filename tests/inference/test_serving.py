@@ -58,19 +58,19 @@ def test_a_lost_node_is_replaced_by_its_replica_and_the_next_one_missed(run_dir:
     assert reply["share"] == pytest.approx((5 + 6 * 2 / 3) / 11, abs=0.01)
     assert reply["absence"] == rest["absence"]
     told = logs[DRIVER].splitlines()
-    assert told[0].endswith(f"node-{serving} was lost (its connection ended); a replica takes its place")
-    assert told[2].endswith("node-1 was lost (its connection ended) and stage 2 with it")
+    assert told[0].endswith(f"node-{serving} was lost (connection closed); a replica takes its place")
+    assert told[2].endswith("node-1 was lost (connection closed) and stage 2 with it")
     assert [line for line in told if "the text so far is read again" in line] == [told[1], told[3]]
 
 
 def test_a_node_that_falls_silent_is_given_up(run_dir: Path, tmp_path: Path) -> None:
     faults = {1: (3, signal.SIGSTOP)}
-    found, codes, logs = on_ranks(tmp_path, run_dir, ["continue 6"], 4, limit_s=2.0, faults=faults)
+    found, codes, logs = on_ranks(tmp_path, run_dir, ["continue 6"], 4, faults=faults)
     assert codes[DRIVER] == 0, logs
     whole = continued(load_model(run_dir, device="cpu"), PROMPTS[0], 2)["tokens"]
     rest = continued(load_model(run_dir, device="cpu", absent=["node-1"]), [*PROMPTS[0], *whole], 4)
     assert found["continue 6"]["tokens"] == whole + rest["tokens"]
-    assert "node-1 was lost (silent for 2 s) and stage 2 with it" in logs[DRIVER]
+    assert "node-1 was lost (no sign of life) and stage 2 with it" in logs[DRIVER]
 
 
 def test_a_measurement_goes_on_with_a_replica_and_ends_without_one(run_dir: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class DistributedDecoder(Decoder):
 
     def __init__(self, skeleton: Skeleton, run: InferenceRun, workers: WorkerPool) -> None:
         super().__init__(skeleton, run.bounds, run.stage_nodes, protected_stages=run.protected_stages)
-        self._workers = workers
+        self._workers, self._group = workers, workers.group
         self._stage_of = {layer: stage for stage, layers in enumerate(self.stages) for layer in layers}
         self._caches: WeakKeyDictionary[RouteCache, tuple[int, int]] = WeakKeyDictionary()
         """Number of each cache in use, and how often the holders had changed when it began."""
@@ -35,7 +35,7 @@ class DistributedDecoder(Decoder):
     @property
     def absent_stages(self) -> frozenset[int]:
         """Stages that nobody can run, now."""
-        return frozenset(range(len(self.stages))) - self._workers.holders.keys()
+        return frozenset(range(len(self.stages))) - self._group.holders.keys()
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -47,7 +47,7 @@ class DistributedDecoder(Decoder):
 
     def is_here(self, layers: LayerSelection) -> bool:
         """Whether this process holds these layers."""
-        return all(self._holder(layer) == self._workers.rank for layer in layers)
+        return all(self._holder(layer) == self._group.rank for layer in layers)
 
     def embed(
         self,
@@ -93,9 +93,9 @@ class DistributedDecoder(Decoder):
         hops: list[Hop] = []
         for rank, run in groupby(layers, key=self._holder):
             if rank is None:
-                raise self._workers.loss()
+                raise self._group.loss()
             hops.append((rank, tuple(run)))
-        for is_own, chain in groupby(hops, key=lambda hop: hop[0] == self._workers.rank):
+        for is_own, chain in groupby(hops, key=lambda hop: hop[0] == self._group.rank):
             if is_own:
                 for _, own in chain:
                     hidden = super().run_layers(hidden, own, position_ids, attention_mask, cache)
@@ -109,10 +109,10 @@ class DistributedDecoder(Decoder):
         if cache is None:
             return {"cache": None, "seen": 0, "live": [number for number, _ in self._caches.values()]}
         if cache not in self._caches:
-            self._caches[cache] = next(self._numbers), self._workers.changes
+            self._caches[cache] = next(self._numbers), self._group.changes
         number, changes = self._caches[cache]
-        if changes != self._workers.changes:
-            raise self._workers.loss()
+        if changes != self._group.changes:
+            raise self._group.loss()
         live = [other for other, _ in self._caches.values()]
         return {"cache": number, "seen": cache.seen, "capacity": cache.capacity, "live": live}
 
@@ -127,4 +127,4 @@ class DistributedDecoder(Decoder):
         return tensors if attention_mask is None else tensors | {"attention_mask": attention_mask[:, :last].bool()}
 
     def _holder(self, layer: LayerOrHalf) -> int | None:
-        return self._workers.holders.get(self._stage_of[index_of(layer)])
+        return self._group.holders.get(self._stage_of[index_of(layer)])

@@ -1,81 +1,52 @@
 """A process that runs its layers on what it is sent, and passes the result on."""
 
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from skippipe.errors import PeerLostError, SkipPipeError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.distributed.connections import Connections, Frame
+from skippipe.inference.distributed.frame_links import Frame
+from skippipe.inference.distributed.serving_group import ServingGroup
 from skippipe.inference.key_value_cache import RouteCache
-from skippipe.runtime.ranks.remote_errors import error_content
 
 
 class Worker:
-    """Serves the layers of this process until the driver says that all is done."""
+    """Serves the layers of this process until all is done."""
 
-    def __init__(self, links: Connections, driver: int, device: torch.device) -> None:
-        self._links, self._driver, self._device = links, driver, device
-        self._decoder: Decoder
+    def __init__(self, group: ServingGroup, driver: int, decoder: Decoder, device: torch.device) -> None:
+        self._group, self._driver, self._decoder, self._device = group, driver, decoder, device
         self._caches: dict[int, RouteCache] = {}
-        self._newest = 0
+        self._newest = (0, 0)
+        """Pass and hop that came last."""
 
-    def serve(self, load: Callable[[], Decoder]) -> int:
-        """Load and serve; return the exit code that the driver ends with, also where loading failed.
+    def serve(self) -> int:
+        """Serve; return the exit code with which all end.
 
-        Raises `PeerLostError` where the driver is gone.
+        Raises `PeerLostError` where nobody can drive the others any more.
         """
-        try:
-            self._links.send(self._driver, {"here": True})
-        except OSError as reason:
-            raise self._driver_is_gone() from reason
-        try:
-            self._decoder = load()
-        except SkipPipeError as error:
-            self._tell_driver({"failed": error_content(error)})
-        else:
-            self._tell_driver({"ready": True})
-        while True:
-            received = self._links.receive()
-            if received is None:
+        while self._group.end_code is None:
+            if self._group.epoch_ends:
+                self._group.next_epoch()
                 continue
-            rank, frame = received
-            if frame is not None and "end" in frame.header:
-                return int(frame.header["end"])
+            frame = self._group.links.receive()
             if frame is not None:
                 self._follow(frame)
-            elif rank == self._driver:
-                raise self._driver_is_gone()
+        return self._group.end_code
 
     def _follow(self, frame: Frame) -> None:
-        """Run one hop of a pass and send it on; one that was given up may still come in late."""
+        """Run one hop of a pass and send it on; one that was given up may still come in late, or one come twice."""
         order = frame.header
-        if order["pass"] < self._newest:
-            return
-        self._newest = order["pass"]
         hop, hops = order["hop"], order["hops"]
+        if (order["pass"], hop) <= self._newest:
+            return
+        self._newest = (order["pass"], hop)
         hidden = self._run(order, hops[hop][1], frame.tensors)  # (B, t, D)
         if hop + 1 == len(hops):
-            self._tell_driver({"pass": order["pass"]}, {"hidden": hidden})
-            return
-        following = hops[hop + 1][0]
-        report: dict[str, Any] = {"pass": order["pass"], "done": hop}
-        try:
-            self._links.send(following, order | {"hop": hop + 1}, frame.tensors | {"hidden": hidden})
-        except OSError:
-            report["unreachable"] = following
-        self._tell_driver(report)
-
-    def _tell_driver(self, header: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
-        """Send to the driver; where it has hung up, `serve` meets its last word or the end of the connection next."""
-        with contextlib.suppress(OSError):
-            self._links.send(self._driver, header, tensors)
-
-    def _driver_is_gone(self) -> PeerLostError:
-        return PeerLostError(f"rank {self._driver}, which drives the others, is gone; start all again")
+            self._group.links.send(self._group.member(self._driver), {"pass": order["pass"]}, {"hidden": hidden})
+        else:
+            following = self._group.member(hops[hop + 1][0])
+            self._group.links.send(following, order | {"hop": hop + 1}, frame.tensors | {"hidden": hidden})
 
     @torch.inference_mode()
     def _run(self, order: dict[str, Any], layers: list[int], tensors: dict[str, Tensor]) -> Tensor:

@@ -47,8 +47,6 @@ ENDED_GRACE_S: Final = 15.0
 
 # Connections of a served model
 
-HELLO_S: Final = 10.0
-"""Seconds in which one that connects has to say who it is; a stranger that says nothing must not stay."""
 KEEP_ALIVE_IDLE_S: Final = 10
 """Seconds of silence after which the kernel asks whether the other machine is still there."""
 KEEP_ALIVE_INTERVAL_S: Final = 5
