@@ -98,6 +98,7 @@ def make_experiment(folder: Path, name: str = "run", **sections: Any) -> Experim
         "evaluation": {"interval": 3, "batches": 1},
         "logging": {"wandb": {"mode": "disabled"}},
         "comm": {"timeout_s": 60},
+        "recovery": {"enabled": False},
     }
     for section, given in sections.items():
         content[section] = content.get(section, {}) | given if isinstance(given, dict) else given

@@ -107,6 +107,7 @@ def experiment_of(folder: Path, name: str, comm: Mapping[str, Any], seed: int, s
         "evaluation": {"interval": steps, "batches": 16},
         "logging": {"interval": steps, "wandb": {"mode": "disabled"}},
         "comm": comm,
+        "recovery": {"enabled": False},
     }
     return Experiment.model_validate(content)
 

@@ -69,6 +69,7 @@ class Setting:
             "lr_scheduler": {"warmup_steps": 0, "min_lr_ratio": 1.0},
             "evaluation": {"interval": 0},
             "logging": {"wandb": {"mode": "disabled"}},
+            "recovery": {"enabled": False},
         }
         for section, given in sections.items():
             content[section] = {**content.get(section, {}), **given}

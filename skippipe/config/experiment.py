@@ -397,12 +397,23 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _whole_state_on_every_replica(self) -> Self:
-        if self.recovery.enabled and self.optimizer.traits.shards_state:
+        if self.recovery.enabled is True and self.optimizer.traits.shards_state:
             raise ValueError(
                 f"recovery.enabled needs the whole optimizer state on every replica, and optimizer.backend "
                 f"{self.optimizer.backend} shares it out; use replicated, or turn recovery off"
             )
         return self
+
+    def recovery_obstacle(self, num_nodes: int) -> str | None:
+        """Return why these settings end a run on so many nodes with any of them; None where it may outlive them."""
+        recovery, backend = self.recovery, self.optimizer.backend
+        if recovery.enabled != "auto":
+            return None if recovery.enabled else "recovery.enabled is false"
+        if self.optimizer.traits.shards_state:
+            return f"optimizer.backend {backend} shares out the optimizer state, which replicated keeps whole on each"
+        if num_nodes <= recovery.min_nodes:
+            return f"of {num_nodes} nodes fewer than recovery.min_nodes ({recovery.min_nodes}) would be left"
+        return None
 
     @property
     def run_path(self) -> Path:

@@ -1,6 +1,6 @@
 """The `recovery:` section of an experiment (docs/recovery.md). Light to import: no torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,8 +11,10 @@ from skippipe_scheduler.options import LostStage
 class RecoveryOptions(Section):
     """What a run of several processes does when one of them is lost."""
 
-    enabled: bool = False
-    """Whether the others go on without it, with a new plan and from the same step, instead of ending."""
+    enabled: bool | Literal["auto"] = Field(default="auto", examples=[True])
+    """Whether the others go on without it, with a new plan and from the same step, instead of ending. "auto": where
+    each process has an agent of torchrun of its own, or none, enough nodes would be left, and all replicas have the
+    whole optimizer state. Where not, the start of a run says why."""
     silence_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(default=10.0, examples=[30.0])
     """Seconds without a sign of life after which a process counts as lost. One that died is noticed at once, and one
     that is busy gives signs of life all the time."""

@@ -1,20 +1,22 @@
 """Training from the first step or the newest checkpoint to the end: all ranks begin it together."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import choose_device
+from skippipe.monitor.terminal import say
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.measurement.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
-from skippipe.training.recovery.run_recovery import open_recovery
+from skippipe.training.recovery.recovery_choice import why_off
+from skippipe.training.recovery.run_recovery import RunRecovery, open_recovery
 from skippipe.training.run_directory import open_run_directory
 from skippipe.training.run_owner import owned_run_directory
 from skippipe.training.signals import StopSignal
@@ -62,11 +64,17 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     estimates = estimate_memory(experiment, plans, hardware.device_types)
     check_room(experiment, plan, estimates, context, device, hardware.device_types)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
-    with open_recovery(experiment, plans, context) as recovery:
+    off = why_off(experiment, context, hardware.device_types)
+    membership: AbstractContextManager[RunRecovery | None] = nullcontext()
+    if off is None:
+        membership = open_recovery(experiment, plans, context)
+    with membership as recovery:
         runner = make_runner(experiment, plans, experiment_model(experiment), context)
         with closing(runner), owned_run_directory(experiment.run_path, context) as owner:
             open_run_directory(experiment, context)
             with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
                 trainer.restore()
                 trainer.open_records()
+                if context.rank == 0 and context.store is not None and off and experiment.recovery.enabled == "auto":
+                    say(f"a lost process ends the run: {off}")
                 yield trainer

@@ -10,6 +10,7 @@ from skippipe.planning.sharing import share_plans
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import train
 from skippipe.training.optimizer.deepspeed_setup import prepare
+from skippipe.training.recovery.recovery_choice import may_find_a_run
 from skippipe.training.run_owner import owned_run_directory
 from skippipe.training.signals import StopSignal
 from skippipe.training.trainer import TrainingSummary
@@ -66,7 +67,7 @@ def train_experiment(
 
 def _finder(experiment: Experiment) -> Callable[[Sequence[str]], "LiveRun | None"] | None:
     """Return what looks for a run under way, where a process can join one."""
-    if not experiment.recovery.enabled:
+    if not may_find_a_run(experiment):
         return None
 
     def find(texts: Sequence[str]) -> "LiveRun | None":

@@ -79,7 +79,8 @@ def test_measured_costs_explain_the_iteration(whole: Path) -> None:
 
 
 def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> None:
-    parts = write_inputs(make_experiment(folder, "parts", training=LONG), ranks_plan(), folder)
+    by_launch = {"enabled": "auto", "plans_ahead": False}
+    parts = write_inputs(make_experiment(folder, "parts", training=LONG, recovery=by_launch), ranks_plan(), folder)
     launcher = start_torchrun(parts)
     wait_for_steps(folder / "parts", 3, launcher)
     workers = [process for process in psutil.Process(launcher.pid).children() if "train" in process.cmdline()]
@@ -91,6 +92,7 @@ def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> 
     assert 3 <= stopped_at < STEPS
     assert complete_checkpoints(folder / "parts")[-1].name == f"step-{stopped_at:08d}"
     assert "stopped after step" in output
+    assert f"a lost process ends the run: a launcher that runs {WORLD_SIZE} processes on a host ends all" in output
     assert "the run stops here, on all ranks, by SIGTERM to this rank" in output
     assert output.count("the run stops here, on all ranks, by a signal to rank") == WORLD_SIZE - 1
 
@@ -98,6 +100,7 @@ def test_run_stopped_by_sigterm_continues_bitwise(folder: Path, whole: Path) -> 
     results = [rank.finish() for rank in start_ranks(Path(config), Path(plan))]
     assert [code for code, _ in results] == [0] * WORLD_SIZE, results
     assert f"continuing after step {stopped_at}" in results[0][1]
+    assert "others come in with: skippipe join" in results[0][1]
     assert losses(folder / "parts") == losses(whole)
 
 

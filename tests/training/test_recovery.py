@@ -62,7 +62,7 @@ class Run:
             checkpoint={"interval": 4},
             evaluation={"interval": 4},
             comm={"timeout_s": LIMIT_S},
-            recovery={"enabled": True, "silence_s": 5, "planning_s": 0, "copy_interval": 1, "plans_ahead": False},
+            recovery={"enabled": "auto", "silence_s": 5, "planning_s": 0, "copy_interval": 1, "plans_ahead": False},
             emulation={"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]},
         )
         self.arguments = write_inputs(experiment, four_node_plan(), folder)

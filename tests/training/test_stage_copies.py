@@ -9,7 +9,8 @@ from random_plans import random_plan
 from skippipe.membership.epoch import Member
 from skippipe.membership.exchange import Exchange, Source, fetch
 from skippipe.membership.keys import run_keys
-from skippipe.training.recovery.stage_copies import STEP_OF, StageCopies, keepers, kept_name
+from skippipe.planning.copied_stages import keepers
+from skippipe.training.recovery.stage_copies import STEP_OF, StageCopies, kept_name
 from skippipe.training.recovery.stage_state import StageState
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.solver.lost_nodes import replan_without

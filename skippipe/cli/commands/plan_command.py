@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +17,7 @@ from skippipe.errors import ConfigError
 if TYPE_CHECKING:
     from skippipe.config.experiment import Experiment
     from skippipe_scheduler.plan.plan import Plan
+    from skippipe_scheduler.plan.plan_memory import MemoryEstimate
     from skippipe_scheduler.problem.problem import Problem
     from skippipe_scheduler.solver.plan_request import PlanRequest
     from skippipe_scheduler.solver.planner import PlanWithBaselines
@@ -129,12 +130,16 @@ def _request(experiment: "Experiment | None", problem_path: Path | None, overrid
 
 
 def _check_room(experiment: "Experiment", plan: "Plan") -> str:
-    """Return a line about the node with the least room left; raise `InfeasibleError` where a node has too little."""
+    """Return lines about the node with the least room left, without and with copies that outlive nodes.
+
+    Raises `InfeasibleError` where a node has too little for the plan.
+    """
+    from skippipe.planning.copied_stages import copies_line
     from skippipe.planning.experiment_cluster import experiment_cluster
     from skippipe.planning.experiment_workload import experiment_workload
     from skippipe.planning.lighter_workloads import memory_advice
     from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
-    from skippipe_scheduler.problem.memory import device_text, size_text
+    from skippipe_scheduler.problem.memory import device_text
 
     cluster, workload = experiment_cluster(experiment), experiment_workload(experiment)
     device_texts = {node.name: device_text(cluster, node, workload) for node in cluster.members()}
@@ -146,6 +151,20 @@ def _check_room(experiment: "Experiment", plan: "Plan") -> str:
         device_texts=device_texts,
         advice=memory_advice(experiment, plan, list(cluster.devices().values())),
     )
+    left_bytes = {
+        estimate.node: limits_bytes[estimate.node] - estimate.total_bytes
+        for estimate in estimates
+        if estimate.node in limits_bytes and cluster.devices()[estimate.node] == "cpu"
+    }
+    lines = (_fullest(estimates, limits_bytes, device_texts), copies_line(experiment, plan, left_bytes))
+    return "\n".join(line for line in lines if line)
+
+
+def _fullest(
+    estimates: "Sequence[MemoryEstimate]", limits_bytes: "Mapping[str, int]", device_texts: "Mapping[str, str]"
+) -> str:
+    from skippipe_scheduler.problem.memory import size_text
+
     limited = [estimate for estimate in estimates if estimate.node in limits_bytes]
     if not limited:
         largest = max(estimates, key=lambda estimate: estimate.total_bytes)

@@ -77,6 +77,8 @@ class Topic(StrEnum):
     """Whether each rank can read the run that is to be served."""
     SERVING = "inference"
     """Where each rank can be reached, and as which node of the plan."""
+    SIBLINGS = "siblings"
+    """How many processes the launcher of each rank runs on its host."""
     MEMBERSHIP_KEY = "membership/key"
     """The secret with which the members of this start know each other, from rank 0."""
     MEMBERS = "membership/members"

@@ -315,11 +315,9 @@ def _decided(epoch: "Epoch") -> Decision:
 
 
 @contextmanager
-def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedContext) -> Iterator[RunRecovery | None]:
-    """Make all ranks members of the run while entered, where the experiment asks for it; they enter together."""
-    if context.store is None or not experiment.recovery.enabled:
-        yield None
-        return
+def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedContext) -> Iterator[RunRecovery]:
+    """Make all ranks members of the run while entered; they enter together."""
+    assert context.store is not None
     from skippipe.membership.epoch import Member
 
     launch_secret = os.environ.get(SECRET) or secrets.token_hex(32) if context.rank == 0 else ""

@@ -1,7 +1,6 @@
 """Copies of stages that one node alone holds, in the memory of another: what is left of a stage when its node is lost.
 
-The holder makes one between two steps, every so many; the keeper fetches it in the background. The keeper is the node
-behind the holder in the order of the run's nodes.
+The holder makes one between two steps, every so many; the keeper fetches it in the background.
 """
 
 import json
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from skippipe.errors import CommunicationError
+from skippipe.planning.copied_stages import keepers
 from skippipe.training.recovery.stage_state import StageState
 from skippipe_scheduler.plan.plan import Plan
 
@@ -30,15 +30,6 @@ POLL_S: Final = 1.0
 def kept_name(stage: int) -> str:
     """Return under which name a keeper has the copy of a stage."""
     return f"copy/{stage}"
-
-
-def keepers(plan: Plan, order: Sequence[str]) -> dict[int, tuple[str, str]]:
-    """Return (holder, keeper) of each stage that one node alone holds; `order` is that of all nodes of the run."""
-    present = [node for node in order if node in plan.stage_of]
-    if len(present) < 2:
-        return {}
-    sole = {index: stage.nodes[0] for index, stage in enumerate(plan.stages) if len(stage.nodes) == 1}
-    return {index: (node, present[(present.index(node) + 1) % len(present)]) for index, node in sole.items()}
 
 
 class StageCopies:
