@@ -96,8 +96,10 @@ def ask_member(host: str, data_port: int, secret: str) -> LiveRun:
     facts = fetch(Source(host, data_port), run_keys(secret), FACTS, _ANSWER_S)
     if facts is None:
         raise CommunicationError(f"{host}:{data_port}: the run there has not begun; try again in a moment")
-    members = _AnyFacts.model_validate_json(facts).members
-    return LiveRun(secret, members, facts)
+    try:
+        return LiveRun(secret, _AnyFacts.model_validate_json(facts).members, facts)
+    except ValidationError:
+        raise CommunicationError(f"{host}:{data_port}: the run there is of another version of skippipe") from None
 
 
 class _AnyFacts(BaseModel):
@@ -119,7 +121,7 @@ def _answering(members: Sequence[Member]) -> list[Member]:
         try:
             with socket.create_connection((member.host, member.data_port), _CONNECT_S):
                 return True
-        except OSError:
+        except (OSError, ValueError):  # the latter: a name that cannot be one of a host
             return False
 
     if not members:

@@ -46,7 +46,7 @@ def address_of(member: Member) -> Address:
     """
     try:
         found = socket.getaddrinfo(member.host, member.port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: a name that cannot be one of a host
         raise CommunicationError(f"{member.host}, the host of {member.name}, has no address ({error})") from error
     return Address(found[0][0], str(found[0][4][0]), member.port)
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import parse_overrides, validate_experiment
 from skippipe.errors import CommunicationError, ConfigError, InputError
-from skippipe.membership.live_run import MEMBERS_FILE, LiveRun, ask_member, find_live_run
+from skippipe.membership.live_run import MEMBERS_FILE, Contacts, LiveRun, ask_member, find_live_run
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
@@ -21,7 +21,7 @@ from skippipe.training.recovery.run_recovery import SECRET
 from skippipe.training.signals import StopSignal
 from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.errors import nearest
-from skippipe_scheduler.files import read_text, write_atomically
+from skippipe_scheduler.files import parse, read_json, write_atomically
 
 
 def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopSignal) -> TrainingSummary:
@@ -65,10 +65,15 @@ def _live_run(place: str) -> LiveRun:
         return ask_member(host.strip("[]"), int(port), secret)
     path = Path(place)
     path = path / MEMBERS_FILE if path.is_dir() else path
-    found = find_live_run([read_text(path, InputError)])
+    found = find_live_run([read_contacts(path).model_dump_json()])
     if found is None:
         raise CommunicationError(f"{path}: no member of that run answers; it has ended, or cannot be reached from here")
     return found
+
+
+def read_contacts(path: Path) -> Contacts:
+    """Return what the members of a run left in a file; raise `InputError` where it is no such file."""
+    return parse(Contacts, read_json(path, InputError), str(path), InputError)
 
 
 def _experiment(facts: RunFacts, overrides: Sequence[str]) -> Experiment:

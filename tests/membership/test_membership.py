@@ -12,6 +12,7 @@ from skippipe.errors import CommunicationError, ConfigError
 from skippipe.membership.epoch import Member
 from skippipe.membership.keys import run_keys
 from skippipe.membership.links import Links
+from skippipe.membership.member_link import address_of
 from skippipe.membership.membership import Membership
 from skippipe.membership.messages import Application, Envelope, Hello
 
@@ -139,6 +140,12 @@ def test_strangers_do_not_get_in() -> None:
 def test_a_short_secret_is_refused() -> None:
     with pytest.raises(ConfigError, match="the run's secret has 5 characters, at least 16 are needed"):
         Membership.open("n0", "127.0.0.1", "short", SILENCE_S)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 250])
+def test_a_name_that_no_host_can_have_is_named(host: str) -> None:
+    with pytest.raises(CommunicationError, match="the host of n1, has no address"):
+        address_of(Member(name="n1", host=host, port=1, incarnation="1" * 32))
 
 
 def test_a_run_may_have_one_member_and_its_epochs_follow_at_once() -> None:

@@ -16,6 +16,7 @@ from mutations import mutated
 from small_runs import write_run
 from torch._C._distributed_c10d import HashStore
 
+from skippipe.checkpoint.layer_choice import LayerChoice, read_choice, write_choice
 from skippipe.checkpoint.reader import METADATA, FileRecord, Metadata, read_metadata
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
@@ -25,11 +26,16 @@ from skippipe.cluster.measured import read_trace
 from skippipe.config.experiment import WandbOptions
 from skippipe.config.experiment_file import load_experiment, load_run
 from skippipe.errors import SkipPipeError
+from skippipe.membership.epoch import Member
+from skippipe.membership.live_run import MEMBERS_FILE, Contacts
 from skippipe.monitor.evaluation_results import read_evaluation
 from skippipe.monitor.report import run_record
 from skippipe.monitor.report.run_record import RankMemory
+from skippipe.monitor.run_events import FILE_NAME, MembershipChange, read_changes
 from skippipe.monitor.wandb_run import wandb_id
+from skippipe.planning.churn.trace_files import load_trace
 from skippipe.runtime.ranks.store_names import Board, store_of_board
+from skippipe.training.joining import read_contacts
 from skippipe.training.run_owner import Owner, read_owner
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
@@ -37,8 +43,8 @@ from skippipe_scheduler.problem.cluster import load_cluster
 from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, StageNodes, load_problem
 
 SEED: Final = int(os.environ.get("MUTATION_SEED", "1"))
-MUTATIONS: Final = int(os.environ.get("MUTATIONS", "210"))
-"""Of each of 15 readers; that makes 3,150. To look further, give more of them and another seed in the environment."""
+MUTATIONS: Final = int(os.environ.get("MUTATIONS", "150"))
+"""Of each of 21 readers; that makes 3,150. To look further, give more of them and another seed in the environment."""
 MOST_BYTES: Final = 2**30
 """What all of them together may make this process grow by."""
 EXPERIMENT = b"""
@@ -103,7 +109,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> Path:
     lines = (folder / "trace" / f"{plan.nodes[0]}.jsonl").read_text()[:400]
     (folder / "trace" / "rank-0.jsonl").write_text(lines + "\n" + json.dumps(wait | {"start_s": 0.1, "end_s": 0.2}))
     (folder / "wandb_id").write_text("a1b2c3d4")
+    write_changes(folder)
+    own_nodes = f"time_s,node,event\n3.5,{plan.nodes[0]},lost\n20,{plan.nodes[0]},back\n3600,,end\n"
+    (folder / "trace.csv").write_text(own_nodes)
+    (folder / "machines.csv").write_text("2024-05-01,00:00:00,4\n2024-05-01,01:00:00,3\n2024-05-01,02:30:00,4\n")
+    (folder / "trace.json").write_text(json.dumps([{"Time": 0, "GPUs": 4}, {"Time": 60, "GPUs": 3}]))
+    choice = LayerChoice(
+        model="tiny",
+        checkpoint="step-00000003",
+        policy="best",
+        keep=0.5,
+        share_computed=0.5,
+        perplexity=9.5,
+        num_layers=6,
+        attention=(0, 1, 3),
+        feed_forward=(0, 2, 3),
+    )
+    write_choice(choice, folder / "choice.json")
     return folder
+
+
+def write_changes(folder: Path) -> None:
+    """Write what a run leaves whose members change, and who they are: nobody that is there."""
+    member = Member(name="n0", host="127.0.0.1", port=1, incarnation="0" * 32, data_port=1)
+    Contacts(secret="the secret of this run", members=(member,)).keep(folder)
+    MembershipChange(
+        epoch=1,
+        lost={"n1": "connection closed"},
+        joined=(),
+        members=("n0",),
+        absent_stages=(2,),
+        restored=(),
+        reason="n1 lost",
+        step=7,
+        interrupted=True,
+        durations_s={"planning": 0.5},
+        total_s=1.5,
+    ).append_to(folder)
 
 
 READERS: Final[dict[str, Callable[[Path], Any]]] = {
@@ -121,6 +163,12 @@ READERS: Final[dict[str, Callable[[Path], Any]]] = {
         str(read_owner(folder)),
         (read_owner(folder) or Owner.here()).alive,
     ),
+    FILE_NAME: lambda folder: [str(change) for change in read_changes(folder)],
+    MEMBERS_FILE: lambda folder: read_contacts(folder / MEMBERS_FILE),
+    "trace.csv": lambda folder: load_trace(folder / "trace.csv", load_plan(folder / "plan.json")),
+    "machines.csv": lambda folder: load_trace(folder / "machines.csv", load_plan(folder / "plan.json")),
+    "trace.json": lambda folder: load_trace(folder / "trace.json", load_plan(folder / "plan.json")),
+    "choice.json": lambda folder: read_choice(folder / "choice.json"),
     "wandb_id": lambda folder: wandb_id(folder, WandbOptions(), None),
     f"{CHECKPOINT}/{METADATA}": lambda folder: read_metadata(folder / CHECKPOINT),
     f"{CHECKPOINT}/model-stage-0.safetensors": lambda folder: newest_sound_checkpoint(folder),

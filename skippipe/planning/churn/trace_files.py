@@ -1,14 +1,18 @@
 """Failure traces from files: a simple CSV of a plan's own nodes, and the formats of public traces of other machines."""
 
-import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from skippipe.errors import InputError
 from skippipe.planning.churn.failure_trace import SECONDS_PER_HOUR, FailureTrace, make_trace
 from skippipe.planning.churn.machine_counts import MachineChange, counts_as_changes, on_nodes
+from skippipe_scheduler.files import Count, Seconds, describe, parse_json, read_text
 from skippipe_scheduler.plan.plan import Plan
 
 HEADER = ("time_s", "node", "event")
@@ -21,6 +25,17 @@ FORMATS = (
     "rows of time_s,node,lost|back|end; Bamboo's milliseconds,add|remove,node; seconds,machines; "
     'date, time, machines; Sailor\'s [{"Time": s, "GPUs": n}]; CheckFree\'s {"node": [iteration, ...]}'
 )
+
+
+class _Sample(BaseModel):
+    """How many machines were there at one time, as Sailor writes it."""
+
+    time_s: Annotated[Seconds, Field(alias="Time")]
+    machines: Annotated[Count, Field(alias="GPUs")]
+
+
+_SAMPLES = TypeAdapter(list[_Sample])
+_ITERATIONS = TypeAdapter(dict[int, list[Count]])
 
 
 def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) -> FailureTrace:
@@ -36,10 +51,7 @@ def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) 
     Raises:
         InputError: The file cannot be read, or something in it is wrong; the message names the line or the node.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as reason:
-        raise InputError(f"{path}: the trace cannot be read: {reason}") from None
+    text = read_text(path, InputError)
     if text.lstrip()[:1] in ("[", "{"):
         return _from_json(text, path, plan, rejoin_s, seed)
     rows = [
@@ -74,9 +86,9 @@ def _machines(rows: Sequence[TraceRow], path: Path) -> list[MachineChange]:
         if _cell(cells, 1, place) in ("add", "remove"):
             moved.setdefault(_number(cells, 0, place) / MILLI, Counter())[cells[1]] += 1
         elif len(cells) == len(("date", "time", "machines")):
-            counts.append((_instant_s(cells, place), int(_number(cells, 2, place))))
+            counts.append((_instant_s(cells, place), _count(cells, 2, place)))
         else:
-            counts.append((_number(cells, 0, place) * unit_s, int(_number(cells, 1, place))))
+            counts.append((_number(cells, 0, place) * unit_s, _count(cells, 1, place)))
     if moved and counts:
         raise InputError(f"{path}: some rows add and remove machines, others count them; one file has one format")
     if not moved:
@@ -86,14 +98,14 @@ def _machines(rows: Sequence[TraceRow], path: Path) -> list[MachineChange]:
 
 def _from_json(text: str, path: Path, plan: Plan, rejoin_s: float, seed: int) -> FailureTrace:
     """Return the trace of Sailor's counts, or of CheckFree's iterations."""
+    content = parse_json(text, str(path), InputError)
     try:
-        content = json.loads(text)
         if isinstance(content, list):
-            counts = [(float(sample["Time"]), int(sample["GPUs"])) for sample in content]
+            counts = [(sample.time_s, sample.machines) for sample in _SAMPLES.validate_python(content)]
             return on_nodes(counts_as_changes(counts), plan, str(path), seed=seed)
-        failures = {int(node): [int(iteration) for iteration in listed] for node, listed in content.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as reason:
-        raise InputError(f"{path}: not a known trace ({reason}); known are {FORMATS}") from None
+        failures = _ITERATIONS.validate_python(content)
+    except ValidationError as reason:
+        raise InputError(f"{path}: not a known trace ({describe(reason)}); known are {FORMATS}") from None
     return _from_iterations(failures, path, plan, rejoin_s)
 
 
@@ -121,10 +133,21 @@ def _cell(cells: Sequence[str], index: int, place: str) -> str:
 
 
 def _number(cells: Sequence[str], index: int, place: str) -> float:
+    cell = _cell(cells, index, place)
     try:
-        return float(_cell(cells, index, place))
+        number = float(cell)
     except ValueError:
-        raise InputError(f"{place}: {cells[index]!r} is not a number; known traces are {FORMATS}") from None
+        raise InputError(f"{place}: {cell!r} is not a number; known traces are {FORMATS}") from None
+    if not math.isfinite(number):
+        raise InputError(f"{place}: {cell!r} is no time and no number of machines; known traces are {FORMATS}")
+    return number
+
+
+def _count(cells: Sequence[str], index: int, place: str) -> int:
+    number = _number(cells, index, place)
+    if number < 0 or not number.is_integer():
+        raise InputError(f"{place}: {cells[index]!r} is no number of machines; known traces are {FORMATS}")
+    return int(number)
 
 
 def _instant_s(cells: Sequence[str], place: str) -> float:
