@@ -11,7 +11,8 @@ from .errors import (
 )
 from .inference.decoder import Decoder as Decoder
 from .inference.evaluation.perplexity import PerplexityOptions as PerplexityOptions, evaluate as evaluate
-from .inference.generation.generation import Generated as Generated, Sampling as Sampling, generate as generate
+from .inference.generation.generation import Generated as Generated, generate as generate
+from .inference.generation.sampling import Sampling as Sampling
 from .inference.generation.text_generation import (
     Continuation as Continuation,
     TextOptions as TextOptions,

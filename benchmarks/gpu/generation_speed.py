@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from generation.run import seconds
 from skippipe.config.experiment import Experiment
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.generation.drafts.drafter import FixedDraft
 from skippipe.inference.generation.generation import generate
-from skippipe.inference.generation.speculative import draft_layers, speculate_all
+from skippipe.inference.generation.speculative import draft_layers, speculate
 from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.construction import build_policy
 from skippipe.model.architecture import build_config
@@ -91,9 +92,10 @@ def _draft(figures: Figures, model: PreTrainedModel, tokens: int) -> None:
     """Let half the depth draft; weights are random, so what counts is the time of a pass, not what is accepted."""
     decoder = Decoder(find_parts(model))
     prompts = torch.randint(0, model.config.vocab_size, (1, PROMPT_TOKENS)).tolist()
-    draft = draft_layers(build_policy("exit", PolicyContext(decoder, 0.5, num_generated=tokens)), decoder)
-    made = speculate_all(decoder, draft, prompts, max_new_tokens=tokens)
-    taken_s = seconds(_finished(lambda: speculate_all(decoder, draft, prompts, max_new_tokens=tokens), figures.device))
+    layers = draft_layers(build_policy("exit", PolicyContext(decoder, 0.5, num_generated=tokens)), decoder)
+    draft = FixedDraft(decoder, layers)
+    made = speculate(decoder, draft, prompts, max_new_tokens=tokens)
+    taken_s = seconds(_finished(lambda: speculate(decoder, draft, prompts, max_new_tokens=tokens), figures.device))
     figures.add(f"batch 1: drafts at half depth, {made.acceptance:.0%} accepted", tokens / taken_s, "tokens/s")
 
 

@@ -208,13 +208,14 @@ class Decoder:
         self,
         input_ids: Tensor,
         position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *,
         layers: LayerSelection = (),
         cache: RouteCache | None = None,
     ) -> Tensor:
         """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
         part = self._part("embedding", layers, lambda: self._some(layers, embedding=True))
-        arguments = self._arguments(input_ids, position_ids, None, cache)
+        arguments = self._arguments(input_ids, position_ids, attention_mask, cache)
         hidden: Tensor = part(input_ids=input_ids, **arguments).last_hidden_state
         return hidden
 

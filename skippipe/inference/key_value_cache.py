@@ -1,8 +1,10 @@
 """Keys and values of the layers that ran: any subset of them, in any order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -46,6 +48,15 @@ class RouteCache(Cache):  # type: ignore[misc]  # transformers has no types
         for index in layers:
             self.layers[index].length = min(self.layers[index].length, length)
 
+    @contextmanager
+    def restored(self, first: int) -> Iterator[None]:
+        """Leave the positions from `first` on as they were, whatever is run inside."""
+        seen, kept = self.seen, [layer.copied(first) for layer in self.layers]
+        yield
+        self.seen = seen
+        for layer, (keys, values) in zip(self.layers, kept, strict=True):
+            layer.put(first, keys, values)
+
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
     """Keys and values of one layer, written into room that is there from the start."""
@@ -64,6 +75,20 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no ty
         self.keys[:, :, first : self.length] = key_states
         self.values[:, :, first : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def copied(self, first: int) -> tuple[Tensor, Tensor]:
+        """Return a copy of keys and values from a position on, (B, H, t, D)."""
+        if not self.is_initialized:
+            return torch.empty(0), torch.empty(0)
+        return self.keys[:, :, first : self.length].clone(), self.values[:, :, first : self.length].clone()
+
+    def put(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Put back what was copied; it ends the layer's positions."""
+        if keys.dim() == 4:
+            self.length = first + keys.shape[2]
+            self.keys[:, :, first : self.length], self.values[:, :, first : self.length] = keys, values
+        else:
+            self.length = 0
 
     def _room(self, states: Tensor) -> Tensor:
         rows, heads, _, width = states.shape

@@ -22,8 +22,10 @@ from skippipe.inference.distributed.frame_links import Frame
 from skippipe.inference.distributed.session import open_model
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
-from skippipe.inference.generation.generation import Sampling, generate
-from skippipe.inference.generation.speculative import draft_layers, speculate_all
+from skippipe.inference.generation.drafts.drafter import FixedDraft
+from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.sampling import Sampling
+from skippipe.inference.generation.speculative import draft_layers, speculate
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import Policy, PolicyContext
 from skippipe.inference.policies.construction import build_policy
@@ -65,7 +67,7 @@ def answer(model: LoadedModel, question: str) -> Any:
         return as_json(evaluate(model, policies=["full", "random", "unified"], keeps=[0.67], options=options))
     if kind == "speculative":
         draft = draft_layers(_policy(model, argument), model.decoder)
-        return as_json(speculate_all(model.decoder, draft, PROMPTS, max_new_tokens=NEW))
+        return as_json(speculate(model.decoder, FixedDraft(model.decoder, draft), PROMPTS, max_new_tokens=NEW))
     if kind == "logits":
         layers_of = [_policy(model, "skipdecode").layers_at(position, 4) for position in range(11)]
         with torch.inference_mode():

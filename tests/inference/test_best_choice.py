@@ -12,6 +12,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection, Segment, layers_run, segments, share_computed
 from skippipe.inference.evaluation.layer_drawing import draw_layers
+from skippipe.inference.generation.drafts.drafter import FixedDraft
 from skippipe.inference.generation.generation import generate
 from skippipe.inference.generation.speculative import speculate
 from skippipe.inference.policies.base import FixedLayers, PolicyContext
@@ -49,7 +50,7 @@ def test_halves_of_layers_run_as_in_a_slow_model(architecture: str) -> None:
     torch.testing.assert_close(logits[0], slow.logits(tokens, lambda position: HALVED), rtol=1e-5, atol=1e-5)
     generated = generate(made, FixedLayers(HALVED), [tokens], max_new_tokens=4)
     assert generated.tokens[0] == slow.greedy(tokens, 4, lambda position: HALVED)
-    drafted = speculate(made, HALVED, tokens, max_new_tokens=6, num_drafted=2)
+    drafted = speculate(made, FixedDraft(made, HALVED, 2), [tokens], max_new_tokens=6)
     assert drafted.tokens == generate(made, FixedLayers(made.all_layers), [tokens], max_new_tokens=6).tokens
 
 

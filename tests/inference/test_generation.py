@@ -16,7 +16,9 @@ from skippipe.cli.main import main
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment
-from skippipe.inference.generation.generation import Sampling, generate
+from skippipe.inference.generation.drafts.drafter import FixedDraft
+from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.sampling import Sampling
 from skippipe.inference.generation.speculative import speculate
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
@@ -173,7 +175,7 @@ def test_longrope_reads_the_text_again_where_its_factors_change() -> None:
         found = generate(decoder, policy, [prompt], max_new_tokens=NEW).tokens
         assert found == library(model, [prompt]), prompt
     with pytest.raises(InputError, match="pass position 10, where the model's longrope"):
-        speculate(decoder, (0, 1), [1] * 6, max_new_tokens=NEW)
+        speculate(decoder, FixedDraft(decoder, (0, 1)), [[1] * 6], max_new_tokens=NEW)
 
 
 def test_a_token_that_the_model_does_not_know_is_refused() -> None:
@@ -252,12 +254,16 @@ def test_speculation_prints_what_full_depth_does(run_dir: Path, capsys: pytest.C
     assert code == 0
     assert speculated == full
     assert "drafted tokens were right" in summary
+    code, speculated, summary = run(capsys, *options, "--speculative", "auto")
+    assert code == 0
+    assert speculated == full
+    assert "lookups in the text" in summary
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--prompt", "x", "--speculative", "3", "--do-sample"], "leave out --do-sample"),
+        (["--prompt", "x", "--speculative", "many"], "not a valid"),
         (["--prompt", "x", "--speculative", "3", "--policy", "skipdecode", "--keep", "0.5"], "same whole layers"),
         (["--prompt", "x" * 2048], "prompt 0: 2048 tokens, the model's context is 2048"),
         (["--prompt", "x", "--max-new-tokens", "5000"], "has room for 2047"),

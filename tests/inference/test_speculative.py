@@ -7,6 +7,7 @@ from tiny_decoders import ARCHITECTURES, decoder_of, model_of, tiny
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.generation.drafts.drafter import FixedDraft
 from skippipe.inference.generation.generation import generate
 from skippipe.inference.generation.speculative import speculate
 from skippipe.inference.policies.base import FixedLayers
@@ -28,7 +29,7 @@ def test_output_is_greedy_decoding(architecture: str) -> None:
     rates = set()
     for index, prompt in enumerate(prompts(35)):
         draft = DRAFTS[index % len(DRAFTS)]
-        result = speculate(decoder, draft, prompt, max_new_tokens=8, num_drafted=1 + index % 4)
+        result = speculate(decoder, FixedDraft(decoder, draft, 1 + index % 4), [prompt], max_new_tokens=8)
         assert result.tokens == generate(decoder, whole, [prompt], max_new_tokens=8).tokens, (prompt, draft)
         rates.add(result.acceptance)
         if draft == decoder.all_layers:
@@ -41,20 +42,21 @@ def test_good_drafts_save_passes_of_the_whole_model() -> None:
     for layer in list(decoder.layers)[3:]:
         layer.get_parameter("self_attn.o_proj.weight").data *= 0
         layer.get_parameter("mlp.down_proj.weight").data *= 0
-    result = speculate(decoder, (0, 1, 2), [3, 4], max_new_tokens=16, num_drafted=4)
+    result = speculate(decoder, FixedDraft(decoder, (0, 1, 2)), [[3, 4]], max_new_tokens=16)
     assert result.acceptance == 1
     assert result.checks == 3
 
 
 def test_end_of_text_ends_in_the_middle_of_a_draft() -> None:
     decoder = Decoder(find_parts(model_of("llama")))
-    whole = speculate(decoder, (0, 1, 2, 3, 4, 5), [9, 8, 7], max_new_tokens=12).tokens[0]
+    drafter = FixedDraft(decoder, decoder.all_layers)
+    whole = speculate(decoder, drafter, [[9, 8, 7]], max_new_tokens=12).tokens[0]
     end = whole[2]
     told: list[int] = []
     result = speculate(
         decoder,
-        (0, 1, 2, 3, 4, 5),
-        [9, 8, 7],
+        drafter,
+        [[9, 8, 7]],
         max_new_tokens=12,
         eos_id=end,
         on_tokens=lambda tokens: told.extend(tokens.tolist()),
@@ -65,6 +67,6 @@ def test_end_of_text_ends_in_the_middle_of_a_draft() -> None:
 def test_mistakes() -> None:
     decoder = Decoder(find_parts(model_of("llama")))
     with pytest.raises(InputError, match="at least one token"):
-        speculate(decoder, (0,), [1], max_new_tokens=3, num_drafted=0)
+        FixedDraft(decoder, (0,), 0)
     with pytest.raises(InputError, match="context is 2048"):
-        speculate(decoder, (0,), [1] * 2048, max_new_tokens=3)
+        speculate(decoder, FixedDraft(decoder, (0,)), [[1] * 2048], max_new_tokens=3)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from skippipe.inference.generation.text_generation import TextOptions
 
 FILE = UserPath()
+
+
+class _Drafted(click.IntRange):
+    """A number of tokens, or `auto`."""
+
+    name = "N|auto"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 @click.command("generate", cls=PolicyCommand)
@@ -38,8 +50,9 @@ FILE = UserPath()
 @click.option(
     "--speculative",
     "num_drafted",
-    type=click.IntRange(min=1),
-    help="Draft so many tokens with the policy, check them at full depth; the text is that of full depth.",
+    type=_Drafted(),
+    help="Draft so many tokens with the policy, check them at full depth; the text is that of full depth. auto: choose "
+    "their number and the layers, or lookups in the text, while decoding; with a policy, its layers alone.",
 )
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Of tokens and random stages.")
 @click.option("--stages", "num_stages", type=click.IntRange(min=1), help="Split into so many stages, not the plan's.")
@@ -90,16 +103,14 @@ def _text_options(
     policy: str,
     keep: float,
     max_new_tokens: int,
-    num_drafted: int | None,
+    num_drafted: int | Literal["auto"] | None,
     calibration: tuple[Path, ...],
     **sampling: Any,
 ) -> "TextOptions":
     """Return what is asked for; what the sampling refuses is said before a model is loaded."""
-    from skippipe.inference.generation.generation import Sampling
+    from skippipe.inference.generation.sampling import Sampling
     from skippipe.inference.generation.text_generation import TextOptions
 
     chosen = Sampling(**sampling)
     chosen.processors()
-    if num_drafted is not None and chosen.changes_scores:
-        raise click.UsageError("--speculative gives the likeliest tokens: leave out --do-sample and the penalty")
     return TextOptions(policy, keep, max_new_tokens, chosen, num_drafted, calibration)

@@ -53,14 +53,15 @@ class DistributedDecoder(Decoder):
         self,
         input_ids: Tensor,
         position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *,
         layers: LayerSelection = (),
         cache: RouteCache | None = None,
     ) -> Tensor:
         """Return the hidden states before the first layer, or after `layers`: (B, T) -> (B, T, D)."""
         if self.is_here(layers):
-            return super().embed(input_ids, position_ids, layers=layers, cache=cache)
-        return self.run_layers(super().embed(input_ids, position_ids), layers, position_ids, cache=cache)
+            return super().embed(input_ids, position_ids, attention_mask, layers=layers, cache=cache)
+        return self.run_layers(super().embed(input_ids, position_ids), layers, position_ids, attention_mask, cache)
 
     def run_layers(
         self,

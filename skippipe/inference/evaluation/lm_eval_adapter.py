@@ -20,7 +20,8 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Flop
 from skippipe.inference.evaluation.scoring import Passage, Score, batches, score
-from skippipe.inference.generation.generation import Sampling, generate
+from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.sampling import Sampling
 from skippipe.inference.policies.base import Policy
 from skippipe.inference.prompt_tokenizer import PromptTokenizer
 

@@ -1,23 +1,17 @@
 """Text from a model of which a part runs: a KV cache, batches of prompts of any lengths, Hugging Face's sampling."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Flop, Segment, segments
 from skippipe.inference.generation.flop_counter import FlopCounter
+from skippipe.inference.generation.sampling import Sampling, TokenChoice
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FlopMeter, Policy
 
@@ -29,53 +23,6 @@ EndOfText = int | Collection[int] | None
 """Token or tokens that end a text; None where no token does."""
 IsEnd = Callable[[Sequence[int]], bool]
 """Whether the new tokens of a row are a whole answer."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen; names, order and meaning as in `transformers`.
-
-    Examples:
-        >>> Sampling().changes_scores, Sampling(repetition_penalty=1.2).changes_scores
-        (False, True)
-        >>> drawn = Sampling(do_sample=True, temperature=0.8, top_p=0.9, seed=1)
-        >>> len(generate_texts(model, ["import "], TextOptions(sampling=drawn, max_new_tokens=3)).result.tokens[0])
-        3
-    """
-
-    do_sample: bool = False
-    """Whether to draw the token; else the likeliest one is taken, and only the repetition penalty has an effect."""
-    temperature: float = 1.0
-    """What the logits are divided by; above 0."""
-    top_k: int = 50
-    """Draw from so many of the likeliest tokens; from all where it is 0."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that have this probability together; from all where it is 1."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that the text has already become less likely."""
-    seed: int = 0
-    """Seed of the draws."""
-
-    @property
-    def changes_scores(self) -> bool:
-        """Whether anything but the likeliest token of the model itself can be chosen."""
-        return self.do_sample or self.repetition_penalty != 1.0
-
-    def processors(self) -> LogitsProcessorList:
-        """Return what turns logits into scores; raise `InputError` for values that the library refuses."""
-        chosen = LogitsProcessorList()
-        try:
-            if self.repetition_penalty != 1.0:
-                chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-            if self.do_sample and self.temperature != 1.0:
-                chosen.append(TemperatureLogitsWarper(self.temperature))
-            if self.do_sample and self.top_k != 0:
-                chosen.append(TopKLogitsWarper(self.top_k))
-            if self.do_sample and self.top_p < 1.0:
-                chosen.append(TopPLogitsWarper(self.top_p))
-        except ValueError as reason:
-            raise InputError(f"sampling: {' '.join(str(reason).split())}") from None
-        return chosen
 
 
 @dataclass
@@ -225,9 +172,7 @@ class _Loop:
         self._end = self.length + max_new_tokens
         self.ids = torch.cat([batch.ids, batch.ids.new_zeros(len(batch.ids), max_new_tokens)], dim=1)
         self._cache = RouteCache(decoder.num_layers, self._end)
-        self._sample = sampling.do_sample
-        self._processors = sampling.processors()
-        self._generator = torch.Generator(decoder.device).manual_seed(sampling.seed) if sampling.do_sample else None
+        self._choice = TokenChoice(sampling, batch.lengths, decoder.device)
         self.tally = FlopCounter(decoder.num_layers, decoder.cost, batch.lengths, meter)
 
     def answers(self) -> list[list[int]]:
@@ -240,7 +185,7 @@ class _Loop:
         end_ids = torch.tensor(sorted(ends), device=self.ids.device, dtype=torch.long)
         ended = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         while True:
-            tokens = self._choose(self._logits()[:, -1])  # (B,)
+            tokens = self._choice.choose(self.ids[:, : self.length], self._logits()[:, -1])  # (B,)
             self.ids[:, self.length] = tokens
             self.length += 1
             if on_tokens is not None:
@@ -304,24 +249,6 @@ class _Loop:
         )
         self.tally.count_step(layers)
         return logits
-
-    def _choose(self, logits: Tensor) -> Tensor:
-        """Return the next token of each row: (B, V) -> (B,)."""
-        scores: Tensor = logits.float()
-        if self._processors:
-            scores = torch.cat([self._processors(ids, row) for ids, row in self._rows(scores)])
-        if not self._sample:
-            return scores.argmax(dim=-1)
-        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self._generator).squeeze(1)
-
-    def _rows(self, scores: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the text so far without padding, (b, T), and scores, (b, V), of rows with texts of one length."""
-        if self._batch.mask is None:
-            yield self.ids[:, : self.length], scores
-            return
-        for row, length in enumerate(self._batch.lengths):
-            own = slice(self._prompt_length - length, self.length)
-            yield self.ids[row : row + 1, own], scores[row : row + 1]
 
 
 def end_tokens(eos_id: EndOfText) -> frozenset[int]:

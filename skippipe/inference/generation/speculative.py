@@ -1,23 +1,33 @@
 """Self-speculative decoding: a part of the model drafts tokens, the whole of it checks them all at once.
 
-The draft may be an early exit (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710, 3.3) or any subset of the layers
-(Draft & Verify, Zhang et al. 2023, arXiv 2309.08168). Layers at the bottom that both share in the same order are
-computed once for a drafted token: their keys, values and outputs stay for the check. What the draft's other layers
-wrote is forgotten before the check. The answer is that of greedy decoding at full depth.
+The draft may be an early exit (LayerSkip, Elhoushi et al. 2024, arXiv 2404.16710, 3.3), any subset of the layers
+(Draft & Verify, Zhang et al. 2023, arXiv 2309.08168), or chosen anew while decoding. The answer is that of decoding at
+full depth: the same tokens where the likeliest is taken, and the same distribution where tokens are drawn.
+
+The rows of a batch stay in step: as many drafted tokens are kept in each as are right in all rows that have not ended.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import LayerSelection, Segment
-from skippipe.inference.generation.generation import EndOfText, check_prompts, end_tokens, up_to_end
-from skippipe.inference.key_value_cache import RouteCache
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.generation.checked_texts import CheckedTexts
+from skippipe.inference.generation.drafts.drafter import DraftedTokens, Drafter
+from skippipe.inference.generation.generation import (
+    EndOfText,
+    OnTokens,
+    Prompts,
+    check_prompts,
+    end_tokens,
+    up_to_end,
+)
+from skippipe.inference.generation.sampling import Sampling, TokenChoice
 from skippipe.inference.policies.base import Policy, fixed_layers
 
 
@@ -28,8 +38,11 @@ class Speculated:
     tokens: list[list[int]]
     drafted: int
     accepted: int
+    """Drafted tokens that were kept."""
     checks: int
-    """Passes of the whole model after the prompt."""
+    """Passes of the whole model after the prompts."""
+    drafts: str = ""
+    """What drafted how much, in words."""
 
     @property
     def acceptance(self) -> float:
@@ -39,63 +52,35 @@ class Speculated:
     @property
     def summary(self) -> str:
         """How good the drafts were, in words."""
-        return f"{self.acceptance:.1%} of {self.drafted} drafted tokens were right, {self.checks} passes at full depth"
-
-
-def speculate_all(
-    decoder: Decoder, draft: LayerSelection, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, **options: Any
-) -> Speculated:
-    """Continue prompts one after the other, since each accepts drafts at its own pace; see `speculate`."""
-    check_prompts(decoder, prompts, max_new_tokens)
-    results = [speculate(decoder, draft, prompt, max_new_tokens=max_new_tokens, **options) for prompt in prompts]
-    return Speculated(
-        tokens=[result.tokens[0] for result in results],
-        drafted=sum(result.drafted for result in results),
-        accepted=sum(result.accepted for result in results),
-        checks=sum(result.checks for result in results),
-    )
+        rate = f"{self.acceptance:.1%} of {self.drafted} drafted tokens were right, {self.checks} passes at full depth"
+        return f"{rate}; {self.drafts}" if self.drafts else rate
 
 
 @torch.inference_mode()
 def speculate(
     decoder: Decoder,
-    draft: LayerSelection,
-    prompt: Sequence[int],
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    num_drafted: int = 4,
+    sampling: Sampling | None = None,
     eos_id: EndOfText = None,
-    on_tokens: Callable[[Tensor], None] | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> Speculated:
-    """Continue one prompt; `draft` are the layers that draft `num_drafted` tokens before each check.
+    """Continue prompts as one batch; `drafter` drafts tokens before each check. Other arguments as in `generate`.
 
-    Raises `InputError` where prompt and answer do not fit into the context, or the draft is no part of the model.
+    Raises `InputError` where prompt and answer do not fit into the context.
     """
-    check_prompts(decoder, [prompt], max_new_tokens)
-    if num_drafted < 1:
-        raise InputError(f"--speculative {num_drafted}: at least one token has to be drafted before a check")
-    if decoder.must_read_again(len(prompt), len(prompt) + max_new_tokens):
+    check_prompts(decoder, prompts, max_new_tokens)
+    longest = max(map(len, prompts))
+    if decoder.must_read_again(longest, longest + max_new_tokens):
         raise InputError(
             f"--speculative: prompt and answer pass position {decoder.rope_border}, where the model's longrope takes "
             "other factors; leave --speculative out, or ask for fewer new tokens"
         )
-    if not draft:
-        raise InputError("the draft runs no layers")
-    speculation = _Speculation(decoder, draft, len(prompt) + max_new_tokens)
-    ends, tokens = end_tokens(eos_id), [speculation.read(prompt)]
-    drafted = accepted = checks = 0
-    _tell(on_tokens, tokens)
-    while len(tokens) < max_new_tokens and tokens[-1] not in ends:
-        room = max_new_tokens - len(tokens) - 1
-        proposal = speculation.draft_after(tokens[-1], min(num_drafted, room))
-        chosen = speculation.check()
-        agreed = next((index for index, token in enumerate(proposal) if token != chosen[index]), len(proposal))
-        new = up_to_end(chosen[: agreed + 1], ends)
-        speculation.keep(agreed + 1)
-        drafted, accepted, checks = drafted + len(proposal), accepted + agreed, checks + 1
-        tokens += new
-        _tell(on_tokens, new)
-    return Speculated([tokens], drafted, accepted, checks)
+    rounds = _Rounds(decoder, prompts, max_new_tokens, sampling or Sampling(), end_tokens(eos_id), on_tokens)
+    rounds.run(drafter)
+    return Speculated(rounds.answers(), rounds.drafted, rounds.accepted, rounds.checks, drafter.summary)
 
 
 def draft_layers(policy: Policy, decoder: Decoder) -> LayerSelection:
@@ -109,70 +94,75 @@ def draft_layers(policy: Policy, decoder: Decoder) -> LayerSelection:
     return layers
 
 
-class _Speculation:
-    """The cache of one text and the tokens in front of it that are not checked yet; hidden size D."""
+class _Rounds:
+    """Drafts and checks of one batch, B rows, until all have ended or there is no room left."""
 
-    def __init__(self, decoder: Decoder, draft: LayerSelection, capacity: int) -> None:
-        self._decoder = decoder
-        layers = decoder.all_layers
-        common = next((at for at, layer in enumerate(draft) if layer != layers[at]), len(draft))
-        self._shared, self._draft_only, self._rest = layers[:common], draft[common:], layers[common:]
-        self._cache = RouteCache(decoder.num_layers, capacity)
-        self._checked = 0
-        self._hidden: list[Tensor] = []
-        """Output of the shared layers for each token that is not checked, (1, 1, D)."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        ends: frozenset[int],
+        on_tokens: OnTokens | None,
+    ) -> None:
+        batch = Prompts.of(prompts, max_new_tokens, decoder.device)
+        self._texts = CheckedTexts(decoder, batch, max_new_tokens)
+        self._choice = TokenChoice(sampling, batch.lengths, decoder.device)
+        self._end, self._ends, self._on_tokens = self._texts.length + max_new_tokens, ends, on_tokens
+        self._end_ids = torch.tensor(sorted(ends), device=decoder.device, dtype=torch.long)
+        self._ended = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
+        self.drafted = self.accepted = self.checks = 0
 
-    def read(self, prompt: Sequence[int]) -> int:
-        """Run the prompt at full depth; return the first new token."""
-        ids = torch.tensor([list(prompt)], device=self._decoder.device)  # (1, P)
-        route = [Segment(self._decoder.all_layers, len(prompt))]
-        logits = self._decoder.logits(ids, route, cache=self._cache, num_last=1)
-        self._checked = len(prompt)
-        return int(logits[0, -1].argmax())
+    def answers(self) -> list[list[int]]:
+        """Return the new tokens of each row, up to its end."""
+        rows: list[list[int]] = self._texts.text[:, self._texts.prompt_length :].tolist()
+        return [up_to_end(row, self._ends) for row in rows]
 
-    def draft_after(self, token: int, count: int) -> list[int]:
-        """Draft `count` tokens after a token that is not in the cache yet; the last one's shared layers run too."""
-        drafted: list[int] = []
-        for index in range(count + 1):
-            hidden = self._shared_output(token)
-            if index == count:
-                break
-            if self._draft_only:
-                self._cache.seen -= 1
-                hidden = self._decoder.run_layers(hidden, self._draft_only, cache=self._cache)
-                self._cache.seen += 1
-            token = int(self._decoder.head(hidden)[0, -1].argmax())
-            drafted.append(token)
-        return drafted
+    def run(self, drafter: Drafter) -> None:
+        """Read the prompts, then draft and check."""
+        texts = self._texts
+        with drafter.watching():
+            logits = texts.read(num_known=drafter.num_known)
+        is_done = self._take(self._choice.choose(texts.text, logits))
+        while not is_done:
+            proposal = drafter.propose(texts, self._choice, ~self._ended, self._end - texts.length - 1)
+            start_s = time.perf_counter()
+            with drafter.watching():
+                checked = texts.check(proposal.layers, len(proposal.chances))
+            running = int((~self._ended).sum())
+            stays, is_done = self._keep(proposal, checked)
+            texts.settle()
+            drafter.learn(proposal, stays, time.perf_counter() - start_s)
+            self.drafted += len(proposal.chances) * running
+            self.accepted += sum(map(_all, stays)) * running
+            self.checks += 1
 
-    def check(self) -> list[int]:
-        """Return what full depth chooses after each token that is not checked."""
-        self._cache.forget(self._checked, self._rest)
-        self._cache.seen = self._checked
-        hidden = torch.cat(self._hidden, dim=1)  # (1, t, D)
-        if self._rest:
-            hidden = self._decoder.run_layers(hidden, self._rest, cache=self._cache)
-        chosen: list[int] = self._decoder.head(hidden)[0].argmax(dim=-1).tolist()  # (t,)
-        return chosen
+    def _keep(self, proposal: DraftedTokens, logits: Tensor) -> tuple[list[Tensor], bool]:
+        """Keep drafted tokens as long as they stay in all rows, and one token of the model's own.
 
-    def keep(self, count: int) -> None:
-        """Keep the first `count` tokens that were checked; forget the others."""
-        self._checked += count
-        self._cache.forget(self._checked, self._decoder.all_layers)
-        self._cache.seen = self._checked
-        self._hidden.clear()
+        Returns for each token that was judged whether it stays, (B,), and whether all is done.
+        """
+        texts, judged = self._texts, []
+        for index, chances in enumerate(proposal.chances):
+            drafted = texts.ids[:, texts.length]
+            tokens, stays = self._choice.check(texts.text, logits[:, index], drafted, chances)
+            stays |= self._ended
+            judged.append(stays)
+            is_done = self._take(tokens)
+            if is_done or not _all(stays):
+                return judged, is_done
+        return judged, self._take(self._choice.choose(texts.text, logits[:, -1]))
 
-    def _shared_output(self, token: int) -> Tensor:
-        """Run the shared layers for the next token; (1, 1, D)."""
-        ids = torch.tensor([[token]], device=self._decoder.device)
-        position = torch.tensor([[self._cache.seen]], device=self._decoder.device)
-        hidden = self._decoder.embed(ids, position, layers=self._shared, cache=self._cache)
-        self._cache.seen += 1
-        self._hidden.append(hidden)
-        return hidden
+    def _take(self, tokens: Tensor) -> bool:
+        """Add a token to each row, (B,); return whether all is done."""
+        self._texts.append(tokens)
+        if self._on_tokens is not None:
+            self._on_tokens(tokens)
+        if self._ends:
+            self._ended |= torch.isin(tokens, self._end_ids)
+        return self._texts.length == self._end or (bool(self._ends) and _all(self._ended))
 
 
-def _tell(on_tokens: Callable[[Tensor], None] | None, tokens: Sequence[int]) -> None:
-    if on_tokens is not None:
-        for token in tokens:
-            on_tokens(torch.tensor([token]))
+def _all(marks: Tensor) -> bool:
+    return bool(marks.all())

@@ -4,10 +4,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from skippipe.inference.generation.generation import Generated, Sampling, generate
-from skippipe.inference.generation.speculative import Speculated, draft_layers, speculate_all
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.generation.drafts.automatic_draft import AutomaticDraft
+from skippipe.inference.generation.drafts.drafter import Drafter, FixedDraft
+from skippipe.inference.generation.generation import Generated, generate
+from skippipe.inference.generation.sampling import Sampling
+from skippipe.inference.generation.speculative import Speculated, draft_layers, speculate
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.construction import build_policy
@@ -35,8 +40,12 @@ class TextOptions:
     """The most new tokens of each prompt."""
     sampling: Sampling = field(default_factory=Sampling)
     """Its seed is that of random stages too."""
-    num_drafted: int | None = None
-    """Tokens that the policy drafts before each check at full depth; None where nothing is drafted."""
+    num_drafted: int | Literal["auto"] | None = None
+    """Tokens that the policy drafts before each check at full depth; None where nothing is drafted.
+
+    `"auto"`: their number is chosen while decoding, and so is what drafts: lookups in the text, or layers, those of the
+    policy where that is not `full`.
+    """
     calibration: tuple[Path, ...] = ()
     """Text for policies that are calibrated; the text that the model is trained on where there is none."""
 
@@ -99,14 +108,24 @@ def generate_texts(
         calibration=lambda: text.calibration_tokens(options.calibration).to(decoder.device),
     )
     policy = build_policy(options.policy, context).sample(0)
-    draft = draft_layers(policy, decoder) if options.num_drafted is not None else ()
+    layers = draft_layers(policy, decoder) if options.num_drafted is not None else ()
     limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.end_ids}
     start_s = time.perf_counter()
     result: Generated | Speculated
     with streaming(tokenizer, ids[0] if stream else None) as on_tokens:
+        limits |= {"sampling": options.sampling, "on_tokens": on_tokens}
         if options.num_drafted is not None:
-            result = speculate_all(decoder, draft, ids, num_drafted=options.num_drafted, on_tokens=on_tokens, **limits)
+            result = speculate(decoder, _drafter(decoder, layers, ids, options), ids, **limits)
         else:
-            result = generate(decoder, policy, ids, sampling=options.sampling, on_tokens=on_tokens, **limits)
+            result = generate(decoder, policy, ids, **limits)
     duration_s = time.perf_counter() - start_s
     return Continuation([tokenizer.decode(tokens) for tokens in result.tokens], result, duration_s)
+
+
+def _drafter(
+    decoder: Decoder, layers: LayerSelection, prompts: Sequence[Sequence[int]], options: TextOptions
+) -> Drafter:
+    if isinstance(options.num_drafted, int):
+        return FixedDraft(decoder, layers, options.num_drafted)
+    given = layers if layers != decoder.all_layers else ()
+    return AutomaticDraft(decoder, [len(prompt) for prompt in prompts], options.max_new_tokens, given)

@@ -1,0 +1,124 @@
+"""Drafts that choose themselves, again before each check: a lookup in the text, some layers, or none.
+
+Each is worth what it is expected to bring less what its time would bring otherwise, by chances and times that are
+measured while decoding. Where neither is worth its time, the whole model decodes token by token.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from skippipe.errors import InputError
+from skippipe.inference.decoder import Decoder
+from skippipe.inference.depth_schedule import LayerSelection
+from skippipe.inference.generation.checked_texts import CheckedTexts
+from skippipe.inference.generation.drafts.drafter import DraftedTokens, Drafter
+from skippipe.inference.generation.drafts.gain import PassTimes, Speed
+from skippipe.inference.generation.drafts.layer_draft import LayerDraft
+from skippipe.inference.generation.drafts.layer_search import LayerSearch
+from skippipe.inference.generation.drafts.lookup_draft import LookupDraft
+from skippipe.inference.generation.sampling import TokenChoice
+
+MOST_DRAFTED = 15
+"""Tokens before a check."""
+FIRST_PASSES = 2
+"""Tokens behind the prompts that are decoded without a draft: the first warms up, the other is timed."""
+PLAIN_EVERY = 24
+"""After so many checks of drafts a token is decoded without, which tells what that takes now."""
+SEARCH_SHARE = 0.02
+"""Part of the time of decoding without drafts that the search for layers may take."""
+SAVED_SHARE = 0.25
+"""Part of the time saved by drafts that it may take beside that."""
+STEP = 2
+"""Tokens of the whole model in whose time a step of the search is expected to be done."""
+
+
+class AutomaticDraft(Drafter):
+    """Drafts with what is expected to be fastest. B rows."""
+
+    def __init__(
+        self, decoder: Decoder, lengths: Sequence[int], max_new_tokens: int, layers: LayerSelection = ()
+    ) -> None:
+        """Prompts have these `lengths`; where there are `layers`, they are the only ones that are drafted with.
+
+        Raises `InputError` where other processes hold layers.
+        """
+        if not decoder.is_here(decoder.all_layers):
+            raise InputError(
+                "--speculative auto: it looks into layers, some of which lie in other processes here; "
+                "say a number of tokens and a policy, or start one process without torchrun"
+            )
+        self._padding = [max(lengths) - length for length in lengths]
+        self._max_new_tokens = max_new_tokens
+        self._checks, self._speed = PassTimes(), Speed()
+        self._lookup = LookupDraft(self._checks)
+        self._search = LayerSearch(decoder, self._checks, min(lengths), MOST_DRAFTED, layers)
+        self._used: LookupDraft | LayerDraft | None = None
+        """What made the newest proposal."""
+        self._running = [True] * len(lengths)
+        self._plain = self._since_plain = 0
+        self._searched_s = self._start_s = 0.0
+        self._looked_up = self._by_layers = 0
+
+    @property
+    def num_known(self) -> int:
+        """Of how many of the prompts' last columns the choices of full depth are of use."""
+        return self._search.window
+
+    @property
+    def summary(self) -> str:
+        """What drafted how much, in words."""
+        return f"kept: {self._looked_up} from lookups in the text, {self._by_layers} from layers"
+
+    def watching(self) -> AbstractContextManager[object]:
+        """Return a context for the next pass of the whole model."""
+        return self._search.watching()
+
+    def propose(self, texts: CheckedTexts, choice: TokenChoice, running: Tensor, room: int) -> DraftedTokens:
+        """Draft with what gains most, if anything does."""
+        self._running, self._used, room = running.tolist(), None, min(room, MOST_DRAFTED)
+        self._start_s = time.perf_counter()
+        self._lookup.read(texts, self._padding)
+        if room == 0 or self._plain < FIRST_PASSES or self._since_plain >= PLAIN_EVERY:
+            return DraftedTokens()
+        whole_s = self._checks.seconds(1)
+        rate = self._speed.rate(whole_s)
+        self._search_on(texts, rate, whole_s)
+        layers, looked_up = self._search.found, self._lookup.worth(self._running, room, rate)
+        least = 1 - rate * whole_s
+        if layers is not None and layers.worth(self._running, room, rate) > max(looked_up, least):
+            self._used = layers
+            return layers.propose(texts, choice, self._running, room, rate)
+        if looked_up > least:
+            self._used = self._lookup
+            return self._lookup.propose(texts)
+        return DraftedTokens()
+
+    def learn(self, proposal: DraftedTokens, stays: Sequence[Tensor], check_s: float) -> None:
+        """See what stayed, and how long the check took."""
+        kept = sum(bool(stayed.all()) for stayed in stays)
+        self._since_plain += 1
+        if isinstance(self._used, LayerDraft):
+            self._used.learn(self._running, stays, check_s)
+            self._by_layers += kept
+        elif self._used is not None:
+            self._used.learn(self._running, stays)
+            self._looked_up += kept
+        else:
+            self._since_plain, self._plain = 0, self._plain + 1
+        if self._plain < FIRST_PASSES:
+            return
+        if not isinstance(self._used, LayerDraft):
+            self._checks.add(len(proposal.chances) + 1, check_s)
+        self._speed.add(kept + 1, time.perf_counter() - self._start_s)
+
+    def _search_on(self, texts: CheckedTexts, rate: float, whole_s: float) -> None:
+        """Search for layers, where there is time for a step."""
+        may_take_s = SEARCH_SHARE * self._max_new_tokens * whole_s + SAVED_SHARE * self._speed.saved_s(whole_s)
+        if self._searched_s + STEP * whole_s <= may_take_s:
+            self._search.go_on(texts, self._running, rate)
+            now_s = time.perf_counter()
+            self._searched_s += now_s - self._start_s
+            self._start_s = now_s
