@@ -116,8 +116,10 @@ class Source(NamedTuple):
     port: int
 
 
-def fetch(source: Source, keys: RunKeys, name: str, silence_s: float) -> bytes | None:
-    """Return a content whole and as it was offered, or None where there is none of that name.
+def fetch(
+    source: Source, keys: RunKeys, name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True
+) -> bytes | None:
+    """Return a content whole and as it was offered, or None where there is none of that name, or it is not `wanted`.
 
     Raises:
         CommunicationError: the other side gives no answer for `silence_s`, or its content changes all the time.
@@ -126,7 +128,7 @@ def fetch(source: Source, keys: RunKeys, name: str, silence_s: float) -> bytes |
     asking = keys.socket(context, zmq.DEALER, server=False)
     try:
         asking.connect(zmq_address(source.host, source.port))
-        return _Download(asking, source, name, silence_s).run()
+        return _Download(asking, source, name, silence_s).run(wanted)
     finally:
         asking.close()
         context.term()
@@ -145,11 +147,11 @@ class _Download:
         self._missing: deque[int] = deque()
         self._under_way: set[int] = set()
 
-    def run(self) -> bytes | None:
-        """Ask until all is there."""
+    def run(self, wanted: Callable[[], bool]) -> bytes | None:
+        """Ask until all is there, or it is not wanted any more."""
         self._ask(0)
         heard_s = asked_s = time.monotonic()
-        while True:
+        while wanted():
             if self._asking.poll(round(_POLL_S * 1000)):
                 head, piece = self._asking.recv_multipart()
                 heard_s = asked_s = time.monotonic()
@@ -168,6 +170,7 @@ class _Download:
                 asked_s = now_s
                 for begin in self._under_way or {0}:
                     self._ask(begin)
+        return None
 
     def _take(self, answer: dict[str, Any], piece: bytes) -> bool:
         """Take a piece; return whether all are there and right."""

@@ -15,13 +15,22 @@ FILE_NAME: Final = "events.jsonl"
 
 
 class RestoredStage(StrictModel):
-    """A stage that nobody held, and that goes on from an older state."""
+    """A stage that nobody held, and that goes on from another state."""
 
     stage: Count
     place: str
     """What the state was found in."""
     of_step: Count
     """After which step the state was that."""
+    node: str | None = None
+    """Who has left another stage for this one; None where one of its own nodes has come back."""
+
+    def words(self, step: int) -> str:
+        """Say it, where the others stand after `step`."""
+        behind = f", {step - self.of_step} steps behind" if self.of_step < step else ""
+        if self.node is None:
+            return f"stage {self.stage} goes on from {self.place}{behind}"
+        return f"{self.node} takes over stage {self.stage} from {self.place}{behind}"
 
 
 class MembershipChange(StrictModel):
@@ -56,10 +65,7 @@ class MembershipChange(StrictModel):
         """Say it in one line."""
         who = [f"{node} lost ({cause})" for node, cause in self.lost.items()]
         who += [f"{node} joined" for node in self.joined]
-        who += [
-            f"stage {each.stage} goes on from {each.place}, {self.step - each.of_step} steps behind"
-            for each in self.restored
-        ]
+        who += [each.words(self.step) for each in self.restored]
         num_all = len({*self.members, *self.lost})
         around = f", around stage {', '.join(map(str, self.absent_stages))}" if self.absent_stages else ""
         step = f"step {self.step + 1} {'again' if self.interrupted else 'next'}"

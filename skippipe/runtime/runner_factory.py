@@ -45,6 +45,19 @@ def make_runner(
     return DistributedRunner.connect(plans, stage, context, options)
 
 
+def make_unconnected_runner(
+    experiment: Experiment, plans: PlanSet, index: int, context: DistributedContext
+) -> LocalRunner:
+    """Return a runner that has a stage of the plans and is connected to nobody, for the next epoch to begin with."""
+    config = experiment_model(experiment)
+    alone = DistributedContext(context.rank, 1, context.local_rank, context.timeout_s)
+    options = runner_options(experiment, config, alone)
+    stage = make_stage(plans.main, index, config, experiment.seed, options)
+    runner = LocalRunner(plans, {index: stage}, options)
+    runner.rank = context.rank
+    return runner
+
+
 def make_runner_of_epoch(
     experiment: Experiment, plans: PlanSet, before: Runner, context: DistributedContext
 ) -> DistributedRunner:
@@ -55,7 +68,7 @@ def make_runner_of_epoch(
     (index, stage), *_ = before.stages.items()
     own = plans.main.stages[index]
     if own.layers != (stage.first, stage.last) or plans.main.nodes[context.rank] not in own.nodes:
-        raise PlanError(f"the new plan moves stage {index}, whose weights are here; plans keep nodes at their stages")
+        raise PlanError(f"the new plan moves stage {index}, whose weights are here; follow it before the epoch begins")
     options = runner_options(experiment, experiment_model(experiment), context)
     return DistributedRunner.connect(plans, stage, context, options)
 

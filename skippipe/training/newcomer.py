@@ -15,17 +15,14 @@ from skippipe.membership.live_run import LiveRun, find_live_run, kept_contacts
 from skippipe.membership.membership import Membership
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import choose_device
-from skippipe.runtime.local_runner import LocalRunner
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner_factory import make_stage
-from skippipe.runtime.runner_options import runner_options
+from skippipe.runtime.runner_factory import make_unconnected_runner
 from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
 from skippipe.training.recovery.run_facts import RunFacts
 from skippipe.training.recovery.run_recovery import RunRecovery, in_membership, open_membership
-from skippipe.training.recovery.state_source import StateSource
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import (
@@ -62,7 +59,7 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
             closing(recovery),
             _trainer(experiment, facts, plans, context, recovery) as trainer,
         ):
-            trainer.source = StateSource(experiment, membership, plans, live.secret)
+            trainer.lacks_state = True
             logger.info("%s is ready, and asks to be taken in", own)
             epoch = _join(membership, live, stop)
             if epoch is None:
@@ -113,11 +110,7 @@ def _trainer(
     order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
     device = choose_device(training.device, context.local_rank)
     estimates = estimate_memory(experiment, plans, hardware.device_types)
-    options = runner_options(experiment, config, context)
-    index = plans.main.stage_of[own]
-    stage = make_stage(plans.main, index, config, experiment.seed, options)
-    runner = LocalRunner(plans, {index: stage}, options)
-    runner.rank = context.rank
+    runner = make_unconnected_runner(experiment, plans, plans.main.stage_of[own], context)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
     owner = RunOwner(experiment.run_path)
     with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:

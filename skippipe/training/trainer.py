@@ -36,7 +36,7 @@ from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_f
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.runner import Runner
-from skippipe.runtime.runner_factory import make_runner_of_epoch
+from skippipe.runtime.runner_factory import make_runner_of_epoch, make_unconnected_runner
 from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
 from skippipe.training.measurement.step_trace import TraceRecorder
 from skippipe.training.measurement.utilisation import IterationFlop, utilisation
@@ -44,9 +44,9 @@ from skippipe.training.optimizer import make_optimizer
 from skippipe.training.patience import StepPatience
 from skippipe.training.recovery.progress import ProgressReport, Settlement
 from skippipe.training.recovery.run_facts import TrainerFacts
-from skippipe.training.recovery.run_recovery import RunRecovery
+from skippipe.training.recovery.run_recovery import FindState, RunRecovery
 from skippipe.training.recovery.stage_state import StageState
-from skippipe.training.recovery.state_source import FoundState, StateSource
+from skippipe.training.recovery.state_source import FoundState, WantedState
 from skippipe.training.run_directory import check_nothing_beyond, choose_checkpoint, record_inputs
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.signals import StopSignal
@@ -151,7 +151,8 @@ class Trainer:
         self.schedule = PlanSchedule.of(experiment)
         self.hardware = hardware
         self.step = 0
-        self._faults = Faults(experiment.emulation.faults, runner.plans.main.nodes[context.rank])
+        self._node = runner.plans.main.nodes[context.rank]
+        self._faults = Faults(experiment.emulation.faults, self._node)
         self._applied = self._contributed = 0
         self._sums: tuple[float, ...] | None = None
         self._begun: StepBegin | None = None
@@ -170,8 +171,10 @@ class Trainer:
         self.patience: StepPatience | None = None
         self._stopped_by: int | None = None
         self.wandb_id: str | None = None
-        self.source: StateSource | None = None
-        """Where a process that has come lately gets the state of its stage; None once it has it."""
+        self.lacks_state = False
+        """Whether this process has nothing yet of its stage: it has come lately, or has taken it over."""
+        self._has_moved = False
+        self._squared_norm = 0.0
         self.restored: RestoredStage | None = None
         """From what this process has the stage, where that was older than what the others stood at."""
         self.trace = TraceRecorder(self.run_dir, runner.rank)
@@ -346,26 +349,59 @@ class Trainer:
             wandb_id=self.wandb_id,
         )
 
+    @property
+    def stage(self) -> int:
+        """The stage that this process holds, of several processes; see `Recoverable`."""
+        (index,) = self.runner.stages
+        return index
+
     def stage_state(self) -> StageState:
         """Return what is held of the stage; see `Recoverable`."""
-        (stage,) = self.runner.stages.values()
-        parameters = stage.state_dict_global()
-        return StageState(self.step, self.elapsed_s, parameters, self.optimizer.state(parameters))
+        parameters = self.runner.stages[self.stage].state_dict_global()
+        optimizer = self.optimizer.state(parameters)
+        return StageState(self.step, self.elapsed_s, parameters, optimizer, squared_norm=self._squared_norm)
 
-    def _take_stage_state(self, found: FoundState, step: int) -> None:
-        """Go on after `step` from a state of the stage; one of that step goes on bit by bit."""
-        (index, stage), *_ = self.runner.stages.items()
+    def _state_with_gradients(self) -> StageState:
+        """Return what is held of the stage, and the gradients of the step that comes next."""
+        parameters = self.runner.parameters().items()
+        gradients = {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+        return self.stage_state()._replace(gradients=gradients)
+
+    def _change_stage(self, index: int, plans: PlanSet) -> None:
+        """Let go of the stage that this process holds, and have another one, so far without its state."""
+        self.lacks_state = self._has_moved = True
+        self.runner = make_unconnected_runner(self.experiment, plans, index, self.context)
+        self.optimizer.close()
+        self.optimizer = make_optimizer(self.experiment, self.runner)
+        self.runner.reduce_with(self.optimizer.reduce)
+
+    def _take_stage_state(self, found: FoundState, step: int, sums: Sequence[float] | None) -> None:
+        """Go on after `step` from a state of the stage; one of that step goes on bit by bit.
+
+        One of the step before it that has the gradients takes the step by its `sums`.
+        """
         state = found.state
-        stage.load_global(state.parameters)
-        self.optimizer.load(state.optimizer, step)
-        self.elapsed_s = state.elapsed_s
-        self.step = self.first_step = self._applied = self._contributed = self._reported = step
-        if state.step < step:
-            self.restored = RestoredStage(stage=index, place=found.place, of_step=state.step)
+        can_step = state.step == step - 1 and bool(state.gradients) and sums is not None
+        self.runner.stages[self.stage].load_global(state.parameters)
+        self.optimizer.load(state.optimizer, step - can_step)
+        if can_step and sums is not None:
+            for name, parameter in self.runner.parameters().items():
+                parameter.grad = state.gradients[name].to(parameter.device)
+            self._update_weights(StepTotals.of_sums(sums))
+        self._applied = self._contributed = step
+        self._sums = None if sums is None else tuple(sums)
+        if self._begun is None:
+            self.elapsed_s = state.elapsed_s
+            self.step = self.first_step = self._reported = step
+        of_step = state.step + can_step
+        if found.place != "a replica" and (self._has_moved or of_step < step):
+            node = self._node if self._has_moved else None
+            self.restored = RestoredStage(stage=self.stage, place=found.place, of_step=of_step, node=node)
+        self.lacks_state = self._has_moved = False
 
     def progress(self) -> ProgressReport | None:
         """Say where this process stands; see `Recoverable`."""
-        if self.source is not None:
+        if self.lacks_state:
             return None
         left = self._work_is_left or self.writer.unconfirmed_step == self.step
         return ProgressReport(step=self._applied, contributed=self._contributed, totals=self._sums, work_is_left=left)
@@ -386,13 +422,17 @@ class Trainer:
         if self.context.rank == 0 and not self._keeps_records:
             self._take_over_records()
 
-    def follow(self, settlement: Settlement) -> None:
-        """Take the last step that another one has taken, and count it; see `Recoverable`."""
+    def follow(self, settlement: Settlement, plans: PlanSet, find: FindState) -> None:
+        """Take the last step that another one has taken, and count it, or change the stage; see `Recoverable`."""
         step, sums, work_is_left, standing = settlement
-        if self.source is not None:
-            self._take_stage_state(self.source.find(step, standing, self.runner.parameters()), step)
-            self.source = None
-            if work_is_left and sums is not None:  # it takes part in what is still to be done behind that step
+        index = plans.main.stage_of[self._node]
+        if index != self.stage:
+            self._change_stage(index, plans)
+        if self.lacks_state:
+            wanted = WantedState(index, tuple(self.runner.parameters()), plans.main, standing)
+            self._take_stage_state(find(wanted), step, sums)
+            if self._begun is None and work_is_left and sums is not None:
+                # It takes part in what is still to be done behind that step.
                 totals = StepTotals.of_sums(sums)
                 metrics: StepMetrics = {Metric.STEP: step, Metric.TRAIN_LOSS: totals.loss}
                 self._finished = FinishedStep(metrics, totals.stop, totals.comes)
@@ -429,6 +469,8 @@ class Trainer:
         if self.patience is not None:
             self.patience.commit()
         own = self.optimizer.squared_norm(self.runner.owned_parameters().values())
+        if self.recovery is not None:
+            self._keep_for_others(self.recovery)
         tally = self.runner.tally()
         asked = float(stop.requested)
         comers = float(self.recovery is not None and self.recovery.applicants)
@@ -444,16 +486,27 @@ class Trainer:
             )
         )
 
+    def _keep_for_others(self, recovery: RunRecovery) -> None:
+        """Note of the gradients what others need should this process be lost, before anybody takes the step."""
+        if "rebuild" in self.experiment.recovery.lost_stage:
+            layers = self.runner.stages[self.stage].layers.parameters()
+            self._squared_norm = self.optimizer.squared_norm(layers)
+        recovery.copies.before_sum(self.step, self._state_with_gradients, self.context.check)
+
     def _apply(self, sums: Sequence[float]) -> StepTotals:
         """Take the step whose gradients are there, once all ranks have given their part to its sum."""
         totals = StepTotals.of_sums(sums)
         self._faults.reached("UPDATED", self.step + 1)
+        self._update_weights(totals)
+        self._applied, self._sums = self.step + 1, tuple(sums)
+        return totals
+
+    def _update_weights(self, totals: StepTotals) -> None:
+        """Clip the gradients and step, unless something is not finite."""
         if totals.finite:
             if self.experiment.training.max_grad_norm is not None:
                 self.optimizer.clip(totals.grad_norm, self.experiment.training.max_grad_norm)
             self.optimizer.step()
-        self._applied, self._sums = self.step + 1, tuple(sums)
-        return totals
 
     def _metrics(self, begun: StepBegin, totals: StepTotals, duration_s: float) -> StepMetrics:
         exits = {Metric.EARLY_EXIT_LOSS: totals.exit_loss} if self.experiment.recipe.early_exit_loss > 0 else {}

@@ -40,6 +40,13 @@ BEYOND = 3
 """Steps that are taken in the last epoch."""
 
 
+def first_stage_alone_plan() -> Plan:
+    """Return a plan of 3 nodes: one alone holds stage 0, and two the other stage."""
+    plan = random_plan(2, num_nodes=3, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
+    assert [stage.nodes for stage in plan.stages] == [("node-0",), ("node-2", "node-1")]
+    return plan
+
+
 def four_node_plan() -> Plan:
     """Return a plan of 4 nodes: two hold stage 0, and one each of the others."""
     plan = random_plan(
@@ -50,11 +57,10 @@ def four_node_plan() -> Plan:
 
 
 class Run:
-    """A run of 4 processes, of which one dies at a planned place."""
+    """A run of several processes, of which one dies at a planned place."""
 
-    def __init__(self, folder: Path, victim: str, point: str) -> None:
-        self.folder = folder
-        (folder / "cluster.yaml").write_text(CLUSTER)
+    def __init__(self, folder: Path, plan: Plan, victim: str, point: str, lost_stage: str = "routes_around") -> None:
+        self.folder, self.plan = folder, plan
         experiment = self.experiment = make_experiment(
             folder,
             "lossy",
@@ -62,16 +68,24 @@ class Run:
             checkpoint={"interval": 4},
             evaluation={"interval": 4},
             comm={"timeout_s": LIMIT_S},
-            recovery={"enabled": "auto", "silence_s": 5, "planning_s": 0, "copy_interval": 1, "plans_ahead": False},
+            recovery={
+                "enabled": "auto",
+                "silence_s": 5,
+                "planning_s": 0,
+                "copy_interval": 1,
+                "plans_ahead": False,
+                "lost_stage": lost_stage,
+            },
             emulation={"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]},
         )
-        self.arguments = write_inputs(experiment, four_node_plan(), folder)
+        (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {len(plan.nodes)}"))
+        self.arguments = write_inputs(experiment, plan, folder)
         self.port = free_port()
-        self.ranks = [self.start(rank, f"lossy-{rank}.txt") for rank in range(WORLD_SIZE)]
+        self.ranks = [self.start(rank, f"lossy-{rank}.txt") for rank in range(len(plan.nodes))]
 
     def start(self, rank: int, output: str, **environment: str) -> ForkedProcess:
         """Start one process as a launcher does."""
-        place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
+        place = {"RANK": rank, "WORLD_SIZE": len(self.plan.nodes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
         values = {key: str(value) for key, value in place.items()} | environment
         return self._start(["train", *self.arguments], output, values)
 
@@ -128,14 +142,21 @@ class EpochSchedule(NamedTuple):
         return self.names[bisect_left(self.last_steps, step)]
 
 
+def along(main: Plan, other: Plan) -> Plan:
+    """Return the plan by which one process visits the stages as in `other`; it does not matter who holds them."""
+    routes = [
+        microbatch.model_copy(
+            update={"route": tuple(main.stages[other.stage_of[node]].nodes[0] for node in microbatch.route)}
+        )
+        for microbatch in other.microbatches
+    ]
+    return main.model_copy(update={"microbatches": tuple(routes)})
+
+
 def reference_losses(run: Run, num_steps: int) -> list[float]:
     """Return the losses of one process that walks the plan of every epoch for the steps that it had."""
-    main, epochs = four_node_plan(), run.experiment.run_path / "epochs"
-    further = {
-        # One process follows routes, whoever holds the stages: all epochs' routes lie on the nodes of the first.
-        path.stem: main.model_copy(update={"microbatches": load_plan(path).microbatches})
-        for path in sorted(epochs.iterdir())
-    }
+    main, epochs = run.plan, run.experiment.run_path / "epochs"
+    further = {path.stem: along(main, load_plan(path)) for path in sorted(epochs.iterdir())}
     experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS})
     with open_trainer(experiment, PlanSet(main, further), ALONE) as trainer:
         last_steps = [*(event.step for event in run.events), num_steps]
@@ -149,7 +170,7 @@ def reference_losses(run: Run, num_steps: int) -> list[float]:
     ("victim", "point"), [("node-0", "BACKWARD"), pytest.param("node-1", "STEP", marks=pytest.mark.extended)]
 )
 def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, victim: str, point: str) -> None:
-    run = Run(tmp_path, victim, point)
+    run = Run(tmp_path, four_node_plan(), victim, point)
     dead = int(victim.removeprefix("node-"))
     run.wait_for_lines("metrics.jsonl", 1)
     survivor = psutil.Process(run.ranks[3].process.pid)
@@ -186,6 +207,30 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     assert found[:exact] == pytest.approx(reference_losses(run, exact), abs=1e-5)
     assert all(map(math.isfinite, found[exact:]))
     assert len(found) >= exact + BEYOND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("point", "comes_back"), [("UPDATED", False), pytest.param("BACKWARD", True, marks=pytest.mark.extended)]
+)
+def test_another_node_takes_over_stage_0_and_nothing_is_lost(tmp_path: Path, point: str, *, comes_back: bool) -> None:
+    run = Run(tmp_path, first_stage_alone_plan(), "node-0", point, "copy")
+    run.ranks[0].process.join(LIMIT_S)
+    run.wait_for_lines("events.jsonl", 1)
+    if comes_back:
+        run.ranks.append(run.start(0, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
+        run.wait_until_in("node-0")
+    outputs = [rank.output for rank in run.ranks]
+    codes = [-signal.SIGKILL, 75, 75, *([75] if comes_back else [])]
+    assert run.finish() == codes, [output.read_text()[-1500:] for output in outputs]
+    (restored,) = run.events[0].restored
+    assert (restored.stage, restored.place, restored.of_step) == (0, "a copy", run.events[0].step)
+    plans = [load_plan(path) for path in sorted((run.experiment.run_path / "epochs").iterdir())]
+    assert plans[0].stages[0].nodes == (restored.node,)
+    if comes_back:
+        assert "node-0" in plans[-1].stages[1].nodes  # it has the place of the one that took over its own
+    found = losses(run.experiment.run_path)
+    assert found == pytest.approx(reference_losses(run, len(found)), abs=1e-5)
 
 
 def report(step: int, contributed: int, *, left: bool = False) -> ProgressReport:

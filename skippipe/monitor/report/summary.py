@@ -84,7 +84,7 @@ def membership_table(name: str, run: RunRecord) -> Table:
                 [
                     *(f"{node} lost ({cause})" for node, cause in change.lost.items()),
                     *(f"{node} joined" for node in change.joined),
-                    *(f"stage {each.stage} from {each.place} of step {each.of_step}" for each in change.restored),
+                    *(each.words(change.step) for each in change.restored),
                 ]
             )
             or change.reason,

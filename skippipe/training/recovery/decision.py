@@ -13,6 +13,8 @@ class Decision(StrictModel):
 
     plans: str = ""
     """The set of plans for the nodes that are left, as `PlanSet.to_json` writes it."""
+    whole: str = ""
+    """That for all nodes, at the places that they have from now on."""
     step: Count = 0
     totals: tuple[Annotated[float, Field(allow_inf_nan=True)], ...] | None = None
     work_is_left: bool = False

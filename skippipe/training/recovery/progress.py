@@ -27,6 +27,22 @@ class ProgressReport(StrictModel):
     """Whether its last step is not yet validated, reported and saved."""
 
 
+class KeptStep(StrictModel):
+    """A copy of a stage that a process keeps for another one."""
+
+    stage: Count
+    step: Count
+
+
+class MemberReport(StrictModel):
+    """What one process says before a new epoch."""
+
+    stage: Count
+    progress: ProgressReport | None
+    """None where it has nothing yet of its stage."""
+    copies: tuple[KeptStep, ...] = ()
+
+
 class Settlement(NamedTuple):
     """Where all go on."""
 

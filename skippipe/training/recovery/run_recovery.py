@@ -4,17 +4,20 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch._C._distributed_c10d import Store
 
+from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, InfeasibleError, InputError, PeerLostError, SkipPipeError
 from skippipe.membership.addresses import own_address
 from skippipe.monitor.run_events import MembershipChange, RestoredStage
+from skippipe.planning.moved_nodes import MovedNodes
 from skippipe.planning.plans_ahead import PlansAhead
 from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
@@ -25,11 +28,14 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
+from skippipe.training.recovery.lost_stage.preference import places_without, ways_to_state
+from skippipe.training.recovery.lost_stage.situation import Situation
 from skippipe.training.recovery.membership_record import record
-from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
+from skippipe.training.recovery.progress import KeptStep, MemberReport, ProgressReport, Settlement, settle
 from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
 from skippipe.training.recovery.stage_copies import StageCopies
 from skippipe.training.recovery.stage_state import STATE, StageState
+from skippipe.training.recovery.state_source import FoundState, StateSource, WantedState
 from skippipe.training.startup import installed_versions
 from skippipe_scheduler.files import parse, read_text
 
@@ -47,11 +53,18 @@ SECRET = "SKIPPIPE_SECRET"
 """Environment variable with the secret of a run, for who comes from a host that shares nothing with it."""
 
 
+FindState = Callable[[WantedState], FoundState]
+
+
 class Recoverable(Protocol):
     """What can go on in another epoch: the trainer."""
 
     plans: PlanSet
     restored: RestoredStage | None
+
+    @property
+    def stage(self) -> int:
+        """The stage that this process holds."""
 
     def progress(self) -> ProgressReport | None:
         """Say where this process stands; None where it has come lately and has nothing yet of its stage."""
@@ -65,8 +78,8 @@ class Recoverable(Protocol):
     def leave_epoch(self) -> None:
         """Let go of all connections."""
 
-    def follow(self, settlement: Settlement) -> None:
-        """Go to where all go on."""
+    def follow(self, settlement: Settlement, plans: PlanSet, find: FindState) -> None:
+        """Go to where all go on, to another stage where the plans say so; `find` gives the state of one."""
 
     def enter_epoch(self, plans: PlanSet) -> None:
         """Connect to the others along new plans. All members call this together."""
@@ -95,6 +108,7 @@ class RunRecovery:
         self._secret = secret
         self._hosted: Store | None = None
         self._known: dict[frozenset[str], PlanSet] = {frozenset(): plans}
+        self._moves = MovedNodes(experiment)
         self._ahead: PlansAhead | None = None
         self._restored: tuple[RestoredStage, ...] = ()
         from skippipe.membership.keys import run_keys
@@ -152,12 +166,10 @@ class RunRecovery:
         for attempt in range(1, MOST_TRIES + 1):
             trainer.leave_epoch()
             self._membership.end_epoch(reason)
-            report = trainer.progress()
-            said = None if report is None else report.model_dump(mode="json")
             ended_s = time.monotonic()
-            epoch = self._membership.next_epoch(said, self._decide, self._timeout_s)
+            epoch = self._membership.next_epoch(self._report(trainer), self._decide, self._timeout_s)
             durations_s = {"agreement": time.monotonic() - ended_s}
-            decision = _decided(epoch)
+            decision = self._decided(epoch)
             try:
                 durations_s |= self._enter(trainer, epoch, decision)
             except CommunicationError as failure:
@@ -194,7 +206,7 @@ class RunRecovery:
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
-        decision = _decided(epoch)
+        decision = self._decided(epoch)
         try:
             self._enter(trainer, epoch, decision)
         except CommunicationError as failure:
@@ -204,14 +216,17 @@ class RunRecovery:
     def _enter(self, trainer: Recoverable, epoch: "Epoch", decision: Decision) -> dict[str, float]:
         """Meet the others of the epoch and go on along its plans; return what the parts of it took."""
         begun_s = time.monotonic()
-        trainer.follow(decision.settlement)
+        plans = PlanSet.from_json(decision.plans)
+        source = StateSource(self._experiment, self._membership, self._secret)
+        ways = ways_to_state(self._options.lost_stage)
+        trainer.follow(decision.settlement, plans, lambda wanted: source.find(wanted, ways))
         self._exchange.offer_made(STATE, lambda: trainer.stage_state().to_bytes())
         try:
             followed_s = time.monotonic()
             store = reach_store(decision.host, decision.port, self._timeout_s, lambda: self._membership.ending)
             rank = epoch.names.index(self._membership.own.name)
             self._context.enter_epoch(rank, len(epoch.names), store)
-            trainer.enter_epoch(PlanSet.from_json(decision.plans))
+            trainer.enter_epoch(plans)
             told = all_gather_json(self._context, Topic.RESTORED, lambda: _dumped(trainer.restored))
             self._restored = tuple(
                 parse(RestoredStage, each, "what a member tells", InputError) for each in told if each
@@ -239,22 +254,23 @@ class RunRecovery:
                 f"{len(names)} nodes are left ({', '.join(names)}), recovery.min_nodes is {self._options.min_nodes}; "
                 "start the run again from its last checkpoint"
             )
-        stand = settle(
-            {
-                name: parse(ProgressReport, dict(report), f"report of {name}", InputError)
-                for name, report in reports.items()
-                if report is not None
-            }
-        )
-        self._check_state([name for name in names if reports.get(name) is None], names)
+        said = {
+            name: parse(MemberReport, dict(report), f"report of {name}", InputError)
+            for name, report in reports.items()
+            if report is not None and name in names
+        }
+        stand = settle({name: report.progress for name, report in said.items() if report.progress is not None})
         start_s = time.monotonic()
-        lost = [node for node in self._plans.main.nodes if node not in names]
-        plans = self._plans_without(lost).in_rank_order(names)
+        situation = self._situation(names, said)
+        self._check_state(situation)
+        whole = places_without(situation, self._options.lost_stage)
+        plans = self._plans_without(whole, situation.lost).in_rank_order(names)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
         self._hosted, port = host_store(host, self._timeout_s)
         return Decision(
             plans=plans.to_json(),
+            whole=whole.to_json(),
             step=stand.step,
             totals=stand.totals,
             work_is_left=stand.work_is_left,
@@ -264,14 +280,50 @@ class RunRecovery:
             planning_s=planning_s,
         )
 
-    def _plans_without(self, lost: Sequence[str]) -> PlanSet:
+    def _report(self, trainer: Recoverable) -> dict[str, Any]:
+        copies = tuple(KeptStep(stage=stage, step=step) for stage, step in self.copies.kept_steps.items())
+        report = MemberReport(stage=trainer.stage, progress=trainer.progress(), copies=copies)
+        return report.model_dump(mode="json")
+
+    def _situation(self, names: Sequence[str], said: Mapping[str, MemberReport]) -> Situation:
+        stage_of = self._plans.main.stage_of
+        copies: dict[int, dict[str, int]] = defaultdict(dict)
+        for name, report in said.items():
+            for kept in report.copies:
+                copies[kept.stage][name] = kept.step
+        standing = (name for name, report in said.items() if report.progress and report.stage == stage_of[name])
+        return Situation(
+            plans=self._plans,
+            members=tuple(names),
+            standing=frozenset(standing),
+            copies=copies,
+            has_checkpoint=latest_checkpoint(self._experiment.run_path) is not None,
+            moves=self._moves,
+            limit_s=self._options.planning_s,
+        )
+
+    def _decided(self, epoch: "Epoch") -> Decision:
+        """Return what the members of an epoch have decided with it, once nodes have the places that it gives them.
+
+        Raises the error that they have agreed on.
+        """
+        decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
+        if decision.error is not None:
+            raise error_elsewhere(decision.error, epoch.members[0].name)
+        whole = PlanSet.from_json(decision.whole)
+        if whole.hash != self._plans.hash:
+            self._plans, self._known = whole, {frozenset(): whole}
+        return decision
+
+    def _plans_without(self, whole: PlanSet, lost: Sequence[str]) -> PlanSet:
         """Return the plans without these nodes: the ones before, those made ahead, or new ones."""
+        if whole is not self._plans:
+            return plans_without(whole, lost, time_limit_s=self._options.planning_s, lost_stage="routes_around")
         key = frozenset(lost)
         ahead = None if self._ahead is None else self._ahead.ready(key)
         if key not in self._known:
-            options = self._options
             self._known[key] = ahead or plans_without(
-                self._plans, lost, time_limit_s=options.planning_s, lost_stage=options.lost_stage
+                self._plans, lost, time_limit_s=self._options.planning_s, lost_stage="routes_around"
             )
         return self._known[key]
 
@@ -285,33 +337,24 @@ class RunRecovery:
         missing = [node for node in self._plans.main.nodes if node not in present]
         losses = [sorted([*missing, node]) for node in present]
         unknown = [loss for loss in losses if frozenset(loss) not in self._known]
-        options = self._options
-        self._ahead = PlansAhead(self._plans, unknown, time_limit_s=options.planning_s, lost_stage=options.lost_stage)
+        limit_s = self._options.planning_s
+        self._ahead = PlansAhead(self._plans, unknown, time_limit_s=limit_s, lost_stage="routes_around")
 
-    def _check_state(self, without: Sequence[str], names: Sequence[str]) -> None:
-        """Raise where a stage is left to nodes that have come lately, and nobody may be without it for a time."""
-        main = self._plans.main
-        if self._options.lost_stage != "stop":
+    def _check_state(self, situation: Situation) -> None:
+        """Raise where a stage is left to nodes that have come lately, and no way leads to a state of it."""
+        if self._options.lost_stage != ("stop",):
             return
-        for node in without:
-            stage = main.stage_of[node]
-            if not any(other in names and other not in without for other in main.stages[stage].nodes):
+        for stage, held in enumerate(situation.plans.main.stages):
+            there = [node for node in held.nodes if node in situation.members]
+            if there and not situation.standing_nodes(stage):
                 raise InfeasibleError(
-                    f"stage {stage} is left to {node} alone, which has come lately and has nothing of it; start the "
-                    "run again from its last checkpoint"
+                    f"stage {stage} is left to {there[0]} alone, which has come lately and has nothing of it; start "
+                    "the run again from its last checkpoint"
                 )
 
 
 def _dumped(restored: RestoredStage | None) -> dict[str, Any] | None:
     return None if restored is None else restored.model_dump()
-
-
-def _decided(epoch: "Epoch") -> Decision:
-    """Return what the members of an epoch have decided with it; raise the error that they have agreed on."""
-    decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
-    if decision.error is not None:
-        raise error_elsewhere(decision.error, epoch.members[0].name)
-    return decision
 
 
 @contextmanager

@@ -1,13 +1,19 @@
 """Copies of stages that one node alone holds, in the memory of another: what is left of a stage when its node is lost.
 
 The holder makes one between two steps, every so many; the keeper fetches it in the background.
+
+With an interval of 1 nothing is lost with the holder. Before it gives its part to the sum by which all take a step, it
+makes a copy of the state before that step and of its gradients, and waits until the keeper has both: whether the others
+have taken the step or not, the state of the stage follows from the copy.
 """
 
 import json
 import logging
+import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from skippipe.errors import CommunicationError
 from skippipe.planning.copied_stages import keepers
@@ -20,16 +26,32 @@ if TYPE_CHECKING:
     from skippipe.membership.keys import RunKeys
 
 logger = logging.getLogger(__name__)
-OFFERED: Final = "copy"
-"""Name of the holder's newest copy; with `STEP_OF` in front that of its step, as JSON."""
 STEP_OF: Final = "step-of-"
+"""In front of a copy's name: that of its step, as JSON."""
+MARK_OF: Final = "mark-of-"
+"""In front of a copy's name: that of what tells it from all others, those of the same step included."""
 POLL_S: Final = 1.0
 """Seconds between two questions of a keeper: a step lasts longer on slow networks, where copies matter."""
+SHORT_POLL_S: Final = 0.01
+"""The same where the holder waits for the keeper in every step."""
 
 
 def kept_name(stage: int) -> str:
     """Return under which name a keeper has the copy of a stage."""
     return f"copy/{stage}"
+
+
+class KeptCopy(NamedTuple):
+    """A copy in the memory of its keeper."""
+
+    step: int
+    mark: bytes
+    content: bytes
+
+
+def offered_name(stage: int) -> str:
+    """Return under which name the holder has its newest copy of a stage."""
+    return f"offered-copy/{stage}"
 
 
 class StageCopies:
@@ -41,10 +63,12 @@ class StageCopies:
         self._order = tuple(order)
         self._every = every
         self._silence_s = silence_s
-        self._is_holder = False
+        self._poll_s = SHORT_POLL_S if every == 1 else POLL_S
+        self._held: int | None = None
+        self._keeper: Member | None = None
         self._copied_step: int | None = None
         self._lock = threading.Lock()
-        self._kept: dict[int, bytes] = {}
+        self._kept: dict[int, KeptCopy] = {}
         self._sources: dict[int, Member] = {}
         self._absent: frozenset[int] = frozenset()
         self._closed = threading.Event()
@@ -56,7 +80,12 @@ class StageCopies:
         """Take the part that this process has under a plan; copies of stages that nobody holds are kept."""
         roles = keepers(plan, self._order)
         self._absent = frozenset(plan.rules.absent_stages or ())
-        self._is_holder = bool(self._every) and any(holder == own for holder, _ in roles.values())
+        if self._held is not None:
+            self._withdraw(offered_name(self._held))
+        self._held, self._keeper = None, None
+        for stage, (holder, keeper) in roles.items():
+            if self._every and holder == own:
+                self._held, self._keeper = stage, members[keeper]
         self._copied_step = None
         with self._lock:
             self._sources = {stage: members[holder] for stage, (holder, keeper) in roles.items() if keeper == own}
@@ -64,14 +93,37 @@ class StageCopies:
             for stage in gone:
                 del self._kept[stage]
         for name in map(kept_name, gone):
-            self._exchange.withdraw(name)
-            self._exchange.withdraw(STEP_OF + name)
+            self._withdraw(name)
 
     def between_steps(self, step: int, make: Callable[[], StageState]) -> None:
         """Make a copy where it is due; nothing else changes the state meanwhile."""
-        if self._is_holder and (self._copied_step is None or step - self._copied_step >= self._every):
-            self._offer(OFFERED, step, make().to_bytes())
+        due = self._copied_step is None or step - self._copied_step >= self._every
+        if self._held is not None and self._every > 1 and due:
+            self._offer_copy(self._held, step, make())
             self._copied_step = step
+
+    def before_sum(self, step: int, make: Callable[[], StageState], check: Callable[[], None]) -> None:
+        """With an interval of 1: make a copy after `step`, with the next one's gradients, and wait until it is kept.
+
+        `check` raises where the epoch ends meanwhile.
+        """
+        if self._held is None or self._keeper is None or self._every > 1:
+            return
+        mark = self._offer_copy(self._held, step, make())
+
+        def goes_on() -> bool:
+            check()
+            return True
+
+        while self._fetch(self._keeper, MARK_OF + kept_name(self._held), goes_on) != mark:
+            check()
+            time.sleep(SHORT_POLL_S)
+
+    @property
+    def kept_steps(self) -> dict[int, int]:
+        """The stages of which a copy is kept here, each with the step of the copy."""
+        with self._lock:
+            return {stage: kept.step for stage, kept in self._kept.items()}
 
     @property
     def kept_stages(self) -> list[int]:
@@ -83,7 +135,8 @@ class StageCopies:
     def absent_states(self) -> dict[int, StageState]:
         """What is kept here of stages that nobody holds, by stage."""
         with self._lock:
-            return {stage: StageState.from_bytes(self._kept[stage]) for stage in self._absent if stage in self._kept}
+            kept = {stage: copy.content for stage, copy in self._kept.items() if stage in self._absent}
+        return {stage: StageState.from_bytes(content) for stage, content in kept.items()}
 
     def close(self) -> None:
         """Keep nothing any more."""
@@ -91,35 +144,54 @@ class StageCopies:
         if self._every:
             self._thread.join()
 
-    def _offer(self, name: str, step: int, content: bytes) -> None:
-        self._exchange.offer(name, content)
-        self._exchange.offer(STEP_OF + name, json.dumps(step).encode())
+    def _offer_copy(self, stage: int, step: int, state: StageState) -> bytes:
+        """Have a copy ready for its keeper; return its mark."""
+        mark = secrets.token_hex(8).encode()
+        self._offer(offered_name(stage), KeptCopy(step, mark, state.to_bytes()))
+        return mark
+
+    def _offer(self, name: str, copy: KeptCopy) -> None:
+        self._exchange.offer(name, copy.content)
+        self._exchange.offer(STEP_OF + name, json.dumps(copy.step).encode())
+        self._exchange.offer(MARK_OF + name, copy.mark)
+
+    def _withdraw(self, name: str) -> None:
+        for part in (MARK_OF, STEP_OF, ""):
+            self._exchange.withdraw(part + name)
+
+    def _fetch(self, member: "Member", name: str, wanted: Callable[[], bool]) -> bytes | None:
+        from skippipe.membership.exchange import Source, fetch
+
+        return fetch(Source(member.host, member.data_port), self._keys, name, self._silence_s, wanted)
 
     def _keep_all(self) -> None:
-        steps: dict[str, bytes] = {}
-        while not self._closed.wait(POLL_S):
+        while not self._closed.wait(self._poll_s):
             with self._lock:
                 sources = dict(self._sources)
             for stage, member in sources.items():
                 try:
-                    self._keep(stage, member, steps)
+                    self._keep(stage, member)
                 except CommunicationError as reason:  # it is lost, which others say, or it will answer later
                     logger.debug("no copy of stage %d: %s", stage, reason)
 
-    def _keep(self, stage: int, member: "Member", steps: dict[str, bytes]) -> None:
-        """Fetch the holder's copy where it is newer."""
-        from skippipe.membership.exchange import Source, fetch
+    def _keep(self, stage: int, member: "Member") -> None:
+        """Fetch the holder's copy where it is another one than that which is kept."""
+        name = offered_name(stage)
 
-        source = Source(member.host, member.data_port)
-        step = fetch(source, self._keys, STEP_OF + OFFERED, self._silence_s)
-        if step is None or steps.get(member.incarnation) == step:
+        def wanted() -> bool:  # an answer of one that is lost would be awaited for seconds
+            return self._sources.get(stage) == member and not self._closed.is_set()
+
+        mark = self._fetch(member, MARK_OF + name, wanted)
+        with self._lock:
+            kept = self._kept.get(stage)
+        if mark is None or (kept is not None and kept.mark == mark):
             return
-        content = fetch(source, self._keys, OFFERED, self._silence_s)
-        if content is None:
-            return
+        step, content = self._fetch(member, STEP_OF + name, wanted), self._fetch(member, name, wanted)
+        if step is None or content is None or self._fetch(member, MARK_OF + name, wanted) != mark:
+            return  # it has a newer one already
+        copy = KeptCopy(int(json.loads(step)), mark, content)
         with self._lock:
             if self._sources.get(stage) != member:
                 return
-            self._kept[stage] = content
-        steps[member.incarnation] = step
-        self._offer(kept_name(stage), int(json.loads(step)), content)
+            self._kept[stage] = copy
+        self._offer(kept_name(stage), copy)

@@ -1,71 +1,82 @@
-"""Where a process that comes into a run gets the state of its stage: from a replica, a copy, or a checkpoint."""
+"""Where a process that has got a stage finds its state: with a replica, in a copy, beside it, or in a checkpoint."""
 
 import json
 import time
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from skippipe.checkpoint.reader import latest_checkpoint, load_tensors, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, EpochEndedError
 from skippipe.membership.exchange import Source, fetch
 from skippipe.membership.keys import run_keys
-from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.training.recovery.stage_copies import STEP_OF, kept_name
 from skippipe.training.recovery.stage_state import STATE, StageState
+from skippipe_scheduler.plan.plan import Plan
 
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Member
     from skippipe.membership.membership import Membership
 
 
+class WantedState(NamedTuple):
+    """A stage whose state is sought."""
+
+    stage: int
+    parameters: tuple[str, ...]
+    """Their names, as in the whole model."""
+    plan: Plan
+    """The main plan of the members."""
+    standing: Collection[str]
+    """Members that have the state of their stage in that plan, or will have it at once."""
+
+
 class FoundState(NamedTuple):
     """The state of a stage, and what it was found in."""
 
     state: StageState
-    place: Literal["a replica", "a copy", "a checkpoint"]
+    place: Literal["a replica", "a copy", "its neighbours", "a checkpoint"]
+
+
+class WayToState(Protocol):
+    """Where else a state can come from; see `skippipe.training.recovery.lost_stage`."""
+
+    def state(self, wanted: WantedState, source: "StateSource") -> FoundState | None:
+        """Return the state, or None where there is none."""
 
 
 class StateSource(NamedTuple):
-    """Finds the state of this process's stage once it is a member."""
+    """Finds the state of a stage for a process that is a member and has not got it."""
 
     experiment: Experiment
     membership: "Membership"
-    plans: PlanSet
-    """Those of all nodes."""
     secret: str
 
-    def find(self, step: int, standing: Collection[str], parameters: Iterable[str]) -> FoundState:
-        """Return the newest state of the stage, where the members `standing` are after `step`.
+    def find(self, wanted: WantedState, ways: Iterable[WayToState]) -> FoundState:
+        """Return the state of a replica, else what the first of `ways` gives that gives any.
 
         Raises `EpochEndedError` where the epoch ends meanwhile, and `CheckpointError`, which ends this process and not
         the run, where nothing is left.
         """
-        own, main = self.membership.own.name, self.plans.main
-        stage = main.stage_of[own]
-        others = [member for member in self.membership.members if member.name != own and member.data_port]
-        holders = [member for member in others if member.name in standing and main.stage_of[member.name] == stage]
-        if holders:
-            return FoundState(self._of_holders(holders), "a replica")
-        copied = self._of_keepers(stage, others)
-        if copied is not None:
-            return FoundState(copied, "a copy")
-        saved = self._of_checkpoint(parameters)
-        if saved is not None:
-            return FoundState(saved, "a checkpoint")
+        held = self.replica_of(wanted.stage, wanted)
+        if held is not None:
+            return FoundState(held, "a replica")
+        for way in ways:
+            found = way.state(wanted, self)
+            if found is not None:
+                return found
         raise CheckpointError(
-            f"stage {stage}: no node holds it after step {step}, none has a copy, and there is no checkpoint in "
-            f"{self.experiment.run_path}; start the run again from the beginning"
+            f"stage {wanted.stage}: no node holds it, and no way of recovery.lost_stage leads to a state of it "
+            f"({', '.join(self.experiment.recovery.lost_stage)}); start the run again from the beginning"
         )
 
-    def _fetch(self, member: "Member", name: str) -> bytes | None:
-        silence_s = self.experiment.recovery.silence_s
-        return fetch(Source(member.host, member.data_port), run_keys(self.secret), name, silence_s)
-
-    def _of_holders(self, holders: Iterable["Member"]) -> StageState:
-        """Wait for one that holds the stage to be ready."""
-        while True:
+    def replica_of(self, stage: int, wanted: WantedState) -> StageState | None:
+        """Return what another member has of a stage, once it is ready, or None where no other has it."""
+        nodes = {node for node in wanted.plan.stages[stage].nodes if node in wanted.standing}
+        own = self.membership.own.name
+        holders = [member for member in self._members() if member.name in nodes and member.name != own]
+        while holders:
             for member in holders:
                 content = self._fetch(member, STATE)
                 if content is not None:
@@ -73,10 +84,12 @@ class StateSource(NamedTuple):
             if self.membership.ending is not None:
                 raise EpochEndedError(self.membership.ending)
             time.sleep(time_limits.STORE_POLL_S)
+        return None
 
-    def _of_keepers(self, stage: int, others: Iterable["Member"]) -> StageState | None:
+    def copy_of(self, stage: int) -> StageState | None:
+        """Return the newest copy of a stage that a member has, this process included."""
         name, found = kept_name(stage), []
-        for member in others:
+        for member in self._members():
             step = self._fetch(member, STEP_OF + name)
             if step is not None:
                 found.append((int(json.loads(step)), member))
@@ -86,7 +99,8 @@ class StateSource(NamedTuple):
         content = self._fetch(newest, name)
         return None if content is None else StageState.from_bytes(content)
 
-    def _of_checkpoint(self, parameters: Iterable[str]) -> StageState | None:
+    def saved(self, parameters: Iterable[str]) -> StageState | None:
+        """Return the part of the last checkpoint that has these parameters, or None where there is none."""
         checkpoint = latest_checkpoint(self.experiment.run_path)
         if checkpoint is None:
             return None
@@ -94,3 +108,10 @@ class StateSource(NamedTuple):
         model = load_tensors(checkpoint, metadata, "model", names)
         optimizer = load_tensors(checkpoint, metadata, "optimizer", names)
         return StageState(metadata.step, metadata.elapsed_s, model, optimizer)
+
+    def _members(self) -> list["Member"]:
+        return [member for member in self.membership.members if member.data_port]
+
+    def _fetch(self, member: "Member", name: str) -> bytes | None:
+        silence_s = self.experiment.recovery.silence_s
+        return fetch(Source(member.host, member.data_port), run_keys(self.secret), name, silence_s)
