@@ -50,9 +50,17 @@ class StrictModel(BaseModel):
 
 def describe(error: ValidationError) -> str:
     """Return the first problem of a pydantic error as 'key.path: what is wrong (got value)'."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "top level"
+    errors = error.errors(include_url=False)
+    first, location = errors[0], errors[0]["loc"]
     message = first["msg"].removeprefix("Value error, ")
+    for other in errors[1:]:
+        *key, kind = other["loc"]
+        if str(kind).startswith("literal[") and location[: len(key)] == tuple(key) and len(location) > len(key):
+            # One of several kinds of values, of which pydantic makes a part of the place.
+            location = (*key, *location[len(key) + 1 :])
+            message += other["msg"].replace("Input should be", " or", 1) if len(location) == len(key) else ""
+            break
+    place = ".".join(str(part) for part in location) or "top level"
     place = place if place.isprintable() else repr(place)
     given = first.get("input")
     shown = repr(given)

@@ -103,6 +103,11 @@ def test_values_are_what_they_say(file: Path, override: str, expected: Any) -> N
         ("run_dir=$NOT_SET_ANYWHERE/x", "the variable NOT_SET_ANYWHERE is not set"),
         ("name=${nowhere}", "nowhere"),
         ("name=${name}", "name"),
+        ("optimizer.fused=maybe", r"optimizer\.fused: Input should be a valid boolean or 'auto'"),
+        (
+            "pipeline.stage_sizes=[2, 0]",
+            r"pipeline\.stage_sizes\.1: Input should be greater than or equal to 1 \(got 0\)",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_an_override_is_blamed(file: Path, override: str, expected: str) -> None:
