@@ -1,7 +1,7 @@
 """The model of a run directory or of a Hugging Face directory, whole and in this process."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.inference_run import InferenceRun, even_bounds, read_inference_run, stages_without
+from skippipe.inference.progress import Progress
 from skippipe.model.architecture import turn_off_cache_and_router_logits
 from skippipe.model.device import choose_device
 from skippipe.model.skeleton import find_parts
@@ -41,6 +42,8 @@ class LoadedModel:
     """The run's experiment: whose tokenizer, text and lengths an evaluation takes."""
     run_dir: Path | None
     """Directory of the run; None where it is a Hugging Face directory."""
+    progress: Progress = field(default_factory=Progress)
+    """What is done of the task for which it was loaded; another process of several may go on with that."""
 
 
 def load_model(

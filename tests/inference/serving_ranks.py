@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from training_runs import MODEL_OPTIONS, make_experiment, train_alone
 from skippipe.errors import SkipPipeError
 from skippipe.inference.depth_schedule import segments
 from skippipe.inference.distributed.frame_links import Frame
+from skippipe.inference.distributed.serving_group import ServingGroup
 from skippipe.inference.distributed.session import open_model
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
@@ -37,7 +40,7 @@ EVERYTHING = (*KEEPS, "sampled", "speculative exit", "speculative random", "logi
 DRIVER = 2
 """The rank of the one node with stage 0."""
 Fault = tuple[int, signal.Signals]
-"""In which pass a process gets which signal, before it has computed anything."""
+"""In which pass a process gets which signal, before it has computed anything; one that drives, after which step."""
 
 
 def make_run(folder: Path) -> Path:
@@ -74,7 +77,8 @@ def answer(model: LoadedModel, question: str) -> Any:
             return model.decoder.logits(_calibration()[:, :-1], segments(layers_of)).tolist()
     sampling = Sampling(do_sample=kind == "sampled", temperature=1.5, repetition_penalty=1.2, seed=3)
     policy = _policy(model, "full" if kind == "sampled" else kind)
-    return as_json(generate(model.decoder, policy, PROMPTS, max_new_tokens=NEW, sampling=sampling))
+    options: dict[str, Any] = {"sampling": sampling, "progress": model.progress}
+    return as_json(generate(model.decoder, policy, PROMPTS, max_new_tokens=NEW, **options))
 
 
 def as_json(result: Any) -> Any:
@@ -84,7 +88,8 @@ def as_json(result: Any) -> Any:
 
 def continued(model: LoadedModel, prompt: Sequence[int], count: int) -> dict[str, Any]:
     """Return a greedy answer of so many tokens, and what is missing."""
-    generated = generate(model.decoder, _policy(model, "full"), [list(prompt)], max_new_tokens=count)
+    policy = _policy(model, "full")
+    generated = generate(model.decoder, policy, [list(prompt)], max_new_tokens=count, progress=model.progress)
     return {"tokens": generated.tokens[0], "share": generated.share_of_generated, "absence": model.decoder.absence}
 
 
@@ -104,6 +109,7 @@ def on_ranks(
     world_size: int,
     *,
     absent: Sequence[str] = (),
+    num_stages: int | None = None,
     faults: Mapping[int, Fault] | None = None,
 ) -> tuple[dict[str, Any], list[int | None], list[str]]:
     """Ask a run on processes; return the answers, the exit code of every rank, and its standard error.
@@ -111,7 +117,7 @@ def on_ranks(
     `faults` are by rank.
     """
     result = folder / "answers.json"
-    common, chosen = (run_dir, tuple(questions), tuple(absent), result), faults or {}
+    common, chosen = (run_dir, tuple(questions), tuple(absent), num_stages, result), faults or {}
     targets = [(*common, folder / f"{rank}.log", chosen.get(rank)) for rank in range(world_size)]
     codes, logs = _run(_answer, targets, folder)
     return (json.loads(result.read_text()) if result.exists() else {}), codes, logs
@@ -126,17 +132,17 @@ def command_on_ranks(folder: Path, arguments: Sequence[str], world_size: int) ->
 def _run(
     target: Callable[..., None], arguments: Sequence[tuple[Any, ...]], folder: Path
 ) -> tuple[list[int | None], list[str]]:
-    """Start a process for each rank, wait for the one that drives, and soon after that end the others."""
+    """Start a process for each rank, and wait for all that are not stopped."""
     context, port, world_size = preloaded(), free_port(), len(arguments)
     processes = []
     for rank, own in enumerate(arguments):
         place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         processes.append(context.Process(target=target, args=(*own, {key: str(value) for key, value in place.items()})))
         processes[-1].start()
-    processes[DRIVER if world_size == 4 else 0].join(60)
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s and any(map(_is_running, processes)):
+        time.sleep(0.01)
     for process in processes:
-        if process.pid is not None and not _is_stopped(process.pid):
-            process.join(5)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -144,17 +150,20 @@ def _run(
     return codes, [(folder / f"{rank}.log").read_text() for rank in range(world_size)]
 
 
-def _is_stopped(number: int) -> bool:
-    try:
-        return bool(psutil.Process(number).status() == psutil.STATUS_STOPPED)
-    except psutil.NoSuchProcess:
+def _is_running(process: ForkServerProcess) -> bool:
+    if process.exitcode is not None or process.pid is None:
         return False
+    try:
+        return bool(psutil.Process(process.pid).status() != psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return True  # its exit code comes in a moment
 
 
 def _answer(
     run_dir: Path,
     questions: Sequence[str],
     absent: Sequence[str],
+    num_stages: int | None,
     result: Path,
     log: Path,
     fault: Fault | None,
@@ -167,7 +176,7 @@ def _answer(
     if fault is not None:
         _break(*fault)
     try:
-        with open_model(run_dir, device="cpu", absent=absent) as model:
+        with open_model(run_dir, device="cpu", num_stages=num_stages, absent=absent) as model:
             if model is not None:
                 result.write_text(json.dumps({question: answer(model, question) for question in questions}))
     except SkipPipeError as error:
@@ -180,8 +189,16 @@ def _break(number: int, how: signal.Signals) -> None:
     follow = Worker._follow
 
     def follow_or_break(self: Worker, frame: Frame) -> None:
-        if frame.header["pass"] == number:
+        if frame.header.get("pass", 0) % 2**32 == number:
             os.kill(os.getpid(), how)
         follow(self, frame)
 
+    tell_step = ServingGroup.tell_step
+
+    def tell_or_break(self: ServingGroup, step: int, value: Any, draws: Tensor | None) -> None:
+        tell_step(self, step, value, draws)
+        if step == number:
+            os.kill(os.getpid(), how)
+
     Worker._follow = follow_or_break  # type: ignore[method-assign]  # the fault is put in here alone
+    ServingGroup.tell_step = tell_or_break  # type: ignore[method-assign]  # the same

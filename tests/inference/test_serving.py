@@ -73,6 +73,20 @@ def test_a_node_that_falls_silent_is_given_up(run_dir: Path, tmp_path: Path) -> 
     assert "node-1 was lost (no sign of life) and stage 2 with it" in logs[DRIVER]
 
 
+def test_the_one_that_prints_is_replaced_by_the_next_with_stage_0(run_dir: Path, tmp_path: Path) -> None:
+    """Rank 0 dies while it samples, then rank 2 in the evaluation, and the rest of it is done by rank 4."""
+    questions = ("sampled", "continue 4", "evaluation")
+    before_evaluation = serving_ranks.NEW + 4
+    faults = {0: (4, signal.SIGKILL), 2: (before_evaluation + 1, signal.SIGKILL)}
+    found, codes, logs = on_ranks(tmp_path, run_dir, questions, 5, num_stages=2, faults=faults)
+    assert codes == [-9, 0, -9, 0, 0], logs
+    alone = load_model(run_dir, device="cpu", num_stages=2)
+    assert {question: answer(alone, question) for question in questions} == found
+    assert logs[2].endswith("rank 0 was lost (connection closed); rank 2 takes its place and prints the whole answer\n")
+    assert logs[4].endswith("rank 2 was lost (connection closed); rank 4 takes its place and prints the whole answer\n")
+    assert logs[1] + logs[3] == ""
+
+
 def test_a_measurement_goes_on_with_a_replica_and_ends_without_one(run_dir: Path, tmp_path: Path) -> None:
     faults = {serving_rank(run_dir, 1): (2, signal.SIGKILL)}
     found, codes, logs = on_ranks(tmp_path, run_dir, ["evaluation"], 4, faults=faults)

@@ -17,6 +17,7 @@ from skippipe.inference.distributed.serving_group import ServingGroup
 from skippipe.inference.distributed.stage_assignment import StageAssignment
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.distributed.worker_pool import WorkerPool
+from skippipe.inference.progress import KnownSteps, Progress
 from skippipe.membership.membership import Membership
 
 HIDDEN = torch.ones(1, 2, 3)
@@ -122,7 +123,7 @@ def test_without_the_only_process_with_stage_0_nothing_goes_on() -> None:
     with group_of((0,), (1,), (2,)) as group:
         group.die(0)
         group.follow(2)
-        with pytest.raises(PeerLostError, match=r"a was lost \(connection closed\); it drove the others"):
+        with pytest.raises(PeerLostError, match=r"a was lost \(connection closed\) and stage 0 with it, without which"):
             group.of[1].next_epoch()
 
 
@@ -145,7 +146,7 @@ def test_an_answer_to_an_older_pass_is_not_taken() -> None:
 def test_a_worker_runs_what_comes_twice_once() -> None:
     with group_of((0,), (1,)) as group:
         decoder = decoder_of(tiny("llama"))
-        worker = Worker(group.of[1], 0, decoder, torch.device("cpu"))
+        worker = Worker(group.of[1], decoder, torch.device("cpu"))
         serving = group.threads.submit(worker.serve)
         hidden = torch.randn(1, 2, decoder.config.hidden_size)
         order = {"pass": 1, "hop": 0, "hops": [[1, [0]]], "cache": None, "live": []}
@@ -156,5 +157,44 @@ def test_a_worker_runs_what_comes_twice_once() -> None:
         assert [frame.header for frame in frames] == [{"pass": 1}, {"pass": 2}]
         assert torch.equal(frames[0].tensors["hidden"], decoder.run_layers(hidden, (0,)))
         group.of[0].end(0)
-        assert serving.result(LIMIT_S) == 0
+        serving.result(LIMIT_S)
+        assert group.of[1].end_code == 0
         assert group.links[0].receive(0.0) is None
+
+
+def test_the_next_one_with_stage_0_goes_on_from_what_it_knows() -> None:
+    with group_of((0,), (1,), (0,), (0,)) as group:
+        decoder = decoder_of(tiny("llama"))
+        workers = [Worker(group.of[rank], decoder, torch.device("cpu")) for rank in (2, 3)]
+        group.follow(1)
+        serving = [group.threads.submit(worker.serve) for worker in workers]
+        generator = torch.Generator().manual_seed(5)
+        progress = Progress(tell=group.of[0].tell_step)
+        told = [progress.step(lambda: torch.rand(1, generator=generator).item(), generator) for _ in range(3)]
+        following = torch.rand(1, generator=generator).item()
+        while any(worker.known.values != told for worker in workers):
+            assert not serving[0].done()
+        group.die(0)
+        serving[0].result(LIMIT_S)
+        drives = [each.drives for each in group.of[1:]]
+        assert (drives, group.of[2].holders) == ([False, True, False], {0: 2, 1: 1})
+        later = Progress(workers[0].known, group.of[2].tell_step)
+        again = torch.Generator()
+        found = [later.step(lambda: torch.rand(1, generator=again).item(), again) for _ in range(4)]
+        assert found == [*told, following]
+        while workers[1].known.values != found:
+            assert not serving[1].done()
+        # One that was silent and comes back is not heard.
+        group.links[0].send(group.of[2].member(3), {"driver": 0, "step": 0, "value": None})
+        group.of[2].end(0)
+        serving[1].result(LIMIT_S)
+        assert workers[1].known.values == found
+
+
+def test_a_step_of_which_one_before_did_not_arrive_is_done_again() -> None:
+    known = KnownSteps()
+    for number in (0, 1, 3):
+        known.add(number, number, None)
+    assert known.values == [0, 1]
+    known.add(1, "another", None)
+    assert known.values == [0, "another"]

@@ -24,7 +24,7 @@ def test_as_many_ranks_as_nodes_are_these_nodes(run: InferenceRun) -> None:
     assignment = assign_stages(run, unnamed(4), ())
     assert assignment.names == ("node-0", "node-1", "node-2", "node-3")
     assert assignment.stages_of == ((1,), (2,), (0,), (1,))
-    assert assignment.driver == 2
+    assert assignment.driver() == 2
 
 
 def test_absent_nodes_are_not_started_or_stand_by(run: InferenceRun) -> None:
@@ -52,7 +52,7 @@ def test_other_numbers_of_ranks_share_the_stages(
 
 def test_ranks_may_say_who_they_are_and_others_are_absent(run: InferenceRun) -> None:
     assignment = assign_stages(run, ["node-2", "node-3"], ())
-    assert (assignment.stages_of, assignment.driver, assignment.holders()) == (((0,), (1,)), 0, {0: 0, 1: 1})
+    assert (assignment.stages_of, assignment.driver(), assignment.holders()) == (((0,), (1,)), 0, {0: 0, 1: 1})
 
 
 @pytest.mark.parametrize(

@@ -94,18 +94,17 @@ def command(
         if model is None:
             return
         evaluation = evaluate(model, policies=policies, keeps=keeps, options=chosen)
-        absence = model.decoder.absence
-    if out is not None:
-        write_evaluation(evaluation, out)
-    if plot is not None:
-        from skippipe.monitor.report.reports import write_depth_report
+        if out is not None:
+            write_evaluation(evaluation, out)
+        if plot is not None:
+            from skippipe.monitor.report.reports import write_depth_report
 
-        write_depth_report(plot, {evaluation.model: evaluation})
-    tables = [*evaluation_table(evaluation), *tasks_table(evaluation)]
-    tables += layers_table(evaluation) if show_layers else []
-    click.echo(json.dumps(evaluation.model_dump()) if as_json else "\n".join(tables))
-    if absence:
-        say(absence, err=True)
+            write_depth_report(plot, {evaluation.model: evaluation})
+        tables = [*evaluation_table(evaluation), *tasks_table(evaluation)]
+        tables += layers_table(evaluation) if show_layers else []
+        click.echo(json.dumps(evaluation.model_dump()) if as_json else "\n".join(tables))
+        if model.decoder.absence:
+            say(model.decoder.absence, err=True)
 
 
 def _task_options(tasks: tuple[str, ...], **given: Any) -> "TaskOptions | None":

@@ -11,7 +11,10 @@ from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, PolicyCommand,
 from skippipe.cli.user_path import SEED, UserPath
 
 if TYPE_CHECKING:
-    from skippipe.inference.generation.text_generation import TextOptions
+    from collections.abc import Sequence
+
+    from skippipe.inference.generation.text_generation import Continuation, TextOptions
+    from skippipe.inference.model_loading import LoadedModel
 
 FILE = UserPath()
 
@@ -84,19 +87,24 @@ def command(
         if model is None:
             return
         found = generate_texts(model, prompts, chosen, stream=len(prompts) == 1 and not as_json)
-    decoder = model.decoder
-    if as_json:
-        described = {"model": model.name, "checkpoint": model.checkpoint, "policy": chosen.policy, "keep": chosen.keep}
-        described["absent_stages"] = sorted(decoder.absent_stages)
-        pairs = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, found.texts, strict=True)]
-        click.echo(json.dumps(described | {"texts": pairs, "duration_s": found.duration_s} | asdict(found.result)))
-        return
-    if len(prompts) > 1:
-        click.echo("\n\n".join(prompt + text for prompt, text in zip(prompts, found.texts, strict=True)))
-    speed = f"{found.num_tokens} tokens, {found.num_tokens / found.duration_s:.1f} tokens/s"
-    say(f"{model.name}, {model.checkpoint}, policy {chosen.policy}: {speed}; {found.result.summary}", err=True)
-    if decoder.absence:
-        say(decoder.absence, err=True)
+        if as_json:
+            click.echo(json.dumps(_as_json(model, chosen, prompts, found)))
+            return
+        if len(prompts) > 1:
+            click.echo("\n\n".join(prompt + text for prompt, text in zip(prompts, found.texts, strict=True)))
+        speed = f"{found.num_tokens} tokens, {found.tokens_per_s:.1f} tokens/s"
+        say(f"{model.name}, {model.checkpoint}, policy {chosen.policy}: {speed}; {found.result.summary}", err=True)
+        if model.decoder.absence:
+            say(model.decoder.absence, err=True)
+
+
+def _as_json(
+    model: "LoadedModel", options: "TextOptions", prompts: "Sequence[str]", found: "Continuation"
+) -> dict[str, Any]:
+    described = {"model": model.name, "checkpoint": model.checkpoint, "policy": options.policy, "keep": options.keep}
+    described["absent_stages"] = sorted(model.decoder.absent_stages)
+    pairs = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, found.texts, strict=True)]
+    return described | {"texts": pairs, "duration_s": found.duration_s} | asdict(found.result)
 
 
 def _text_options(

@@ -30,7 +30,7 @@ class DistributedDecoder(Decoder):
         self._stage_of = {layer: stage for stage, layers in enumerate(self.stages) for layer in layers}
         self._caches: WeakKeyDictionary[RouteCache, tuple[int, int]] = WeakKeyDictionary()
         """Number of each cache in use, and how often the holders had changed when it began."""
-        self._numbers = count()
+        self._numbers = count(workers.first_number)
 
     @property
     def absent_stages(self) -> frozenset[int]:

@@ -22,6 +22,7 @@ from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.distributed.worker_pool import WorkerPool
 from skippipe.inference.inference_run import InferenceRun, read_inference_run
 from skippipe.inference.model_loading import LoadedModel, is_directory, loaded
+from skippipe.inference.progress import KnownSteps, Progress
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Member
 from skippipe.membership.keys import run_keys
@@ -39,22 +40,26 @@ from skippipe_scheduler.files import parse
 def serve_together(
     context: DistributedContext, path: Path, *, device: str, num_stages: int | None, absent: Collection[str]
 ) -> Iterator[LoadedModel | None]:
-    """Yield the model in the process that drives the others; None in each of these, once all is done."""
+    """Yield the model in the process that drives the others; None in each of these, once all is done.
+
+    Where the one that drives is lost, the next one gets the model, with what that has done of the task.
+    """
     run, host, assignment = _meet(context, path, num_stages, absent)
     with _open_group(context, run, host, assignment) as group:
         try:
             chosen, skeleton = _load(context, run, group, assignment.stages_of[context.rank], device)
-            if group.drives:
-                with _driving(run, group, skeleton) as model:
+            worker = Worker(group, Decoder(skeleton, run.bounds), chosen)
+            worker.serve()
+            if group.end_code is None:
+                with _driving(run, group, skeleton, worker.known) as model:
                     yield model
                 return
-            code = Worker(group, assignment.driver, Decoder(skeleton, run.bounds), chosen).serve()
         except SkipPipeError as error:
             if group.drives or group.end_code is None:
                 raise
-            code = error.exit_code  # the driver says what it is
-        if code:
-            raise SystemExit(code)
+            raise SystemExit(error.exit_code) from None  # the driver says what it is
+        if group.end_code:
+            raise SystemExit(group.end_code)
         yield None
 
 
@@ -116,7 +121,7 @@ def _open_group(
     ):
         answers = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
         members = [parse(Member, answer, "members", InputError) for answer in answers]
-        members.insert(0, members.pop(assignment.driver))
+        members.insert(0, members.pop(assignment.drivers[0]))
         membership.begin(members, run.experiment.comm.timeout_s)
         yield ServingGroup(membership, links, assignment, context.rank)
         membership.leave()
@@ -137,11 +142,12 @@ def _load(
 
 
 @contextmanager
-def _driving(run: InferenceRun, group: ServingGroup, skeleton: Skeleton) -> Iterator[LoadedModel]:
+def _driving(run: InferenceRun, group: ServingGroup, skeleton: Skeleton, known: KnownSteps) -> Iterator[LoadedModel]:
     """Give the model to the driver; at the end all others end with its exit code."""
+    model = loaded(run, DistributedDecoder(skeleton, run, WorkerPool(group)))
     code = 1
     try:
-        yield loaded(run, DistributedDecoder(skeleton, run, WorkerPool(group)))
+        yield replace(model, progress=Progress(known, group.tell_step))
         code = 0
     except Exception as error:
         code = getattr(error, "exit_code", 1)

@@ -3,8 +3,10 @@
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from pydantic import JsonValue
+from torch import Tensor
 
 from skippipe.errors import NodeLostError, PeerLostError, SkipPipeError
 from skippipe.inference.distributed.frame_links import FrameLinks
@@ -32,8 +34,12 @@ class ServingGroup:
         """The rank that serves each stage; a stage that nobody holds is not there."""
         self.changes = 0
         """How often the holders have changed: what they keep of a text is of use only until then."""
+        self.epoch = 0
+        """Number of the present epoch."""
         self.end_code: int | None = None
         """The exit code with which all end; None while they go on."""
+        self.driver = assignment.drivers[0]
+        """The rank that embeds, samples and prints."""
         self._membership, self._assignment = membership, assignment
         self._members = {member.name: member for member in membership.members}
         self.lost: set[int] = set()
@@ -49,7 +55,7 @@ class ServingGroup:
     @property
     def drives(self) -> bool:
         """Whether this process drives the others."""
-        return self.rank == self._assignment.driver
+        return self.rank == self.driver
 
     def member(self, rank: int) -> Member:
         """Return where a process is reached."""
@@ -66,6 +72,7 @@ class ServingGroup:
             CommunicationError: some are alive, and do not come within `limit_s`.
         """
         epoch = self._membership.next_epoch(dict(report or {}), _decide, limit_s)
+        self.epoch = epoch.number
         reasons = {event.name: event.words for event in list(self._membership.events) if event.what == "lost"}
         for rank, name in enumerate(self._assignment.names):
             if name not in epoch.names and rank not in self.lost:
@@ -76,8 +83,21 @@ class ServingGroup:
                 raise error_elsewhere(content, name)
             case {"end": int() as code}:
                 self.end_code = code
-            case _ if self._assignment.driver in self.lost:
-                raise PeerLostError(f"{self._last_loss}; it drove the others, so start all again")
+            case _ if not self.holders:
+                raise PeerLostError(f"{self._last_loss}; start all again")
+
+    def tell_step(self, number: int, value: Any, draws: Tensor | None) -> None:
+        """Tell those that could take this process's place what a step of the task gave (`Progress`).
+
+        Raises:
+            PeerLostError: they have gone on without this process, which was silent.
+        """
+        if self.epoch_ends:
+            self.next_epoch()
+        header = {"driver": self.rank, "step": number, "value": value}
+        for rank in self._assignment.drivers:
+            if rank not in self.lost and rank != self.rank:
+                self.links.send(self.member(rank), header, {} if draws is None else {"draws": draws})
 
     def fail(self, error: SkipPipeError) -> None:
         """Tell all others that this process has failed, upon which they end too."""
@@ -98,15 +118,22 @@ class ServingGroup:
 
     def _lose(self, rank: int, why: str) -> None:
         self.lost.add(rank)
-        name = self._assignment.names[rank]
+        name, names = self._assignment.names[rank], self._assignment.names
         self.links.drop(name)
         before, self.holders = self.holders, self._assignment.holders(self.lost)
+        self.changes += self.holders != before
+        driver, driven = self._assignment.driver(self.lost), self.driver
         self._last_loss = f"{name} was lost ({why})"
-        if self.holders != before:
-            self.changes += 1
-            gone = sorted(before.keys() - self.holders.keys())
-            stages = f"stage{'s' * (len(gone) > 1)} {', '.join(map(str, gone))}"
-            self._last_loss += f" and {stages} with it" if gone else "; a replica takes its place"
+        gone = sorted(before.keys() - self.holders.keys())
+        if driver is None:
+            self._last_loss += " and stage 0 with it, without which nothing can be answered"
+        elif gone:
+            self._last_loss += f" and stage{'s' * (len(gone) > 1)} {', '.join(map(str, gone))} with it"
+        elif driver != driven:
+            self._last_loss += f"; {names[driver]} takes its place and prints the whole answer"
+        elif self.holders != before:
+            self._last_loss += "; a replica takes its place"
+        self.driver = driven if driver is None else driver
         if self.drives:
             logger.warning("%s", self._last_loss)
 

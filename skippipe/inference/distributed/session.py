@@ -17,7 +17,9 @@ def open_model(
 
     With one process it gets the whole model. With several, the driver (`StageAssignment.driver`) gets the model, whose
     layers the others hold. Each other process is a worker: it serves until the driver leaves this context, and then
-    gets None. Where the driver failed, its workers end with its exit code.
+    gets None. Where the driver failed, its workers end with its exit code. Where it is lost and a worker can take its
+    place, that one gets the model (`LoadedModel.progress`). So whatever is to be seen of the answer has to be printed
+    or written before the context is left.
     """
     with closing(DistributedContext.from_environment(time_limits.SERVING_MEETING_S, process_groups=False)) as context:
         if context.store is None:

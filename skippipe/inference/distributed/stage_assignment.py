@@ -23,21 +23,28 @@ class StageAssignment:
     """Whether names are those of nodes of a plan."""
 
     @property
-    def driver(self) -> int:
-        """The rank that embeds, samples and prints: the first one with stage 0."""
-        return next(rank for rank, stages in enumerate(self.stages_of) if 0 in stages)
+    def drivers(self) -> Sequence[int]:
+        """Ranks with stage 0. The first that is there drives: it embeds, samples and prints."""
+        return [rank for rank, stages in enumerate(self.stages_of) if 0 in stages]
+
+    def driver(self, lost: Collection[int] = ()) -> int | None:
+        """Return the rank that drives the others without the `lost` ones; None where nobody can."""
+        return next((rank for rank in self.drivers if rank not in lost), None)
 
     def holders(self, lost: Collection[int] = ()) -> dict[int, int]:
         """Return the rank that serves each stage without the `lost` ones; a stage that nobody holds is not there.
 
         Of all choices of replicas, the one with the shortest way through all stages and back to the driver.
         """
-        ways: dict[int, tuple[float, dict[int, int]]] = {self.driver: (0.0, {0: self.driver})}
+        driver = self.driver(lost)
+        if driver is None:
+            return {}
+        ways: dict[int, tuple[float, dict[int, int]]] = {driver: (0.0, {0: driver})}
         for stage in range(1, 1 + max(max(stages, default=0) for stages in self.stages_of)):
             ranks = [rank for rank, stages in enumerate(self.stages_of) if stage in stages and rank not in lost]
             if ranks:
                 ways = {rank: self._extended(ways, rank, stage) for rank in ranks}
-        return min(((way[0] + self._seconds(rank, self.driver), way[1]) for rank, way in ways.items()), key=_length)[1]
+        return min(((way[0] + self._seconds(rank, driver), way[1]) for rank, way in ways.items()), key=_length)[1]
 
     def _extended(
         self, ways: Mapping[int, tuple[float, dict[int, int]]], rank: int, stage: int

@@ -9,30 +9,39 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.distributed.frame_links import Frame
 from skippipe.inference.distributed.serving_group import ServingGroup
 from skippipe.inference.key_value_cache import RouteCache
+from skippipe.inference.progress import KnownSteps
 
 
 class Worker:
-    """Serves the layers of this process until all is done."""
+    """Serves the layers of this process until all is done, or this process has to drive the others."""
 
-    def __init__(self, group: ServingGroup, driver: int, decoder: Decoder, device: torch.device) -> None:
-        self._group, self._driver, self._decoder, self._device = group, driver, decoder, device
+    def __init__(self, group: ServingGroup, decoder: Decoder, device: torch.device) -> None:
+        self.known = KnownSteps()
+        """What the driver has done, as far as this process has heard: nothing where it could not take its place."""
+        self._group, self._decoder, self._device = group, decoder, device
         self._caches: dict[int, RouteCache] = {}
         self._newest = (0, 0)
         """Pass and hop that came last."""
 
-    def serve(self) -> int:
-        """Serve; return the exit code with which all end.
+    def serve(self) -> None:
+        """Serve until all end (`ServingGroup.end_code`), or this process drives.
 
         Raises `PeerLostError` where nobody can drive the others any more.
         """
-        while self._group.end_code is None:
+        while self._group.end_code is None and not self._group.drives:
             if self._group.epoch_ends:
                 self._group.next_epoch()
                 continue
             frame = self._group.links.receive()
-            if frame is not None:
+            if frame is not None and "step" in frame.header:
+                self._take_note(frame)
+            elif frame is not None:
                 self._follow(frame)
-        return self._group.end_code
+
+    def _take_note(self, frame: Frame) -> None:
+        step = frame.header
+        if step["driver"] == self._group.driver:  # not one that was silent, and comes back
+            self.known.add(step["step"], step["value"], frame.tensors.get("draws"))
 
     def _follow(self, frame: Frame) -> None:
         """Run one hop of a pass and send it on; one that was given up may still come in late, or one come twice."""
@@ -43,7 +52,7 @@ class Worker:
         self._newest = (order["pass"], hop)
         hidden = self._run(order, hops[hop][1], frame.tensors)  # (B, t, D)
         if hop + 1 == len(hops):
-            self._group.links.send(self._group.member(self._driver), {"pass": order["pass"]}, {"hidden": hidden})
+            self._group.links.send(self._group.member(self._group.driver), {"pass": order["pass"]}, {"hidden": hidden})
         else:
             following = self._group.member(hops[hop + 1][0])
             self._group.links.send(following, order | {"hop": hop + 1}, frame.tensors | {"hidden": hidden})

@@ -17,7 +17,9 @@ class WorkerPool:
 
     def __init__(self, group: ServingGroup) -> None:
         self.group = group
-        self._pass = 0
+        self.first_number = group.epoch << 32
+        """Passes and caches that are numbered from here on have other numbers than those of a driver before."""
+        self._pass = self.first_number
 
     def run(self, hops: Sequence[Hop], order: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
         """Send `hidden` (B, t, D), one of `tensors`, along `hops`; return what comes back.

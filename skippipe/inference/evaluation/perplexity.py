@@ -2,9 +2,9 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -127,16 +127,16 @@ def evaluate(
     if options.save_choice is not None:
         check_choice(built, model.decoder)
     batches = text.validation_batches(options.num_batches, options.text)
-    absent = model.decoder.absent_stages
+    absent = frozenset(model.progress.step(lambda: sorted(model.decoder.absent_stages)))
     results: list[DepthResult] = []
     of_tasks: list[TaskResult] = []
     for name, keep, policy in built:
-        measurement = _Measurement(model.decoder, options.prompt_length, text.sequence_length)
+        measurement = _Measurement(model, options.prompt_length, text.sequence_length)
         results.append(measurement.run(batches, policy, name, keep, options.repeats))
         if exact is not None:
-            of_tasks += exact.run(policy, name, keep)
+            of_tasks += _in_one_step(model, partial(exact.run, policy, name, keep))
         if tasks is not None:
-            of_tasks += tasks.run(model, policy, name, keep)
+            of_tasks += _in_one_step(model, partial(tasks.run, model, policy, name, keep))
         if model.decoder.absent_stages != absent:
             raise NodeLostError("a stage was lost while measuring; start again with --absent NODE for its node")
     tokens = sum(labels[:, options.prompt_length :].numel() for _, labels in batches)
@@ -159,8 +159,8 @@ def evaluate(
 class _Measurement:
     """Losses and compute of one policy over the batches."""
 
-    def __init__(self, decoder: Decoder, prompt_length: int, sequence_length: int) -> None:
-        self._decoder, self._prompt_length = decoder, prompt_length
+    def __init__(self, model: LoadedModel, prompt_length: int, sequence_length: int) -> None:
+        self._decoder, self._progress, self._prompt_length = model.decoder, model.progress, prompt_length
         self._positions = range(sequence_length)
         self._losses: list[list[float]] = []
         self._shares: list[float] = []
@@ -171,7 +171,11 @@ class _Measurement:
         for repeat in range(repeats if is_random else 1):
             self._losses.append([])
             for index, batch in enumerate(batches):
-                self._measure(policy.sample(repeat * len(batches) + index), batch)
+                drawn = policy.sample(repeat * len(batches) + index)
+                loss, share, layers = self._progress.step(partial(self._measure, drawn, batch))
+                self._losses[-1].append(loss)
+                self._shares.append(share)
+                self._layers.append(layers)
         perplexities = [math.exp(statistics.fmean(repeat)) for repeat in self._losses]
         share = statistics.fmean(self._shares)
         return DepthResult(
@@ -186,18 +190,23 @@ class _Measurement:
             layers=draw_layers(policy, self._decoder, self._positions[self._prompt_length :], self._prompt_length),
         )
 
-    def _measure(self, policy: Policy, batch: Batch) -> None:
+    def _measure(self, policy: Policy, batch: Batch) -> tuple[float, float, float]:
+        """Return the loss, the share of the layers' compute, and how many layers ran."""
         input_ids, labels = (tensor.to(self._decoder.device) for tensor in batch)  # (B, T) each
         layers_of = [policy.layers_at(position, self._prompt_length) for position in self._positions]
         with policy.installed(self._decoder) as meter, torch.inference_mode():
             if meter is not None:
                 meter.begin(torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids))
             loss = self._decoder.loss(input_ids, labels, segments(layers_of), first=self._prompt_length)
-        self._losses[-1].append(float(loss))
         skipped_flop = meter.skipped_flop / len(input_ids) if meter is not None else 0.0
         count, cost = self._decoder.num_layers, self._decoder.cost
-        self._shares.append(share_computed(layers_of, count, cost, skipped_flop=skipped_flop))
-        self._layers.append(statistics.fmean(map(layers_run, layers_of)))
+        share = share_computed(layers_of, count, cost, skipped_flop=skipped_flop)
+        return float(loss), share, statistics.fmean(map(layers_run, layers_of))
+
+
+def _in_one_step(model: LoadedModel, run: Callable[[], Iterable[TaskResult]]) -> list[TaskResult]:
+    found = model.progress.step(lambda: [result.model_dump() for result in run()])
+    return [TaskResult.model_validate(result) for result in found]
 
 
 def _build_policies(

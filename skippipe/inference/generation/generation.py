@@ -9,11 +9,12 @@ from torch import Tensor
 
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Flop, Segment, segments
+from skippipe.inference.depth_schedule import Flop, LayerSelection, Segment, segments
 from skippipe.inference.generation.flop_counter import FlopCounter
 from skippipe.inference.generation.sampling import Sampling, TokenChoice
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FlopMeter, Policy
+from skippipe.inference.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def generate(
     eos_id: EndOfText = None,
     on_tokens: OnTokens | None = None,
     is_end: IsEnd | None = None,
+    progress: Progress | None = None,
 ) -> Generated:
     """Continue prompts that are given as token ids, as one batch. `generate_texts` takes text.
 
@@ -128,6 +130,7 @@ def generate(
             token does.
         on_tokens: Called with the newest token of each row, (B,), as they come.
         is_end: Whether the new tokens of a row are a whole answer. What a row says after that is left in.
+        progress: The tokens that are there already, and who hears of further ones. None: none, and nobody.
 
     Returns:
         The new tokens, and how much of the model made them.
@@ -146,7 +149,7 @@ def generate(
     check_prompts(decoder, prompts, max_new_tokens)
     batch = Prompts.of(prompts, max_new_tokens, decoder.device)
     with policy.installed(decoder) as meter:
-        loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter)
+        loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter, progress or Progress())
         ends = end_tokens(eos_id)
         loop.run(ends, on_tokens, is_end)
         prompt, answer = loop.tally.prompt, loop.tally.answer
@@ -166,7 +169,9 @@ class _Loop:
         max_new_tokens: int,
         sampling: Sampling,
         meter: FlopMeter | None,
+        progress: Progress,
     ) -> None:
+        self._progress = progress
         self._decoder, self._policy, self._batch, self._meter = decoder, policy, batch, meter
         self._prompt_length = self.length = batch.ids.shape[1]
         self._end = self.length + max_new_tokens
@@ -185,7 +190,9 @@ class _Loop:
         end_ids = torch.tensor(sorted(ends), device=self.ids.device, dtype=torch.long)
         ended = torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
         while True:
-            tokens = self._choice.choose(self.ids[:, : self.length], self._logits()[:, -1])  # (B,)
+            if self._progress.knows_next:
+                self._count()
+            tokens = self.ids.new_tensor(self._progress.step(self._next_tokens, self._choice.generator))  # (B,)
             self.ids[:, self.length] = tokens
             self.length += 1
             if on_tokens is not None:
@@ -197,6 +204,10 @@ class _Loop:
             may_end = bool(ends) or is_end is not None
             if self.length == self._end or (may_end and bool(ended.all())):
                 return
+
+    def _next_tokens(self) -> list[int]:
+        tokens: list[int] = self._choice.choose(self.ids[:, : self.length], self._logits()[:, -1]).tolist()
+        return tokens
 
     def _logits(self) -> Tensor:
         """Return the logits after the newest token, (B, 1, V).
@@ -215,7 +226,7 @@ class _Loop:
 
     def _read(self) -> Tensor:
         """Run everything that is there: the prompts, before any answer."""
-        layers_of = [self._policy.layers_at(column, self._prompt_length) for column in range(self.length)]
+        layers_of = [self._layers_at(column) for column in range(self.length)]
         position_ids, mask = self._batch.position_ids[:, : self.length], self._batch.mask
         if self._meter is not None:
             self._meter.begin(position_ids, mask)
@@ -227,15 +238,12 @@ class _Loop:
             cache=self._cache,
             num_last=1,
         )
-        if self.length == self._prompt_length:
-            self.tally.count_prompt(layers_of)
-        else:
-            self.tally.count_step(layers_of[-1])
+        self._count()
         return logits
 
     def _step(self) -> Tensor:
         """Run the newest token of each row."""
-        layers = self._policy.layers_at(self.length - 1, self._prompt_length)
+        layers = self._layers_at(self.length - 1)
         newest = slice(self.length - 1, self.length)
         position_ids = self._batch.position_ids[:, newest]  # (B, 1)
         if self._meter is not None:
@@ -247,8 +255,18 @@ class _Loop:
             attention_mask=self._batch.mask,
             cache=self._cache,
         )
-        self.tally.count_step(layers)
+        self._count()
         return logits
+
+    def _count(self) -> None:
+        """Count what the next token takes: the prompts, or the newest token of each row."""
+        if self.length == self._prompt_length:
+            self.tally.count_prompt([self._layers_at(column) for column in range(self.length)])
+        else:
+            self.tally.count_step(self._layers_at(self.length - 1))
+
+    def _layers_at(self, column: int) -> LayerSelection:
+        return self._policy.layers_at(column, self._prompt_length)
 
 
 def end_tokens(eos_id: EndOfText) -> frozenset[int]:

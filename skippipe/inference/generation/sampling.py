@@ -71,7 +71,8 @@ class TokenChoice:
         self.draws = sampling.do_sample
         self._processors = sampling.processors()
         self._padding = [max(lengths) - length for length in lengths]
-        self._generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.do_sample else None
+        self.generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.do_sample else None
+        """Of the draws; None where nothing is drawn."""
 
     def choose(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Return the next token of each row, (B,), after the texts `ids`, (B, T), from its logits, (B, V)."""
@@ -102,13 +103,13 @@ class TokenChoice:
         own, at = self._scores(ids, logits).softmax(dim=-1), drafted.unsqueeze(1)
         if chances is None:
             chances = torch.zeros_like(own).scatter_(1, at, 1.0)
-        luck = torch.rand(at.shape, generator=self._generator, device=own.device)
+        luck = torch.rand(at.shape, generator=self.generator, device=own.device)
         stays = luck * chances.gather(1, at) < own.gather(1, at)  # (B, 1)
         others = torch.where(stays, own, (own - chances).clamp(min=0))
         return torch.where(stays.squeeze(1), drafted, self._drawn(others)), stays.squeeze(1)
 
     def _drawn(self, weights: Tensor) -> Tensor:
-        return torch.multinomial(weights, 1, generator=self._generator).squeeze(1)
+        return torch.multinomial(weights, 1, generator=self.generator).squeeze(1)
 
     def _scores(self, ids: Tensor, logits: Tensor) -> Tensor:
         scores: Tensor = logits.float()

@@ -66,11 +66,18 @@ class Continuation:
     """The same as tokens, and what it took."""
     duration_s: float
     """Wall-clock seconds of the generation, without loading and calibration."""
+    known_of_each: int = 0
+    """How many tokens of each prompt another process had generated before this one took its place."""
 
     @property
     def num_tokens(self) -> int:
         """New tokens of all prompts together."""
         return sum(map(len, self.result.tokens))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that were generated here, in a second."""
+        return sum(max(0, len(tokens) - self.known_of_each) for tokens in self.result.tokens) / self.duration_s
 
 
 def generate_texts(
@@ -117,9 +124,10 @@ def generate_texts(
         if options.num_drafted is not None:
             result = speculate(decoder, _drafter(decoder, layers, ids, options), ids, **limits)
         else:
-            result = generate(decoder, policy, ids, **limits)
+            result = generate(decoder, policy, ids, progress=model.progress, **limits)
     duration_s = time.perf_counter() - start_s
-    return Continuation([tokenizer.decode(tokens) for tokens in result.tokens], result, duration_s)
+    texts = [tokenizer.decode(tokens) for tokens in result.tokens]
+    return Continuation(texts, result, duration_s, model.progress.num_known)
 
 
 def _drafter(
