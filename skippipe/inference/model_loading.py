@@ -15,7 +15,7 @@ from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.inference_run import InferenceRun, even_bounds, read_inference_run, stages_without
-from skippipe.inference.progress import Progress
+from skippipe.inference.task_progress import TaskProgress
 from skippipe.model.architecture import turn_off_cache_and_router_logits
 from skippipe.model.device import choose_device
 from skippipe.model.skeleton import find_parts
@@ -42,7 +42,7 @@ class LoadedModel:
     """The run's experiment: whose tokenizer, text and lengths an evaluation takes."""
     run_dir: Path | None
     """Directory of the run; None where it is a Hugging Face directory."""
-    progress: Progress = field(default_factory=Progress)
+    progress: TaskProgress = field(default_factory=TaskProgress)
     """What is done of the task for which it was loaded; another process of several may go on with that."""
 
 

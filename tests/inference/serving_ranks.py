@@ -77,8 +77,8 @@ def answer(model: LoadedModel, question: str) -> Any:
             return model.decoder.logits(_calibration()[:, :-1], segments(layers_of)).tolist()
     sampling = Sampling(do_sample=kind == "sampled", temperature=1.5, repetition_penalty=1.2, seed=3)
     policy = _policy(model, "full" if kind == "sampled" else kind)
-    options: dict[str, Any] = {"sampling": sampling, "progress": model.progress}
-    return as_json(generate(model.decoder, policy, PROMPTS, max_new_tokens=NEW, **options))
+    generated = generate(model.decoder, policy, PROMPTS, max_new_tokens=NEW, sampling=sampling, progress=model.progress)
+    return as_json(generated)
 
 
 def as_json(result: Any) -> Any:
@@ -184,20 +184,20 @@ def _answer(
         sys.exit(error.exit_code)
 
 
-def _break(number: int, how: signal.Signals) -> None:
+def _break(at: int, how: signal.Signals) -> None:
     """Let this process get a signal when it is about to run its part of one pass."""
     follow = Worker._follow
 
     def follow_or_break(self: Worker, frame: Frame) -> None:
-        if frame.header.get("pass", 0) % 2**32 == number:
+        if frame.header.get("pass", 0) % 2**32 == at:
             os.kill(os.getpid(), how)
         follow(self, frame)
 
     tell_step = ServingGroup.tell_step
 
-    def tell_or_break(self: ServingGroup, step: int, value: Any, draws: Tensor | None) -> None:
-        tell_step(self, step, value, draws)
-        if step == number:
+    def tell_or_break(self: ServingGroup, number: int, value: Any, draws: Tensor | None) -> None:
+        tell_step(self, number, value, draws)
+        if number == at:
             os.kill(os.getpid(), how)
 
     Worker._follow = follow_or_break  # type: ignore[method-assign]  # the fault is put in here alone

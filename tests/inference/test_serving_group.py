@@ -17,7 +17,7 @@ from skippipe.inference.distributed.serving_group import ServingGroup
 from skippipe.inference.distributed.stage_assignment import StageAssignment
 from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.distributed.worker_pool import WorkerPool
-from skippipe.inference.progress import KnownSteps, Progress
+from skippipe.inference.task_progress import KnownSteps, TaskProgress
 from skippipe.membership.membership import Membership
 
 HIDDEN = torch.ones(1, 2, 3)
@@ -169,7 +169,7 @@ def test_the_next_one_with_stage_0_goes_on_from_what_it_knows() -> None:
         group.follow(1)
         serving = [group.threads.submit(worker.serve) for worker in workers]
         generator = torch.Generator().manual_seed(5)
-        progress = Progress(tell=group.of[0].tell_step)
+        progress = TaskProgress(tell=group.of[0].tell_step)
         told = [progress.step(lambda: torch.rand(1, generator=generator).item(), generator) for _ in range(3)]
         following = torch.rand(1, generator=generator).item()
         while any(worker.known.values != told for worker in workers):
@@ -178,7 +178,7 @@ def test_the_next_one_with_stage_0_goes_on_from_what_it_knows() -> None:
         serving[0].result(LIMIT_S)
         drives = [each.drives for each in group.of[1:]]
         assert (drives, group.of[2].holders) == ([False, True, False], {0: 2, 1: 1})
-        later = Progress(workers[0].known, group.of[2].tell_step)
+        later = TaskProgress(workers[0].known, group.of[2].tell_step)
         again = torch.Generator()
         found = [later.step(lambda: torch.rand(1, generator=again).item(), again) for _ in range(4)]
         assert found == [*told, following]

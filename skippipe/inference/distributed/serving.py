@@ -22,7 +22,7 @@ from skippipe.inference.distributed.worker import Worker
 from skippipe.inference.distributed.worker_pool import WorkerPool
 from skippipe.inference.inference_run import InferenceRun, read_inference_run
 from skippipe.inference.model_loading import LoadedModel, is_directory, loaded
-from skippipe.inference.progress import KnownSteps, Progress
+from skippipe.inference.task_progress import KnownSteps, TaskProgress
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Member
 from skippipe.membership.keys import run_keys
@@ -147,7 +147,7 @@ def _driving(run: InferenceRun, group: ServingGroup, skeleton: Skeleton, known: 
     model = loaded(run, DistributedDecoder(skeleton, run, WorkerPool(group)))
     code = 1
     try:
-        yield replace(model, progress=Progress(known, group.tell_step))
+        yield replace(model, progress=TaskProgress(known, group.tell_step))
         code = 0
     except Exception as error:
         code = getattr(error, "exit_code", 1)

@@ -87,7 +87,7 @@ class ServingGroup:
                 raise PeerLostError(f"{self._last_loss}; start all again")
 
     def tell_step(self, number: int, value: Any, draws: Tensor | None) -> None:
-        """Tell those that could take this process's place what a step of the task gave (`Progress`).
+        """Tell those that could take this process's place what a step of the task gave (`TaskProgress`).
 
         Raises:
             PeerLostError: they have gone on without this process, which was silent.

@@ -9,7 +9,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.distributed.frame_links import Frame
 from skippipe.inference.distributed.serving_group import ServingGroup
 from skippipe.inference.key_value_cache import RouteCache
-from skippipe.inference.progress import KnownSteps
+from skippipe.inference.task_progress import KnownSteps
 
 
 class Worker:

@@ -14,7 +14,7 @@ from skippipe.inference.generation.flop_counter import FlopCounter
 from skippipe.inference.generation.sampling import Sampling, TokenChoice
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.inference.policies.base import FlopMeter, Policy
-from skippipe.inference.progress import Progress
+from skippipe.inference.task_progress import TaskProgress
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def generate(
     eos_id: EndOfText = None,
     on_tokens: OnTokens | None = None,
     is_end: IsEnd | None = None,
-    progress: Progress | None = None,
+    progress: TaskProgress | None = None,
 ) -> Generated:
     """Continue prompts that are given as token ids, as one batch. `generate_texts` takes text.
 
@@ -149,7 +149,7 @@ def generate(
     check_prompts(decoder, prompts, max_new_tokens)
     batch = Prompts.of(prompts, max_new_tokens, decoder.device)
     with policy.installed(decoder) as meter:
-        loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter, progress or Progress())
+        loop = _Loop(decoder, policy, batch, max_new_tokens, sampling or Sampling(), meter, progress or TaskProgress())
         ends = end_tokens(eos_id)
         loop.run(ends, on_tokens, is_end)
         prompt, answer = loop.tally.prompt, loop.tally.answer
@@ -169,7 +169,7 @@ class _Loop:
         max_new_tokens: int,
         sampling: Sampling,
         meter: FlopMeter | None,
-        progress: Progress,
+        progress: TaskProgress,
     ) -> None:
         self._progress = progress
         self._decoder, self._policy, self._batch, self._meter = decoder, policy, batch, meter

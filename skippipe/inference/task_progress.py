@@ -27,13 +27,13 @@ class KnownSteps:
             self.draws = draws
 
 
-class Progress:
+class TaskProgress:
     """The steps of one task. The process that does it asks for them in an order that every process would ask for.
 
     Examples:
         >>> known = KnownSteps()
         >>> known.add(0, 7, None)
-        >>> progress = Progress(known)
+        >>> progress = TaskProgress(known)
         >>> progress.step(lambda: 8), progress.step(lambda: 9)  # the first one is done
         (7, 9)
     """
