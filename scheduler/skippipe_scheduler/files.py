@@ -133,12 +133,15 @@ def parse(model: type[Model], content: dict[str, Any], place: str, error: type[I
         raise error(f"{place}: {describe(reason)}") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` beside `path`, flush it to disk, then rename: readers see the old file or the whole new one."""
+def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+    """Write `text` beside `path`, flush it to disk, then rename: readers see the old file or the whole new one.
+
+    A `private` file is readable for this user alone, from its first byte on.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as stream:
+        with open(aside, "w", encoding="utf-8", opener=_private if private else None) as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
@@ -147,3 +150,10 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):  # the folder itself may be what is wrong
             aside.unlink()
         raise SkipPipeError(f"{path}: cannot be written ({reason.strerror or reason})") from None
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a new file for this user alone; one that is there under its name is another's, or left by a crash."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, flags | os.O_EXCL, 0o600)

@@ -1,7 +1,6 @@
 """How a process that comes later finds a run that is under way: by what its members left in a file or in a store."""
 
 import logging
-import os
 import socket
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from skippipe.errors import CommunicationError, SkipPipeError
 from skippipe.membership.epoch import Checked, Member
 from skippipe.membership.exchange import Source, fetch
 from skippipe.membership.keys import run_keys
+from skippipe_scheduler.files import write_atomically
 
 logger = logging.getLogger(__name__)
 MEMBERS_FILE: Final = "members.json"
@@ -35,17 +35,10 @@ class Contacts(Checked):
 
     def keep(self, run_dir: Path) -> None:
         """Write them into the run directory, readable for this user alone; a failure is logged."""
-        path = run_dir / MEMBERS_FILE
-        aside = path.with_name(f".{MEMBERS_FILE}.{os.getpid()}.tmp")
         try:
-            with suppress(FileNotFoundError):
-                aside.unlink()
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(self.model_dump_json(indent=1) + "\n")
-            aside.rename(path)
-        except OSError as reason:
-            logger.warning("%s: cannot be written (%s); who comes later has to be told", path, reason.strerror)
+            write_atomically(run_dir / MEMBERS_FILE, self.model_dump_json(indent=1) + "\n", private=True)
+        except SkipPipeError as reason:
+            logger.warning("%s; who comes later has to be told", reason)
 
 
 class LiveRun(NamedTuple):
