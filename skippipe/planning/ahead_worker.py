@@ -11,7 +11,7 @@ import threading
 from typing import TextIO
 
 from skippipe.errors import SkipPipeError
-from skippipe.planning.surviving_plans import plans_without
+from skippipe.planning.surviving_plans import improved_plans, plans_without
 from skippipe.runtime.plans.plan_set import PlanSet
 
 
@@ -25,9 +25,11 @@ def main() -> None:
     plans = PlanSet.from_json(request["plans"])
     for lost in request["losses"]:
         try:
-            found = plans_without(
-                plans, lost, time_limit_s=request["time_limit_s"], lost_stage=request["lost_stage"]
-            ).to_json()
+            limit_s = request["time_limit_s"]
+            if lost:
+                found = plans_without(plans, lost, time_limit_s=limit_s, lost_stage=request["lost_stage"]).to_json()
+            else:
+                found = improved_plans(plans, time_limit_s=limit_s).to_json()
         except SkipPipeError:
             found = None  # whoever asks for it gets the error from a plan made then
         print(json.dumps({"lost": lost, "plans": found}), flush=True)

@@ -30,9 +30,14 @@ def copies_bytes(experiment: Experiment, plan: Plan) -> dict[str, int]:
         return {}
     workload = experiment_workload(experiment)
     of_stage = per_stage(plan.layers_per_stage, workload.layer_copy_bytes, workload.embedding_and_head_copy_bytes)
+    gradients = per_stage(
+        plan.layers_per_stage, workload.layer_gradient_bytes, workload.embedding_and_head_gradient_bytes
+    )
+    with_gradients = experiment.recovery.copy_interval == 1
     taken: Counter[str] = Counter()
     for stage, nodes in keepers(plan, plan.nodes).items():
-        taken.update(dict.fromkeys(nodes, COPIES_AT_ONCE * of_stage[stage]))
+        of_copy = of_stage[stage] + gradients[stage] * with_gradients
+        taken.update(dict.fromkeys(nodes, COPIES_AT_ONCE * of_copy))
     return dict(taken)
 
 

@@ -37,6 +37,7 @@ class PlansAhead:
     ) -> None:
         """Begin with the first of `losses` (most likely first; by default every single node in rank order).
 
+        The loss of nobody asks for better plans of all nodes at the places that they have.
         `time_limit_s` is for all plans of one loss together, `lost_stage` as for `plans_without`.
         """
         self._ready: dict[frozenset[str], PlanSet] = {}

@@ -1,6 +1,7 @@
 """The plans of a run on the nodes that are left: the main one and those of its recipe, together in a given time."""
 
 import time
+from collections import Counter
 from collections.abc import Collection
 
 from skippipe.errors import SkipPipeError
@@ -32,6 +33,28 @@ def plans_without(
         )
         found[name] = _plan_without(name, plan, lost, options, lost_stage)
     return PlanSet(found.pop(MAIN_PLAN), found)
+
+
+def improved_plans(plans: PlanSet, *, time_limit_s: float, max_evaluations: int | None = None) -> PlanSet:
+    """Return the plans of a run on the same nodes at the same places, after a search of `time_limit_s` in all.
+
+    Or of `max_evaluations` steps each, in place of the clock.
+    """
+    limit_s = time_limit_s / len(plans)
+    found = {
+        name: _improved(plan, SolveOptions(limit_s, plan.solver.seed, max_evaluations)) for name, plan in plans.items()
+    }
+    return PlanSet(found.pop(MAIN_PLAN), found)
+
+
+def _improved(plan: Plan, options: SolveOptions) -> Plan:
+    from skippipe_scheduler.solver.other_routes import other_routes_problem
+    from skippipe_scheduler.solver.replan import replan
+
+    started = Counter(microbatch.route[0] for microbatch in plan.microbatches)
+    shares = [started[node] for node in plan.stages[0].nodes]
+    problem = other_routes_problem(plan, plan.rules, free_origins=max(shares) - min(shares) > 1)
+    return replan(plan, problem, options, layers=plan.layers_per_stage)
 
 
 def _plan_without(name: str, plan: Plan, lost: Collection[str], options: SolveOptions, lost_stage: LostStage) -> Plan:

@@ -16,9 +16,12 @@ ALONE = {stage.nodes[0] for stage in MAIN.stages if len(stage.nodes) == 1}
 
 
 def test_plans_for_single_losses_are_ready_without_a_search() -> None:
-    with PlansAhead(PLANS, time_limit_s=0.0, niceness=0) as ahead:
+    with PlansAhead(PLANS, [[], *([node] for node in MAIN.nodes)], time_limit_s=0.0, niceness=0) as ahead:
         assert ahead.ready(MAIN.nodes) is None
         assert ahead.wait(60.0)
+        whole = ahead.ready(())
+        assert whole is not None
+        assert whole.main.stages == MAIN.stages
         assert ALONE
         for node in set(MAIN.nodes) - ALONE:
             found = ahead.ready({node})

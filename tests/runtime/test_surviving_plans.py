@@ -5,7 +5,7 @@ from random_plans import random_plan
 
 from skippipe.monitor.console import start_table
 from skippipe.monitor.report.route_map import routes_figure
-from skippipe.planning.surviving_plans import plans_without
+from skippipe.planning.surviving_plans import improved_plans, plans_without
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.program import compile_evaluation, compile_programs
 from skippipe.runtime.program.verifier import prove, prove_transfers
@@ -32,6 +32,13 @@ def test_all_plans_of_a_run_lose_the_same_nodes() -> None:
 
 def test_plans_of_a_run_that_lost_nobody_are_the_same() -> None:
     assert plans_without(PLANS, (), time_limit_s=1.0).hash == PLANS.hash
+
+
+def test_plans_of_nodes_that_stay_are_searched_further() -> None:
+    (plan,) = (plan for _, plan in improved_plans(PlanSet(MAIN), time_limit_s=1.0, max_evaluations=20).items())
+    validate(plan)
+    assert (plan.stages, plan.rules) == (MAIN.stages, MAIN.rules)
+    assert plan.predicted.iteration_s < MAIN.predicted.iteration_s
 
 
 def test_routes_around_a_stage_are_proved_programs() -> None:

@@ -73,3 +73,5 @@ def test_plan_says_what_copies_of_stages_take(tmp_path: Path) -> None:
     assert ", which has 1 MiB left" in copies_line(make_experiment(tmp_path, **AUTO), plan, scarce)
     assert copies_line(make_experiment(tmp_path), plan, {}) == ""
     assert not copies_bytes(make_experiment(tmp_path, recovery={"enabled": True, "copy_interval": 0}), plan)
+    with_gradients = make_experiment(tmp_path, recovery={"enabled": True, "copy_interval": 1})
+    assert copies_bytes(with_gradients, plan)[node] > taken[node]

@@ -201,8 +201,13 @@ class RunRecovery:
     def close(self) -> None:
         """Keep no copies and make no plans any more."""
         self.copies.close()
+        self._stop_planning()
+
+    def _stop_planning(self) -> None:
+        """Make no plans ahead any more, and forget those that are made."""
         if self._ahead is not None:
             self._ahead.close()
+            self._ahead = None
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -312,7 +317,8 @@ class RunRecovery:
             raise error_elsewhere(decision.error, epoch.members[0].name)
         whole = PlanSet.from_json(decision.whole)
         if whole.hash != self._plans.hash:
-            self._plans, self._known = whole, {frozenset(): whole}
+            self._plans, self._known = whole, {}  # plans for all nodes at these places are searched ahead
+            self._stop_planning()
         return decision
 
     def _plans_without(self, whole: PlanSet, lost: Sequence[str]) -> PlanSet:
@@ -329,13 +335,13 @@ class RunRecovery:
 
     def _plan_ahead(self, present: Sequence[str]) -> None:
         """Begin to make the plans for the loss of each node, on the two members that decide first."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        self._stop_planning()
         if not self._options.plans_ahead or self._context.rank >= DECIDERS:
             return
         missing = [node for node in self._plans.main.nodes if node not in present]
         losses = [sorted([*missing, node]) for node in present]
+        if missing:
+            losses.insert(0, [])
         unknown = [loss for loss in losses if frozenset(loss) not in self._known]
         limit_s = self._options.planning_s
         self._ahead = PlansAhead(self._plans, unknown, time_limit_s=limit_s, lost_stage="routes_around")
