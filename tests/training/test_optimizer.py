@@ -74,6 +74,23 @@ def test_first_step_is_adamw_by_hand() -> None:
         torch.testing.assert_close(parameters[name].detach(), expected)
 
 
+def test_single_parameters_can_have_a_higher_rate() -> None:
+    moved = []
+    for scale in (1.0, 2.0):
+        parameters = make_parameters()
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        optimizer = AdamW(parameters, OptimizerOptions(lr=0.1), SchedulerOptions(warmup_steps=1), max_steps=6)
+        first, *others = parameters
+        state = optimizer.state([]) | {f"{first}.lr_scale": torch.tensor(scale)} if scale > 1 else {}
+        optimizer.load(state, 0)
+        run(optimizer, parameters, range(1))
+        moved.append({name: parameter.detach() - before[name] for name, parameter in parameters.items()})
+        kept = optimizer.state(parameters)
+        assert [name for name in parameters if f"{name}.lr_scale" in kept] == ([first] if scale > 1 else [])
+    assert torch.allclose(moved[1][first], 2 * moved[0][first], atol=1e-6)
+    assert all(torch.equal(moved[1][name], moved[0][name]) for name in others)
+
+
 def test_master_copies_collect_what_bfloat16_cannot_hold() -> None:
     small, steps = 1e-4, 60
     parameters = {"matrix": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.training.optimizer.clipping import clip, squared_norm
 from skippipe.training.optimizer.interface import Guard
-from skippipe.training.optimizer.master_adamw import MasterAdamW
+from skippipe.training.optimizer.master_adamw import LR_SCALE, MasterAdamW
 from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state
 
 
@@ -32,13 +32,18 @@ class AdamW:
         guard: Guard | None = None,
     ) -> None:
         self._parameters = dict(parameters)
-        self._guard = guard
-        device = next(iter(self._parameters.values())).device
-        settings = {"lr": options.lr, "betas": options.betas, "eps": options.eps, "fused": is_fused(options, device)}
-        groups = parameter_groups(self._parameters.values(), options)
-        self._optimizer, self._held = _optimizers(groups, settings, replicas)
+        self._guard, self._options, self._replicas = guard, options, replicas
+        self._lr_scales: dict[str, float] = {}
+        self._optimizer, self._held = self._build()
         self._factor = factor_of(scheduler, max_steps)
         self._schedule = LambdaLR(self._optimizer, self._factor)
+
+    def _build(self) -> tuple[torch.optim.Optimizer, MasterAdamW]:
+        """Return the optimizer of all parameters, and the one of those that are updated here."""
+        options, device = self._options, next(iter(self._parameters.values())).device
+        settings = {"lr": options.lr, "betas": options.betas, "eps": options.eps, "fused": is_fused(options, device)}
+        scales = {self._parameters[name]: scale for name, scale in self._lr_scales.items()}
+        return _optimizers(parameter_groups(self._parameters.values(), options, scales), settings, self._replicas)
 
     @property
     def lr(self) -> float:
@@ -78,14 +83,23 @@ class AdamW:
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return moments, step count and master copy of the parameters `names` that are updated here."""
+        wanted = tuple(names)
+        scales = {name: scale for name, scale in self._lr_scales.items() if name in wanted}
         return {
             f"{name}.{key}": tensor.detach().cpu()
-            for name in names
+            for name in wanted
             for key, tensor in self._held.state_of(self._parameters[name]).items()
-        }
+        } | {f"{name}.{LR_SCALE}": torch.tensor(scale) for name, scale in scales.items()}
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Continue after `step` steps; see `OptimizerBackend`. A missing master copy is made from the parameter."""
+        """Continue after `step` steps; see `OptimizerBackend`. A missing master copy is made from the parameter.
+
+        Where the state is sharded, all parameters have the same learning rate.
+        """
+        scales = {name: float(state[f"{name}.{LR_SCALE}"]) for name in self.names if f"{name}.{LR_SCALE}" in state}
+        if scales != self._lr_scales and not self.sharded:
+            self._lr_scales = scales
+            self._optimizer, self._held = self._build()
         for name in self.names:
             parameter = self._parameters[name]
             self._held.load_state_of(parameter, stored_state(state, name, parameter.shape, step))

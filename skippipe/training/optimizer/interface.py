@@ -2,7 +2,8 @@
 
 State is a flat mapping from `<parameter name>.<key>` to a tensor, so that it can be stored by name and loaded under
 another split of the model, another number of replicas or another back-end. The keys are `exp_avg`, `exp_avg_sq` and
-`step` (a single number), and `master` for the fp32 copy of a parameter in another dtype.
+`step` (a single number), `master` for the fp32 copy of a parameter in another dtype, and `lr_scale` (a single number)
+where a parameter's learning rate is multiplied by that.
 """
 
 from collections.abc import Callable, Iterable, Mapping

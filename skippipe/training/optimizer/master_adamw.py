@@ -9,6 +9,8 @@ from torch import Tensor, nn
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MASTER = "master"
 STEP = "step"
+LR_SCALE = "lr_scale"
+"""By what the learning rate of a parameter is multiplied, where that is not 1."""
 
 
 class MasterAdamW(torch.optim.Optimizer):

@@ -1,6 +1,7 @@
 """What all back-ends share: the learning rate's schedule, which parameters decay, and reading state by name."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def factor_of(scheduler: SchedulerOptions, max_steps: int) -> Callable[[int], fl
 def schedule_after(optimizer: torch.optim.Optimizer, factor: Callable[[int], float], step: int) -> LambdaLR:
     """Return the schedule of an optimizer that has done `step` steps."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"]
+        group["lr"] = group.setdefault("initial_lr", group["lr"])
     return LambdaLR(optimizer, factor, last_epoch=step - 1)
 
 
@@ -42,15 +43,16 @@ def is_fused(options: OptimizerOptions, device: torch.device) -> bool:
     return device.type == "cuda" if options.fused == "auto" else options.fused
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Return AdamW's groups: matrices decay, vectors do not."""
-    held = list(parameters)
-    matrices = [parameter for parameter in held if parameter.ndim >= 2]
-    vectors = [parameter for parameter in held if parameter.ndim < 2]
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], options: OptimizerOptions, lr_scales: Mapping[nn.Parameter, float] | None = None
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups: matrices decay, vectors do not. `lr_scales` multiply the rate of single parameters."""
+    scales, groups = lr_scales or {}, defaultdict[tuple[bool, float], list[nn.Parameter]](list)
+    for parameter in parameters:
+        groups[parameter.ndim < 2, scales.get(parameter, 1.0)].append(parameter)
     return [
-        {"params": group, "weight_decay": decay}
-        for group, decay in ((matrices, options.weight_decay), (vectors, 0.0))
-        if group
+        {"params": group, "weight_decay": 0.0 if is_vector else options.weight_decay, "lr": options.lr * scale}
+        for (is_vector, scale), group in sorted(groups.items(), key=lambda entry: entry[0])
     ]
 
 

@@ -1,7 +1,7 @@
 """Another node takes over the stage, rebuilt from the stages beside it.
 
-The weights are the mean of both, each weighted with the squared norm of its gradients, and the optimizer begins anew:
-CheckFree (Blagoev et al. 2025, arXiv 2506.15461).
+The weights are the mean of both, each weighted with the squared norm of its gradients; the optimizer begins anew, at a
+higher learning rate: CheckFree (Blagoev et al. 2025, arXiv 2506.15461).
 """
 
 import re
@@ -17,6 +17,8 @@ from skippipe.training.recovery.stage_state import StageState
 from skippipe.training.recovery.state_source import FoundState, StateSource, WantedState
 from skippipe_scheduler.plan.plan import Plan
 
+LR_SCALE = 1.1
+"""By what the learning rate of a rebuilt stage is multiplied from then on, as there."""
 NUMBER = re.compile(r"\d+")
 """The first one in a parameter's name is that of its layer."""
 
@@ -77,8 +79,9 @@ def rebuilt(below: StageState, above: StageState, parameters: tuple[str, ...], n
         for name, tensor in mean.items()
         for moment in ("exp_avg", "exp_avg_sq")
     }
-    steps = {f"{name}.step": torch.tensor(0.0) for name in mean}
-    return StageState(below.step, below.elapsed_s, mean, moments | steps)
+    numbers = {f"{name}.step": torch.tensor(0.0) for name in mean}
+    numbers |= {f"{name}.lr_scale": torch.tensor(LR_SCALE) for name in mean}
+    return StageState(below.step, below.elapsed_s, mean, moments | numbers)
 
 
 def _moved_by(num_layers: int, name: str) -> str:
