@@ -1,14 +1,19 @@
 """Hosts on one machine that can be cut off: network namespaces on one switch. Needs root and iproute2."""
 
+import ctypes
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 ADDRESS = "10.78.0.{}"
 INTERFACE = "eth0"
+NAMED_NAMESPACES = Path("/run/netns")
+CLONE_NEWNET = 0x40000000
+"""Of setns(2): a network namespace."""
 
 
 class Hosts:
@@ -46,6 +51,14 @@ class Hosts:
     def prefix(self, host: int) -> Sequence[str]:
         """Return what stands before a command to run it on a host."""
         return ["ip", "netns", "exec", self._names[host], "env", f"GLOO_SOCKET_IFNAME={INTERFACE}"]
+
+    def name(self, host: int) -> str:
+        """Return the name of a host, for `move_to`."""
+        return self._names[host]
+
+    def heal(self, host: int) -> None:
+        """Put the cable of a host into the first switch again."""
+        self._on(self._switch, "link", "set", f"port{host}", "master", "bridge")
 
     def cut(self, host: int) -> None:
         """Take the cable of a host out of the switch."""
@@ -99,6 +112,14 @@ class Hosts:
 
     def _on(self, name: str, *command: str) -> None:
         subprocess.run(["ip", "-n", name, *command], check=True)
+
+
+def move_to(name: str) -> None:
+    """Move this process, which should have one thread so far, to a host."""
+    with (NAMED_NAMESPACES / name).open() as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot move to {name}")
+    os.environ["GLOO_SOCKET_IFNAME"] = INTERFACE
 
 
 def why_not() -> str | None:

@@ -64,6 +64,11 @@ class PlansAhead:
         """Return the plans without exactly these nodes, or None where they are not ready or there are none."""
         return self._ready.get(frozenset(lost))
 
+    @property
+    def made(self) -> dict[frozenset[str], PlanSet]:
+        """All plans that are ready, by the nodes that they are without."""
+        return dict(self._ready)
+
     def wait(self, timeout_s: float) -> bool:
         """Wait until all are made or the worker has ended, at most `timeout_s`; return whether that is so."""
         self._thread.join(timeout_s)

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
+from skippipe.runtime.ranks.arrival import ContactNotes, left_contacts
 
 
 def test_torch_finds_in_it_what_was_put_there() -> None:
@@ -35,6 +37,56 @@ def test_a_wait_ends_with_its_time() -> None:
     store = EpochStore(HashStore(), 0.05, lambda: None)
     with pytest.raises(RuntimeError, match=r"nobody has put never into the store within 0.05 s"):
         store.wait(["never"])
+
+
+class SilentStore(HashStore):
+    """A store on a host that is frozen: whoever asks it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.woken = threading.Event()
+
+    def check(self, keys: list[str]) -> bool:
+        """Give no answer."""
+        return self.woken.wait()
+
+    def add(self, key: str, amount: int) -> int:
+        """Give no answer."""
+        return int(self.woken.wait())
+
+
+@pytest.fixture
+def silent() -> Iterator[SilentStore]:
+    """A store that answers once the test is over."""
+    store = SilentStore()
+    yield store
+    store.woken.set()
+
+
+def test_a_question_to_a_silent_host_ends_with_the_epoch(silent: SilentStore) -> None:
+    ended: list[str] = []
+    store = EpochStore(silent, 60.0, lambda: ended[0] if ended else None)
+    threading.Timer(0.05, lambda: ended.append("node-0 lost (no sign of life)")).start()
+    with pytest.raises(RuntimeError, match="node-0 lost"):
+        store.check(["a"])
+
+
+def test_who_still_asks_it_in_a_later_epoch_is_let_go(silent: SilentStore) -> None:
+    store = EpochStore(silent, 60.0, lambda: None)
+    threading.Timer(0.05, store.end).start()
+    with pytest.raises(RuntimeError, match="its epoch is over"):
+        store.get("a")
+
+
+def test_nobody_waits_to_leave_contacts_with_a_silent_host(silent: SilentStore) -> None:
+    notes = ContactNotes(silent)
+    notes.leave("first")
+    notes.leave("second")
+    run = HashStore()
+    ContactNotes(run).leave("first")
+    while not left_contacts(run):
+        time.sleep(0.001)
+    assert left_contacts(run) == ["first"]
 
 
 def test_members_meet_in_the_store_that_one_of_them_has_opened() -> None:

@@ -1,14 +1,18 @@
 """The store of one epoch, in which no wait outlasts it."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 from torch._C._distributed_c10d import Store, TCPStore
 
 from skippipe.errors import CommunicationError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.torch_errors import raising_outside
+
+Answer = TypeVar("Answer")
 
 
 class EpochStore(Store):
@@ -18,6 +22,9 @@ class EpochStore(Store):
     peer that dies before it has come would hold up all others for so long. Here a wait ends with the epoch: `ended`
     says why it does, None while it stands. No wait is longer than `limit_s`.
 
+    A question is a wait as well: the host of the store may be frozen or cut off, and then torch waits for the answer as
+    long as TCP does, a quarter of an hour.
+
     torch's own stores do not keep what is written in Python: who hands this one to torch has to keep it as well.
     """
 
@@ -26,35 +33,40 @@ class EpochStore(Store):
         self._store = store
         self._ended = ended
         self._limit_s = limit_s
+        self._is_over = False
+
+    def end(self) -> None:
+        """Let all who wait here go: another epoch has begun."""
+        self._is_over = True
 
     def set(self, key: str, value: str) -> None:
         """Put a value under a key."""
-        self._store.set(key, value)
+        self._ask(lambda: self._store.set(key, value))
 
     def get(self, key: str) -> bytes:
         """Return the value of a key once it is there."""
         self.wait([key])
-        return self._store.get(key)
+        return self._ask(lambda: self._store.get(key))
 
     def add(self, key: str, amount: int) -> int:
         """Add to a number; return the sum."""
-        return self._store.add(key, amount)
+        return self._ask(lambda: self._store.add(key, amount))
 
     def compare_set(self, key: str, expected: str, desired: str) -> bytes:
         """Replace a value where it is the expected one; return what is there then."""
-        return self._store.compare_set(key, expected, desired)
+        return self._ask(lambda: self._store.compare_set(key, expected, desired))
 
     def check(self, keys: Sequence[str]) -> bool:
         """Say whether all keys are there."""
-        return self._store.check(list(keys))
+        return self._ask(lambda: self._store.check(list(keys)))
 
     def delete_key(self, key: str) -> bool:
         """Remove a key."""
-        return self._store.delete_key(key)
+        return self._ask(lambda: self._store.delete_key(key))
 
     def num_keys(self) -> int:
         """Count the keys."""
-        return self._store.num_keys()
+        return self._ask(self._store.num_keys)
 
     deleteKey, getNumKeys = delete_key, num_keys  # noqa: N815  # as torch calls them from C++
 
@@ -67,11 +79,41 @@ class EpochStore(Store):
         limit_s = self._limit_s if timeout is None else timeout.total_seconds()
         deadline_s = time.monotonic() + limit_s
         while not self.check(keys):
-            if (reason := self._ended()) is not None:
+            if (reason := self._why_over()) is not None:
                 raise RuntimeError(reason)
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"nobody has put {', '.join(keys)} into the store within {limit_s:g} s")
             time.sleep(time_limits.STORE_POLL_S)
+
+    def _why_over(self) -> str | None:
+        return "its epoch is over" if self._is_over else self._ended()
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        return answered(question, self._why_over)
+
+
+def answered(question: Callable[[], Answer], ended: Callable[[], str | None]) -> Answer:
+    """Return the answer to a question that torch may wait for without end; raise `RuntimeError` once `ended` says why.
+
+    The thread that still waits then is left to itself: nothing wakes it.
+    """
+    done, answers, errors = threading.Event(), list[Answer](), list[str]()
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except RuntimeError as reason:
+            errors.append(str(reason))
+        finally:
+            done.set()
+
+    threading.Thread(target=ask, name="store-question", daemon=True).start()
+    while not done.wait(time_limits.STORE_POLL_S):
+        if (reason := ended()) is not None:
+            raise RuntimeError(reason)
+    if errors:
+        raise RuntimeError(errors[0])
+    return answers[0]
 
 
 def host_store(host: str, limit_s: float) -> tuple[TCPStore, int]:
@@ -91,6 +133,7 @@ def reach_store(host: str, port: int, limit_s: float, ended: Callable[[], str | 
         return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit_s))
 
     store = raising_outside(
-        connect, lambda cause: CommunicationError(f"the store of the new epoch at {host}:{port}: {cause}")
+        lambda: answered(connect, ended),
+        lambda cause: CommunicationError(f"the store of the new epoch at {host}:{port}: {cause}"),
     )
     return EpochStore(store, limit_s, ended)

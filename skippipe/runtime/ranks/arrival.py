@@ -10,8 +10,10 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple, Self
 
@@ -106,13 +108,29 @@ def arrive(store: Store, own: Seat, nodes: Sequence[str], world_size: int, limit
     return number
 
 
-def leave_contacts(run: Store, text: str) -> None:
-    """Leave in a run's store how its members can be reached, for who comes later; RuntimeError where it is gone."""
-    run.set(f"{CONTACTS}/{int(run.add(CONTACTS, 1))}", text)
+class ContactNotes:
+    """Leaves in a run's store how its members can be reached, for who comes later, as long as that store answers.
+
+    Nobody waits for it: its host may be frozen or cut off, and torch waits for an answer for a quarter of an hour.
+    """
+
+    def __init__(self, run: Store) -> None:
+        self._run = run
+        self._leaving: threading.Thread | None = None
+
+    def leave(self, text: str) -> None:
+        """Leave a text in the background; none where the one before still waits."""
+        if self._leaving is None or not self._leaving.is_alive():
+            self._leaving = threading.Thread(target=self._leave, args=(text,), name="contact-notes", daemon=True)
+            self._leaving.start()
+
+    def _leave(self, text: str) -> None:
+        with suppress(RuntimeError):  # its host is lost
+            self._run.set(f"{CONTACTS}/{int(self._run.add(CONTACTS, 1))}", text)
 
 
 def left_contacts(run: Store) -> list[str]:
-    """Return all that `leave_contacts` has left, the newest first."""
+    """Return all that `ContactNotes` have left, the newest first."""
     keys = [f"{CONTACTS}/{number}" for number in range(int(run.add(CONTACTS, 0)), 0, -1)]
     return [run.get(key).decode() for key in keys if run.check([key])]
 

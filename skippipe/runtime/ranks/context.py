@@ -49,7 +49,7 @@ class DistributedContext:
     live_run: "LiveRun | None" = None
     """The run under way that this process is to join: so far it is alone. `rank` is that of its node in the cluster."""
     run_store: Store | None = None
-    """Where members leave how they can be reached (`arrival.leave_contacts`), as long as the launcher's store lives."""
+    """Where members leave how they can be reached (`arrival.ContactNotes`), as long as the launcher's store lives."""
     _meetings: Counter[Topic] = field(default_factory=Counter, init=False, repr=False)
     """How often ranks have met about each topic: the same on all ranks, so that no meeting finds another one's keys."""
     _meeting: str = field(default="", init=False, repr=False)

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +23,7 @@ from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import all_gather_json
-from skippipe.runtime.ranks.arrival import leave_contacts
+from skippipe.runtime.ranks.arrival import ContactNotes
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
@@ -107,6 +107,7 @@ class RunRecovery:
         self._exchange = exchange
         self._secret = secret
         self._hosted: Store | None = None
+        self._notes = None if context.run_store is None else ContactNotes(context.run_store)
         self._known: dict[frozenset[str], PlanSet] = {frozenset(): plans}
         self._moves = MovedNodes(experiment)
         self._ahead: PlansAhead | None = None
@@ -151,9 +152,8 @@ class RunRecovery:
         self._plan_ahead([member.name for member in members])
         contacts = Contacts(secret=self._secret, members=members)
         contacts.keep(self._experiment.run_path)
-        if (arrived or self._context.rank == 0) and self._context.run_store is not None:
-            with suppress(RuntimeError):  # its host may be lost
-                leave_contacts(self._context.run_store, contacts.model_dump_json())
+        if (arrived or self._context.rank == 0) and self._notes is not None:
+            self._notes.leave(contacts.model_dump_json())
 
     def go_on(self, trainer: Recoverable, reason: str, *, interrupted: bool = True) -> None:
         """Agree with the members that are left, and those who want to come, and bring the trainer to where all go on.
@@ -203,11 +203,13 @@ class RunRecovery:
         self.copies.close()
         self._stop_planning()
 
-    def _stop_planning(self) -> None:
-        """Make no plans ahead any more, and forget those that are made."""
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+    def _stop_planning(self) -> dict[frozenset[str], PlanSet]:
+        """Make no plans ahead any more; return those that are made."""
+        if self._ahead is None:
+            return {}
+        ahead, self._ahead = self._ahead, None
+        ahead.close()
+        return ahead.made
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -230,6 +232,8 @@ class RunRecovery:
             followed_s = time.monotonic()
             store = reach_store(decision.host, decision.port, self._timeout_s, lambda: self._membership.ending)
             rank = epoch.names.index(self._membership.own.name)
+            if isinstance(self._context.store, EpochStore):
+                self._context.store.end()
             self._context.enter_epoch(rank, len(epoch.names), store)
             trainer.enter_epoch(plans)
             told = all_gather_json(self._context, Topic.RESTORED, lambda: _dumped(trainer.restored))
@@ -317,8 +321,8 @@ class RunRecovery:
             raise error_elsewhere(decision.error, epoch.members[0].name)
         whole = PlanSet.from_json(decision.whole)
         if whole.hash != self._plans.hash:
-            self._plans, self._known = whole, {}  # plans for all nodes at these places are searched ahead
             self._stop_planning()
+            self._plans, self._known = whole, {}  # plans for all nodes at these places are searched ahead
         return decision
 
     def _plans_without(self, whole: PlanSet, lost: Sequence[str]) -> PlanSet:
@@ -335,7 +339,7 @@ class RunRecovery:
 
     def _plan_ahead(self, present: Sequence[str]) -> None:
         """Begin to make the plans for the loss of each node, on the two members that decide first."""
-        self._stop_planning()
+        self._known = self._stop_planning() | self._known
         if not self._options.plans_ahead or self._context.rank >= DECIDERS:
             return
         missing = [node for node in self._plans.main.nodes if node not in present]
@@ -343,6 +347,8 @@ class RunRecovery:
         if missing:
             losses.insert(0, [])
         unknown = [loss for loss in losses if frozenset(loss) not in self._known]
+        if not unknown:
+            return
         limit_s = self._options.planning_s
         self._ahead = PlansAhead(self._plans, unknown, time_limit_s=limit_s, lost_stage="routes_around")
 
