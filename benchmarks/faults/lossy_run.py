@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.hosts import Hosts, move_to
 from common.one_machine import free_port
@@ -22,6 +22,9 @@ from common.small_experiment import small_experiment
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
+
+if TYPE_CHECKING:
+    from skippipe_scheduler.plan.plan import Plan
 
 NUM_NODES = 7
 STAGE_SIZES = (3, 2, 2)
@@ -197,13 +200,7 @@ def reference_losses(folder: Path, experiment: Experiment, plan_path: Path, num_
     alone = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
     run_dir = experiment.run_path
     events, plan = lines_of(run_dir / "events.jsonl"), load_plan(plan_path)
-    # One process follows routes, whoever holds the stages: all epochs' routes lie on the nodes of the first.
-    further = {
-        f"epoch-{event['epoch']}": plan.model_copy(
-            update={"microbatches": load_plan(kept(run_dir, event)).microbatches}
-        )
-        for event in events
-    }
+    further = {f"epoch-{event['epoch']}": along(plan, load_plan(kept(run_dir, event))) for event in events}
     name, steps = f"alone-{experiment.name}", experiment.training.max_steps
     off: dict[str, Any] = {"checkpoint": {"interval": 0}, "recovery": {"enabled": False}}
     reference = make_experiment(folder, name, steps, evaluation={"interval": 0}, **off)
@@ -212,6 +209,17 @@ def reference_losses(folder: Path, experiment: Experiment, plan_path: Path, num_
         trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
         stop = StopSignal()
         return [trainer.one_step(stop).metrics[Metric.TRAIN_LOSS] for _ in range(num_steps)]
+
+
+def along(main: "Plan", other: "Plan") -> "Plan":
+    """Return the plan by which one process visits the stages as in `other`; it does not matter who holds them."""
+    routes = [
+        microbatch.model_copy(
+            update={"route": tuple(main.stages[other.stage_of[node]].nodes[0] for node in microbatch.route)}
+        )
+        for microbatch in other.microbatches
+    ]
+    return main.model_copy(update={"microbatches": tuple(routes)})
 
 
 def kept(run_dir: Path, event: dict[str, Any]) -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from run import LIMIT_S, NUM_NODES, Processes, lines_of, wait_for
+from lossy_run import LIMIT_S, NUM_NODES, Processes, lines_of, wait_for
 
 from common.small_experiment import small_experiment
 from common.table import machine

@@ -1,4 +1,4 @@
-"""Processes that are killed or stopped one after the other: `death`, `silence`, `pause` and `return`."""
+"""Processes that are killed or stopped one after the other: `death`, `silence`, `pause`, `return` and `take-over`."""
 
 import os
 import random
@@ -6,28 +6,41 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lossy_run import LIMIT_S, SILENCE_S, Processes, lines_of, loss_difference, make_experiment, wait_for
 from outcomes import Loss, Outcome
 
 from skippipe.config.experiment import Experiment
 
-STEPS = {"death": 40, "silence": 40, "pause": 40, "return": 500}
+STEPS = {"death": 40, "silence": 40, "pause": 40, "return": 500, "take-over": 500}
 """Of a run of each kind; a process that is started again needs seconds until it is ready, in which the others train."""
+RETURNING = ("return", "take-over")
+"""Kinds whose processes are started again."""
+SECTIONS: dict[str, dict[str, Any]] = {
+    "take-over": {"pipeline": {"stage_sizes": (1, 3, 3)}, "recovery": {"copy_interval": 1}}
+}
+"""What a kind changes of the experiment; it has a plan of its own then."""
 LOSSES = 2
 """In each run: two nodes can be lost without a stage being left without one, if they are of different stages."""
 
 
 def strike(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
     """Train once, with losses at random instants."""
-    experiment, outcome = make_experiment(folder, f"{kind}-{number}", STEPS[kind]), Outcome(kind, number)
+    experiment = make_experiment(folder, f"{kind}-{number}", STEPS[kind], **SECTIONS.get(kind, {}))
+    outcome = Outcome(kind, number)
+    if kind in SECTIONS:
+        from skippipe.planning.experiment_plan import plan_experiment
+
+        plan = folder / f"{kind}.plan.json"
+        plan_experiment(experiment).save(plan)
     processes = Processes(experiment, plan)
     _strike_in_turn(experiment, plan, processes, outcome)
     outcome.exit_codes = processes.finish()
     outcome.leftover = sum(process.is_alive() for process in processes)
     outcome.last_words = [processes.last_words(index) for index in range(len(processes))]
     lost = {loss.rank for loss in outcome.losses} if kind != "pause" else set()
-    code = {"death": -signal.SIGKILL, "return": -signal.SIGKILL, "silence": 1}.get(kind)
+    code = 1 if kind == "silence" else -signal.SIGKILL
     outcome.expected_codes = [code if rank in lost else 0 for rank in range(len(processes))]
     if not outcome.error:
         steps = len(lines_of(experiment.run_path / "metrics.jsonl"))
@@ -38,6 +51,16 @@ def strike(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
                 words for loss in outcome.losses for words in processes.writes_after(loss.rank, loss.woken_s)
             ]
     return outcome
+
+
+def holders(run_dir: Path, plan_path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the node that holds stage 0 alone, and its rank, each time as it is then."""
+    from skippipe_scheduler.plan.validate import load_plan
+
+    for _ in range(LOSSES):
+        newest = [plan_path, *sorted((run_dir / "epochs").glob("*.json"))][-1]
+        (node,) = load_plan(newest).stages[0].nodes
+        yield node, load_plan(plan_path).rank_of[node]
 
 
 def victims(plan_path: Path, generator: random.Random, count: int = LOSSES) -> Iterator[tuple[str, int]]:
@@ -59,13 +82,14 @@ def _strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, ou
         outcome.error = "no step was finished"
         return
     steps = STEPS[outcome.kind]
-    for node, rank in victims(plan, generator):
+    takes_over = outcome.kind == "take-over"
+    for node, rank in holders(experiment.run_path, plan) if takes_over else victims(plan, generator):
         number = len(lines_of(events))
         time.sleep(generator.uniform(0.0, 0.5))
         process = processes[rank].pid
         assert process is not None
         begun_s = time.monotonic()
-        os.kill(process, signal.SIGKILL if outcome.kind in ("death", "return") else signal.SIGSTOP)
+        os.kill(process, signal.SIGSTOP if outcome.kind in ("silence", "pause") else signal.SIGKILL)
         loss = Loss(node, rank)
         outcome.losses.append(loss)
         if outcome.kind == "pause":
@@ -84,7 +108,7 @@ def _strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, ou
         if outcome.kind == "silence":
             loss.woken_s = time.monotonic()
             os.kill(process, signal.SIGCONT)
-        if outcome.kind == "return":
+        if outcome.kind in RETURNING:
             begun_s = time.monotonic()
             processes.begin(rank)
             if not wait_for(events, number + 2, deadline_s):
