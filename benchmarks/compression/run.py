@@ -131,7 +131,7 @@ def bytes_per_step(experiment: Experiment, plan: Plan) -> dict[str, int]:
 
     Activations as the programs say. A sum over R replicas sends 2 (R - 1) times the gradients' bytes, in a ring too.
     """
-    from skippipe.planning.experiment_workload import experiment_workload
+    from skippipe.planning.workload.experiment_workload import experiment_workload
     from skippipe.runtime.program.program import Opcode, compile_programs
 
     workload = experiment_workload(experiment)

@@ -13,7 +13,7 @@ from pathlib import Path
 from setting import SIZES, make_experiment
 
 from skippipe.planning.experiment_plan import plan_experiment
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe_scheduler.plan.plan_memory import memory_of_one_process, plan_memory
 
 CARDS = (1, 2, 4, 8)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from skippipe.config.experiment import Experiment
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.memory import per_stage, size_text
 

@@ -7,8 +7,8 @@ from functools import partial
 
 from skippipe.config.experiment import Experiment, PipelineOptions
 from skippipe.planning.experiment_cluster import experiment_cluster
-from skippipe.planning.experiment_workload import experiment_workload
-from skippipe.planning.lighter_workloads import lighter_workloads
+from skippipe.planning.workload.experiment_workload import experiment_workload
+from skippipe.planning.workload.lighter_workloads import lighter_workloads
 from skippipe.runtime.plans.route_rules import route_rules
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.options import Robustness, SolveOptions
@@ -50,13 +50,13 @@ def solve_plan(request: PlanRequest) -> Plan:
     return solve_request(request)
 
 
-def plan_request(experiment: Experiment) -> PlanRequest:
+def plan_request(experiment: Experiment, *, quiet: bool = False) -> PlanRequest:
     """Return what the experiment and its cluster ask of the planner, with layers and sizes open where they are auto.
 
-    The model is built on the meta device only. Says where the cluster's times are not the experiment's. Raises what
-    reading the cluster and `build_problem` raise.
+    The model is built on the meta device only. Says where the cluster's times are not the experiment's, unless it is to
+    be `quiet`. Raises what reading the cluster and `build_problem` raise.
     """
-    pipeline, with_sizes = experiment.pipeline, _problems(experiment)
+    pipeline, with_sizes = experiment.pipeline, _problems(experiment, quiet=quiet)
     source, even = _stage_size_source(pipeline), None
     if source != "given" and pipeline.placement is None:
         # Even sizes are an offer: pins or the nodes' memory may not allow them.
@@ -76,12 +76,15 @@ def planner_options(experiment: Experiment) -> SolveOptions:
     )
 
 
-def _problems(experiment: Experiment) -> Callable[[StageSizesChoice | None], Problem | LayerSplitProblem]:
+def _problems(
+    experiment: Experiment, *, quiet: bool
+) -> Callable[[StageSizesChoice | None], Problem | LayerSplitProblem]:
     """Return what makes the problem of an experiment with given, open or even stage sizes."""
     cluster, workload = experiment_cluster(experiment), experiment_workload(experiment)
     lighter = lighter_workloads(experiment)
     pipeline = experiment.pipeline
-    for doubt in doubts_about_times(cluster, workload, pipeline.num_stages, experiment.training.dtype):
+    doubts = doubts_about_times(cluster, workload, pipeline.num_stages, experiment.training.dtype)
+    for doubt in [] if quiet else doubts:
         logger.warning("%s: %s", experiment.cluster, doubt)
 
     def with_layers(stage_sizes: StageSizesChoice | None, layers: LayersPerStage | None) -> Problem:

@@ -2,7 +2,7 @@
 
 from skippipe.config.experiment import Experiment
 from skippipe.model.architecture import experiment_model
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe_scheduler.problem.build import stage_flop
 from skippipe_scheduler.problem.cluster import MeasuredFor
 

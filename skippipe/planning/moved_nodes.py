@@ -4,7 +4,7 @@ from functools import cached_property
 
 from skippipe.config.experiment import Experiment
 from skippipe.planning.experiment_cluster import experiment_cluster
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan

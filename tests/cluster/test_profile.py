@@ -11,8 +11,8 @@ from cluster_ranks import start_ranks
 from skippipe.cli.main import main
 from skippipe.config.experiment_file import load_experiment
 from skippipe.planning.experiment_plan import plan_request
-from skippipe.planning.experiment_workload import experiment_workload
 from skippipe.planning.measured_for import experiment_measured_for
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe_scheduler.plan.plan import parse_plan
 from skippipe_scheduler.problem.cluster import load_cluster
 

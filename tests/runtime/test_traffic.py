@@ -10,7 +10,7 @@ from ranks import finish_ranks, gradients_of, make_batch, make_config, make_expe
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_runner
 from skippipe_scheduler.plan.plan import Plan

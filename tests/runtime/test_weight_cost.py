@@ -10,7 +10,7 @@ from skippipe.model.architecture import build_config
 from skippipe.model.cost import model_cost
 from skippipe.model.stage import build_stage
 from skippipe.model.weight_gradients import Product, WeightGradients
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 
 FLOAT = torch.float32
 SIZES = {"vocab_size": 64, "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}

@@ -9,8 +9,8 @@ from training_runs import CLUSTER, make_experiment, small_plan
 
 from skippipe.errors import InfeasibleError
 from skippipe.planning.experiment_plan import plan_request
-from skippipe.planning.experiment_workload import experiment_workload
-from skippipe.planning.lighter_workloads import lighter_workloads, memory_advice
+from skippipe.planning.workload.experiment_workload import experiment_workload
+from skippipe.planning.workload.lighter_workloads import lighter_workloads, memory_advice
 from skippipe_scheduler.plan.plan_memory import plan_memory
 
 WIDE: dict[str, Any] = {"training": {"device": "auto", "micro_batch_size": 4, "sequence_length": 1024}}

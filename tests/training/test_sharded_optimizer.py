@@ -9,7 +9,7 @@ from training_runs import losses, make_experiment, ranks_plan, train_alone, trai
 from skippipe.checkpoint.reader import checkpoint_path
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics_file import read_metrics
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 
 STEPS, HALF = 8, 4
 SHARDED = {"backend": "zero_redundancy"}

@@ -18,7 +18,7 @@ from skippipe.errors import ConfigError, DataError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.monitor.metrics_file import read_metrics
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe.training.measurement.utilisation import IterationFlop, utilisation
 from skippipe.training.startup import (
     _check_agreement,

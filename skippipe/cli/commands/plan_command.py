@@ -31,6 +31,8 @@ _LEAST_SEARCH_PART = 0.5
 """Share of the time limit that the solves get at least. Chosen."""
 _BOUNDS_S, _LEAST_BOUNDS_S = 2.0, 0.5
 """Seconds for the bounds that are explained, at most and at least. Chosen."""
+_TRIED_PART, _LEAST_TRIED_S, _MOST_TRIED_PART = 0.2, 1.0, 0.5
+"""Share of the time limit in which changes are tried that would help, seconds at least, and share at most. Chosen."""
 
 
 @click.command("plan")
@@ -72,13 +74,19 @@ def command(
     if seed is not None:
         request = request.with_options(seed=seed)
     limit_s = request.options.time_limit_s
-    request = request.with_options(time_limit_s=search_limit_s(limit_s, perf_counter() - begin_s, report is not None))
+    with_explanation &= not as_json
+    tried_s = 0.0
+    if with_explanation and experiment is not None:
+        tried_s = min(max(_LEAST_TRIED_S, _TRIED_PART * limit_s), _MOST_TRIED_PART * limit_s)
+    request = request.with_options(
+        time_limit_s=search_limit_s(limit_s - tried_s, perf_counter() - begin_s, report is not None)
+    )
     result = _solve(request, warm_path)
     memory = "" if experiment is None else _check_room(experiment, result.plan)
     if out is not None:
         result.plan.save(out)
     binds = ""
-    if report is not None or (with_explanation and not as_json):
+    if report is not None or with_explanation:
         repeatable = request.options.max_evaluations is not None
         binds = what_binds(result.problem, math.inf if repeatable else limit_s - (perf_counter() - begin_s))
     if report is not None:
@@ -98,6 +106,10 @@ def command(
 
         say(explain(result.plan))
         say(binds)
+        if experiment is not None:
+            from skippipe.planning.tried_changes import what_helps
+
+            say(what_helps(experiment, result.plan, result.problem, tried_s))
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
@@ -136,8 +148,8 @@ def _check_room(experiment: "Experiment", plan: "Plan") -> str:
     """
     from skippipe.planning.copied_stages import copies_line
     from skippipe.planning.experiment_cluster import experiment_cluster
-    from skippipe.planning.experiment_workload import experiment_workload
-    from skippipe.planning.lighter_workloads import memory_advice
+    from skippipe.planning.workload.experiment_workload import experiment_workload
+    from skippipe.planning.workload.lighter_workloads import memory_advice
     from skippipe_scheduler.plan.plan_memory import check_memory, given_limits, plan_memory
     from skippipe_scheduler.problem.memory import device_text
 

@@ -88,8 +88,8 @@ def prepare(
     from skippipe.cluster.profile import ProfileOptions
     from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device, torch_dtype
-    from skippipe.planning.experiment_workload import experiment_workload
     from skippipe.planning.measured_for import experiment_measured_for
+    from skippipe.planning.workload.experiment_workload import experiment_workload
     from skippipe.runtime.ranks.agreement import on_all_ranks
     from skippipe.runtime.ranks.store_names import Topic
 

@@ -9,8 +9,8 @@ import torch
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.planning.experiment_cluster import experiment_cluster
-from skippipe.planning.experiment_workload import experiment_workload
-from skippipe.planning.lighter_workloads import memory_advice
+from skippipe.planning.workload.experiment_workload import experiment_workload
+from skippipe.planning.workload.lighter_workloads import memory_advice
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext

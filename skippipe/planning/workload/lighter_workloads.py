@@ -1,13 +1,12 @@
 """What an experiment could change to need less memory: only what it has not done yet, and only what would do."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-
-from pydantic import ValidationError
 
 from skippipe.config.experiment import Experiment
 from skippipe.model.activations.activation_checkpointing import MODES
-from skippipe.planning.experiment_workload import experiment_workload
+from skippipe.planning.workload.changed_experiment import Changes, changed, is_possible
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.plan_memory import MemoryEstimate, memory_of_one_process, plan_memory
 from skippipe_scheduler.problem.cluster import Device
@@ -15,9 +14,6 @@ from skippipe_scheduler.problem.workload import LighterWorkload, LighterWorkload
 
 SHORTEST_SAMPLE = 256
 """Tokens below which shorter samples are no longer advised."""
-
-Changes = Mapping[str, object]
-"""New values of keys, section and name with a dot between them."""
 
 
 def lighter_workloads(experiment: Experiment) -> LighterWorkloads:
@@ -79,26 +75,13 @@ def _halves(value: int, least: int) -> Iterator[int]:
 
 def _possible(experiment: Experiment, group: Sequence[Changes]) -> Iterator[Changes]:
     """Yield the changes that go with the rest of the experiment."""
-    for changes in group:
-        try:
-            _changed(experiment, changes)
-        except ValidationError:
-            continue
-        yield changes
-
-
-def _changed(experiment: Experiment, changes: Changes) -> Experiment:
-    content = experiment.model_dump()
-    for key, value in changes.items():
-        section, name = key.split(".")
-        content[section][name] = value
-    return Experiment.model_validate(content)
+    return (changes for changes in group if is_possible(experiment, changes))
 
 
 def _lighter(experiment: Experiment, changes: Changes) -> LighterWorkload:
     @cache
     def workload() -> Workload:
-        return experiment_workload(_changed(experiment, changes))
+        return experiment_workload(changed(experiment, changes))
 
     values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in changes.items()}
     return LighterWorkload(" and ".join(f"set {key} to {value}" for key, value in values.items()), workload)
