@@ -1,7 +1,7 @@
 """What would make iterations shorter: changes of an experiment, each tried out from the plan that there is."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import NamedTuple
 
@@ -84,7 +84,8 @@ def _changes(experiment: Experiment) -> Iterator[Changes]:
     yield {"training.num_microbatches": 2 * training.num_microbatches}
 
 
-class _Search(NamedTuple):
+@dataclass(frozen=True)
+class _Search:
     """Finds the iteration of a changed experiment."""
 
     experiment: Experiment
