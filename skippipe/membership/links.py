@@ -8,7 +8,7 @@ them. Children that are forked without exec keep connections open after a crash,
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 import zmq
@@ -21,6 +21,8 @@ from skippipe.membership.messages import Envelope
 
 _LARGEST_MESSAGE_BYTES = 64 * 2**20
 _LOOK_S = 0.02
+_SELDOMEST_HEARTBEAT_MS = 1000
+"""Each member sends one to each other so often; more would take processors from training."""
 _LAST_WORDS_S = 0.3
 
 
@@ -74,8 +76,9 @@ class Links:
         if member.name not in self._links:
             address = address_of(member)
             dealer = self._socket(zmq.DEALER, server=False)
-            dealer.setsockopt(zmq.HEARTBEAT_IVL, min(250, self._silence_ms // 4))
-            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, max(self._silence_ms // 2, self._silence_ms - 250))
+            heartbeat_ms = min(_SELDOMEST_HEARTBEAT_MS, self._silence_ms // 4)
+            dealer.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+            dealer.setsockopt(zmq.HEARTBEAT_TIMEOUT, self._silence_ms - heartbeat_ms)
             dealer.setsockopt(zmq.HEARTBEAT_TTL, 2 * self._silence_ms)  # for the other end to tidy up
             self._links[member.name] = link = MemberLink(member, address, dealer)
             self._poller.register(dealer, zmq.POLLIN)
@@ -145,7 +148,7 @@ class Links:
         for name, link in list(self._links.items()):
             if link.monitor in ready and link.changes():
                 yield Connected(name)
-        yield from self._received()
+        yield from self._received(ready)
         for name, link in list(self._links.items()):
             loss = link.look()
             if loss is not None:
@@ -160,9 +163,9 @@ class Links:
         self._context.term()
         os.close(self._wake_up)
 
-    def _received(self) -> Iterator[LinkNews]:
+    def _received(self, ready: Container[object]) -> Iterator[LinkNews]:
         for source in [self._router, *(link.dealer for link in self._links.values())]:
-            while source.poll(0):
+            while source in ready and source.poll(0):
                 *route, content = source.recv_multipart()
                 try:
                     envelope = Envelope.model_validate_json(content)

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Decide = Callable[[Sequence[Member], Mapping[str, JsonValue]], dict[str, JsonValue]]
 """What the application decides for the next epoch, from its members in order and the report of each but newcomers."""
 _TURN_S = 0.1
+"""While an epoch ends."""
+_IDLE_TURN_S = 0.5
+"""While one lasts, where news come by themselves; and less than a silence by far."""
 _APPLY_S = 0.5
 _CONNECT_S = 1.0
 """How long a proposer waits for the connection to an applicant of whom it has heard: some round trips of a far link."""
@@ -42,6 +45,7 @@ class Membership:
         self.on_end: Callable[[str], None] | None = None
         self._links = links
         self._protocol = MemberProtocol(own, links, silence_s)
+        self._idle_turn_s = max(_TURN_S, min(_IDLE_TURN_S, silence_s / 4))
         self._changed = threading.Condition()
         self._calls: list[Callable[[], None]] = []
         self._closing: Literal["leave", "close"] | None = None
@@ -282,8 +286,8 @@ class Membership:
                 self._changed.notify_all()
 
     def _turn(self) -> None:
-        news = list(self._links.news(_TURN_S))
         protocol = self._protocol
+        news = list(self._links.news(_TURN_S if protocol.ending is not None else self._idle_turn_s))
         with self._changed:
             epoch, ending = protocol.epoch, protocol.ending
             self._work_off()
