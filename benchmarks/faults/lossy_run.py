@@ -98,11 +98,14 @@ def note_writes(run_dir: Path, notes: Path) -> None:
 class Processes(list[ForkServerProcess]):
     """The processes of a run, in the order in which they were started; with `hosts` each has one of its own."""
 
-    def __init__(self, experiment: Experiment, plan: Path, hosts: Hosts | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, plan: Path, hosts: Hosts | None = None, num_ranks: int = NUM_NODES
+    ) -> None:
         super().__init__()
+        self._num_ranks = num_ranks
         self._experiment, self._plan, self._hosts = experiment, plan, hosts
         self._address = ("127.0.0.1", free_port()) if hosts is None else (hosts.address(0), PORT)
-        for rank in range(NUM_NODES):
+        for rank in range(num_ranks):
             self.begin(rank)
 
     def begin(self, rank: int) -> None:
@@ -110,7 +113,7 @@ class Processes(list[ForkServerProcess]):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         host, port = self._address
-        place = {"RANK": rank, "WORLD_SIZE": NUM_NODES, "MASTER_ADDR": host, "MASTER_PORT": port}
+        place = {"RANK": rank, "WORLD_SIZE": self._num_ranks, "MASTER_ADDR": host, "MASTER_PORT": port}
         environment = {key: str(value) for key, value in place.items()}
         name = None if self._hosts is None else self._hosts.name(rank)
         arguments = (self._experiment, self._plan, environment, self.log(len(self)), name)

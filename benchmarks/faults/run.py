@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
+from goodput import goodput
 from islands import calm, cut_off
 from lossy_run import NUM_NODES, SILENCE_S, STAGE_SIZES, make_experiment
 from outcomes import Outcome, Row, summary
+from steady import steady
 from strikes import STEPS, strike
 
 from common.command import write_whole
@@ -29,7 +31,10 @@ from common.table import machine
 
 HERE = Path(__file__).parent
 CUTS = ("partition", "cut")
-KINDS = (*STEPS, *CUTS, "calm")
+STEADY = {"steady, local links": False, "steady, shaped links": True}
+"""Whether links are shaped."""
+KINDS = (*STEPS, *CUTS, "calm", *STEADY, "goodput")
+IN_NAMESPACES = (*CUTS, "calm", "steady, shaped links")
 
 
 class Sizes(NamedTuple):
@@ -37,6 +42,9 @@ class Sizes(NamedTuple):
 
     runs: int
     tries: int
+    blocks: int
+    duration: float
+    mtbf: float
     seed: int
 
 
@@ -61,11 +69,13 @@ def report(outcome: Outcome) -> None:
         click.echo(f"    {index}: {words[index][:300] if index < len(words) else ''}")
 
 
-def measured(folder: Path, plan: Path, kind: str, sizes: Sizes) -> dict[str, Any]:
+def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> dict[str, Any]:
     """Return the row of a kind, with where, when and beside what it was measured."""
     rows: Mapping[str, Callable[[], Row]] = {
         **{name: partial(several, folder, plan, name, sizes) for name in (*STEPS, *CUTS)},
         "calm": lambda: calm(folder, plan, sizes.tries, sizes.seed),
+        "goodput": lambda: goodput(folder, out, sizes.mtbf, sizes.duration, sizes.seed),
+        **{name: partial(steady, folder, sizes.blocks, shaped=shaped) for name, shaped in STEADY.items()},
     }
     before = os.getloadavg()[0]
     row = rows[kind]()
@@ -77,9 +87,12 @@ def measured(folder: Path, plan: Path, kind: str, sizes: Sizes) -> dict[str, Any
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="What happens; all where not given.")
 @click.option("--runs", default=10, show_default=True, help="Runs of each kind, of two losses each.")
 @click.option("--tries", default=100, show_default=True, help="Of `calm`: pauses, cuts and loads in its one run.")
+@click.option("--blocks", default=10, show_default=True, help="Of `steady`: pairs of blocks of 60 steps.")
+@click.option("--duration", default=600.0, show_default=True, help="Of `goodput`: seconds of losses, for each way.")
+@click.option("--mtbf", default=60.0, show_default=True, help="Of `goodput`: seconds from loss to loss, on the mean.")
 @click.option("--seed", default=0, show_default=True, help="Number of the first run; it gives the random instants.")
 @click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Folder of results.json and results.md.")
-def main(kinds: tuple[str, ...], out: Path, **sizes: int) -> None:
+def main(kinds: tuple[str, ...], out: Path, **sizes: Any) -> None:
     """Make the runs; write results.json and results.md, where other kinds keep theirs."""
     from skippipe.planning.experiment_plan import plan_experiment
 
@@ -90,11 +103,11 @@ def main(kinds: tuple[str, ...], out: Path, **sizes: int) -> None:
         plan = folder / "given.plan.json"
         plan_experiment(make_experiment(folder, "planned", 1)).save(plan)
         for kind in kinds or KINDS:
-            problem = why_not() if kind in (*CUTS, "calm") else None
+            problem = why_not() if kind in IN_NAMESPACES else None
             if problem is not None:
                 click.echo(f"{kind}: {problem}")
                 continue
-            results[kind] = measured(folder, plan, kind, Sizes(**sizes))
+            results[kind] = measured(folder, plan, kind, Sizes(**sizes), out)
             write_whole(known, json.dumps({kind: results[kind] for kind in KINDS if kind in results}, indent=1) + "\n")
             write_whole(out / "results.md", page(results))
     click.echo((out / "results.md").read_text())
