@@ -16,10 +16,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from pretrained import fetched
 from pretrained_setup import write_tiny_model
 
 from common.command import chosen, folder_of_results
+from common.pretrained_wheel import fetched
 from common.table import Columns, machine, markdown, merged
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate

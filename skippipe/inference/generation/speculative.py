@@ -7,9 +7,8 @@ full depth: the same tokens where the likeliest is taken, and the same distribut
 The rows of a batch stay in step: as many drafted tokens are kept in each as are right in all rows that have not ended.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.checked_texts import CheckedTexts
+from skippipe.inference.generation.drafts.clock import now_s
 from skippipe.inference.generation.drafts.drafter import DraftedTokens, Drafter
 from skippipe.inference.generation.generation import (
     EndOfText,
@@ -41,8 +41,8 @@ class Speculated:
     """Drafted tokens that were kept."""
     checks: int
     """Passes of the whole model after the prompts."""
-    drafts: str = ""
-    """What drafted how much, in words."""
+    kept_from: dict[str, int] = field(default_factory=dict)
+    """How many of the kept ones are from what, where drafts choose themselves."""
 
     @property
     def acceptance(self) -> float:
@@ -53,7 +53,8 @@ class Speculated:
     def summary(self) -> str:
         """How good the drafts were, in words."""
         rate = f"{self.acceptance:.1%} of {self.drafted} drafted tokens were right, {self.checks} passes at full depth"
-        return f"{rate}; {self.drafts}" if self.drafts else rate
+        origins = ", ".join(f"{count} from {origin}" for origin, count in self.kept_from.items())
+        return f"{rate}; kept: {origins}" if origins else rate
 
 
 @torch.inference_mode()
@@ -80,7 +81,7 @@ def speculate(
         )
     rounds = _Rounds(decoder, prompts, max_new_tokens, sampling or Sampling(), end_tokens(eos_id), on_tokens)
     rounds.run(drafter)
-    return Speculated(rounds.answers(), rounds.drafted, rounds.accepted, rounds.checks, drafter.summary)
+    return Speculated(rounds.answers(), rounds.drafted, rounds.accepted, rounds.checks, drafter.kept_from)
 
 
 def draft_layers(policy: Policy, decoder: Decoder) -> LayerSelection:
@@ -127,13 +128,13 @@ class _Rounds:
         is_done = self._take(self._choice.choose(texts.text, logits))
         while not is_done:
             proposal = drafter.propose(texts, self._choice, ~self._ended, self._end - texts.length - 1)
-            start_s = time.perf_counter()
+            start_s = now_s(texts.ids.device)
             with drafter.watching():
                 checked = texts.check(proposal.layers, len(proposal.chances))
             running = int((~self._ended).sum())
             stays, is_done = self._keep(proposal, checked)
             texts.settle()
-            drafter.learn(proposal, stays, time.perf_counter() - start_s)
+            drafter.learn(proposal, stays, now_s(texts.ids.device) - start_s)
             self.drafted += len(proposal.chances) * running
             self.accepted += sum(map(_all, stays)) * running
             self.checks += 1

@@ -4,7 +4,6 @@ Each is worth what it is expected to bring less what its time would bring otherw
 measured while decoding. Where neither is worth its time, the whole model decodes token by token.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -14,6 +13,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.checked_texts import CheckedTexts
+from skippipe.inference.generation.drafts.clock import now_s
 from skippipe.inference.generation.drafts.drafter import DraftedTokens, Drafter
 from skippipe.inference.generation.drafts.gain import PassTimes, Speed
 from skippipe.inference.generation.drafts.layer_draft import LayerDraft
@@ -27,9 +27,11 @@ FIRST_PASSES = 2
 """Tokens behind the prompts that are decoded without a draft: the first warms up, the other is timed."""
 PLAIN_EVERY = 24
 """After so many checks of drafts a token is decoded without, which tells what that takes now."""
+MARGIN = 0.05
+"""Tokens that a draft has to gain at least: what is measured is not exact."""
 SEARCH_SHARE = 0.02
 """Part of the time of decoding without drafts that the search for layers may take."""
-SAVED_SHARE = 0.25
+SAVED_SHARE = 0.1
 """Part of the time saved by drafts that it may take beside that."""
 STEP = 2
 """Tokens of the whole model in whose time a step of the search is expected to be done."""
@@ -39,9 +41,17 @@ class AutomaticDraft(Drafter):
     """Drafts with what is expected to be fastest. B rows."""
 
     def __init__(
-        self, decoder: Decoder, lengths: Sequence[int], max_new_tokens: int, layers: LayerSelection = ()
+        self,
+        decoder: Decoder,
+        lengths: Sequence[int],
+        max_new_tokens: int,
+        layers: LayerSelection = (),
+        *,
+        lookups: bool = True,
     ) -> None:
         """Prompts have these `lengths`; where there are `layers`, they are the only ones that are drafted with.
+
+        Without `lookups`, layers alone draft.
 
         Raises `InputError` where other processes hold layers.
         """
@@ -51,9 +61,9 @@ class AutomaticDraft(Drafter):
                 "say a number of tokens and a policy, or start one process without torchrun"
             )
         self._padding = [max(lengths) - length for length in lengths]
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._device = max_new_tokens, decoder.device
         self._checks, self._speed = PassTimes(), Speed()
-        self._lookup = LookupDraft(self._checks)
+        self._lookup, self._looks_up = LookupDraft(self._checks), lookups
         self._search = LayerSearch(decoder, self._checks, min(lengths), MOST_DRAFTED, layers)
         self._used: LookupDraft | LayerDraft | None = None
         """What made the newest proposal."""
@@ -68,9 +78,9 @@ class AutomaticDraft(Drafter):
         return self._search.window
 
     @property
-    def summary(self) -> str:
-        """What drafted how much, in words."""
-        return f"kept: {self._looked_up} from lookups in the text, {self._by_layers} from layers"
+    def kept_from(self) -> dict[str, int]:
+        """How many tokens were kept from lookups and from layers."""
+        return {"lookups in the text": self._looked_up, "layers": self._by_layers}
 
     def watching(self) -> AbstractContextManager[object]:
         """Return a context for the next pass of the whole model."""
@@ -79,15 +89,15 @@ class AutomaticDraft(Drafter):
     def propose(self, texts: CheckedTexts, choice: TokenChoice, running: Tensor, room: int) -> DraftedTokens:
         """Draft with what gains most, if anything does."""
         self._running, self._used, room = running.tolist(), None, min(room, MOST_DRAFTED)
-        self._start_s = time.perf_counter()
+        self._start_s = now_s(self._device)
         self._lookup.read(texts, self._padding)
         if room == 0 or self._plain < FIRST_PASSES or self._since_plain >= PLAIN_EVERY:
             return DraftedTokens()
         whole_s = self._checks.seconds(1)
         rate = self._speed.rate(whole_s)
         self._search_on(texts, rate, whole_s)
-        layers, looked_up = self._search.found, self._lookup.worth(self._running, room, rate)
-        least = 1 - rate * whole_s
+        layers, least = self._search.found, 1 - rate * whole_s + MARGIN
+        looked_up = self._lookup.worth(self._running, room, rate) if self._looks_up else least
         if layers is not None and layers.worth(self._running, room, rate) > max(looked_up, least):
             self._used = layers
             return layers.propose(texts, choice, self._running, room, rate)
@@ -112,13 +122,13 @@ class AutomaticDraft(Drafter):
             return
         if not isinstance(self._used, LayerDraft):
             self._checks.add(len(proposal.chances) + 1, check_s)
-        self._speed.add(kept + 1, time.perf_counter() - self._start_s)
+        self._speed.add(kept + 1, now_s(self._device) - self._start_s)
 
     def _search_on(self, texts: CheckedTexts, rate: float, whole_s: float) -> None:
         """Search for layers, where there is time for a step."""
         may_take_s = SEARCH_SHARE * self._max_new_tokens * whole_s + SAVED_SHARE * self._speed.saved_s(whole_s)
         if self._searched_s + STEP * whole_s <= may_take_s:
             self._search.go_on(texts, self._running, rate)
-            now_s = time.perf_counter()
-            self._searched_s += now_s - self._start_s
-            self._start_s = now_s
+            done_s = now_s(self._device)
+            self._searched_s += done_s - self._start_s
+            self._start_s = done_s

@@ -56,9 +56,9 @@ class Drafter:
         """
 
     @property
-    def summary(self) -> str:
-        """What drafted how much, in words."""
-        return ""
+    def kept_from(self) -> dict[str, int]:
+        """How many tokens were kept from what; nothing where there is no choice."""
+        return {}
 
 
 class FixedDraft(Drafter):

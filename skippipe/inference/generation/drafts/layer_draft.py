@@ -1,6 +1,5 @@
 """A draft by some layers: how often its tokens stay by its confidence, and what they take."""
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.checked_texts import CheckedTexts, DraftLayers
+from skippipe.inference.generation.drafts.clock import now_s
 from skippipe.inference.generation.drafts.drafter import DraftedTokens
 from skippipe.inference.generation.drafts.gain import Chances, PassTimes, best_length
 from skippipe.inference.generation.sampling import TokenChoice
@@ -26,6 +26,8 @@ class LayerDraft:
         self._chances = Chances(EXPECTED)
         self._expected_s, self._all_checks = expected_s, checks
         self._steps, self._checks = PassTimes(), PassTimes()
+        self._is_warm = False
+        """Whether the layers have drafted before: the first time takes longer, and is not counted."""
         self._levels: list[list[int]] = []
         """Level of each token of the newest proposal, by column and row."""
 
@@ -52,9 +54,10 @@ class LayerDraft:
         proposal, chain, rows = DraftedTokens(self.layers), 1.0, sum(running)
         self._levels = []
         while len(self._levels) < room and (not self._levels or self._is_worth_more(chain, rows, rate)):
-            start_s = time.perf_counter()
+            start_s = now_s(texts.ids.device)
             levels = levels_of(proposal.draft(texts, choice))
-            self._steps.add(1, time.perf_counter() - start_s)
+            if self._is_warm:
+                self._steps.add(1, now_s(texts.ids.device) - start_s)
             self._levels.append(levels)
             for level, runs in zip(levels, running, strict=True):
                 chain *= self._chances.of(level) if runs else 1.0
@@ -62,7 +65,9 @@ class LayerDraft:
 
     def learn(self, running: Sequence[bool], stays: Sequence[Tensor], check_s: float) -> None:
         """See which tokens stayed, (B,) for each column, and how long the check took."""
-        self._checks.add(len(self._levels) + 1, check_s)
+        if self._is_warm:
+            self._checks.add(len(self._levels) + 1, check_s)
+        self._is_warm = True
         for levels, stayed in zip(self._levels, stays, strict=False):
             for level, runs, stay in zip(levels, running, stayed.tolist(), strict=True):
                 if runs:

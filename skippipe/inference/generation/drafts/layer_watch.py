@@ -1,6 +1,5 @@
 """What the layers do in a pass of the whole model, seen from outside: hidden states, attentions, and their times."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from skippipe.inference.decoder import Decoder
+from skippipe.inference.generation.drafts.clock import now_s
 
 
 @dataclass
@@ -80,21 +80,15 @@ class LayerWatch:
             nonlocal start_s
             if before is not None:
                 before.append(inputs[0][:, -self.num_columns :])
-            start_s = _now_s(device)
+            start_s = now_s(device)
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-            times_s.append(_now_s(device) - start_s)
+            times_s.append(now_s(device) - start_s)
             hidden = output[0] if isinstance(output, tuple) else output
             after.append(hidden[:, -self.num_columns :])
 
         yield module.register_forward_pre_hook(enter)
         yield module.register_forward_hook(leave)
-
-
-def _now_s(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _turn(before: Tensor, after: Tensor) -> float:
