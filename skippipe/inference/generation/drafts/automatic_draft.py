@@ -29,12 +29,12 @@ PLAIN_EVERY = 24
 """After so many checks of drafts a token is decoded without, which tells what that takes now."""
 MARGIN = 0.05
 """Tokens that a draft has to gain at least: what is measured is not exact."""
-SEARCH_SHARE = 0.02
+SEARCH_SHARE = 0.015
 """Part of the time of decoding without drafts that the search for layers may take."""
 SAVED_SHARE = 0.1
 """Part of the time saved by drafts that it may take beside that."""
 STEP = 2
-"""Tokens of the whole model in whose time a step of the search is expected to be done."""
+"""Tokens of the whole model in whose time a step of the search is expected to be done, until one took longer."""
 
 
 class AutomaticDraft(Drafter):
@@ -69,7 +69,7 @@ class AutomaticDraft(Drafter):
         """What made the newest proposal."""
         self._running = [True] * len(lengths)
         self._plain = self._since_plain = 0
-        self._searched_s = self._start_s = 0.0
+        self._searched_s = self._longest_s = self._start_s = 0.0
         self._looked_up = self._by_layers = 0
 
     @property
@@ -127,8 +127,8 @@ class AutomaticDraft(Drafter):
     def _search_on(self, texts: CheckedTexts, rate: float, whole_s: float) -> None:
         """Search for layers, where there is time for a step."""
         may_take_s = SEARCH_SHARE * self._max_new_tokens * whole_s + SAVED_SHARE * self._speed.saved_s(whole_s)
-        if self._searched_s + STEP * whole_s <= may_take_s:
+        if self._searched_s + max(STEP * whole_s, self._longest_s) <= may_take_s:
             self._search.go_on(texts, self._running, rate)
             done_s = now_s(self._device)
-            self._searched_s += done_s - self._start_s
-            self._start_s = done_s
+            step_s, self._start_s = done_s - self._start_s, done_s
+            self._searched_s, self._longest_s = self._searched_s + step_s, max(self._longest_s, step_s)

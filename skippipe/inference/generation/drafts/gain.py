@@ -5,6 +5,7 @@ what it brings less `r` times its seconds. It ends where one more token would no
 """
 
 import statistics
+from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
@@ -44,21 +45,26 @@ class PassTimes:
 
     def __init__(self) -> None:
         self._times_s: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT_TIMES))
+        self._lengths: list[int] = []
+        self._medians_s: list[float] = []
+
+    def __contains__(self, num_tokens: int) -> bool:
+        return num_tokens in self._times_s
 
     def add(self, num_tokens: int, duration_s: float) -> None:
         """See how long a pass took."""
         self._times_s[num_tokens].append(duration_s)
+        self._lengths = sorted(self._times_s)
+        self._medians_s = [statistics.median(self._times_s[length]) for length in self._lengths]
 
     def seconds(self, num_tokens: int) -> float:
         """Return the median, from the lengths around it where there is none; as of the longest one above that."""
-        if not self._times_s:
-            return 0.0
-        below = [length for length in self._times_s if length <= num_tokens]
-        above = [length for length in self._times_s if length >= num_tokens]
-        first, last = max(below, default=min(self._times_s)), min(above, default=max(self._times_s))
-        first_s, last_s = (statistics.median(self._times_s[length]) for length in (first, last))
-        if last <= first:
-            return first_s
+        at = bisect_left(self._lengths, num_tokens)
+        if at == len(self._lengths):
+            return self._medians_s[-1] if self._medians_s else 0.0
+        if at == 0 or self._lengths[at] == num_tokens:
+            return self._medians_s[at]
+        (first, last), (first_s, last_s) = self._lengths[at - 1 : at + 1], self._medians_s[at - 1 : at + 1]
         return first_s + (last_s - first_s) * (num_tokens - first) / (last - first)
 
 

@@ -21,11 +21,11 @@ class LayerDraft:
     """Layers, and what is known of them as a draft. It ends where its confidence is low."""
 
     def __init__(self, layers: DraftLayers, expected_s: float, checks: PassTimes) -> None:
-        """`expected_s` are the seconds of a token, `checks` the times of checks, until its own are measured."""
+        """`expected_s` are the seconds of a token, `checks` times of checks; both count beside its own first ones."""
         self.layers = layers
         self._chances = Chances(EXPECTED)
-        self._expected_s, self._all_checks = expected_s, checks
-        self._steps, self._checks = PassTimes(), PassTimes()
+        self._all_checks, self._checks, self._steps = checks, PassTimes(), PassTimes()
+        self._steps.add(1, expected_s)
         self._is_warm = False
         """Whether the layers have drafted before: the first time takes longer, and is not counted."""
         self._levels: list[list[int]] = []
@@ -41,7 +41,7 @@ class LayerDraft:
         if num_drafted == 0:
             return self._all_checks.seconds(1)
         check_s = self._checks.seconds(num_drafted + 1) or self._all_checks.seconds(num_drafted + 1)
-        return num_drafted * (self._steps.seconds(1) or self._expected_s) + check_s
+        return num_drafted * self._steps.seconds(1) + check_s
 
     def worth(self, running: Sequence[bool], room: int, rate: float) -> float:
         """Return what is gained by as many tokens as are worth their time."""
@@ -66,7 +66,10 @@ class LayerDraft:
     def learn(self, running: Sequence[bool], stays: Sequence[Tensor], check_s: float) -> None:
         """See which tokens stayed, (B,) for each column, and how long the check took."""
         if self._is_warm:
-            self._checks.add(len(self._levels) + 1, check_s)
+            count = len(self._levels) + 1
+            if count not in self._checks:
+                self._checks.add(count, self._all_checks.seconds(count))
+            self._checks.add(count, check_s)
         self._is_warm = True
         for levels, stayed in zip(self._levels, stays, strict=False):
             for level, runs, stay in zip(levels, running, stayed.tolist(), strict=True):
