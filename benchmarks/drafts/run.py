@@ -40,7 +40,7 @@ from skippipe.training.loop import train
 HERE = Path(__file__).resolve().parent
 SMOL, TRAINED = "SmolLM2-135M", "trained with an early exit"
 SLOWEST = 0.97
-"""No prompt may take longer than without drafts, but for this ratio."""
+"""The least ratio at which a prompt is not slower than without drafts."""
 LENGTHS = {SMOL: (64, 128), TRAINED: (128, 256)}
 """Tokens of prompt and answer."""
 NUM_STAGES, TRAINING_STEPS = 6, 500
@@ -142,6 +142,7 @@ def trained(folder: Path, *, quick: bool) -> Path:
                 "num_hidden_layers": 12,
                 "num_attention_heads": 4,
                 "tie_word_embeddings": True,
+                "max_position_embeddings": 1024,
             }
         },
         "data": {"source": "python_stdlib", "max_bytes": 500_000 if quick else 10_000_000},
