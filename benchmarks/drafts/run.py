@@ -192,7 +192,7 @@ def measure(name: str, model: LoadedModel, num_prompts: int, *, quick: bool) -> 
         "prompts": len(prompts),
         "equal": None if row.do_sample else sum(equal for _, equal in made),
         "bar": row.bar,
-        "met": None if row.bar is None else median(ratios) >= row.bar,
+        "met": None if row.bar is None else (min(ratios) if row.bar == SLOWEST else median(ratios)) >= row.bar,
         "ratio": median(ratios),
         "lowest": min(ratios),
         "highest": max(ratios),
