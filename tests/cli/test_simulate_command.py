@@ -150,7 +150,7 @@ def test_a_trace_is_replayed_by_all_methods(path: str, plan: Plan, tmp_path: Pat
         (("--mtbf", "9", "--cost", "restart"), "--cost restart: expected NAME=SECONDS"),
         (("--mtbf", "9", "--cost", "reboot=1"), "there is no such cost"),
         (("--mtbf", "nan"), "--mtbf nan: expected a number"),
-        (("--churn", "missing.csv"), "the trace cannot be read"),
+        (("--churn", "missing.csv"), "missing.csv: no such file"),
     ],
 )
 def test_mistakes_about_traces_are_told(
