@@ -6,7 +6,7 @@ Control traffic and gradient sums stay on gloo in any case.
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -36,11 +36,16 @@ def choose_backend(
     if asked == "gloo" or context.store is None:
         return "gloo"
     own = RankDevice(_gpu(device), dist.is_nccl_available())
-    devices = [RankDevice(*device) for device in all_gather_json(context, Topic.DEVICE, lambda: own)]
-    obstacle = nccl_obstacle(devices)
-    if obstacle and asked == "nccl":
-        raise ConfigError(f"comm.backend: nccl cannot be used: {obstacle}")
-    return "gloo" if obstacle else "nccl"
+
+    def obstacle(answers: Sequence[Sequence[Any]]) -> str:
+        return nccl_obstacle([RankDevice(*answer) for answer in answers])
+
+    def check(answers: Sequence[Sequence[Any]]) -> None:
+        if asked == "nccl" and (found := obstacle(answers)):
+            raise ConfigError(f"comm.backend: nccl cannot be used: {found}")
+
+    devices = all_gather_json(context, Topic.DEVICE, lambda: own, check=check)
+    return "gloo" if obstacle(devices) else "nccl"
 
 
 def nccl_obstacle(devices: Sequence[RankDevice]) -> str:
