@@ -21,6 +21,7 @@ from skippipe.monitor.metrics_file import read_metrics
 from skippipe.training import run_owner
 from skippipe.training.run_owner import Owner
 from skippipe.training.train_experiment import train_experiment
+from skippipe_scheduler.plan.validate import load_plan
 
 NEWEST: Final = "checkpoints/step-00000003"
 
@@ -193,7 +194,10 @@ def test_a_start_goes_on_from_the_newest_sound_one_or_is_refused(
 
     assert start(run_dir) == row.first_step
     if row.says:
-        assert len([record for record in caplog.records if re.search(row.says, record.getMessage())]) == 1
+        said = len([record for record in caplog.records if re.search(row.says, record.getMessage())])
+        plans = [load_plan(folder / "plan.json").hash for folder in (run_dir, trained[0])]
+        found_again = row.file == "plan.json" and plans[0] == plans[1]  # a search of so short a time may do that
+        assert said == (0 if found_again else 1)
     after = contents(run_dir)
     sound = [Path("checkpoints") / f"step-{step:08d}" for step in range(1, row.first_step + 1)]
     assert all(after[path] == content for path, content in before.items() if path.parent in sound)
