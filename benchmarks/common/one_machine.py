@@ -15,6 +15,12 @@ links:
 """Four processes and the connections between them, as a cluster file."""
 
 
+def rank_environment(rank: int, world_size: int, host: str, port: int) -> dict[str, str]:
+    """Return the variables that a launcher sets for a rank, whose store is at this place."""
+    place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": host, "MASTER_PORT": port}
+    return {name: str(value) for name, value in place.items()}
+
+
 def free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.socket() as listener:

@@ -40,6 +40,14 @@ def markdown(title: str, columns: Columns, results: Sequence[Result], *, script:
     return "\n".join(lines) + "\n"
 
 
+def rows_table(rows: Sequence[Result]) -> list[str]:
+    """Return the lines of a table whose titles are the keys of its rows, and below it what has `failed`."""
+    titles = [title for title in rows[0] if title != "failed"]
+    lines = [_line(titles), f"|{'---|' * len(titles)}"]
+    lines += [_line([_cell(row[title]) for title in titles]) for row in rows]
+    return [*lines, "", *(f"- {words}" for row in rows for words in row["failed"])]
+
+
 def machine(repository: Path) -> Result:
     """Return the processor, the cores that this process may use, and the commit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -49,6 +57,10 @@ def machine(repository: Path) -> Result:
 def number(value: float | None, unit: str) -> str:
     """Return a cell with a number, empty where there is none."""
     return "" if value is None else f"{value:.2f} {unit}"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, float) and 0 < value < 1e-3 else str(value)
 
 
 def _cpu_model() -> str:

@@ -20,6 +20,7 @@ from lossy_run import (
     loss_difference,
     make_experiment,
     wait_for,
+    wait_until_under_way,
 )
 from outcomes import Loss, Outcome, Row, median
 from strikes import victims
@@ -58,12 +59,11 @@ def cut_off(folder: Path, plan: Path, kind: str, number: int) -> Outcome:
 
 
 def _cut(experiment: Experiment, plan: Path, processes: Processes, hosts: Hosts, outcome: Outcome) -> None:
-    generator = random.Random(f"{outcome.kind}/{outcome.number}")
-    metrics, events = experiment.run_path / "metrics.jsonl", experiment.run_path / "events.jsonl"
-    deadline_s = time.monotonic() + LIMIT_S
-    if not wait_for(metrics, 2, deadline_s):
+    run = wait_until_under_way(experiment, outcome.kind, outcome.number)
+    if run is None:
         outcome.error = "no step was finished"
         return
+    generator, metrics, events, deadline_s = run
     time.sleep(generator.uniform(0.0, 0.5))
     chosen = list(victims(plan, generator, 2 if outcome.kind == "partition" else 1))
     outcome.losses = [Loss(node, rank) for node, rank in chosen]

@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
@@ -14,10 +15,10 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.hosts import Hosts, move_to
-from common.one_machine import free_port
+from common.one_machine import free_port, rank_environment
 from common.small_experiment import small_experiment
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric
@@ -56,12 +57,9 @@ def make_experiment(folder: Path, name: str, max_steps: int, **sections: Any) ->
     return small_experiment(folder, name, NUM_NODES, **content)
 
 
-def train_rank(experiment: Experiment, plan: Path, place: dict[str, str], log: Path, host: str | None) -> None:
-    """Train as one process of several, perhaps on a host of its own; what it prints goes into a file."""
+def become_rank(place: dict[str, str], log: Path, host: str | None) -> None:
+    """Make this process a rank of one thread, perhaps on a host of its own; what it prints goes into a file."""
     import torch
-
-    from skippipe.cli.main import main
-    from skippipe.config.experiment_file import save_experiment
 
     if host is not None:
         move_to(host)
@@ -70,6 +68,32 @@ def train_rank(experiment: Experiment, plan: Path, place: dict[str, str], log: P
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+
+
+class RunUnderWay(NamedTuple):
+    """A run to which something is to be done at random instants."""
+
+    generator: random.Random
+    metrics: Path
+    events: Path
+    deadline_s: float
+
+
+def wait_until_under_way(experiment: Experiment, kind: str, number: int) -> RunUnderWay | None:
+    """Return the run of this kind and number once two steps are finished, None where they are not in time."""
+    run_dir, deadline_s = experiment.run_path, time.monotonic() + LIMIT_S
+    found = RunUnderWay(
+        random.Random(f"{kind}/{number}"), run_dir / "metrics.jsonl", run_dir / "events.jsonl", deadline_s
+    )
+    return found if wait_for(found.metrics, 2, deadline_s) else None
+
+
+def train_rank(experiment: Experiment, plan: Path, place: dict[str, str], log: Path, host: str | None) -> None:
+    """Train as one process of several, perhaps on a host of its own; what it prints goes into a file."""
+    from skippipe.cli.main import main
+    from skippipe.config.experiment_file import save_experiment
+
+    become_rank(place, log, host)
     faulthandler.register(signal.SIGUSR1)
     config = log.with_suffix(".yaml")
     save_experiment(experiment, config)
@@ -112,9 +136,7 @@ class Processes(list[ForkServerProcess]):
         """Start one as a launcher does, for the first time or again."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        host, port = self._address
-        place = {"RANK": rank, "WORLD_SIZE": self._num_ranks, "MASTER_ADDR": host, "MASTER_PORT": port}
-        environment = {key: str(value) for key, value in place.items()}
+        environment = rank_environment(rank, self._num_ranks, *self._address)
         name = None if self._hosts is None else self._hosts.name(rank)
         arguments = (self._experiment, self._plan, environment, self.log(len(self)), name)
         self.append(context.Process(target=train_rank, args=arguments))

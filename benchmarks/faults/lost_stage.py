@@ -27,7 +27,7 @@ import click
 from lossy_run import LIMIT_S, NUM_NODES, Processes, lines_of, wait_for
 
 from common.small_experiment import small_experiment
-from common.table import machine
+from common.table import machine, rows_table
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
@@ -201,11 +201,6 @@ def main(runs: int, later: int, seed: int) -> None:
 
 def page(result: dict[str, Any]) -> str:
     """Return the result as a page."""
-    rows = result["rows"]
-    titles = [title for title in rows[0] if title != "failed"]
-    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    lines += [f"| {' | '.join(str(row[title]) for title in titles)} |" for row in rows]
-    failed = [f"- {words}" for row in rows for words in row["failed"]]
     where = f"{result['cpu']}, {result['cores']} cores, commit {result['commit']}, {result['date']}"
     title = f"# A stage that nobody holds: {NUM_NODES} processes, stages of {', '.join(map(str, STAGE_SIZES))} nodes"
     about = (
@@ -215,7 +210,7 @@ def page(result: dict[str, Any]) -> str:
         f"checkpoints every {SAVED}. With a copy of every step nothing is lost: what differs there is that fewer nodes "
         "have other routes. Median, and in brackets the extremes."
     )
-    return "\n".join([title, "", about, "", *lines, "", *failed, f"- {where}"]) + "\n"
+    return "\n".join([title, "", about, "", *rows_table(result["rows"]), f"- {where}"]) + "\n"
 
 
 if __name__ == "__main__":

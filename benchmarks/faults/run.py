@@ -27,7 +27,7 @@ from strikes import STEPS, strike
 
 from common.command import write_whole
 from common.hosts import why_not
-from common.table import machine
+from common.table import machine, rows_table
 
 HERE = Path(__file__).parent
 CUTS = ("partition", "cut")
@@ -125,19 +125,12 @@ def page(results: Mapping[str, Any]) -> str:
 
 def section(kind: str, result: Mapping[str, Any]) -> Sequence[str]:
     """Return the part of a kind."""
-    row = {title: cell for title, cell in result["row"].items() if title != "failed"}
-    failed = [f"- {words}" for words in result["row"]["failed"]]
-    cells = [f"{cell:.1e}" if isinstance(cell, float) and 0 < cell < 1e-3 else str(cell) for cell in row.values()]
     load = f", load {result['load before']:g} to {result['load after']:g}" if "load before" in result else ""
     where = f"{result['cpu']}, {result['cores']} cores{load}"
     return [
         f"## {kind}",
         "",
-        f"| {' | '.join(row)} |",
-        f"|{'---|' * len(row)}",
-        f"| {' | '.join(cells)} |",
-        "",
-        *failed,
+        *rows_table([result["row"]]),
         f"- {where}, commit {result['commit']}, {result['date']}",
         "",
     ]

@@ -28,9 +28,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import click
 
 from common.command import write_whole
-from common.one_machine import free_port
+from common.one_machine import free_port, rank_environment
 from common.small_experiment import small_experiment
-from common.table import machine
+from common.table import machine, rows_table
 
 HERE = Path(__file__).parent
 NUM_NODES = 6
@@ -133,8 +133,7 @@ def run_command(arguments: Sequence[str], place: dict[str, str], output: Path, r
         next_epoch(self, *given, **named)
         ready.touch()
 
-    # Nothing else says that all are ready.
-    ServingGroup.next_epoch = next_epoch_and_mark  # type: ignore[method-assign]
+    ServingGroup.next_epoch = next_epoch_and_mark  # type: ignore[method-assign]  # nothing else says that all are ready
     main(list(arguments))
 
 
@@ -144,8 +143,7 @@ def start(arguments: Sequence[str], folder: Path, world_size: int) -> list[ForkS
     context.set_forkserver_preload(PRELOADED)
     port, processes = free_port(), []
     for rank in range(world_size):
-        place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {key: str(value) for key, value in place.items()} if world_size > 1 else {}
+        environment = rank_environment(rank, world_size, "127.0.0.1", port) if world_size > 1 else {}
         output = folder / str(rank)
         processes.append(context.Process(target=run_command, args=(arguments, environment, output, folder / "ready")))
         processes[-1].start()
@@ -248,15 +246,10 @@ def report(outcome: Outcome) -> None:
 
 def page(result: dict[str, Any]) -> str:
     """Return the result as a page."""
-    rows = result["rows"]
-    titles = [title for title in rows[0] if title != "failed"]
-    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    lines += [f"| {' | '.join(str(row[title]) for title in titles)} |" for row in rows]
-    failed = [f"- {words}" for row in rows for words in row["failed"]]
     where = f"{result['cpu']}, {result['cores']} cores, commit {result['commit']}, {result['date']}"
     title = f"# Lost processes of a served model: {NUM_NODES} processes, stages of {', '.join(map(str, STAGE_SIZES))}"
     about = "Made by `serving.py`; see [the guide](../README.md)."
-    return "\n".join([title, "", about, "", *lines, "", *failed, f"- {where}"]) + "\n"
+    return "\n".join([title, "", about, "", *rows_table(result["rows"]), f"- {where}"]) + "\n"
 
 
 if __name__ == "__main__":

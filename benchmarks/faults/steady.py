@@ -4,18 +4,17 @@ Between two connections of a block nothing is measured. Plans are not made ahead
 """
 
 import multiprocessing
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from lossy_run import NUM_NODES, PORT, PRELOADED, make_experiment
+from lossy_run import NUM_NODES, PORT, PRELOADED, become_rank, make_experiment
 from outcomes import Row
 
-from common.hosts import Hosts, move_to
-from common.one_machine import free_port
+from common.hosts import Hosts
+from common.one_machine import free_port, rank_environment
 from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
@@ -89,8 +88,7 @@ def _train_in_turn(folder: Path, experiments: Sequence[Experiment], plan: Path, 
     address = ("127.0.0.1", free_port()) if hosts is None else (hosts.address(0), PORT)
     processes = []
     for rank in range(NUM_NODES):
-        place = {"RANK": rank, "WORLD_SIZE": NUM_NODES, "MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
-        environment = {key: str(value) for key, value in place.items()}
+        environment = rank_environment(rank, NUM_NODES, *address)
         name = None if hosts is None else hosts.name(rank)
         arguments = (experiments, plan, environment, folder / f"{rank}.log", name)
         processes.append(context.Process(target=train_all, args=arguments))
@@ -104,19 +102,11 @@ def train_all(
     experiments: Sequence[Experiment], plan: Path, place: dict[str, str], log: Path, host: str | None
 ) -> None:
     """Train all experiments, one after another, as one rank."""
-    import torch
-
     from skippipe.runtime.ranks.context import DistributedContext
     from skippipe.training.loop import train
     from skippipe_scheduler.plan.validate import load_plan
 
-    if host is not None:
-        move_to(host)
-    torch.set_num_threads(1)
-    os.environ.update(place)
-    with log.open("w") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    become_rank(place, log, host)
     context, loaded = DistributedContext.from_environment(120.0), load_plan(plan)
     launched = context.store
     for experiment in experiments:

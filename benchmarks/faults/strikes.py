@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lossy_run import LIMIT_S, SILENCE_S, Processes, lines_of, loss_difference, make_experiment, wait_for
+from lossy_run import (
+    SILENCE_S,
+    Processes,
+    lines_of,
+    loss_difference,
+    make_experiment,
+    wait_for,
+    wait_until_under_way,
+)
 from outcomes import Loss, Outcome
 
 from skippipe.config.experiment import Experiment
@@ -75,12 +83,11 @@ def victims(plan_path: Path, generator: random.Random, count: int = LOSSES) -> I
 
 def _strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, outcome: Outcome) -> None:
     """Kill or stop processes at random instants and watch how the others go on."""
-    generator = random.Random(f"{outcome.kind}/{outcome.number}")
-    metrics, events = experiment.run_path / "metrics.jsonl", experiment.run_path / "events.jsonl"
-    deadline_s = time.monotonic() + LIMIT_S
-    if not wait_for(metrics, 2, deadline_s):
+    run = wait_until_under_way(experiment, outcome.kind, outcome.number)
+    if run is None:
         outcome.error = "no step was finished"
         return
+    generator, metrics, events, deadline_s = run
     steps = STEPS[outcome.kind]
     takes_over = outcome.kind == "take-over"
     for node, rank in holders(experiment.run_path, plan) if takes_over else victims(plan, generator):

@@ -62,6 +62,7 @@ class DistributedRunner:
         self._closing = threading.Lock()
         self._options = options
         self._rank_plans = {name: RankPlan.of(plan, programs[name], options) for name, plan in plans.items()}
+        self._scales = {name: options.scales(plan, self.stage_index) for name, plan in plans.items()}
         self._evaluation_programs: dict[int, Program] = {}
         self._faults = Faults(options.emulation.faults, self.node)
         self._compute = make_compute(stage, plans, options, self._faults)
@@ -129,8 +130,7 @@ class DistributedRunner:
         stage.zero_grad(set_to_none=True)
         self.iteration += 1
         split = rank_plan.plan.split_of[self.node]
-        scales = self._options.scales(rank_plan.plan, self.stage_index)
-        self._compute.reset(len(rank_plan.plan.microbatches), split, self.iteration - 1, scales)
+        self._compute.reset(len(rank_plan.plan.microbatches), split, self.iteration - 1, self._scales[plan])
         return self._guard.run(lambda: self._train(rank_plan, batch, step))
 
     def _train(self, rank_plan: RankPlan, batch: BatchLoader, step: Callable[[], Result]) -> IterationResult[Result]:

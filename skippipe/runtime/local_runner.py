@@ -30,6 +30,9 @@ class LocalRunner:
         self.stages = dict(stages)
         self._options = options
         self._splits = {name: _split_at_stages(plan) for name, plan in self.plans.items()}
+        self._scales = {
+            name: {stage: options.scales(plan, stage) for stage in stages} for name, plan in self.plans.items()
+        }
         self._compute = {index: make_compute(stage, self.plans, options) for index, stage in stages.items()}
         self._spans: list[Span] = []
         self.replicas: ProcessGroup | None = None
@@ -62,8 +65,7 @@ class LocalRunner:
         self.iteration += 1
         num_microbatches = len(walked.microbatches)
         for index, compute in self._compute.items():
-            scales = self._options.scales(walked, index)
-            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1, scales)
+            compute.reset(num_microbatches, self._splits[plan][index], self.iteration - 1, self._scales[plan][index])
             self.stages[index].train()
             self.stages[index].zero_grad(set_to_none=True)
         spans: list[Span] = []

@@ -22,7 +22,7 @@ from skippipe.planning.plans_ahead import PlansAhead
 from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
-from skippipe.runtime.ranks.agreement import all_gather_json
+from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
 from skippipe.runtime.ranks.arrival import ContactNotes
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
@@ -375,9 +375,8 @@ def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedCo
     assert context.store is not None
     from skippipe.membership.epoch import Member
 
-    launch_secret = os.environ.get(SECRET) or secrets.token_hex(32) if context.rank == 0 else ""
     host = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    secret = all_gather_json(context, Topic.MEMBERSHIP_KEY, lambda: launch_secret)[0]
+    secret = on_first_rank(context, Topic.MEMBERSHIP_KEY, lambda: os.environ.get(SECRET) or secrets.token_hex(32))
     with open_membership(experiment, plans.main.nodes[context.rank], host, secret) as (membership, exchange):
         members = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
         parsed = [parse(Member, member, "members", InputError) for member in members]
