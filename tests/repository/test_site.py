@@ -1,6 +1,8 @@
 """The documentation site, and the pages that are made from the program."""
 
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,9 +39,18 @@ def test_generated_pages_are_up_to_date() -> None:
 
 @pytest.fixture(scope="module")
 def site() -> Path:
-    """The site, built with all its checks: links, anchors and names that lead nowhere end the build."""
-    result = run("build_site.py")
-    assert result.returncode == 0, result.stdout + result.stderr
+    """The site, built with all its checks: links, anchors and names that lead nowhere end the build.
+
+    Two processes of one run of the tests may want it: the first one builds it, and the other one waits.
+    """
+    run_id, built = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())), SITE.with_name("site-of-run")
+    SITE.parent.mkdir(exist_ok=True)
+    with SITE.with_name("site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists() or built.read_text() != run_id:
+            result = run("build_site.py")
+            assert result.returncode == 0, result.stdout + result.stderr
+            built.write_text(run_id)
     return SITE
 
 
