@@ -61,15 +61,15 @@ def _train(figures: Figures, name: str, experiment: Experiment, plans: PlanSet) 
     training = experiment.training
     size, count = (1, 1) if figures.rehearse else (16, 4)
     with StopSignal() as stop, open_trainer(experiment, plans, ALONE) as trainer:
-        while trainer.step < training.max_steps:
+        while trainer.state.step < training.max_steps:
             trainer.one_step(stop)
         batches = [
             tuple(part.to(figures.device) for part in trainer.order.validation_batch(index, size))
             for index in range(count)
         ]
         depths = range(NUM_STAGES, NUM_STAGES - NUM_DEPTHS, -1)
-        found = perplexities(trainer.runner.stages, [(batch[0], batch[1]) for batch in batches], list(depths))
-        tokens = trainer.step * trainer.tokens_per_step
+        found = perplexities(trainer.state.runner.stages, [(batch[0], batch[1]) for batch in batches], list(depths))
+        tokens = trainer.state.step * trainer.state.tokens_per_step
     for layers, perplexity in found.items():
         figures.add(
             f"{name}, {tokens / 1e6:.1f}M tokens: {layers} layers, mean of all choices",

@@ -42,7 +42,7 @@ def measure(figures: Figures, folder: Path, carried: Path | None) -> None:
         with StopSignal() as stop, open_trainer(experiment, plans_of(experiment, carried), ALONE) as trainer:
             for _ in range(2):
                 trainer.one_step(stop)
-            peak, estimate = trainer.memory.peak_bytes[0], trainer.memory.estimates[0].total_bytes
+            peak, estimate = trainer.state.memory.peak_bytes[0], trainer.state.memory.estimates[0].total_bytes
         figures.add(f"{label}: measured to estimated ({estimate / 2**30:.2f} GiB)", peak / estimate, "", BAR)
         del trainer
         gc.collect()

@@ -68,7 +68,7 @@ def _compare(figures: Figures, experiment: Experiment, carried: Path | None, ste
                 taken_s = _timed(call, figures.device)
                 if number >= WARM_UP_STEPS:
                     seconds[name].append(taken_s)
-        tokens = trainer.tokens_per_step
+        tokens = trainer.state.tokens_per_step
         cost = model_cost(
             experiment_model(experiment),
             experiment.training.micro_batch_size,

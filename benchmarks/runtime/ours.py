@@ -26,7 +26,7 @@ class Ours:
     def step(self) -> float:
         """Run one step as `Trainer.run` does."""
         metrics = self._trainer.one_step(self._stop).metrics
-        self._trainer.reporter.write(metrics)
+        self._trainer.records.write(metrics)
         return float(metrics[Metric.TRAIN_LOSS])
 
     def requests(self) -> dict[str, Callable[..., Any]]:

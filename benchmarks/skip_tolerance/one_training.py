@@ -39,14 +39,14 @@ def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any
     start_s = time.perf_counter()
     with StopSignal() as stop, open_trainer(experiment, plans, ALONE) as trainer:
         if trainer.run(stop).stopped:
-            raise SystemExit(f"{folder}: stopped after step {trainer.step}; the same command continues there")
+            raise SystemExit(f"{folder}: stopped after step {trainer.state.step}; the same command continues there")
         trained_s = time.perf_counter() - start_s
         num_batches, size = (1, 2) if quick else (16, 8)
         batches = [trainer.order.validation_batch(index, size) for index in range(num_batches)]
-        num_stages = len(trainer.runner.stages)
+        num_stages = len(trainer.state.runner.stages)
         depths = [kept for kept in range(NUM_STAGES, NUM_STAGES - DEPTHS, -1) if kept <= num_stages]
-        found = perplexities(trainer.runner.stages, batches, depths)
-        elapsed_s = trainer.elapsed_s
+        found = perplexities(trainer.state.runner.stages, batches, depths)
+        elapsed_s = trainer.state.elapsed_s
     result = {
         "recipe": name,
         "seed": seed,
@@ -55,7 +55,7 @@ def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any
         "compute": compute_share(experiment, plans, quick=quick),
         "parameters": sum(
             parameter.numel()
-            for stage in trainer.runner.stages.values()
+            for stage in trainer.state.runner.stages.values()
             for parameter in stage.global_parameters().values()
         ),
         "perplexity": {str(layers): result for layers, result in found.items()},

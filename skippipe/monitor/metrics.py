@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 _LOOP = "skippipe.training.trainer"
+_STEP = "skippipe.training.steps.step_metrics"
 _UTILISATION = "skippipe.training.measurement.utilisation"
 _MEMORY = "skippipe.training.measurement.memory_report"
 
@@ -27,27 +28,27 @@ class Metric(StrEnum):
         member.unit, member.meaning, member.measured_in = unit, meaning, measured_in
         return member
 
-    STEP = "step", "count", "optimizer steps so far, this one included", _LOOP
-    TOKENS = "tokens", "count", "tokens trained on so far", _LOOP
+    STEP = "step", "count", "optimizer steps so far, this one included", _STEP
+    TOKENS = "tokens", "count", "tokens trained on so far", _STEP
 
-    TRAIN_LOSS = "train/loss", "nats per token", "mean loss over all microbatches of the step", _LOOP
+    TRAIN_LOSS = "train/loss", "nats per token", "mean loss over all microbatches of the step", _STEP
     EARLY_EXIT_LOSS = (
         "train/early_exit_loss",
         "nats per token",
         "loss right behind the origin's layers; only with `recipe.early_exit_loss`",
-        _LOOP,
+        _STEP,
     )
-    GRADIENT_NORM = "train/grad_norm", "none", "norm of all gradients before clipping", _LOOP
-    LEARNING_RATE = "train/lr", "none", "learning rate of the step", _LOOP
+    GRADIENT_NORM = "train/grad_norm", "none", "norm of all gradients before clipping", _STEP
+    LEARNING_RATE = "train/lr", "none", "learning rate of the step", _STEP
 
     ITERATION_S = (
         "perf/iteration_s",
         "seconds",
         "wall-clock time of the step, with reduction, clipping and optimizer",
-        _LOOP,
+        _STEP,
     )
-    TOKENS_PER_S = "perf/tokens_per_s", "tokens per second", "tokens of the step over its time", _LOOP
-    ELAPSED_S = "perf/elapsed_s", "seconds", "time of all steps so far, without validation and saving", _LOOP
+    TOKENS_PER_S = "perf/tokens_per_s", "tokens per second", "tokens of the step over its time", _STEP
+    ELAPSED_S = "perf/elapsed_s", "seconds", "time of all steps so far, without validation and saving", _STEP
     TFLOP_PER_S = (
         "perf/tflop_per_s",
         "TFLOP per second",
@@ -56,11 +57,11 @@ class Metric(StrEnum):
     )
     MFU = "perf/mfu", "share", "that rate over the devices' peak; only where the peak is known", _UTILISATION
 
-    PLAN = "pipeline/plan", "name", "plan that the step followed: `main`, or one of the recipe's", _LOOP
-    PREDICTED_S = "pipeline/predicted_s", "seconds", "iteration time that this plan predicts", _LOOP
-    BUBBLE_FRACTION = "pipeline/bubble_fraction", "share", "time in which the ranks did not compute, measured", _LOOP
+    PLAN = "pipeline/plan", "name", "plan that the step followed: `main`, or one of the recipe's", _STEP
+    PREDICTED_S = "pipeline/predicted_s", "seconds", "iteration time that this plan predicts", _STEP
+    BUBBLE_FRACTION = "pipeline/bubble_fraction", "share", "time in which the ranks did not compute, measured", _STEP
 
-    NODES = "pipeline/nodes", "count", "processes that took part in the step", _LOOP
+    NODES = "pipeline/nodes", "count", "processes that took part in the step", _STEP
 
     PEAK_BYTES = "memory/peak_bytes", "bytes", "highest memory of any rank so far", _MEMORY
     ESTIMATED_BYTES = "memory/estimated_bytes", "bytes", "memory that the plan estimates for that rank", _MEMORY

@@ -79,6 +79,6 @@ def _finder(experiment: Experiment) -> Callable[[Sequence[str]], "LiveRun | None
 
 
 def _join(experiment: Experiment, context: DistributedContext, stop: StopSignal) -> TrainingSummary | None:
-    from skippipe.training.newcomer import train_newcomer
+    from skippipe.training.joining.newcomer import train_newcomer
 
     return train_newcomer(experiment, context, stop)

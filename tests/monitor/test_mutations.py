@@ -35,7 +35,7 @@ from skippipe.monitor.run_events import FILE_NAME, MembershipChange, read_change
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.churn.trace_files import load_trace
 from skippipe.runtime.ranks.store_names import Board, store_of_board
-from skippipe.training.joining import read_contacts
+from skippipe.training.joining.join_run import read_contacts
 from skippipe.training.run_owner import Owner, read_owner
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan

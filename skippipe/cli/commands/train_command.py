@@ -51,7 +51,7 @@ def join(place: str, node: str | None, overrides: tuple[str, ...]) -> None:
     the path of run_dir, data.paths or training.device.
     """
     with StopSignal(at_once=True) as stop:
-        from skippipe.training.joining import join_run
+        from skippipe.training.joining.join_run import join_run
 
         _end(join_run(place, node, overrides, stop))
 

@@ -57,10 +57,13 @@ FindState = Callable[[WantedState], FoundState]
 
 
 class Recoverable(Protocol):
-    """What can go on in another epoch: the trainer."""
+    """What can go on in another epoch: a trainer's `RecoverableTraining`."""
 
-    plans: PlanSet
     restored: RestoredStage | None
+
+    @property
+    def plans(self) -> PlanSet:
+        """Those of the present members."""
 
     @property
     def stage(self) -> int:

@@ -15,7 +15,7 @@ from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.watch import open_watch
-from skippipe.training.newcomer import read_facts, train_newcomer
+from skippipe.training.joining.newcomer import read_facts, train_newcomer
 from skippipe.training.recovery.run_facts import RunFacts
 from skippipe.training.recovery.run_recovery import SECRET
 from skippipe.training.signals import StopSignal

@@ -59,12 +59,14 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
             closing(recovery),
             _trainer(experiment, facts, plans, context, recovery) as trainer,
         ):
-            trainer.lacks_state = True
+            recoverable = trainer.recoverable
+            assert recoverable is not None
+            recoverable.lacks_state = True
             logger.info("%s is ready, and asks to be taken in", own)
             epoch = _join(membership, live, stop)
             if epoch is None:
                 return _finished(experiment, context)
-            recovery.come(trainer, epoch)
+            recovery.come(recoverable, epoch)
             summary = trainer.run(stop)
             context.finish()
         membership.leave()
@@ -114,7 +116,7 @@ def _trainer(
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
     owner = RunOwner(experiment.run_path)
     with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
-        trainer.wandb_id = facts.trainer.wandb_id
+        trainer.records.wandb_id = facts.trainer.wandb_id
         yield trainer
 
 

@@ -1,0 +1,109 @@
+"""The checkpoints of a run as its trainer uses them: the one it begins from, and those that it saves."""
+
+import logging
+from pathlib import Path
+
+from skippipe.checkpoint.reader import Metadata, load_parameters, load_tensors, model_identity
+from skippipe.checkpoint.writer import CheckpointWriter, KeptStages
+from skippipe.data.samples import SampleOrder
+from skippipe.errors import CheckpointError
+from skippipe.model.architecture import experiment_model
+from skippipe.runtime.ranks.agreement import on_all_ranks
+from skippipe.runtime.ranks.store_names import Topic
+from skippipe.training.records.run_records import RunRecords
+from skippipe.training.run_directory import choose_checkpoint
+from skippipe.training.startup import changed_settings, trained_settings
+from skippipe.training.steps.training_state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+class RunCheckpoints:
+    """Reads and saves the checkpoints of one process."""
+
+    def __init__(
+        self, state: TrainingState, records: RunRecords, order: SampleOrder, kept: KeptStages | None = None
+    ) -> None:
+        self._state, self._records, self._order, self._kept = state, records, order, kept
+        self._experiment = state.experiment
+        self._config = experiment_model(state.experiment)
+        self.writer = self._make_writer()
+
+    def connect(self) -> None:
+        """Save what the present runner and optimizer hold, with the present members."""
+        self.writer = self._make_writer()
+
+    def restore(self) -> None:
+        """Go to where the checkpoint that the experiment names left the run, where there is one; all ranks together."""
+        context = self._state.context
+        checkpoint = choose_checkpoint(self._experiment, context)
+        if checkpoint is None:
+            return
+        metadata = on_all_ranks(context, Topic.CHECKPOINT_LOADED, lambda: self._load(checkpoint))
+        self._state.applied = self._state.contributed = self._records.reported = self._state.step
+        self._records.wandb_id = metadata.wandb_id
+
+    def save(self) -> None:
+        """Begin to save the present step; all ranks together."""
+        self.writer.save(self._metadata())
+
+    def save_alone(self) -> bool:
+        """Save the present step without any connection to other ranks; return whether it is complete."""
+        return self.writer.save_alone(self._metadata())
+
+    def _make_writer(self) -> CheckpointWriter:
+        state, context = self._state, self._state.context
+        run_dir, options = self._experiment.run_path, self._experiment.checkpoint
+        return CheckpointWriter(
+            run_dir, state.runner, state.optimizer, options, context.store, context.world_size, self._kept
+        )
+
+    def _metadata(self) -> Metadata:
+        state, training = self._state, self._experiment.training
+        return Metadata(
+            step=state.step,
+            tokens=state.tokens,
+            elapsed_s=state.elapsed_s,
+            seed=self._experiment.seed,
+            dtype=training.dtype,
+            model=model_identity(self._config),
+            data=self._order.cursor(state.step, training.num_microbatches, training.micro_batch_size),
+            plan_hash=state.plans.hash,
+            wandb_id=self._records.wandb_id,
+            settings=trained_settings(self._experiment),
+            files={},
+        )
+
+    def _load(self, checkpoint: Path) -> Metadata:
+        """Put this rank's stages and optimizer where the checkpoint left them."""
+        state, training = self._state, self._experiment.training
+        metadata = load_parameters(checkpoint, self._config, state.runner.stages.values())
+        if metadata.step and metadata.dtype != training.dtype:
+            raise CheckpointError(
+                f"training.dtype: {training.dtype}, but {checkpoint} was trained in {metadata.dtype}; continue with "
+                f"training.dtype={metadata.dtype}, or export the run and import it into a new one"
+            )
+        if metadata.step and state.runner.rank == 0:
+            self._say_what_changed(checkpoint, metadata)
+        if metadata.step:
+            self._order.check_cursor(metadata.data, metadata.step, training.num_microbatches, training.micro_batch_size)
+        optimizer = load_tensors(checkpoint, metadata, "optimizer", state.optimizer.names)
+        state.optimizer.load(optimizer, metadata.step)
+        state.begin_after(metadata.step, metadata.elapsed_s)
+        state.runner.iteration = state.step
+        return metadata
+
+    def _say_what_changed(self, checkpoint: Path, metadata: Metadata) -> None:
+        """Say what is not as it was when the checkpoint was written, which nothing refuses."""
+        plans = self._state.plans
+        if metadata.plan_hash != plans.hash:
+            logger.warning(
+                "%s was written under plan %s, the run goes on under %s: its losses are not those of a run that never "
+                "stopped",
+                checkpoint,
+                metadata.plan_hash,
+                plans.hash,
+            )
+        changed = changed_settings(metadata.settings or {}, trained_settings(self._experiment))
+        if changed:
+            logger.warning("%s was trained with other settings, the run goes on with %s", checkpoint, changed)

@@ -1,0 +1,110 @@
+"""What is kept of the steps of a run: on one rank metrics, monitors and tables, on every rank a trace."""
+
+import logging
+from pathlib import Path
+
+from skippipe.cluster.measured import write_measured
+from skippipe.data.kept_tokenizer import keep_tokenizer
+from skippipe.data.samples import SampleOrder
+from skippipe.errors import SkipPipeError
+from skippipe.model.architecture import attention_in_use
+from skippipe.monitor.console import further_line, start_table
+from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.sinks import Reporter, open_reporter
+from skippipe.monitor.storage_watch import StorageWatch
+from skippipe.monitor.terminal import say
+from skippipe.monitor.wandb_place import WandbPlace
+from skippipe.monitor.wandb_run import wandb_id
+from skippipe.planning.measured_for import experiment_measured_for
+from skippipe.training.measurement.step_trace import TraceRecorder
+from skippipe.training.run_directory import check_nothing_beyond, record_inputs
+from skippipe.training.run_owner import RunOwner
+from skippipe.training.startup import Hardware
+from skippipe.training.steps.training_state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+class RunRecords:
+    """The records of one process; metrics and monitors are open on one rank, and on others take nothing."""
+
+    def __init__(self, state: TrainingState, owner: RunOwner) -> None:
+        self._state, self._owner = state, owner
+        self._experiment, self._run_dir = state.experiment, state.experiment.run_path
+        self.wandb_id: str | None = None
+        self.trace = TraceRecorder(self._run_dir, state.context.rank)
+        self.reported = 0
+        """The last step that the reporter was given."""
+        self._reporter = Reporter()
+        self._keeps_metrics = False
+        self._storage = StorageWatch(self._experiment.checkpoint.timeout_s)
+
+    def open(self, order: SampleOrder, hardware: Hardware, num_parameters: int, invitation: str | None) -> str | None:
+        """Write config.yaml and the plans, print the start table, open metrics.jsonl and the monitors, on rank 0.
+
+        Returns the id of the W&B run.
+        """
+        state, experiment, logging_options = self._state, self._experiment, self._experiment.logging
+        check_nothing_beyond(experiment, state.step)
+        record_inputs(experiment, state.plans)
+        keep_tokenizer(experiment.data, order.cache.tokenizer, self._run_dir, anew=not state.step)
+        self.wandb_id = wandb_id(self._run_dir, logging_options.wandb, self.wandb_id)
+        say(start_table(state.plans.main, num_parameters, state.context.world_size))
+        for name, plan in state.plans.further.items():
+            say(further_line(name, plan))
+        attention = attention_in_use(next(iter(state.runner.stages.values())).body.config)
+        say(f"computing on {hardware.devices} in {experiment.training.dtype}, attention {attention}")
+        say(state.memory.table())
+        if invitation is not None:
+            say(invitation)
+        say(str(WandbPlace.of(logging_options.wandb, self._run_dir)))
+        if state.step:
+            say(f"continuing after step {state.step}")
+        self._reporter, self._keeps_metrics = open_reporter(experiment, state.step, self.wandb_id), True
+        return self.wandb_id
+
+    def take_over(self) -> None:
+        """Write the metrics from now on, in place of a process that is lost; it may not have written the last step."""
+        if self._keeps_metrics:
+            return
+        state = self._state
+        self._owner.take_over()
+        self._keeps_metrics = True
+        self.reported = state.step - (state.finished is not None)
+        self._reporter = open_reporter(self._experiment, self.reported, self.wandb_id)
+        if state.finished is not None and not state.work_is_left:
+            self.write(state.finished.metrics)
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Report a step, unless that is done."""
+        step = int(metrics[Metric.STEP])
+        if self.reported < step:
+            with self._storage.writing(self._run_dir / "metrics.jsonl"):
+                self._reporter.write(metrics)
+        self.reported = step
+
+    def write_trace(self) -> None:
+        """Write this rank's trace, and on rank 0 the table of memory; a failure is logged."""
+        try:
+            with self._storage.writing(self._run_dir / "trace"):
+                self.trace.write()
+                if self._state.runner.rank == 0:
+                    self._state.memory.write(self._run_dir)
+        except SkipPipeError as reason:
+            logger.warning("step %d: %s", self._state.step, reason)
+
+    def write_measured(self) -> None:
+        """Write what tasks and transfers took, on rank 0, once every rank has written its trace."""
+        self._state.runner.barrier()
+        if self._state.runner.rank == 0:
+            try:
+                plan = self._state.plans.main
+                measured_for = experiment_measured_for(self._experiment, len(plan.stages))
+                write_measured(self._run_dir, plan, Path(self._experiment.cluster), measured_for)
+            except SkipPipeError as reason:
+                logger.warning("measured.yaml is not written: %s", reason)
+
+    def close(self) -> None:
+        """Close metrics and monitors."""
+        self._storage.close()
+        self._reporter.close()

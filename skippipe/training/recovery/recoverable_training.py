@@ -1,0 +1,179 @@
+"""The part of a trainer that brings it from one epoch into the next, with the state of its stage."""
+
+from collections.abc import Sequence
+
+from skippipe.data.samples import SampleOrder
+from skippipe.monitor.metrics import Metric, StepMetrics
+from skippipe.monitor.run_events import RestoredStage
+from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.agreement import all_gather_json
+from skippipe.runtime.ranks.store_names import Topic
+from skippipe.runtime.runner_factory import make_runner_of_epoch, make_unconnected_runner
+from skippipe.training.measurement.memory_report import estimate_memory
+from skippipe.training.records.run_checkpoints import RunCheckpoints
+from skippipe.training.records.run_records import RunRecords
+from skippipe.training.recovery.progress import ProgressReport, Settlement
+from skippipe.training.recovery.run_facts import TrainerFacts
+from skippipe.training.recovery.run_recovery import FindState
+from skippipe.training.recovery.stage_copies import StageCopies
+from skippipe.training.recovery.stage_state import StageState
+from skippipe.training.recovery.state_source import FoundState, WantedState
+from skippipe.training.startup import Hardware
+from skippipe.training.steps.step_totals import FinishedStep, StepTotals
+from skippipe.training.steps.step_update import StepUpdate
+from skippipe.training.steps.training_state import TrainingState
+
+
+class RecoverableTraining:
+    """One process's training, as `RunRecovery` sees it; see `Recoverable` there."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        update: StepUpdate,
+        records: RunRecords,
+        checkpoints: RunCheckpoints,
+        order: SampleOrder,
+        hardware: Hardware,
+        copies: StageCopies,
+    ) -> None:
+        self._state, self._update, self._records, self._checkpoints = state, update, records, checkpoints
+        self._order, self._hardware, self._copies = order, hardware, copies
+        self._device_types = dict(zip(state.plans.main.nodes, hardware.device_types, strict=False))
+        self.lacks_state = False
+        """Whether this process has nothing yet of its stage: it has come lately, or has taken it over."""
+        self._has_moved = False
+        self._squared_norm = 0.0
+        self.has_other_plans = False
+        """Whether this is another epoch than the first."""
+        self.restored: RestoredStage | None = None
+        """From what this process has the stage, where that was older than what the others stood at."""
+
+    @property
+    def plans(self) -> PlanSet:
+        """Those of the present members."""
+        return self._state.plans
+
+    @property
+    def stage(self) -> int:
+        """The stage that this process holds."""
+        (index,) = self._state.runner.stages
+        return index
+
+    def facts(self) -> TrainerFacts:
+        """Say what the trainers of all members have in common."""
+        cache = self._order.cache
+        return TrainerFacts(
+            devices=self._hardware.devices,
+            peak_tflop_per_s=self._hardware.peak_tflop_per_s,
+            device_types=self._device_types,
+            fingerprint=cache.fingerprint,
+            num_tokens=len(cache.train) + len(cache.validation),
+            wandb_id=self._records.wandb_id,
+        )
+
+    def progress(self) -> ProgressReport | None:
+        """Say where this process stands."""
+        state = self._state
+        if self.lacks_state:
+            return None
+        left = state.work_is_left or self._checkpoints.writer.unconfirmed_step == state.step
+        return ProgressReport(step=state.applied, contributed=state.contributed, totals=state.sums, work_is_left=left)
+
+    def stage_state(self) -> StageState:
+        """Return what is held of the stage."""
+        state = self._state
+        parameters = state.runner.stages[self.stage].state_dict_global()
+        optimizer = state.optimizer.state(parameters)
+        return StageState(state.step, state.elapsed_s, parameters, optimizer, squared_norm=self._squared_norm)
+
+    def keep_for_others(self) -> None:
+        """Note of the gradients what others need should this process be lost, before anybody takes the step."""
+        state = self._state
+        if "rebuild" in state.experiment.recovery.lost_stage:
+            layers = state.runner.stages[self.stage].layers.parameters()
+            self._squared_norm = state.optimizer.squared_norm(layers)
+        self._copies.before_sum(state.step, self._state_with_gradients, state.context.check)
+
+    def copy_between_steps(self) -> None:
+        """Make a copy of the stage for others where it is due."""
+        self._copies.between_steps(self._state.step, self.stage_state)
+
+    def missing_stages(self) -> list[int]:
+        """Return the stages of which no member has anything; all ranks call this together."""
+        absent = self.plans.main.rules.absent_stages or ()
+        if not absent:
+            return []
+        kept = all_gather_json(self._state.context, Topic.KEPT_STAGES, lambda: self._copies.kept_stages)
+        return sorted(set(absent) - {stage for stages in kept for stage in stages})
+
+    def leave_epoch(self) -> None:
+        """Let go of all connections."""
+        self._checkpoints.writer.abandon()
+        self._state.runner.abort()
+        self._state.runner.close()
+
+    def follow(self, settlement: Settlement, plans: PlanSet, find: FindState) -> None:
+        """Take the last step that another one has taken, and count it, or change the stage."""
+        state = self._state
+        step, sums, work_is_left, standing = settlement
+        index = plans.main.stage_of[state.node]
+        if index != self.stage:
+            self.lacks_state = self._has_moved = True
+            state.change_stage(make_unconnected_runner(state.experiment, plans, index, state.context))
+        if self.lacks_state:
+            wanted = WantedState(index, tuple(state.runner.parameters()), plans.main, standing)
+            self._take_stage_state(find(wanted), step, sums)
+            if state.begun is None and work_is_left and sums is not None:
+                # It takes part in what is still to be done behind that step.
+                totals = StepTotals.of_sums(sums)
+                metrics: StepMetrics = {Metric.STEP: step, Metric.TRAIN_LOSS: totals.loss}
+                state.finished = FinishedStep(metrics, totals.stop, None, totals.comes)
+        if state.applied < step and sums is not None:
+            self._update.apply(sums)
+        if state.step < step and state.begun is not None and state.sums is not None:
+            self._update.count(state.begun, StepTotals.of_sums(state.sums))
+        state.work_is_left = work_is_left and state.finished is not None
+
+    def enter_epoch(self, plans: PlanSet) -> None:
+        """Connect to the others along new plans. All members call this together."""
+        state = self._state
+        experiment, context = state.experiment, state.context
+        estimates = estimate_memory(experiment, plans, [self._device_types[node] for node in plans.main.nodes])
+        state.memory = state.memory.of_ranks(estimates, context.rank)
+        self.has_other_plans = True
+        state.runner = make_runner_of_epoch(experiment, plans, state.runner, context)
+        state.runner.iteration = state.step
+        self._checkpoints.connect()
+        if context.rank == 0:
+            self._records.take_over()
+
+    def _state_with_gradients(self) -> StageState:
+        """Return what is held of the stage, and the gradients of the step that comes next."""
+        parameters = self._state.runner.parameters().items()
+        gradients = {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+        return self.stage_state()._replace(gradients=gradients)
+
+    def _take_stage_state(self, found: FoundState, step: int, sums: Sequence[float] | None) -> None:
+        """Go on after `step` from a state of the stage; one of that step goes on bit by bit.
+
+        One of the step before it that has the gradients takes the step by its `sums`.
+        """
+        state, held = self._state, found.state
+        can_step = held.step == step - 1 and bool(held.gradients) and sums is not None
+        state.runner.stages[self.stage].load_global(held.parameters)
+        state.optimizer.load(held.optimizer, step - can_step)
+        if can_step and sums is not None:
+            for name, parameter in state.runner.parameters().items():
+                parameter.grad = held.gradients[name].to(parameter.device)
+            self._update.update_weights(StepTotals.of_sums(sums))
+        state.applied = state.contributed = step
+        state.sums = None if sums is None else tuple(sums)
+        if state.begun is None:
+            state.begin_after(step, held.elapsed_s)
+            self._records.reported = step
+        of_step = held.step + can_step
+        if found.place != "a replica" and (self._has_moved or of_step < step):
+            node = state.node if self._has_moved else None
+            self.restored = RestoredStage(stage=self.stage, place=found.place, of_step=of_step, node=node)
+        self.lacks_state = self._has_moved = False

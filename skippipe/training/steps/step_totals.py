@@ -1,0 +1,56 @@
+"""A step from its beginning to its end, as values: when it began, what all ranks agreed on, what it has come to."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+from skippipe.monitor.metrics import StepMetrics
+
+
+class StepBegin(NamedTuple):
+    """A step that is under way."""
+
+    plan: str
+    lr: float
+    start_s: float
+
+
+class StepTotals(NamedTuple):
+    """What all ranks agree on in one sum at STEP."""
+
+    loss: float
+    exit_loss: float
+    grad_norm: float
+    busy_s: float
+    stop: bool
+    """Whether any rank was asked to stop."""
+    stopped_by: int | None
+    """The only rank that was asked to stop; None where none was, or several."""
+    comes: bool
+    """Whether any rank knows of somebody who waits to be taken in."""
+    peak_bytes: Sequence[float]
+    """Most memory of every rank so far."""
+
+    @classmethod
+    def of_sums(cls, sums: Sequence[float]) -> Self:
+        """Take what the ranks have added up, in the order of `StepUpdate.take`."""
+        squares, loss, exit_loss, busy_s, stops, askers, comers, *peak_bytes = sums
+        only = int(askers) if stops == 1 else None
+        return cls(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, comers > 0, peak_bytes)
+
+    @property
+    def finite(self) -> bool:
+        """Whether the step may be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class FinishedStep(NamedTuple):
+    """A step whose update is applied, and that is still to be validated, reported and saved."""
+
+    metrics: StepMetrics
+    stop: bool
+    """Whether any rank was asked to stop."""
+    stopped_by: int | None
+    """As in `StepTotals`."""
+    comes: bool
+    """Whether somebody waits to be taken in."""
