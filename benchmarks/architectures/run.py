@@ -27,7 +27,8 @@ from common.table import MARKS, Columns, Result, machine
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.checkpoint.huggingface.stored_tensors import INDEX_FILE
-from skippipe.checkpoint.reader import latest_checkpoint, load_parameters
+from skippipe.checkpoint.model_tensors import load_parameters
+from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.config.experiment_file import load_experiment
 from skippipe.model.architecture import experiment_model, num_layers
 from skippipe.model.architecture_traits import ARCHITECTURES

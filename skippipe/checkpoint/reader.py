@@ -1,7 +1,8 @@
 """Reading checkpoints. Tensors are found by name, so that any plan, stage split or number of ranks can load them.
 
 checkpoints/step-00001000/
-model-stage-<s>.safetensors       parameters under their Hugging Face names
+model-stage-<s>.safetensors       parameters under their Hugging Face names; with adapters what is trained, as in
+                                  peft, and the checkpoint of step 0 beside it has the rest
 optimizer-stage-<s>.safetensors   <parameter>.exp_avg, .exp_avg_sq, .step, and .master where there is one
                                   (a file -rank-<r> for each replica where the state is sharded)
 metadata.json                     written last: what the checkpoint belongs to, size and SHA-256 of the files; its own
@@ -23,7 +24,6 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from skippipe.errors import CheckpointError, SkipPipeError
-from skippipe.model.stage import Stage
 from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, read_text, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,14 @@ class FileRecord(StrictModel):
     sha256: str
 
 
+class BaseCheckpoint(StrictModel):
+    """Another checkpoint in the same folder, with the parameters that training does not change."""
+
+    name: Annotated[str, Field(pattern=DIRECTORY.pattern)]
+    sha256: str
+    """Of its metadata (`metadata_sha256`), which has the hashes of its files."""
+
+
 class Metadata(StrictModel):
     """What a checkpoint belongs to and where its run stands."""
 
@@ -65,6 +73,10 @@ class Metadata(StrictModel):
     settings: dict[str, Any] | None = None
     """What the last steps were trained with (`skippipe.training.startup.trained_settings`); None in files of earlier
     versions."""
+    lora: dict[str, Any] | None = None
+    """What determines the adapters among its tensors (`LoraOptions.identity`); None where there are none."""
+    base: BaseCheckpoint | None = None
+    """Where the parameters are that are not in its files; None where all are."""
     files: dict[FileName, FileRecord]
     sha256: str | None = None
     """Of all the rest (`metadata_sha256`); None in files of earlier versions."""
@@ -161,29 +173,35 @@ def read_metadata(directory: Path) -> Metadata:
                 f"{file}: {size_bytes} bytes, {record.size_bytes} when it was saved; "
                 "the file is truncated or was changed, use another checkpoint"
             )
+    if metadata.base is not None:
+        base = directory.parent / metadata.base.name
+        if reference_to(base) != metadata.base:
+            raise CheckpointError(f"{path}: {base.name} beside it is another one than it needs; use another checkpoint")
     return metadata
+
+
+def reference_to(directory: Path) -> BaseCheckpoint:
+    """Return what a checkpoint in the same folder has as its base, where it is sound and whole in itself."""
+    metadata = read_metadata(directory)
+    if metadata.base is not None:
+        raise CheckpointError(f"{directory / METADATA}: it has adapters alone, and no other checkpoint can rest on it")
+    return BaseCheckpoint(name=directory.name, sha256=metadata_sha256(read_json(directory / METADATA, CheckpointError)))
+
+
+def parts_of(directory: Path) -> list[tuple[Path, Metadata]]:
+    """Return a checkpoint and its metadata and, behind it, the one with the parameters that are not in its files."""
+    metadata = read_metadata(directory)
+    parts = [(directory, metadata)]
+    if metadata.base is not None:
+        base = directory.parent / metadata.base.name
+        parts.append((base, read_metadata(base)))
+    return parts
 
 
 def metadata_sha256(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of what metadata.json holds, its own left out, in hexadecimal."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def load_parameters(directory: Path, config: PretrainedConfig, stages: Iterable[Stage]) -> Metadata:
-    """Load a checkpoint's parameters into `stages`, whatever their split, and return its metadata.
-
-    Raises `CheckpointError` where a file is missing, truncated or edited, or where the checkpoint is of another model.
-    """
-    metadata = read_metadata(directory)
-    check_model(directory, metadata, config)
-    for stage in stages:
-        tensors = load_tensors(directory, metadata, "model", stage.global_parameters())
-        try:
-            stage.load_global(tensors)
-        except CheckpointError as reason:
-            raise CheckpointError(f"{directory}: {reason}") from None
-    return metadata
 
 
 def load_tensors(

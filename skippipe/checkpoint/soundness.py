@@ -6,6 +6,7 @@ Sizes and hashes are checked before anything is loaded. Of many ranks each hashe
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from skippipe.checkpoint.reader import (
     found_checkpoints,
     last_completed,
     note_last_completed,
-    read_metadata,
+    parts_of,
 )
 from skippipe.errors import CheckpointError, StorageError
 from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
@@ -116,10 +117,12 @@ def _steps(run_dir: Path) -> list[int]:
 def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> str | None:
     """Return what is wrong with the metadata, a file's size, or the content of this rank's share of the files."""
     try:
-        metadata = read_metadata(checkpoint)
-        for name, record in sorted(metadata.files.items())[share]:
-            if name.startswith(tuple(kinds)):
-                check_hash(checkpoint / name, record)
+        records = [
+            (part / name, rec) for part, metadata in parts_of(checkpoint) for name, rec in metadata.files.items()
+        ]
+        for path, record in sorted(records, key=lambda entry: entry[0])[share]:
+            if path.name.startswith(tuple(kinds)):
+                check_hash(path, record)
     except (CheckpointError, OSError) as reason:
         return str(reason).removeprefix(f"{checkpoint}/").partition("; ")[0]
     return None
@@ -127,7 +130,10 @@ def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> 
 
 def _size_bytes(checkpoint: Path) -> int:
     """Return the bytes of a checkpoint's files, as far as they can be seen from here."""
+    folders = [checkpoint]
+    with suppress(CheckpointError):
+        folders = [part for part, _ in parts_of(checkpoint)]
     try:
-        return sum(path.stat().st_size for path in checkpoint.iterdir())
+        return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
     except OSError:
         return 0

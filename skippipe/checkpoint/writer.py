@@ -23,6 +23,7 @@ from torch._C._distributed_c10d import Store
 from skippipe.checkpoint.file_image import FileImage
 from skippipe.checkpoint.reader import (
     METADATA,
+    BaseCheckpoint,
     FileRecord,
     Metadata,
     checkpoint_path,
@@ -30,6 +31,8 @@ from skippipe.checkpoint.reader import (
     complete_checkpoints,
     metadata_sha256,
     note_last_completed,
+    parts_of,
+    reference_to,
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.config.experiment import CheckpointOptions
@@ -229,7 +232,7 @@ class CheckpointWriter:
         """Yield name and tensors of the files that this process writes."""
         owned = self._runner.owned_parameters().keys()
         for index, stage in self._runner.stages.items():
-            tensors = stage.state_dict_global()
+            tensors = {name: parameter.detach() for name, parameter in stage.trained_parameters().items()}
             owner = tensors.keys() <= owned
             if owner:
                 yield f"model-stage-{index}.safetensors", tensors
@@ -274,7 +277,11 @@ class CheckpointWriter:
             return FileReport(files={}, failure=str(reason))
 
     def _remove_old(self) -> None:
-        for path in complete_checkpoints(self._run_dir)[: -self._options.keep_last]:
+        found = complete_checkpoints(self._run_dir)
+        bases = {part for path in found[-self._options.keep_last :] for part, _ in parts_of(path)}
+        for path in found[: -self._options.keep_last]:
+            if path in bases:
+                continue
             # Renamed first, so that a crash in the middle leaves no half checkpoint under a final name.
             aside = aside_path(path)
             try:
@@ -297,6 +304,20 @@ def write_stages(run_dir: Path, metadata: Metadata, stages: Sequence[Mapping[str
         name = f"model-stage-{index}.safetensors"
         files[name] = image.write(aside / name)
     _finish(aside, final, metadata.model_copy(update={"files": files}))
+
+
+def kept_base(checkpoint: Path, run_dir: Path) -> BaseCheckpoint:
+    """Return the checkpoint with the weights that are not trained, in the run's own folder: copied there if need be."""
+    source = parts_of(checkpoint)[-1][0]
+    own = checkpoints_folder(run_dir) / source.name
+    if own.resolve() != source.resolve():
+        aside = aside_path(own)
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        if own.exists():  # of a run that was given up for this one
+            shutil.rmtree(own)
+        aside.rename(own)
+    return reference_to(own)
 
 
 def aside_path(final: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from skippipe.config.data_options import DataOptions
+from skippipe.config.lora_options import LoraOptions
 from skippipe.config.optimizer_backends import (
     DEEPSPEED_BACKENDS,
     OPTIMIZER_BACKENDS,
@@ -329,6 +330,7 @@ class Experiment(Section):
     pipeline: PipelineOptions = PipelineOptions()
     recipe: RecipeOptions = RecipeOptions()
     training: TrainingOptions = TrainingOptions()
+    lora: LoraOptions = LoraOptions()
     optimizer: OptimizerOptions = Field(
         default=OptimizerOptions(), examples=[{"lr": 3e-3, "backend": "zero_redundancy"}]
     )
@@ -401,6 +403,15 @@ class Experiment(Section):
             raise ValueError(
                 f"recovery.enabled needs the whole optimizer state on every replica, and optimizer.backend "
                 f"{self.optimizer.backend} shares it out; use replicated, or turn recovery off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_not_rebuilt(self) -> Self:
+        if self.lora.enabled and "rebuild" in self.recovery.lost_stage:
+            raise ValueError(
+                "recovery.lost_stage: rebuild takes the mean of other layers' weights, and lora.r > 0 keeps those of "
+                "each layer; leave rebuild out"
             )
         return self
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from skippipe.checkpoint.reader import load_parameters, require_checkpoint
+from skippipe.checkpoint.model_tensors import load_parameters
+from skippipe.checkpoint.reader import require_checkpoint
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_run
 from skippipe.data.kept_tokenizer import kept_options

@@ -49,6 +49,8 @@ class ArchitectureTraits:
     """Names that a published config.json has for options which are called otherwise now; transformers takes both."""
     undeclared_options: tuple[str, ...] = ()
     """Options that the model reads and its configuration class does not declare."""
+    fan_in_fan_out: bool = False
+    """Whether weights of linear layers are stored as (inputs, outputs); peft's name for it."""
     eager_because: str = ""
     """Why its attention is eager, where sdpa cannot compute it."""
 
@@ -96,6 +98,7 @@ TRAITS = {
         residual_reader="ln_2",
         feed_forward_width="n_inner",
         dropout_options=("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        fan_in_fan_out=True,
         older_options=(),
     ),
     "gemma2": ArchitectureTraits(

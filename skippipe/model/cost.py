@@ -12,8 +12,8 @@ from skippipe.model.activations.activation_checkpointing import Mode
 from skippipe.model.activations.activation_memory import activation_memory
 from skippipe.model.architecture import num_experts, num_layers
 from skippipe.model.architecture_traits import traits_of
+from skippipe.model.linear.weight_gradients import is_deferrable, output_size, weight_of
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of
-from skippipe.model.weight_gradients import is_deferrable, output_size, weight_of
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import CheckpointError
 from skippipe.model.architecture_traits import ArchitectureTraits
 from skippipe.model.chunked_loss import mean_cross_entropy
+from skippipe.model.linear.lora import add_adapters, is_adapter_name, plain_name
 from skippipe.model.skeleton import Skeleton, build_skeleton, is_layer_of, materialise, shortened
 
 
@@ -30,7 +32,7 @@ class Stage(nn.Module):
             self.embedding = partial_decoder(skeleton, (), embedding=True)
             self.head = partial_model(skeleton, ())
         self._parameters_by_name = {
-            name: parameter
+            plain_name(name): parameter
             for name, parameter in skeleton.model.named_parameters()
             if _belongs(is_layer_of(name, skeleton), first, last, with_embedding_and_head)
         }
@@ -66,9 +68,17 @@ class Stage(nn.Module):
         """Return the stage's parameters under the names they have in the whole Hugging Face model."""
         return dict(self._parameters_by_name)
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return those of `global_parameters` that training changes: all, unless adapters are trained."""
+        return {name: parameter for name, parameter in self._parameters_by_name.items() if parameter.requires_grad}
+
     def state_dict_global(self) -> dict[str, Tensor]:
         """Return the stage's tensors, detached, under Hugging Face names; a tied head is not listed twice."""
         return {name: parameter.detach() for name, parameter in self._parameters_by_name.items()}
+
+    def adapters(self) -> dict[str, Tensor]:
+        """Return the tensors of adapters, detached, under their names in peft; empty where all weights are trained."""
+        return {name: tensor for name, tensor in self.state_dict_global().items() if is_adapter_name(name)}
 
     def load_global(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` (Hugging Face names) in; raise `CheckpointError` where they are not exactly the stage's."""
@@ -102,10 +112,16 @@ def build_stage(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    lora: LoraOptions | None = None,
 ) -> Stage:
-    """Build layers [first, last) of the model with their initial weights; nothing else takes memory."""
+    """Build layers [first, last) of the model with their initial weights; nothing else takes memory.
+
+    With `lora` they have adapters, and all other weights are frozen. Raises `ConfigError` where it does not fit them.
+    """
     skeleton = build_skeleton(config, dtype)
     materialise(skeleton, range(first, last), with_embedding_and_head=with_embedding_and_head, seed=seed, device=device)
+    if lora is not None and lora.enabled:
+        add_adapters(skeleton, range(first, last), lora, seed)
     return Stage(skeleton, first, last, with_embedding_and_head=with_embedding_and_head)
 
 

@@ -1,6 +1,7 @@
 """What rank 0 shows of a run: a table at the start, a line a step, a bar where there is a terminal."""
 
 import sys
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -75,11 +76,22 @@ def further_line(name: str, plan: Plan) -> str:
     )
 
 
-def start_table(plan: Plan, num_parameters: int, world_size: int) -> str:
+class ParameterCounts(NamedTuple):
+    """Parameters of a model, and how many of them are trained."""
+
+    total: int
+    trained: int
+
+    def __str__(self) -> str:
+        frozen = "" if self.trained == self.total else f" ({self.trained:,} trained)"
+        return f"{self.total:,} parameters{frozen}"
+
+
+def start_table(plan: Plan, counts: ParameterCounts, world_size: int) -> str:
     """Return what is about to run: stages with layers, nodes and visits, and the predicted iteration."""
     processes = "one process" if world_size == 1 else f"{world_size} processes"
     lines = [
-        f"{num_parameters:,} parameters, {len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} of "
+        f"{counts}, {len(plan.microbatches)} microbatches over {plan.rules.describe_lengths()} of "
         f"{len(plan.stages)} stages, {processes}, plan {plan.hash}",
         f"{'stage':>5}  {'layers':9}{'visits':>7}  nodes",
     ]

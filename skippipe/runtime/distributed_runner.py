@@ -100,8 +100,8 @@ class DistributedRunner:
         self._guard.run(open_all)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters of this rank's stage under their Hugging Face names."""
-        return self.stages[self.stage_index].global_parameters()
+        """Return the parameters of this rank's stage that are trained, under the names they are stored by."""
+        return self.stages[self.stage_index].trained_parameters()
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
         """Return the stage's parameters on its first replica, nothing on the others."""

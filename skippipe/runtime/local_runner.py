@@ -47,13 +47,13 @@ class LocalRunner:
         self._reduction = reduction
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return all parameters under their Hugging Face names."""
+        """Return all parameters that are trained, under the names they are stored by."""
         return {
-            name: parameter for stage in self.stages.values() for name, parameter in stage.global_parameters().items()
+            name: parameter for stage in self.stages.values() for name, parameter in stage.trained_parameters().items()
         }
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
-        """Return all parameters: there is no other process."""
+        """Return all of them: there is no other process."""
         return self.parameters()
 
     def train_iteration(
@@ -74,7 +74,7 @@ class LocalRunner:
             self._train_microbatch(walked, microbatch, batch(microbatch.id), spans, started_s)
         for index, stage in self.stages.items():
             factor = visit_factor(self._options.gradient_normalization, num_microbatches, walked.visits[index])
-            scale(fill_missing(stage.global_parameters().values()), factor)
+            scale(fill_missing(stage.trained_parameters().values()), factor)
         if self._reduction is not None:
             self._reduction(1.0)
         step_result = step()

@@ -91,10 +91,10 @@ class Runner(Protocol):
         """
 
     def owned_parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters for which this process answers: over all ranks, each of the model's exactly once."""
+        """Return the parameters for which this process answers: over all ranks, each that is trained exactly once."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return all parameters held here, under their Hugging Face names."""
+        """Return all parameters held here that are trained, under the names they are stored by."""
 
     def train_iteration(
         self, batch: BatchLoader, step: Callable[[], Result], plan: str = MAIN_PLAN

@@ -117,7 +117,14 @@ def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, opti
     """Build one stage of the plan; stage 0 also holds the embedding, the final norm and the head."""
     first, last = plan.stages[stage].layers
     built = build_stage(
-        config, first, last, with_embedding_and_head=stage == 0, seed=seed, device=options.device, dtype=options.dtype
+        config,
+        first,
+        last,
+        with_embedding_and_head=stage == 0,
+        seed=seed,
+        device=options.device,
+        dtype=options.dtype,
+        lora=options.lora,
     )
     enable(built, options.activation_checkpointing)
     if options.compile:

@@ -8,6 +8,7 @@ import torch
 from transformers import PretrainedConfig
 
 from skippipe.config.experiment import EmulationOptions, Experiment, PowerSgdOptions
+from skippipe.config.lora_options import LoraOptions
 from skippipe.config.recipe_options import RecipeOptions
 from skippipe.model.activations.activation_checkpointing import Mode
 from skippipe.model.device import choose_device, torch_dtype
@@ -45,6 +46,7 @@ class RunnerOptions:
     """How the static executor's messages find their receive; NCCL knows order only."""
     emulation: EmulationOptions = field(default_factory=EmulationOptions)
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
+    lora: LoraOptions = field(default_factory=LoraOptions)
     max_steps: int = 1
     """Steps over which a recipe's probabilities grow."""
     seed: int = 0
@@ -99,6 +101,7 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
         matching="order" if backend == "nccl" else "tags",
         emulation=experiment.emulation,
         recipe=experiment.recipe,
+        lora=experiment.lora,
         max_steps=training.max_steps,
         seed=experiment.seed,
     )

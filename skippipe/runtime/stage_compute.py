@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from skippipe.model.dropout.layer_dropout import StageDropout, rescaled
+from skippipe.model.linear.weight_gradients import Product, WeightGradients
 from skippipe.model.stage import Stage
-from skippipe.model.weight_gradients import Product, WeightGradients
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.program.program import Opcode
@@ -136,10 +136,10 @@ class StageCompute:
             gradient = gradient + self._exit_gradients.pop(microbatch)
         if self._weights is not None and microbatch in self.split:
             with self._weights.deferred() as products:
-                torch.autograd.backward(output, gradient)
+                _backward(output, gradient)
             self._products[microbatch] = products
         else:
-            torch.autograd.backward(output, gradient)
+            _backward(output, gradient)
         return None if hidden is None else hidden.grad
 
     def weight(self, microbatch: int) -> None:
@@ -155,6 +155,12 @@ class StageCompute:
         """Wait until the device has done all that was asked, so that clocks tell the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _backward(output: Tensor, gradient: Tensor) -> None:
+    """Add to the gradients behind `output`: none where a frozen embedding went past layers that were left out."""
+    if output.requires_grad:
+        torch.autograd.backward(output, gradient)
 
 
 def make_compute(stage: Stage, plans: PlanSet, options: RunnerOptions, faults: Faults | None = None) -> StageCompute:

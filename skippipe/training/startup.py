@@ -40,6 +40,7 @@ AGREED = (
     "pipeline",
     "recipe",
     "training",
+    "lora",
     "optimizer",
     "lr_scheduler",
     "checkpoint",

@@ -12,6 +12,7 @@ from skippipe.checkpoint.reader import checkpoint_path
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import CommunicationError, StoppedError, StorageError
+from skippipe.monitor.console import ParameterCounts
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.terminal import say
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
@@ -109,8 +110,12 @@ class Trainer:
 
         Raises on all ranks where it cannot.
         """
-        owned = sum(parameter.numel() for parameter in self.state.runner.owned_parameters().values())
-        total = sum(all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: owned))
+        runner = self.state.runner
+        trained = sum(parameter.numel() for parameter in runner.owned_parameters().values())
+        held = [parameter for stage in runner.stages.values() for parameter in stage.global_parameters().values()]
+        owned = ParameterCounts(sum(parameter.numel() for parameter in held) if trained else 0, trained)
+        counts = all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: list(owned))
+        total = ParameterCounts(*map(sum, zip(*counts, strict=True)))
         invitation = None if self._recovery is None else self._recovery.invitation
         self.records.wandb_id = on_first_rank(
             self.context, Topic.RECORDS, lambda: self.records.open(self.order, self._hardware, total, invitation)

@@ -10,7 +10,8 @@ from training_runs import make_experiment, small_plan, train_alone
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from skippipe.checkpoint.huggingface.export import export_run
-from skippipe.checkpoint.reader import latest_checkpoint, load_parameters
+from skippipe.checkpoint.model_tensors import load_parameters
+from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.cli.main import main
 from skippipe.data.token_cache import open_cache
 from skippipe.model.architecture import experiment_model

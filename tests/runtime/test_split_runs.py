@@ -13,8 +13,8 @@ from torch import Tensor
 from skippipe.errors import ProgramError
 from skippipe.model.activations.activation_checkpointing import MODES, Mode, enable
 from skippipe.model.architecture import build_config
+from skippipe.model.linear.weight_gradients import is_deferrable
 from skippipe.model.stage import Stage, build_stage
-from skippipe.model.weight_gradients import is_deferrable
 from skippipe.runtime.program.program import Opcode, Program, compile_programs
 from skippipe.runtime.program.verifier import prove
 from skippipe.runtime.stage_compute import StageCompute

@@ -3,7 +3,7 @@
 import pytest
 from random_plans import random_plan
 
-from skippipe.monitor.console import start_table
+from skippipe.monitor.console import ParameterCounts, start_table
 from skippipe.monitor.report.route_map import routes_figure
 from skippipe.planning.surviving_plans import improved_plans, plans_without
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -57,8 +57,10 @@ def test_a_stage_that_nobody_holds_stops_the_run() -> None:
 
 def test_tables_and_reports_show_a_stage_that_nobody_holds() -> None:
     plan = plans_without(PLANS, MAIN.stages[2].nodes, time_limit_s=0.0, lost_stage="routes_around").main
-    assert f"    2  {plan.stages[2].layers[0]}-{plan.stages[2].layers[1] - 1}" in start_table(plan, 1, 1)
-    assert "nobody" in start_table(plan, 1, 1)
+    assert f"    2  {plan.stages[2].layers[0]}-{plan.stages[2].layers[1] - 1}" in start_table(
+        plan, ParameterCounts(1, 1), 1
+    )
+    assert "nobody" in start_table(plan, ParameterCounts(1, 1), 1)
     assert explain(plan)
     lines = [trace for trace in routes_figure(plan).data if len(trace.x or ()) > 1]
     assert {x for trace in lines for x in trace.x if x is not None} >= {0.0, 1.0, 3.0}

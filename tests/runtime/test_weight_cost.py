@@ -8,8 +8,8 @@ from ranks import make_experiment
 from skippipe.model.activations.activation_checkpointing import enable
 from skippipe.model.architecture import build_config
 from skippipe.model.cost import model_cost
+from skippipe.model.linear.weight_gradients import Product, WeightGradients
 from skippipe.model.stage import build_stage
-from skippipe.model.weight_gradients import Product, WeightGradients
 from skippipe.planning.workload.experiment_workload import experiment_workload
 
 FLOAT = torch.float32

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from training_runs import ALONE, make_experiment, small_plan, train_alone
 
+from skippipe.checkpoint.model_tensors import load_parameters
 from skippipe.checkpoint.reader import (
     complete_checkpoints,
     latest_checkpoint,
-    load_parameters,
     load_tensors,
     read_metadata,
 )

@@ -12,12 +12,12 @@ from training_runs import ALONE, make_experiment, small_plan, train_alone
 
 from skippipe.checkpoint import writer as checkpoint_writer
 from skippipe.checkpoint.file_image import FileImage
+from skippipe.checkpoint.model_tensors import load_parameters
 from skippipe.checkpoint.reader import (
     FileRecord,
     Metadata,
     complete_checkpoints,
     file_sha256,
-    load_parameters,
     model_identity,
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard

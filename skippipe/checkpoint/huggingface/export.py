@@ -12,11 +12,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.fewer_layers import LayerNames, kept_layers_of
 from skippipe.checkpoint.huggingface.weight_shards import WeightShards
+from skippipe.checkpoint.model_tensors import plain_stages
 from skippipe.checkpoint.reader import (
-    Metadata,
     check_model,
     checkpoint_path,
-    load_file,
     read_metadata,
 )
 from skippipe.checkpoint.soundness import require_sound_checkpoint
@@ -77,7 +76,7 @@ def export_run(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        _write_weights(checkpoint, metadata, model, aside, layers)
+        _write_weights(checkpoint, model, aside, layers)
         _write_config(experiment.model.directory, model, tokenizer.eos_id, aside, layers)
         save_for_transformers(kept.data, tokenizer, aside)
         _tell_another_tokenizer(aside, target)
@@ -110,20 +109,19 @@ def _tell_another_tokenizer(folder: Path, target: Path) -> None:
         )
 
 
-def _write_weights(
-    checkpoint: Path, metadata: Metadata, model: PreTrainedModel, folder: Path, layers: Sequence[int]
-) -> None:
+def _write_weights(checkpoint: Path, model: PreTrainedModel, folder: Path, layers: Sequence[int]) -> None:
     """Write the weights under the names and into the files of `save_pretrained`; one stage is in memory at a time."""
-    renamed = LayerNames(find_parts(model).layers_prefix, layers)
+    skeleton = find_parts(model)
+    renamed = LayerNames(skeleton.layers_prefix, layers)
     shape_of = {name: parameter.shape for name, parameter in model.named_parameters()}
     found: set[str] = set()
     expected = revert_weight_conversion(model, dict(model.named_parameters()))
     with WeightShards(folder, expected) as shards:
-        for name in sorted(name for name in metadata.files if name.startswith("model")):
-            tensors = renamed.of(load_file(checkpoint, metadata, name))
+        for path, stored in plain_stages(checkpoint, skeleton.traits):
+            tensors = renamed.of(stored)
             for key, tensor in tensors.items():
                 if shape_of.get(key) != tensor.shape or key in found:
-                    raise CheckpointError(f"{checkpoint / name}: {key}: not a parameter of the model, or there twice")
+                    raise CheckpointError(f"{path}: {key}: not a parameter of the model, or there twice")
                 found.add(key)
             for key, tensor in revert_weight_conversion(model, tensors).items():
                 shards.put(key, tensor)

@@ -3,10 +3,18 @@
 import logging
 from pathlib import Path
 
-from skippipe.checkpoint.reader import Metadata, load_parameters, load_tensors, model_identity
-from skippipe.checkpoint.writer import CheckpointWriter, KeptStages
+from skippipe.checkpoint.model_tensors import check_adapters, load_parameters
+from skippipe.checkpoint.reader import (
+    BaseCheckpoint,
+    Metadata,
+    latest_checkpoint,
+    load_tensors,
+    model_identity,
+    read_metadata,
+)
+from skippipe.checkpoint.writer import CheckpointWriter, KeptStages, kept_base
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import CheckpointError
+from skippipe.errors import CheckpointError, ConfigError
 from skippipe.model.architecture import experiment_model
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.store_names import Topic
@@ -27,6 +35,7 @@ class RunCheckpoints:
         self._state, self._records, self._order, self._kept = state, records, order, kept
         self._experiment = state.experiment
         self._config = experiment_model(state.experiment)
+        self._base: BaseCheckpoint | None = None
         self.writer = self._make_writer()
 
     def connect(self) -> None:
@@ -38,6 +47,7 @@ class RunCheckpoints:
         context = self._state.context
         checkpoint = choose_checkpoint(self._experiment, context)
         if checkpoint is None:
+            self._check_pretrained()
             return
         metadata = on_all_ranks(context, Topic.CHECKPOINT_LOADED, lambda: self._load(checkpoint))
         self._state.applied = self._state.contributed = self._records.reported = self._state.step
@@ -50,6 +60,21 @@ class RunCheckpoints:
     def save_alone(self) -> bool:
         """Save the present step without any connection to other ranks; return whether it is complete."""
         return self.writer.save_alone(self._metadata())
+
+    def _check_pretrained(self) -> None:
+        """Raise `ConfigError` where adapters would be trained beside weights that nobody has trained."""
+        if self._experiment.lora.enabled:
+            raise ConfigError(
+                f"lora.r is {self._experiment.lora.r}, and {self._experiment.run_path} has no checkpoint with weights "
+                "to train adapters for; make the run with skippipe import, or set lora.r to 0"
+            )
+
+    def _find_base(self) -> BaseCheckpoint | None:
+        """Return where the weights are that are not trained; on rank 0, which writes it down."""
+        if self._base is None and self._experiment.lora.enabled and self._state.context.rank == 0:
+            newest = latest_checkpoint(self._experiment.run_path)  # of a process that has come lately
+            self._base = None if newest is None else kept_base(newest, self._experiment.run_path)
+        return self._base
 
     def _make_writer(self) -> CheckpointWriter:
         state, context = self._state, self._state.context
@@ -71,18 +96,23 @@ class RunCheckpoints:
             plan_hash=state.plans.hash,
             wandb_id=self._records.wandb_id,
             settings=trained_settings(self._experiment),
+            lora=self._experiment.lora.identity() if self._experiment.lora.enabled else None,
+            base=self._find_base(),
             files={},
         )
 
     def _load(self, checkpoint: Path) -> Metadata:
         """Put this rank's stages and optimizer where the checkpoint left them."""
         state, training = self._state, self._experiment.training
+        check_adapters(checkpoint, read_metadata(checkpoint), self._experiment.lora)
         metadata = load_parameters(checkpoint, self._config, state.runner.stages.values())
         if metadata.step and metadata.dtype != training.dtype:
             raise CheckpointError(
                 f"training.dtype: {training.dtype}, but {checkpoint} was trained in {metadata.dtype}; continue with "
                 f"training.dtype={metadata.dtype}, or export the run and import it into a new one"
             )
+        if self._experiment.lora.enabled and state.context.rank == 0:
+            self._base = kept_base(checkpoint, self._experiment.run_path)
         if metadata.step and state.runner.rank == 0:
             self._say_what_changed(checkpoint, metadata)
         if metadata.step:

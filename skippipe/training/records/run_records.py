@@ -8,7 +8,7 @@ from skippipe.data.kept_tokenizer import keep_tokenizer
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import attention_in_use
-from skippipe.monitor.console import further_line, start_table
+from skippipe.monitor.console import ParameterCounts, further_line, start_table
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.sinks import Reporter, open_reporter
 from skippipe.monitor.storage_watch import StorageWatch
@@ -39,7 +39,9 @@ class RunRecords:
         self._keeps_metrics = False
         self._storage = StorageWatch(self._experiment.checkpoint.timeout_s)
 
-    def open(self, order: SampleOrder, hardware: Hardware, num_parameters: int, invitation: str | None) -> str | None:
+    def open(
+        self, order: SampleOrder, hardware: Hardware, counts: ParameterCounts, invitation: str | None
+    ) -> str | None:
         """Write config.yaml and the plans, print the start table, open metrics.jsonl and the monitors, on rank 0.
 
         Returns the id of the W&B run.
@@ -49,7 +51,7 @@ class RunRecords:
         record_inputs(experiment, state.plans)
         keep_tokenizer(experiment.data, order.cache.tokenizer, self._run_dir, anew=not state.step)
         self.wandb_id = wandb_id(self._run_dir, logging_options.wandb, self.wandb_id)
-        say(start_table(state.plans.main, num_parameters, state.context.world_size))
+        say(start_table(state.plans.main, counts, state.context.world_size))
         for name, plan in state.plans.further.items():
             say(further_line(name, plan))
         attention = attention_in_use(next(iter(state.runner.stages.values())).body.config)

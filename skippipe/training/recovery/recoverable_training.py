@@ -84,7 +84,7 @@ class RecoverableTraining:
         """Return what is held of the stage."""
         state = self._state
         parameters = state.runner.stages[self.stage].state_dict_global()
-        optimizer = state.optimizer.state(parameters)
+        optimizer = state.optimizer.state(state.runner.parameters())
         return StageState(state.step, state.elapsed_s, parameters, optimizer, squared_norm=self._squared_norm)
 
     def keep_for_others(self) -> None:
@@ -122,7 +122,8 @@ class RecoverableTraining:
             self.lacks_state = self._has_moved = True
             state.change_stage(make_unconnected_runner(state.experiment, plans, index, state.context))
         if self.lacks_state:
-            wanted = WantedState(index, tuple(state.runner.parameters()), plans.main, standing)
+            names = tuple(state.runner.stages[index].global_parameters())
+            wanted = WantedState(index, names, plans.main, standing)
             self._take_stage_state(find(wanted), step, sums)
             if state.begun is None and work_is_left and sums is not None:
                 # It takes part in what is still to be done behind that step.
@@ -161,7 +162,8 @@ class RecoverableTraining:
         """
         state, held = self._state, found.state
         can_step = held.step == step - 1 and bool(held.gradients) and sums is not None
-        state.runner.stages[self.stage].load_global(held.parameters)
+        stage = state.runner.stages[self.stage]
+        stage.load_global(stage.adapters() | held.parameters)
         state.optimizer.load(held.optimizer, step - can_step)
         if can_step and sums is not None:
             for name, parameter in state.runner.parameters().items():

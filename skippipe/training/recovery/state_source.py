@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from skippipe.checkpoint.model_tensors import load_model_tensors
 from skippipe.checkpoint.reader import latest_checkpoint, load_tensors, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, EpochEndedError
@@ -105,7 +106,7 @@ class StateSource(NamedTuple):
         if checkpoint is None:
             return None
         names, metadata = tuple(parameters), read_metadata(checkpoint)
-        model = load_tensors(checkpoint, metadata, "model", names)
+        model = load_model_tensors(checkpoint, names)
         optimizer = load_tensors(checkpoint, metadata, "optimizer", names)
         return StageState(metadata.step, metadata.elapsed_s, model, optimizer)
 

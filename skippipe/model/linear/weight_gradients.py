@@ -35,6 +35,11 @@ def output_size(module: nn.Module) -> int:
     return weight_of(module).shape[0 if isinstance(module, nn.Linear) else 1]
 
 
+def input_size(module: nn.Module) -> int:
+    """Return the size of a deferrable layer's input."""
+    return weight_of(module).shape[1 if isinstance(module, nn.Linear) else 0]
+
+
 class Product(NamedTuple):
     """One weight gradient to come: of `inputs` (..., n) and the gradient (..., m) by the layer's output."""
 
