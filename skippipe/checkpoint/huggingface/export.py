@@ -11,6 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.fewer_layers import LayerNames, kept_layers_of
+from skippipe.checkpoint.huggingface.new_directory import check_unused, new_directory
 from skippipe.checkpoint.huggingface.weight_shards import WeightShards
 from skippipe.checkpoint.model_tensors import plain_stages
 from skippipe.checkpoint.reader import (
@@ -22,7 +23,7 @@ from skippipe.checkpoint.soundness import require_sound_checkpoint
 from skippipe.config.experiment_file import load_run
 from skippipe.data.kept_tokenizer import kept_options, tokenizer_of_run
 from skippipe.data.tokenizer import TOKENIZER_FILE, save_for_transformers
-from skippipe.errors import CheckpointError, InputError, StorageError
+from skippipe.errors import CheckpointError, InputError
 from skippipe.model.architecture import experiment_model, num_layers
 from skippipe.model.device import torch_dtype
 from skippipe.model.skeleton import build_skeleton, find_parts, shortened
@@ -63,8 +64,7 @@ def export_run(
     """
     experiment = load_run(run_dir)
     checkpoint = require_sound_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target}: exists and is not empty; name another directory")
+    check_unused(target)
     kept = experiment.model_copy(update={"data": kept_options(experiment.data, run_dir)})
     config, metadata = experiment_model(kept), read_metadata(checkpoint)
     check_model(checkpoint, metadata, config)
@@ -72,23 +72,11 @@ def export_run(
     stored = torch_dtype(dtype or metadata.dtype)
     model = build_skeleton(shortened(config, layers), stored).model
     tokenizer = tokenizer_of_run(experiment.data, experiment.seed, run_dir, metadata.data.get("tokens"))
-    aside = target.with_name(f".{target.name}.tmp")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+    with new_directory(target) as aside:
         _write_weights(checkpoint, model, aside, layers)
         _write_config(experiment.model.directory, model, tokenizer.eos_id, aside, layers)
         save_for_transformers(kept.data, tokenizer, aside)
         _tell_another_tokenizer(aside, target)
-        if target.exists():
-            target.rmdir()
-        aside.rename(target)
-    except OSError as reason:
-        raise StorageError(
-            f"{target}: cannot be written ({reason.strerror or reason}); make room or name another"
-        ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return checkpoint
 
 

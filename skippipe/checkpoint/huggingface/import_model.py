@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.loss_check import check_same_loss
+from skippipe.checkpoint.huggingface.peft_adapter import PeftAdapter, read_adapter
 from skippipe.checkpoint.huggingface.source import (
     WeightSource,
     find_source,
@@ -23,8 +24,10 @@ from skippipe.checkpoint.reader import Metadata, model_identity
 from skippipe.checkpoint.writer import write_stages
 from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment, save_experiment
+from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import InputError, StorageError
 from skippipe.model.architecture import experiment_model
+from skippipe.model.linear.lora import STORED_PREFIX
 from skippipe.model.skeleton import build_skeleton, is_layer_of
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
@@ -35,7 +38,14 @@ MODEL_FOLDER = "model"
 TEMPLATES = Path(str(files("skippipe.checkpoint.huggingface")))
 
 
-def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, overrides: tuple[str, ...] = ()) -> int:
+def import_model(
+    path: Path,
+    run_dir: Path,
+    *,
+    config_path: Path | None = None,
+    overrides: tuple[str, ...] = (),
+    adapter: Path | None = None,
+) -> int:
     """Make a run that has not begun from a pretrained model.
 
     The run gets the model's configuration and tokenizer (RUN/model), its weights as the checkpoint of step 0, and a
@@ -47,13 +57,16 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
         config_path: The experiment of the run, whose model and tokenizer are replaced by those at `path`; where not
             given, one for one machine.
         overrides: `key.sub=value` each, as on the command line.
+        adapter: A directory with an adapter as peft writes it, to train on; it sets `lora`, but for a dropout that is
+            given.
 
     Returns:
         The number of the model's parameters.
 
     Raises:
         InputError: `path` cannot be read, is quantised, lacks tensors of the model, or would compute something else
-            than in transformers; or `run_dir` is in use; also what planning raises. Nothing is left then.
+            than in transformers; `adapter` is none of that model; or `run_dir` is in use; also what planning raises.
+            Nothing is left then.
         InfeasibleError: No plan of the experiment can exist. Nothing is left then.
         StorageError: `run_dir` cannot be written. Nothing is left then.
 
@@ -75,8 +88,11 @@ def import_model(path: Path, run_dir: Path, *, config_path: Path | None = None, 
         if config_path is None:
             shutil.copy(TEMPLATES / "cluster.yaml", run_dir)
         check_same_loss(experiment_model(experiment), model, path)
+        given = None if adapter is None else read_adapter(adapter, experiment_model(experiment))
+        if given is not None:
+            experiment = _with_adapter(experiment, given.options)
         plan = plan_experiment(experiment)
-        _write_checkpoint(experiment, plan, model, run_dir)
+        _write_checkpoint(experiment, plan, model, run_dir, given)
         plan.save(run_dir / "plan.json")
         save_experiment(experiment, run_dir / "config.yaml")
         complete = True
@@ -99,6 +115,13 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     if config_path is None:
         update["cluster"] = str((run_dir / "cluster.yaml").resolve())
     return given.model_copy(update=update)
+
+
+def _with_adapter(experiment: Experiment, options: LoraOptions) -> Experiment:
+    """Return the experiment with an adapter's options; a dropout that was asked for stays."""
+    before = experiment.lora
+    kept = {"lora_dropout": before.lora_dropout} if "lora_dropout" in before.model_fields_set else {}
+    return experiment.model_copy(update={"lora": options.model_copy(update=kept)})
 
 
 def _check_tokenizer(tokenizer: Any, model: PreTrainedModel, source: WeightSource) -> None:
@@ -131,7 +154,9 @@ def _write_model(source: WeightSource, model: PreTrainedModel, tokenizer: Any, f
     tokenizer.save_pretrained(folder)
 
 
-def _write_checkpoint(experiment: Experiment, plan: Plan, model: PreTrainedModel, run_dir: Path) -> None:
+def _write_checkpoint(
+    experiment: Experiment, plan: Plan, model: PreTrainedModel, run_dir: Path, adapter: PeftAdapter | None
+) -> None:
     """Write the weights as the checkpoint of step 0, with the files that the plan's stages would write."""
     config = experiment_model(experiment)
     metadata = Metadata(
@@ -143,12 +168,16 @@ def _write_checkpoint(experiment: Experiment, plan: Plan, model: PreTrainedModel
         model=model_identity(config),
         data={},
         plan_hash=plan.hash,
+        lora=None if adapter is None else adapter.options.identity(),
         files={},
     )
     skeleton = build_skeleton(config, model.dtype)
     stages: list[dict[str, Tensor]] = [{} for _ in plan.stages]
     stage_of_layer = {layer: index for index, stage in enumerate(plan.stages) for layer in range(*stage.layers)}
-    for name, parameter in model.named_parameters():
-        layer = is_layer_of(name, skeleton)
-        stages[0 if layer is None else stage_of_layer[layer]][name] = parameter.detach()
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if adapter is not None:
+        tensors |= {name: tensor.to(model.dtype) for name, tensor in adapter.tensors.items()}
+    for name, tensor in tensors.items():
+        layer = is_layer_of(name.removeprefix(STORED_PREFIX), skeleton)
+        stages[0 if layer is None else stage_of_layer[layer]][name] = tensor
     write_stages(run_dir, metadata, stages)

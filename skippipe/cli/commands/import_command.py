@@ -11,8 +11,11 @@ from skippipe.cli.user_path import UserPath
 @click.argument("path", metavar="DIR", type=UserPath())
 @click.argument("run_dir", metavar="RUN", type=UserPath())
 @click.option("--config", "config_path", type=UserPath(), help="Experiment YAML to train on with.")
+@click.option("--adapter", type=UserPath(), help="Directory of an adapter that peft has written, to train on.")
 @click.argument("overrides", nargs=-1)
-def command(path: Path, run_dir: Path, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+def command(
+    path: Path, run_dir: Path, config_path: Path | None, adapter: Path | None, overrides: tuple[str, ...]
+) -> None:
     """Make the run directory RUN of the pretrained model in DIR (Hugging Face with safetensors, or a .gguf file).
 
     Its model and tokenizer replace those of the experiment; where no --config is given, the experiment is one for one
@@ -20,7 +23,7 @@ def command(path: Path, run_dir: Path, config_path: Path | None, overrides: tupl
     """
     from skippipe.checkpoint.huggingface.import_model import import_model
 
-    num_parameters = import_model(path, run_dir, config_path=config_path, overrides=overrides)
+    num_parameters = import_model(path, run_dir, config_path=config_path, overrides=overrides, adapter=adapter)
     click.echo(f"{path}: {num_parameters:,} parameters imported to {run_dir}")
     click.echo(f"evaluate:  skippipe evaluate {run_dir}")
     click.echo(f"train on:  skippipe train --config {run_dir / 'config.yaml'}")
