@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny_models import CPU, tiny
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from skippipe.config.lora_options import LoraOptions
 from skippipe.model import chunked_loss
 from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.activations.activation_memory import activation_memory, forget_gradient
@@ -22,10 +24,11 @@ LAYERS = 4
 CASES = [("float32", "none"), ("bfloat16", "selective"), ("float32", "full")]
 
 
-def real_stage(config: PretrainedConfig, dtype: torch.dtype, mode: Mode) -> Stage:
-    stage = build_stage(config, 0, LAYERS, with_embedding_and_head=True, seed=0, device=CPU, dtype=dtype).train()
+def real_stage(config: PretrainedConfig, dtype: torch.dtype, mode: Mode, lora: LoraOptions | None = None) -> Stage:
+    whole: dict[str, Any] = {"with_embedding_and_head": True, "seed": 0, "device": CPU, "dtype": dtype}
+    stage = build_stage(config, 0, LAYERS, **whole, lora=lora).train()
     enable(stage, mode)
-    for parameter in stage.parameters():
+    for parameter in stage.trained_parameters().values():
         parameter.register_post_accumulate_grad_hook(forget_gradient)
     return stage
 
@@ -75,6 +78,21 @@ def test_estimate_is_what_real_tensors_take(architecture: str, dtype_name: str, 
         assert kept == pytest.approx(saved_bytes(stage, config.hidden_size, dtype), rel=0.01)
     assert estimate.working_bytes == pytest.approx(working, rel=0.12)
     assert estimate.embedding_and_head_working_bytes >= 0.99 * loss_bytes(stage, config, dtype)
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_adapters_keep_less_than_whole_weights(mode: Mode) -> None:
+    config, lora = tiny("llama", tie_word_embeddings=False), LoraOptions(r=2)
+    skeleton, dtype = build_skeleton(config, torch.float32), torch.float32
+    estimate = activation_memory(skeleton, *SHAPE, dtype, mode, lora)
+    stage = real_stage(config, dtype, mode, lora)
+    kept, working = body_bytes(stage, config.hidden_size, dtype)
+    assert estimate.stage_bytes + LAYERS * estimate.layer_bytes == pytest.approx(kept, rel=0.01)
+    assert estimate.working_bytes == pytest.approx(working, rel=0.12)
+    real = loss_bytes(stage, config, dtype)
+    assert real <= estimate.embedding_and_head_working_bytes
+    whole = activation_memory(skeleton, *SHAPE, dtype, mode)
+    assert estimate.embedding_and_head_working_bytes < whole.embedding_and_head_working_bytes
 
 
 def test_head_of_a_large_vocabulary_is_the_peak_of_an_origin() -> None:

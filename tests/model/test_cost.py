@@ -3,10 +3,13 @@
 import pytest
 import torch
 from tiny_models import CPU, stages_of, tiny
+from torch.utils.flop_counter import FlopCounterMode
 
+from skippipe.config.lora_options import LoraOptions
 from skippipe.model.architecture_traits import ARCHITECTURES
 from skippipe.model.cost import model_cost
 from skippipe.model.full_model import build_full
+from skippipe.model.stage import build_stage
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -43,3 +46,26 @@ def test_layers_of_unlike_size_are_averaged() -> None:
     total = sum(parameter.numel() for parameter in build_full(config, 0, CPU).parameters())
     assert cost.layer_parameters != sizes[0]
     assert cost.layer_parameters == (total - cost.embedding_and_head_parameters) // 4
+
+
+def test_frozen_weights_cost_no_weight_gradients() -> None:
+    config, lora = tiny("llama", tie_word_embeddings=False), LoraOptions(r=4)
+    cost = model_cost(config, 2, 16, torch.float32, lora=lora)
+    whole = {"with_embedding_and_head": True, "seed": 0, "device": CPU, "dtype": torch.float32}
+    stage = build_stage(config, 0, 4, **whole, lora=lora)  # type: ignore[arg-type]  # of several types
+    trained = sum(parameter.numel() for parameter in stage.trained_parameters().values())
+    assert (cost.layer_trained_parameters * 4, cost.embedding_and_head_trained_parameters) == (trained, 0)
+    total = sum(parameter.numel() for parameter in stage.parameters())
+    assert cost.layer_parameters * 4 + cost.embedding_and_head_parameters == total
+    hidden = torch.zeros(2, 16, 32, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        output = stage(hidden)
+    with FlopCounterMode(display=False) as backward:
+        output.backward(output.detach())
+    assert 4 * cost.layer_forward_flop == pytest.approx(forward.get_total_flops(), rel=0.05)
+    ratio = backward.get_total_flops() / forward.get_total_flops()
+    assert cost.backward_to_forward == pytest.approx(ratio, rel=0.08)
+    assert 1 < cost.backward_to_forward < 1.6
+    with FlopCounterMode(display=False) as loss:
+        stage.loss(hidden, torch.zeros(2, 16, dtype=torch.int64)).backward()
+    assert cost.loss_flop == loss.get_total_flops()

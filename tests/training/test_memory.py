@@ -12,6 +12,7 @@ from skippipe.cli.main import main
 from skippipe.errors import InfeasibleError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
+from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.measurement.memory_report import check_room, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
@@ -43,6 +44,21 @@ def test_run_shows_estimate_and_peak(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.count("memory by plan") == 2
     page = write_run_report(tmp_path / "run").read_text()
     assert "memory at its peak" in page
+
+
+def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path) -> None:
+    options = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+    whole = experiment_workload(make_experiment(tmp_path, model={"options": options}))
+    adapted = experiment_workload(make_experiment(tmp_path, model={"options": options}, lora={"r": 4}))
+    matrices = 4 * 128 * 128 + 3 * 128 * 256 + 2 * 128
+    adapters = 4 * (4 * (128 + 128)) + 3 * 4 * (128 + 256)
+    assert whole.layer_gradient_bytes == 4 * matrices
+    assert adapted.layer_gradient_bytes == 4 * adapters
+    assert adapted.embedding_and_head_gradient_bytes == 0
+    assert whole.layer_state_bytes == 16 * matrices  # weight, gradient, two moments
+    assert adapted.layer_state_bytes == 4 * matrices + 16 * adapters
+    assert adapted.layer_copy_bytes == 12 * adapters
+    assert adapted.embedding_and_head_state_bytes == whole.embedding_and_head_state_bytes // 4
 
 
 @pytest.mark.slow

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
+from skippipe.config.lora_options import LoraOptions
 from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.activations.live_memory import LiveMemory
 from skippipe.model.architecture import config_to_json
+from skippipe.model.linear.lora import add_adapters
 from skippipe.model.skeleton import Skeleton, build_skeleton, shortened
 from skippipe.model.stage import Stage
 
@@ -44,28 +46,37 @@ class _Trace:
     working_bytes: int
 
 
-_measured: dict[tuple[str, int, int, torch.dtype, Mode], ActivationMemory] = {}
+_measured: dict[tuple[str, int, int, torch.dtype, Mode, str], ActivationMemory] = {}
 
 
 def activation_memory(
-    skeleton: Skeleton, micro_batch_size: int, sequence_length: int, dtype: torch.dtype, mode: Mode
+    skeleton: Skeleton,
+    micro_batch_size: int,
+    sequence_length: int,
+    dtype: torch.dtype,
+    mode: Mode,
+    lora: LoraOptions | None = None,
 ) -> ActivationMemory:
     """Return the activation memory of the model for samples (B, T); quick where the same was asked before."""
-    key = config_to_json(skeleton.model.config), micro_batch_size, sequence_length, dtype, mode
+    options = LoraOptions() if lora is None else lora
+    config_json = config_to_json(skeleton.model.config)
+    key = config_json, micro_batch_size, sequence_length, dtype, mode, options.model_dump_json()
     if key not in _measured:
-        _measured[key] = _measure(skeleton, (micro_batch_size, sequence_length), dtype, mode)
+        _measured[key] = _measure(skeleton, (micro_batch_size, sequence_length), dtype, mode, options)
     return _measured[key]
 
 
-def _measure(skeleton: Skeleton, shape: tuple[int, int], dtype: torch.dtype, mode: Mode) -> ActivationMemory:
+def _measure(
+    skeleton: Skeleton, shape: tuple[int, int], dtype: torch.dtype, mode: Mode, lora: LoraOptions
+) -> ActivationMemory:
     kinds = Counter(_kind(skeleton, index) for index in range(len(skeleton.layers)))
     first = {_kind(skeleton, index): index for index in reversed(range(len(skeleton.layers)))}
     one_of_each = tuple(sorted(first.values()))
     traces = {
-        kind: _StageTrace(skeleton.model.config, tuple(sorted((*one_of_each, index))), shape, dtype, mode)
+        kind: _StageTrace(skeleton.model.config, tuple(sorted((*one_of_each, index))), shape, dtype, mode, lora)
         for kind, index in first.items()
     }
-    short = _StageTrace(skeleton.model.config, one_of_each, shape, dtype, mode)
+    short = _StageTrace(skeleton.model.config, one_of_each, shape, dtype, mode, lora)
     body, origin = short.body(), short.origin()
     longer = {kind: trace.body() for kind, trace in traces.items()}
     layer_bytes = {kind: trace.kept_bytes - body.kept_bytes for kind, trace in longer.items()}
@@ -83,9 +94,17 @@ class _StageTrace:
     """A stage of the given layers on fake tensors; tasks as `StageCompute` runs them."""
 
     def __init__(
-        self, config: PretrainedConfig, layers: tuple[int, ...], shape: tuple[int, int], dtype: torch.dtype, mode: Mode
+        self,
+        config: PretrainedConfig,
+        layers: tuple[int, ...],
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        mode: Mode,
+        lora: LoraOptions,
     ) -> None:
         skeleton = build_skeleton(shortened(config, layers), dtype)
+        if lora.enabled:
+            add_adapters(skeleton, range(len(layers)), lora, seed=0)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
             _give_fake_weights(skeleton.model)
@@ -148,8 +167,10 @@ def _give_fake_weights(model: PreTrainedModel) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 if parameter not in parameters:
-                    fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-                    fake.register_post_accumulate_grad_hook(forget_gradient)
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    fake = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                    if fake.requires_grad:
+                        fake.register_post_accumulate_grad_hook(forget_gradient)
                     parameters[parameter] = fake
                 module._parameters[name] = parameters[parameter]
         for name, buffer in module._buffers.items():

@@ -30,9 +30,9 @@ def experiment_workload(experiment: Experiment) -> Workload:
     dtype = torch_dtype(training.dtype)
     shape = (training.micro_batch_size, training.sequence_length)
     model = experiment_model(experiment)
-    cost = model_cost(model, *shape, dtype, training.activation_checkpointing)
+    cost = model_cost(model, *shape, dtype, training.activation_checkpointing, experiment.lora)
     sent = torch_dtype(experiment.comm.activation_dtype or training.dtype)
-    own_bytes, optimizer_bytes = _state_bytes(experiment, dtype.itemsize)
+    gradient_bytes, optimizer_bytes = _trained_bytes(experiment, dtype.itemsize)
     sharded = experiment.optimizer.traits.shards_state
     splits = experiment.pipeline.split_backward
     kept_bytes = optimizer_bytes if not sharded else 0
@@ -51,10 +51,12 @@ def experiment_workload(experiment: Experiment) -> Workload:
         activation_bytes=activation_bytes,
         layer_gradient_bytes=_gradient_bytes(experiment, cost.layer_shapes) // cost.num_layers,
         embedding_and_head_gradient_bytes=_gradient_bytes(experiment, cost.embedding_and_head_shapes),
-        layer_state_bytes=cost.layer_parameters * (own_bytes + kept_bytes),
+        layer_state_bytes=cost.layer_parameters * dtype.itemsize
+        + cost.layer_trained_parameters * (gradient_bytes + kept_bytes),
         # The embedding is one tensor, which one replica keeps whole.
-        embedding_and_head_state_bytes=cost.embedding_and_head_parameters * (own_bytes + optimizer_bytes),
-        layer_shared_bytes=cost.layer_parameters * optimizer_bytes if sharded else 0,
+        embedding_and_head_state_bytes=cost.embedding_and_head_parameters * dtype.itemsize
+        + cost.embedding_and_head_trained_parameters * (gradient_bytes + optimizer_bytes),
+        layer_shared_bytes=cost.layer_trained_parameters * optimizer_bytes if sharded else 0,
         # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
         layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
         stage_resident_bytes=cost.stage_resident_bytes,
@@ -64,12 +66,12 @@ def experiment_workload(experiment: Experiment) -> Workload:
         working_bytes=cost.working_bytes,
         embedding_and_head_working_bytes=cost.embedding_and_head_working_bytes,
         message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes,
-        layer_copy_bytes=cost.layer_parameters * copied_bytes,
-        embedding_and_head_copy_bytes=cost.embedding_and_head_parameters * (dtype.itemsize + optimizer_bytes),
-        layer_offloaded_bytes=cost.layer_parameters * offloaded_bytes,
-        embedding_and_head_offloaded_bytes=cost.embedding_and_head_parameters * offloaded_bytes,
-        layer_update_bytes=cost.layer_parameters * update_bytes,
-        embedding_and_head_update_bytes=cost.embedding_and_head_parameters * update_bytes,
+        layer_copy_bytes=cost.layer_trained_parameters * copied_bytes,
+        embedding_and_head_copy_bytes=cost.embedding_and_head_trained_parameters * (dtype.itemsize + optimizer_bytes),
+        layer_offloaded_bytes=cost.layer_trained_parameters * offloaded_bytes,
+        embedding_and_head_offloaded_bytes=cost.embedding_and_head_trained_parameters * offloaded_bytes,
+        layer_update_bytes=cost.layer_trained_parameters * update_bytes,
+        embedding_and_head_update_bytes=cost.embedding_and_head_trained_parameters * update_bytes,
         bucket_bytes=BUCKETS_IN_FLIGHT * BUCKET_BYTES,
         backward_to_forward=cost.backward_to_forward,
         weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
@@ -87,11 +89,11 @@ def _gradient_bytes(experiment: Experiment, shapes: Sequence[tuple[int, ...]]) -
     return numbers * torch_dtype(comm.gradient_dtype or experiment.training.dtype).itemsize
 
 
-def _state_bytes(experiment: Experiment, itemsize: int) -> tuple[int, int]:
-    """Return the bytes for each parameter that every replica holds, and those of the optimizer.
+def _trained_bytes(experiment: Experiment, itemsize: int) -> tuple[int, int]:
+    """Return the bytes that each trained parameter takes besides its own, on every replica, and those of the optimizer.
 
-    Parameter and gradient in the run's dtype, and in fp32 what compressed sums left out.
+    The gradient in the run's dtype, and in fp32 what compressed sums left out.
     """
     options, comm = experiment.optimizer, experiment.comm
     remembered = 4 if comm.gradient_compression != "none" and comm.error_feedback else 0
-    return 2 * itemsize + remembered, options.traits.state_bytes_per_parameter(itemsize)
+    return itemsize + remembered, options.traits.state_bytes_per_parameter(itemsize)

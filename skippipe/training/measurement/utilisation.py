@@ -8,15 +8,13 @@ from skippipe.model.dropout.probability import expected_share
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe_scheduler.plan.plan import Plan
 
-BACKWARD_AND_FORWARD = 3
-"""A backward is two forwards; what is computed again to save memory does not count as the model's work."""
-
 
 @dataclass(frozen=True)
 class IterationFlop:
     """The FLOP of iterations, all ranks together, under a recipe that lasts for `max_steps` steps."""
 
     cost: ModelCost
+    """Without activation checkpointing: what is computed again to save memory does not count as the model's work."""
     recipe: RecipeOptions = field(default_factory=RecipeOptions)
     max_steps: int = 1
 
@@ -30,7 +28,8 @@ class IterationFlop:
             for stage, visits in zip(plan.stages, plan.visits, strict=True)
         )
         losses = len(plan.microbatches) * self.recipe.num_losses
-        return computed * self.cost.layer_forward_flop * BACKWARD_AND_FORWARD + losses * self.cost.loss_flop
+        layer_flop = self.cost.layer_forward_flop * (1 + self.cost.backward_to_forward)
+        return computed * layer_flop + losses * self.cost.loss_flop
 
     def _share(self, layer: int, step: int) -> float:
         return expected_share(

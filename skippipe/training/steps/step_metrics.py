@@ -18,7 +18,8 @@ class StepMeter:
         self._peak_tflop_per_s = peak_tflop_per_s
         experiment = state.experiment
         training, config = experiment.training, experiment_model(experiment)
-        cost = model_cost(config, training.micro_batch_size, training.sequence_length, torch_dtype(training.dtype))
+        shape, dtype = (training.micro_batch_size, training.sequence_length), torch_dtype(training.dtype)
+        cost = model_cost(config, *shape, dtype, lora=experiment.lora)
         self._flop = IterationFlop(cost, experiment.recipe, training.max_steps)
 
     def metrics(self, begun: StepBegin, totals: StepTotals, duration_s: float) -> StepMetrics:
