@@ -63,6 +63,7 @@ def become_rank(place: dict[str, str], log: Path, host: str | None) -> None:
 
     if host is not None:
         move_to(host)
+    multiprocessing.set_start_method("fork", force=True)  # as a launcher leaves it: the server's keeps names of locks
     torch.set_num_threads(1)
     os.environ.update(place)
     with log.open("w") as stream:

@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 from goodput import goodput
+from growth import growth
 from islands import calm, cut_off
 from lossy_run import NUM_NODES, SILENCE_S, STAGE_SIZES, make_experiment
 from outcomes import Outcome, Row, summary
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 CUTS = ("partition", "cut")
 STEADY = {"steady, local links": False, "steady, shaped links": True}
 """Whether links are shaped."""
-KINDS = (*STEPS, *CUTS, "calm", *STEADY, "goodput")
+KINDS = (*STEPS, *CUTS, "calm", *STEADY, "growth", "goodput")
 IN_NAMESPACES = (*CUTS, "calm", "steady, shaped links")
 
 
@@ -45,6 +46,8 @@ class Sizes(NamedTuple):
     blocks: int
     duration: float
     mtbf: float
+    steps: int
+    changes: int
     seed: int
 
 
@@ -74,6 +77,7 @@ def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> di
     rows: Mapping[str, Callable[[], Row]] = {
         **{name: partial(several, folder, plan, name, sizes) for name in (*STEPS, *CUTS)},
         "calm": lambda: calm(folder, plan, sizes.tries, sizes.seed),
+        "growth": lambda: growth(folder, plan, sizes.steps, sizes.changes),
         "goodput": lambda: goodput(folder, out, sizes.mtbf, sizes.duration, sizes.seed),
         **{name: partial(steady, folder, sizes.blocks, shaped=shaped) for name, shaped in STEADY.items()},
     }
@@ -90,6 +94,8 @@ def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> di
 @click.option("--blocks", default=10, show_default=True, help="Of `steady`: pairs of blocks of 60 steps.")
 @click.option("--duration", default=600.0, show_default=True, help="Of `goodput`: seconds of losses, for each way.")
 @click.option("--mtbf", default=60.0, show_default=True, help="Of `goodput`: seconds from loss to loss, on the mean.")
+@click.option("--steps", default=2000, show_default=True, help="Of `growth`: steps of its one run.")
+@click.option("--changes", default=20, show_default=True, help="Of `growth`: deaths, each followed by a return.")
 @click.option("--seed", default=0, show_default=True, help="Number of the first run; it gives the random instants.")
 @click.option("--out", type=click.Path(path_type=Path), default=HERE, help="Folder of results.json and results.md.")
 def main(kinds: tuple[str, ...], out: Path, **sizes: Any) -> None:
