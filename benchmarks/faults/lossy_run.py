@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -196,10 +196,12 @@ class EpochSchedule:
 
     last_steps: Sequence[int]
     names: Sequence[str]
+    joining_steps: Collection[int]
 
     def plan_of(self, step: int) -> str:
         """Return the name of the plan of a step."""
-        return self.names[bisect_left(self.last_steps, step)]
+        name = self.names[bisect_left(self.last_steps, step)]
+        return f"{name}-joining" if step in self.joining_steps else name
 
 
 def loss_difference(folder: Path, experiment: Experiment, plan_path: Path) -> float:
@@ -210,13 +212,19 @@ def loss_difference(folder: Path, experiment: Experiment, plan_path: Path) -> fl
     entries = read_metrics(experiment.run_path / "metrics.jsonl")
     if [entry["step"] for entry in entries] != list(range(1, len(entries) + 1)):
         return float("inf")
-    expected = reference_losses(folder, experiment, plan_path, len(entries))
+    joining_steps = [entry["step"] for entry in entries if entry[Metric.PLAN] == "joining"]
+    expected = reference_losses(folder, experiment, plan_path, len(entries), joining_steps)
     found = [float(entry[Metric.TRAIN_LOSS]) for entry in entries]
     return max(abs(one - other) for one, other in zip(found, expected, strict=True))
 
 
-def reference_losses(folder: Path, experiment: Experiment, plan_path: Path, num_steps: int) -> list[float]:
-    """Return the losses of one process that walks the plan of every epoch for the steps that it had."""
+def reference_losses(
+    folder: Path, experiment: Experiment, plan_path: Path, num_steps: int, joining_steps: Collection[int]
+) -> list[float]:
+    """Return the losses of one process that walks the plan of every epoch for the steps that it had.
+
+    In the `joining_steps` nodes that had come got their state, and only the others had microbatches.
+    """
     from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
     from skippipe.runtime.ranks.context import DistributedContext
     from skippipe.training.loop import open_trainer
@@ -227,12 +235,16 @@ def reference_losses(folder: Path, experiment: Experiment, plan_path: Path, num_
     run_dir = experiment.run_path
     events, plan = lines_of(run_dir / "events.jsonl"), load_plan(plan_path)
     further = {f"epoch-{event['epoch']}": along(plan, load_plan(kept(run_dir, event))) for event in events}
+    names = [MAIN_PLAN, *further]
+    for event in events:
+        if (joining := kept(run_dir, event, "joining")).exists():
+            further[f"epoch-{event['epoch']}-joining"] = along(plan, load_plan(joining))
     name, steps = f"alone-{experiment.name}", experiment.training.max_steps
     off: dict[str, Any] = {"checkpoint": {"interval": 0}, "recovery": {"enabled": False}}
     reference = make_experiment(folder, name, steps, evaluation={"interval": 0}, **off)
     with redirect_stdout(io.StringIO()), open_trainer(reference, PlanSet(plan, further), alone) as trainer:
         last_steps = [*(event["step"] for event in events), steps]
-        trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
+        trainer.schedule = EpochSchedule(last_steps, names, joining_steps)  # type: ignore[assignment]  # same call
         stop = StopSignal()
         return [trainer.one_step(stop).metrics[Metric.TRAIN_LOSS] for _ in range(num_steps)]
 
@@ -248,6 +260,6 @@ def along(main: "Plan", other: "Plan") -> "Plan":
     return main.model_copy(update={"microbatches": tuple(routes)})
 
 
-def kept(run_dir: Path, event: dict[str, Any]) -> Path:
-    """Return the plan file of the epoch that an event began."""
-    return run_dir / "epochs" / f"epoch-{event['epoch']:04d}.plan.json"
+def kept(run_dir: Path, event: dict[str, Any], kind: str = "plan") -> Path:
+    """Return the plan file of the epoch that an event began, or that of its `joining` iteration."""
+    return run_dir / "epochs" / f"epoch-{event['epoch']:04d}.{kind}.json"

@@ -42,6 +42,7 @@ class Exchange:
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}
         self._makers: dict[str, Callable[[], bytes]] = {}
+        self._making: dict[str, threading.Thread] = {}
         self._asked_s: dict[str, float] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._answer_all, name="exchange", daemon=True)
@@ -55,16 +56,20 @@ class Exchange:
             self._contents[name] = content
 
     def offer_made(self, name: str, make: Callable[[], bytes]) -> None:
-        """Have a content under a name that is made once it is asked for, in this object's thread."""
+        """Have a content under a name that is made once it is asked for, in a thread of its own."""
+        self.withdraw(name)
         with self._lock:
-            self._contents.pop(name, None)
             self._makers[name] = make
 
     def withdraw(self, name: str) -> None:
         """Have nothing under a name any more; a content that is being made is finished before."""
         with self._lock:
-            self._contents.pop(name, None)
             self._makers.pop(name, None)
+            making = self._making.get(name)
+        if making is not None:
+            making.join()
+        with self._lock:
+            self._contents.pop(name, None)
 
     def asked_within(self, name: str, duration_s: float) -> bool:
         """Whether somebody has asked for a name, there or not, in the last seconds."""
@@ -100,13 +105,25 @@ class Exchange:
         with self._lock:
             self._asked_s[name] = time.monotonic()
             if name in self._makers:
-                made = self._makers.pop(name)()
-                self._contents[name] = _Content(memoryview(made), hashlib.sha256(made).hexdigest())
-            content = self._contents.get(name)
+                begun = threading.Thread(target=self._make, args=(name, self._makers.pop(name)), daemon=True)
+                self._making[name] = begun
+                begun.start()
+            making = self._making.get(name)
+        if making is not None:
+            making.join(_POLL_S)  # others are answered meanwhile, where it takes longer
+        with self._lock:
+            content, is_made = self._contents.get(name), name not in self._making
         if content is None:
-            return [json.dumps({"begin": begin, "size": None}).encode(), b""]
+            return [json.dumps({"begin": begin, "size": None, "is_coming": not is_made}).encode(), b""]
         head = {"begin": begin, "size": len(content.data), "sha256": content.sha256}
         return [json.dumps(head).encode(), content.data[begin : begin + PIECE_BYTES]]
+
+    def _make(self, name: str, make: Callable[[], bytes]) -> None:
+        try:
+            self.offer(name, make())
+        finally:
+            with self._lock:
+                del self._making[name]
 
 
 class Source(NamedTuple):
@@ -156,9 +173,11 @@ class _Download:
                 head, piece = self._asking.recv_multipart()
                 heard_s = asked_s = time.monotonic()
                 answer = json.loads(head)
-                if answer["size"] is None:
+                if answer["size"] is None and not answer["is_coming"]:
                     return None
-                if self._take(answer, piece):
+                if answer["size"] is None:
+                    asked_s -= _REPEAT_S - _POLL_S
+                elif self._take(answer, piece):
                     return bytes(self._data)
             now_s = time.monotonic()
             if now_s - heard_s > self._silence_s:

@@ -57,7 +57,7 @@ class Metric(StrEnum):
     )
     MFU = "perf/mfu", "share", "that rate over the devices' peak; only where the peak is known", _UTILISATION
 
-    PLAN = "pipeline/plan", "name", "plan that the step followed: `main`, or one of the recipe's", _STEP
+    PLAN = "pipeline/plan", "name", "plan that the step followed: `main`, one of the recipe's, or `joining`", _STEP
     PREDICTED_S = "pipeline/predicted_s", "seconds", "iteration time that this plan predicts", _STEP
     BUBBLE_FRACTION = "pipeline/bubble_fraction", "share", "time in which the ranks did not compute, measured", _STEP
 

@@ -16,11 +16,12 @@ COPIES_AT_ONCE = 2
 
 
 def keepers(plan: Plan, order: Sequence[str]) -> dict[int, tuple[str, str]]:
-    """Return (holder, keeper) of each stage that one node alone holds; `order` is that of all nodes of the run."""
+    """Return (holder, keeper) of each stage that one node of `order` alone holds, in the order of the run's nodes."""
     present = [node for node in order if node in plan.stage_of]
     if len(present) < 2:
         return {}
-    sole = {index: stage.nodes[0] for index, stage in enumerate(plan.stages) if len(stage.nodes) == 1}
+    holders = {index: [node for node in stage.nodes if node in present] for index, stage in enumerate(plan.stages)}
+    sole = {index: nodes[0] for index, nodes in holders.items() if len(nodes) == 1}
     return {index: (node, present[(present.index(node) + 1) % len(present)]) for index, node in sole.items()}
 
 

@@ -121,7 +121,11 @@ class DistributedRunner:
         self._reduction.by_optimizer = reduction
 
     def train_iteration(
-        self, batch: BatchLoader, step: Callable[[], Result], plan: str = MAIN_PLAN
+        self,
+        batch: BatchLoader,
+        step: Callable[[], Result],
+        plan: str = MAIN_PLAN,
+        before_reduction: Callable[[], None] | None = None,
     ) -> IterationResult[Result]:
         """Run one iteration of a plan; see `Runner`."""
         rank_plan = self._rank_plans[plan]
@@ -131,13 +135,25 @@ class DistributedRunner:
         self.iteration += 1
         split = rank_plan.plan.split_of[self.node]
         self._compute.reset(len(rank_plan.plan.microbatches), split, self.iteration - 1, self._scales[plan])
-        return self._guard.run(lambda: self._train(rank_plan, batch, step))
+        return self._guard.run(lambda: self._train(rank_plan, batch, step, before_reduction))
 
-    def _train(self, rank_plan: RankPlan, batch: BatchLoader, step: Callable[[], Result]) -> IterationResult[Result]:
+    def _train(
+        self,
+        rank_plan: RankPlan,
+        batch: BatchLoader,
+        step: Callable[[], Result],
+        before_reduction: Callable[[], None] | None,
+    ) -> IterationResult[Result]:
         zero_ns = self._agree_on_zero(rank_plan.emulation)
         self._reduction.expect(self.parameters().values())
         self._executor = executor = self._executors.training(rank_plan, self._compute, zero_ns)
-        executor.run(batch, lambda: self._reduce(rank_plan, executor, zero_ns))
+
+        def reduce() -> None:
+            if before_reduction is not None:
+                before_reduction()
+            self._reduce(rank_plan, executor, zero_ns)
+
+        executor.run(batch, reduce)
         step_result = executor.finish(step)
         self._executors.learn(rank_plan, executor.spans)
         duration_s = (time.monotonic_ns() - zero_ns) * 1e-9

@@ -57,7 +57,11 @@ class LocalRunner:
         return self.parameters()
 
     def train_iteration(
-        self, batch: BatchLoader, step: Callable[[], Result], plan: str = MAIN_PLAN
+        self,
+        batch: BatchLoader,
+        step: Callable[[], Result],
+        plan: str = MAIN_PLAN,
+        before_reduction: Callable[[], None] | None = None,
     ) -> IterationResult[Result]:
         """Run one iteration of a plan; see `Runner`."""
         started_s = time.perf_counter()
@@ -72,6 +76,8 @@ class LocalRunner:
         self._spans = spans
         for microbatch in walked.microbatches:
             self._train_microbatch(walked, microbatch, batch(microbatch.id), spans, started_s)
+        if before_reduction is not None:
+            before_reduction()
         for index, stage in self.stages.items():
             factor = visit_factor(self._options.gradient_normalization, num_microbatches, walked.visits[index])
             scale(fill_missing(stage.trained_parameters().values()), factor)

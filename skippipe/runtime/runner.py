@@ -97,9 +97,15 @@ class Runner(Protocol):
         """Return all parameters held here that are trained, under the names they are stored by."""
 
     def train_iteration(
-        self, batch: BatchLoader, step: Callable[[], Result], plan: str = MAIN_PLAN
+        self,
+        batch: BatchLoader,
+        step: Callable[[], Result],
+        plan: str = MAIN_PLAN,
+        before_reduction: Callable[[], None] | None = None,
     ) -> IterationResult[Result]:
         """Run one iteration of a plan of the set; `step` is called when all gradients are in `.grad`.
+
+        `before_reduction` is called when this process has done its tasks, before its first wait for other replicas.
 
         All ranks name the same plan. Another one than the last costs nothing: all are compiled and connected.
 

@@ -15,8 +15,9 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_runner
 from skippipe.training.measurement.memory_report import MemoryReport, check_room, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
+from skippipe.training.recovery.open_membership import open_recovery
 from skippipe.training.recovery.recovery_choice import why_off
-from skippipe.training.recovery.run_recovery import RunRecovery, open_recovery
+from skippipe.training.recovery.run_recovery import RunRecovery
 from skippipe.training.run_directory import open_run_directory
 from skippipe.training.run_owner import owned_run_directory
 from skippipe.training.signals import StopSignal

@@ -16,7 +16,7 @@ from skippipe.monitor.console import ParameterCounts
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.terminal import say
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
-from skippipe.runtime.plans.plan_set import MAIN_PLAN
+from skippipe.runtime.plans.plan_set import JOINING_PLAN, MAIN_PLAN
 from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
@@ -159,12 +159,14 @@ class Trainer:
         start_s = time.perf_counter()
         state = self.state
         self._faults.reached("BEGIN", state.step + 1)
-        plan = self.schedule.plan_of(state.step + 1)
-        state.begun = begun = StepBegin(plan, state.optimizer.lr, start_s)
-        result = state.runner.train_iteration(self._train_batch, lambda: self._take_step(stop), plan)
+        is_joining = self._recovery is not None and self._recovery.is_joining
+        plan = JOINING_PLAN if is_joining else self.schedule.plan_of(state.step + 1)
+        state.begun = StepBegin(plan, state.optimizer.lr, start_s)
+        before = self._complete_joining if is_joining else None
+        result = state.runner.train_iteration(self._train_batch, lambda: self._take_step(stop), plan, before)
         if plan == MAIN_PLAN:  # what reads the trace compares it with the main plan
             self.records.trace.record(state.step + 1, result.spans, result.transfers)
-        return self._update.count(begun, result.step_result)
+        return self._update.count(state.begun, result.step_result)
 
     def _run(self, stop: StopSignal) -> TrainingSummary:
         state = self.state
@@ -242,6 +244,13 @@ class Trainer:
         """Go on in another epoch."""
         if self._recovery is not None and self.recoverable is not None:
             self._recovery.go_on(self.recoverable, reason, interrupted=interrupted)
+
+    def _complete_joining(self) -> None:
+        """Wait until all who have come have the state of their stage; this one may be one of them."""
+        if self._recovery is not None and self.recoverable is not None:
+            self._recovery.complete_joining(self.recoverable)
+            begun = self.state.begun
+            self.state.begun = begun and begun._replace(lr=self.state.optimizer.lr)
 
     def _say_stopped(self, stop: StopSignal, rank: int | None) -> None:
         """Say on every rank why it ends now: each host has a log of its own."""

@@ -2,7 +2,10 @@
 
 import random
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,23 @@ def test_a_content_is_made_once_and_gone_when_withdrawn(exchange: Exchange) -> N
     assert fetched(exchange, "state") is None
     assert exchange.asked_within("state", 5.0)
     assert not exchange.asked_within("other", 5.0)
+
+
+def test_others_are_answered_while_a_content_is_made(exchange: Exchange) -> None:
+    answered = threading.Event()
+
+    def make() -> bytes:
+        return b"large" if answered.wait(60.0) else b"nobody else was answered"
+
+    exchange.offer_made("state", make)
+    exchange.offer("facts", b"small")
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(fetched, exchange, "state")
+        while not exchange.asked_within("state", 60.0):
+            time.sleep(0.01)
+        assert fetched(exchange, "facts") == b"small"
+        answered.set()
+        assert coming.result(60.0) == b"large"
 
 
 def test_strangers_and_the_dead_give_no_answer(exchange: Exchange) -> None:

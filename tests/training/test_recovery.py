@@ -1,11 +1,12 @@
 """A process dies in the middle of a run: the others go on from the same step, exactly, and it comes back."""
 
+import hashlib
 import json
 import math
 import signal
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,16 +14,20 @@ import psutil
 import pytest
 from processes import ForkedProcess, free_port, preloaded, run_skippipe
 from random_plans import random_plan
+from safetensors.torch import save
 from training_runs import ALONE, CLUSTER, losses, make_experiment, write_inputs
 
 from skippipe.errors import CommunicationError
 from skippipe.monitor.metrics import Metric
+from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
 from skippipe.monitor.run_events import MembershipChange, read_changes
-from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
+from skippipe.runtime.plans.plan_set import JOINING_PLAN, MAIN_PLAN, PlanSet
 from skippipe.training.loop import open_trainer
 from skippipe.training.recovery.progress import ProgressReport, Settlement, settle
 from skippipe.training.signals import StopSignal
+from skippipe.training.steps.step_totals import FinishedStep, StepBegin, StepTotals
+from skippipe.training.steps.step_update import StepUpdate
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import load_plan
 
@@ -98,7 +103,7 @@ class Run:
 
     def _start(self, arguments: list[str], output: str, environment: dict[str, str]) -> ForkedProcess:
         path = self.folder / output
-        process = preloaded().Process(target=run_skippipe, args=(arguments, path, environment))
+        process = preloaded().Process(target=run_and_note_states, args=(arguments, path, environment))
         process.start()
         return ForkedProcess(process, path)
 
@@ -117,6 +122,19 @@ class Run:
             assert time.monotonic() < deadline_s, [rank.output.read_text()[-2000:] for rank in self.ranks]
             time.sleep(0.01)
 
+    def wait_for_joining(self) -> int:
+        """Wait until a step is taken in which a node that has come got its state; return its number."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while not joining_steps(self):
+            assert time.monotonic() < deadline_s, [rank.output.read_text()[-2000:] for rank in self.ranks]
+            time.sleep(0.01)
+        return joining_steps(self)[0]
+
+    def states(self, step: int) -> dict[str, str]:
+        """Return digests of what nodes held of their stages after a step."""
+        lines = map(json.loads, (self.folder / "states.jsonl").read_text().splitlines())
+        return {node: digest for of_step, node, digest in lines if of_step == step}
+
     def finish(self) -> list[int | None]:
         """Let some more steps be taken, stop all and return their exit codes."""
         taken = len((self.experiment.run_path / "metrics.jsonl").read_text().splitlines())
@@ -131,15 +149,34 @@ class Run:
         return read_changes(self.experiment.run_path)
 
 
+def run_and_note_states(arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    """Run the command line in a new process, and note after each step what it holds of its stage."""
+    count = StepUpdate.count
+
+    def count_and_note(update: StepUpdate, begun: StepBegin, totals: StepTotals) -> FinishedStep:
+        finished, state = count(update, begun, totals), update._state
+        (stage,) = state.runner.stages.values()
+        tensors = stage.state_dict_global() | state.optimizer.state(stage.state_dict_global())
+        digest = hashlib.sha256(save({name: tensor.contiguous() for name, tensor in tensors.items()})).hexdigest()
+        with output.with_name("states.jsonl").open("a") as file:
+            file.write(json.dumps([state.step, state.node, digest]) + "\n")
+        return finished
+
+    StepUpdate.count = count_and_note  # type: ignore[method-assign,assignment]  # in this process alone
+    run_skippipe(arguments, output, environment)
+
+
 class EpochSchedule(NamedTuple):
     """Which plan each step of the reference walks."""
 
     last_steps: Sequence[int]
     names: Sequence[str]
+    joining_steps: Collection[int]
 
     def plan_of(self, step: int) -> str:
         """Return the name of the plan of a step."""
-        return self.names[bisect_left(self.last_steps, step)]
+        name = self.names[bisect_left(self.last_steps, step)]
+        return name.replace(".plan", ".joining") if step in self.joining_steps else name
 
 
 def along(main: Plan, other: Plan) -> Plan:
@@ -153,14 +190,28 @@ def along(main: Plan, other: Plan) -> Plan:
     return main.model_copy(update={"microbatches": tuple(routes)})
 
 
+def joining_steps(run: Run) -> list[int]:
+    """Return the steps in which nodes that had come got their state."""
+    entries = read_metrics(run.experiment.run_path / "metrics.jsonl")
+    return [entry[Metric.STEP] for entry in entries if entry[Metric.PLAN] == JOINING_PLAN]
+
+
+def epoch_plans(run: Run, kind: str = "plan") -> dict[int, Plan]:
+    """Return the plans that are kept of the run's epochs, by the epoch's number."""
+    found = sorted((run.experiment.run_path / "epochs").glob(f"*.{kind}.json"))
+    return {int(path.name.split(".")[0].removeprefix("epoch-")): load_plan(path) for path in found}
+
+
 def reference_losses(run: Run, num_steps: int) -> list[float]:
     """Return the losses of one process that walks the plan of every epoch for the steps that it had."""
     main, epochs = run.plan, run.experiment.run_path / "epochs"
     further = {path.stem: along(main, load_plan(path)) for path in sorted(epochs.iterdir())}
+    names = [name for name in further if name.endswith(".plan")]
     experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS})
     with open_trainer(experiment, PlanSet(main, further), ALONE) as trainer:
         last_steps = [*(event.step for event in run.events), num_steps]
-        trainer.schedule = EpochSchedule(last_steps, [MAIN_PLAN, *further])  # type: ignore[assignment]  # same call
+        schedule = EpochSchedule(last_steps, [MAIN_PLAN, *names], joining_steps(run))
+        trainer.schedule = schedule  # type: ignore[assignment]  # same call
         stop = StopSignal()
         return [trainer.one_step(stop).metrics[Metric.TRAIN_LOSS] for _ in range(num_steps)]
 
@@ -193,6 +244,7 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     run.ranks[dead].process.join(LIMIT_S)
     run.ranks.append(run.start(dead, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
     run.wait_until_in(victim)
+    joined_step = run.wait_for_joining()
     survivor = psutil.Process(run.ranks[3].process.pid)
     threads, descriptors = least_held(survivor)
     run.ranks[2].signal(signal.SIGKILL)
@@ -213,8 +265,14 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     assert events[0].step == FATAL_STEP - 1
     (restored,) = events[-1].restored
     assert (restored.stage, restored.place in ("a copy", "a checkpoint")) == (2, True)
-    plans = [load_plan(path) for path in sorted((run.experiment.run_path / "epochs").iterdir())]
+    plans = [*epoch_plans(run).values()]
     assert [{*plan.nodes} for plan in plans] == [{*event.members} for event in events]
+    ((number, first),) = epoch_plans(run, "joining").items()  # for the state of SOLE, which nobody holds, all wait
+    assert victim in next(event for event in events if event.epoch == number).joined
+    assert ({*first.nodes}, first.order[victim]) == ({*run.plan.nodes}, ())
+    assert joining_steps(run) == [joined_step]
+    states = run.states(joined_step)
+    assert states["node-0"] == states["node-1"]  # the one that came and the one that gave: bit by bit
     assert all((SOLE in event.members) != (2 in event.absent_stages) for event in events)
     assert (run.experiment.run_path / "members.json").stat().st_mode & 0o077 == 0
     page = write_run_report(run.experiment.run_path).read_text()
@@ -242,7 +300,7 @@ def test_another_node_takes_over_stage_0_and_nothing_is_lost(tmp_path: Path, poi
     assert run.finish() == codes, [output.read_text()[-1500:] for output in outputs]
     (restored,) = run.events[0].restored
     assert (restored.stage, restored.place, restored.of_step) == (0, "a copy", run.events[0].step)
-    plans = [load_plan(path) for path in sorted((run.experiment.run_path / "epochs").iterdir())]
+    plans = [*epoch_plans(run).values()]
     assert plans[0].stages[0].nodes == (restored.node,)
     if comes_back:
         assert "node-0" in plans[-1].stages[1].nodes  # it has the place of the one that took over its own

@@ -24,16 +24,15 @@ from skippipe.inference.inference_run import InferenceRun, read_inference_run
 from skippipe.inference.model_loading import LoadedModel, is_directory, loaded
 from skippipe.inference.task_progress import KnownSteps, TaskProgress
 from skippipe.membership.addresses import own_address
-from skippipe.membership.epoch import Member
 from skippipe.membership.keys import run_keys
 from skippipe.membership.membership import Membership
 from skippipe.model.device import choose_device
 from skippipe.model.skeleton import Skeleton
+from skippipe.runtime.epochs.first_epoch import begin_together
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe_scheduler.files import parse
 
 
 @contextmanager
@@ -119,10 +118,7 @@ def _open_group(
         closing(FrameLinks(run_keys(secret), silence_s)) as links,
         closing(Membership.open(name, host, secret, silence_s, data_port=links.port)) as membership,
     ):
-        answers = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
-        members = [parse(Member, answer, "members", InputError) for answer in answers]
-        members.insert(0, members.pop(assignment.drivers[0]))
-        membership.begin(members, run.experiment.comm.timeout_s)
+        begin_together(membership, context, run.experiment.comm.timeout_s, assignment.drivers[0])
         yield ServingGroup(membership, links, assignment, context.rank)
         membership.leave()
 

@@ -14,6 +14,8 @@ from skippipe_scheduler.plan.plan import Plan
 
 MAIN_PLAN = "main"
 """Name of the main plan in its set."""
+JOINING_PLAN = "joining"
+"""Name of the plan of an epoch's first iteration, in which nodes that have come get the state of their stage."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,21 @@ class PlanSet:
         return PlanSet(plans.pop(MAIN_PLAN), plans)
 
     @property
+    def joining(self) -> Plan | None:
+        """The plan of the first iteration, where that is another one."""
+        return self.further.get(JOINING_PLAN)
+
+    def with_joining(self, plan: Plan) -> "PlanSet":
+        """Return the set with a plan of the first iteration."""
+        return PlanSet(self.main, {**self.further, JOINING_PLAN: plan})
+
+    @property
     def hash(self) -> str:
-        """The main plan's hash where it is alone, else one over all names and hashes."""
-        if not self.further:
+        """The main plan's hash where it is alone, else one over all names and hashes; of all steps but the first."""
+        hashes = [(name, plan.hash) for name, plan in self.items() if name != JOINING_PLAN]
+        if len(hashes) == 1:
             return self.main.hash
-        text = json.dumps([(name, plan.hash) for name, plan in self.items()])
+        text = json.dumps(hashes)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

@@ -83,6 +83,8 @@ class Topic(StrEnum):
     """The secret with which the members of this start know each other, from rank 0."""
     MEMBERS = "membership/members"
     """Where each rank can be reached as a member."""
+    JOINED = "joined"
+    """That each rank has the state of its stage, in the first iteration with some that have come."""
     RESTORED = "restored"
     """From which older state each rank has its stage, if it has."""
     END = "end"

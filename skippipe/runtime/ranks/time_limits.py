@@ -27,6 +27,8 @@ NOTICED_LOSS_S: Final = 20.0
 """Seconds in which members of a run notice, agree on and say that one is lost: twice the default silence."""
 JOIN_LOOK_S: Final = 10.0
 """Seconds from one look of a process that waits to be taken in, whether anybody of the run is left, to the next."""
+STATE_S: Final = 7200.0
+"""Seconds until a process that has come must have the state of its stage: some GB over a slow link take an hour."""
 
 # The end of a run
 

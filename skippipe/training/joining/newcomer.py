@@ -21,8 +21,9 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_unconnected_runner
 from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
+from skippipe.training.recovery.open_membership import in_membership, open_membership
 from skippipe.training.recovery.run_facts import RunFacts
-from skippipe.training.recovery.run_recovery import RunRecovery, in_membership, open_membership
+from skippipe.training.recovery.run_recovery import RunRecovery
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import (
@@ -61,7 +62,7 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
         ):
             recoverable = trainer.recoverable
             assert recoverable is not None
-            recoverable.lacks_state = True
+            recoverable.arrive()
             logger.info("%s is ready, and asks to be taken in", own)
             epoch = _join(membership, live, stop)
             if epoch is None:

@@ -1,6 +1,6 @@
 """The part of a trainer that brings it from one epoch into the next, with the state of its stage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from skippipe.data.samples import SampleOrder
 from skippipe.monitor.metrics import Metric, StepMetrics
@@ -43,11 +43,17 @@ class RecoverableTraining:
         self.lacks_state = False
         """Whether this process has nothing yet of its stage: it has come lately, or has taken it over."""
         self._has_moved = False
+        self._is_new = False
+        self._fetch: Callable[[], None] | None = None
         self._squared_norm = 0.0
         self.has_other_plans = False
         """Whether this is another epoch than the first."""
         self.restored: RestoredStage | None = None
         """From what this process has the stage, where that was older than what the others stood at."""
+
+    def arrive(self) -> None:
+        """Say that this process comes into a run under way."""
+        self.lacks_state = self._is_new = True
 
     @property
     def plans(self) -> PlanSet:
@@ -121,10 +127,15 @@ class RecoverableTraining:
         if index != self.stage:
             self.lacks_state = self._has_moved = True
             state.change_stage(make_unconnected_runner(state.experiment, plans, index, state.context))
+        self._fetch = None
         if self.lacks_state:
             names = tuple(state.runner.stages[index].global_parameters())
             wanted = WantedState(index, names, plans.main, standing)
-            self._take_stage_state(find(wanted), step, sums)
+            self._fetch = lambda: self._take_stage_state(find(wanted), step, sums)
+            if plans.joining is not None:
+                self._stand_behind(step, 0.0)
+                return
+            self.take_state()
             if state.begun is None and work_is_left and sums is not None:
                 # It takes part in what is still to be done behind that step.
                 totals = StepTotals.of_sums(sums)
@@ -135,6 +146,12 @@ class RecoverableTraining:
         if state.step < step and state.begun is not None and state.sums is not None:
             self._update.count(state.begun, StepTotals.of_sums(state.sums))
         state.work_is_left = work_is_left and state.finished is not None
+
+    def take_state(self) -> None:
+        """Fetch the state of the stage, where this process has come lately and has followed without it."""
+        if self._fetch is not None:
+            self._fetch()
+            self._fetch = None
 
     def enter_epoch(self, plans: PlanSet) -> None:
         """Connect to the others along new plans. All members call this together."""
@@ -169,13 +186,17 @@ class RecoverableTraining:
             for name, parameter in state.runner.parameters().items():
                 parameter.grad = held.gradients[name].to(parameter.device)
             self._update.update_weights(StepTotals.of_sums(sums))
-        state.applied = state.contributed = step
         state.sums = None if sums is None else tuple(sums)
-        if state.begun is None:
-            state.begin_after(step, held.elapsed_s)
-            self._records.reported = step
+        self._stand_behind(step, held.elapsed_s)
         of_step = held.step + can_step
         if found.place != "a replica" and (self._has_moved or of_step < step):
             node = state.node if self._has_moved else None
             self.restored = RestoredStage(stage=self.stage, place=found.place, of_step=of_step, node=node)
-        self.lacks_state = self._has_moved = False
+        self.lacks_state = self._has_moved = self._is_new = False
+
+    def _stand_behind(self, step: int, elapsed_s: float) -> None:
+        """Stand where the others do."""
+        self._state.applied = self._state.contributed = step
+        if self._is_new:
+            self._state.begin_after(step, elapsed_s)
+            self._records.reported = step

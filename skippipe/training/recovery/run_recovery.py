@@ -1,12 +1,9 @@
 """What the processes of a run do when one is lost or comes: agree, plan anew, meet again, and go on."""
 
 import logging
-import os
-import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,20 +11,26 @@ from torch._C._distributed_c10d import Store
 
 from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.config.experiment import Experiment
-from skippipe.errors import CommunicationError, InfeasibleError, InputError, PeerLostError, SkipPipeError
-from skippipe.membership.addresses import own_address
+from skippipe.errors import (
+    CheckpointError,
+    CommunicationError,
+    EpochEndedError,
+    InfeasibleError,
+    InputError,
+    PeerLostError,
+    SkipPipeError,
+)
 from skippipe.monitor.run_events import MembershipChange, RestoredStage
-from skippipe.planning.moved_nodes import MovedNodes
-from skippipe.planning.plans_ahead import PlansAhead
-from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
-from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
+from skippipe.runtime.ranks import time_limits
+from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.arrival import ContactNotes
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
+from skippipe.training.recovery.epoch_plans import EpochPlans
 from skippipe.training.recovery.lost_stage.preference import places_without, ways_to_state
 from skippipe.training.recovery.lost_stage.situation import Situation
 from skippipe.training.recovery.membership_record import record
@@ -47,8 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MOST_TRIES = 10
 """Epochs in a row in which no step was finished: as many losses at a time are no accident."""
-DECIDERS = 2
-"""Members that make plans ahead: the first one that lives decides, and it may be the first that is lost."""
 SECRET = "SKIPPIPE_SECRET"
 """Environment variable with the secret of a run, for who comes from a host that shares nothing with it."""
 
@@ -82,7 +83,13 @@ class Recoverable(Protocol):
         """Let go of all connections."""
 
     def follow(self, settlement: Settlement, plans: PlanSet, find: FindState) -> None:
-        """Go to where all go on, to another stage where the plans say so; `find` gives the state of one."""
+        """Go to where all go on, to another stage where the plans say so; `find` gives the state of one.
+
+        Where the plans have one for joining, a process that has come does so without its state.
+        """
+
+    def take_state(self) -> None:
+        """Fetch the state of the stage, where this process has come lately and has followed without it."""
 
     def enter_epoch(self, plans: PlanSet) -> None:
         """Connect to the others along new plans. All members call this together."""
@@ -102,7 +109,7 @@ class RunRecovery:
     ) -> None:
         """Begin with the plans of all nodes; those of fewer nodes are made from these."""
         self._experiment = experiment
-        self._plans = plans
+        self._plans = EpochPlans(experiment, plans)
         self._options = experiment.recovery
         self._timeout_s = experiment.comm.timeout_s
         self._context = context
@@ -111,9 +118,7 @@ class RunRecovery:
         self._secret = secret
         self._hosted: Store | None = None
         self._notes = None if context.run_store is None else ContactNotes(context.run_store)
-        self._known: dict[frozenset[str], PlanSet] = {frozenset(): plans}
-        self._moves = MovedNodes(experiment)
-        self._ahead: PlansAhead | None = None
+        self._coming: tuple[str, ...] = ()
         self._restored: tuple[RestoredStage, ...] = ()
         from skippipe.membership.keys import run_keys
 
@@ -125,6 +130,11 @@ class RunRecovery:
     def applicants(self) -> bool:
         """Whether somebody waits to be taken in."""
         return bool(self._membership.applicants)
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether an iteration begins, or is under way, in which those who have come get the state of their stage."""
+        return bool(self._coming)
 
     @property
     def invitation(self) -> str:
@@ -140,19 +150,17 @@ class RunRecovery:
         from skippipe.membership.live_run import FACTS, Contacts
 
         members = tuple(self._membership.members)
-        self.copies.begin_epoch(
-            trainer.plans.main, {member.name: member for member in members}, self._membership.own.name
-        )
+        self._begin_copies(trainer)
         facts = RunFacts(
             **installed_versions(),
             experiment=self._experiment.model_dump(mode="json"),
             cluster=self._cluster,
-            plans=self._plans.to_json(),
+            plans=self._plans.whole.to_json(),
             members=members,
             trainer=trainer.facts(),
         )
         self._exchange.offer(FACTS, facts.model_dump_json().encode())
-        self._plan_ahead([member.name for member in members])
+        self._plans.plan_ahead([member.name for member in members], self._context.rank)
         contacts = Contacts(secret=self._secret, members=members)
         contacts.keep(self._experiment.run_path)
         if (arrived or self._context.rank == 0) and self._notes is not None:
@@ -167,6 +175,7 @@ class RunRecovery:
         start_s = time.monotonic()
         before = {member.name: member.incarnation for member in self._membership.members}
         for attempt in range(1, MOST_TRIES + 1):
+            self._exchange.withdraw(STATE)
             trainer.leave_epoch()
             self._membership.end_epoch(reason)
             ended_s = time.monotonic()
@@ -201,18 +210,39 @@ class RunRecovery:
             return
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")
 
+    def complete_joining(self, trainer: Recoverable) -> None:
+        """Return once all who have come have the state of their stage, which nobody changes until then.
+
+        All call this together in the first iteration with them, each when it has done its tasks. Raises
+        `CheckpointError`, which ends this process and not the run, where it has come and gets no state.
+        """
+        begun_s = time.monotonic()
+        reason = ""
+        try:
+            trainer.take_state()
+        except EpochEndedError:
+            raise
+        except CommunicationError as failure:
+            reason = str(failure)
+        if reason:
+            raise CheckpointError(f"the state of stage {trainer.stage} did not come: {reason}")
+        self._context.meet(Topic.JOINED, "", time_limits.STATE_S)
+        self._coming = ()
+        self._exchange.withdraw(STATE)
+        self._begin_copies(trainer)
+        if self._context.rank == 0:
+            waited_s = time.monotonic() - begun_s
+            logger.info("all have the state of their stage; this process has waited %.2f s for it", waited_s)
+
+    def _begin_copies(self, trainer: Recoverable) -> None:
+        """Have copies of the stages that one node alone holds; one that has no state yet holds none."""
+        members = {member.name: member for member in self._membership.members}
+        self.copies.begin_epoch(trainer.plans.main, members, self._membership.own.name, self._coming)
+
     def close(self) -> None:
         """Keep no copies and make no plans any more."""
         self.copies.close()
-        self._stop_planning()
-
-    def _stop_planning(self) -> dict[frozenset[str], PlanSet]:
-        """Make no plans ahead any more; return those that are made."""
-        if self._ahead is None:
-            return {}
-        ahead, self._ahead = self._ahead, None
-        ahead.close()
-        return ahead.made
+        self._plans.close()
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -227,10 +257,13 @@ class RunRecovery:
         """Meet the others of the epoch and go on along its plans; return what the parts of it took."""
         begun_s = time.monotonic()
         plans = PlanSet.from_json(decision.plans)
+        came = [name for name in epoch.names if name not in decision.standing]
+        self._coming = () if plans.joining is None else tuple(came)
         source = StateSource(self._experiment, self._membership, self._secret)
         ways = ways_to_state(self._options.lost_stage)
         trainer.follow(decision.settlement, plans, lambda wanted: source.find(wanted, ways))
         self._exchange.offer_made(STATE, lambda: trainer.stage_state().to_bytes())
+        is_met = False
         try:
             followed_s = time.monotonic()
             store = reach_store(decision.host, decision.port, self._timeout_s, lambda: self._membership.ending)
@@ -244,8 +277,10 @@ class RunRecovery:
                 parse(RestoredStage, each, "what a member tells", InputError) for each in told if each
             )
             trainer.restored = None
+            is_met = True
         finally:
-            self._exchange.withdraw(STATE)
+            if not (is_met and self.is_joining):
+                self._exchange.withdraw(STATE)
         return {
             "planning": decision.planning_s,
             "state": followed_s - begun_s,
@@ -276,7 +311,10 @@ class RunRecovery:
         situation = self._situation(names, said)
         self._check_state(situation)
         whole = places_without(situation, self._options.lost_stage)
-        plans = self._plans_without(whole, situation.lost).in_rank_order(names)
+        plans = self._plans.without(whole, situation.lost)
+        if whole is situation.plans and not stand.work_is_left:  # a validation, say, needs the state of all at once
+            plans = self._plans.with_joining(plans, situation, stand.step)
+        plans = plans.in_rank_order(names)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
         self._hosted, port = host_store(host, self._timeout_s)
@@ -298,19 +336,19 @@ class RunRecovery:
         return report.model_dump(mode="json")
 
     def _situation(self, names: Sequence[str], said: Mapping[str, MemberReport]) -> Situation:
-        stage_of = self._plans.main.stage_of
+        stage_of = self._plans.whole.main.stage_of
         copies: dict[int, dict[str, int]] = defaultdict(dict)
         for name, report in said.items():
             for kept in report.copies:
                 copies[kept.stage][name] = kept.step
         standing = (name for name, report in said.items() if report.progress and report.stage == stage_of[name])
         return Situation(
-            plans=self._plans,
+            plans=self._plans.whole,
             members=tuple(names),
             standing=frozenset(standing),
             copies=copies,
             has_checkpoint=latest_checkpoint(self._experiment.run_path) is not None,
-            moves=self._moves,
+            moves=self._plans.moves,
             limit_s=self._options.planning_s,
         )
 
@@ -322,38 +360,8 @@ class RunRecovery:
         decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
         if decision.error is not None:
             raise error_elsewhere(decision.error, epoch.members[0].name)
-        whole = PlanSet.from_json(decision.whole)
-        if whole.hash != self._plans.hash:
-            self._stop_planning()
-            self._plans, self._known = whole, {}  # plans for all nodes at these places are searched ahead
+        self._plans.take(PlanSet.from_json(decision.whole))
         return decision
-
-    def _plans_without(self, whole: PlanSet, lost: Sequence[str]) -> PlanSet:
-        """Return the plans without these nodes: the ones before, those made ahead, or new ones."""
-        if whole is not self._plans:
-            return plans_without(whole, lost, time_limit_s=self._options.planning_s, lost_stage="routes_around")
-        key = frozenset(lost)
-        ahead = None if self._ahead is None else self._ahead.ready(key)
-        if key not in self._known:
-            self._known[key] = ahead or plans_without(
-                self._plans, lost, time_limit_s=self._options.planning_s, lost_stage="routes_around"
-            )
-        return self._known[key]
-
-    def _plan_ahead(self, present: Sequence[str]) -> None:
-        """Begin to make the plans for the loss of each node, on the two members that decide first."""
-        self._known = self._stop_planning() | self._known
-        if not self._options.plans_ahead or self._context.rank >= DECIDERS:
-            return
-        missing = [node for node in self._plans.main.nodes if node not in present]
-        losses = [sorted([*missing, node]) for node in present]
-        if missing:
-            losses.insert(0, [])
-        unknown = [loss for loss in losses if frozenset(loss) not in self._known]
-        if not unknown:
-            return
-        limit_s = self._options.planning_s
-        self._ahead = PlansAhead(self._plans, unknown, time_limit_s=limit_s, lost_stage="routes_around")
 
     def _check_state(self, situation: Situation) -> None:
         """Raise where a stage is left to nodes that have come lately, and no way leads to a state of it."""
@@ -370,52 +378,3 @@ class RunRecovery:
 
 def _dumped(restored: RestoredStage | None) -> dict[str, Any] | None:
     return None if restored is None else restored.model_dump()
-
-
-@contextmanager
-def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedContext) -> Iterator[RunRecovery]:
-    """Make all ranks members of the run while entered; they enter together."""
-    assert context.store is not None
-    from skippipe.membership.epoch import Member
-
-    host = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    secret = on_first_rank(context, Topic.MEMBERSHIP_KEY, lambda: os.environ.get(SECRET) or secrets.token_hex(32))
-    with open_membership(experiment, plans.main.nodes[context.rank], host, secret) as (membership, exchange):
-        members = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
-        parsed = [parse(Member, member, "members", InputError) for member in members]
-        membership.begin(parsed, context.timeout_s)
-        recovery = RunRecovery(experiment, plans, context, membership, exchange, secret)
-        with in_membership(context, membership), closing(recovery):
-            context.store = EpochStore(context.store, context.timeout_s, lambda: membership.ending)
-            if context.watch is not None:
-                context.watch.follow(context.store)
-            yield recovery
-            membership.leave()
-
-
-@contextmanager
-def open_membership(
-    experiment: Experiment, name: str, host: str, secret: str
-) -> "Iterator[tuple[Membership, Exchange]]":
-    """Give the membership of one process, which has not begun, and its exchange."""
-    from skippipe.membership.exchange import Exchange
-    from skippipe.membership.keys import run_keys
-    from skippipe.membership.membership import Membership
-
-    with (
-        closing(Exchange(run_keys(secret))) as exchange,
-        closing(
-            Membership.open(name, host, secret, experiment.recovery.silence_s, data_port=exchange.port)
-        ) as membership,
-    ):
-        yield membership, exchange
-
-
-@contextmanager
-def in_membership(context: DistributedContext, membership: "Membership") -> Iterator[None]:
-    """Let a rank's waits end with the epochs of a membership."""
-    context.membership = membership
-    try:
-        yield
-    finally:
-        context.membership = None

@@ -12,7 +12,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from skippipe.errors import CommunicationError
@@ -76,9 +76,12 @@ class StageCopies:
         if every:
             self._thread.start()
 
-    def begin_epoch(self, plan: Plan, members: Mapping[str, "Member"], own: str) -> None:
-        """Take the part that this process has under a plan; copies of stages that nobody holds are kept."""
-        roles = keepers(plan, self._order)
+    def begin_epoch(self, plan: Plan, members: Mapping[str, "Member"], own: str, coming: Collection[str] = ()) -> None:
+        """Take the part that this process has under a plan; copies of stages that nobody holds are kept.
+
+        Those who are `coming` have no state yet, and hold and keep nothing.
+        """
+        roles = keepers(plan, [name for name in self._order if name not in coming])
         self._absent = frozenset(plan.rules.absent_stages or ())
         if self._held is not None:
             self._withdraw(offered_name(self._held))

@@ -114,5 +114,12 @@ class StateSource(NamedTuple):
         return [member for member in self.membership.members if member.data_port]
 
     def _fetch(self, member: "Member", name: str) -> bytes | None:
-        silence_s = self.experiment.recovery.silence_s
-        return fetch(Source(member.host, member.data_port), run_keys(self.secret), name, silence_s)
+        """Return what a member has under a name, None where it has nothing.
+
+        Raises `EpochEndedError` where the epoch ends meanwhile, as it does where the member is lost or silent.
+        """
+        place, silence_s = Source(member.host, member.data_port), 2 * self.experiment.recovery.silence_s
+        content = fetch(place, run_keys(self.secret), name, silence_s, lambda: self.membership.ending is None)
+        if content is None and (reason := self.membership.ending) is not None:
+            raise EpochEndedError(reason)
+        return content

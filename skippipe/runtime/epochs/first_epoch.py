@@ -1,0 +1,27 @@
+"""The first epoch of a run: all ranks of a start become its members together."""
+
+from typing import TYPE_CHECKING
+
+from skippipe.errors import InputError
+from skippipe.runtime.ranks.agreement import all_gather_json
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
+from skippipe_scheduler.files import parse
+
+if TYPE_CHECKING:
+    from skippipe.membership.membership import Membership
+
+
+def begin_together(membership: "Membership", context: DistributedContext, limit_s: float, first: int = 0) -> None:
+    """Connect this process to the members of all ranks; all of them call this together.
+
+    They are in rank order, but for the one that is `first`.
+
+    Raises `CommunicationError` where one of them does not come within `limit_s`.
+    """
+    from skippipe.membership.epoch import Member
+
+    told = all_gather_json(context, Topic.MEMBERS, lambda: membership.own.model_dump(mode="json"))
+    members = [parse(Member, each, "members", InputError) for each in told]
+    members.insert(0, members.pop(first))
+    membership.begin(members, limit_s)
