@@ -287,6 +287,17 @@ class FaultOptions(Section):
     sum by which all processes take the step, or when it begins to validate or to save."""
 
 
+class PaceOptions(Section):
+    """One change of a node's pace, to try what a run does about it."""
+
+    node: str = Field(examples=["berlin-0"])
+    """Node whose tasks take longer or shorter."""
+    step: PositiveInt = Field(examples=[10])
+    """Step from which on they do, counted from 1."""
+    factor: Annotated[float, Field(gt=0, le=1000)] = Field(examples=[3.0])
+    """How many times as long they take as planned when the run began; 1 ends an earlier change."""
+
+
 class EmulationOptions(Section):
     """Make a run on one machine behave like the cluster file. Off unless asked for."""
 
@@ -302,6 +313,15 @@ class EmulationOptions(Section):
         default=(), examples=[[{"node": "berlin-0", "step": 10, "at": "BACKWARD"}]]
     )
     """Deaths of processes; they happen in the first start of a run alone, not in one that continues it."""
+    paces: tuple[PaceOptions, ...] = Field(default=(), examples=[[{"node": "berlin-0", "step": 10, "factor": 3.0}]])
+    """Nodes that become slower or faster in the middle of a run; needs `compute`. Of several changes of one node the
+    latest that has begun counts."""
+
+    @model_validator(mode="after")
+    def _paces_of_emulated_tasks(self) -> Self:
+        if self.paces and not self.compute:
+            raise ValueError("paces change how long emulated tasks take; set compute: true")
+        return self
 
 
 class Experiment(Section):

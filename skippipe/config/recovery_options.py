@@ -17,6 +17,28 @@ def _as_list(given: object) -> object:
     return ("stop",) if given == "stop" else (given, "stop")
 
 
+class ReplanOptions(Section):
+    """When nodes that have become slower or faster for good get another plan."""
+
+    enabled: bool = Field(default=False, examples=[True])
+    """Whether they do. Off by default: where processes share cores or a network with others, how long tasks take
+    depends on what runs beside them, and so on the plan itself."""
+    window: Annotated[int, Field(ge=3)] = Field(default=20, examples=[50])
+    """Steps over whose median a node's pace is taken, and for which it has to be off before anything is done."""
+    threshold: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(default=1.3, examples=[1.5])
+    """From which factor on a node's pace is off, beside what the plan assumes and the median of all nodes."""
+    gain: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, examples=[0.1])
+    """Share of an iteration that another plan has to save. What nodes do differently from one window to the next seems
+    to be worth a few percent, too, and a change costs some seconds."""
+    pause: Annotated[int, Field(ge=0)] = Field(default=100, examples=[500])
+    """Steps for which a plan stays at least, once one has replaced another; as many between two searches."""
+    search_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=20.0, examples=[60.0])
+    """Seconds for which a plan is searched, in the background."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = Field(default=10, examples=[5])
+    """Niceness of the search on the host of the first rank. On cores that are all busy, a process of niceness 19 gets a
+    hundredth of one, and one of 10 a tenth."""
+
+
 class RecoveryOptions(Section):
     """What a run of several processes does when one of them is lost."""
 
@@ -44,6 +66,8 @@ class RecoveryOptions(Section):
     plans_ahead: bool = True
     """Whether two of the processes make the plans for the loss of each single node in idle time, with the lowest
     priority and some 300 MB each, so that nobody waits for them after a loss."""
+
+    replan: ReplanOptions = ReplanOptions()
 
     @field_validator("lost_stage")
     @classmethod

@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,27 @@ class RestoredStage(StrictModel):
         return f"{self.node} takes over stage {self.stage} from {self.place}{behind}"
 
 
+class PaceChange(StrictModel):
+    """Nodes that have become slower or faster for good, and what another plan makes of that."""
+
+    paces: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """By what factor the tasks of these nodes take longer, beside what the plan assumed and the other nodes."""
+    time_ratio: Seconds
+    """The iteration of the new plan over that of the old one, both at the measured paces."""
+
+    @property
+    def who(self) -> str:
+        """Say who has changed how."""
+        return ", ".join(
+            f"{node} is {max(pace, 1 / pace):.1f} times {'slower' if pace > 1 else 'faster'} than planned"
+            for node, pace in self.paces.items()
+        )
+
+    def __str__(self) -> str:
+        """Say what became of it."""
+        return f"{self.who}; new plan, {self.time_ratio:.2f} of the time of the old one"
+
+
 class MembershipChange(StrictModel):
     """From one epoch to the next."""
 
@@ -50,6 +71,8 @@ class MembershipChange(StrictModel):
     """Stages that nobody holds now."""
     restored: tuple[RestoredStage, ...]
     """Stages that are back."""
+    pace_change: PaceChange | None = None
+    """Why the plan is another one where members are the same."""
     reason: str
     """Why the old epoch ended."""
     step: Count
@@ -63,6 +86,8 @@ class MembershipChange(StrictModel):
 
     def __str__(self) -> str:
         """Say it in one line."""
+        if self.pace_change is not None:
+            return f"{self.pace_change}, from step {self.step + 1}, {self.total_s:.1f} s"
         who = [f"{node} lost ({cause})" for node, cause in self.lost.items()]
         who += [f"{node} joined" for node in self.joined]
         who += [each.words(self.step) for each in self.restored]

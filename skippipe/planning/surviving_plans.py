@@ -32,7 +32,7 @@ def plans_without(
             time_limit_s=left_s / (len(plans) - turn), seed=plan.solver.seed, max_evaluations=max_evaluations
         )
         found[name] = _plan_without(name, plan, lost, options, lost_stage)
-    return PlanSet(found.pop(MAIN_PLAN), found)
+    return PlanSet(found.pop(MAIN_PLAN), found, plans.pace)
 
 
 def improved_plans(plans: PlanSet, *, time_limit_s: float, max_evaluations: int | None = None) -> PlanSet:
@@ -44,7 +44,7 @@ def improved_plans(plans: PlanSet, *, time_limit_s: float, max_evaluations: int 
     found = {
         name: _improved(plan, SolveOptions(limit_s, plan.solver.seed, max_evaluations)) for name, plan in plans.items()
     }
-    return PlanSet(found.pop(MAIN_PLAN), found)
+    return PlanSet(found.pop(MAIN_PLAN), found, plans.pace)
 
 
 def _improved(plan: Plan, options: SolveOptions) -> Plan:

@@ -61,7 +61,9 @@ class DistributedRunner:
         self._closed = False
         self._closing = threading.Lock()
         self._options = options
-        self._rank_plans = {name: RankPlan.of(plan, programs[name], options) for name, plan in plans.items()}
+        pace = plans.pace.get(self.node, 1.0)
+        self._rank_plans = {name: RankPlan.of(plan, programs[name], options, pace) for name, plan in plans.items()}
+        self._planned_s = 0.0
         self._scales = {name: options.scales(plan, self.stage_index) for name, plan in plans.items()}
         self._evaluation_programs: dict[int, Program] = {}
         self._faults = Faults(options.emulation.faults, self.node)
@@ -144,6 +146,7 @@ class DistributedRunner:
         step: Callable[[], Result],
         before_reduction: Callable[[], None] | None,
     ) -> IterationResult[Result]:
+        self._planned_s = rank_plan.times.busy_s
         zero_ns = self._agree_on_zero(rank_plan.emulation)
         self._reduction.expect(self.parameters().values())
         self._executor = executor = self._executors.training(rank_plan, self._compute, zero_ns)
@@ -157,14 +160,15 @@ class DistributedRunner:
         step_result = executor.finish(step)
         self._executors.learn(rank_plan, executor.spans)
         duration_s = (time.monotonic_ns() - zero_ns) * 1e-9
-        loss, busy_s, _ = self.tally()
-        return IterationResult(loss, duration_s, busy_s, executor.spans, executor.waits, step_result)
+        totals = self.tally()
+        return IterationResult(totals.loss, duration_s, totals.busy_s, executor.spans, executor.waits, step_result)
 
     def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""
         spans = self._executor.spans if self._executor is not None else ()
         busy_s = sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0)
-        return IterationTotals(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum)
+        pace = busy_s / self._planned_s if self._planned_s > 0 else 0.0
+        return IterationTotals(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum, pace)
 
     def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""

@@ -85,9 +85,9 @@ class LocalRunner:
             self._reduction(1.0)
         step_result = step()
         self._compute[0].finish()
-        loss, busy_s, _ = self.tally()
+        totals = self.tally()
         duration_s = time.perf_counter() - started_s
-        return IterationResult(loss, duration_s, busy_s, spans, transfers=(), step_result=step_result)
+        return IterationResult(totals.loss, duration_s, totals.busy_s, spans, transfers=(), step_result=step_result)
 
     def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""

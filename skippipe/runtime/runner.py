@@ -43,12 +43,14 @@ class IterationTotals(NamedTuple):
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
     ranks is the mean loss, and `exit_loss` the same right behind the origin's layers; `busy_s` is the time spent in
-    tasks.
+    tasks, and `pace` that time over what the plan says of the same tasks: 0 where there was none, or where one process
+    runs the tasks of all nodes.
     """
 
     loss: float
     busy_s: float
     exit_loss: float = 0.0
+    pace: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ class Trainer:
         """Validate, report and save what the last step has come to, as far as it is due; all ranks together."""
         state, writer = self.state, self.checkpoints.writer
         assert state.finished is not None
-        metrics, stopped, stopped_by, _ = state.finished
+        metrics, stopped, stopped_by = state.finished[:3]
         if stopped:
             self._say_stopped(stop, stopped_by)
         if writer.blocked_s is not None:
@@ -228,17 +228,18 @@ class Trainer:
         state.work_is_left = False
 
     def _between_steps(self) -> None:
-        """Make a copy of the stage where it is due, and let those come who wait for it; all ranks together."""
+        """Make a copy of the stage where it is due, and begin another epoch where it is wanted; all ranks together."""
         finished = self.state.finished
         assert finished is not None
         is_last = finished.stop or self.state.step >= self._max_steps
-        if self.recoverable is None or is_last:
+        if self._recovery is None or self.recoverable is None or is_last:
             return
         self.recoverable.copy_between_steps()
-        if not finished.comes:
+        if not finished.wants_epoch:
+            self._recovery.observe(self.state.step, finished.paces)
             return
         self.checkpoints.writer.finish()  # what is being written belongs to ranks of the present epoch
-        self._go_on("a node comes", interrupted=False)
+        self._go_on("a node comes, or a plan is better", interrupted=False)
 
     def _go_on(self, reason: str, *, interrupted: bool) -> None:
         """Go on in another epoch."""
@@ -265,8 +266,8 @@ class Trainer:
             self._patience.commit()
         if self.recoverable is not None:
             self.recoverable.keep_for_others()
-        comes = self._recovery is not None and self._recovery.applicants
-        return self._update.take(stop=stop.requested, comes=comes)
+        wants_epoch = self._recovery is not None and self._recovery.wants_epoch
+        return self._update.take(stop=stop.requested, wants_epoch=wants_epoch)
 
     def _validate(self) -> StepMetrics:
         self._faults.reached("VALIDATION", self.state.step)

@@ -30,6 +30,7 @@ from skippipe.config.type_words import type_in_words
 COMPANIONS = {
     "data": ("data.source=text",),
     "data.source": ("data.paths=[corpus/*.txt]",),
+    "emulation.paces": ("emulation.compute=true",),
     "model.directory": ("model.options={}",),
     "optimizer.offload": ("optimizer.backend=deepspeed_zero1",),
     "recipe.full_depth_interval": ("pipeline.skip_ratio=0.5",),

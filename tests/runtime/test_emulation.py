@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from random_plans import random_plan
 from ranks import finish_ranks, start_ranks
 
@@ -16,6 +17,7 @@ from skippipe.errors import ConfigError
 from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.program.program import Instruction, Opcode
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.recost import at_pace
 from skippipe_scheduler.plan.simulate import TaskSpan, simulate
 
 WORLD_SIZE = 4
@@ -175,3 +177,30 @@ def test_on_real_links_a_message_is_there_when_it_is_there() -> None:
     end_ns = emulation.finish(task(Opcode.FORWARD))
     assert end_ns >= sent_ns + 20_000_000 + task_ns
     assert time.monotonic_ns() >= end_ns  # nothing leaves before
+
+
+def test_a_node_turns_slow_at_a_step_and_fast_again_whatever_the_plan_has_learned() -> None:
+    plan = random_plan(2)
+    node, other = plan.nodes[:2]
+    changes = [{"node": node, "step": 3, "factor": 2.0}, {"node": node, "step": 5, "factor": 1.0}]
+    options = EmulationOptions.model_validate({"links": True, "compute": True, "paces": changes})
+    learned = at_pace(plan, {node: 2.0})
+
+    def forward_s(emulation: Emulation, step: int) -> float:
+        emulation.start_iteration(time.monotonic_ns(), step)
+        start_ns = emulation.begin(0)
+        return (emulation.finish(task(Opcode.FORWARD)) - start_ns) * 1e-9
+
+    for name, factor in ((node, 2.0), (other, 1.0)):
+        planned_s = plan.costs.forward_s[name]
+        expected = [planned_s * pace for pace in (1.0, 1.0, factor, factor, 1.0)]
+        before = [forward_s(Emulation(plan, name, options), step) for step in range(1, 6)]
+        pace = learned.costs.forward_s[name] / planned_s
+        after = [forward_s(Emulation(learned, name, options, pace), step) for step in range(1, 6)]
+        assert before == pytest.approx(expected, abs=1e-8)
+        assert after == pytest.approx(expected, abs=1e-8)
+
+
+def test_paces_need_emulated_tasks() -> None:
+    with pytest.raises(ValidationError, match="set compute: true"):
+        EmulationOptions.model_validate({"paces": [{"node": "a", "step": 1, "factor": 2.0}]})

@@ -9,8 +9,10 @@ from random_plans import random_plan
 from ranks import finish_ranks, make_batch, start_ranks
 
 from skippipe.errors import PlanError
+from skippipe.planning.surviving_plans import improved_plans, plans_without
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
+from skippipe_scheduler.plan.simulate import simulate
 
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
@@ -69,3 +71,23 @@ def test_set_travels_as_text_and_has_one_hash() -> None:
     fewer = PlanSet(plans.main, {"full": plans["full"]})
     renamed = PlanSet(plans.main, {"fuller": plans["full"]})
     assert len({plans.hash, plans.main.hash, fewer.hash, renamed.hash}) == 4
+
+
+def test_plans_at_other_paces_are_exactly_timed_and_come_back() -> None:
+    plans = make_plans()
+    paced = plans.at_pace({"node-0": 3.0}).at_pace({"node-0": 0.5, "node-1": 2.0})
+    assert paced.pace == {"node-0": 1.5, "node-1": 2.0}
+    assert PlanSet.from_json(paced.to_json()) == paced
+    for name, plan in paced.items():
+        assert plan.predicted.iteration_s == simulate(plans[name], slowdown={"node-0": 1.5, "node-1": 2.0}).iteration_s
+        assert plan.predicted.lower_bound_s <= plans[name].predicted.lower_bound_s
+    back = paced.at_pace({"node-0": 1 / 1.5, "node-1": 0.5})
+    assert back.main.predicted.iteration_s == pytest.approx(plans.main.predicted.iteration_s)
+    assert back.main.costs.backward_s == pytest.approx(plans.main.costs.backward_s)
+
+
+def test_measured_paces_stay_with_plans_that_follow() -> None:
+    plans = PlanSet(random_plan(2, num_nodes=3, num_stages=2, route_length=2)).at_pace({"node-1": 4.0})
+    lost = plans.main.stages[1].nodes[0]
+    assert plans_without(plans, [lost], time_limit_s=0, lost_stage="routes_around").pace == plans.pace
+    assert improved_plans(plans, time_limit_s=0).pace == plans.in_rank_order(plans.main.nodes[::-1]).pace == plans.pace

@@ -11,8 +11,8 @@ from skippipe.planning.surviving_plans import plans_without
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
 from skippipe.runtime.program.program import Opcode, compile_programs
 from skippipe.runtime.program.verifier import prove
-from skippipe.training.recovery.epoch_plans import EpochPlans
 from skippipe.training.recovery.lost_stage.situation import Situation
+from skippipe.training.recovery.plans.epoch_plans import EpochPlans
 from skippipe_scheduler.plan.idle_nodes import with_idle_nodes
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate

@@ -6,9 +6,9 @@ import math
 import signal
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -45,9 +45,17 @@ BEYOND = 3
 """Steps that are taken in the last epoch."""
 
 
-def first_stage_alone_plan() -> Plan:
+def first_stage_alone_plan(time_scale_s: float = 1.0) -> Plan:
     """Return a plan of 3 nodes: one alone holds stage 0, and two the other stage."""
-    plan = random_plan(2, num_nodes=3, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=3)
+    plan = random_plan(
+        2,
+        num_nodes=3,
+        num_stages=2,
+        route_length=2,
+        num_microbatches=4,
+        layers_per_stage=3,
+        time_scale_s=time_scale_s,
+    )
     assert [stage.nodes for stage in plan.stages] == [("node-0",), ("node-2", "node-1")]
     return plan
 
@@ -61,10 +69,15 @@ def four_node_plan() -> Plan:
     return plan
 
 
-class Run:
-    """A run of several processes, of which one dies at a planned place."""
+def death_of(victim: str, point: str) -> dict[str, Any]:
+    """Return the emulation by which a process dies."""
+    return {"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]}
 
-    def __init__(self, folder: Path, plan: Plan, victim: str, point: str, lost_stage: str = "routes_around") -> None:
+
+class Run:
+    """A run of several processes, to one of which something happens at a planned place."""
+
+    def __init__(self, folder: Path, plan: Plan, emulation: dict[str, Any], lr: float = 3e-3, **recovery: Any) -> None:
         self.folder, self.plan = folder, plan
         experiment = self.experiment = make_experiment(
             folder,
@@ -79,9 +92,11 @@ class Run:
                 "planning_s": 0,
                 "copy_interval": 1,
                 "plans_ahead": False,
-                "lost_stage": lost_stage,
-            },
-            emulation={"faults": [{"node": victim, "step": FATAL_STEP, "at": point}]},
+                "lost_stage": "routes_around",
+            }
+            | recovery,
+            emulation=emulation,
+            optimizer={"lr": lr},
         )
         (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {len(plan.nodes)}"))
         self.arguments = write_inputs(experiment, plan, folder)
@@ -112,21 +127,21 @@ class Run:
         path = self.experiment.run_path / name
         deadline_s = time.monotonic() + LIMIT_S
         while not path.exists() or len(path.read_text().splitlines()) < count:
-            assert time.monotonic() < deadline_s, [rank.output.read_text()[-2000:] for rank in self.ranks]
+            self.check_time(deadline_s)
             time.sleep(0.01)
 
     def wait_until_in(self, node: str) -> None:
         """Wait until a node has come."""
         deadline_s = time.monotonic() + LIMIT_S
         while not any(node in event.joined for event in self.events):
-            assert time.monotonic() < deadline_s, [rank.output.read_text()[-2000:] for rank in self.ranks]
+            self.check_time(deadline_s)
             time.sleep(0.01)
 
     def wait_for_joining(self) -> int:
         """Wait until a step is taken in which a node that has come got its state; return its number."""
         deadline_s = time.monotonic() + LIMIT_S
         while not joining_steps(self):
-            assert time.monotonic() < deadline_s, [rank.output.read_text()[-2000:] for rank in self.ranks]
+            self.check_time(deadline_s)
             time.sleep(0.01)
         return joining_steps(self)[0]
 
@@ -134,6 +149,22 @@ class Run:
         """Return digests of what nodes held of their stages after a step."""
         lines = map(json.loads, (self.folder / "states.jsonl").read_text().splitlines())
         return {node: digest for of_step, node, digest in lines if of_step == step}
+
+    def wait_for_epoch(self, is_wanted: Callable[[Plan], bool]) -> int:
+        """Wait for an epoch whose plan is such a one; return its number."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while True:
+            for number, event in enumerate(self.events, start=1):
+                if is_wanted(load_plan(self.experiment.run_path / "epochs" / f"epoch-{event.epoch:04d}.plan.json")):
+                    return number
+            self.check_time(deadline_s)
+            time.sleep(0.05)
+
+    def check_time(self, deadline_s: float) -> None:
+        """End all processes and fail where it is too late."""
+        if time.monotonic() > deadline_s:
+            outputs = [rank.finish(0.0)[1] for rank in self.ranks]
+            raise AssertionError([output[-2000:] for output in outputs])
 
     def finish(self) -> list[int | None]:
         """Let some more steps be taken, stop all and return their exit codes."""
@@ -207,7 +238,8 @@ def reference_losses(run: Run, num_steps: int) -> list[float]:
     main, epochs = run.plan, run.experiment.run_path / "epochs"
     further = {path.stem: along(main, load_plan(path)) for path in sorted(epochs.iterdir())}
     names = [name for name in further if name.endswith(".plan")]
-    experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS})
+    lr = run.experiment.optimizer.lr
+    experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS}, optimizer={"lr": lr})
     with open_trainer(experiment, PlanSet(main, further), ALONE) as trainer:
         last_steps = [*(event.step for event in run.events), num_steps]
         schedule = EpochSchedule(last_steps, [MAIN_PLAN, *names], joining_steps(run))
@@ -239,7 +271,7 @@ def wait_until_it_holds(process: psutil.Process, threads: int, descriptors: int)
     ("victim", "point"), [("node-0", "BACKWARD"), pytest.param("node-1", "STEP", marks=pytest.mark.extended)]
 )
 def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, victim: str, point: str) -> None:
-    run = Run(tmp_path, four_node_plan(), victim, point)
+    run = Run(tmp_path, four_node_plan(), death_of(victim, point))
     dead = int(victim.removeprefix("node-"))
     run.ranks[dead].process.join(LIMIT_S)
     run.ranks.append(run.start(dead, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
@@ -289,7 +321,7 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     ("point", "comes_back"), [("UPDATED", False), pytest.param("BACKWARD", True, marks=pytest.mark.extended)]
 )
 def test_another_node_takes_over_stage_0_and_nothing_is_lost(tmp_path: Path, point: str, *, comes_back: bool) -> None:
-    run = Run(tmp_path, first_stage_alone_plan(), "node-0", point, "copy")
+    run = Run(tmp_path, first_stage_alone_plan(), death_of("node-0", point), lost_stage="copy")
     run.ranks[0].process.join(LIMIT_S)
     run.wait_for_lines("events.jsonl", 1)
     if comes_back:
@@ -306,6 +338,26 @@ def test_another_node_takes_over_stage_0_and_nothing_is_lost(tmp_path: Path, poi
         assert "node-0" in plans[-1].stages[1].nodes  # it has the place of the one that took over its own
     found = losses(run.experiment.run_path)
     assert found == pytest.approx(reference_losses(run, len(found)), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_node_that_turns_slow_gets_less_to_do(tmp_path: Path) -> None:
+    plan, slow = first_stage_alone_plan(time_scale_s=0.01), "node-1"
+    paces = [{"node": slow, "step": 2, "factor": 4}]
+    replan = {"enabled": True, "window": 3, "pause": 1, "search_s": 0.5, "niceness": 0}
+    run = Run(tmp_path, plan, {"compute": True, "paces": paces}, lr=3e-4, replan=replan)
+    relieved = run.wait_for_epoch(lambda other: len(other.order[slow]) < len(plan.order[slow]))
+    outputs = [rank.output for rank in run.ranks]
+    assert run.finish() == [75] * 3, [output.read_text()[-1500:] for output in outputs]
+    event = run.events[relieved - 1]
+    assert (event.lost, event.joined, event.members, event.interrupted) == ({}, (), plan.nodes, False)
+    assert event.pace_change is not None
+    assert event.pace_change.paces
+    assert event.pace_change.time_ratio < 0.95
+    assert str(event.pace_change) in write_run_report(run.experiment.run_path).read_text()
+    steps = losses(run.experiment.run_path)
+    assert len(steps) >= event.step + BEYOND
+    assert steps == pytest.approx(reference_losses(run, len(steps)), abs=1e-5)
 
 
 def report(step: int, contributed: int, *, left: bool = False) -> ProgressReport:

@@ -1,7 +1,10 @@
-"""The same plan at other costs: what its routes and order take on a cluster whose times were measured anew."""
+"""The same plan at other costs: what its routes and order take where times were measured anew."""
+
+from collections.abc import Mapping
 
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.plan import Plan, Predicted
+from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.cluster import Cluster
 
 
@@ -47,3 +50,32 @@ def recost(plan: Plan, cluster: Cluster) -> Plan:
         "uplinks": cluster.uplinks() or None,
     }
     return plan.model_copy(update={"costs": costs.model_copy(update=changed)})
+
+
+def at_pace(plan: Plan, factors: Mapping[str, float]) -> Plan:
+    """Return `plan` where the tasks of each node take `factors[node]` times as long (1 where not given), exactly timed.
+
+    Transfers, reductions and overheads stay.
+    """
+    costs = plan.costs
+
+    def scaled(seconds: Mapping[str, float]) -> dict[str, float]:
+        return {node: value * factors.get(node, 1.0) for node, value in seconds.items()}
+
+    changed = {
+        "forward_s": scaled(costs.forward_s),
+        "backward_s": scaled(costs.backward_s),
+        "loss_s": scaled(costs.loss_s),
+        "weight_s": None if costs.weight_s is None else scaled(costs.weight_s),
+    }
+    paced = plan.model_copy(update={"costs": costs.model_copy(update=changed)})
+    timeline = simulate(paced)
+    # All seconds times the smallest factor would shrink the bound by it, and none of them shrinks by more.
+    shrunk = min(1.0, *(factors.get(node, 1.0) for node in plan.nodes))
+    predicted = Predicted(
+        iteration_s=timeline.iteration_s,
+        pipeline_s=timeline.pipeline_s,
+        reduce_exposed_s=timeline.reduce_exposed_s,
+        lower_bound_s=min(plan.predicted.lower_bound_s * shrunk, timeline.iteration_s),
+    )
+    return paced.model_copy(update={"predicted": predicted})

@@ -85,6 +85,7 @@ def membership_table(name: str, run: RunRecord) -> Table:
                     *(f"{node} lost ({cause})" for node, cause in change.lost.items()),
                     *(f"{node} joined" for node in change.joined),
                     *(each.words(change.step) for each in change.restored),
+                    *([] if change.pace_change is None else [str(change.pace_change)]),
                 ]
             )
             or change.reason,

@@ -54,6 +54,11 @@ class PlannedTimes:
             PATIENCE * plan.costs.forward_s[node],
         )
 
+    @property
+    def busy_s(self) -> float:
+        """How long all of them take together."""
+        return sum(self.duration_s.values())
+
     def due_s(self, task: Instruction, stretch: float) -> float:
         """Return from when on a task is late."""
         return stretch * (self.start_s[task.opcode.value[0], task.microbatch] + self.patience_s)

@@ -28,7 +28,8 @@ from skippipe_scheduler.plan.plan import Plan
 class Emulation:
     """The ideal clock of one rank, in nanoseconds of the monotonic clock."""
 
-    def __init__(self, plan: Plan, node: str, options: EmulationOptions) -> None:
+    def __init__(self, plan: Plan, node: str, options: EmulationOptions, pace: float = 1.0) -> None:
+        """Begin with the plan's times; those of the node's tasks are `pace` times those of the cluster to emulate."""
         if options.links and plan.costs.contention == "shared":
             raise ConfigError(
                 "emulation.links: the plan has contention shared, where the speed of a message depends on messages of "
@@ -41,17 +42,20 @@ class Emulation:
         reduce_s = plan.costs.reduce_s or (0.0,) * len(plan.stages)
         self._reduce_s = reduce_s[plan.stage_of[node]]
         self._task_s: Mapping[str, float] = {
-            "F": plan.costs.forward_s[node],
-            "L": plan.costs.loss_s[node],
-            "B": plan.costs.backward_s[node],
-            "W": (plan.costs.weight_s or {}).get(node, 0.0),
+            "F": plan.costs.forward_s[node] / pace,
+            "L": plan.costs.loss_s[node] / pace,
+            "B": plan.costs.backward_s[node] / pace,
+            "W": (plan.costs.weight_s or {}).get(node, 0.0) / pace,
         }
+        self._changes = sorted((each.step, each.factor) for each in options.paces if each.node == node)
         self._split = plan.split_of[node]
         self.start_iteration(0)
 
     def start_iteration(self, zero_ns: int, iteration: int = 0) -> None:
         """Set the clock to the iteration's beginning, the same on all ranks."""
         self._iteration = iteration
+        begun = [factor for step, factor in self._changes if step <= iteration]
+        self._pace = begun[-1] if begun else 1.0
         self.end_ns = zero_ns
         """Ideal end of the last task."""
         self._free_ns = zero_ns
@@ -87,7 +91,7 @@ class Emulation:
             task_s = self._task_s[operation]
             if operation == "B" and task.microbatch in self._split:
                 task_s -= self._task_s["W"]
-            task_s *= self._jitter(self._node, operation, task.microbatch)
+            task_s *= self._pace * self._jitter(self._node, operation, task.microbatch)
             self.end_ns = max(self.end_ns, self._start_ns + _ns(task_s))
             if not self._options.links:
                 sleep_until(self.end_ns)

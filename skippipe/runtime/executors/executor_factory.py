@@ -36,10 +36,10 @@ class RankPlan:
     emulation: Emulation | None
 
     @classmethod
-    def of(cls, plan: Plan, program: Program, options: RunnerOptions) -> "RankPlan":
-        """Prepare what a rank does from its proved program."""
+    def of(cls, plan: Plan, program: Program, options: RunnerOptions, pace: float = 1.0) -> "RankPlan":
+        """Prepare what a rank does from its proved program; `pace` as in `PlanSet`."""
         emulated = options.emulation.links or options.emulation.compute
-        emulation = Emulation(plan, program.node, options.emulation) if emulated else None
+        emulation = Emulation(plan, program.node, options.emulation, pace) if emulated else None
         return cls(plan, program, PlannedTimes.of(plan, program.node), TaskDependencies.of(program), emulation)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from skippipe.errors import PlanError
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.recost import at_pace
 
 MAIN_PLAN = "main"
 """Name of the main plan in its set."""
@@ -24,6 +25,9 @@ class PlanSet:
 
     main: Plan
     further: Mapping[str, Plan] = field(default_factory=dict)
+    pace: Mapping[str, float] = field(default_factory=dict)
+    """By what factor the tasks of a node take longer than was assumed when the run began, as measured (1 where not
+    given). It is in the plans' costs."""
 
     def __post_init__(self) -> None:
         for name, plan in self.further.items():
@@ -60,7 +64,15 @@ class PlanSet:
     def in_rank_order(self, nodes: Sequence[str]) -> "PlanSet":
         """Return the same plans for ranks that hold their nodes in the order of `nodes`."""
         plans = {name: _in_rank_order(plan, nodes) for name, plan in self.items()}
-        return PlanSet(plans.pop(MAIN_PLAN), plans)
+        return PlanSet(plans.pop(MAIN_PLAN), plans, self.pace)
+
+    def at_pace(self, factors: Mapping[str, float]) -> "PlanSet":
+        """Return the same plans, exactly timed, where tasks of each node take `factors[node]` times as long."""
+        if not factors:
+            return self
+        plans = {name: at_pace(plan, factors) for name, plan in self.items()}
+        pace = {node: self.pace.get(node, 1.0) * factors.get(node, 1.0) for node in {**self.pace, **factors}}
+        return PlanSet(plans.pop(MAIN_PLAN), plans, pace)
 
     @property
     def joining(self) -> Plan | None:
@@ -69,7 +81,7 @@ class PlanSet:
 
     def with_joining(self, plan: Plan) -> "PlanSet":
         """Return the set with a plan of the first iteration."""
-        return PlanSet(self.main, {**self.further, JOINING_PLAN: plan})
+        return PlanSet(self.main, {**self.further, JOINING_PLAN: plan}, self.pace)
 
     @property
     def hash(self) -> str:
@@ -82,13 +94,14 @@ class PlanSet:
 
     def to_json(self) -> str:
         """Return the set as text, for the other ranks."""
-        return json.dumps({name: plan.to_json() for name, plan in self.items()})
+        return json.dumps({"plans": {name: plan.to_json() for name, plan in self.items()}, "pace": {**self.pace}})
 
     @classmethod
     def from_json(cls, text: str) -> "PlanSet":
         """Return the set that `to_json` has written."""
-        plans = {name: Plan.model_validate_json(content) for name, content in json.loads(text).items()}
-        return cls(plans.pop(MAIN_PLAN), plans)
+        content = json.loads(text)
+        plans = {name: Plan.model_validate_json(plan) for name, plan in content["plans"].items()}
+        return cls(plans.pop(MAIN_PLAN), plans, content["pace"])
 
 
 def _in_rank_order(plan: Plan, nodes: Sequence[str]) -> Plan:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from skippipe.monitor.run_events import PaceChange
 from skippipe.training.recovery.progress import Settlement
 from skippipe_scheduler.files import Count, Seconds, StrictModel
 
@@ -23,6 +24,8 @@ class Decision(StrictModel):
     host: str = ""
     port: Annotated[int, Field(ge=0, lt=1 << 16)] = 0
     """Where the store of the epoch is."""
+    pace_change: PaceChange | None = None
+    """Why the plans are others though the members are the same."""
     planning_s: Seconds = 0.0
     """How long the plans took."""
     error: dict[str, Any] | None = None

@@ -13,7 +13,6 @@ logger = logging.getLogger(__name__)
 def record(change: MembershipChange, plans: PlanSet, run_dir: Path) -> None:
     """Say and write down a change, and keep the plans that began with it; a failure to write is logged."""
     logger.warning("%s", change)
-    change.append_to(run_dir)
     folder = run_dir / "epochs"
     try:
         folder.mkdir(exist_ok=True)
@@ -22,3 +21,4 @@ def record(change: MembershipChange, plans: PlanSet, run_dir: Path) -> None:
             plans.joining.save(folder / f"epoch-{change.epoch:04d}.joining.json")
     except (OSError, SkipPipeError) as reason:
         logger.warning("the plan of epoch %d is not kept (%s)", change.epoch, reason)
+    change.append_to(run_dir)

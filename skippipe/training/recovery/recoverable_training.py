@@ -19,7 +19,7 @@ from skippipe.training.recovery.stage_copies import StageCopies
 from skippipe.training.recovery.stage_state import StageState
 from skippipe.training.recovery.state_source import FoundState, WantedState
 from skippipe.training.startup import Hardware
-from skippipe.training.steps.step_totals import FinishedStep, StepTotals
+from skippipe.training.steps.step_totals import StepTotals
 from skippipe.training.steps.step_update import StepUpdate
 from skippipe.training.steps.training_state import TrainingState
 
@@ -140,7 +140,7 @@ class RecoverableTraining:
                 # It takes part in what is still to be done behind that step.
                 totals = StepTotals.of_sums(sums)
                 metrics: StepMetrics = {Metric.STEP: step, Metric.TRAIN_LOSS: totals.loss}
-                state.finished = FinishedStep(metrics, totals.stop, None, totals.comes)
+                state.finished = totals.finished(metrics)._replace(stopped_by=None)
         if state.applied < step and sums is not None:
             self._update.apply(sums)
         if state.step < step and state.begun is not None and state.sums is not None:

@@ -30,10 +30,11 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.remote_errors import error_content, error_elsewhere
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
-from skippipe.training.recovery.epoch_plans import EpochPlans
 from skippipe.training.recovery.lost_stage.preference import places_without, ways_to_state
 from skippipe.training.recovery.lost_stage.situation import Situation
 from skippipe.training.recovery.membership_record import record
+from skippipe.training.recovery.plans.better_plans import BetterPlans, BetterPlanSearch
+from skippipe.training.recovery.plans.epoch_plans import EpochPlans
 from skippipe.training.recovery.progress import KeptStep, MemberReport, ProgressReport, Settlement, settle
 from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
 from skippipe.training.recovery.stage_copies import StageCopies
@@ -119,6 +120,8 @@ class RunRecovery:
         self._hosted: Store | None = None
         self._notes = None if context.run_store is None else ContactNotes(context.run_store)
         self._coming: tuple[str, ...] = ()
+        self._search: BetterPlanSearch | None = None
+        self._begun_after: int | None = None
         self._restored: tuple[RestoredStage, ...] = ()
         from skippipe.membership.keys import run_keys
 
@@ -127,9 +130,18 @@ class RunRecovery:
         self._cluster = read_text(Path(experiment.cluster), InputError)
 
     @property
-    def applicants(self) -> bool:
-        """Whether somebody waits to be taken in."""
-        return bool(self._membership.applicants)
+    def wants_epoch(self) -> bool:
+        """Whether somebody waits to be taken in, or there is a better plan."""
+        return bool(self._membership.applicants) or self._better is not None
+
+    def observe(self, step: int, paces: Sequence[float]) -> None:
+        """Take from a step how long tasks have taken on each rank, over what was planned; 0 where it had none."""
+        if self._search is not None and step > (self._begun_after or 0):  # else it is of the epoch before
+            self._search.observe(step, paces)
+
+    @property
+    def _better(self) -> BetterPlans | None:
+        return None if self._search is None else self._search.found
 
     @property
     def is_joining(self) -> bool:
@@ -161,6 +173,7 @@ class RunRecovery:
         )
         self._exchange.offer(FACTS, facts.model_dump_json().encode())
         self._plans.plan_ahead([member.name for member in members], self._context.rank)
+        self._watch_paces(trainer.plans)
         contacts = Contacts(secret=self._secret, members=members)
         contacts.keep(self._experiment.run_path)
         if (arrived or self._context.rank == 0) and self._notes is not None:
@@ -200,6 +213,7 @@ class RunRecovery:
                     members=tuple(epoch.names),
                     absent_stages=trainer.plans.main.rules.absent_stages or (),
                     restored=self._restored,
+                    pace_change=decision.pace_change,
                     reason=reason,
                     step=decision.step,
                     interrupted=interrupted,
@@ -243,6 +257,20 @@ class RunRecovery:
         """Keep no copies and make no plans any more."""
         self.copies.close()
         self._plans.close()
+        self._stop_search()
+
+    def _watch_paces(self, present: PlanSet) -> None:
+        """Look for better plans in the new epoch, on its first rank."""
+        self._stop_search()
+        if self._options.replan.enabled and self._context.rank == 0:
+            self._search = BetterPlanSearch(
+                self._plans.whole, present, self._options.replan, after_change=self._begun_after is not None
+            )
+
+    def _stop_search(self) -> None:
+        if self._search is not None:
+            self._search.close()
+            self._search = None
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -278,6 +306,7 @@ class RunRecovery:
             )
             trainer.restored = None
             is_met = True
+            self._begun_after = decision.step
         finally:
             if not (is_met and self.is_joining):
                 self._exchange.withdraw(STATE)
@@ -310,10 +339,10 @@ class RunRecovery:
         start_s = time.monotonic()
         situation = self._situation(names, said)
         self._check_state(situation)
-        whole = places_without(situation, self._options.lost_stage)
-        plans = self._plans.without(whole, situation.lost)
-        if whole is situation.plans and not stand.work_is_left:  # a validation, say, needs the state of all at once
-            plans = self._plans.with_joining(plans, situation, stand.step)
+        better = self._better
+        if better is not None and {*names} != {*better.present.main.nodes}:
+            better = None  # it was for other nodes
+        whole, plans = self._plans_for(situation, stand) if better is None else (better.whole, better.present)
         plans = plans.in_rank_order(names)
         planning_s = time.monotonic() - start_s
         host = self._membership.own.host
@@ -327,8 +356,17 @@ class RunRecovery:
             standing=stand.standing,
             host=host,
             port=port,
+            pace_change=None if better is None else better.change,
             planning_s=planning_s,
         )
+
+    def _plans_for(self, situation: Situation, stand: Settlement) -> tuple[PlanSet, PlanSet]:
+        """Return the plans of all nodes, and those of the nodes that are there."""
+        whole = places_without(situation, self._options.lost_stage)
+        plans = self._plans.without(whole, situation.lost)
+        if whole is situation.plans and not stand.work_is_left:  # a validation, say, needs the state of all at once
+            plans = self._plans.with_joining(plans, situation, stand.step)
+        return whole, plans
 
     def _report(self, trainer: Recoverable) -> dict[str, Any]:
         copies = tuple(KeptStep(stage=stage, step=step) for stage, step in self.copies.kept_steps.items())
@@ -360,7 +398,8 @@ class RunRecovery:
         decision = parse(Decision, dict(epoch.decision), "what the members agreed on", InputError)
         if decision.error is not None:
             raise error_elsewhere(decision.error, epoch.members[0].name)
-        self._plans.take(PlanSet.from_json(decision.whole))
+        present = None if decision.pace_change is None else PlanSet.from_json(decision.plans)
+        self._plans.take(PlanSet.from_json(decision.whole), present)
         return decision
 
     def _check_state(self, situation: Situation) -> None:

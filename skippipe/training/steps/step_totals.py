@@ -26,17 +26,25 @@ class StepTotals(NamedTuple):
     """Whether any rank was asked to stop."""
     stopped_by: int | None
     """The only rank that was asked to stop; None where none was, or several."""
-    comes: bool
-    """Whether any rank knows of somebody who waits to be taken in."""
+    wants_epoch: bool
+    """Whether any rank wants another epoch to begin: somebody waits to be taken in, or there is a better plan."""
+    paces: Sequence[float]
+    """Time of every rank's tasks over that of the plan; 0 where it had none."""
     peak_bytes: Sequence[float]
     """Most memory of every rank so far."""
 
     @classmethod
     def of_sums(cls, sums: Sequence[float]) -> Self:
         """Take what the ranks have added up, in the order of `StepUpdate.take`."""
-        squares, loss, exit_loss, busy_s, stops, askers, comers, *peak_bytes = sums
+        squares, loss, exit_loss, busy_s, stops, askers, wishes, *of_ranks = sums
+        world_size = len(of_ranks) // 2
+        paces, peak_bytes = of_ranks[:world_size], of_ranks[world_size:]
         only = int(askers) if stops == 1 else None
-        return cls(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, comers > 0, peak_bytes)
+        return cls(loss, exit_loss, math.sqrt(squares), busy_s, stops > 0, only, wishes > 0, paces, peak_bytes)
+
+    def finished(self, metrics: StepMetrics) -> "FinishedStep":
+        """Return the step that has come to this, once all have taken it."""
+        return FinishedStep(metrics, self.stop, self.stopped_by, self.wants_epoch, self.paces)
 
     @property
     def finite(self) -> bool:
@@ -52,5 +60,7 @@ class FinishedStep(NamedTuple):
     """Whether any rank was asked to stop."""
     stopped_by: int | None
     """As in `StepTotals`."""
-    comes: bool
-    """Whether somebody waits to be taken in."""
+    wants_epoch: bool
+    """As in `StepTotals`."""
+    paces: Sequence[float]
+    """As in `StepTotals`."""

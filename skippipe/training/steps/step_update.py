@@ -18,11 +18,11 @@ class StepUpdate:
         self._meter = meter
         self._faults = faults
 
-    def take(self, *, stop: bool, comes: bool) -> StepTotals:
+    def take(self, *, stop: bool, wants_epoch: bool) -> StepTotals:
         """Clip and step; called when all gradients are there. Nothing moves where one is not finite.
 
         The one sum over all ranks in a step is here: on slow links each costs a round trip or more. `stop` says whether
-        this rank is asked to stop, `comes` whether it knows of somebody who waits to be taken in.
+        this rank is asked to stop, `wants_epoch` as in `StepTotals`.
         """
         state, runner = self._state, self._state.runner
         own = state.optimizer.squared_norm(runner.owned_parameters().values())
@@ -33,7 +33,8 @@ class StepUpdate:
             runner.sum_over_ranks(
                 [
                     *(own, tally.loss, tally.exit_loss, tally.busy_s),
-                    *(asked, asked * runner.rank, float(comes)),
+                    *(asked, asked * runner.rank, float(wants_epoch)),
+                    *(tally.pace if rank == runner.rank else 0.0 for rank in range(state.context.world_size)),
                     *state.memory.own(),
                 ]
             )
@@ -67,6 +68,6 @@ class StepUpdate:
                 "from the newest checkpoint"
             )
         metrics = self._meter.metrics(begun, totals, duration_s)
-        state.finished = FinishedStep(metrics, totals.stop, totals.stopped_by, totals.comes)
+        state.finished = totals.finished(metrics)
         state.work_is_left = True
         return state.finished

@@ -27,11 +27,16 @@ class EpochPlans:
         self._known: dict[frozenset[str], PlanSet] = {frozenset(): whole}
         self._ahead: PlansAhead | None = None
 
-    def take(self, whole: PlanSet) -> None:
-        """Have the plans of all nodes at other places, where they are others."""
+    def take(self, whole: PlanSet, present: PlanSet | None = None) -> None:
+        """Have the plans of all nodes at other places or paces, where they are others.
+
+        With those `present` of the nodes that are there, where they were searched before.
+        """
         if whole.hash != self.whole.hash:
             self.close()
-            self.whole, self._known = whole, {}  # plans for all nodes at these places are searched ahead
+            self.whole, self._known = whole, {}  # else plans for all nodes are searched ahead
+            if present is not None:
+                self._known[frozenset(whole.main.nodes) - frozenset(present.main.nodes)] = present
 
     def without(self, whole: PlanSet, lost: Collection[str]) -> PlanSet:
         """Return the plans without these nodes: the ones before, those made ahead, or new ones."""

@@ -1,0 +1,1 @@
+"""The plans of a run for whoever is in it, at the paces that nodes have."""
