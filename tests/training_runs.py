@@ -143,13 +143,14 @@ def train_on_ranks(
     world_size: int = WORLD_SIZE,
     *,
     return_memory: bool = False,
+    own_disks: bool = False,
 ) -> list[str]:
     """Train on one process per node; return what each wrote to standard error, after checking that none failed.
 
     Without a plan rank 0 finds or solves it for `world_size` nodes, with those that the recipe needs. The processes
     are forked from one server that has imported everything. On `blocked_rank` the disk is full until its
     first checkpoint has failed. With `return_memory`, blocks that are given back leave the process at once, so that
-    resident memory is what is in use.
+    resident memory is what is in use. With `own_disks` each rank has a run directory of its own, `disk_of` it.
     """
     context = preloaded()
     port, world_size = free_port(), len(plan.nodes) if plan else world_size
@@ -157,8 +158,9 @@ def train_on_ranks(
     for rank in range(world_size):
         place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         logs.append(experiment.run_path.with_name(f"{experiment.name}-{rank}.log"))
+        own = experiment.model_copy(update={"run_dir": str(disk_of(experiment.run_path, rank))})
         arguments = (
-            experiment,
+            own if own_disks else experiment,
             plan,
             {key: str(value) for key, value in place.items()},
             logs[-1],
@@ -175,6 +177,30 @@ def train_on_ranks(
     texts = [log.read_text() for log in logs]
     assert [process.exitcode for process in processes] == [0] * world_size, texts
     return texts
+
+
+def on_ranks(task: Callable[..., None], *arguments: Any) -> None:
+    """Call `task(rank, *arguments)` in one process per rank, each with its place in the environment; none may fail."""
+    port, context = free_port(), preloaded()
+    processes = []
+    for rank in range(WORLD_SIZE):
+        place = {"RANK": rank, "WORLD_SIZE": WORLD_SIZE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {key: str(value) for key, value in place.items()}
+        processes.append(context.Process(target=_on_rank, args=(environment, task, rank, *arguments)))
+        processes[-1].start()
+    for process in processes:
+        process.join(100)
+    assert [process.exitcode for process in processes] == [0] * WORLD_SIZE
+
+
+def _on_rank(environment: dict[str, str], task: Callable[..., None], rank: int, *arguments: Any) -> None:
+    os.environ.update(environment)
+    task(rank, *arguments)
+
+
+def disk_of(run_dir: Path, rank: int) -> Path:
+    """Return the run directory of a rank that has one of its own."""
+    return run_dir.with_name(f"{run_dir.name}-on-{rank}")
 
 
 def _train_rank(

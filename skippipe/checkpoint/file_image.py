@@ -61,10 +61,14 @@ class FileImage:
         for name, tensor in tensors.items():
             self._copies[name].copy_(tensor, non_blocking=True)
 
+    def view(self) -> memoryview:
+        """Return the bytes of the file as they are now; they change with the next `fill`."""
+        return memoryview(self._bytes.numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from Python 3.12 on
+
     def write(self, path: Path) -> FileRecord:
         """Write the file, wait until it is on the disk and return its record; hashed on the way, not read again."""
         digest = hashlib.sha256()
-        content = memoryview(self._bytes.numpy())  # type: ignore[arg-type]  # numpy arrays are buffers from Python 3.12 on
+        content = self.view()
         with path.open("wb", buffering=0) as stream:
             for begin in range(0, len(content), CHUNK_BYTES):
                 chunk = content[begin : begin + CHUNK_BYTES]

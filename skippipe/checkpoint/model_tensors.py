@@ -14,6 +14,7 @@ from skippipe.checkpoint.reader import (
     load_tensors,
     parts_of,
     read_metadata,
+    where_the_rest_is,
 )
 from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import CheckpointError
@@ -38,7 +39,7 @@ def load_parameters(directory: Path, config: PretrainedConfig, stages: Iterable[
         try:
             stage.load_global(tensors)
         except CheckpointError as reason:
-            raise CheckpointError(f"{directory}: {reason}") from None
+            raise CheckpointError(f"{directory}: {reason}{where_the_rest_is(directory, metadata)}") from None
     return metadata
 
 

@@ -6,6 +6,7 @@ model-stage-<s>.safetensors       parameters under their Hugging Face names; wit
 optimizer-stage-<s>.safetensors   <parameter>.exp_avg, .exp_avg_sq, .step, and .master where there is one
                                   (a file -rank-<r> for each replica where the state is sharded)
 metadata.json                     written last: what the checkpoint belongs to, size and SHA-256 of the files; its own
+held.json                         only where hosts share no disk: which of the files lie here (`held_files`)
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from skippipe.checkpoint.held_files import FileName, held_files
 from skippipe.errors import CheckpointError, SkipPipeError
 from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, read_text, write_atomically
 
@@ -32,11 +34,11 @@ METADATA = "metadata.json"
 LATEST: Final = "latest"
 """File of a run directory with the name of the checkpoint that was completed last: what is gone can be told by it."""
 DIRECTORY = re.compile(r"step-(\d{8,})")
+NO_DIRECTORY: Final = "no such checkpoint directory"
 NOT_THE_MODEL = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache"}
 """Keys of a Hugging Face configuration that say nothing about shapes or values."""
 
 TensorFileKind = Literal["model", "optimizer"]
-FileName = Annotated[str, Field(pattern=r"^(model|optimizer)-stage-\d+(-rank-\d+)?\.safetensors$")]
 
 
 class FileRecord(StrictModel):
@@ -77,6 +79,9 @@ class Metadata(StrictModel):
     """What determines the adapters among its tensors (`LoraOptions.identity`); None where there are none."""
     base: BaseCheckpoint | None = None
     """Where the parameters are that are not in its files; None where all are."""
+    layers: tuple[tuple[Count, Count], ...] | None = None
+    """First and last layer, the latter not included, of each stage that files are named by; None in files of earlier
+    versions."""
     files: dict[FileName, FileRecord]
     sha256: str | None = None
     """Of all the rest (`metadata_sha256`); None in files of earlier versions."""
@@ -153,9 +158,26 @@ def require_checkpoint(run_dir: Path) -> Path:
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """Return a checkpoint's metadata; raise `CheckpointError` where it is damaged or a file is missing or truncated."""
+    """Return a checkpoint's metadata; raise `CheckpointError` where it is damaged or a file is missing or truncated.
+
+    Where hosts share no disk, the files are those that lie on this one.
+    """
+    metadata = read_metadata_alone(directory)
+    for name in held_files(directory, metadata.files):
+        check_size(directory / name, metadata.files[name])
+    if metadata.base is not None:
+        base = directory.parent / metadata.base.name
+        if reference_to(base) != metadata.base:
+            raise CheckpointError(
+                f"{directory / METADATA}: {base.name} beside it is another one than it needs; use another checkpoint"
+            )
+    return metadata
+
+
+def read_metadata_alone(directory: Path) -> Metadata:
+    """Return a checkpoint's metadata, whatever files there are; raise `CheckpointError` where it is damaged."""
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint directory")
+        raise CheckpointError(f"{directory}: {NO_DIRECTORY}")
     path = directory / METADATA
     content = read_json(path, CheckpointError)
     metadata = parse(Metadata, content, str(path), CheckpointError)
@@ -164,20 +186,18 @@ def read_metadata(directory: Path) -> Metadata:
     named = DIRECTORY.fullmatch(directory.name)
     if named is not None and int(named[1]) != metadata.step:
         raise CheckpointError(f"{path}: it is of step {metadata.step}, not {int(named[1])}; use another checkpoint")
-    for name, record in metadata.files.items():
-        file = directory / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: missing; the checkpoint is incomplete, use another one")
-        if (size_bytes := file.stat().st_size) != record.size_bytes:
-            raise CheckpointError(
-                f"{file}: {size_bytes} bytes, {record.size_bytes} when it was saved; "
-                "the file is truncated or was changed, use another checkpoint"
-            )
-    if metadata.base is not None:
-        base = directory.parent / metadata.base.name
-        if reference_to(base) != metadata.base:
-            raise CheckpointError(f"{path}: {base.name} beside it is another one than it needs; use another checkpoint")
     return metadata
+
+
+def check_size(file: Path, record: FileRecord) -> None:
+    """Raise `CheckpointError` where a file is missing or has another size than it was saved with."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; the checkpoint is incomplete, use another one")
+    if (size_bytes := file.stat().st_size) != record.size_bytes:
+        raise CheckpointError(
+            f"{file}: {size_bytes} bytes, {record.size_bytes} when it was saved; "
+            "the file is truncated or was changed, use another checkpoint"
+        )
 
 
 def reference_to(directory: Path) -> BaseCheckpoint:
@@ -213,10 +233,10 @@ def load_tensors(
     """
     wanted = set(parameters)
     tensors: dict[str, Tensor] = {}
-    for name, record in sorted(metadata.files.items()):
+    for name in held_files(directory, metadata.files):
         if not name.startswith(kind):
             continue
-        path = directory / name
+        path, record = directory / name, metadata.files[name]
         try:
             with safe_open(path, framework="pt") as file:
                 keys = [key for key in file.keys() if _parameter_of(key, kind) in wanted]  # noqa: SIM118
@@ -231,6 +251,8 @@ def load_tensors(
 def load_file(directory: Path, metadata: Metadata, name: str) -> dict[str, Tensor]:
     """Return all tensors of one file of a checkpoint, after checking its hash."""
     path = directory / name
+    if name not in held_files(directory, metadata.files):
+        raise CheckpointError(f"{path}: not on this disk{where_the_rest_is(directory, metadata)}")
     try:
         check_hash(path, metadata.files[name])
         with safe_open(path, framework="pt") as file:
@@ -278,6 +300,17 @@ def check_hash(path: Path, record: FileRecord) -> None:
 def _sha256_of(path: Path, *identity: int) -> str:
     """Hash a file once in a process: what was checked when the checkpoint was chosen is not hashed again at loading."""
     return file_sha256(path)
+
+
+def where_the_rest_is(directory: Path, metadata: Metadata) -> str:
+    """Return what to do where only some of the files are here, else nothing."""
+    held, num_files = len(held_files(directory, metadata.files)), len(metadata.files)
+    if held == num_files:
+        return ""
+    return (
+        f"; {held} of the {num_files} files of this checkpoint are here, the others on other hosts: bring them here "
+        "with skippipe collect"
+    )
 
 
 def _is_complete(directory: Path) -> bool:

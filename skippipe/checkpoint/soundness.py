@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from skippipe.checkpoint.held_files import held_files
 from skippipe.checkpoint.reader import (
+    NO_DIRECTORY,
     TensorFileKind,
     check_hash,
     checkpoint_path,
@@ -42,7 +44,7 @@ def newest_sound_checkpoint(
     All ranks call this together and get the same. Without any checkpoint it is None; raises `CheckpointError` where
     there are some and none is sound.
     """
-    steps = on_first_rank(context, Topic.CHECKPOINTS, lambda: _steps(run_dir))
+    steps = on_first_rank(context, Topic.CHECKPOINTS, lambda: saved_steps(run_dir))
     damaged: dict[Path, str] = {}
     for checkpoint in (checkpoint_path(run_dir, step) for step in reversed(steps)):
         damage = damage_on_any_rank(checkpoint, context, kinds)
@@ -50,7 +52,7 @@ def newest_sound_checkpoint(
             return checkpoint, damaged
         damaged[checkpoint] = damage
     if damaged:
-        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: _refuse(damaged))
+        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: refuse(damaged))
     return None, damaged
 
 
@@ -73,7 +75,7 @@ def damage_on_any_rank(
 ) -> str | None:
     """Return what is wrong with a checkpoint, None where nothing is; the same on all ranks, which share the hashing."""
     share = slice(context.rank, None, context.world_size)
-    limit_s = context.timeout_s + _size_bytes(checkpoint) / HASHED_BYTES_PER_S
+    limit_s = context.timeout_s + size_bytes(checkpoint) / HASHED_BYTES_PER_S
     found = all_gather_json(context, Topic.CHECKPOINT_SOUND, lambda: _damage(checkpoint, kinds, share), limit_s=limit_s)
     return next((damage for damage in found if damage is not None), None)
 
@@ -94,7 +96,8 @@ def set_aside(damaged: Mapping[Path, str], instead: Path) -> None:
     note_last_completed(instead)
 
 
-def _refuse(damaged: Mapping[Path, str]) -> None:
+def refuse(damaged: Mapping[Path, str]) -> None:
+    """Raise `CheckpointError` for a run none of whose checkpoints can be used."""
     newest, damage = next(iter(damaged.items()))
     among = f"none of the {len(damaged)} checkpoints can be read" if len(damaged) > 1 else "there is no other"
     raise CheckpointError(
@@ -104,10 +107,11 @@ def _refuse(damaged: Mapping[Path, str]) -> None:
 
 
 def _in_words(checkpoint: Path, damage: str) -> str:
-    return f"{checkpoint} is damaged: {damage}" if checkpoint.exists() else f"{checkpoint} was saved and is gone"
+    gone = not checkpoint.exists() and damage.endswith(NO_DIRECTORY)
+    return f"{checkpoint} was saved and is gone" if gone else f"{checkpoint} is damaged: {damage}"
 
 
-def _steps(run_dir: Path) -> list[int]:
+def saved_steps(run_dir: Path) -> list[int]:
     """Return the steps of all checkpoints, oldest first, and of the one completed last also where it is gone."""
     last = last_completed(run_dir)
     paths = found_checkpoints(run_dir) + ([] if last is None else [last])
@@ -118,7 +122,9 @@ def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> 
     """Return what is wrong with the metadata, a file's size, or the content of this rank's share of the files."""
     try:
         records = [
-            (part / name, rec) for part, metadata in parts_of(checkpoint) for name, rec in metadata.files.items()
+            (part / name, metadata.files[name])
+            for part, metadata in parts_of(checkpoint)
+            for name in held_files(part, metadata.files)
         ]
         for path, record in sorted(records, key=lambda entry: entry[0])[share]:
             if path.name.startswith(tuple(kinds)):
@@ -128,7 +134,7 @@ def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> 
     return None
 
 
-def _size_bytes(checkpoint: Path) -> int:
+def size_bytes(checkpoint: Path) -> int:
     """Return the bytes of a checkpoint's files, as far as they can be seen from here."""
     folders = [checkpoint]
     with suppress(CheckpointError):

@@ -1,8 +1,9 @@
 """Writing checkpoints: copied while training stands still, written aside by a thread, then renamed.
 
 A checkpoint under its final name is complete. Where any rank fails (full disk, permissions) nothing is left behind
-under that name and the checkpoints before stay. The threads use no collective: every rank reports to rank 0 through the
-store, and rank 0 gives the name.
+under that name and the checkpoints before stay. The threads use no collective: every rank reports through the store to
+the first rank of each disk, which gives the name there. That is rank 0 alone where storage is shared. Where it is not,
+every file lies on two disks before any of them gives the name, and older checkpoints go once all have given it.
 """
 
 import json
@@ -11,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,11 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles, write_whole
+from skippipe.checkpoint.disks.run_disks import ONE_DISK, RunDisks
+from skippipe.checkpoint.disks.second_copies import files_on_disk, files_to_fetch, second_writer
 from skippipe.checkpoint.file_image import FileImage
+from skippipe.checkpoint.held_files import note_held_files
 from skippipe.checkpoint.reader import (
     METADATA,
     BaseCheckpoint,
@@ -88,16 +93,21 @@ class CheckpointWriter:
         optimizer: OptimizerState,
         options: CheckpointOptions,
         store: Store | None = None,
-        world_size: int = 1,
+        disks: RunDisks = ONE_DISK,
+        peers: PeerFiles | None = None,
         kept: KeptStages | None = None,
     ) -> None:
+        """`peers` bring files from one disk to another; they are needed where there are several."""
         self._kept = kept
+        self._disks, self._peers = disks, peers
         self._run_dir = run_dir
         self._runner = runner
         self._optimizer = optimizer
         self._options = options
-        self._board = ReportBoard(store, runner.rank, world_size)
+        self._board = ReportBoard(store, runner.rank, disks.firsts)
         self._images: dict[str, FileImage] = {}
+        self._seconds: set[str] = set()
+        self._offered: dict[str, FileImage] = {}
         self._pending: Future[bool] | None = None
         self._pending_step = 0
         self._begun_s = 0.0
@@ -163,7 +173,7 @@ class CheckpointWriter:
     def save_alone(self, metadata: Metadata) -> bool:
         """Save the present state where the connections between ranks are closed; say whether this rank's part is there.
 
-        On rank 0 it is the whole checkpoint. All ranks call this, with the same step.
+        On the first rank of a disk it is the whole checkpoint. All ranks call this, with the same step.
         """
         if self._pending is not None and not _wait(self._pending, self._left_s()):
             raise StorageError(self._overdue(f"rank {self._runner.rank}"))
@@ -217,7 +227,7 @@ class CheckpointWriter:
     def _copy(self) -> str:
         """Copy what this process answers for; return why that was impossible, or ""."""
         try:
-            for name, tensors in self._files():
+            for name, tensors in self._all_files():
                 if name not in self._images or not self._images[name].fits(tensors):
                     pinned = any(tensor.is_cuda for tensor in tensors.values())
                     self._images[name] = FileImage(tensors, pinned=pinned)
@@ -228,8 +238,21 @@ class CheckpointWriter:
             return str(reason)
         return ""
 
+    def _all_files(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """Yield name and tensors of the files that this process writes, for itself or as the second writer."""
+        yield from self._files()
+        plan, sharded = self._runner.plans.main, self._optimizer.sharded
+        for index, stage in self._runner.stages.items():
+            if not self._disks.shared and second_writer(plan, index, self._disks) == self._runner.rank:
+                tensors = stage.state_dict_global()
+                seconds: dict[str, Mapping[str, Tensor]] = {f"model-stage-{index}.safetensors": tensors}
+                if not sharded:
+                    seconds[f"optimizer-stage-{index}.safetensors"] = self._optimizer.state(tensors)
+                self._seconds |= seconds.keys()
+                yield from seconds.items()
+
     def _files(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Yield name and tensors of the files that this process writes."""
+        """Yield name and tensors of the files that this process answers for."""
         owned = self._runner.owned_parameters().keys()
         for index, stage in self._runner.stages.items():
             tensors = {name: parameter.detach() for name, parameter in stage.trained_parameters().items()}
@@ -244,20 +267,25 @@ class CheckpointWriter:
             yield f"optimizer-stage-{index}.safetensors", state.optimizer
 
     def _write(self, metadata: Metadata, failure: str) -> bool:
-        """Write this rank's files, report them and, on rank 0, complete the checkpoint; runs in the thread."""
+        """Write this rank's files, report them and, on the first rank of a disk, complete the checkpoint there.
+
+        Runs in the thread.
+        """
         final = checkpoint_path(self._run_dir, metadata.step)
         aside = aside_path(final)
         try:
             report = self._write_files(aside, failure)
+            if self._runner.rank == 0:
+                report = report.model_copy(update={"metadata": metadata})
+            self._offer(metadata.step, report)
             self._board.post(metadata.step, report)
             failure = report.failure
-            if self._runner.rank == 0:
-                files = self._board.collect(metadata.step, self._abandoned, time_limits.CHECKPOINT_GRACE_S)
-                _finish(aside, final, metadata.model_copy(update={"files": files}))
+            if self._disks.is_first:
+                self._complete_disk(aside, final, metadata.step)
                 self._remove_old()
         except (OSError, SkipPipeError, RuntimeError) as reason:  # the store raises the last one
             failure = str(reason)
-            if self._runner.rank == 0 and not self._abandoned.is_set():
+            if self._disks.is_first and not self._abandoned.is_set():
                 shutil.rmtree(aside, ignore_errors=True)
         if failure:
             logger.warning(
@@ -267,14 +295,60 @@ class CheckpointWriter:
             )
         return not failure
 
+    def _complete_disk(self, aside: Path, final: Path, step: int) -> None:
+        """Give the checkpoint its name, here and on all other disks, once every file lies on two of them."""
+        disks = self._disks
+        reports = self._collect(step, range(len(disks.of_rank)))
+        files = {name: record for report in reports for name, record in sorted(report.files.items())}
+        metadata = reports[0].metadata
+        assert metadata is not None
+        metadata = metadata.model_copy(update={"files": files})
+        if disks.shared:
+            _finish(aside, final, metadata)
+            return
+        self._agree(step, "copied", lambda: self._fetch_second_copies(aside, step, reports))
+        self._agree(step, "named", lambda: _finish(aside, final, metadata))
+
+    def _fetch_second_copies(self, aside: Path, step: int, reports: Sequence[FileReport]) -> None:
+        """Bring the files here that have to lie on this disk too."""
+        assert self._peers is not None
+        for name, writer in files_to_fetch(reports, self._disks, self._disks.own).items():
+            content = self._peers.fetch(writer, _offered(step, name), lambda: not self._abandoned.is_set())
+            write_whole(aside / name, content)
+        note_held_files(aside, files_on_disk(reports, self._disks, self._disks.own))
+
+    def _agree(self, step: int, part: str, action: Callable[[], None]) -> None:
+        """Do something on each disk; raise on all where it fails on any."""
+        failure = ""
+        try:
+            action()
+        except (OSError, SkipPipeError) as reason:
+            failure = str(reason)
+        self._board.post(step, FileReport(files={}, failure=failure), part)
+        self._collect(step, self._disks.firsts, part)
+
+    def _collect(self, step: int, ranks: Iterable[int], part: str = "files") -> list[FileReport]:
+        return self._board.collect(step, self._abandoned, time_limits.CHECKPOINT_GRACE_S, ranks, part)
+
+    def _offer(self, step: int, report: FileReport) -> None:
+        """Have this rank's files ready for other disks, from memory, until the next checkpoint takes its place."""
+        if self._peers is None:
+            return
+        self._peers.withdraw(self._offered)
+        self._offered = {_offered(step, name): self._images[name] for name in report.files}
+        for offered, image in self._offered.items():
+            self._peers.offer(offered, image.view)
+
     def _write_files(self, aside: Path, failure: str) -> FileReport:
         if failure:
             return FileReport(files={}, failure=failure)
         try:
             aside.mkdir(parents=True, exist_ok=True)
-            return FileReport(files={name: image.write(aside / name) for name, image in self._images.items()})
+            records = {name: image.write(aside / name) for name, image in self._images.items()}
         except OSError as reason:
             return FileReport(files={}, failure=str(reason))
+        files = {name: record for name, record in records.items() if name not in self._seconds}
+        return FileReport(files=files, second={name: records[name] for name in self._seconds})
 
     def _remove_old(self) -> None:
         found = complete_checkpoints(self._run_dir)
@@ -329,6 +403,11 @@ def remove_unfinished(run_dir: Path) -> None:
     """Remove what an interrupted save left behind."""
     for path in checkpoints_folder(run_dir).glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _offered(step: int, name: str) -> str:
+    """Return under what name other disks find a file of a checkpoint."""
+    return f"checkpoint/{step}/{name}"
 
 
 def _wait(pending: Future[bool], limit_s: float) -> bool:

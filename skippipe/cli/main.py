@@ -26,12 +26,13 @@ COMMANDS = {
     "generate": "Text from a model of which a part runs.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
     "export": "Write a checkpoint in the Hugging Face format.",
+    "collect": "Bring a run of hosts that share no disk to one place (under torchrun).",
     "report": "Write one self-contained HTML page about a run, or several.",
     "config": "Say what every key of an experiment or another file means.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
 
-BESIDE = {"join": "train"}
+BESIDE = {"join": "train", "collect": "export"}
 """Commands that live in the file of another one."""
 
 

@@ -41,7 +41,7 @@ class Exchange:
         self.port = bind_any_port(self._socket)
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}
-        self._makers: dict[str, Callable[[], bytes]] = {}
+        self._makers: dict[str, Callable[[], bytes | memoryview]] = {}
         self._making: dict[str, threading.Thread] = {}
         self._asked_s: dict[str, float] = {}
         self._closed = threading.Event()
@@ -55,7 +55,7 @@ class Exchange:
         with self._lock:
             self._contents[name] = content
 
-    def offer_made(self, name: str, make: Callable[[], bytes]) -> None:
+    def offer_made(self, name: str, make: Callable[[], bytes | memoryview]) -> None:
         """Have a content under a name that is made once it is asked for, in a thread of its own."""
         self.withdraw(name)
         with self._lock:
@@ -118,7 +118,7 @@ class Exchange:
         head = {"begin": begin, "size": len(content.data), "sha256": content.sha256}
         return [json.dumps(head).encode(), content.data[begin : begin + PIECE_BYTES]]
 
-    def _make(self, name: str, make: Callable[[], bytes]) -> None:
+    def _make(self, name: str, make: Callable[[], bytes | memoryview]) -> None:
         try:
             self.offer(name, make())
         finally:

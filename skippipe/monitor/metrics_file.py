@@ -111,6 +111,12 @@ def metrics_lines(path: Path) -> Iterator[dict[str, Any] | None]:
         raise InputError(f"{path}: cannot be read ({reason.strerror}); give a run that has been trained") from None
 
 
+def merged_metrics(path: Path, other: Path) -> str:
+    """Return the lines of two metrics files of one run, in order; of a step that both have, that of the first."""
+    steps = {entry[Metric.STEP]: entry for file in (other, path) for entry in metrics_lines(file) if entry is not None}
+    return "".join(_line(steps[step]) for step in sorted(steps))
+
+
 def _keep_damaged(path: Path) -> str:
     """Copy a file whose damaged lines are about to go; return what to say of it."""
     copy = path.with_name(f"damaged-{path.name}")

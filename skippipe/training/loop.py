@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles, open_peer_files
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError
@@ -18,8 +19,7 @@ from skippipe.training.measurement.peak_memory import PeakMemory
 from skippipe.training.recovery.open_membership import open_recovery
 from skippipe.training.recovery.recovery_choice import why_off
 from skippipe.training.recovery.run_recovery import RunRecovery
-from skippipe.training.run_directory import open_run_directory
-from skippipe.training.run_owner import owned_run_directory
+from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import check_start, open_tokens
 from skippipe.training.trainer import Trainer, TrainingSummary
@@ -71,11 +71,23 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
         membership = open_recovery(experiment, plans, context)
     with membership as recovery:
         runner = make_runner(experiment, plans, experiment_model(experiment), context)
-        with closing(runner), owned_run_directory(experiment.run_path, context) as owner:
-            open_run_directory(experiment, context)
-            with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
-                trainer.restore()
-                trainer.open_records()
-                if context.rank == 0 and context.store is not None and off and experiment.recovery.enabled == "auto":
-                    say(f"a lost process ends the run: {off}")
-                yield trainer
+        with (
+            closing(runner),
+            owned_run_directory(experiment.run_path, context) as owner,
+            _peer_files(owner, recovery, plan, context) as peers,
+            closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery, peers)) as trainer,
+        ):
+            trainer.restore()
+            trainer.open_records()
+            if context.rank == 0 and context.store is not None and off and experiment.recovery.enabled == "auto":
+                say(f"a lost process ends the run: {off}")
+            yield trainer
+
+
+def _peer_files(
+    owner: RunOwner, recovery: RunRecovery | None, plan: Plan, context: DistributedContext
+) -> AbstractContextManager[PeerFiles | None]:
+    """Return what brings files from disk to disk, where there are several."""
+    if owner.disks.shared:
+        return nullcontext()
+    return open_peer_files(context) if recovery is None else nullcontext(recovery.peer_files(plan.nodes))

@@ -1,19 +1,21 @@
-"""The run directory: made by rank 0, seen by all, and never mixed from two runs."""
+"""The run directory: what lies in it, on each disk that has one, and what a run goes on from."""
 
-import time
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from skippipe.checkpoint.disks.disk_view import LayerRange
+from skippipe.checkpoint.disks.gathering import Gathering
+from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, remove_marks
 from skippipe.checkpoint.reader import LATEST, found_checkpoints
 from skippipe.checkpoint.soundness import damage_on_any_rank, newest_sound_checkpoint, set_aside
 from skippipe.checkpoint.writer import remove_unfinished
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
-from skippipe.errors import CheckpointError, ConfigError, InputError, StorageError
+from skippipe.errors import CheckpointError, ConfigError, InputError
 from skippipe.planning.recipe_plans import save_recipe_plans
 from skippipe.runtime.plans.plan_set import PlanSet
-from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
@@ -43,20 +45,10 @@ def check_kinds(run_dir: Path) -> None:
             raise InputError(f"{path}: a file, where a run keeps a folder; move it away")
 
 
-def open_run_directory(experiment: Experiment, context: DistributedContext) -> None:
-    """Make the run directory and make sure that every rank sees it; nothing that lies in it is changed.
+def record_inputs(experiment: Experiment, plans: PlanSet, nonce: str) -> None:
+    """Write config.yaml and the plans and remove what an interrupted start left behind: once on each disk.
 
-    Raises `StorageError` where it cannot be written, or where a rank sees another directory under this path.
-    """
-    mark = experiment.run_path / ".visible"
-    expected = on_first_rank(context, Topic.RUN_DIRECTORY, lambda: _leave_mark(mark))
-    on_all_ranks(context, Topic.RUN_DIRECTORY_SEEN, lambda: _see(mark, expected, context.rank))
-    if context.rank == 0:
-        mark.unlink(missing_ok=True)
-
-
-def record_inputs(experiment: Experiment, plans: PlanSet) -> None:
-    """Write config.yaml and the plans and remove what an interrupted start left behind: on rank 0, once it goes on.
+    `nonce` is that of this start's `RunDisks`.
 
     Raises `StorageError` where that is impossible.
     """
@@ -66,60 +58,43 @@ def record_inputs(experiment: Experiment, plans: PlanSet) -> None:
         for stale in (run_dir / "trace").glob("rank-*.jsonl"):
             stale.unlink()
     except OSError as reason:
-        raise _cannot_be_written(run_dir, reason) from None
+        raise cannot_be_written(run_dir, reason) from None
+    remove_marks(run_dir, but=nonce)
     remove_unfinished(run_dir)
     save_experiment(experiment, run_dir / "config.yaml")
     plans.main.save(run_dir / "plan.json")
     save_recipe_plans(plans, run_dir)
 
 
-def _leave_mark(mark: Path) -> str:
-    """Write something unique into the directory and return it."""
-    nonce = uuid.uuid4().hex
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(nonce)
-    except OSError as reason:
-        raise _cannot_be_written(mark.parent, reason) from None
-    return nonce
-
-
-def _cannot_be_written(run_dir: Path, reason: OSError) -> StorageError:
-    return StorageError(f"{run_dir}: cannot be written ({reason.strerror or reason}); choose another run_dir")
-
-
-def _see(mark: Path, expected: str, rank: int) -> None:
-    deadline_s = time.monotonic() + time_limits.VISIBLE_FILE_S
-    while True:
-        try:
-            if mark.read_text() == expected:
-                return
-        except OSError:
-            pass
-        if time.monotonic() > deadline_s:
-            raise StorageError(
-                f"{mark.parent.absolute()}: rank {rank} does not see the directory that rank 0 made; "
-                "put run_dir on storage that every rank shares"
-            )
-        time.sleep(time_limits.FILE_POLL_S)
-
-
-def choose_checkpoint(experiment: Experiment, context: DistributedContext) -> Path | None:
+def choose_checkpoint(
+    experiment: Experiment,
+    context: DistributedContext,
+    disks: RunDisks,
+    peers: PeerFiles | None,
+    stages: Sequence[LayerRange],
+) -> Path | None:
     """Return the checkpoint to continue from, whole and the same on every rank, or None to begin anew.
 
+    Where hosts share no disk, `peers` bring here what this process's stages need of it, which have these layers.
     With resume: auto it is the newest sound one; damaged ones after it are set aside. Raises `CheckpointError` where
     there are checkpoints and none is sound, or where a named one is not.
     """
     resume = experiment.checkpoint.resume
+    gathering = None if peers is None else Gathering(context, disks, peers)
     if resume == "never":
         return None
     if resume != "auto":
-        damage = damage_on_any_rank(Path(resume), context)
+        named = Path(resume)
+        damage = damage_on_any_rank(named, context) if gathering is None else gathering.bring(named, stages)
         on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: _check_named(resume, damage))
         return Path(resume)
-    newest, damaged = newest_sound_checkpoint(experiment.run_path, context)
+    if gathering is None:
+        newest, damaged = newest_sound_checkpoint(experiment.run_path, context)
+    else:
+        newest, damaged = gathering.newest(experiment.run_path, stages)
     if newest is not None and damaged:
-        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: set_aside(damaged, newest))
+        move = (lambda: set_aside(damaged, newest)) if disks.is_first else lambda: None
+        on_all_ranks(context, Topic.DAMAGED_CHECKPOINTS, move)
     return newest
 
 

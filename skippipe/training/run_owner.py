@@ -1,9 +1,9 @@
 """Who trains in a run directory: RUN/owner.json, so that two starts never write into one run.
 
-The owner is the process of rank 0. While it lives it touches the file again and again, and at every save it looks
-whether the file is still its own. A start that finds another owner asks the machine whether that process is alive where
-it can, that is on the same machine; elsewhere it watches for a while whether the file is touched. Clocks of different
-machines are never compared.
+The owner is the process of rank 0, and on each further disk the first rank that sees it. While it lives it touches the
+file again and again, and at every save it looks whether the file is still its own. A start that finds another owner
+asks the machine whether that process is alive where it can, that is on the same machine; elsewhere it watches for a
+while whether the file is touched. Clocks of different machines are never compared.
 """
 
 import logging
@@ -20,8 +20,9 @@ from typing import Final, Literal
 import psutil
 from filelock import FileLock
 
+from skippipe.checkpoint.disks.run_disks import ONE_DISK, RunDisks, cannot_be_written, open_run_disks, remove_marks
 from skippipe.errors import InputError, StorageError
-from skippipe.runtime.ranks.agreement import on_first_rank
+from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.run_directory import check_kinds
@@ -93,10 +94,11 @@ class Owner(StrictModel):
 
 
 class RunOwner:
-    """Makes this process the owner of a run directory, from `claim` to `release`; called on rank 0 alone."""
+    """Makes this process the owner of a run directory, from `claim` to `release`; called on one rank of each disk."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, disks: RunDisks = ONE_DISK) -> None:
         self._run_dir = run_dir
+        self.disks = disks
         self._own: Owner | None = None
         self._is_outer = False
         self._lost_to: Owner | None = None
@@ -123,13 +125,13 @@ class RunOwner:
                     if _touched(self._run_dir) == before:
                         self._write_down(own)
         except OSError as reason:
-            raise StorageError(
-                f"{self._run_dir}: cannot be written ({reason.strerror or reason}); choose another run_dir"
-            ) from None
+            raise cannot_be_written(self._run_dir, reason) from None
         self._start_beating()
 
     def take_over(self) -> None:
-        """Become the owner in place of one that the run's members have found lost."""
+        """Become the owner in place of one that the run's members have found lost; nothing where this one owns it."""
+        if self._own is not None:
+            return
         self._write_down(Owner.here())
         self._start_beating()
 
@@ -161,6 +163,7 @@ class RunOwner:
             found = read_owner(self._run_dir)
             if found is not None and self._own is not None and found.nonce == self._own.nonce:
                 (self._run_dir / OWNER_FILE).unlink()
+                remove_marks(self._run_dir)
                 if {path.name for path in self._run_dir.iterdir()} <= {LOCK_FILE}:
                     (self._run_dir / LOCK_FILE).unlink(missing_ok=True)
                     self._run_dir.rmdir()
@@ -204,16 +207,18 @@ class RunOwner:
 
 @contextmanager
 def owned_run_directory(run_dir: Path, context: DistributedContext) -> Iterator[RunOwner]:
-    """Own a run directory, which is made where it is missing, while entered; all ranks enter together.
+    """Own a run directory, on each disk that has it, while entered; all ranks enter together. It is made where missing.
 
-    Within a start that owns it already, nothing changes. Raises on every rank what `RunOwner.claim` raises on rank 0.
+    Within a start that owns it already, nothing changes. Raises on every rank what `RunOwner.claim` raises on any.
     """
-    owner = RunOwner(run_dir)
-    on_first_rank(context, Topic.OWNER, owner.claim, limit_s=context.timeout_s + 2 * WATCH_S)
-    try:
-        yield owner
-    finally:
-        owner.release()
+    with open_run_disks(run_dir, context) as disks:
+        owner = RunOwner(run_dir, disks)
+        claim = owner.claim if disks.is_first else lambda: None
+        on_all_ranks(context, Topic.OWNER, claim, limit_s=context.timeout_s + 2 * WATCH_S)
+        try:
+            yield owner
+        finally:
+            owner.release()
 
 
 def read_owner(run_dir: Path) -> Owner | None:

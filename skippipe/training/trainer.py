@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.reader import checkpoint_path
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
@@ -18,7 +19,7 @@ from skippipe.monitor.terminal import say
 from skippipe.runtime.plans.plan_schedule import PlanSchedule
 from skippipe.runtime.plans.plan_set import JOINING_PLAN, MAIN_PLAN
 from skippipe.runtime.program.faults import Faults
-from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.runner import Runner
@@ -81,12 +82,13 @@ class Trainer:
         memory: MemoryReport,
         owner: RunOwner,
         recovery: RunRecovery | None = None,
+        peers: PeerFiles | None = None,
     ) -> None:
         self.experiment, self.order, self.context = experiment, order, context
         self._hardware, self._owner, self._recovery = hardware, owner, recovery
         self._max_steps = experiment.training.max_steps
         self.schedule = PlanSchedule.of(experiment)
-        self.state = state = TrainingState(experiment, context, runner, memory)
+        self.state = state = TrainingState(experiment, context, runner, memory, owner.disks, peers)
         self._faults = Faults(experiment.emulation.faults, state.node)
         self._update = StepUpdate(state, StepMeter(state, hardware.peak_tflop_per_s), self._faults)
         self._patience: StepPatience | None = None
@@ -106,7 +108,7 @@ class Trainer:
         self.checkpoints.restore()
 
     def open_records(self) -> None:
-        """Write config.yaml and the plans, print the start table, open metrics.jsonl and the monitors, on rank 0.
+        """Write config.yaml and the plans on each disk; print the start table, open metrics and monitors on rank 0.
 
         Raises on all ranks where it cannot.
         """
@@ -116,9 +118,10 @@ class Trainer:
         owned = ParameterCounts(sum(parameter.numel() for parameter in held) if trained else 0, trained)
         counts = all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: list(owned))
         total = ParameterCounts(*map(sum, zip(*counts, strict=True)))
+        on_all_ranks(self.context, Topic.DISK_RECORDS, lambda: self.records.open_disk(self.order))
         invitation = None if self._recovery is None else self._recovery.invitation
         self.records.wandb_id = on_first_rank(
-            self.context, Topic.RECORDS, lambda: self.records.open(self.order, self._hardware, total, invitation)
+            self.context, Topic.RECORDS, lambda: self.records.open(self._hardware, total, invitation)
         )
         if self._recovery is not None and self.recoverable is not None:
             self._recovery.publish(self.recoverable)
@@ -295,6 +298,6 @@ class Trainer:
             if self.state.runner.rank == 0:
                 logger.warning("step %d: no checkpoint, as nobody has stage %d or a copy of it", step, missing[0])
             return
-        on_first_rank(self.context, Topic.OWNER, self._owner.check)
+        on_all_ranks(self.context, Topic.OWNER, self._owner.check)
         self.records.write_trace()
         self.checkpoints.save()

@@ -213,12 +213,12 @@ def test_overrides(folder: Path) -> None:
 def test_reports_of_ranks() -> None:
     whole = FileReport(files={"model-stage-0.safetensors": FileRecord(size_bytes=3, sha256="ab")}).model_dump_json()
     store = HashStore()
-    board, ended = ReportBoard(store, 0, 2), threading.Event()
+    board, ended = ReportBoard(store, 0), threading.Event()
     offences = []
     for step, content in enumerate(mutated(whole.encode(), MUTATIONS, seed=SEED)):
-        store_of_board(store, Board.CHECKPOINT).set(f"{step}/1", content.decode(errors="replace"))
+        store_of_board(store, Board.CHECKPOINT).set(f"{step}/files/1", content.decode(errors="replace"))
         board.post(step, FileReport(files={}))
-        offences.append(offence(partial(board.collect, step, ended, 1.0)))
+        offences.append(offence(partial(board.collect, step, ended, 1.0, range(2))))
     assert [one for one in offences if one is not None] == []
 
 

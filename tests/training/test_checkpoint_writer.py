@@ -203,7 +203,7 @@ def test_image_is_a_safetensors_file_and_its_record_is_true(tmp_path: Path) -> N
 
 def two_boards() -> list[ReportBoard]:
     store = HashStore()
-    return [ReportBoard(store, rank, 2) for rank in (0, 1)]
+    return [ReportBoard(store, rank) for rank in (0, 1)]
 
 
 def test_records_of_all_ranks_come_together() -> None:
@@ -212,8 +212,11 @@ def test_records_of_all_ranks_come_together() -> None:
         boards[0].post(step, FileReport(files={"model-stage-0.safetensors": RECORD}))
         later = threading.Timer(0.1, boards[1].post, (step, FileReport(files={"model-stage-1.safetensors": RECORD})))
         later.start()
-        files = boards[0].collect(step, threading.Event(), 1.0)
-        assert files == {"model-stage-0.safetensors": RECORD, "model-stage-1.safetensors": RECORD}
+        reports = boards[0].collect(step, threading.Event(), 1.0, range(2))
+        assert [list(report.files) for report in reports] == [
+            ["model-stage-0.safetensors"],
+            ["model-stage-1.safetensors"],
+        ]
 
 
 def test_failure_of_another_rank_is_named() -> None:
@@ -221,7 +224,7 @@ def test_failure_of_another_rank_is_named() -> None:
     boards[0].post(1, FileReport(files={"model-stage-0.safetensors": RECORD}))
     boards[1].post(1, FileReport(files={}, failure="no space left"))
     with pytest.raises(CheckpointError, match=r"^rank 1: no space left$"):
-        boards[0].collect(1, threading.Event(), 1.0)
+        boards[0].collect(1, threading.Event(), 1.0, range(2))
 
 
 def test_rank_that_never_reports_does_not_hold_the_end_of_the_run() -> None:
@@ -230,14 +233,14 @@ def test_rank_that_never_reports_does_not_hold_the_end_of_the_run() -> None:
     ended = threading.Event()
     ended.set()
     with pytest.raises(CheckpointError, match="rank 1 did not finish its part before the run ended"):
-        boards[0].collect(1, ended, 0.05)
+        boards[0].collect(1, ended, 0.05, range(2))
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"files": {}}x', '{"files": {"../x": {}}}', "[]", '{"files": 9e999}'])
 def test_report_that_is_none_fails_the_checkpoint_and_names_the_rank(text: str) -> None:
     store = HashStore()
-    board = ReportBoard(store, 0, 2)
+    board = ReportBoard(store, 0)
     board.post(1, FileReport(files={}))
-    store_of_board(store, Board.CHECKPOINT).set("1/1", text)
+    store_of_board(store, Board.CHECKPOINT).set("1/files/1", text)
     with pytest.raises(CheckpointError, match="what rank 1 reports of step 1: "):
-        board.collect(1, threading.Event(), 1.0)
+        board.collect(1, threading.Event(), 1.0, range(2))

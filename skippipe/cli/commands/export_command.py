@@ -1,10 +1,11 @@
-"""`skippipe export`: a checkpoint in the Hugging Face format."""
+"""`skippipe export`: a checkpoint in the Hugging Face format; `skippipe collect`: a run of several disks on one."""
 
 from pathlib import Path
 
 import click
 
 from skippipe.cli.user_path import UserPath
+from skippipe.runtime.ranks import time_limits
 
 
 @click.command("export")
@@ -28,3 +29,27 @@ def command(
         return
     checkpoint = export_run(run_dir, target, step=step, dtype=dtype, choice=choice)
     click.echo(f"{checkpoint} written to {target}")
+
+
+@click.command("collect")
+@click.argument("run_dir", metavar="RUN", type=UserPath())
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(min=1),
+    default=time_limits.PROFILE_S,
+    help="Seconds until a silent host is lost.",
+    show_default=True,
+)
+def collect(run_dir: Path, timeout_s: float) -> None:
+    """Bring RUN, which each host has a part of, to the disk of rank 0; start it with torchrun on every host.
+
+    The newest checkpoint comes whole, metrics and events of all hosts come together.
+    """
+    from skippipe.runtime.ranks.context import DistributedContext
+    from skippipe.training.collecting import collect_run
+
+    with DistributedContext.from_environment(timeout_s, process_groups=False) as context:
+        checkpoint = collect_run(run_dir, context)
+        context.leave_meeting(heard=True)
+        if context.rank == 0:
+            click.echo(f"{run_dir}: whole here, {'no checkpoint' if checkpoint is None else checkpoint.name}")

@@ -12,7 +12,7 @@ ended, ended-heard                  why the first rank that ended by itself did 
 <topic>/<number>/read               how many ranks have read what all say there; left: how many need no store any more
 failure/<rank>                      why a rank stopped (`failure_board`), and left-<rank>: that it knows why others did
 failure/given-up                    that a step is given up on purpose
-checkpoint/<step>/<rank>            what a rank wrote of a checkpoint (`skippipe.checkpoint.report_board`)
+checkpoint/<step>/<part>/<rank>     what a rank did for a checkpoint (`skippipe.checkpoint.report_board`)
 
 torch keeps its own keys for the process groups there, too.
 """
@@ -32,7 +32,7 @@ class Topic(StrEnum):
     """What ranks tell each other about; all of them meet about the same topics in the same order."""
 
     OWNER = "owner"
-    """Whether rank 0 owns the run directory."""
+    """Whether the first rank of each disk owns the run directory."""
     PLANS = "plans"
     """The plans of the run, from rank 0."""
     START = "start"
@@ -48,9 +48,19 @@ class Topic(StrEnum):
     COMPILED = "compiled"
     """Whether each rank has compiled its stage."""
     RUN_DIRECTORY = "run-directory"
-    """The mark that rank 0 left in the run directory."""
+    """What this start calls the marks in its run directory, from rank 0."""
     RUN_DIRECTORY_SEEN = "run-directory-seen"
-    """Whether each rank sees that mark."""
+    """The name that each rank found in that mark: equal for ranks that see one disk."""
+    FILES_KEY = "files/key"
+    """The secret with which ranks give each other files, from rank 0."""
+    FILES_PLACE = "files/place"
+    """Where each rank gives files."""
+    DISK_RECORDS = "disk-records"
+    """Whether the first rank of each disk could write the records of the run, and which it has."""
+    DISK_CHECKPOINTS = "disk-checkpoints"
+    """Which files of a checkpoint are sound on each disk."""
+    DISK_FETCHED = "disk-fetched"
+    """Whether each disk has what its ranks need of a checkpoint."""
     CHECKPOINTS = "checkpoints"
     """Of which steps there are checkpoints, as rank 0 sees it."""
     CHECKPOINT_SOUND = "checkpoint-sound"
@@ -86,7 +96,7 @@ class Topic(StrEnum):
     JOINED = "joined"
     """That each rank has the state of its stage, in the first iteration with some that have come."""
     RESTORED = "restored"
-    """From which older state each rank has its stage, if it has."""
+    """From which older state each rank has its stage, if it has, and what its disk is called."""
     END = "end"
     """That each rank has done all that it needs the others for."""
 

@@ -1,17 +1,17 @@
 """A process that comes into a run under way: it prepares by itself, is taken in, and trains with the others."""
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError, StorageError
+from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Epoch
-from skippipe.membership.live_run import LiveRun, find_live_run, kept_contacts
+from skippipe.membership.live_run import LiveRun, find_live_run
 from skippipe.membership.membership import Membership
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import choose_device
@@ -51,7 +51,6 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
     plans = PlanSet.from_json(facts.plans)
     own = _own_node(plans, context.rank)
     _check_alike(experiment, facts, own)
-    _check_run_directory(experiment, live)
     host = own_address(live.members[0].host, live.members[0].port)
     with open_membership(experiment, own, host, live.secret) as (membership, exchange):
         recovery = RunRecovery(experiment, plans, context, membership, exchange, live.secret)
@@ -115,22 +114,10 @@ def _trainer(
     estimates = estimate_memory(experiment, plans, hardware.device_types)
     runner = make_unconnected_runner(experiment, plans, plans.main.stage_of[own], context)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
-    owner = RunOwner(experiment.run_path)
+    owner = RunOwner(experiment.run_path, RunDisks((0,), 0, facts.trainer.disk_nonce))
     with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
         trainer.records.wandb_id = facts.trainer.wandb_id
         yield trainer
-
-
-def _check_run_directory(experiment: Experiment, live: LiveRun) -> None:
-    """Raise `StorageError` where this host does not see the run's directory, to which its part of checkpoints goes."""
-    deadline_s = time.monotonic() + time_limits.VISIBLE_FILE_S
-    while not any(live.secret in text for text in kept_contacts(experiment.run_path)):
-        if time.monotonic() > deadline_s:
-            raise StorageError(
-                f"{experiment.run_path.absolute()}: not the directory of the run under way, whose members.json is not "
-                "there; put run_dir on storage that every node shares"
-            )
-        time.sleep(time_limits.FILE_POLL_S)
 
 
 def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | None:

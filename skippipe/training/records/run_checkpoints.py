@@ -45,7 +45,8 @@ class RunCheckpoints:
     def restore(self) -> None:
         """Go to where the checkpoint that the experiment names left the run, where there is one; all ranks together."""
         context = self._state.context
-        checkpoint = choose_checkpoint(self._experiment, context)
+        layers = [self._state.plans.main.stages[index].layers for index in self._state.runner.stages]
+        checkpoint = choose_checkpoint(self._experiment, context, self._state.disks, self._state.peers, layers)
         if checkpoint is None:
             self._check_pretrained()
             return
@@ -80,7 +81,7 @@ class RunCheckpoints:
         state, context = self._state, self._state.context
         run_dir, options = self._experiment.run_path, self._experiment.checkpoint
         return CheckpointWriter(
-            run_dir, state.runner, state.optimizer, options, context.store, context.world_size, self._kept
+            run_dir, state.runner, state.optimizer, options, context.store, state.disks, state.peers, self._kept
         )
 
     def _metadata(self) -> Metadata:
@@ -98,6 +99,7 @@ class RunCheckpoints:
             settings=trained_settings(self._experiment),
             lora=self._experiment.lora.identity() if self._experiment.lora.enabled else None,
             base=self._find_base(),
+            layers=tuple(stage.layers for stage in state.plans.main.stages),
             files={},
         )
 

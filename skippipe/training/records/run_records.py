@@ -16,6 +16,7 @@ from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.measured_for import experiment_measured_for
+from skippipe.training.collecting import TRACES, bring_records
 from skippipe.training.measurement.step_trace import TraceRecorder
 from skippipe.training.run_directory import check_nothing_beyond, record_inputs
 from skippipe.training.run_owner import RunOwner
@@ -39,17 +40,17 @@ class RunRecords:
         self._keeps_metrics = False
         self._storage = StorageWatch(self._experiment.checkpoint.timeout_s)
 
-    def open(
-        self, order: SampleOrder, hardware: Hardware, counts: ParameterCounts, invitation: str | None
-    ) -> str | None:
-        """Write config.yaml and the plans, print the start table, open metrics.jsonl and the monitors, on rank 0.
+    def open_disk(self, order: SampleOrder) -> None:
+        """Write config.yaml, the plans and the tokenizer, on the first rank of each disk."""
+        state = self._state
+        if state.disks.is_first:
+            check_nothing_beyond(self._experiment, state.step)
+            record_inputs(self._experiment, state.plans, state.disks.nonce)
+            keep_tokenizer(self._experiment.data, order.cache.tokenizer, self._run_dir, anew=not state.step)
 
-        Returns the id of the W&B run.
-        """
+    def open(self, hardware: Hardware, counts: ParameterCounts, invitation: str | None) -> str | None:
+        """Print the start table, open metrics.jsonl and the monitors, on rank 0; return the id of the W&B run."""
         state, experiment, logging_options = self._state, self._experiment, self._experiment.logging
-        check_nothing_beyond(experiment, state.step)
-        record_inputs(experiment, state.plans)
-        keep_tokenizer(experiment.data, order.cache.tokenizer, self._run_dir, anew=not state.step)
         self.wandb_id = wandb_id(self._run_dir, logging_options.wandb, self.wandb_id)
         say(start_table(state.plans.main, counts, state.context.world_size))
         for name, plan in state.plans.further.items():
@@ -57,6 +58,8 @@ class RunRecords:
         attention = attention_in_use(next(iter(state.runner.stages.values())).body.config)
         say(f"computing on {hardware.devices} in {experiment.training.dtype}, attention {attention}")
         say(state.memory.table())
+        if not state.disks.shared:
+            say(f"{len(state.disks.firsts)} disks have a part of {self._run_dir} each: every file lies on two of them")
         if invitation is not None:
             say(invitation)
         say(str(WandbPlace.of(logging_options.wandb, self._run_dir)))
@@ -65,12 +68,17 @@ class RunRecords:
         self._reporter, self._keeps_metrics = open_reporter(experiment, state.step, self.wandb_id), True
         return self.wandb_id
 
+    def take_over_disk(self, order: SampleOrder) -> None:
+        """Own the run directory from now on, in place of a process that is lost, or on a disk that has come."""
+        self._owner.take_over()
+        if not (self._run_dir / "config.yaml").exists():
+            self.open_disk(order)
+
     def take_over(self) -> None:
         """Write the metrics from now on, in place of a process that is lost; it may not have written the last step."""
         if self._keeps_metrics:
             return
         state = self._state
-        self._owner.take_over()
         self._keeps_metrics = True
         self.reported = state.step - (state.finished is not None)
         self._reporter = open_reporter(self._experiment, self.reported, self.wandb_id)
@@ -97,10 +105,13 @@ class RunRecords:
 
     def write_measured(self) -> None:
         """Write what tasks and transfers took, on rank 0, once every rank has written its trace."""
-        self._state.runner.barrier()
-        if self._state.runner.rank == 0:
+        state = self._state
+        state.runner.barrier()
+        if state.peers is not None:
+            bring_records(self._run_dir, state.context, state.disks, state.peers, TRACES)
+        if state.runner.rank == 0:
             try:
-                plan = self._state.plans.main
+                plan = state.plans.main
                 measured_for = experiment_measured_for(self._experiment, len(plan.stages))
                 write_measured(self._run_dir, plan, Path(self._experiment.cluster), measured_for)
             except SkipPipeError as reason:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.run_disks import RunDisks, disks_of, named_disk
 from skippipe.data.samples import SampleOrder
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.run_events import RestoredStage
@@ -76,6 +78,7 @@ class RecoverableTraining:
             fingerprint=cache.fingerprint,
             num_tokens=len(cache.train) + len(cache.validation),
             wandb_id=self._records.wandb_id,
+            disk_nonce=self.disks.nonce,
         )
 
     def progress(self) -> ProgressReport | None:
@@ -153,9 +156,20 @@ class RecoverableTraining:
             self._fetch()
             self._fetch = None
 
-    def enter_epoch(self, plans: PlanSet) -> None:
-        """Connect to the others along new plans. All members call this together."""
+    @property
+    def disks(self) -> RunDisks:
+        """On which disks the run directory of the present members lies."""
+        return self._state.disks
+
+    def disk_name(self) -> str:
+        """Return the name of the disk that this process sees: the same for all that see it."""
+        return named_disk(self._state.experiment.run_path, self.disks.nonce)
+
+    def enter_epoch(self, plans: PlanSet, disk_names: Sequence[str], peers: PeerFiles) -> None:
+        """Connect to the others along new plans, on disks of these names by rank. All members call this together."""
         state = self._state
+        state.disks = disks_of(disk_names, state.context.rank, self.disks.nonce)
+        state.peers = None if state.disks.shared else peers
         experiment, context = state.experiment, state.context
         estimates = estimate_memory(experiment, plans, [self._device_types[node] for node in plans.main.nodes])
         state.memory = state.memory.of_ranks(estimates, context.rank)
@@ -163,6 +177,8 @@ class RecoverableTraining:
         state.runner = make_runner_of_epoch(experiment, plans, state.runner, context)
         state.runner.iteration = state.step
         self._checkpoints.connect()
+        if state.disks.is_first:
+            self._records.take_over_disk(self._order)
         if context.rank == 0:
             self._records.take_over()
 

@@ -21,6 +21,8 @@ class TrainerFacts(StrictModel):
     num_tokens: Count
     """Of the tokenised text."""
     wandb_id: str | None = None
+    disk_nonce: str
+    """Of the run's `RunDisks`."""
 
     def hardware(self, nodes: tuple[str, ...], own: str, device: Device) -> Hardware:
         """Return what the run computes on, with this process's own device at its node."""

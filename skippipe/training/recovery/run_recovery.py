@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch._C._distributed_c10d import Store
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.config.experiment import Experiment
 from skippipe.errors import (
@@ -92,8 +94,15 @@ class Recoverable(Protocol):
     def take_state(self) -> None:
         """Fetch the state of the stage, where this process has come lately and has followed without it."""
 
-    def enter_epoch(self, plans: PlanSet) -> None:
-        """Connect to the others along new plans. All members call this together."""
+    @property
+    def disks(self) -> RunDisks:
+        """On which disks the run directory of the present members lies."""
+
+    def disk_name(self) -> str:
+        """Return the name of the disk that this process sees: the same for all that see it."""
+
+    def enter_epoch(self, plans: PlanSet, disk_names: Sequence[str], peers: PeerFiles) -> None:
+        """Connect to the others along new plans, on disks of these names by rank. All members call this together."""
 
 
 class RunRecovery:
@@ -123,6 +132,7 @@ class RunRecovery:
         self._search: BetterPlanSearch | None = None
         self._begun_after: int | None = None
         self._restored: tuple[RestoredStage, ...] = ()
+        self._shares_disk = True
         from skippipe.membership.keys import run_keys
 
         keys, options = run_keys(secret), experiment.recovery
@@ -154,6 +164,14 @@ class RunRecovery:
         own = self._membership.own
         return f"others come in with: skippipe join {own.host}:{own.data_port} ({SECRET}: see members.json of this run)"
 
+    def peer_files(self, nodes: Sequence[str]) -> PeerFiles:
+        """Return how the members give each other files, in the order of their ranks."""
+        from skippipe.membership.keys import run_keys
+
+        members = {member.name: member for member in self._membership.members}
+        places = tuple((members[node].host, members[node].data_port) for node in nodes)
+        return PeerFiles(self._exchange, run_keys(self._secret), places, self._timeout_s)
+
     def publish(self, trainer: Recoverable, *, arrived: bool = False) -> None:
         """Have ready what a process needs that comes later, where it will look for it.
 
@@ -163,6 +181,7 @@ class RunRecovery:
 
         members = tuple(self._membership.members)
         self._begin_copies(trainer)
+        self._shares_disk = trainer.disks.shared
         facts = RunFacts(
             **installed_versions(),
             experiment=self._experiment.model_dump(mode="json"),
@@ -299,11 +318,13 @@ class RunRecovery:
             if isinstance(self._context.store, EpochStore):
                 self._context.store.end()
             self._context.enter_epoch(rank, len(epoch.names), store)
-            trainer.enter_epoch(plans)
-            told = all_gather_json(self._context, Topic.RESTORED, lambda: _dumped(trainer.restored))
-            self._restored = tuple(
-                parse(RestoredStage, each, "what a member tells", InputError) for each in told if each
+            told = all_gather_json(
+                self._context, Topic.RESTORED, lambda: (_dumped(trainer.restored), trainer.disk_name())
             )
+            self._restored = tuple(
+                parse(RestoredStage, each, "what a member tells", InputError) for each, _ in told if each
+            )
+            trainer.enter_epoch(plans, [name for _, name in told], self.peer_files(epoch.names))
             trainer.restored = None
             is_met = True
             self._begun_after = decision.step
@@ -385,7 +406,7 @@ class RunRecovery:
             members=tuple(names),
             standing=frozenset(standing),
             copies=copies,
-            has_checkpoint=latest_checkpoint(self._experiment.run_path) is not None,
+            has_checkpoint=self._shares_disk and latest_checkpoint(self._experiment.run_path) is not None,
             moves=self._plans.moves,
             limit_s=self._options.planning_s,
         )

@@ -1,5 +1,7 @@
 """What the parts of a trainer share: what it trains with, and where it stands between two steps."""
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.config.experiment import Experiment
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
@@ -13,9 +15,19 @@ class TrainingState:
     """Runner, optimizer and memory of one process of a run, and the step at which it stands."""
 
     def __init__(
-        self, experiment: Experiment, context: DistributedContext, runner: Runner, memory: MemoryReport
+        self,
+        experiment: Experiment,
+        context: DistributedContext,
+        runner: Runner,
+        memory: MemoryReport,
+        disks: RunDisks,
+        peers: PeerFiles | None,
     ) -> None:
         self.experiment, self.context, self.memory = experiment, context, memory
+        self.disks = disks
+        """On which disks the run directory of the present members lies."""
+        self.peers = peers
+        """What brings files from one of them to another; None where they share one."""
         self.node = runner.plans.main.nodes[context.rank]
         training = experiment.training
         self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length

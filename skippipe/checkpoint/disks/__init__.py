@@ -1,0 +1,1 @@
+"""Checkpoints of hosts that share no disk: every part on two of them, brought to where it is needed."""

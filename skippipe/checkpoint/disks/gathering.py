@@ -1,0 +1,131 @@
+"""The newest checkpoint that all disks together have whole, brought to where its parts are needed."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from skippipe.checkpoint.disks.disk_view import DiskView, LayerRange, WholeCheckpoint, needed_files, whole_checkpoint
+from skippipe.checkpoint.disks.peer_files import PeerFiles, write_whole
+from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
+from skippipe.checkpoint.held_files import note_held_files
+from skippipe.checkpoint.reader import METADATA, checkpoint_path
+from skippipe.checkpoint.soundness import DAMAGED, HASHED_BYTES_PER_S, refuse, saved_steps, size_bytes
+from skippipe.errors import CheckpointError
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
+from skippipe_scheduler.files import parse
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+SLOWEST_BYTES_PER_S = 125_000
+"""Links of less than 1 Mbit/s are taken for ones that hang, beyond the timeout of the run."""
+
+
+class Gathering:
+    """Finds and fetches checkpoints over all disks of a run; every call is made by all ranks together."""
+
+    def __init__(self, context: DistributedContext, disks: RunDisks, peers: PeerFiles) -> None:
+        self._context, self._disks, self._peers = context, disks, peers
+
+    def newest(self, run_dir: Path, stages: Sequence[LayerRange] | None) -> tuple[Path | None, dict[Path, str]]:
+        """Bring the newest whole checkpoint here, as far as this process needs it, and say what is wrong with others.
+
+        `stages` are the layers of this process's stages; None stands for all layers. Without any checkpoint on any
+        disk it is None; raises `CheckpointError` where there are some and none is whole.
+        """
+        found = all_gather_json(self._context, Topic.CHECKPOINTS, lambda: self._if_first(lambda: saved_steps(run_dir)))
+        steps = sorted({step for disk in self._disks.firsts for step in found[disk]})
+        damaged: dict[Path, str] = {}
+        for checkpoint in (checkpoint_path(run_dir, step) for step in reversed(steps)):
+            problem = self.bring(checkpoint, stages)
+            if problem is None:
+                return checkpoint, damaged
+            damaged[checkpoint] = problem
+        if damaged:
+            on_first_rank(self._context, Topic.DAMAGED_CHECKPOINTS, lambda: refuse(damaged))
+        return None, damaged
+
+    def bring(self, checkpoint: Path, stages: Sequence[LayerRange] | None) -> str | None:
+        """Bring a checkpoint here, as `newest` does; return what is wrong where the disks do not have it whole."""
+        offered: list[str] = []
+        try:
+            views, ranges = self._look(checkpoint, stages, offered)
+            whole = whole_checkpoint(views)
+            if isinstance(whole, str):
+                return whole
+            needed = sorted(whole.metadata.files) if ranges is None else needed_files(whole.metadata, ranges)
+            total_bytes = sum(record.size_bytes for record in whole.metadata.files.values())
+            on_all_ranks(
+                self._context,
+                Topic.DISK_FETCHED,
+                lambda: self._if_first(lambda: self._complete(checkpoint, whole, needed)),
+                limit_s=self._context.timeout_s + total_bytes / SLOWEST_BYTES_PER_S,
+            )
+        finally:
+            self._peers.withdraw(offered)
+        base = whole.metadata.base
+        return None if base is None else self.bring(checkpoint.with_name(base.name), stages)
+
+    def _look(
+        self, checkpoint: Path, stages: Sequence[LayerRange] | None, offered: list[str]
+    ) -> tuple[dict[int, DiskView], list[LayerRange] | None]:
+        """Return what each disk has, and which layers the ranks of this process's disk need, None for all.
+
+        What this disk has is offered before others hear of it; `offered` gets the names.
+        """
+        limit_s = self._context.timeout_s + size_bytes(checkpoint) / HASHED_BYTES_PER_S
+
+        def own() -> dict[str, object]:
+            return {"view": self._if_first(lambda: self._own_view(checkpoint, offered)), "stages": stages}
+
+        told = all_gather_json(self._context, Topic.DISK_CHECKPOINTS, own, limit_s=limit_s)
+        views = {
+            disk: parse(DiskView, told[disk]["view"], f"what rank {disk} sees", CheckpointError)
+            for disk in self._disks.firsts
+        }
+        wanted = [told[rank]["stages"] for rank, disk in enumerate(self._disks.of_rank) if disk == self._disks.own]
+        if any(each is None for each in wanted):
+            return views, None
+        return views, [(int(first), int(end)) for each in wanted for first, end in each]
+
+    def _own_view(self, checkpoint: Path, offered: list[str]) -> dict[str, object]:
+        view = DiskView.of(checkpoint)
+        for name in view.sound:
+            offered.append(_offered(checkpoint, name))
+            self._peers.offer(offered[-1], (checkpoint / name).read_bytes)
+        return view.model_dump(mode="json")
+
+    def _complete(self, checkpoint: Path, whole: WholeCheckpoint, needed: Sequence[str]) -> None:
+        """Fetch what this disk lacks of the files that it needs."""
+        own = self._disks.own
+        held, missing = whole.held_by(own), whole.to_fetch(own, needed)
+        if not held and checkpoint.exists():  # another state of the same number, or nothing sound
+            aside = checkpoint.with_name(DAMAGED + checkpoint.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+        try:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            note_held_files(checkpoint, held)  # a damaged file counts no more
+            write_whole(checkpoint / METADATA, whole.text.encode())
+            for name, disk in missing.items():
+                content = self._peers.fetch(disk, _offered(checkpoint, name))
+                if hashlib.sha256(content).hexdigest() != whole.metadata.files[name].sha256:
+                    raise CheckpointError(f"{checkpoint / name}: arrived with another content than was saved")
+                write_whole(checkpoint / name, content)
+            note_held_files(checkpoint, [*held, *missing])
+        except OSError as reason:
+            raise cannot_be_written(checkpoint, reason) from None
+        if missing:
+            logger.info("%s: %d files fetched from other disks", checkpoint, len(missing))
+
+    def _if_first(self, action: Callable[[], Result]) -> Result | None:
+        """Do something once on each disk."""
+        return action() if self._disks.is_first else None
+
+
+def _offered(checkpoint: Path, name: str) -> str:
+    return f"saved/{checkpoint.name}/{name}"

@@ -1,0 +1,82 @@
+"""Files that one rank has ready for others, which see no disk of its own."""
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from skippipe.errors import CommunicationError
+from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
+
+if TYPE_CHECKING:
+    from skippipe.membership.exchange import Exchange
+    from skippipe.membership.keys import RunKeys
+
+
+class PeerFiles(NamedTuple):
+    """The exchange of this process, and how those of all ranks are reached."""
+
+    exchange: "Exchange"
+    keys: "RunKeys"
+    places: tuple[tuple[str, int], ...]
+    """Host and port of each rank's exchange."""
+    silence_s: float
+    """Without an answer for so long, a rank is lost."""
+
+    def offer(self, name: str, make: Callable[[], bytes | memoryview]) -> None:
+        """Have a content ready, which is made once somebody asks for it."""
+        self.exchange.offer_made(name, make)
+
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Have nothing of these names any more."""
+        for name in names:
+            self.exchange.withdraw(name)
+
+    def fetch(self, rank: int, name: str, wanted: Callable[[], bool] = lambda: True) -> bytes:
+        """Return what a rank has under a name, checked by its hash.
+
+        Raises `CommunicationError` where it has nothing of that name, does not answer, or it is not `wanted` any more.
+        """
+        from skippipe.membership.exchange import Source, fetch
+
+        content = fetch(Source(*self.places[rank]), self.keys, name, self.silence_s, wanted)
+        if content is None:
+            raise CommunicationError(f"rank {rank} has no {name}")
+        return content
+
+
+@contextmanager
+def open_peer_files(context: DistributedContext) -> Iterator[PeerFiles]:
+    """Open an exchange on every rank while entered; all ranks enter together."""
+    from skippipe.membership.exchange import Exchange
+    from skippipe.membership.keys import run_keys
+
+    secret = on_first_rank(context, Topic.FILES_KEY, lambda: secrets.token_hex(32))
+    keys = run_keys(secret)
+    with closing(Exchange(keys)) as exchange:
+        yield PeerFiles(exchange, keys, meet_places(context, exchange.port), context.timeout_s)
+
+
+def meet_places(context: DistributedContext, port: int) -> tuple[tuple[str, int], ...]:
+    """Return where the exchanges of all ranks are reached; all ranks call this together."""
+    from skippipe.membership.addresses import own_address
+
+    def own() -> Sequence[str | int]:
+        return own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), port
+
+    return tuple((host, port) for host, port in all_gather_json(context, Topic.FILES_PLACE, own))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all, and wait until it is on the disk."""
+    aside = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with aside.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.rename(path)

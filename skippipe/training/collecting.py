@@ -1,0 +1,117 @@
+"""What several disks have of one run, brought to the disk of rank 0: records by a run, all of it by `collect`."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from skippipe.checkpoint.disks.gathering import Gathering
+from skippipe.checkpoint.disks.peer_files import PeerFiles, open_peer_files, write_whole
+from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, open_run_disks
+from skippipe.checkpoint.soundness import newest_sound_checkpoint
+from skippipe.errors import InputError
+from skippipe.monitor.metrics_file import merged_metrics
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
+from skippipe_scheduler.files import json_lines
+
+TRACES: Final = ("trace/rank-*.jsonl",)
+RECORDS: Final = (
+    *TRACES,
+    "config.yaml",
+    "plan.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "wandb_id",
+    "epochs/*.json",
+    "plans/*.json",
+    "tokenizer/*.json",
+)
+"""What a run directory has beside its checkpoints."""
+RECORD_NAME = re.compile(r"([a-z]+/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+"""Names that another disk may give: inside of the run directory, and no hidden file."""
+
+
+def collect_run(run_dir: Path, context: DistributedContext) -> Path | None:
+    """Bring the newest checkpoint and all records of a run to the disk of rank 0; all ranks call this together.
+
+    Returns:
+        The checkpoint, which is whole there; None where the run has none.
+
+    Raises:
+        CheckpointError: There are checkpoints, and the disks together have none whole.
+        StorageError: The run directory cannot be written.
+    """
+    with open_run_disks(run_dir, context) as disks:
+        if disks.shared:
+            return newest_sound_checkpoint(run_dir, context)[0]
+        with open_peer_files(context) as peers:
+            bring_records(run_dir, context, disks, peers, RECORDS)
+            is_target = disks.own == disks.of_rank[0]
+            checkpoint, _ = Gathering(context, disks, peers).newest(run_dir, None if is_target else [])
+            return checkpoint
+
+
+def bring_records(
+    run_dir: Path, context: DistributedContext, disks: RunDisks, peers: PeerFiles, patterns: Sequence[str]
+) -> None:
+    """Bring the files that match to the disk of rank 0; all ranks call this together.
+
+    Metrics and events of all disks come together in one file each; of other files, those that are missing there come.
+    """
+    offered: list[str] = []
+
+    def offer() -> list[str]:
+        if not disks.is_first or disks.rank == 0:
+            return []
+        names = [str(path.relative_to(run_dir)) for pattern in patterns for path in sorted(run_dir.glob(pattern))]
+        for name in names:
+            offered.append(_offered(name))
+            peers.offer(offered[-1], (run_dir / name).read_bytes)
+        return names
+
+    def fetch_all(told: Sequence[Iterable[str]]) -> None:
+        for rank, names in enumerate(told):
+            for name in names:
+                _take(run_dir, name, peers, rank)
+
+    try:
+        told = all_gather_json(context, Topic.DISK_RECORDS, offer)
+        on_all_ranks(context, Topic.DISK_RECORDS, lambda: fetch_all(told) if disks.rank == 0 else None)
+    finally:
+        peers.withdraw(offered)
+
+
+def _take(run_dir: Path, name: str, peers: PeerFiles, rank: int) -> None:
+    """Fetch one record of a rank's disk into this one."""
+    if not RECORD_NAME.fullmatch(name):
+        raise InputError(f"rank {rank} has a record named {name[:80]!r}, which is no file of a run directory")
+    path = run_dir / name
+    merge = {"metrics.jsonl": merged_metrics, "events.jsonl": _merged_lines}.get(name)
+    if path.exists() and merge is None:
+        return
+    content = peers.fetch(rank, _offered(name))
+    try:
+        if path.exists() and merge is not None:
+            other = path.with_name(f".{path.name}.other")
+            write_whole(other, content)
+            content = merge(path, other).encode()
+            other.unlink()
+        write_whole(path, content)
+    except OSError as reason:
+        raise cannot_be_written(run_dir, reason) from None
+
+
+def _merged_lines(path: Path, other: Path) -> str:
+    """Return the lines of two files of events, each once, in the order of their steps."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in (*json_lines(path), *json_lines(other)):
+        if line is not None:
+            found.setdefault(json.dumps(line), line)
+    return "".join(f"{text}\n" for text in sorted(found, key=lambda text: found[text].get("epoch", 0)))
+
+
+def _offered(name: str) -> str:
+    return f"record/{name}"
