@@ -54,14 +54,17 @@ class Reporter:
                 logger.warning("%s; the steps since then are lost", reason)
 
 
-def open_reporter(experiment: Experiment, first_step: int, run_id: str | None) -> Reporter:
+def open_reporter(experiment: Experiment, first_step: int, run_id: str | None, *, whole: bool = True) -> Reporter:
     """Return the reporter of rank 0; steps after `first_step` of an earlier try leave metrics.jsonl.
 
-    `run_id` is that of the W&B run, None without one. A further place for metrics is a further entry of the list.
+    `run_id` is that of the W&B run, None without one. Unless `whole`, steps before may lie on another disk.
+    A further place for metrics is a further entry of the list.
     """
     run_dir = experiment.run_path
     sinks: list[Sink] = [
-        MetricsWriter(run_dir / "metrics.jsonl", first_step, continued=experiment.checkpoint.resume == "auto"),
+        MetricsWriter(
+            run_dir / "metrics.jsonl", first_step, continued=whole and experiment.checkpoint.resume == "auto"
+        ),
         Console(first_step, experiment.training.max_steps, experiment.logging.interval),
     ]
     if run_id is not None:

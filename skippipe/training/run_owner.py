@@ -94,7 +94,7 @@ class Owner(StrictModel):
 
 
 class RunOwner:
-    """Makes this process the owner of a run directory, from `claim` to `release`; called on one rank of each disk."""
+    """Makes this process the owner of a run directory, from `claim` to `close`; called on one rank of each disk."""
 
     def __init__(self, run_dir: Path, disks: RunDisks = ONE_DISK) -> None:
         self._run_dir = run_dir
@@ -154,7 +154,7 @@ class RunOwner:
                 f"{WATCH_S:g} s; this start ends and writes nothing more"
             )
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give the directory free; an empty one is removed."""
         self._ended.set()
         if not self._is_outer:
@@ -218,7 +218,7 @@ def owned_run_directory(run_dir: Path, context: DistributedContext) -> Iterator[
         try:
             yield owner
         finally:
-            owner.release()
+            owner.close()
 
 
 def read_owner(run_dir: Path) -> Owner | None:

@@ -17,6 +17,8 @@ from small_runs import write_run
 from torch._C._distributed_c10d import HashStore
 
 from skippipe.checkpoint.layer_choice import LayerChoice, read_choice, write_choice
+from skippipe.checkpoint.disks.disk_view import DiskView
+from skippipe.checkpoint.held_files import HELD, note_held_files
 from skippipe.checkpoint.reader import METADATA, FileRecord, Metadata, read_metadata
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
@@ -102,6 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, plan: Plan) -> Path:
         step=3, tokens=96, elapsed_s=1.5, seed=3, dtype="float32", model={"a": 1}, data={}, plan_hash="x", files={}
     )
     write_stages(folder, metadata, [{}])
+    note_held_files(folder / CHECKPOINT, ["model-stage-0.safetensors"])
     (folder / "owner.json").write_text(Owner.here().model_dump_json())
     ranks = [{"rank": 0, "node": "a"} | dict.fromkeys(list(RankMemory.model_fields)[2:], 7)]
     (folder / "memory.json").write_text(json.dumps({"ranks": ranks}))
@@ -170,6 +173,7 @@ READERS: Final[dict[str, Callable[[Path], Any]]] = {
     "trace.json": lambda folder: load_trace(folder / "trace.json", load_plan(folder / "plan.json")),
     "choice.json": lambda folder: read_choice(folder / "choice.json"),
     "wandb_id": lambda folder: wandb_id(folder, WandbOptions(), None),
+    f"{CHECKPOINT}/{HELD}": lambda folder: (read_metadata(folder / CHECKPOINT), DiskView.of(folder / CHECKPOINT)),
     f"{CHECKPOINT}/{METADATA}": lambda folder: read_metadata(folder / CHECKPOINT),
     f"{CHECKPOINT}/model-stage-0.safetensors": lambda folder: newest_sound_checkpoint(folder),
 }

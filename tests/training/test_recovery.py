@@ -17,6 +17,8 @@ from random_plans import random_plan
 from safetensors.torch import save
 from training_runs import ALONE, CLUSTER, losses, make_experiment, write_inputs
 
+from skippipe.checkpoint.held_files import held_files
+from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.errors import CommunicationError
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
@@ -109,12 +111,12 @@ class Run:
         values = {key: str(value) for key, value in place.items()} | environment
         return self._start(["train", *self.arguments], output, values)
 
-    def join(self, output: str) -> ForkedProcess:
-        """Start a process that has nothing but a member's address and the secret."""
+    def join(self, output: str, run_dir: Path) -> ForkedProcess:
+        """Start a process that has nothing but a member's address and the secret, and a disk of its own."""
         contacts = json.loads((self.experiment.run_path / "members.json").read_text())
         member = contacts["members"][0]
         place = f"{member['host']}:{member['data_port']}"
-        return self._start(["join", place], output, {"SKIPPIPE_SECRET": contacts["secret"]})
+        return self._start(["join", place, f"run_dir={run_dir}"], output, {"SKIPPIPE_SECRET": contacts["secret"]})
 
     def _start(self, arguments: list[str], output: str, environment: dict[str, str]) -> ForkedProcess:
         path = self.folder / output
@@ -281,7 +283,7 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     threads, descriptors = least_held(survivor)
     run.ranks[2].signal(signal.SIGKILL)
     run.ranks[2].process.join(LIMIT_S)
-    run.ranks.append(run.join("joined.txt"))
+    run.ranks.append(run.join("joined.txt", tmp_path / "own"))
     run.wait_until_in(SOLE)
     wait_until_it_holds(survivor, threads, descriptors + DESCRIPTORS_OF_AN_EPOCH - 1)
     outputs = [rank.output for rank in run.ranks]
@@ -306,6 +308,11 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     states = run.states(joined_step)
     assert states["node-0"] == states["node-1"]  # the one that came and the one that gave: bit by bit
     assert all((SOLE in event.members) != (2 in event.absent_stages) for event in events)
+    disks = [latest_checkpoint(path) for path in (run.experiment.run_path, tmp_path / "own")]
+    held = [set(held_files(path, read_metadata(path).files)) for path in disks if path is not None]
+    assert held == [set(read_metadata(path).files) for path in disks if path is not None]  # all on both disks
+    assert {path.name for path in (tmp_path / "own").iterdir()} >= {"config.yaml", "plan.json"}
+    assert not (tmp_path / "own" / "owner.json").exists()
     assert (run.experiment.run_path / "members.json").stat().st_mode & 0o077 == 0
     page = write_run_report(run.experiment.run_path).read_text()
     assert f"{SOLE} joined" in page

@@ -114,8 +114,10 @@ def _trainer(
     estimates = estimate_memory(experiment, plans, hardware.device_types)
     runner = make_unconnected_runner(experiment, plans, plans.main.stage_of[own], context)
     memory = MemoryReport(estimates, PeakMemory(device), context.rank)
-    owner = RunOwner(experiment.run_path, RunDisks((0,), 0, facts.trainer.disk_nonce))
-    with closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer:
+    with (
+        closing(RunOwner(experiment.run_path, RunDisks((0,), 0, facts.trainer.disk_nonce))) as owner,
+        closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer,
+    ):
         trainer.records.wandb_id = facts.trainer.wandb_id
         yield trainer
 

@@ -65,7 +65,7 @@ class RunRecords:
         say(str(WandbPlace.of(logging_options.wandb, self._run_dir)))
         if state.step:
             say(f"continuing after step {state.step}")
-        self._reporter, self._keeps_metrics = open_reporter(experiment, state.step, self.wandb_id), True
+        self._reporter, self._keeps_metrics = self._open_reporter(state.step), True
         return self.wandb_id
 
     def take_over_disk(self, order: SampleOrder) -> None:
@@ -81,7 +81,7 @@ class RunRecords:
         state = self._state
         self._keeps_metrics = True
         self.reported = state.step - (state.finished is not None)
-        self._reporter = open_reporter(self._experiment, self.reported, self.wandb_id)
+        self._reporter = self._open_reporter(self.reported)
         if state.finished is not None and not state.work_is_left:
             self.write(state.finished.metrics)
 
@@ -116,6 +116,9 @@ class RunRecords:
                 write_measured(self._run_dir, plan, Path(self._experiment.cluster), measured_for)
             except SkipPipeError as reason:
                 logger.warning("measured.yaml is not written: %s", reason)
+
+    def _open_reporter(self, step: int) -> Reporter:
+        return open_reporter(self._experiment, step, self.wandb_id, whole=self._state.disks.shared)
 
     def close(self) -> None:
         """Close metrics and monitors."""
