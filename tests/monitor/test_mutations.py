@@ -16,9 +16,9 @@ from mutations import mutated
 from small_runs import write_run
 from torch._C._distributed_c10d import HashStore
 
-from skippipe.checkpoint.layer_choice import LayerChoice, read_choice, write_choice
 from skippipe.checkpoint.disks.disk_view import DiskView
 from skippipe.checkpoint.held_files import HELD, note_held_files
+from skippipe.checkpoint.layer_choice import LayerChoice, read_choice, write_choice
 from skippipe.checkpoint.reader import METADATA, FileRecord, Metadata, read_metadata
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
