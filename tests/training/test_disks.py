@@ -28,7 +28,7 @@ from skippipe.errors import CheckpointError, StorageError
 from skippipe.inference.model_loading import load_model
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.training.collecting import collect_run
+from skippipe.training.records.collecting import collect_run
 
 FILES = ("model-stage-0.safetensors", "model-stage-1.safetensors", "optimizer-stage-0.safetensors")
 

@@ -46,7 +46,7 @@ def collect(run_dir: Path, timeout_s: float) -> None:
     The newest checkpoint comes whole, metrics and events of all hosts come together.
     """
     from skippipe.runtime.ranks.context import DistributedContext
-    from skippipe.training.collecting import collect_run
+    from skippipe.training.records.collecting import collect_run
 
     with DistributedContext.from_environment(timeout_s, process_groups=False) as context:
         checkpoint = collect_run(run_dir, context)

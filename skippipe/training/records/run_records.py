@@ -16,8 +16,8 @@ from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.measured_for import experiment_measured_for
-from skippipe.training.collecting import TRACES, bring_records
 from skippipe.training.measurement.step_trace import TraceRecorder
+from skippipe.training.records.collecting import TRACES, bring_records
 from skippipe.training.run_directory import check_nothing_beyond, record_inputs
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.startup import Hardware
