@@ -23,7 +23,8 @@ from skippipe.config.section import Section, Seed, Share
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 FaultPoint = Literal[
-    "BEGIN", "FORWARD", "LOSS", "BACKWARD", "WEIGHT", "REDUCE", "STEP", "UPDATED", "VALIDATION", "CHECKPOINT"
+    *("START", "BEGIN", "FORWARD", "LOSS", "BACKWARD", "WEIGHT", "REDUCE", "STEP", "UPDATED", "VALIDATION", "CHECKPOINT"),
+    *("VOTE", "DECISION", "AGREED", "TAKE_STATE", "GIVE_STATE", "GROUPS", "EPOCH"),
 ]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -281,10 +282,14 @@ class FaultOptions(Section):
     node: str = Field(examples=["berlin-0"])
     """Node whose process dies, as by kill -9."""
     step: PositiveInt = Field(examples=[10])
-    """Step in which it dies, counted from 1."""
+    """Step in which it dies, counted from 1; in a recovery that with which the others go on."""
     at: FaultPoint = Field(examples=["BACKWARD"])
     """Where in the step: when it begins, at the first task of a kind, at the reduction, right before or right after the
-    sum by which all processes take the step, or when it begins to validate or to save."""
+    sum by which all processes take the step, or when it begins to validate or to save. `START` is before the first
+    step, when all know of each other and are not yet connected. In a recovery: before it votes (`VOTE`), where it has
+    decided for all and nobody has heard of it (`DECISION`), when it has heard what was decided (`AGREED`), before it
+    takes the state of a stage (`TAKE_STATE`) or when it is asked for its own (`GIVE_STATE`), while all connect
+    (`GROUPS`), or when the new epoch has begun (`EPOCH`)."""
 
 
 class PaceOptions(Section):

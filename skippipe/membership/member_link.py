@@ -16,7 +16,6 @@ _GRACE_S = 0.8
 """How long a broken connection may take to be whole again: four round trips."""
 _FIRST_GRACE_S = 5.0
 """How long a first one may take."""
-_PROBE_AGAIN_S = 0.05
 _SUSPICION_S = 1.0
 """How long a suspected member is looked at."""
 
@@ -69,7 +68,6 @@ class MemberLink:
         self._broken_s: float | None = None
         self._suspected_until_s = 0.0
         self._probe: _Probe | None = None
-        self._probe_again_s = 0.0
         self._address = address
         dealer.connect(zmq_address(address.host, address.port))
 
@@ -136,16 +134,6 @@ class MemberLink:
         self.dealer.disable_monitor()
         self.monitor.close(linger=0)
         self.dealer.close(linger=round(linger_s * 1000))
-
-    def _is_refused(self, now_s: float) -> bool:
-        """Whether the member's kernel refuses connections; asked again a moment after it took one."""
-        if self._probe is None and now_s >= self._probe_again_s:
-            self._probe = _Probe(self._address)
-        answer = None if self._probe is None else self._probe.answer()
-        if answer is not None:
-            self._probe = None
-            self._probe_again_s = now_s + _PROBE_AGAIN_S
-        return answer == errno.ECONNREFUSED
 
     def _end_probe(self) -> None:
         if self._probe is not None:

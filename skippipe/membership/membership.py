@@ -29,6 +29,8 @@ _IDLE_TURN_S = 0.5
 _APPLY_S = 0.5
 _CONNECT_S = 1.0
 """How long a proposer waits for the connection to an applicant of whom it has heard: some round trips of a far link."""
+_LOOK_S = 0.2
+"""How long who begins waits for the others' hellos until it looks whether they live, and from then on does so."""
 _NOBODY = "0" * 32
 
 
@@ -118,9 +120,17 @@ class Membership:
         def missing() -> Sequence[Member]:
             return [member for member in others if member.incarnation not in protocol.heard]
 
+        def all_came() -> bool:
+            return protocol.epoch is not None and (protocol.ending is not None or not missing())
+
+        deadline_s = time.monotonic() + limit_s
         with self._changed:
             self._call(lambda: protocol.begin(epoch))
-            self._wait(lambda: protocol.epoch is not None and (protocol.ending is not None or not missing()), limit_s)
+            while not self._wait(all_came, min(_LOOK_S, max(0.0, deadline_s - time.monotonic()))):
+                if time.monotonic() > deadline_s:
+                    break
+                # All ports are open by now: one that refuses a connection belongs to a process that has died.
+                self._call(lambda: self._suspect([member.name for member in missing()]))
             if protocol.ending is None and missing():
                 places = ", ".join(f"{member.name} ({member.host}:{member.port})" for member in missing())
                 raise CommunicationError(f"no connection with {places} within {limit_s:g} s; the run cannot begin")
@@ -156,7 +166,7 @@ class Membership:
         """Look closely at a member because a transfer to it failed; nothing ends if it lives."""
         logger.info("%s is suspected: %s", name, words)
         with self._changed:
-            self._call(lambda: self._links.suspect(name))
+            self._call(lambda: self._suspect([name]))
 
     def end_epoch(self, words: str) -> None:
         """End the present epoch for all members, without a loss."""
@@ -255,6 +265,10 @@ class Membership:
         self._calls.append(call)
         if not self._closed:
             self._links.wake()
+
+    def _suspect(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._links.suspect(name)
 
     def _post(self, outgoing: Outgoing) -> None:
         self._call(lambda: self._protocol.post(outgoing))

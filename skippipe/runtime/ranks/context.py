@@ -195,6 +195,9 @@ class DistributedContext:
         """
         if dist.is_initialized():
             dist.destroy_process_group()
+        # Where a member could not connect, torch has counted a group all the same: without this the groups of the next
+        # epoch would have other names there than with those that could, and all would wait for each other.
+        dist.distributed_c10d._world.group_count = 0
         self.rank, self.world_size, self.store, self.holds_store = rank, world_size, store, False
         self._meetings.clear()
         self._meeting = ""

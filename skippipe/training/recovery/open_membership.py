@@ -7,10 +7,12 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from skippipe.config.experiment import Experiment
+from skippipe.errors import PeerLostError
 from skippipe.membership.addresses import own_address
 from skippipe.runtime.epochs.epoch_store import EpochStore
 from skippipe.runtime.epochs.first_epoch import begin_together
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
@@ -23,12 +25,18 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedContext) -> Iterator[RunRecovery]:
-    """Make all ranks members of the run while entered; they enter together."""
+    """Make all ranks members of the run while entered; they enter together.
+
+    Raises `PeerLostError` on all where one has died before it was in the run.
+    """
     assert context.store is not None
     host = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     secret = on_first_rank(context, Topic.MEMBERSHIP_KEY, lambda: os.environ.get(SECRET) or secrets.token_hex(32))
     with open_membership(experiment, plans.main.nodes[context.rank], host, secret) as (membership, exchange):
-        begin_together(membership, context, context.timeout_s)
+        faults = Faults(experiment.emulation.faults, membership.own.name)
+        begin_together(membership, context, context.timeout_s, faults=faults)
+        if membership.ending is not None:
+            raise PeerLostError(f"{membership.ending} before the run began; start it again")
         recovery = RunRecovery(experiment, plans, context, membership, exchange, secret)
         with in_membership(context, membership), closing(recovery):
             context.store = EpochStore(context.store, context.timeout_s, lambda: membership.ending)

@@ -25,6 +25,7 @@ from skippipe.errors import (
 from skippipe.monitor.run_events import MembershipChange, RestoredStage
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.arrival import ContactNotes
@@ -126,6 +127,7 @@ class RunRecovery:
         self._membership = membership
         self._exchange = exchange
         self._secret = secret
+        self._faults = Faults(experiment.emulation.faults, membership.own.name)
         self._hosted: Store | None = None
         self._notes = None if context.run_store is None else ContactNotes(context.run_store)
         self._coming: tuple[str, ...] = ()
@@ -211,7 +213,10 @@ class RunRecovery:
             trainer.leave_epoch()
             self._membership.end_epoch(reason)
             ended_s = time.monotonic()
-            epoch = self._membership.next_epoch(self._report(trainer), self._decide, self._timeout_s)
+            report = self._report(trainer)
+            if report.progress is not None:
+                self._faults.reached("VOTE", report.progress.step + 1)
+            epoch = self._membership.next_epoch(report.model_dump(mode="json"), self._decide, self._timeout_s)
             durations_s = {"agreement": time.monotonic() - ended_s}
             decision = self._decided(epoch)
             try:
@@ -240,6 +245,7 @@ class RunRecovery:
                     total_s=time.monotonic() - start_s,
                 )
                 record(change, trainer.plans, self._experiment.run_path)
+            self._faults.reached("EPOCH", decision.step + 1)
             return
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")
 
@@ -302,14 +308,23 @@ class RunRecovery:
 
     def _enter(self, trainer: Recoverable, epoch: "Epoch", decision: Decision) -> dict[str, float]:
         """Meet the others of the epoch and go on along its plans; return what the parts of it took."""
-        begun_s = time.monotonic()
+        begun_s, next_step = time.monotonic(), decision.step + 1
+        self._faults.reached("AGREED", next_step)
         plans = PlanSet.from_json(decision.plans)
         came = [name for name in epoch.names if name not in decision.standing]
         self._coming = () if plans.joining is None else tuple(came)
         source = StateSource(self._experiment, self._membership, self._secret)
-        ways = ways_to_state(self._options.lost_stage)
-        trainer.follow(decision.settlement, plans, lambda wanted: source.find(wanted, ways))
-        self._exchange.offer_made(STATE, lambda: trainer.stage_state().to_bytes())
+
+        def find(wanted: WantedState) -> FoundState:
+            self._faults.reached("TAKE_STATE", next_step)
+            return source.find(wanted, ways_to_state(self._options.lost_stage))
+
+        def give() -> bytes:
+            self._faults.reached("GIVE_STATE", next_step)
+            return trainer.stage_state().to_bytes()
+
+        trainer.follow(decision.settlement, plans, find)
+        self._exchange.offer_made(STATE, give)
         is_met = False
         try:
             followed_s = time.monotonic()
@@ -324,6 +339,7 @@ class RunRecovery:
             self._restored = tuple(
                 parse(RestoredStage, each, "what a member tells", InputError) for each, _ in told if each
             )
+            self._faults.reached("GROUPS", next_step)
             trainer.enter_epoch(plans, [name for _, name in told], self.peer_files(epoch.names))
             trainer.restored = None
             is_met = True
@@ -343,6 +359,7 @@ class RunRecovery:
             decision = self._decision([member.name for member in members], reports)
         except SkipPipeError as error:
             decision = Decision(error=error_content(error))
+        self._faults.reached("DECISION", decision.step + 1)
         return decision.model_dump(mode="json")
 
     def _decision(self, names: Sequence[str], reports: Mapping[str, Any]) -> Decision:
@@ -389,10 +406,9 @@ class RunRecovery:
             plans = self._plans.with_joining(plans, situation, stand.step)
         return whole, plans
 
-    def _report(self, trainer: Recoverable) -> dict[str, Any]:
+    def _report(self, trainer: Recoverable) -> MemberReport:
         copies = tuple(KeptStep(stage=stage, step=step) for stage, step in self.copies.kept_steps.items())
-        report = MemberReport(stage=trainer.stage, progress=trainer.progress(), copies=copies)
-        return report.model_dump(mode="json")
+        return MemberReport(stage=trainer.stage, progress=trainer.progress(), copies=copies)
 
     def _situation(self, names: Sequence[str], said: Mapping[str, MemberReport]) -> Situation:
         stage_of = self._plans.whole.main.stage_of
