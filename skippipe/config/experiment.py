@@ -23,8 +23,24 @@ from skippipe.config.section import Section, Seed, Share
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 FaultPoint = Literal[
-    *("START", "BEGIN", "FORWARD", "LOSS", "BACKWARD", "WEIGHT", "REDUCE", "STEP", "UPDATED", "VALIDATION", "CHECKPOINT"),
-    *("VOTE", "DECISION", "AGREED", "TAKE_STATE", "GIVE_STATE", "GROUPS", "EPOCH"),
+    "START",
+    "BEGIN",
+    "FORWARD",
+    "LOSS",
+    "BACKWARD",
+    "WEIGHT",
+    "REDUCE",
+    "STEP",
+    "UPDATED",
+    "VALIDATION",
+    "CHECKPOINT",
+    "VOTE",
+    "DECISION",
+    "AGREED",
+    "TAKE_STATE",
+    "GIVE_STATE",
+    "GROUPS",
+    "EPOCH",
 ]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

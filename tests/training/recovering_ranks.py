@@ -2,11 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from processes import redirect
 
+from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.run_disks import ONE_DISK
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CommunicationError, SkipPipeError
 from skippipe.monitor.run_events import RestoredStage
@@ -15,9 +17,9 @@ from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.groups import create_groups
 from skippipe.runtime.ranks.store_names import Topic
+from skippipe.training.recovery.open_membership import open_recovery
 from skippipe.training.recovery.progress import ProgressReport, Settlement
 from skippipe.training.recovery.run_facts import TrainerFacts
-from skippipe.training.recovery.open_membership import open_recovery
 from skippipe.training.recovery.run_recovery import FindState, RunRecovery
 from skippipe.training.recovery.stage_state import StageState
 from skippipe.training.recovery.state_source import FoundState, WantedState
@@ -34,6 +36,7 @@ class LightTraining:
         self._node = plans.main.nodes[context.rank]
         self._find: Callable[[], FoundState] | None = None
         self.restored: RestoredStage | None = None
+        self.disks = ONE_DISK
 
     @property
     def stage(self) -> int:
@@ -46,7 +49,9 @@ class LightTraining:
 
     def facts(self) -> TrainerFacts:
         """Say what is of no concern here."""
-        return TrainerFacts(devices="", peak_tflop_per_s=None, device_types={}, fingerprint="", num_tokens=0)
+        return TrainerFacts(
+            devices="", peak_tflop_per_s=None, device_types={}, fingerprint="", num_tokens=0, disk_nonce=""
+        )
 
     def stage_state(self) -> StageState:
         """Return an empty state."""
@@ -68,7 +73,11 @@ class LightTraining:
             assert self._find().state.step == STEP
             self._lacks_state, self._find = False, None
 
-    def enter_epoch(self, plans: PlanSet) -> None:
+    def disk_name(self) -> str:
+        """All see one disk."""
+        return ""
+
+    def enter_epoch(self, plans: PlanSet, disk_names: Sequence[str], peers: PeerFiles) -> None:
         """Connect as a runner does."""
         self.plans = plans
         create_groups(plans.main, self._context.rank, self._context.timeout_s).destroy()
