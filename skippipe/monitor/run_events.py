@@ -117,3 +117,9 @@ def read_changes(run_dir: Path) -> list[MembershipChange]:
         return []
     lines = enumerate(json_lines(path), start=1)
     return [parse(MembershipChange, line, f"{path}:{number}", InputError) for number, line in lines if line is not None]
+
+
+def size_of_changes(run_dir: Path) -> int:
+    """Return the bytes of a run's file of changes: where it is as before, so are they."""
+    path = run_dir / FILE_NAME
+    return path.stat().st_size if path.exists() else 0

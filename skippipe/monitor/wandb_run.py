@@ -19,6 +19,7 @@ from skippipe.config.experiment import Experiment, WandbOptions
 from skippipe.errors import InputError
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.metrics_file import read_metrics
+from skippipe.monitor.run_events import read_changes, size_of_changes
 from skippipe.monitor.wandb_file import recorded_steps
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe_scheduler.files import read_text, write_atomically
@@ -26,6 +27,10 @@ from skippipe_scheduler.files import read_text, write_atomically
 logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
+MEMBERSHIP = "membership"
+"""Under which name W&B has the table of changes."""
+COSTS = ("agreement", "planning", "state", "groups")
+"""Parts of what a change costs; see `MembershipChange.durations_s`."""
 RUN_ID = re.compile(r"[\w-]{1,128}", re.ASCII)
 INIT_TIMEOUT_S = 10
 FINISH_TIMEOUT_S = 30
@@ -39,16 +44,25 @@ class WandbRun:
     def __init__(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
         self._run: Any = None
         self._experiment, self._run_id = experiment, run_id
-        self._metrics_path = run_dir / "metrics.jsonl"
+        self._run_dir, self._metrics_path = run_dir, run_dir / "metrics.jsonl"
+        self._logged_bytes = 0
         self._place = WandbPlace.of(experiment.logging.wandb, run_dir)
         self._failed = self._place.mode == "disabled"
         self._restarts_left = MOST_RESTARTS
         self._guard("start", self._open)
 
     def write(self, metrics: StepMetrics) -> None:
-        """Log one step."""
-        entry = {str(metric): value for metric, value in metrics.items()}
-        self._guard("log", lambda: self._run.log(entry, step=int(metrics[Metric.STEP])))
+        """Log one step, and where membership has changed since the last one, all changes of it as a table."""
+        entry: dict[str, Any] = {str(metric): value for metric, value in metrics.items()}
+
+        def log() -> None:
+            table, size_bytes = {}, size_of_changes(self._run_dir)
+            if size_bytes != self._logged_bytes:
+                table = {MEMBERSHIP: _membership_table(self._run_dir)}
+            self._run.log(entry | table, step=int(metrics[Metric.STEP]))
+            self._logged_bytes = size_bytes
+
+        self._guard("log", log)
 
     def log_plan(self, path: Path) -> None:
         """Store the plan file as an artifact of the run."""
@@ -119,6 +133,24 @@ class WandbRun:
 
             wandb.teardown()
         os.environ.pop("WANDB_SERVICE", None)
+
+
+def _membership_table(run_dir: Path) -> Any:
+    """Return who has left and come when and why, and what that cost."""
+    import wandb
+
+    rows = [
+        [
+            *(change.time, change.epoch, change.step + 1),
+            ", ".join(f"{node} ({cause})" for node, cause in change.lost.items()),
+            *(", ".join(change.joined), len(change.members), str(change)),
+            *(change.durations_s.get(part, 0.0) for part in COSTS),
+            change.total_s,
+        ]
+        for change in read_changes(run_dir)
+    ]
+    costs = [f"{part}_s" for part in (*COSTS, "total")]
+    return wandb.Table(["UTC", "epoch", "next_step", "lost", "joined", "members", "what_happened", *costs], rows)
 
 
 def wandb_id(run_dir: Path, options: WandbOptions, stored: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """What Weights & Biases has of a run: every step once, whatever ended its own process, and the files that hold it."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from training_runs import make_experiment
 
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import MetricsWriter
+from skippipe.monitor.run_events import MembershipChange
 from skippipe.monitor.wandb_file import BLOCK_BYTES, MAGIC, PIECE, _records, recorded_steps
 from skippipe.monitor.wandb_run import WandbRun
 
@@ -19,13 +21,33 @@ def test_steps_that_a_signal_to_all_processes_took_are_filled_in(tmp_path: Path)
     experiment = make_experiment(tmp_path, logging={"wandb": {"mode": "offline"}})
     metrics = MetricsWriter(tmp_path / "metrics.jsonl")
     recording = WandbRun(experiment, tmp_path, "some-id")
+    change = MembershipChange(
+        epoch=1,
+        lost={"node-1": "connection closed"},
+        joined=(),
+        members=("node-0", "node-2"),
+        absent_stages=(),
+        restored=(),
+        reason="node-1 lost (connection closed)",
+        step=3,
+        interrupted=True,
+        durations_s={"agreement": 0.25},
+        total_s=1.5,
+    )
     for step in (1, 2, 3, 4):
+        if step == 4:
+            change.append_to(tmp_path)
         metrics.write({Metric.STEP: step, Metric.TRAIN_LOSS: 2.5})
         recording.write({Metric.STEP: step, Metric.TRAIN_LOSS: 2.5})
         if step == 2:
             end_recording_processes()
     recording.close()
     assert steps_of_finished(tmp_path) == {1, 2, 3, 4}
+    (path,) = (tmp_path / "wandb").rglob("membership_*.table.json")
+    table = json.loads(path.read_text())
+    (row,) = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
+    assert (row["lost"], row["next_step"], row["members"]) == ("node-1 (connection closed)", 4, 2)
+    assert (row["agreement_s"], row["groups_s"], row["total_s"]) == (0.25, 0.0, 1.5)
 
     metrics.write({Metric.STEP: 5, Metric.TRAIN_LOSS: 2.5})  # a start that was killed before W&B had it
     recording = WandbRun(experiment, tmp_path, "some-id")
