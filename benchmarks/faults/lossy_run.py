@@ -124,9 +124,17 @@ class Processes(list[ForkServerProcess]):
     """The processes of a run, in the order in which they were started; with `hosts` each has one of its own."""
 
     def __init__(
-        self, experiment: Experiment, plan: Path, hosts: Hosts | None = None, num_ranks: int = NUM_NODES
+        self,
+        experiment: Experiment,
+        plan: Path,
+        hosts: Hosts | None = None,
+        num_ranks: int = NUM_NODES,
+        *,
+        own_disks: bool = False,
     ) -> None:
+        """With `own_disks` each rank has a run directory of its own."""
         super().__init__()
+        self._own_disks = own_disks
         self._num_ranks = num_ranks
         self._experiment, self._plan, self._hosts = experiment, plan, hosts
         self._address = ("127.0.0.1", free_port()) if hosts is None else (hosts.address(0), PORT)
@@ -139,9 +147,15 @@ class Processes(list[ForkServerProcess]):
         context.set_forkserver_preload(PRELOADED)
         environment = rank_environment(rank, self._num_ranks, *self._address)
         name = None if self._hosts is None else self._hosts.name(rank)
-        arguments = (self._experiment, self._plan, environment, self.log(len(self)), name)
+        arguments = (self.experiment_of(rank), self._plan, environment, self.log(len(self)), name)
         self.append(context.Process(target=train_rank, args=arguments))
         self[-1].start()
+
+    def experiment_of(self, rank: int) -> Experiment:
+        """Return what a rank is started with."""
+        own = self._experiment.run_path
+        update = {"run_dir": str(own.with_name(f"{own.name}-on-{rank}"))} if self._own_disks else {}
+        return self._experiment.model_copy(update=update)
 
     def log(self, number: int) -> Path:
         """Return where one of them prints to."""
