@@ -5,9 +5,9 @@
 #   ... launch/torchrun.sh profile --out cluster.yaml          (or generate, evaluate: any command with its options)
 #
 # NODE_RANK follows the order of `nodes` in the cluster file, so that each plan node runs on the host it was planned for.
-# NPROC_PER_NODE (default 1) is the number of ranks, usually GPUs, on each host. The run directory must be on
-# storage that every host sees. A rank that dies is started again MAX_RESTARTS times: with one rank on each of three hosts
-# or more the others go on meanwhile and take it in (docs/recovery.md), else all begin again at the newest checkpoint.
+# NPROC_PER_NODE (default 1) is the number of ranks, usually GPUs, on each host. Hosts need share no disk
+# (docs/multi-node.md). A rank that dies is started again MAX_RESTARTS times: with one rank on each of three hosts or
+# more the others go on meanwhile and take it in (docs/recovery.md), else all begin again at the newest checkpoint.
 # SHUTDOWN_TIMEOUT (seconds, default 100) is what a signal leaves for the present step and a checkpoint; it must be
 # longer than both, and shorter than what stops the job waits. Exit code 75: stopped by a signal, the same line goes on.
 set -euo pipefail
