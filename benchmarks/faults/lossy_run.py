@@ -255,7 +255,8 @@ def reference_losses(
             further[f"epoch-{event['epoch']}-joining"] = along(plan, load_plan(joining))
     name, steps = f"alone-{experiment.name}", experiment.training.max_steps
     off: dict[str, Any] = {"checkpoint": {"interval": 0}, "recovery": {"enabled": False}}
-    reference = make_experiment(folder, name, steps, evaluation={"interval": 0}, **off)
+    training = {"max_steps": steps, "num_microbatches": len(plan.microbatches)}
+    reference = make_experiment(folder, name, steps, evaluation={"interval": 0}, training=training, **off)
     with redirect_stdout(io.StringIO()), open_trainer(reference, PlanSet(plan, further), alone) as trainer:
         last_steps = [*(event["step"] for event in events), steps]
         trainer.schedule = EpochSchedule(last_steps, names, joining_steps)  # type: ignore[assignment]  # same call

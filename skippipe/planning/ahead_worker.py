@@ -29,7 +29,8 @@ def main() -> None:
             if lost:
                 found = plans_without(plans, lost, time_limit_s=limit_s, lost_stage=request["lost_stage"]).to_json()
             else:
-                found = improved_plans(plans, time_limit_s=limit_s).to_json()
+                free_origins = request["free_origins"]
+                found = improved_plans(plans, time_limit_s=limit_s, free_origins=free_origins).to_json()
         except SkipPipeError:
             found = None  # whoever asks for it gets the error from a plan made then
         print(json.dumps({"lost": lost, "plans": found}), flush=True)

@@ -34,11 +34,13 @@ class PlansAhead:
         time_limit_s: float,
         lost_stage: LostStage = "stop",
         niceness: int = LOWEST_PRIORITY,
+        free_origins: bool = False,
     ) -> None:
         """Begin with the first of `losses` (most likely first; by default every single node in rank order).
 
         The loss of nobody asks for better plans of all nodes at the places that they have.
-        `time_limit_s` is for all plans of one loss together, `lost_stage` as for `plans_without`.
+        `time_limit_s` is for all plans of one loss together, `lost_stage` as for `plans_without`, `free_origins` as for
+        `improved_plans`.
         """
         self._ready: dict[frozenset[str], PlanSet] = {}
         self._closed = False
@@ -49,6 +51,7 @@ class PlansAhead:
             "time_limit_s": time_limit_s,
             "lost_stage": lost_stage,
             "niceness": niceness,
+            "free_origins": free_origins,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", WORKER],

@@ -35,25 +35,29 @@ def plans_without(
     return PlanSet(found.pop(MAIN_PLAN), found, plans.pace)
 
 
-def improved_plans(plans: PlanSet, *, time_limit_s: float, max_evaluations: int | None = None) -> PlanSet:
+def improved_plans(
+    plans: PlanSet, *, time_limit_s: float, max_evaluations: int | None = None, free_origins: bool = False
+) -> PlanSet:
     """Return the plans of a run on the same nodes at the same places, after a search of `time_limit_s` in all.
 
-    Or of `max_evaluations` steps each, in place of the clock.
+    Or of `max_evaluations` steps each, in place of the clock. Origins have even shares of the microbatches where they
+    have them in the plan, unless `free_origins` leaves that to the search.
     """
     limit_s = time_limit_s / len(plans)
     found = {
-        name: _improved(plan, SolveOptions(limit_s, plan.solver.seed, max_evaluations)) for name, plan in plans.items()
+        name: _improved(plan, SolveOptions(limit_s, plan.solver.seed, max_evaluations), free_origins)
+        for name, plan in plans.items()
     }
     return PlanSet(found.pop(MAIN_PLAN), found, plans.pace)
 
 
-def _improved(plan: Plan, options: SolveOptions) -> Plan:
+def _improved(plan: Plan, options: SolveOptions, free_origins: bool) -> Plan:
     from skippipe_scheduler.solver.other_routes import other_routes_problem
     from skippipe_scheduler.solver.replan import replan
 
     started = Counter(microbatch.route[0] for microbatch in plan.microbatches)
     shares = [started[node] for node in plan.stages[0].nodes]
-    problem = other_routes_problem(plan, plan.rules, free_origins=max(shares) - min(shares) > 1)
+    problem = other_routes_problem(plan, plan.rules, free_origins=free_origins or max(shares) - min(shares) > 1)
     return replan(plan, problem, options, layers=plan.layers_per_stage)
 
 

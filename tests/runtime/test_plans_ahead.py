@@ -46,6 +46,7 @@ def test_the_process_ends_with_its_standard_input() -> None:
         "time_limit_s": 600.0,
         "lost_stage": "stop",
         "niceness": 0,
+        "free_origins": False,
     }
     done = subprocess.run(
         [sys.executable, "-m", WORKER], input=json.dumps(request) + "\n", text=True, timeout=60.0, check=True

@@ -41,6 +41,18 @@ def test_plans_of_nodes_that_stay_are_searched_further() -> None:
     assert plan.predicted.iteration_s < MAIN.predicted.iteration_s
 
 
+def test_an_origin_that_is_slow_begins_fewer_microbatches_where_it_may() -> None:
+    plan = random_plan(2, num_nodes=4, num_stages=2, route_length=2, num_microbatches=6)
+    first, *_ = (node for node in plan.stages[0].nodes)
+    slow = PlanSet(plan).at_pace({first: 6.0})
+    even, free = (
+        improved_plans(slow, time_limit_s=1.0, max_evaluations=200, free_origins=free).main for free in (False, True)
+    )
+    shares = [sum(microbatch.route[0] == first for microbatch in found.microbatches) for found in (even, free)]
+    assert shares[1] < shares[0] == len(plan.microbatches) // len(plan.stages[0].nodes)
+    assert free.predicted.iteration_s < even.predicted.iteration_s
+
+
 def test_routes_around_a_stage_are_proved_programs() -> None:
     found = plans_without(PLANS, MAIN.stages[2].nodes, time_limit_s=0.0, lost_stage="routes_around")
     for plan in (found.main, found["phase-1"]):

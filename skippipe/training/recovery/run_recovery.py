@@ -289,7 +289,11 @@ class RunRecovery:
         self._stop_search()
         if self._options.replan.enabled and self._context.rank == 0:
             self._search = BetterPlanSearch(
-                self._plans.whole, present, self._options.replan, after_change=self._begun_after is not None
+                self._plans.whole,
+                present,
+                self._options.replan,
+                free_origins=self._experiment.pipeline.microbatches_per_origin == "auto",
+                after_change=self._begun_after is not None,
             )
 
     def _stop_search(self) -> None:

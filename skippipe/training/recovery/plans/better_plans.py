@@ -40,12 +40,24 @@ class BetterPlanSearch:
     plan at the paces measured by then, is better by `recovery.replan.gain`.
     """
 
-    def __init__(self, whole: PlanSet, present: PlanSet, options: ReplanOptions, *, after_change: bool = False) -> None:
-        """Begin with the plans of all nodes and of those that are there; `after_change` as in `PaceWatch`."""
+    def __init__(
+        self,
+        whole: PlanSet,
+        present: PlanSet,
+        options: ReplanOptions,
+        *,
+        free_origins: bool = False,
+        after_change: bool = False,
+    ) -> None:
+        """Begin with the plans of all nodes and of those that are there.
+
+        `after_change` as in `PaceWatch`, `free_origins` as for `improved_plans`.
+        """
         self.found: BetterPlans | None = None
         self._whole, self._present, self._options = whole, present, options
         self._lost = [node for node in whole.main.nodes if node not in present.main.nodes]
         self._watch = PaceWatch(present.main.nodes, options, after_change=after_change)
+        self._free_origins = free_origins
         self._search: _Attempt | None = None
 
     def observe(self, step: int, paces: Sequence[float]) -> None:
@@ -77,6 +89,7 @@ class BetterPlanSearch:
             time_limit_s=self._options.search_s,
             lost_stage="routes_around",
             niceness=self._options.niceness,
+            free_origins=self._free_origins,
         )
         return _Attempt(ahead, whole, paces, self._watch.changed)
 
