@@ -3,11 +3,45 @@
 import logging
 from pathlib import Path
 
-from skippipe.errors import SkipPipeError
-from skippipe.monitor.run_events import MembershipChange
+from skippipe.errors import InputError, SkipPipeError
+from skippipe.monitor.run_events import MembershipChange, read_changes
 from skippipe.runtime.plans.plan_set import PlanSet
 
 logger = logging.getLogger(__name__)
+Incarnations = dict[str, str]
+"""The members of an epoch by name, and which process each of them is."""
+KNOWN_EPOCHS = 20
+"""As many at the end are known; those of which no change is recorded are one or two."""
+
+
+class KnownEpochs:
+    """Who was in the last epochs: the first rank of one may die before it has recorded what changed with it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._members: dict[int, Incarnations] = {}
+
+    def add(self, number: int, members: Incarnations) -> None:
+        """Take the members of an epoch that ends."""
+        self._members[number] = members
+        for old in sorted(self._members)[:-KNOWN_EPOCHS]:
+            del self._members[old]
+
+    def before_change(self, *, is_shared: bool) -> Incarnations:
+        """Return who was in the epoch of the last change that is recorded, else in the last epoch.
+
+        What others have recorded is seen where all share the run directory; an earlier start of the run may have
+        recorded other epochs.
+        """
+        last = self._members[max(self._members)]
+        if not is_shared:
+            return last
+        try:
+            recorded = max((change.epoch for change in read_changes(self._run_dir)[-1:]), default=0)
+        except InputError as reason:
+            logger.warning("%s", reason)
+            return last
+        return self._members.get(recorded, last)
 
 
 def record(change: MembershipChange, plans: PlanSet, run_dir: Path) -> None:

@@ -35,7 +35,7 @@ from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.recovery.decision import Decision
 from skippipe.training.recovery.lost_stage.preference import places_without, ways_to_state
 from skippipe.training.recovery.lost_stage.situation import Situation
-from skippipe.training.recovery.membership_record import record
+from skippipe.training.recovery.membership_record import KnownEpochs, record
 from skippipe.training.recovery.plans.better_plans import BetterPlans, BetterPlanSearch
 from skippipe.training.recovery.plans.epoch_plans import EpochPlans
 from skippipe.training.recovery.progress import KeptStep, MemberReport, ProgressReport, Settlement, settle
@@ -128,6 +128,7 @@ class RunRecovery:
         self._exchange = exchange
         self._secret = secret
         self._faults = Faults(experiment.emulation.faults, membership.own.name)
+        self._known, self._number = KnownEpochs(experiment.run_path), 0
         self._hosted: Store | None = None
         self._notes = None if context.run_store is None else ContactNotes(context.run_store)
         self._coming: tuple[str, ...] = ()
@@ -207,7 +208,7 @@ class RunRecovery:
         have gone on without.
         """
         start_s = time.monotonic()
-        before = {member.name: member.incarnation for member in self._membership.members}
+        self._known.add(self._number, {member.name: member.incarnation for member in self._membership.members})
         for attempt in range(1, MOST_TRIES + 1):
             self._exchange.withdraw(STATE)
             trainer.leave_epoch()
@@ -227,6 +228,7 @@ class RunRecovery:
                 continue
             self.publish(trainer)
             if self._context.rank == 0:
+                before = self._known.before_change(is_shared=self._shares_disk)
                 now = {member.name: member.incarnation for member in epoch.members}
                 durations_s["agreement"] -= decision.planning_s
                 causes = {event.name: event.words for event in self._membership.events if event.what == "lost"}
@@ -347,7 +349,7 @@ class RunRecovery:
             trainer.enter_epoch(plans, [name for _, name in told], self.peer_files(epoch.names))
             trainer.restored = None
             is_met = True
-            self._begun_after = decision.step
+            self._begun_after, self._number = decision.step, epoch.number
         finally:
             if not (is_met and self.is_joining):
                 self._exchange.withdraw(STATE)
