@@ -5,23 +5,20 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 
 from skippipe.checkpoint.disks.peer_files import PeerFiles, open_peer_files
 from skippipe.config.experiment import Experiment
-from skippipe.data.samples import SampleOrder
 from skippipe.errors import PlanError
 from skippipe.model.architecture import experiment_model
-from skippipe.model.device import choose_device
 from skippipe.monitor.terminal import say
 from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_runner
-from skippipe.training.measurement.memory_report import MemoryReport, check_room, estimate_memory
-from skippipe.training.measurement.peak_memory import PeakMemory
+from skippipe.training.measurement.memory_report import MemoryReport, check_room
 from skippipe.training.recovery.open_membership import open_recovery
 from skippipe.training.recovery.recovery_choice import why_off
 from skippipe.training.recovery.run_recovery import RunRecovery
 from skippipe.training.run_owner import RunOwner, owned_run_directory
 from skippipe.training.signals import StopSignal
-from skippipe.training.startup import check_start, open_tokens
+from skippipe.training.startup import check_start, open_samples
 from skippipe.training.trainer import Trainer, TrainingSummary
 from skippipe_scheduler.plan.plan import Plan
 
@@ -59,12 +56,9 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
         )
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
-    cache = open_tokens(experiment, experiment_model(experiment).vocab_size, context)
-    order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
-    device = choose_device(training.device, context.local_rank)
-    estimates = estimate_memory(experiment, plans, hardware.device_types)
-    check_room(experiment, plan, estimates, context, device, hardware.device_types)
-    memory = MemoryReport(estimates, PeakMemory(device), context.rank)
+    order = open_samples(experiment, context)
+    memory = MemoryReport.of_plans(experiment, plans, context, hardware.device_types)
+    check_room(experiment, plan, memory.estimates, context, hardware.device_types)
     off = why_off(experiment, context, hardware.device_types)
     membership: AbstractContextManager[RunRecovery | None] = nullcontext()
     if off is None:

@@ -16,8 +16,10 @@ from packaging.version import Version
 
 from skippipe import __version__
 from skippipe.config.experiment import Experiment
-from skippipe.data.token_cache import TokenCache, open_cache
+from skippipe.data.samples import SampleOrder
+from skippipe.data.token_cache import open_cache
 from skippipe.errors import ConfigError, DataError, InputError
+from skippipe.model.architecture import experiment_model
 from skippipe.model.device import (
     check_dtype,
     choose_device,
@@ -80,8 +82,8 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
     return Hardware(devices, _peak(experiment, plan, reports), tuple(report["type"] for report in reports))
 
 
-def open_tokens(experiment: Experiment, model_vocab_size: int, context: DistributedContext) -> TokenCache:
-    """Return the tokens of the experiment's text, which every rank reads on its own host, once all have the same.
+def open_samples(experiment: Experiment, context: DistributedContext) -> SampleOrder:
+    """Return the samples of the experiment's text, which every rank reads on its own host, once all have the same.
 
     All ranks call this together. Raises on every rank what `open_cache` raises on any, and `DataError` where ranks have
     different tokens.
@@ -89,12 +91,12 @@ def open_tokens(experiment: Experiment, model_vocab_size: int, context: Distribu
     cache = on_all_ranks(
         context,
         Topic.TOKENS,
-        lambda: open_cache(experiment.data, experiment.seed, model_vocab_size),
+        lambda: open_cache(experiment.data, experiment.seed, experiment_model(experiment).vocab_size),
         limit_s=time_limits.TOKENISING_S,
     )
     facts = {"fingerprint": cache.fingerprint, "tokens": len(cache.train) + len(cache.validation)}
     all_gather_json(context, Topic.SAME_TOKENS, lambda: facts, check=_check_tokens)
-    return cache
+    return SampleOrder(cache, seed=experiment.seed, sequence_length=experiment.training.sequence_length)
 
 
 def _check_tokens(reports: Sequence[dict[str, Any]]) -> None:

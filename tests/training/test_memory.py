@@ -84,10 +84,10 @@ def test_plan_that_does_not_fit_is_refused_at_the_start(tmp_path: Path, capsys: 
     cluster.write_text(cluster.read_text().replace("memory_gib: 4", "memory_gib: 0.0001"))
     estimates = estimate_memory(experiment, PlanSet(plan), ["cpu"] * len(plan.nodes))
     with pytest.raises(InfeasibleError, match=r"node 'node-\d' \(stage \d\) has 0\.102 MiB, but the plan needs"):
-        check_room(experiment, plan, estimates, ALONE, CPU, ["cpu"] * len(plan.nodes))
+        check_room(experiment, plan, estimates, ALONE, ["cpu"] * len(plan.nodes))
     auto = make_experiment(tmp_path, training={"device": "auto"})
     with pytest.raises(InfeasibleError, match="device cpu, the cluster file has it as cuda: correct it and plan again"):
-        check_room(auto, plan, estimates, ALONE, CPU, ["cpu"] * len(plan.nodes))
+        check_room(auto, plan, estimates, ALONE, ["cpu"] * len(plan.nodes))
     arguments = write_inputs(experiment, plan, tmp_path)
     with pytest.raises(SystemExit) as stop:
         main(["plan", *arguments[:2]])

@@ -7,20 +7,16 @@ from contextlib import closing, contextmanager
 from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.config.experiment import Experiment
-from skippipe.data.samples import SampleOrder
 from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Epoch
 from skippipe.membership.live_run import LiveRun, find_live_run
 from skippipe.membership.membership import Membership
-from skippipe.model.architecture import experiment_model
-from skippipe.model.device import choose_device
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_unconnected_runner
-from skippipe.training.measurement.memory_report import MemoryReport, estimate_memory
-from skippipe.training.measurement.peak_memory import PeakMemory
+from skippipe.training.measurement.memory_report import MemoryReport
 from skippipe.training.recovery.open_membership import in_membership, open_membership
 from skippipe.training.recovery.run_facts import RunFacts
 from skippipe.training.recovery.run_recovery import RunRecovery
@@ -32,7 +28,7 @@ from skippipe.training.startup import (
     check_same_versions,
     check_start,
     installed_versions,
-    open_tokens,
+    open_samples,
 )
 from skippipe.training.trainer import Trainer, TrainingSummary
 from skippipe_scheduler.files import parse, parse_json
@@ -99,21 +95,17 @@ def _trainer(
     experiment: Experiment, facts: RunFacts, plans: PlanSet, context: DistributedContext, recovery: RunRecovery
 ) -> Iterator[Trainer]:
     """Give the trainer of this process's node, which so far is connected to nobody and has no state."""
-    training, config = experiment.training, experiment_model(experiment)
     own = plans.main.nodes[context.rank]
     device_type = check_start(experiment, plans.main, context).device_types[0]
     hardware = facts.trainer.hardware(plans.main.nodes, own, device_type)
-    cache = open_tokens(experiment, config.vocab_size, context)
-    if cache.fingerprint != facts.trainer.fingerprint:
+    order = open_samples(experiment, context)
+    if order.cache.fingerprint != facts.trainer.fingerprint:
         raise DataError(
-            f"data: {own} has other tokens ({cache.fingerprint}) than the run under way ({facts.trainer.fingerprint}); "
-            "give every host the same corpus"
+            f"data: {own} has other tokens ({order.cache.fingerprint}) than the run under way "
+            f"({facts.trainer.fingerprint}); give every host the same corpus"
         )
-    order = SampleOrder(cache, seed=experiment.seed, sequence_length=training.sequence_length)
-    device = choose_device(training.device, context.local_rank)
-    estimates = estimate_memory(experiment, plans, hardware.device_types)
     runner = make_unconnected_runner(experiment, plans, plans.main.stage_of[own], context)
-    memory = MemoryReport(estimates, PeakMemory(device), context.rank)
+    memory = MemoryReport.of_plans(experiment, plans, context, hardware.device_types)
     with (
         closing(RunOwner(experiment.run_path, RunDisks((0,), 0, facts.trainer.disk_nonce))) as owner,
         closing(Trainer(experiment, runner, order, context, hardware, memory, owner, recovery)) as trainer,

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from skippipe.config.experiment import Experiment
+from skippipe.model.device import choose_device
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.planning.experiment_cluster import experiment_cluster
 from skippipe.planning.workload.experiment_workload import experiment_workload
@@ -53,13 +55,13 @@ def check_room(
     plan: Plan,
     estimates: Sequence[MemoryEstimate],
     context: DistributedContext,
-    device: torch.device,
     device_types: Sequence[Device],
 ) -> None:
     """Raise an error on every rank where a node's given memory or a rank's own GPU has too little room.
 
     It is an `InfeasibleError` on the rank that has too little.
     """
+    device = choose_device(experiment.training.device, context.local_rank)
     advice = memory_advice(experiment, plan, device_types)
     cluster = experiment_cluster(experiment)
     planned = cluster.devices()
@@ -87,6 +89,14 @@ class MemoryReport:
         self.peak_bytes = [0] * len(estimates)
         self._peak = peak
         self._rank = rank
+
+    @classmethod
+    def of_plans(
+        cls, experiment: Experiment, plans: PlanSet, context: DistributedContext, device_types: Sequence[Device]
+    ) -> Self:
+        """Return the report of a run along these plans; `device_types` is as for `estimate_memory`."""
+        device = choose_device(experiment.training.device, context.local_rank)
+        return cls(estimate_memory(experiment, plans, device_types), PeakMemory(device), context.rank)
 
     def of_ranks(self, estimates: Sequence[MemoryEstimate], rank: int) -> "MemoryReport":
         """Return the report of other ranks, of which this process is `rank`; its own peak stays."""

@@ -177,6 +177,8 @@ class RecoverableTraining:
         state.runner = make_runner_of_epoch(experiment, plans, state.runner, context)
         state.runner.iteration = state.step
         self._checkpoints.connect()
+        if state.finished is not None:
+            state.finished = state.finished._replace(stopped_by=None)  # the rank of another one by now
         if state.disks.is_first:
             self._records.take_over_disk(self._order)
         if context.rank == 0:
