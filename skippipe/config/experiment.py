@@ -12,6 +12,7 @@ from skippipe.config.data_options import DataOptions
 from skippipe.config.lora_options import LoraOptions
 from skippipe.config.optimizer_backends import (
     DEEPSPEED_BACKENDS,
+    DEEPSPEED_ENDS,
     OPTIMIZER_BACKENDS,
     OptimizerBackendName,
     OptimizerBackendTraits,
@@ -151,8 +152,8 @@ class OptimizerOptions(Section):
     """AdamW (decoupled weight decay on matrices only)."""
 
     backend: OptimizerBackendName = "replicated"
-    """Whether all replicas of a stage keep the whole state, or share it out: by torch's ZeroRedundancyOptimizer, or by
-    DeepSpeed's ZeRO-1 or ZeRO-2."""
+    """Whether all replicas of a stage keep the whole state, or share it out: by whole tensors, or by DeepSpeed's ZeRO-1
+    or ZeRO-2."""
     offload: bool = False
     """Keep the state in host memory and update there, with DeepSpeed's CPU Adam; for its back-ends."""
     fused: bool | Literal["auto"] = Field(default="auto", examples=[True])
@@ -439,11 +440,11 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
-    def _whole_state_on_every_replica(self) -> Self:
-        if self.recovery.enabled is True and self.optimizer.traits.shards_state:
+    def _state_outlives_a_replica(self) -> Self:
+        if self.recovery.enabled is True and self.optimizer.traits.is_deepspeed:
             raise ValueError(
-                f"recovery.enabled needs the whole optimizer state on every replica, and optimizer.backend "
-                f"{self.optimizer.backend} shares it out; use replicated, or turn recovery off"
+                f"recovery.enabled: with optimizer.backend {self.optimizer.backend} {DEEPSPEED_ENDS}; use "
+                "zero_redundancy or replicated, or turn recovery off"
             )
         return self
 
@@ -461,8 +462,8 @@ class Experiment(Section):
         recovery, backend = self.recovery, self.optimizer.backend
         if recovery.enabled != "auto":
             return None if recovery.enabled else "recovery.enabled is false"
-        if self.optimizer.traits.shards_state:
-            return f"optimizer.backend {backend} shares out the optimizer state, which replicated keeps whole on each"
+        if self.optimizer.traits.is_deepspeed:
+            return f"with optimizer.backend {backend} {DEEPSPEED_ENDS} (zero_redundancy and replicated can)"
         if num_nodes <= recovery.min_nodes:
             return f"of {num_nodes} nodes fewer than recovery.min_nodes ({recovery.min_nodes}) would be left"
         return None

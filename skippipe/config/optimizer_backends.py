@@ -7,6 +7,9 @@ from typing import Literal, get_args
 
 OptimizerBackendName = Literal["replicated", "zero_redundancy", "deepspeed_zero1", "deepspeed_zero2"]
 
+DEEPSPEED_ENDS = (
+    "a run ends with any of its nodes, as DeepSpeed leaves the summed gradients of a part to one replica alone"
+)
 MOMENT_BYTES = 8
 """AdamW keeps two fp32 moments for every parameter (Loshchilov and Hutter, arXiv 1711.05101)."""
 MASTER_BYTES = 4

@@ -44,8 +44,8 @@ class RecoveryOptions(Section):
 
     enabled: bool | Literal["auto"] = Field(default="auto", examples=[True])
     """Whether the others go on without it, with a new plan and from the same step, instead of ending. "auto": where
-    each process has an agent of torchrun of its own, or none, enough nodes would be left, and all replicas have the
-    whole optimizer state. Where not, the start of a run says why."""
+    each process has an agent of torchrun of its own, or none, enough nodes would be left, and the optimizer is not
+    DeepSpeed's. Where not, the start of a run says why."""
     silence_s: Annotated[float, Field(ge=0.5, le=3600)] = Field(default=10.0, examples=[30.0])
     """Seconds without a sign of life after which a process counts as lost. One that died is noticed at once, and one
     that is busy gives signs of life all the time."""
@@ -60,7 +60,9 @@ class RecoveryOptions(Section):
     that way, else stop."""
     copy_interval: Annotated[int, Field(ge=0)] = Field(default=20, examples=[5])
     """Steps from one copy of a stage that one node alone holds, in the memory of another node, to the next; 0: no
-    copies. With 1 every step waits for its copy, and no loss of a single node costs more than the interrupted step."""
+    copies. With 1 every step waits for its copy, and no loss of a single node costs more than the interrupted step.
+    Where replicas share out the optimizer state, each also keeps that of another one's part, never behind; with 0
+    what a lost one held begins anew."""
     planning_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=1.0, examples=[5.0])
     """Seconds in which a plan for the nodes that are left is improved, while they wait for it."""
     plans_ahead: bool = True

@@ -1,8 +1,10 @@
 """Stages that one node alone holds: who keeps a copy of each (docs/recovery.md), and what that takes.
 
-The keeper is the node behind the holder in the order of the run's nodes.
+The keeper is the node behind the holder in the order of the run's nodes. Of optimizer state that the replicas of a
+stage share out, each keeps that of the next one's part (`skippipe.training.optimizer.shared_adamw`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -30,7 +32,8 @@ def copies_bytes(experiment: Experiment, plan: Plan) -> dict[str, int]:
     if experiment.recovery_obstacle(len(plan.nodes)) is not None or not experiment.recovery.copy_interval:
         return {}
     workload = experiment_workload(experiment)
-    of_stage = per_stage(plan.layers_per_stage, workload.layer_copy_bytes, workload.embedding_and_head_copy_bytes)
+    of_layer = workload.layer_copy_bytes + workload.layer_shared_bytes
+    of_stage = per_stage(plan.layers_per_stage, of_layer, workload.embedding_and_head_copy_bytes)
     gradients = per_stage(
         plan.layers_per_stage, workload.layer_gradient_bytes, workload.embedding_and_head_gradient_bytes
     )
@@ -39,6 +42,12 @@ def copies_bytes(experiment: Experiment, plan: Plan) -> dict[str, int]:
     for stage, nodes in keepers(plan, plan.nodes).items():
         of_copy = of_stage[stage] + gradients[stage] * with_gradients
         taken.update(dict.fromkeys(nodes, COPIES_AT_ONCE * of_copy))
+    if workload.layer_shared_bytes:
+        for layers, replicas in zip(plan.layers_per_stage, (stage.nodes for stage in plan.stages), strict=True):
+            if len(replicas) > 1:
+                # The embedding is one tensor, which one replica copies whole.
+                whole = workload.embedding_and_head_copy_bytes if replicas == plan.stages[0].nodes else 0
+                taken.update(dict.fromkeys(replicas, math.ceil(layers * of_layer / len(replicas)) + whole))
     return dict(taken)
 
 
@@ -54,6 +63,6 @@ def copies_line(experiment: Experiment, plan: Plan, left_bytes: Mapping[str, int
     left = left_bytes.get(node)
     beyond = f", which has {size_text(max(0, left))} left" if left is not None and taken[node] > left else ""
     return (
-        f"memory: if the run outlives its nodes, copies of stages that one node alone holds take up to "
+        f"memory: if the run outlives its nodes, copies of what one node alone holds take up to "
         f"{size_text(taken[node])} more on {node}{beyond} (recovery.copy_interval: 0 keeps none)"
     )

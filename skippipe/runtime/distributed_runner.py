@@ -116,7 +116,7 @@ class DistributedRunner:
 
     def with_replicas(self, call: Callable[[], Result]) -> Result:
         """Call something that waits for the other replicas of this stage; see `Runner`."""
-        return self._reduction.with_replicas(call)
+        return self._guard.run(lambda: self._reduction.with_replicas(call))
 
     def reduce_with(self, reduction: Callable[[float], None] | None) -> None:
         """Leave the reduction to the optimizer; see `Runner`."""

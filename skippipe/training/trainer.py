@@ -88,7 +88,9 @@ class Trainer:
         self._hardware, self._owner, self._recovery = hardware, owner, recovery
         self._max_steps = experiment.training.max_steps
         self.schedule = PlanSchedule.of(experiment)
-        self.state = state = TrainingState(experiment, context, runner, memory, owner.disks, peers)
+        self.state = state = TrainingState(
+            experiment, context, runner, memory, owner.disks, peers, outlives=recovery is not None
+        )
         self._faults = Faults(experiment.emulation.faults, state.node)
         self._update = StepUpdate(state, StepMeter(state, hardware.peak_tflop_per_s), self._faults)
         self._patience: StepPatience | None = None

@@ -79,7 +79,15 @@ def death_of(victim: str, point: str) -> dict[str, Any]:
 class Run:
     """A run of several processes, to one of which something happens at a planned place."""
 
-    def __init__(self, folder: Path, plan: Plan, emulation: dict[str, Any], lr: float = 3e-3, **recovery: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        emulation: dict[str, Any],
+        lr: float = 3e-3,
+        backend: str = "replicated",
+        **recovery: Any,
+    ) -> None:
         self.folder, self.plan = folder, plan
         experiment = self.experiment = make_experiment(
             folder,
@@ -98,7 +106,7 @@ class Run:
             }
             | recovery,
             emulation=emulation,
-            optimizer={"lr": lr},
+            optimizer={"lr": lr, "backend": backend},
         )
         (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {len(plan.nodes)}"))
         self.arguments = write_inputs(experiment, plan, folder)
@@ -325,10 +333,17 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("point", "comes_back"), [("UPDATED", False), pytest.param("BACKWARD", True, marks=pytest.mark.extended)]
+    ("point", "comes_back", "backend"),
+    [
+        ("UPDATED", False, "zero_redundancy"),  # the node that moves was one of two that share out the state
+        pytest.param("UPDATED", False, "replicated", marks=pytest.mark.extended),
+        pytest.param("BACKWARD", True, "replicated", marks=pytest.mark.extended),
+    ],
 )
-def test_another_node_takes_over_stage_0_and_nothing_is_lost(tmp_path: Path, point: str, *, comes_back: bool) -> None:
-    run = Run(tmp_path, first_stage_alone_plan(), death_of("node-0", point), lost_stage="copy")
+def test_another_node_takes_over_stage_0_and_nothing_is_lost(
+    tmp_path: Path, point: str, *, comes_back: bool, backend: str
+) -> None:
+    run = Run(tmp_path, first_stage_alone_plan(), death_of("node-0", point), backend=backend, lost_stage="copy")
     run.ranks[0].process.join(LIMIT_S)
     run.wait_for_lines("events.jsonl", 1)
     if comes_back:
@@ -365,6 +380,25 @@ def test_a_node_that_turns_slow_gets_less_to_do(tmp_path: Path) -> None:
     steps = losses(run.experiment.run_path)
     assert len(steps) >= event.step + BEYOND
     assert steps == pytest.approx(reference_losses(run, len(steps)), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.extended
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_shared_out_state_of_a_lost_replica_is_with_the_others(tmp_path: Path, *, comes_back: bool) -> None:
+    # It dies when all take the step, before it has sent what it alone updates.
+    run = Run(tmp_path, first_stage_alone_plan(), death_of("node-1", "UPDATED"), backend="zero_redundancy")
+    run.ranks[1].process.join(LIMIT_S)
+    run.wait_for_lines("events.jsonl", 1)
+    if comes_back:
+        run.ranks.append(run.start(1, "again.txt", TORCHELASTIC_RESTART_COUNT="1"))
+        run.wait_until_in("node-1")
+    outputs = [rank.output for rank in run.ranks]
+    codes = [75, -signal.SIGKILL, 75, *([75] if comes_back else [])]
+    assert run.finish() == codes, [output.read_text()[-1500:] for output in outputs]
+    assert (run.events[0].step, run.events[0].restored) == (FATAL_STEP, ())
+    found = losses(run.experiment.run_path)
+    assert found == pytest.approx(reference_losses(run, len(found)), abs=1e-5)
 
 
 def report(step: int, contributed: int, *, left: bool = False) -> ProgressReport:

@@ -12,12 +12,15 @@ from skippipe.runtime.runner import Runner
 from skippipe.training.optimizer.adamw import AdamW
 from skippipe.training.optimizer.deepspeed_setup import prepare
 from skippipe.training.optimizer.interface import OptimizerBackend
+from skippipe.training.optimizer.shared_adamw import SharedAdamW
 
 logger = logging.getLogger(__name__)
 
 
-def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
+def make_optimizer(experiment: Experiment, runner: Runner, *, outlives: bool = False) -> OptimizerBackend:
     """Return the optimizer of this rank's parameters; all ranks call this together.
+
+    In a run that `outlives` its nodes, shared-out state has a second copy, unless `recovery.copy_interval` is 0.
 
     Where a stage has one replica there is nothing to share out: plain AdamW does the same, unless DeepSpeed keeps the
     state in host memory. Raises `ConfigError` where DeepSpeed cannot run here.
@@ -34,9 +37,12 @@ def make_optimizer(experiment: Experiment, runner: Runner) -> OptimizerBackend:
             zero.connect()
             return zero
         logger.info("optimizer.backend: %s has nothing to share out here: one replica; plain AdamW", options.backend)
-    sharded = replicas if options.traits.shards_state and not options.traits.is_deepspeed else None
-    guard = None if sharded is None else runner.with_replicas  # nothing waits where nothing is shared out
-    return AdamW(runner.parameters(), options, scheduler, max_steps, sharded, guard)
+    parameters = runner.parameters()
+    if not options.traits.shards_state or options.traits.is_deepspeed:
+        return AdamW(parameters, options, scheduler, max_steps)
+    guard = None if replicas is None else runner.with_replicas
+    copies = outlives and experiment.recovery.copy_interval > 0
+    return SharedAdamW(parameters, options, scheduler, max_steps, replicas, guard, keeps_copies=copies)
 
 
 def _only_this_rank(timeout_s: float) -> ProcessGroup:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 Result = TypeVar("Result")
 
@@ -19,6 +20,29 @@ class Guard(Protocol):
 
     def __call__(self, call: Callable[[], Result], /) -> Result:
         """Return what `call` returns."""
+
+
+class Resharing(Protocol):
+    """Brings state that is shared out from one group of replicas to another one."""
+
+    def leave(self) -> None:
+        """Let go of the group: a step from now on updates what is held here, and sends nothing."""
+
+    def lack_state(self, step: int) -> None:
+        """Stand behind `step` steps without state, until `join` or `load` brings it.
+
+        Weights come from another replica, before `join` or after it, which `take_weights` says.
+        """
+
+    def take_weights(self) -> None:
+        """Take up the weights that another replica has given."""
+
+    def join(self, replicas: ProcessGroup | None, guard: Guard) -> int:
+        """Take the right weights, and a share of the state, among the replicas, which all call this; None: all of it.
+
+        Returns of how many of the stage's numbers nobody had the state: it begins anew. Where `guard` raises, all that
+        was held is held still.
+        """
 
 
 class OptimizerBackend(Protocol):
@@ -40,6 +64,10 @@ class OptimizerBackend(Protocol):
     def reduce(self) -> Callable[[float], None] | None:
         """Sums all `.grad` over the replicas at REDUCE and scales them; None where the runner does it."""
 
+    @property
+    def resharing(self) -> Resharing | None:
+        """What brings the state to other replicas; None where each has all, or it cannot be brought."""
+
     def squared_norm(self, owned: Iterable[nn.Parameter]) -> float:
         """Return this rank's part of the squared norm of the whole model's gradient.
 
@@ -50,7 +78,10 @@ class OptimizerBackend(Protocol):
         """Scale the gradients by max_norm / norm where the global `norm` is larger."""
 
     def step(self) -> None:
-        """Update the parameters from their gradients and move on along the learning rate's schedule."""
+        """Update the parameters from their gradients and move on along the learning rate's schedule.
+
+        With `resharing`, what is held here is updated also where this raises, because another replica is lost.
+        """
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return the state of those of the parameters `names` that this rank saves, on the CPU.

@@ -16,8 +16,7 @@ LR_SCALE = "lr_scale"
 class MasterAdamW(torch.optim.Optimizer):
     """Torch's AdamW on fp32 copies of the parameters, or on the parameters themselves where they are fp32.
 
-    After a step the parameters are their copies, rounded. `ZeroRedundancyOptimizer` can wrap it, so that the copies are
-    sharded with the moments.
+    After a step the parameters are their copies, rounded.
     """
 
     def __init__(self, params: Any, **options: Any) -> None:

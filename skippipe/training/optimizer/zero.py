@@ -97,6 +97,11 @@ class DeepSpeedZero:
         """DeepSpeed's own sum over the replicas."""
         return self._reduce
 
+    @property
+    def resharing(self) -> None:
+        """None: a replica keeps the summed gradients of its own part alone, and the engine stays with its group."""
+        return None
+
     def _reduce(self, factor: float) -> None:
         # Leaving the block reduces once what was gathered in it.
         with self._engine.coalesce_grad_reduction():

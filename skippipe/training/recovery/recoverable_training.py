@@ -93,7 +93,8 @@ class RecoverableTraining:
         """Return what is held of the stage."""
         state = self._state
         parameters = state.runner.stages[self.stage].state_dict_global()
-        optimizer = state.optimizer.state(state.runner.parameters())
+        # What replicas share out is brought to who comes when all of them meet.
+        optimizer = {} if state.optimizer.sharded else state.optimizer.state(state.runner.parameters())
         return StageState(state.step, state.elapsed_s, parameters, optimizer, squared_norm=self._squared_norm)
 
     def keep_for_others(self) -> None:
@@ -119,6 +120,8 @@ class RecoverableTraining:
     def leave_epoch(self) -> None:
         """Let go of all connections."""
         self._checkpoints.writer.abandon()
+        if self._state.optimizer.resharing is not None:
+            self._state.optimizer.resharing.leave()
         self._state.runner.abort()
         self._state.runner.close()
 
@@ -132,6 +135,8 @@ class RecoverableTraining:
             state.change_stage(make_unconnected_runner(state.experiment, plans, index, state.context))
         self._fetch = None
         if self.lacks_state:
+            if state.optimizer.resharing is not None:
+                state.optimizer.resharing.lack_state(step)
             names = tuple(state.runner.stages[index].global_parameters())
             wanted = WantedState(index, names, plans.main, standing)
             self._fetch = lambda: self._take_stage_state(find(wanted), step, sums)
@@ -176,6 +181,7 @@ class RecoverableTraining:
         self.has_other_plans = True
         state.runner = make_runner_of_epoch(experiment, plans, state.runner, context)
         state.runner.iteration = state.step
+        self._share_out_state()
         self._checkpoints.connect()
         if state.finished is not None:
             state.finished = state.finished._replace(stopped_by=None)  # the rank of another one by now
@@ -183,6 +189,17 @@ class RecoverableTraining:
             self._records.take_over_disk(self._order)
         if context.rank == 0:
             self._records.take_over()
+
+    def _share_out_state(self) -> None:
+        """Bring the optimizer's state to the present replicas, where these share it out."""
+        state, resharing = self._state, self._state.optimizer.resharing
+        if resharing is None:
+            return
+        lost = resharing.join(state.runner.replicas, state.runner.with_replicas)
+        if lost and self.plans.main.stages[self.stage].nodes[0] == state.node:
+            share = lost / sum(parameter.numel() for parameter in state.runner.parameters().values())
+            place = f"its weights, with new optimizer state for {max(share, 0.01):.0%} of them"
+            self.restored = RestoredStage(stage=self.stage, place=place, of_step=state.step)
 
     def _state_with_gradients(self) -> StageState:
         """Return what is held of the stage, and the gradients of the step that comes next."""
@@ -199,7 +216,11 @@ class RecoverableTraining:
         can_step = held.step == step - 1 and bool(held.gradients) and sums is not None
         stage = state.runner.stages[self.stage]
         stage.load_global(stage.adapters() | held.parameters)
-        state.optimizer.load(held.optimizer, step - can_step)
+        resharing = state.optimizer.resharing
+        if resharing is not None and found.place == "a replica" and step and not held.optimizer:
+            resharing.take_weights()
+        else:
+            state.optimizer.load(held.optimizer, step - can_step)
         if can_step and sums is not None:
             for name, parameter in state.runner.parameters().items():
                 parameter.grad = held.gradients[name].to(parameter.device)

@@ -19,7 +19,7 @@ def may_find_a_run(experiment: Experiment) -> bool:
     enabled = experiment.recovery.enabled
     if enabled != "auto":
         return enabled
-    return _siblings() == "1" and not experiment.optimizer.traits.shards_state
+    return _siblings() == "1" and not experiment.optimizer.traits.is_deepspeed
 
 
 def why_off(experiment: Experiment, context: DistributedContext, device_types: Sequence[Device]) -> str | None:

@@ -44,8 +44,9 @@ class StepUpdate:
         """Take the step whose gradients are there, once all ranks have given their part to its sum."""
         totals = StepTotals.of_sums(sums)
         self._faults.reached("UPDATED", self._state.step + 1)
-        self.update_weights(totals)
+        # What is held here takes the step also where another replica, whose part is awaited, is lost meanwhile.
         self._state.applied, self._state.sums = self._state.step + 1, tuple(sums)
+        self.update_weights(totals)
         return totals
 
     def update_weights(self, totals: StepTotals) -> None:

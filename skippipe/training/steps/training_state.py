@@ -22,7 +22,10 @@ class TrainingState:
         memory: MemoryReport,
         disks: RunDisks,
         peers: PeerFiles | None,
+        *,
+        outlives: bool = False,
     ) -> None:
+        """`outlives`: the run is to go on without a process that is lost."""
         self.experiment, self.context, self.memory = experiment, context, memory
         self.disks = disks
         """On which disks the run directory of the present members lies."""
@@ -32,7 +35,8 @@ class TrainingState:
         training = experiment.training
         self.tokens_per_step = training.num_microbatches * training.micro_batch_size * training.sequence_length
         self.runner = runner
-        self.optimizer = make_optimizer(experiment, runner)
+        self._outlives = outlives
+        self.optimizer = make_optimizer(experiment, runner, outlives=outlives)
         runner.reduce_with(self.optimizer.reduce)
         self.step = 0
         """The last step that is counted here."""
@@ -72,5 +76,5 @@ class TrainingState:
         """Let go of the stage that this process holds, and have the one of another runner."""
         self.runner = runner
         self.optimizer.close()
-        self.optimizer = make_optimizer(self.experiment, runner)
+        self.optimizer = make_optimizer(self.experiment, runner, outlives=self._outlives)
         runner.reduce_with(self.optimizer.reduce)
