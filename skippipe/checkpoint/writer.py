@@ -106,7 +106,8 @@ class CheckpointWriter:
         self._options = options
         self._board = ReportBoard(store, runner.rank, disks.firsts)
         self._images: dict[str, FileImage] = {}
-        self._seconds: set[str] = set()
+        seconds = (index for index in runner.stages if second_writer(runner.plans.main, index, disks) == runner.rank)
+        self._seconds = {name for index in seconds for name in _file_names(index)}
         self._offered: dict[str, FileImage] = {}
         self._pending: Future[bool] | None = None
         self._pending_step = 0
@@ -227,7 +228,7 @@ class CheckpointWriter:
     def _copy(self) -> str:
         """Copy what this process answers for; return why that was impossible, or ""."""
         try:
-            for name, tensors in self._all_files():
+            for name, tensors in self._files():
                 if name not in self._images or not self._images[name].fits(tensors):
                     pinned = any(tensor.is_cuda for tensor in tensors.values())
                     self._images[name] = FileImage(tensors, pinned=pinned)
@@ -238,33 +239,21 @@ class CheckpointWriter:
             return str(reason)
         return ""
 
-    def _all_files(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Yield name and tensors of the files that this process writes, for itself or as the second writer."""
-        yield from self._files()
-        plan, sharded = self._runner.plans.main, self._optimizer.sharded
-        for index, stage in self._runner.stages.items():
-            if not self._disks.shared and second_writer(plan, index, self._disks) == self._runner.rank:
-                tensors = stage.state_dict_global()
-                seconds: dict[str, Mapping[str, Tensor]] = {f"model-stage-{index}.safetensors": tensors}
-                if not sharded:
-                    seconds[f"optimizer-stage-{index}.safetensors"] = self._optimizer.state(tensors)
-                self._seconds |= seconds.keys()
-                yield from seconds.items()
-
     def _files(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        """Yield name and tensors of the files that this process answers for."""
+        """Yield name and tensors of the files that this process writes, for itself or as the second writer."""
         owned = self._runner.owned_parameters().keys()
         for index, stage in self._runner.stages.items():
+            model, optimizer = _file_names(index)
             tensors = {name: parameter.detach() for name, parameter in stage.trained_parameters().items()}
-            owner = tensors.keys() <= owned
-            if owner:
-                yield f"model-stage-{index}.safetensors", tensors
-            if owner or self._optimizer.sharded:
-                part = f"-rank-{self._runner.rank}" if self._optimizer.sharded else ""
-                yield f"optimizer-stage-{index}{part}.safetensors", self._optimizer.state(tensors)
+            is_writer = tensors.keys() <= owned or model in self._seconds
+            if is_writer:
+                yield model, tensors
+            if self._optimizer.sharded:
+                yield optimizer.replace(".", f"-rank-{self._runner.rank}."), self._optimizer.state(tensors)
+            elif is_writer:
+                yield optimizer, self._optimizer.state(tensors)
         for index, state in () if self._kept is None else self._kept.absent_states.items():
-            yield f"model-stage-{index}.safetensors", state.parameters
-            yield f"optimizer-stage-{index}.safetensors", state.optimizer
+            yield from zip(_file_names(index), (state.parameters, state.optimizer), strict=True)
 
     def _write(self, metadata: Metadata, failure: str) -> bool:
         """Write this rank's files, report them and, on the first rank of a disk, complete the checkpoint there.
@@ -347,8 +336,8 @@ class CheckpointWriter:
             records = {name: image.write(aside / name) for name, image in self._images.items()}
         except OSError as reason:
             return FileReport(files={}, failure=str(reason))
-        files = {name: record for name, record in records.items() if name not in self._seconds}
-        return FileReport(files=files, second={name: records[name] for name in self._seconds})
+        second = {name: record for name, record in records.items() if name in self._seconds}
+        return FileReport(files={name: records[name] for name in records.keys() - second.keys()}, second=second)
 
     def _remove_old(self) -> None:
         found = complete_checkpoints(self._run_dir)
@@ -375,7 +364,7 @@ def write_stages(run_dir: Path, metadata: Metadata, stages: Sequence[Mapping[str
     for index, tensors in enumerate(stages):
         image = FileImage(tensors)
         image.fill(tensors)
-        name = f"model-stage-{index}.safetensors"
+        name, _ = _file_names(index)
         files[name] = image.write(aside / name)
     _finish(aside, final, metadata.model_copy(update={"files": files}))
 
@@ -403,6 +392,11 @@ def remove_unfinished(run_dir: Path) -> None:
     """Remove what an interrupted save left behind."""
     for path in checkpoints_folder(run_dir).glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _file_names(stage: int) -> tuple[str, str]:
+    """Return the names of a stage's files: of its parameters, and of its optimizer state."""
+    return f"model-stage-{stage}.safetensors", f"optimizer-stage-{stage}.safetensors"
 
 
 def _offered(step: int, name: str) -> str:

@@ -12,6 +12,8 @@ def second_writer(plan: Plan, stage: int, disks: RunDisks) -> int | None:
 
     It has the same weights and optimizer state already, so that nothing need travel.
     """
+    if disks.shared:
+        return None
     first, *others = (plan.rank_of[node] for node in plan.stages[stage].nodes)
     return next((rank for rank in others if disks.of_rank[rank] != disks.of_rank[first]), None)
 
