@@ -23,6 +23,7 @@ from growth import growth
 from islands import calm, cut_off
 from lossy_run import NUM_NODES, SILENCE_S, STAGE_SIZES, make_experiment
 from outcomes import Outcome, Row, summary
+from planned_deaths import die_as_planned
 from steady import steady
 from strikes import STEPS, strike
 
@@ -34,7 +35,7 @@ HERE = Path(__file__).parent
 CUTS = ("partition", "cut")
 STEADY = {"steady, local links": False, "steady, shaped links": True}
 """Whether links are shaped."""
-KINDS = (*STEPS, *CUTS, "calm", *STEADY, "growth", "goodput")
+KINDS = (*STEPS, "planned", *CUTS, "calm", *STEADY, "growth", "goodput")
 IN_NAMESPACES = (*CUTS, "calm", "steady, shaped links")
 
 
@@ -54,7 +55,7 @@ class Sizes(NamedTuple):
 def several(folder: Path, plan: Path, kind: str, sizes: Sizes) -> Row:
     """Make the runs of a kind, one after the other."""
     outcomes = []
-    one_run = cut_off if kind in CUTS else strike
+    one_run = cut_off if kind in CUTS else die_as_planned if kind == "planned" else strike
     for number in range(sizes.seed, sizes.seed + sizes.runs):
         outcomes.append(one_run(folder, plan, kind, number))
         report(outcomes[-1])
@@ -75,7 +76,7 @@ def report(outcome: Outcome) -> None:
 def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> dict[str, Any]:
     """Return the row of a kind, with where, when and beside what it was measured."""
     rows: Mapping[str, Callable[[], Row]] = {
-        **{name: partial(several, folder, plan, name, sizes) for name in (*STEPS, *CUTS)},
+        **{name: partial(several, folder, plan, name, sizes) for name in (*STEPS, "planned", *CUTS)},
         "calm": lambda: calm(folder, plan, sizes.tries, sizes.seed),
         "growth": lambda: growth(folder, plan, sizes.steps, sizes.changes),
         "goodput": lambda: goodput(folder, out, sizes.mtbf, sizes.duration, sizes.seed),
