@@ -164,12 +164,16 @@ def test_every_part_has_two_holders_of_about_the_same_size() -> None:
 
 def test_only_what_is_missing_is_sent() -> None:
     wanted = state_parts({"a": 3, "b": 2}, 2, copies=False)
-    keys = {"a": ["step"], "b": ["step"]}
+    keys = {"a": ("step",), "b": ("step",)}
     first, second = ({name: keys[name]} for name in ("a", "b"))
-    assert handover(["a", "b"], [Holding("right", first), Holding("right", second)], wanted) == ((), ())
-    behind = handover(["a", "b"], [Holding("behind", first), Holding("right", second)], wanted)
+    assert handover(
+        ["a", "b"], [Holding(weights="right", keys=first), Holding(weights="right", keys=second)], wanted
+    ) == ((), ())
+    behind = handover(
+        ["a", "b"], [Holding(weights="behind", keys=first), Holding(weights="right", keys=second)], wanted
+    )
     assert behind.transfers == (Transfer("b", WEIGHTS, 1, 0),)
-    comes = handover(["a", "b"], [Holding("right", keys), Holding("given", {})], wanted)
+    comes = handover(["a", "b"], [Holding(weights="right", keys=keys), Holding(weights="given", keys={})], wanted)
     assert comes.transfers == (Transfer("b", "step", 0, 1),)
-    lost = handover(["a", "b"], [Holding("behind", first), Holding("given", {})], wanted)
+    lost = handover(["a", "b"], [Holding(weights="behind", keys=first), Holding(weights="given", keys={})], wanted)
     assert lost == ((Transfer("a", WEIGHTS, 0, 1), Transfer("b", WEIGHTS, 0, 1)), ("b",))

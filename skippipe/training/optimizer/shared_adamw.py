@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
+from skippipe.errors import InputError
+from skippipe.runtime.gradients.collectives import all_gather_text
 from skippipe.runtime.ranks.torch_errors import begun
 from skippipe.training.optimizer.adamw import AdamW
 from skippipe.training.optimizer.clipping import clip, squared_norm
@@ -30,6 +32,7 @@ from skippipe.training.optimizer.state_parts import (
     handover,
     state_parts,
 )
+from skippipe_scheduler.files import parse, parse_json
 
 NUMBERS = (STEP, LR_SCALE)
 """Keys of single numbers; the other tensors have the parameter's shape."""
@@ -164,13 +167,13 @@ class SharedAdamW:
         self._refresh_twins()
 
     def join(self, replicas: ProcessGroup | None, guard: Guard) -> int:
-        """StatePart out the state among other replicas; see `Resharing`."""
+        """Share out the state among other replicas; see `Resharing`."""
         held = self._held_state() if self._has_state else {}
         with torch.no_grad():
             for name in held.keys() & self._twins.keys():
                 self._parameters[name].copy_(self._twins[name])
         wanted, rank = self._shares_among(replicas)
-        own = Holding(self._weights, {name: tuple(state) for name, state in held.items()})
+        own = Holding(weights=self._weights, keys={name: tuple(state) for name, state in held.items()})
         self._replicas, self._guard = replicas, None if replicas is None else guard
         holdings = [own] if replicas is None else guard(lambda: _told(own, replicas))
         transfers, lost = handover(tuple(self._parameters), holdings, wanted)
@@ -249,6 +252,6 @@ class SharedAdamW:
 
 def _told(own: Holding, replicas: ProcessGroup) -> list[Holding]:
     """Return what every replica has."""
-    gathered: list[Holding] = [own] * replicas.size()
-    dist.all_gather_object(gathered, own, group=replicas)
-    return gathered
+    place = "what a replica has of the optimizer state"
+    texts = all_gather_text(replicas, own.model_dump_json())
+    return [parse(Holding, parse_json(text, place, InputError), place, InputError) for text in texts]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from skippipe_scheduler.files import StrictModel
+
 WEIGHTS = "weights"
 """Key of the parameter itself beside the keys of its state."""
 WeightsStand = Literal["right", "behind", "given"]
@@ -30,11 +32,11 @@ def state_parts(sizes: Mapping[str, int], count: int, *, copies: bool) -> list[S
     return [StatePart(tuple(own), tuple(copied)) for own, copied in zip(taken, following, strict=True)]
 
 
-class Holding(NamedTuple):
+class Holding(StrictModel):
     """What one replica has when replicas meet."""
 
     weights: WeightsStand
-    keys: Mapping[str, Sequence[str]]
+    keys: dict[str, tuple[str, ...]]
     """Of the state that it holds, by parameter; the weights of these are right too."""
 
 
