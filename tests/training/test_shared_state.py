@@ -164,7 +164,7 @@ def test_every_part_has_two_holders_of_about_the_same_size() -> None:
 
 def test_only_what_is_missing_is_sent() -> None:
     wanted = state_parts({"a": 3, "b": 2}, 2, copies=False)
-    keys = {"a": ("step",), "b": ("step",)}
+    keys: dict[str, tuple[str, ...]] = {"a": ("step",), "b": ("step",)}
     first, second = ({name: keys[name]} for name in ("a", "b"))
     assert handover(
         ["a", "b"], [Holding(weights="right", keys=first), Holding(weights="right", keys=second)], wanted
