@@ -364,9 +364,9 @@ def test_another_node_takes_over_stage_0_and_nothing_is_lost(
 
 @pytest.mark.slow
 def test_a_node_that_turns_slow_gets_less_to_do(tmp_path: Path) -> None:
-    plan, slow = first_stage_alone_plan(time_scale_s=0.01), "node-1"
+    plan, slow = first_stage_alone_plan(time_scale_s=0.007), "node-1"
     paces = [{"node": slow, "step": 2, "factor": 4}]
-    replan = {"enabled": True, "window": 3, "pause": 1, "search_s": 0.5, "niceness": 0}
+    replan = {"enabled": True, "window": 3, "pause": 1, "search_s": 0.7, "niceness": 0}
     run = Run(tmp_path, plan, {"compute": True, "paces": paces}, lr=3e-4, replan=replan)
     relieved = run.wait_for_epoch(lambda other: len(other.order[slow]) < len(plan.order[slow]))
     outputs = [rank.output for rank in run.ranks]
