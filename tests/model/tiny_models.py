@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from skippipe.config.lora_options import LoraOptions
 from skippipe.model.architecture import build_config
 from skippipe.model.full_model import build_full
 from skippipe.model.stage import Stage, build_stage
@@ -42,12 +44,28 @@ def tiny(architecture: str, **options: object) -> PretrainedConfig:
 
 
 def stages_of(
-    config: PretrainedConfig, bounds: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float32
+    config: PretrainedConfig,
+    bounds: Sequence[int],
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    lora: LoraOptions | None = None,
 ) -> list[Stage]:
+    given: dict[str, Any] = {"seed": seed, "device": CPU, "dtype": dtype, "lora": lora}
     return [
-        build_stage(config, first, last, with_embedding_and_head=first == 0, seed=seed, device=CPU, dtype=dtype)
+        build_stage(config, first, last, with_embedding_and_head=first == 0, **given)
         for first, last in pairwise(bounds)
     ]
+
+
+def move_off_zero(stages: Sequence[Stage]) -> dict[str, Tensor]:
+    """Give weights to every B of adapters, so that A has gradients; return all trained tensors."""
+    trained = {name: parameter for stage in stages for name, parameter in stage.trained_parameters().items()}
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name in sorted(trained):
+            if ".lora_B." in name:
+                trained[name].copy_(torch.randn(trained[name].shape, generator=generator) * 0.1)
+    return {name: parameter.detach() for name, parameter in trained.items()}
 
 
 def hugging_face(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_runs import losses, make_experiment, ranks_plan, train_alone
 
-from skippipe.checkpoint.model_tensors import load_parameters
+from skippipe.checkpoint.model_tensors import check_adapters, load_parameters
 from skippipe.checkpoint.reader import (
     Metadata,
     checkpoint_path,
@@ -21,6 +21,7 @@ from skippipe.checkpoint.reader import (
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
 from skippipe.checkpoint.writer import write_stages
 from skippipe.config.experiment import Experiment
+from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import CheckpointError, ConfigError
 from skippipe.inference.model_loading import load_model
 from skippipe.model.architecture import experiment_model
@@ -162,15 +163,15 @@ def test_damage_of_the_frozen_weights_is_noticed(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"lora": {"r": 3}}, "lora.r: 3, but .* was trained with 2; continue with lora.r=2"),
-        ({"lora": LORA | {"lora_alpha": 5}}, "lora.lora_alpha: 5.0, but .* was trained with 4.0"),
-        ({"lora": {}}, "lora.r: 0, but .* was trained with 2"),
+        ({"r": 3}, "lora.r: 3, but .* was trained with 2; continue with lora.r=2"),
+        (LORA | {"lora_alpha": 5}, "lora.lora_alpha: 5.0, but .* was trained with 4.0"),
+        ({}, "lora.r: 0, but .* was trained with 2"),
     ],
 )
 def test_other_adapters_than_before_are_refused(folder: Path, changed: dict[str, Any], message: str) -> None:
-    experiment = lora_experiment(folder, "whole", begin=False, training={"max_steps": 8}, **changed)
+    checkpoint = checkpoint_path(folder / "whole", 4)
     with pytest.raises(CheckpointError, match=message):
-        train_alone(experiment, ranks_plan())
+        check_adapters(checkpoint, read_metadata(checkpoint), LoraOptions.model_validate(changed))
 
 
 def test_adapters_need_weights_and_keep_layers_apart(tmp_path: Path) -> None:

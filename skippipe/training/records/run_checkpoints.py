@@ -44,6 +44,7 @@ class RunCheckpoints:
 
     def restore(self) -> None:
         """Go to where the checkpoint that the experiment names left the run, where there is one; all ranks together."""
+        self._check_shared()
         context = self._state.context
         layers = [self._state.plans.main.stages[index].layers for index in self._state.runner.stages]
         checkpoint = choose_checkpoint(self._experiment, context, self._state.disks, self._state.peers, layers)
@@ -62,6 +63,14 @@ class RunCheckpoints:
         """Save the present step without any connection to other ranks; return whether it is complete."""
         return self.writer.save_alone(self._metadata())
 
+    def _check_shared(self) -> None:
+        """Raise `ConfigError` where hosts have disks of their own: the frozen weights lie once in the run directory."""
+        if self._experiment.lora.enabled and not self._state.disks.shared:
+            raise ConfigError(
+                f"lora.r is {self._experiment.lora.r}, and the hosts do not share {self._experiment.run_path}, where "
+                "the weights are that adapters stand beside; put run_dir on storage that all see, or set lora.r to 0"
+            )
+
     def _check_pretrained(self) -> None:
         """Raise `ConfigError` where adapters would be trained beside weights that nobody has trained."""
         if self._experiment.lora.enabled:
@@ -74,7 +83,9 @@ class RunCheckpoints:
         """Return where the weights are that are not trained; on rank 0, which writes it down."""
         if self._base is None and self._experiment.lora.enabled and self._state.context.rank == 0:
             newest = latest_checkpoint(self._experiment.run_path)  # of a process that has come lately
-            self._base = None if newest is None else kept_base(newest, self._experiment.run_path)
+            if newest is None:
+                raise CheckpointError(f"{self._experiment.run_path}: the weights that are not trained are gone")
+            self._base = kept_base(newest, self._experiment.run_path)
         return self._base
 
     def _make_writer(self) -> CheckpointWriter:
