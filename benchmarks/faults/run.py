@@ -33,8 +33,11 @@ from common.table import machine, rows_table
 
 HERE = Path(__file__).parent
 CUTS = ("partition", "cut")
-STEADY = {"steady, local links": False, "steady, shaped links": True}
-"""Whether links are shaped."""
+STEADY: dict[str, dict[str, Any]] = {
+    "steady, local links": {},
+    "steady, shaped links": {"shaped": True},
+    "steady, shared-out state": {"backend": "zero_redundancy"},
+}
 KINDS = (*STEPS, "planned", *CUTS, "calm", *STEADY, "growth", "goodput")
 IN_NAMESPACES = (*CUTS, "calm", "steady, shaped links")
 
@@ -80,7 +83,7 @@ def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> di
         "calm": lambda: calm(folder, plan, sizes.tries, sizes.seed),
         "growth": lambda: growth(folder, plan, sizes.steps, sizes.changes),
         "goodput": lambda: goodput(folder, out, sizes.mtbf, sizes.duration, sizes.seed),
-        **{name: partial(steady, folder, sizes.blocks, shaped=shaped) for name, shaped in STEADY.items()},
+        **{name: partial(steady, folder, sizes.blocks, **given) for name, given in STEADY.items()},
     }
     before = os.getloadavg()[0]
     row = rows[kind]()

@@ -30,12 +30,12 @@ MBIT_PER_S = 40.0
 ARMS = ("on", "off")
 
 
-def steady(folder: Path, blocks: int, *, shaped: bool) -> Row:
+def steady(folder: Path, blocks: int, *, shaped: bool = False, backend: str = "replicated") -> Row:
     """Train `blocks` blocks with recovery and as many without; return medians of iterations and their ratio."""
     from skippipe.planning.experiment_plan import plan_experiment
 
-    name = "shaped" if shaped else "local"
-    experiments = list(_experiments(folder, name, blocks))
+    name = f"{'shaped' if shaped else 'local'}-{backend}"
+    experiments = list(_experiments(folder, name, blocks, backend))
     plan = folder / f"{name}.plan.json"
     plan_experiment(experiments[0]).save(plan)
     with ExitStack() as stack:
@@ -63,7 +63,7 @@ def steady(folder: Path, blocks: int, *, shaped: bool) -> Row:
     }
 
 
-def _experiments(folder: Path, name: str, blocks: int) -> Iterator[Experiment]:
+def _experiments(folder: Path, name: str, blocks: int, backend: str) -> Iterator[Experiment]:
     """Yield the experiment of each block, in turn; `on` and `off` change places from pair to pair."""
     sections: dict[str, Any] = {
         "model": {
@@ -71,6 +71,7 @@ def _experiments(folder: Path, name: str, blocks: int) -> Iterator[Experiment]:
             | {"num_attention_heads": 4, "num_key_value_heads": 2}
         },
         "pipeline": {"stage_sizes": SOLE_SIZES, "planner": {"max_evaluations": 200}},
+        "optimizer": {"backend": backend},
         "checkpoint": {"interval": 0},
         "evaluation": {"interval": 0},
         "training": {"max_steps": STEPS, "num_microbatches": 6, "sequence_length": 32},

@@ -1,9 +1,10 @@
 """AdamW whose state is shared out among the replicas of a stage (ZeRO-1, Rajbhandari et al. 2020), by whole tensors.
 
 Each replica updates its part of the parameters and sends it to the others. Where the run is to outlive its nodes, each
-holds a second copy of another one's part in host memory, with the weights of that part, and updates it too: all
-replicas have all summed gradients, so that the copy costs no message and is never behind. A step that has begun can be
-taken without the others: each updates what it holds, and weights that did not arrive come with the next group.
+holds a second copy of another one's part in host memory, with the weights of that part, and updates it too, while new
+weights are on their way: all replicas have all summed gradients, so that the copy costs no message and is never behind.
+A step that has begun can be taken without the others: each updates what it holds, and weights that did not arrive come
+with the next group.
 """
 
 from collections import defaultdict
@@ -60,7 +61,7 @@ class SharedAdamW:
         self._weights: WeightsStand = "right"
         self._has_state = True
         self._before: dict[str, dict[str, Tensor]] = {}
-        self._replicas, self._guard = replicas, guard
+        self._replicas, self._guard = replicas, None if replicas is None else guard
         self._build()
 
     def _build(self) -> None:
@@ -118,26 +119,35 @@ class SharedAdamW:
         clip(self._parameters.values(), norm, max_norm)
 
     def step(self) -> None:
-        """Update what is held here, then send and receive weights; where that raises, the update is done.
+        """Update what is held here, and send and receive weights meanwhile; where that raises, the update is done.
 
         Without a group, after `leave`, nothing is sent.
         """
         self._before = {}
+        self._weights = "behind" if self.sharded else "right"
+        if self._own is not None:
+            self._own.step()
+        under_way: list[dist.Work] = []
+        try:
+            if self._guard is not None:
+                under_way = self._guard(self._send_weights)
+        finally:
+            self._update_copy()
+            self._steps += 1
+        if self._guard is not None:
+            self._guard(lambda: _wait(under_way))
+            self._weights = "right"
+            self._refresh_twins()
+
+    def _update_copy(self) -> None:
+        """Update the second copy, whose weights are its own: those of the stage arrive meanwhile."""
         for name, twin in self._twins.items():
             gradient = self._parameters[name].grad
             twin.grad = None if gradient is None else gradient.to(twin.device)
-        for part in self._held:
-            part.step()
+        if self._copy is not None:
+            self._copy.step()
         for twin in self._twins.values():
             twin.grad = None
-        self._steps += 1
-        if not self.sharded:
-            return
-        self._weights = "behind"
-        if self._guard is not None:
-            self._guard(self._send_weights)
-            self._weights = "right"
-            self._refresh_twins()
 
     def state(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return moments, step count and master copy of the parameters `names` that are updated here."""
@@ -227,21 +237,18 @@ class SharedAdamW:
                 dtype = parameter.dtype if key == WEIGHTS else torch.float32
                 received[name][key] = torch.empty(() if key in NUMBERS else parameter.shape, dtype=dtype)
                 works.append(begun(dist.irecv(received[name][key], group=replicas, group_src=source)))
-        for work in works:
-            work.wait()
+        _wait(works)
         return received
 
-    def _send_weights(self) -> None:
-        """Send the weights of the own part to the other replicas, and receive those of theirs."""
+    def _send_weights(self) -> list[dist.Work]:
+        """Begin to send the weights of the own part to the other replicas, and to receive those of theirs."""
         replicas = self._replicas
         assert replicas is not None
-        works = [
+        return [
             begun(dist.broadcast(self._parameters[name].detach(), group=replicas, group_src=rank, async_op=True))
-            for rank, share in enumerate(self._shares)
-            for name in share.own
+            for rank, part in enumerate(self._shares)
+            for name in part.own
         ]
-        for work in works:
-            work.wait()
 
     @torch.no_grad()
     def _refresh_twins(self) -> None:
@@ -255,3 +262,8 @@ def _told(own: Holding, replicas: ProcessGroup) -> list[Holding]:
     place = "what a replica has of the optimizer state"
     texts = all_gather_text(replicas, own.model_dump_json())
     return [parse(Holding, parse_json(text, place, InputError), place, InputError) for text in texts]
+
+
+def _wait(works: Iterable[dist.Work]) -> None:
+    for work in works:
+        work.wait()
