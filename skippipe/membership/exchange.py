@@ -6,10 +6,12 @@ fetch; what arrives is checked against the hash that the other side made.
 
 import hashlib
 import json
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import zmq
@@ -17,6 +19,7 @@ import zmq
 from skippipe.errors import CommunicationError
 from skippipe.membership.keys import RunKeys, bind_any_port, zmq_address
 
+logger = logging.getLogger(__name__)
 PIECE_BYTES = 2**20
 """Of one answer: small beside what a host sends in a second, large beside what a message costs."""
 WINDOW = 16
@@ -31,6 +34,11 @@ class _Content(NamedTuple):
     sha256: str
 
 
+class _Order(NamedTuple):
+    name: str
+    make: Callable[[], bytes | memoryview]
+
+
 class Exchange:
     """Holds contents by name, and answers whoever asks for them."""
 
@@ -42,11 +50,14 @@ class Exchange:
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}
         self._makers: dict[str, Callable[[], bytes | memoryview]] = {}
-        self._making: dict[str, threading.Thread] = {}
+        self._making: dict[str, threading.Event] = {}
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._asked_s: dict[str, float] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._answer_all, name="exchange", daemon=True)
         self._thread.start()
+        # One for all: each thread has memory of its own, which the allocator keeps when a state is no longer needed.
+        threading.Thread(target=self._make_all, name="exchange-maker", daemon=True).start()
 
     def offer(self, name: str, data: bytes | memoryview) -> None:
         """Have a content ready under a name, in place of the one before; `data` must not change any more."""
@@ -56,7 +67,7 @@ class Exchange:
             self._contents[name] = content
 
     def offer_made(self, name: str, make: Callable[[], bytes | memoryview]) -> None:
-        """Have a content under a name that is made once it is asked for, in a thread of its own."""
+        """Have a content under a name that is made once it is asked for, one after the other in one thread."""
         self.withdraw(name)
         with self._lock:
             self._makers[name] = make
@@ -67,7 +78,7 @@ class Exchange:
             self._makers.pop(name, None)
             making = self._making.get(name)
         if making is not None:
-            making.join()
+            making.wait()
         with self._lock:
             self._contents.pop(name, None)
 
@@ -79,6 +90,7 @@ class Exchange:
     def close(self) -> None:
         """Answer no more."""
         self._closed.set()
+        self._orders.put(None)
         self._thread.join()
 
     def _answer_all(self) -> None:
@@ -105,12 +117,11 @@ class Exchange:
         with self._lock:
             self._asked_s[name] = time.monotonic()
             if name in self._makers:
-                begun = threading.Thread(target=self._make, args=(name, self._makers.pop(name)), daemon=True)
-                self._making[name] = begun
-                begun.start()
+                self._making[name] = threading.Event()
+                self._orders.put(_Order(name, self._makers.pop(name)))
             making = self._making.get(name)
         if making is not None:
-            making.join(_POLL_S)  # others are answered meanwhile, where it takes longer
+            making.wait(_POLL_S)  # others are answered meanwhile, where it takes longer
         with self._lock:
             content, is_made = self._contents.get(name), name not in self._making
         if content is None:
@@ -118,12 +129,15 @@ class Exchange:
         head = {"begin": begin, "size": len(content.data), "sha256": content.sha256}
         return [json.dumps(head).encode(), content.data[begin : begin + PIECE_BYTES]]
 
-    def _make(self, name: str, make: Callable[[], bytes | memoryview]) -> None:
-        try:
-            self.offer(name, make())
-        finally:
-            with self._lock:
-                del self._making[name]
+    def _make_all(self) -> None:
+        while (order := self._orders.get()) is not None:
+            try:
+                self.offer(order.name, order.make())
+            except Exception:
+                logger.exception("%s cannot be given", order.name)
+            finally:
+                with self._lock:
+                    self._making.pop(order.name).set()
 
 
 class Source(NamedTuple):
