@@ -78,14 +78,7 @@ def with_splits(plan: Plan, share: float, generator: random.Random) -> Plan:
 
 def with_exact_times(plan: Plan) -> Plan:
     """Return the plan with `predicted` as simulated."""
-    timeline = simulate(plan)
-    predicted = Predicted(
-        iteration_s=timeline.iteration_s,
-        pipeline_s=timeline.pipeline_s,
-        reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=0.0,
-    )
-    return plan.model_copy(update={"predicted": predicted})
+    return plan.model_copy(update={"predicted": simulate(plan).predicted(0.0)})
 
 
 def _random_placement(generator: random.Random, nodes: Sequence[str], num_stages: int) -> list[tuple[str, ...]]:

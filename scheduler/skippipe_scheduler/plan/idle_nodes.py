@@ -1,7 +1,7 @@
 """A plan on more nodes than it was made for: those that it does not know have a place and no task."""
 
 from skippipe_scheduler.errors import PlanError
-from skippipe_scheduler.plan.plan import Plan, Predicted
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 
@@ -26,13 +26,6 @@ def with_idle_nodes(plan: Plan, placed: Plan) -> Plan:
             "solver": plan.solver,
         }
     )
-    timeline = simulate(idle)
-    predicted = Predicted(
-        iteration_s=timeline.iteration_s,
-        pipeline_s=timeline.pipeline_s,
-        reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=min(plan.predicted.lower_bound_s, timeline.iteration_s),
-    )
-    found = idle.model_copy(update={"predicted": predicted})
+    found = idle.model_copy(update={"predicted": simulate(idle).predicted(plan.predicted.lower_bound_s)})
     validate(found)
     return found

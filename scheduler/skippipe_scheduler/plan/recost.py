@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.plan.plan import Plan, Predicted
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.cluster import Cluster
 
@@ -69,13 +69,6 @@ def at_pace(plan: Plan, factors: Mapping[str, float]) -> Plan:
         "weight_s": None if costs.weight_s is None else scaled(costs.weight_s),
     }
     paced = plan.model_copy(update={"costs": costs.model_copy(update=changed)})
-    timeline = simulate(paced)
     # All seconds times the smallest factor would shrink the bound by it, and none of them shrinks by more.
     shrunk = min(1.0, *(factors.get(node, 1.0) for node in plan.nodes))
-    predicted = Predicted(
-        iteration_s=timeline.iteration_s,
-        pipeline_s=timeline.pipeline_s,
-        reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=min(plan.predicted.lower_bound_s * shrunk, timeline.iteration_s),
-    )
-    return paced.model_copy(update={"predicted": predicted})
+    return paced.model_copy(update={"predicted": simulate(paced).predicted(plan.predicted.lower_bound_s * shrunk)})

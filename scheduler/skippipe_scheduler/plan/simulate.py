@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from skippipe_scheduler.errors import DeadlockError
-from skippipe_scheduler.plan.plan import Operation, Plan, Task, split_backwards
+from skippipe_scheduler.plan.plan import Operation, Plan, Predicted, Task, split_backwards
 from skippipe_scheduler.plan.shared_links import SharedLinks
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.sharing.contention import Resource, occupied_resources
@@ -93,6 +93,15 @@ class Timeline:
     """The most microbatches that each node holds at once."""
     cut: tuple[TaskSpan, ...] = ()
     """The tasks that a lost node was in the middle of; they end at the loss and count as not done."""
+
+    def predicted(self, bound_s: float) -> Predicted:
+        """Return its times as a plan has them, with a lower bound of the iteration's; one above it counts as equal."""
+        return Predicted(
+            iteration_s=self.iteration_s,
+            pipeline_s=self.pipeline_s,
+            reduce_exposed_s=self.reduce_exposed_s,
+            lower_bound_s=min(bound_s, self.iteration_s),
+        )
 
     @cached_property
     def pipeline_s(self) -> float:

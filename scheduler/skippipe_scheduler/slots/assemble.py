@@ -58,14 +58,7 @@ def finished_plan(
     plan = draft_plan(slot_model, solution)
     if layers is not None:
         plan = plan.model_copy(update={"stages": _stages(layers, [stage.nodes for stage in plan.stages])})
-    timeline = simulate(plan)
-    predicted = Predicted(
-        iteration_s=timeline.iteration_s,
-        pipeline_s=timeline.pipeline_s,
-        reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=min(bound_s, timeline.iteration_s),
-    )
-    return plan.model_copy(update={"predicted": predicted, "solver": solver})
+    return plan.model_copy(update={"predicted": simulate(plan).predicted(bound_s), "solver": solver})
 
 
 def _stages(layers: Sequence[int], nodes: Sequence[tuple[str, ...]]) -> tuple[PlanStage, ...]:

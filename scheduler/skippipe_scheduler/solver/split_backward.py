@@ -24,7 +24,7 @@ from skippipe_scheduler.bounds.walks import Idle, idle_ends
 from skippipe_scheduler.bounds.work import node_work_s
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import DeadlockError
-from skippipe_scheduler.plan.plan import Plan, Predicted, Task, split_backwards
+from skippipe_scheduler.plan.plan import Plan, Task, split_backwards
 from skippipe_scheduler.plan.simulate import OPERATION_NAMES, TaskSpan, Timeline, ends_hold, simulate_order
 from skippipe_scheduler.problem.problem import Problem
 
@@ -54,13 +54,7 @@ def plan_weight_gradients(plan: Plan, problem: Problem, budget: Budget, seed: in
     """
     pass_over = SplitSearch(plan, budget, random.Random(seed))
     order, timeline = pass_over.run()
-    predicted = Predicted(
-        iteration_s=timeline.iteration_s,
-        pipeline_s=timeline.pipeline_s,
-        reduce_exposed_s=timeline.reduce_exposed_s,
-        lower_bound_s=min(split_bound_s(problem), timeline.iteration_s),
-    )
-    return plan.model_copy(update={"order": dict(order), "predicted": predicted})
+    return plan.model_copy(update={"order": dict(order), "predicted": timeline.predicted(split_bound_s(problem))})
 
 
 def input_gradients_alone(problem: Problem) -> Problem:
