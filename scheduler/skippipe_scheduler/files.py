@@ -134,22 +134,30 @@ def parse(model: type[Model], content: dict[str, Any], place: str, error: type[I
 
 
 def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
-    """Write `text` beside `path`, flush it to disk, then rename: readers see the old file or the whole new one.
+    """Write a text as `replace_file` does; raise `SkipPipeError` naming the file where that is impossible."""
+    try:
+        replace_file(path, text.encode(), private=private)
+    except OSError as reason:
+        raise SkipPipeError(f"{path}: cannot be written ({reason.strerror or reason})") from None
+
+
+def replace_file(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write `content` beside `path`, flush it to disk, then rename: readers see the old file or the whole new one.
 
     A `private` file is readable for this user alone, from its first byte on.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8", opener=_private if private else None) as stream:
-            stream.write(text)
+        with open(aside, "wb", opener=_private if private else None) as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         aside.replace(path)
-    except OSError as reason:
+    except OSError:
         with suppress(OSError):  # the folder itself may be what is wrong
             aside.unlink()
-        raise SkipPipeError(f"{path}: cannot be written ({reason.strerror or reason})") from None
+        raise
 
 
 def _private(path: str, flags: int) -> int:

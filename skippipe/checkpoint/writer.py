@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from skippipe.checkpoint.disks.peer_files import PeerFiles, write_whole
+from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.run_disks import ONE_DISK, RunDisks
 from skippipe.checkpoint.disks.second_copies import files_on_disk, files_to_fetch, second_writer
 from skippipe.checkpoint.file_image import FileImage
@@ -44,7 +44,7 @@ from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import SkipPipeError, StorageError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.runner import Runner
-from skippipe_scheduler.files import write_atomically
+from skippipe_scheduler.files import replace_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +303,7 @@ class CheckpointWriter:
         assert self._peers is not None
         for name, writer in files_to_fetch(reports, self._disks, self._disks.own).items():
             content = self._peers.fetch(writer, _offered(step, name), lambda: not self._abandoned.is_set())
-            write_whole(aside / name, content)
+            replace_file(aside / name, content)
         note_held_files(aside, files_on_disk(reports, self._disks, self._disks.own))
 
     def _agree(self, step: int, part: str, action: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from skippipe.checkpoint.disks.disk_view import DiskView, LayerRange, WholeCheckpoint, needed_files, whole_checkpoint
-from skippipe.checkpoint.disks.peer_files import PeerFiles, write_whole
+from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
 from skippipe.checkpoint.held_files import note_held_files
 from skippipe.checkpoint.reader import METADATA, checkpoint_path
@@ -17,7 +17,7 @@ from skippipe.errors import CheckpointError
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe_scheduler.files import parse
+from skippipe_scheduler.files import parse, replace_file
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -110,12 +110,12 @@ class Gathering:
         try:
             checkpoint.mkdir(parents=True, exist_ok=True)
             note_held_files(checkpoint, held)  # a damaged file counts no more
-            write_whole(checkpoint / METADATA, whole.text.encode())
+            replace_file(checkpoint / METADATA, whole.text.encode())
             for name, disk in missing.items():
                 content = self._peers.fetch(disk, _offered(checkpoint, name))
                 if hashlib.sha256(content).hexdigest() != whole.metadata.files[name].sha256:
                     raise CheckpointError(f"{checkpoint / name}: arrived with another content than was saved")
-                write_whole(checkpoint / name, content)
+                replace_file(checkpoint / name, content)
             note_held_files(checkpoint, [*held, *missing])
         except OSError as reason:
             raise cannot_be_written(checkpoint, reason) from None

@@ -2,9 +2,8 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from skippipe.errors import CommunicationError
@@ -52,31 +51,16 @@ class PeerFiles(NamedTuple):
 @contextmanager
 def open_peer_files(context: DistributedContext) -> Iterator[PeerFiles]:
     """Open an exchange on every rank while entered; all ranks enter together."""
+    from skippipe.membership.addresses import own_address
     from skippipe.membership.exchange import Exchange
     from skippipe.membership.keys import run_keys
 
     secret = on_first_rank(context, Topic.FILES_KEY, lambda: secrets.token_hex(32))
     keys = run_keys(secret)
     with closing(Exchange(keys)) as exchange:
-        yield PeerFiles(exchange, keys, meet_places(context, exchange.port), context.timeout_s)
 
+        def own() -> tuple[str, int]:
+            return own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), exchange.port
 
-def meet_places(context: DistributedContext, port: int) -> tuple[tuple[str, int], ...]:
-    """Return where the exchanges of all ranks are reached; all ranks call this together."""
-    from skippipe.membership.addresses import own_address
-
-    def own() -> Sequence[str | int]:
-        return own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), port
-
-    return tuple((host, port) for host, port in all_gather_json(context, Topic.FILES_PLACE, own))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, and wait until it is on the disk."""
-    aside = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with aside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.rename(path)
+        places = tuple((host, port) for host, port in all_gather_json(context, Topic.FILES_PLACE, own))
+        yield PeerFiles(exchange, keys, places, context.timeout_s)

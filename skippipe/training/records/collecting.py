@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from skippipe.checkpoint.disks.gathering import Gathering
-from skippipe.checkpoint.disks.peer_files import PeerFiles, open_peer_files, write_whole
+from skippipe.checkpoint.disks.peer_files import PeerFiles, open_peer_files
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, open_run_disks
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
 from skippipe.errors import InputError
@@ -15,7 +15,7 @@ from skippipe.monitor.metrics_file import merged_metrics
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe_scheduler.files import json_lines
+from skippipe_scheduler.files import json_lines, replace_file
 
 TRACES: Final = ("trace/rank-*.jsonl",)
 RECORDS: Final = (
@@ -96,10 +96,10 @@ def _take(run_dir: Path, name: str, peers: PeerFiles, rank: int) -> None:
     try:
         if path.exists() and merge is not None:
             other = path.with_name(f".{path.name}.other")
-            write_whole(other, content)
+            replace_file(other, content)
             content = merge(path, other).encode()
             other.unlink()
-        write_whole(path, content)
+        replace_file(path, content)
     except OSError as reason:
         raise cannot_be_written(run_dir, reason) from None
 
