@@ -130,8 +130,13 @@ def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> 
             if path.name.startswith(tuple(kinds)):
                 check_hash(path, record)
     except (CheckpointError, OSError) as reason:
-        return str(reason).removeprefix(f"{checkpoint}/").partition("; ")[0]
+        return what_is_wrong(reason, checkpoint)
     return None
+
+
+def what_is_wrong(reason: Exception, checkpoint: Path) -> str:
+    """Return what an error says of a checkpoint, without its place and the remedy."""
+    return str(reason).removeprefix(f"{checkpoint}/").partition("; ")[0]
 
 
 def size_bytes(checkpoint: Path) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from skippipe.checkpoint.held_files import FileName, held_files
 from skippipe.checkpoint.reader import METADATA, Metadata, check_hash, check_size, read_metadata_alone
+from skippipe.checkpoint.soundness import what_is_wrong
 from skippipe.errors import CheckpointError
 from skippipe_scheduler.files import StrictModel, parse, parse_json, read_text
 
@@ -36,14 +37,14 @@ class DiskView(StrictModel):
             text = read_text(checkpoint / METADATA, CheckpointError)
             held = held_files(checkpoint, metadata.files)
         except CheckpointError as reason:
-            return cls(damage=_shortened(reason, checkpoint))
+            return cls(damage=what_is_wrong(reason, checkpoint))
         for name in held:
             try:
                 check_size(checkpoint / name, metadata.files[name])
                 check_hash(checkpoint / name, metadata.files[name])
                 sound.append(name)
             except (CheckpointError, OSError) as reason:
-                damage = damage or _shortened(reason, checkpoint)
+                damage = damage or what_is_wrong(reason, checkpoint)
         return cls(metadata=text, sound=tuple(sound), damage=damage)
 
 
@@ -100,7 +101,3 @@ def needed_files(metadata: Metadata, stages: Sequence[LayerRange]) -> list[str]:
         if any((first < wanted_end and wanted < end) or index == wanted == 0 for wanted, wanted_end in stages)
     ]
     return sorted(name for name in metadata.files if int(name.split(".")[0].split("-")[2]) in saved)
-
-
-def _shortened(reason: Exception, checkpoint: Path) -> str:
-    return str(reason).removeprefix(f"{checkpoint}/").partition("; ")[0]

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,19 +68,16 @@ def open_run_disks(run_dir: Path, context: DistributedContext) -> Iterator[RunDi
 
     Raises `StorageError`, on every rank, where one cannot write it.
     """
-    if context.store is None:
-        named_disk(run_dir, uuid.uuid4().hex, keep=False)
-        yield ONE_DISK
-        return
     nonce = on_first_rank(context, Topic.RUN_DIRECTORY, lambda: uuid.uuid4().hex)
     try:
         names = all_gather_json(context, Topic.RUN_DIRECTORY_SEEN, lambda: named_disk(run_dir, nonce))
         yield disks_of(names, context.rank, nonce)
     finally:
-        (run_dir / f"{MARK}{nonce}").unlink(missing_ok=True)
+        with suppress(OSError):  # what stands in the way of the directory has been said
+            (run_dir / f"{MARK}{nonce}").unlink()
 
 
-def named_disk(run_dir: Path, nonce: str, *, keep: bool = True) -> str:
+def named_disk(run_dir: Path, nonce: str) -> str:
     """Return a name that all processes which see this directory get for one `nonce`, and nobody else.
 
     The first of them makes it: a file is created once, on network file systems too. Raises `StorageError` where the
@@ -95,8 +92,6 @@ def named_disk(run_dir: Path, nonce: str, *, keep: bool = True) -> str:
                 stream.write(name)
         except FileExistsError:
             return _read(mark, len(name))
-        if not keep:
-            mark.unlink()
         return name
     except OSError as reason:
         raise cannot_be_written(run_dir, reason) from None

@@ -138,8 +138,8 @@ class RunRecovery:
         self._shares_disk = True
         from skippipe.membership.keys import run_keys
 
-        keys, options = run_keys(secret), experiment.recovery
-        self.copies = StageCopies(exchange, keys, plans.main.nodes, options.copy_interval, options.silence_s)
+        self._keys, options = run_keys(secret), experiment.recovery
+        self.copies = StageCopies(exchange, self._keys, plans.main.nodes, options.copy_interval, options.silence_s)
         self._cluster = read_text(Path(experiment.cluster), InputError)
 
     @property
@@ -169,11 +169,9 @@ class RunRecovery:
 
     def peer_files(self, nodes: Sequence[str]) -> PeerFiles:
         """Return how the members give each other files, in the order of their ranks."""
-        from skippipe.membership.keys import run_keys
-
         members = {member.name: member for member in self._membership.members}
         places = tuple((members[node].host, members[node].data_port) for node in nodes)
-        return PeerFiles(self._exchange, run_keys(self._secret), places, self._timeout_s)
+        return PeerFiles(self._exchange, self._keys, places, self._timeout_s)
 
     def publish(self, trainer: Recoverable, *, arrived: bool = False) -> None:
         """Have ready what a process needs that comes later, where it will look for it.
