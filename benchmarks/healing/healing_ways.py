@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from skippipe.config.data_options import DataOptions
 from skippipe.config.experiment import Experiment
-from skippipe.data.tokenizer import ByteTokenizer, save_for_transformers
 from skippipe.model.device import check_dtype
 
 NUM_STAGES = 6
@@ -81,19 +78,3 @@ def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool
         "logging": {"interval": 1, "wandb": {"mode": "disabled"}},
     }
     return Experiment.model_validate(content)
-
-
-def write_tiny(folder: Path) -> Path:
-    """Write a random model over bytes as a Hugging Face directory; return where it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(
-        vocab_size=ByteTokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=LAYERS_OF_TINY,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_for_transformers(DataOptions(source="python_stdlib"), ByteTokenizer(), folder)
-    return folder

@@ -17,11 +17,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 from healing_bars import BAR_KEEP, KEEPS, columns, judged
-from healing_ways import WAYS, healing_experiment, write_tiny
+from healing_ways import LAYERS_OF_TINY, WAYS, healing_experiment
 
 from common.command import chosen, folder_of_results, own_process, record
 from common.pretrained_wheel import WHEEL, fetched
 from common.table import Result
+from common.tiny_model import write_tiny_model
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.config.experiment_file import load_run, save_experiment
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate_model
@@ -56,7 +57,7 @@ def main(
     tokens, questions = (256, 2) if quick else (tokens, questions)
     work = folder_of_results(work, quick, Path("runs/healing")).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    source = write_tiny(work / "tiny") if quick else model or fetched(work)
+    source = write_tiny_model(work / "tiny", LAYERS_OF_TINY) if quick else model or fetched(work)
 
     def measure(name: str) -> Result:
         folder = work / name.replace(", ", "-").replace(" ", "-")

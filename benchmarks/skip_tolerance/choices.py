@@ -16,11 +16,12 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from pretrained_setup import write_tiny_model
+from pretrained_setup import LAYERS_OF_TINY
 
 from common.command import chosen, folder_of_results
 from common.pretrained_wheel import fetched
 from common.table import Columns, machine, markdown, merged
+from common.tiny_model import write_tiny_model
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
 from skippipe.inference.model_loading import load_model
@@ -56,7 +57,7 @@ def main(
     run, path = work / "run", out / "choices.json"
     if not run.exists():
         work.mkdir(parents=True, exist_ok=True)
-        import_model(write_tiny_model(work / "tiny") if quick else model or fetched(work), run)
+        import_model(write_tiny_model(work / "tiny", LAYERS_OF_TINY) if quick else model or fetched(work), run)
     out.mkdir(parents=True, exist_ok=True)
     for policy in chosen(POLICIES, only):
         known = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}

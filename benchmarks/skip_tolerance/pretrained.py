@@ -17,12 +17,13 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from pretrained_setup import KEEPS, POLICIES, experiment_of, write_tiny_model
+from pretrained_setup import KEEPS, LAYERS_OF_TINY, POLICIES, experiment_of
 
 from common.command import folder_of_results
 from common.figure import Curve, write_curves
 from common.pretrained_wheel import WHEEL, fetched
 from common.table import MARKS, Columns, Result, machine, markdown
+from common.tiny_model import write_tiny_model
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
@@ -87,7 +88,7 @@ def imported(work: Path, model: Path | None, steps: int, *, quick: bool) -> Expe
         return load_experiment(run_dir / "config.yaml")
     shutil.rmtree(run_dir, ignore_errors=True)  # what an import that was stopped has left
     save_experiment(wanted, kept)
-    source = write_tiny_model(work / "tiny") if quick else model or fetched(work)
+    source = write_tiny_model(work / "tiny", LAYERS_OF_TINY) if quick else model or fetched(work)
     click.echo(f"importing {source} ...", err=True)
     import_model(source, run_dir, config_path=kept)
     return load_experiment(run_dir / "config.yaml")

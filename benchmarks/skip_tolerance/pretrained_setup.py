@@ -4,17 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from setups import CLUSTER
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from skippipe.config.data_options import DataOptions
 from skippipe.config.experiment import Experiment
-from skippipe.data.tokenizer import ByteTokenizer, save_for_transformers
 
 KEEPS = (1.0, 0.9, 0.75, 0.6, 0.5)
 POLICIES = ("random", "best", "best:gradient", "exit", "unified", "skipdecode", "ffn-skip")
 """All that take a share; the whole model is the first of `KEEPS`."""
 NUM_STAGES = 8
 """Of 4 or 3 of the 30 layers; three quarters and one half of the depth are whole numbers of them."""
+LAYERS_OF_TINY = 2 * NUM_STAGES
 
 
 def experiment_of(work: Path, *, steps: int, quick: bool) -> Experiment:
@@ -48,19 +46,3 @@ def experiment_of(work: Path, *, steps: int, quick: bool) -> Experiment:
         "logging": {"interval": 1, "wandb": {"mode": "disabled"}},
     }
     return Experiment.model_validate(content)
-
-
-def write_tiny_model(folder: Path) -> Path:
-    """Write a random model of two layers a stage, over bytes, as a Hugging Face directory; return where it is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = LlamaConfig(
-        vocab_size=ByteTokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=128,
-        num_hidden_layers=2 * NUM_STAGES,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_for_transformers(DataOptions(source="python_stdlib"), ByteTokenizer(), folder)
-    return folder

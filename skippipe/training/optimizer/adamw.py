@@ -1,18 +1,18 @@
 """AdamW with warm-up and a cosine."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
-from skippipe.training.optimizer.clipping import clip, squared_norm
+from skippipe.training.optimizer.clipping import WholeGradients
 from skippipe.training.optimizer.master_adamw import LR_SCALE, MasterAdamW
 from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state
 
 
-class AdamW:
+class AdamW(WholeGradients):
     """AdamW on the parameters held here; decay on matrices only, fp32 master copies for other dtypes."""
 
     def __init__(
@@ -51,22 +51,9 @@ class AdamW:
         return False
 
     @property
-    def reduce(self) -> Callable[[float], None] | None:
-        """None: the runner sums the gradients."""
-        return None
-
-    @property
     def resharing(self) -> None:
         """None: every replica has all."""
         return None
-
-    def squared_norm(self, owned: Iterable[nn.Parameter]) -> float:
-        """Return the squared norm of the gradients of `owned`; see `OptimizerBackend`."""
-        return squared_norm(owned)
-
-    def clip(self, norm: float, max_norm: float) -> None:
-        """Scale the gradients where the global norm is too large; see `OptimizerBackend`."""
-        clip(self._parameters.values(), norm, max_norm)
 
     def step(self) -> None:
         """Update the parameters from their gradients; see `OptimizerBackend`."""
@@ -93,6 +80,3 @@ class AdamW:
             parameter = self._parameters[name]
             self._optimizer.load_state_of(parameter, stored_state(state, name, parameter.shape, step))
         self._schedule = schedule_after(self._optimizer, self._factor, step)
-
-    def close(self) -> None:
-        """Return at once: there is nothing to release."""

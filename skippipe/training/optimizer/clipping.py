@@ -1,7 +1,7 @@
 """Gradient clipping by the global norm over all ranks, each parameter counted once."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,28 @@ def clip(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> No
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
+
+
+class WholeGradients:
+    """The part of an optimizer that needs nothing but gradients, where every replica has all that the runner summed."""
+
+    _parameters: dict[str, nn.Parameter]
+
+    @property
+    def reduce(self) -> Callable[[float], None] | None:
+        """None: the runner sums the gradients."""
+        return None
+
+    def squared_norm(self, owned: Iterable[nn.Parameter]) -> float:
+        """Return the squared norm of the gradients of `owned`; see `OptimizerBackend`."""
+        return squared_norm(owned)
+
+    def clip(self, norm: float, max_norm: float) -> None:
+        """Scale the gradients where the global norm is too large; see `OptimizerBackend`."""
+        clip(self._parameters.values(), norm, max_norm)
+
+    def close(self) -> None:
+        """Return at once: there is nothing to release."""
 
 
 def clip_factor(norm: float, max_norm: float) -> float:

@@ -8,7 +8,7 @@ with the next group.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from skippipe.errors import InputError
 from skippipe.runtime.gradients.collectives import all_gather_text
 from skippipe.runtime.ranks.torch_errors import begun
 from skippipe.training.optimizer.adamw import AdamW
-from skippipe.training.optimizer.clipping import clip, squared_norm
+from skippipe.training.optimizer.clipping import WholeGradients
 from skippipe.training.optimizer.interface import Guard
 from skippipe.training.optimizer.master_adamw import LR_SCALE, MOMENTS, STEP
 from skippipe.training.optimizer.settings import factor_of
@@ -39,7 +39,7 @@ NUMBERS = (STEP, LR_SCALE)
 """Keys of single numbers; the other tensors have the parameter's shape."""
 
 
-class SharedAdamW:
+class SharedAdamW(WholeGradients):
     """AdamW on the part of the parameters that is this replica's."""
 
     def __init__(
@@ -101,22 +101,9 @@ class SharedAdamW:
         return len(self._shares) > 1
 
     @property
-    def reduce(self) -> Callable[[float], None] | None:
-        """None: the runner sums the gradients."""
-        return None
-
-    @property
     def resharing(self) -> "SharedAdamW":
         """Itself: it can be brought to other replicas."""
         return self
-
-    def squared_norm(self, owned: Iterable[nn.Parameter]) -> float:
-        """Return the squared norm of the gradients of `owned`; see `OptimizerBackend`."""
-        return squared_norm(owned)
-
-    def clip(self, norm: float, max_norm: float) -> None:
-        """Scale the gradients where the global norm is too large; see `OptimizerBackend`."""
-        clip(self._parameters.values(), norm, max_norm)
 
     def step(self) -> None:
         """Update what is held here, and send and receive weights meanwhile; where that raises, the update is done.
@@ -159,9 +146,6 @@ class SharedAdamW:
         for part in self._held:
             part.load(state, step)
         self._steps, self._weights, self._has_state, self._before = step, "right", True, {}
-
-    def close(self) -> None:
-        """Return at once: there is nothing to release."""
 
     def leave(self) -> None:
         """Let go of the group; see `Resharing`."""
