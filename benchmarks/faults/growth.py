@@ -29,8 +29,8 @@ READINGS = 20
 READING_S = 0.05
 """Between two readings: what lasts for shorter than all of them, as a question to another process, does not count."""
 MIB = 2**20
-GROWTH_MIB = 1.0
-"""More than so much memory in a change is growth: a ninth of a state. An allocator that keeps pieces stays below it."""
+GROWTH_MIB = 0.5
+"""More than so much memory in a change is growth: an 18th of a state. An allocator that keeps pieces stays below it."""
 Counts = dict[str, float]
 
 

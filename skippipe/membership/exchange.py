@@ -44,7 +44,7 @@ class Exchange:
 
     def __init__(self, keys: RunKeys) -> None:
         """Bind a port, `port`, and answer there from now on."""
-        self._context = zmq.Context()
+        self._context, self._keys = zmq.Context(), keys
         self._socket = keys.socket(self._context, zmq.ROUTER, server=True)
         self.port = bind_any_port(self._socket)
         self._lock = threading.Lock()
@@ -87,8 +87,25 @@ class Exchange:
         with self._lock:
             return time.monotonic() - self._asked_s.get(name, float("-inf")) < duration_s
 
+    def fetch(
+        self, source: "Source", name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True
+    ) -> bytes | None:
+        """Return what another exchange of these keys has under a name; see `fetch`.
+
+        All that this one fetches comes through one thread of its own: each thread has memory that the allocator keeps.
+        """
+        try:
+            return _download(self._context, self._keys, source, name, silence_s, lambda: self._is_open() and wanted())
+        except zmq.ZMQError:
+            if self._is_open():
+                raise
+            return None
+
+    def _is_open(self) -> bool:
+        return not self._closed.is_set()
+
     def close(self) -> None:
-        """Answer no more."""
+        """Answer no more, and fetch no more."""
         self._closed.set()
         self._orders.put(None)
         self._thread.join()
@@ -152,17 +169,29 @@ def fetch(
 ) -> bytes | None:
     """Return a content whole and as it was offered, or None where there is none of that name, or it is not `wanted`.
 
+    For a process that has no exchange itself.
+
     Raises:
         CommunicationError: the other side gives no answer for `silence_s`, or its content changes all the time.
     """
-    context = zmq.Context()
+    with zmq.Context() as context:
+        return _download(context, keys, source, name, silence_s, wanted)
+
+
+def _download(
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    keys: RunKeys,
+    source: Source,
+    name: str,
+    silence_s: float,
+    wanted: Callable[[], bool],
+) -> bytes | None:
     asking = keys.socket(context, zmq.DEALER, server=False)
     try:
         asking.connect(zmq_address(source.host, source.port))
         return _Download(asking, source, name, silence_s).run(wanted)
     finally:
         asking.close()
-        context.term()
 
 
 class _Download:

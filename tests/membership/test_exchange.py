@@ -1,11 +1,13 @@
 """Contents that one process has ready for others."""
 
+import os
 import random
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,16 @@ def test_others_are_answered_while_a_content_is_made(exchange: Exchange) -> None
         assert fetched(exchange, "facts") == b"small"
         answered.set()
         assert coming.result(60.0) == b"large"
+
+
+def test_an_exchange_fetches_without_another_thread_until_it_is_closed(exchange: Exchange) -> None:
+    exchange.offer("weights", b"content")
+    source = Source("127.0.0.1", exchange.port)
+    with closing(Exchange(KEYS)) as asking:
+        num_threads = len(os.listdir("/proc/self/task"))
+        found = asking.fetch(source, "weights", 5.0, lambda: len(os.listdir("/proc/self/task")) <= num_threads)
+    assert found == b"content"
+    assert asking.fetch(source, "weights", 5.0) is None
 
 
 def test_strangers_and_the_dead_give_no_answer(exchange: Exchange) -> None:

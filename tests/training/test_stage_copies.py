@@ -53,7 +53,7 @@ def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -
         }
         copies = {}
         for node in (HOLDER, KEEPER):
-            made = StageCopies(exchanges[node], KEYS, PLAN.nodes, 5, silence_s=1.0)
+            made = StageCopies(exchanges[node], PLAN.nodes, 5, silence_s=1.0)
             copies[node] = stack.enter_context(closing(made))
             made.begin_epoch(PLAN, members, node)
         for step in range(1, 9):  # copied after steps 1 and 6

@@ -13,14 +13,12 @@ from skippipe.runtime.ranks.store_names import Topic
 
 if TYPE_CHECKING:
     from skippipe.membership.exchange import Exchange
-    from skippipe.membership.keys import RunKeys
 
 
 class PeerFiles(NamedTuple):
     """The exchange of this process, and how those of all ranks are reached."""
 
     exchange: "Exchange"
-    keys: "RunKeys"
     places: tuple[tuple[str, int], ...]
     """Host and port of each rank's exchange."""
     silence_s: float
@@ -40,9 +38,9 @@ class PeerFiles(NamedTuple):
 
         Raises `CommunicationError` where it has nothing of that name, does not answer, or it is not `wanted` any more.
         """
-        from skippipe.membership.exchange import Source, fetch
+        from skippipe.membership.exchange import Source
 
-        content = fetch(Source(*self.places[rank]), self.keys, name, self.silence_s, wanted)
+        content = self.exchange.fetch(Source(*self.places[rank]), name, self.silence_s, wanted)
         if content is None:
             raise CommunicationError(f"rank {rank} has no {name}")
         return content
@@ -56,11 +54,10 @@ def open_peer_files(context: DistributedContext) -> Iterator[PeerFiles]:
     from skippipe.membership.keys import run_keys
 
     secret = on_first_rank(context, Topic.FILES_KEY, lambda: secrets.token_hex(32))
-    keys = run_keys(secret)
-    with closing(Exchange(keys)) as exchange:
+    with closing(Exchange(run_keys(secret))) as exchange:
 
         def own() -> tuple[str, int]:
             return own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), exchange.port
 
         places = tuple((host, port) for host, port in all_gather_json(context, Topic.FILES_PLACE, own))
-        yield PeerFiles(exchange, keys, places, context.timeout_s)
+        yield PeerFiles(exchange, places, context.timeout_s)

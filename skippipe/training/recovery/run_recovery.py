@@ -136,10 +136,8 @@ class RunRecovery:
         self._begun_after: int | None = None
         self._restored: tuple[RestoredStage, ...] = ()
         self._shares_disk = True
-        from skippipe.membership.keys import run_keys
-
-        self._keys, options = run_keys(secret), experiment.recovery
-        self.copies = StageCopies(exchange, self._keys, plans.main.nodes, options.copy_interval, options.silence_s)
+        copy_interval, silence_s = self._options.copy_interval, self._options.silence_s
+        self.copies = StageCopies(exchange, plans.main.nodes, copy_interval, silence_s)
         self._cluster = read_text(Path(experiment.cluster), InputError)
 
     @property
@@ -171,7 +169,7 @@ class RunRecovery:
         """Return how the members give each other files, in the order of their ranks."""
         members = {member.name: member for member in self._membership.members}
         places = tuple((members[node].host, members[node].data_port) for node in nodes)
-        return PeerFiles(self._exchange, self._keys, places, self._timeout_s)
+        return PeerFiles(self._exchange, places, self._timeout_s)
 
     def publish(self, trainer: Recoverable, *, arrived: bool = False) -> None:
         """Have ready what a process needs that comes later, where it will look for it.
@@ -317,7 +315,7 @@ class RunRecovery:
         plans = PlanSet.from_json(decision.plans)
         came = [name for name in epoch.names if name not in decision.standing]
         self._coming = () if plans.joining is None else tuple(came)
-        source = StateSource(self._experiment, self._membership, self._secret)
+        source = StateSource(self._experiment, self._membership, self._exchange)
 
         def find(wanted: WantedState) -> FoundState:
             self._faults.reached("TAKE_STATE", next_step)

@@ -23,7 +23,6 @@ from skippipe_scheduler.plan.plan import Plan
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Member
     from skippipe.membership.exchange import Exchange
-    from skippipe.membership.keys import RunKeys
 
 logger = logging.getLogger(__name__)
 STEP_OF: Final = "step-of-"
@@ -57,9 +56,8 @@ def offered_name(stage: int) -> str:
 class StageCopies:
     """One process's part: the copy that it offers, and those that it keeps."""
 
-    def __init__(self, exchange: "Exchange", keys: "RunKeys", order: Sequence[str], every: int, silence_s: float):
+    def __init__(self, exchange: "Exchange", order: Sequence[str], every: int, silence_s: float):
         self._exchange = exchange
-        self._keys = keys
         self._order = tuple(order)
         self._every = every
         self._silence_s = silence_s
@@ -163,9 +161,9 @@ class StageCopies:
             self._exchange.withdraw(part + name)
 
     def _fetch(self, member: "Member", name: str, wanted: Callable[[], bool]) -> bytes | None:
-        from skippipe.membership.exchange import Source, fetch
+        from skippipe.membership.exchange import Source
 
-        return fetch(Source(member.host, member.data_port), self._keys, name, self._silence_s, wanted)
+        return self._exchange.fetch(Source(member.host, member.data_port), name, self._silence_s, wanted)
 
     def _keep_all(self) -> None:
         while not self._closed.wait(self._poll_s):

@@ -9,8 +9,7 @@ from skippipe.checkpoint.model_tensors import load_model_tensors
 from skippipe.checkpoint.reader import latest_checkpoint, load_tensors, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, EpochEndedError
-from skippipe.membership.exchange import Source, fetch
-from skippipe.membership.keys import run_keys
+from skippipe.membership.exchange import Source
 from skippipe.runtime.ranks import time_limits
 from skippipe.training.recovery.stage_copies import STEP_OF, kept_name
 from skippipe.training.recovery.stage_state import STATE, StageState
@@ -18,6 +17,7 @@ from skippipe_scheduler.plan.plan import Plan
 
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Member
+    from skippipe.membership.exchange import Exchange
     from skippipe.membership.membership import Membership
 
 
@@ -52,7 +52,7 @@ class StateSource(NamedTuple):
 
     experiment: Experiment
     membership: "Membership"
-    secret: str
+    exchange: "Exchange"
 
     def find(self, wanted: WantedState, ways: Iterable[WayToState]) -> FoundState:
         """Return the state of a replica, else what the first of `ways` gives that gives any.
@@ -119,7 +119,7 @@ class StateSource(NamedTuple):
         Raises `EpochEndedError` where the epoch ends meanwhile, as it does where the member is lost or silent.
         """
         place, silence_s = Source(member.host, member.data_port), 2 * self.experiment.recovery.silence_s
-        content = fetch(place, run_keys(self.secret), name, silence_s, lambda: self.membership.ending is None)
+        content = self.exchange.fetch(place, name, silence_s, lambda: self.membership.ending is None)
         if content is None and (reason := self.membership.ending) is not None:
             raise EpochEndedError(reason)
         return content
