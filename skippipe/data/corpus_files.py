@@ -54,6 +54,17 @@ def named_files(options: DataOptions) -> list[Path]:
     return _files_below(options.dataset) if options.source == "huggingface" else []
 
 
+def is_here(options: DataOptions) -> bool:
+    """Say whether this host has the text, or can have it from the hub."""
+    if options.dataset is not None and os.path.isabs(options.dataset) and not os.path.exists(options.dataset):
+        return False
+    try:
+        named_files(options)
+    except DataError:
+        return False
+    return True
+
+
 def find_files(options: DataOptions) -> FoundFiles:
     """Return the files that `data.paths` name; a directory stands for those in it, also behind symbolic links.
 

@@ -7,6 +7,7 @@ fetch; what arrives is checked against the hash that the other side made.
 import hashlib
 import json
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -165,17 +166,22 @@ class Source(NamedTuple):
 
 
 def fetch(
-    source: Source, keys: RunKeys, name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True
+    source: Source,
+    keys: RunKeys,
+    name: str,
+    silence_s: float,
+    wanted: Callable[[], bool] = lambda: True,
+    most_bytes: int = sys.maxsize,
 ) -> bytes | None:
     """Return a content whole and as it was offered, or None where there is none of that name, or it is not `wanted`.
 
     For a process that has no exchange itself.
 
     Raises:
-        CommunicationError: the other side gives no answer for `silence_s`, or its content changes all the time.
+        CommunicationError: the other side gives no answer for `silence_s`, or its content has more than `most_bytes`.
     """
     with zmq.Context() as context:
-        return _download(context, keys, source, name, silence_s, wanted)
+        return _download(context, keys, source, name, silence_s, wanted, most_bytes)
 
 
 def _download(
@@ -185,11 +191,12 @@ def _download(
     name: str,
     silence_s: float,
     wanted: Callable[[], bool],
+    most_bytes: int = sys.maxsize,
 ) -> bytes | None:
     asking = keys.socket(context, zmq.DEALER, server=False)
     try:
         asking.connect(zmq_address(source.host, source.port))
-        return _Download(asking, source, name, silence_s).run(wanted)
+        return _Download(asking, source, name, silence_s, most_bytes).run(wanted)
     finally:
         asking.close()
 
@@ -197,8 +204,10 @@ def _download(
 class _Download:
     """One content on its way."""
 
-    def __init__(self, asking: "zmq.Socket[bytes]", source: Source, name: str, silence_s: float) -> None:
-        self._asking = asking
+    def __init__(
+        self, asking: "zmq.Socket[bytes]", source: Source, name: str, silence_s: float, most_bytes: int
+    ) -> None:
+        self._asking, self._most_bytes = asking, most_bytes
         self._source = source
         self._name = name
         self._silence_s = silence_s
@@ -237,6 +246,10 @@ class _Download:
     def _take(self, answer: dict[str, Any], piece: bytes) -> bool:
         """Take a piece; return whether all are there and right."""
         begin, size = int(answer["begin"]), int(answer["size"])
+        if size > self._most_bytes:
+            raise CommunicationError(
+                f"{self._name} from {self._source.host} has {size:,} bytes, at most {self._most_bytes:,} are taken"
+            )
         if answer["sha256"] != self._sha256:  # the first answer, or another content has taken its place
             self._sha256, self._data = str(answer["sha256"]), bytearray(size)
             self._missing, self._under_way = deque(range(0, max(1, size), PIECE_BYTES)), set()

@@ -24,6 +24,8 @@ _CONNECT_S = 2.0
 """How long one member may take to answer: a host that is gone refuses nothing."""
 _ANSWER_S = 5.0
 _MOST_AT_ONCE = 32
+_MOST_BYTES = 2**28
+"""What a newcomer takes at most; plans of thousands of nodes are some tens of MB."""
 
 
 class Contacts(Checked):
@@ -50,6 +52,14 @@ class LiveRun(NamedTuple):
     facts: bytes
     """What one of them says of the run."""
 
+    def fetch(self, name: str) -> bytes | None:
+        """Return what a member that answers has ready under a name; None where none has."""
+        for member in self.members:
+            content = _fetched(self.secret, member, name)
+            if content is not None:
+                return content
+        return None
+
     @property
     def contacts(self) -> Contacts:
         """How its members can be reached."""
@@ -74,7 +84,7 @@ def find_live_run(texts: Iterable[str]) -> LiveRun | None:
     for secret, known in members.items():
         answering = _answering([*known.values()])
         for member in answering:
-            facts = _facts(secret, member)
+            facts = _fetched(secret, member, FACTS)
             if facts is not None:
                 return LiveRun(secret, answering, facts)
     return None
@@ -86,7 +96,7 @@ def ask_member(host: str, data_port: int, secret: str) -> LiveRun:
     Raises:
         CommunicationError: nobody of that run answers there.
     """
-    facts = fetch(Source(host, data_port), run_keys(secret), FACTS, _ANSWER_S)
+    facts = fetch(Source(host, data_port), run_keys(secret), FACTS, _ANSWER_S, most_bytes=_MOST_BYTES)
     if facts is None:
         raise CommunicationError(f"{host}:{data_port}: the run there has not begun; try again in a moment")
     try:
@@ -101,9 +111,9 @@ class _AnyFacts(BaseModel):
     members: tuple[Member, ...]
 
 
-def _facts(secret: str, member: Member) -> bytes | None:
+def _fetched(secret: str, member: Member, name: str) -> bytes | None:
     try:
-        return fetch(Source(member.host, member.data_port), run_keys(secret), FACTS, _ANSWER_S)
+        return fetch(Source(member.host, member.data_port), run_keys(secret), name, _ANSWER_S, most_bytes=_MOST_BYTES)
     except SkipPipeError as reason:  # another program may have that port by now
         logger.info("%s: %s", member.name, reason)
         return None

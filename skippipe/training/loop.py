@@ -56,7 +56,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
         )
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
-    order = open_samples(experiment, context)
+    order = open_samples(experiment, plan, context)
     memory = MemoryReport.of_plans(experiment, plans, context, hardware.device_types)
     check_room(experiment, plan, memory.estimates, context, hardware.device_types)
     off = why_off(experiment, context, hardware.device_types)

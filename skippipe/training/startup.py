@@ -16,8 +16,9 @@ from packaging.version import Version
 
 from skippipe import __version__
 from skippipe.config.experiment import Experiment
-from skippipe.data.samples import SampleOrder
-from skippipe.data.token_cache import open_cache
+from skippipe.data.samples import SampleOrder, UnreadTokens, num_tokens
+from skippipe.data.token_cache import TokenCache, open_cache
+from skippipe.data.token_cache_index import Split
 from skippipe.errors import ConfigError, DataError, InputError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import (
@@ -82,29 +83,45 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
     return Hardware(devices, _peak(experiment, plan, reports), tuple(report["type"] for report in reports))
 
 
-def open_samples(experiment: Experiment, context: DistributedContext) -> SampleOrder:
-    """Return the samples of the experiment's text, which every rank reads on its own host, once all have the same.
+def open_samples(experiment: Experiment, plan: Plan, context: DistributedContext) -> SampleOrder:
+    """Return the samples of the experiment's text, once all ranks that begin microbatches have read the same one.
 
-    All ranks call this together. Raises on every rank what `open_cache` raises on any, and `DataError` where ranks have
-    different tokens.
+    The others hear of it what they need. All ranks call this together. Raises on every rank what `open_cache` raises on
+    any, and `DataError` where ranks have different tokens.
     """
-    cache = on_all_ranks(
-        context,
-        Topic.TOKENS,
-        lambda: open_cache(experiment.data, experiment.seed, experiment_model(experiment).vocab_size),
-        limit_s=time_limits.TOKENISING_S,
-    )
-    facts = {"fingerprint": cache.fingerprint, "tokens": len(cache.train) + len(cache.validation)}
-    all_gather_json(context, Topic.SAME_TOKENS, lambda: facts, check=_check_tokens)
-    return SampleOrder(cache, seed=experiment.seed, sequence_length=experiment.training.sequence_length)
+    is_reader = context.world_size == 1 or plan.nodes[context.rank] in plan.stages[0].nodes
+    limit_s = time_limits.TOKENISING_S
+    cache = on_all_ranks(context, Topic.TOKENS, lambda: read_tokens(experiment) if is_reader else None, limit_s=limit_s)
+    facts = None
+    if cache is not None:
+        splits = num_tokens(cache)
+        facts = {"fingerprint": cache.fingerprint, "tokens": sum(splits.values()), "splits": splits}
+    told = all_gather_json(context, Topic.SAME_TOKENS, lambda: facts, check=_check_tokens)
+    first = next(report for report in told if report is not None)
+    return samples_of(experiment, cache, first["fingerprint"], first["splits"])
 
 
-def _check_tokens(reports: Sequence[dict[str, Any]]) -> None:
-    for rank, report in enumerate(reports):
-        if report != reports[0]:
+def samples_of(
+    experiment: Experiment, cache: TokenCache | None, fingerprint: str, tokens: dict[Split, int]
+) -> SampleOrder:
+    """Return the samples of a cache, or of the tokens that others have read where this process has not."""
+    known = cache or UnreadTokens(fingerprint, tokens, lambda: read_tokens(experiment))
+    return SampleOrder(known, seed=experiment.seed, sequence_length=experiment.training.sequence_length)
+
+
+def read_tokens(experiment: Experiment) -> TokenCache:
+    """Return the tokens of the experiment's text on this host; raises as `open_cache` does."""
+    return open_cache(experiment.data, experiment.seed, experiment_model(experiment).vocab_size)
+
+
+def _check_tokens(reports: Sequence[dict[str, Any] | None]) -> None:
+    known = [(rank, report) for rank, report in enumerate(reports) if report is not None]
+    first_rank, first = known[0]
+    for rank, report in known:
+        if report != first:
             raise DataError(
-                f"data: rank {rank} has {report['tokens']:,} tokens ({report['fingerprint']}), rank 0 has "
-                f"{reports[0]['tokens']:,} ({reports[0]['fingerprint']}); give every host the same corpus"
+                f"data: rank {rank} has {report['tokens']:,} tokens ({report['fingerprint']}), rank {first_rank} has "
+                f"{first['tokens']:,} ({first['fingerprint']}); give every host the same corpus"
             )
 
 

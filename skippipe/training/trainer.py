@@ -121,6 +121,7 @@ class Trainer:
         counts = all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: list(owned))
         total = ParameterCounts(*map(sum, zip(*counts, strict=True)))
         on_all_ranks(self.context, Topic.DISK_RECORDS, lambda: self.records.open_disk(self.order))
+        self.records.spread_tokenizer()
         invitation = None if self._recovery is None else self._recovery.invitation
         self.records.wandb_id = on_first_rank(
             self.context, Topic.RECORDS, lambda: self.records.open(self._hardware, total, invitation)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from skippipe.data.samples import SampleOrder
+from skippipe.data.samples import SampleOrder, UnreadTokens, num_tokens
 from skippipe.data.token_cache import TokenCache
 from skippipe.data.tokenizer import ByteTokenizer
 from skippipe.errors import CheckpointError, DataError
@@ -96,3 +96,24 @@ def test_batch_does_not_depend_on_what_was_read_before(step: int, microbatch: in
         used.batch(earlier, 0, 4, 2)
     expected = order(seed=seed).batch(step, microbatch, 4, 2)
     assert (used.batch(step, microbatch, 4, 2)[0] == expected[0]).all()
+
+
+def test_text_that_others_read_is_read_here_once_it_is_needed() -> None:
+    whole, read = order().cache, list[str]()
+
+    def reader(fingerprint: str) -> SampleOrder:
+        def read_now() -> TokenCache:
+            read.append(fingerprint)
+            return whole
+
+        tokens = UnreadTokens(fingerprint, num_tokens(whole), read_now)
+        return SampleOrder(tokens, seed=0, sequence_length=LENGTH)
+
+    distant = reader("f")
+    assert distant.cursor(3, 2, 2) == order().cursor(3, 2, 2)
+    assert (distant.is_read, distant.num_samples, read) == (False, order().num_samples, [])
+    assert (distant.batch(1, 0, 2, 2)[0] == order().batch(1, 0, 2, 2)[0]).all()
+    assert (distant.batch(2, 0, 2, 2)[0] == order().batch(2, 0, 2, 2)[0]).all()
+    assert read == ["f"]
+    with pytest.raises(DataError, match=r"other tokens \(f\) than the others \(g\)"):
+        reader("g").batch(0, 0, 2, 2)

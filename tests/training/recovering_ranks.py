@@ -50,7 +50,7 @@ class LightTraining:
     def facts(self) -> TrainerFacts:
         """Say what is of no concern here."""
         return TrainerFacts(
-            devices="", peak_tflop_per_s=None, device_types={}, fingerprint="", num_tokens=0, disk_nonce=""
+            devices="", peak_tflop_per_s=None, device_types={}, fingerprint="", num_tokens={}, disk_nonce=""
         )
 
     def stage_state(self) -> StageState:

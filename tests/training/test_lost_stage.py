@@ -82,6 +82,15 @@ def test_nobody_leaves_a_stage_that_nobody_else_has_the_state_of(losing: Losing)
     assert found.main.stages[stage].nodes[0] not in stays
 
 
+def test_only_a_host_with_the_text_takes_over_stage_0(losing: Losing) -> None:
+    given = losing(0, dict.fromkeys(free_nodes(), 3))
+    reader = max(set(free_nodes()) - set(MAIN.stages[0].nodes))
+    others = frozenset(free_nodes()) - {reader}
+    assert places_without(given._replace(without_text=others), ("copy", "stop")).main.stages[0].nodes[0] == reader
+    with pytest.raises(InfeasibleError, match="no host that is left has the text"):
+        places_without(given._replace(without_text=frozenset(free_nodes())), ("copy", "stop"))
+
+
 def test_the_first_way_that_is_possible_is_taken(losing: Losing) -> None:
     stage = max(SOLE)
     assert places_without(losing(stage, {}), DEFAULT) is PLANS  # routes around it

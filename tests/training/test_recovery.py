@@ -124,7 +124,8 @@ class Run:
         contacts = json.loads((self.experiment.run_path / "members.json").read_text())
         member = contacts["members"][0]
         place = f"{member['host']}:{member['data_port']}"
-        return self._start(["join", place, f"run_dir={run_dir}"], output, {"SKIPPIPE_SECRET": contacts["secret"]})
+        overrides = [f"run_dir={run_dir}", "data.paths=[/nowhere]"]  # its node begins no microbatches, so needs no text
+        return self._start(["join", place, *overrides], output, {"SKIPPIPE_SECRET": contacts["secret"]})
 
     def _start(self, arguments: list[str], output: str, environment: dict[str, str]) -> ForkedProcess:
         path = self.folder / output

@@ -57,6 +57,8 @@ class Topic(StrEnum):
     """Where each rank gives files."""
     DISK_RECORDS = "disk-records"
     """Whether the first rank of each disk could write the records of the run, and which it has."""
+    TOKENIZER = "tokenizer"
+    """How large the tokenizer is that other disks get, and whether each has it."""
     DISK_CHECKPOINTS = "disk-checkpoints"
     """Which files of a checkpoint are sound on each disk."""
     DISK_FETCHED = "disk-fetched"

@@ -5,10 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from skippipe.config.experiment import Experiment
-from skippipe.config.experiment_file import parse_overrides, validate_experiment
+from skippipe.data.kept_tokenizer import TOKENIZER
 from skippipe.errors import CommunicationError, ConfigError, InputError
 from skippipe.membership.live_run import MEMBERS_FILE, Contacts, LiveRun, ask_member, find_live_run
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -16,12 +13,12 @@ from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.watch import open_watch
 from skippipe.training.joining.newcomer import read_facts, train_newcomer
-from skippipe.training.recovery.run_facts import RunFacts
+from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.recovery.run_recovery import SECRET
 from skippipe.training.signals import StopSignal
 from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.errors import nearest
-from skippipe_scheduler.files import parse, read_json, write_atomically
+from skippipe_scheduler.files import parse, read_json
 
 
 def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopSignal) -> TrainingSummary:
@@ -42,7 +39,7 @@ def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopS
     """
     live = _live_run(place)
     facts = read_facts(live)
-    experiment = _experiment(facts, overrides)
+    experiment = received_experiment(facts, live.fetch(TOKENIZER) or b"", overrides)
     nodes = PlanSet.from_json(facts.plans).main.nodes
     own = _missing_node(live, nodes) if node is None else node
     if own not in nodes:
@@ -74,17 +71,6 @@ def _live_run(place: str) -> LiveRun:
 def read_contacts(path: Path) -> Contacts:
     """Return what the members of a run left in a file; raise `InputError` where it is no such file."""
     return parse(Contacts, read_json(path, InputError), str(path), InputError)
-
-
-def _experiment(facts: RunFacts, overrides: Sequence[str]) -> Experiment:
-    """Return the run's experiment with what differs here; its cluster file is kept where there is none of its name."""
-    merged = OmegaConf.merge(OmegaConf.create(facts.experiment), OmegaConf.create(parse_overrides(overrides)))
-    experiment = validate_experiment(OmegaConf.to_container(merged, resolve=True), "the run under way", overrides)
-    if Path(experiment.cluster).exists():
-        return experiment
-    kept = experiment.run_path.absolute() / "cluster.yaml"
-    write_atomically(kept, facts.cluster)
-    return experiment.model_copy(update={"cluster": str(kept)})
 
 
 def _missing_node(live: LiveRun, nodes: Sequence[str]) -> str:

@@ -7,6 +7,8 @@ from contextlib import closing, contextmanager
 from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.config.experiment import Experiment
+from skippipe.data.kept_tokenizer import FOLDER, TOKENIZER, unpack_tokenizer
+from skippipe.data.samples import SampleOrder
 from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Epoch
@@ -28,7 +30,8 @@ from skippipe.training.startup import (
     check_same_versions,
     check_start,
     installed_versions,
-    open_samples,
+    read_tokens,
+    samples_of,
 )
 from skippipe.training.trainer import Trainer, TrainingSummary
 from skippipe_scheduler.files import parse, parse_json
@@ -47,6 +50,8 @@ def train_newcomer(experiment: Experiment, context: DistributedContext, stop: St
     plans = PlanSet.from_json(facts.plans)
     own = _own_node(plans, context.rank)
     _check_alike(experiment, facts, own)
+    if not (experiment.run_path / FOLDER).is_dir():
+        unpack_tokenizer(live.fetch(TOKENIZER) or b"", experiment.run_path, anew=True)
     host = own_address(live.members[0].host, live.members[0].port)
     with open_membership(experiment, own, host, live.secret) as (membership, exchange):
         recovery = RunRecovery(experiment, plans, context, membership, exchange, live.secret)
@@ -98,12 +103,7 @@ def _trainer(
     own = plans.main.nodes[context.rank]
     device_type = check_start(experiment, plans.main, context).device_types[0]
     hardware = facts.trainer.hardware(plans.main.nodes, own, device_type)
-    order = open_samples(experiment, context)
-    if order.cache.fingerprint != facts.trainer.fingerprint:
-        raise DataError(
-            f"data: {own} has other tokens ({order.cache.fingerprint}) than the run under way "
-            f"({facts.trainer.fingerprint}); give every host the same corpus"
-        )
+    order = _samples(experiment, facts, own, reads=own in plans.main.stages[0].nodes)
     runner = make_unconnected_runner(experiment, plans, plans.main.stage_of[own], context)
     memory = MemoryReport.of_plans(experiment, plans, context, hardware.device_types)
     with (
@@ -112,6 +112,17 @@ def _trainer(
     ):
         trainer.records.wandb_id = facts.trainer.wandb_id
         yield trainer
+
+
+def _samples(experiment: Experiment, facts: RunFacts, own: str, *, reads: bool) -> SampleOrder:
+    """Return the samples of the run; only a node that begins microbatches needs the text."""
+    cache, told = read_tokens(experiment) if reads else None, facts.trainer
+    if cache is not None and cache.fingerprint != told.fingerprint:
+        raise DataError(
+            f"data: {own} has other tokens ({cache.fingerprint}) than the run under way ({told.fingerprint}); give "
+            "every host the same corpus"
+        )
+    return samples_of(experiment, cache, told.fingerprint, told.num_tokens)
 
 
 def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | None:

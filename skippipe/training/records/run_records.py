@@ -3,8 +3,9 @@
 import logging
 from pathlib import Path
 
+from skippipe.checkpoint.disks.gathering import SLOWEST_BYTES_PER_S
 from skippipe.cluster.measured import write_measured
-from skippipe.data.kept_tokenizer import keep_tokenizer
+from skippipe.data.kept_tokenizer import TOKENIZER, keep_tokenizer, packed_tokenizer, unpack_tokenizer
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import attention_in_use
@@ -16,6 +17,8 @@ from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.measured_for import experiment_measured_for
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.measurement.step_trace import TraceRecorder
 from skippipe.training.records.collecting import TRACES, bring_records
 from skippipe.training.run_directory import check_nothing_beyond, record_inputs
@@ -41,12 +44,43 @@ class RunRecords:
         self._storage = StorageWatch(self._experiment.checkpoint.timeout_s)
 
     def open_disk(self, order: SampleOrder) -> None:
-        """Write config.yaml, the plans and the tokenizer, on the first rank of each disk."""
+        """Write config.yaml and the plans once on each disk, and the tokenizer where a process of it reads text."""
         state = self._state
         if state.disks.is_first:
             check_nothing_beyond(self._experiment, state.step)
             record_inputs(self._experiment, state.plans, state.disks.nonce)
+        if order.is_read and state.context.rank == next(iter(self._readers(state.disks.own)), None):
             keep_tokenizer(self._experiment.data, order.cache.tokenizer, self._run_dir, anew=not state.step)
+
+    def spread_tokenizer(self) -> None:
+        """Bring the tokenizer to disks none of whose processes reads text; all ranks call this together."""
+        state = self._state
+        peers = state.peers
+        if peers is None:
+            return
+        giver, lacks = self._readers()[0], state.disks.is_first and not self._readers(state.disks.own)
+        name = f"start/{TOKENIZER}"
+
+        def pack() -> int:
+            content = packed_tokenizer(self._experiment.data, self._run_dir)
+            peers.offer(name, lambda: content)
+            return len(content)
+
+        def take() -> None:
+            unpack_tokenizer(peers.fetch(giver, name), self._run_dir, anew=not state.step)
+
+        size = all_gather_json(state.context, Topic.TOKENIZER, lambda: pack() if state.context.rank == giver else 0)
+        limit_s = state.context.timeout_s + size[giver] / SLOWEST_BYTES_PER_S
+        on_all_ranks(state.context, Topic.TOKENIZER, take if lacks else lambda: None, limit_s=limit_s)
+        peers.withdraw([name])
+
+    def _readers(self, disk: int | None = None) -> list[int]:
+        """Return the ranks that begin microbatches, of one disk or of all."""
+        plan, of_rank = self._state.plans.main, self._state.disks.of_rank
+        if len(of_rank) == 1:
+            return [0]
+        readers = [plan.rank_of[node] for node in plan.stages[0].nodes]
+        return [rank for rank in readers if disk in (None, of_rank[rank])]
 
     def open(self, hardware: Hardware, counts: ParameterCounts, invitation: str | None) -> str | None:
         """Print the start table, open metrics.jsonl and the monitors, on rank 0; return the id of the W&B run."""

@@ -41,6 +41,8 @@ class MemberReport(StrictModel):
     progress: ProgressReport | None
     """None where it has nothing yet of its stage."""
     copies: tuple[KeptStep, ...] = ()
+    has_text: bool = True
+    """Whether its host has the text, which it needs where it begins microbatches."""
 
 
 class Settlement(NamedTuple):

@@ -70,13 +70,12 @@ class RecoverableTraining:
 
     def facts(self) -> TrainerFacts:
         """Say what the trainers of all members have in common."""
-        cache = self._order.cache
         return TrainerFacts(
             devices=self._hardware.devices,
             peak_tflop_per_s=self._hardware.peak_tflop_per_s,
             device_types=self._device_types,
-            fingerprint=cache.fingerprint,
-            num_tokens=len(cache.train) + len(cache.validation),
+            fingerprint=self._order.fingerprint,
+            num_tokens=self._order.num_tokens,
             wandb_id=self._records.wandb_id,
             disk_nonce=self.disks.nonce,
         )

@@ -1,12 +1,16 @@
 """What a process hears of a run before it asks to be taken in."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field
 
+from skippipe.config.experiment import Experiment
+from skippipe.data.token_cache_index import Split
+from skippipe.errors import InputError
 from skippipe.membership.epoch import Member
-from skippipe.training.startup import Hardware
-from skippipe_scheduler.files import Count, StrictModel
+from skippipe.training.startup import Hardware, installed_versions
+from skippipe_scheduler.files import Count, StrictModel, read_text
 from skippipe_scheduler.problem.cluster import Device
 
 
@@ -18,7 +22,7 @@ class TrainerFacts(StrictModel):
     device_types: dict[str, Device]
     """What each node computes on."""
     fingerprint: str
-    num_tokens: Count
+    num_tokens: dict[Split, Count]
     """Of the tokenised text."""
     wandb_id: str | None = None
     disk_nonce: str
@@ -30,15 +34,32 @@ class TrainerFacts(StrictModel):
         return Hardware(self.devices, self.peak_tflop_per_s, tuple(known.get(node, device) for node in nodes))
 
 
-class RunFacts(StrictModel):
-    """A run under way, as one of its members tells it."""
+class ToldExperiment(StrictModel):
+    """An experiment as one process tells it to others, which have none of its files."""
 
     skippipe: str
     torch: str
     experiment: dict[str, Any]
-    """That of the member that tells it."""
     cluster: str
     """The text of its cluster file."""
+    config_json: str | None
+    """The text of the model's config.json, where the experiment names a directory with one."""
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self:
+        """Return an experiment with its files; raise `InputError` where one of them cannot be read."""
+        directory = experiment.model.directory
+        return cls(
+            **installed_versions(),
+            experiment=experiment.model_dump(mode="json"),
+            cluster=read_text(Path(experiment.cluster), InputError),
+            config_json=None if directory is None else read_text(Path(directory) / "config.json", InputError),
+        )
+
+
+class RunFacts(ToldExperiment):
+    """A run under way, as one of its members tells it."""
+
     plans: str
     """The set of plans for all nodes, as `PlanSet.to_json` writes it."""
     members: tuple[Member, ...] = Field(min_length=1)

@@ -4,7 +4,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch._C._distributed_c10d import Store
@@ -13,6 +12,8 @@ from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.config.experiment import Experiment
+from skippipe.data.corpus_files import is_here
+from skippipe.data.kept_tokenizer import TOKENIZER, packed_tokenizer
 from skippipe.errors import (
     CheckpointError,
     CommunicationError,
@@ -39,12 +40,11 @@ from skippipe.training.recovery.membership_record import KnownEpochs, record
 from skippipe.training.recovery.plans.better_plans import BetterPlans, BetterPlanSearch
 from skippipe.training.recovery.plans.epoch_plans import EpochPlans
 from skippipe.training.recovery.progress import KeptStep, MemberReport, ProgressReport, Settlement, settle
-from skippipe.training.recovery.run_facts import RunFacts, TrainerFacts
+from skippipe.training.recovery.run_facts import RunFacts, ToldExperiment, TrainerFacts
 from skippipe.training.recovery.stage_copies import StageCopies
 from skippipe.training.recovery.stage_state import STATE, StageState
 from skippipe.training.recovery.state_source import FoundState, StateSource, WantedState
-from skippipe.training.startup import installed_versions
-from skippipe_scheduler.files import parse, read_text
+from skippipe_scheduler.files import parse
 
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Epoch, Member
@@ -138,7 +138,7 @@ class RunRecovery:
         self._shares_disk = True
         copy_interval, silence_s = self._options.copy_interval, self._options.silence_s
         self.copies = StageCopies(exchange, plans.main.nodes, copy_interval, silence_s)
-        self._cluster = read_text(Path(experiment.cluster), InputError)
+        self._told, self._has_text = ToldExperiment.of(experiment), is_here(experiment.data)
 
     @property
     def wants_epoch(self) -> bool:
@@ -182,14 +182,14 @@ class RunRecovery:
         self._begin_copies(trainer)
         self._shares_disk = trainer.disks.shared
         facts = RunFacts(
-            **installed_versions(),
-            experiment=self._experiment.model_dump(mode="json"),
-            cluster=self._cluster,
+            **self._told.model_dump(),
             plans=self._plans.whole.to_json(),
             members=members,
             trainer=trainer.facts(),
         )
         self._exchange.offer(FACTS, facts.model_dump_json().encode())
+        data, run_dir = self._experiment.data, self._experiment.run_path
+        self._exchange.offer_made(TOKENIZER, lambda: packed_tokenizer(data, run_dir))
         self._plans.plan_ahead([member.name for member in members], self._context.rank)
         self._watch_paces(trainer.plans)
         contacts = Contacts(secret=self._secret, members=members)
@@ -410,7 +410,8 @@ class RunRecovery:
 
     def _report(self, trainer: Recoverable) -> MemberReport:
         copies = tuple(KeptStep(stage=stage, step=step) for stage, step in self.copies.kept_steps.items())
-        return MemberReport(stage=trainer.stage, progress=trainer.progress(), copies=copies)
+        progress, has_text = trainer.progress(), self._has_text
+        return MemberReport(stage=trainer.stage, progress=progress, copies=copies, has_text=has_text)
 
     def _situation(self, names: Sequence[str], said: Mapping[str, MemberReport]) -> Situation:
         stage_of = self._plans.whole.main.stage_of
@@ -427,6 +428,7 @@ class RunRecovery:
             has_checkpoint=self._shares_disk and latest_checkpoint(self._experiment.run_path) is not None,
             moves=self._plans.moves,
             limit_s=self._options.planning_s,
+            without_text=frozenset(name for name, report in said.items() if not report.has_text),
         )
 
     def _decided(self, epoch: "Epoch") -> Decision:

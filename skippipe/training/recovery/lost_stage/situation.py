@@ -21,6 +21,8 @@ class Situation(NamedTuple):
     moves: MovedNodes
     limit_s: float
     """For how long nodes are compared where several could take a stage over."""
+    without_text: frozenset[str] = frozenset()
+    """Members that cannot begin microbatches, as their hosts have not the text."""
 
     @property
     def lost(self) -> list[str]:

@@ -20,6 +20,9 @@ def take_over(stage: int, situation: Situation, preferred: Collection[str] = ())
     main = situation.plans.main
     free = [node for node in situation.members if {*situation.standing_nodes(main.stage_of[node])} - {node}]
     reason = "every node that is left holds its stage alone"
+    if stage == 0 and situation.without_text.intersection(free):
+        free = [node for node in free if node not in situation.without_text]
+        reason = "no host that is left has the text (data.paths) to begin microbatches"
     for group in ([node for node in free if node in preferred], [node for node in free if node not in preferred]):
         found: list[tuple[float, PlanSet]] = []
         begun_s = time.monotonic()
