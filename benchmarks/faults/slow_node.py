@@ -1,4 +1,4 @@
-"""A node turns slower in the middle of a run, and fast again: what another plan makes of it; and whether noise does so.
+"""A node or link turns slower in the middle of a run, and fast again: what another plan makes of it, and of noise.
 
     python benchmarks/faults/slow_node.py [--kind KIND]... [--factor F] [--seed S]
 
@@ -10,8 +10,10 @@ import json
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,9 +28,11 @@ from skippipe.config.experiment import Experiment
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.run_events import MembershipChange, read_changes
+from skippipe_scheduler.plan.plan import Plan
 
 HERE = Path(__file__).parent
-KINDS: Final = ("slow node", "jitter", "real tasks")
+CHANGES: Final = ("slow node", "slow link")
+KINDS: Final = (*CHANGES, "jitter", "real tasks")
 SLOW_AT, FAST_AT, LAST = 10, 40, 75
 """Steps: the first one of the slow node, the first one when it is fast again, and the last one."""
 NOISY_STEPS = {"jitter": 90, "real tasks": 400}
@@ -40,19 +44,21 @@ nodes:
   - {{name: node, count: {NUM_NODES}, region: here, forward_s: 0.03, backward_s: 0.06, loss_s: 0.01, max_in_flight: 12}}
 links:
   contention: none
-  within_region: {{latency_ms: 2, gbit_per_s: 1}}
 """
+LINK, SLOW_LINK = 1.0, 0.005
+"""Gbit/s of all links; with the latter, a message takes some 30 ms, as long as a forward."""
 
 
-def experiment_of(folder: Path, kind: str, factor: float, seed: int, slow: str = "") -> Experiment:
-    """Return the experiment of a kind; `slow` is the node that changes its pace."""
+def experiment_of(folder: Path, kind: str, factor: float, seed: int, slow: Sequence[str] = ()) -> Experiment:
+    """Return the experiment of a kind; `slow` is the node that changes its pace, or the two ends of the link."""
     steps = NOISY_STEPS.get(kind, LAST)
     replan: dict[str, Any] = {"enabled": True}
-    emulation: dict[str, Any] = {"compute": kind != "real tasks", "seed": seed}
-    if kind == "slow node":
+    emulation: dict[str, Any] = {"compute": kind != "real tasks", "links": kind == "slow link", "seed": seed}
+    if kind in CHANGES:
         replan |= {"window": 5, "pause": 10, "search_s": 2.0, "niceness": 0}
         changes = ((SLOW_AT, factor), (FAST_AT, 1.0))
-        emulation["paces"] = [{"node": slow, "step": step, "factor": pace} for step, pace in changes if slow]
+        what = dict(zip(("node", "to"), slow, strict=False))
+        emulation["paces"] = [{**what, "step": step, "factor": pace} for step, pace in changes if slow]
     elif kind == "jitter":
         emulation["jitter_sigma"] = JITTER_SIGMA
     made = make_experiment(
@@ -65,7 +71,8 @@ def experiment_of(folder: Path, kind: str, factor: float, seed: int, slow: str =
         recovery={"enabled": True, "plans_ahead": False, "silence_s": 20.0, "replan": replan},
         emulation=emulation,
     )
-    (folder / "cluster.yaml").write_text(CLUSTER)
+    link = SLOW_LINK if kind == "slow link" else LINK
+    (folder / "cluster.yaml").write_text(f"{CLUSTER}  within_region: {{latency_ms: 2, gbit_per_s: {link}}}\n")
     return made
 
 
@@ -76,7 +83,7 @@ def train(folder: Path, kind: str, factor: float, seed: int) -> dict[str, Any]:
     plan = plan_experiment(experiment_of(folder, kind, factor, seed))
     path = folder / "given.plan.json"
     plan.save(path)
-    slow = plan.stages[1].nodes[0]
+    slow = _busiest_link(plan) if kind == "slow link" else plan.stages[1].nodes[:1]
     experiment = experiment_of(folder, kind, factor, seed, slow)
     codes = Processes(experiment, path).finish()
     changes = [change for change in read_changes(experiment.run_path) if change.pace_change is not None]
@@ -88,11 +95,19 @@ def train(folder: Path, kind: str, factor: float, seed: int) -> dict[str, Any]:
         "kind": kind,
         "steps": len(times_s),
         "plans that replaced another": len(changes),
-        **(_phases(times_s, changes) if kind == "slow node" else {}),
+        **(_phases(times_s, changes) if kind in CHANGES else {}),
         "largest difference of a loss": f"{loss_difference(folder, experiment, path):.1e}",
         "failed": [] if not any(codes) else [f"exit codes {codes}"],
     }
     return row
+
+
+def _busiest_link(plan: Plan) -> Sequence[str]:
+    """Return the ends of the link that most microbatches cross."""
+    crossed = Counter(
+        frozenset(hop) for microbatch in plan.microbatches for hop in pairwise(microbatch.route) if len({*hop}) == 2
+    )
+    return sorted(crossed.most_common(1)[0][0])
 
 
 def _phases(times_s: dict[int, float], changes: Sequence[MembershipChange]) -> dict[str, Any]:
@@ -127,7 +142,7 @@ def _median_s(values: Sequence[float]) -> float | None:
 
 @click.command()
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="What to run; all where not given.")
-@click.option("--factor", default=3.0, show_default=True, help="How many times slower the node turns.")
+@click.option("--factor", default=3.0, show_default=True, help="How many times slower the node or link turns.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the jitter.")
 def main(kinds: tuple[str, ...], factor: float, seed: int) -> None:
     """Run all and write slow-node.json and slow-node.md beside this file; kinds that are not run stay as they were."""
@@ -150,10 +165,11 @@ def page(result: dict[str, Any]) -> str:
     about = (
         f"Made by `slow_node.py`; see [the guide](../README.md). {NUM_NODES} processes, stages of {sizes} nodes. In "
         f'"slow node" one of stage 1 turns {result["factor"]:g} times slower at step {SLOW_AT}, and fast again at step '
-        f"{FAST_AT}. In the others nothing happens but noise, with the defaults of `recovery.replan`: each task takes "
-        f"a lognormal factor of sigma {JITTER_SIGMA}, or processes with real tasks share the cores. Medians."
+        f'{FAST_AT}. In "slow link" the link that most microbatches cross does so; a plan that leaves it cannot know '
+        "that it is fast again. In the others nothing happens but noise, with the defaults of `recovery.replan`: each "
+        f"task takes a lognormal factor of sigma {JITTER_SIGMA}, or processes with real tasks share the cores. Medians."
     )
-    lines = ["# A node that turns slow, and noise", "", about, ""]
+    lines = ["# A node or link that turns slow, and noise", "", about, ""]
     for row in result["rows"]:
         lines += rows_table([row])
     return "\n".join([*lines, f"- {where}"]) + "\n"

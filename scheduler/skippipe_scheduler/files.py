@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -111,12 +111,17 @@ def parse_json(text: str | bytes, place: str, error: type[InputError]) -> Any:
 def json_lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """Yield the JSON object of each line, None for a damaged line; raise OSError where the file cannot be read."""
     with path.open(encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            try:
-                content = parse_json(line, "", InputError)
-            except InputError:
-                content = None
-            yield content if isinstance(content, dict) else None
+        yield from json_objects(stream)
+
+
+def json_objects(lines: Iterable[str]) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON object of each line, None for a damaged line."""
+    for line in lines:
+        try:
+            content = parse_json(line, "", InputError)
+        except InputError:
+            content = None
+        yield content if isinstance(content, dict) else None
 
 
 def _whole(digits: str) -> int:

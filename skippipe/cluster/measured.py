@@ -5,12 +5,12 @@ Medians over the recorded steps (`trace/`). Where a run showed nothing, the plan
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,12 +19,12 @@ from skippipe.cluster.rounding import rounded
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import json_lines
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.recost import NodePair
 from skippipe_scheduler.problem.cluster import Cluster, ClusterLinks, MeasuredFor, Node, NodeLink, load_cluster
 
 MEASURED = "measured.yaml"
 STOOD_STILL_S = 5e-5
 """A receiver that waited for less found the message there; when it had arrived is not known."""
-NodePair = tuple[str, str]
 
 
 class MeasuredTask(NamedTuple):
@@ -64,8 +64,13 @@ class Trace:
 
 def read_trace(folder: Path) -> Trace:
     """Read the files of all ranks; lines that a crash cut short are left out."""
+    return trace_of(line for path in sorted(folder.glob("rank-*.jsonl")) for line in json_lines(path))
+
+
+def trace_of(lines: Iterable[dict[str, Any] | None]) -> Trace:
+    """Return what the lines of such files say, None for a damaged one."""
     trace = Trace()
-    for content in (line for path in sorted(folder.glob("rank-*.jsonl")) for line in json_lines(path)):
+    for content in lines:
         with suppress(ValidationError):
             if content is not None and content.keys() >= set(MeasuredTask._fields):
                 trace.tasks.append(_TASK.validate_python([content[name] for name in MeasuredTask._fields]))
@@ -103,7 +108,7 @@ def measured_cluster(plan: Plan, cluster: Cluster, trace: Trace) -> Cluster:
         (source, destination): link.latency_ms / 1e3 + 8e-9 * size_bytes / link.gbit_per_s
         for source, destination, link in resolved
     }
-    stretch = _link_stretch(plan, given_s, trace)
+    stretch = link_paces(plan, given_s, trace)
     links = []
     for source, destination, link in resolved:
         factor = stretch.get((source, destination), 1.0)
@@ -155,7 +160,7 @@ def _node(node: Node, plan: Plan, trace: Trace) -> Node:
     )
 
 
-def _link_stretch(plan: Plan, given_s: Mapping[NodePair, float], trace: Trace) -> dict[NodePair, float]:
+def link_paces(plan: Plan, given_s: Mapping[NodePair, float], trace: Trace) -> dict[NodePair, float]:
     """Return by what factor messages took longer than `given_s`, equal for both ways of a link.
 
     A message's time is from the end of the task that made it to the end of the receiver's wait. These are on two

@@ -310,10 +310,12 @@ class FaultOptions(Section):
 
 
 class PaceOptions(Section):
-    """One change of a node's pace, to try what a run does about it."""
+    """One change of the pace of a node or a link, to try what a run does about it."""
 
     node: str = Field(examples=["berlin-0"])
     """Node whose tasks take longer or shorter."""
+    to: str | None = Field(default=None, examples=["turin-1"])
+    """Another node: not tasks, but messages between the two take longer or shorter, both ways."""
     step: PositiveInt = Field(examples=[10])
     """Step from which on they do, counted from 1."""
     factor: Annotated[float, Field(gt=0, le=1000)] = Field(examples=[3.0])
@@ -336,13 +338,15 @@ class EmulationOptions(Section):
     )
     """Deaths of processes; they happen in the first start of a run alone, not in one that continues it."""
     paces: tuple[PaceOptions, ...] = Field(default=(), examples=[[{"node": "berlin-0", "step": 10, "factor": 3.0}]])
-    """Nodes that become slower or faster in the middle of a run; needs `compute`. Of several changes of one node the
-    latest that has begun counts."""
+    """Nodes that become slower or faster in the middle of a run, which needs `compute`, and links (`to`), which needs
+    `links`. Of several changes of one node or link the latest that has begun counts."""
 
     @model_validator(mode="after")
-    def _paces_of_emulated_tasks(self) -> Self:
-        if self.paces and not self.compute:
+    def _paces_of_what_is_emulated(self) -> Self:
+        if any(each.to is None for each in self.paces) and not self.compute:
             raise ValueError("paces change how long emulated tasks take; set compute: true")
+        if any(each.to is not None for each in self.paces) and not self.links:
+            raise ValueError("paces with to change how long emulated messages take; set links: true")
         return self
 
 

@@ -18,7 +18,7 @@ def _as_list(given: object) -> object:
 
 
 class ReplanOptions(Section):
-    """When nodes that have become slower or faster for good get another plan."""
+    """When nodes and links that have become slower or faster for good get another plan."""
 
     enabled: bool = Field(default=False, examples=[True])
     """Whether they do. Off by default: where processes share cores or a network with others, how long tasks take

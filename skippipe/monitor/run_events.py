@@ -33,20 +33,35 @@ class RestoredStage(StrictModel):
         return f"{self.node} takes over stage {self.stage} from {self.place}{behind}"
 
 
-class PaceChange(StrictModel):
-    """Nodes that have become slower or faster for good, and what another plan makes of that."""
+Pace = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""By what factor something takes longer, beside what the plan assumed and all others of its kind."""
 
-    paces: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-    """By what factor the tasks of these nodes take longer, beside what the plan assumed and the other nodes."""
+
+class LinkPace(StrictModel):
+    """A link that has become slower or faster for good."""
+
+    nodes: tuple[str, str]
+    """Its ends."""
+    pace: Pace
+    """That of messages, both ways together."""
+
+
+class PaceChange(StrictModel):
+    """Nodes and links that have become slower or faster for good, and what another plan makes of that."""
+
+    paces: dict[str, Pace]
+    """That of the tasks of nodes."""
+    links: tuple[LinkPace, ...] = ()
     time_ratio: Seconds
     """The iteration of the new plan over that of the old one, both at the measured paces."""
 
     @property
     def who(self) -> str:
         """Say who has changed how."""
+        paces = [*self.paces.items(), *((f"the link {' - '.join(link.nodes)}", link.pace) for link in self.links)]
         return ", ".join(
-            f"{node} is {max(pace, 1 / pace):.1f} times {'slower' if pace > 1 else 'faster'} than planned"
-            for node, pace in self.paces.items()
+            f"{what} is {max(pace, 1 / pace):.1f} times {'slower' if pace > 1 else 'faster'} than planned"
+            for what, pace in paces
         )
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ class MovedNodes:
         where one of them cannot hold its new stage, and `ProblemError` where the cluster is not that of the plans.
         """
         found = {name: self._swapped(plan, one, other) for name, plan in plans.items()}
-        return PlanSet(found.pop(MAIN_PLAN), found).in_rank_order(plans.main.nodes).at_pace(plans.pace)
+        return PlanSet(found.pop(MAIN_PLAN), found).in_rank_order(plans.main.nodes).at_pace(plans.pace, plans.link_pace)
 
     def _swapped(self, plan: Plan, one: str, other: str) -> Plan:
         # The search loads OR-tools and numba, about a second: one rank of a run needs it, and only when nodes are lost.

@@ -32,7 +32,7 @@ def plans_without(
             time_limit_s=left_s / (len(plans) - turn), seed=plan.solver.seed, max_evaluations=max_evaluations
         )
         found[name] = _plan_without(name, plan, lost, options, lost_stage)
-    return PlanSet(found.pop(MAIN_PLAN), found, plans.pace)
+    return plans.replaced(found)
 
 
 def improved_plans(
@@ -48,7 +48,7 @@ def improved_plans(
         name: _improved(plan, SolveOptions(limit_s, plan.solver.seed, max_evaluations), free_origins)
         for name, plan in plans.items()
     }
-    return PlanSet(found.pop(MAIN_PLAN), found, plans.pace)
+    return plans.replaced(found)
 
 
 def _improved(plan: Plan, options: SolveOptions, free_origins: bool) -> Plan:

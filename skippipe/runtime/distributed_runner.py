@@ -61,8 +61,7 @@ class DistributedRunner:
         self._closed = False
         self._closing = threading.Lock()
         self._options = options
-        pace = plans.pace.get(self.node, 1.0)
-        self._rank_plans = {name: RankPlan.of(plan, programs[name], options, pace) for name, plan in plans.items()}
+        self._rank_plans = {name: RankPlan.of(plans, name, programs[name], options) for name in plans}
         self._planned_s = 0.0
         self._scales = {name: options.scales(plan, self.stage_index) for name, plan in plans.items()}
         self._evaluation_programs: dict[int, Program] = {}

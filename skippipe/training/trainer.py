@@ -242,7 +242,7 @@ class Trainer:
             return
         self.recoverable.copy_between_steps()
         if not finished.wants_epoch:
-            self._recovery.observe(self.state.step, finished.paces)
+            self._recovery.replanning.observe(self.state.step, finished.paces, self.records.trace.newest)
             return
         self.checkpoints.writer.finish()  # what is being written belongs to ranks of the present epoch
         self._go_on("a node comes, or a plan is better", interrupted=False)

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from simulated_trace import simulated_trace
 
-from skippipe.cluster.measured import MeasuredTask, MeasuredWait, Trace, measured_cluster, read_trace, write_measured
+from skippipe.cluster.measured import Trace, measured_cluster, read_trace, write_measured
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
-from skippipe_scheduler.plan.plan import Operation, Plan
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.recost import recost
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.build import build_problem
@@ -66,47 +67,9 @@ def plan() -> Plan:
     return solve(problem, SolveOptions(time_limit_s=5, max_evaluations=200))
 
 
-def trace_of(plan: Plan) -> Trace:
-    """Return what ranks with clocks of their own would record of two iterations."""
-    timeline = simulate(plan)
-    trace = Trace()
-    for step in (4, 5):
-        zero_s = {node: 0.3 * step * index for index, node in enumerate(plan.nodes)}
-        started_s = {}
-        free_s = dict.fromkeys(plan.nodes, 0.0)
-        ready_s = {}
-        for task in timeline.tasks:
-            shift_s = zero_s[task.node]
-            key = task.operation, task.microbatch
-            trace.tasks.append(MeasuredTask(step, task.node, *key, task.start_s + shift_s, task.end_s + shift_s))
-            started_s[task.node, *key] = task.start_s
-            ready_s[task.node, *key] = free_s[task.node]
-            free_s[task.node] = task.end_s + plan.costs.task_overhead_s
-        trace.tasks += [MeasuredTask(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
-        for transfer in timeline.transfers:
-            loss = (
-                transfer.direction == "forward"
-                and transfer.destination == plan.microbatches[transfer.microbatch].route[0]
-            )
-            operation: Operation = "L" if loss else "F" if transfer.direction == "forward" else "B"
-            ready = ready_s[transfer.destination, operation, transfer.microbatch]
-            shift_s = zero_s[transfer.destination]
-            wait = MeasuredWait(
-                step,
-                transfer.source,
-                transfer.destination,
-                transfer.microbatch,
-                transfer.direction,
-                ready + shift_s,
-                max(ready, transfer.end_s) + shift_s,
-            )
-            trace.waits.append(wait)
-    return trace
-
-
 def test_true_costs_come_back(plan: Plan) -> None:
     true_plan = recost(plan, TRUE)
-    found = measured_cluster(plan, ASSUMED, trace_of(true_plan))
+    found = measured_cluster(plan, ASSUMED, simulated_trace(true_plan))
     for node, true in zip(found.members(), TRUE.members(), strict=True):
         assert (node.forward_s, node.backward_s) == pytest.approx((true.forward_s, true.backward_s), rel=1e-3)
         assert node.loss_s == pytest.approx(true.loss_s, rel=1e-3)  # also where no loss runs: as slow as the rest
@@ -126,7 +89,7 @@ def test_true_costs_come_back(plan: Plan) -> None:
 
 
 def test_a_split_backward_is_timed_as_one(plan: Plan) -> None:
-    whole = trace_of(recost(plan, TRUE))
+    whole = simulated_trace(recost(plan, TRUE))
     split = Trace(waits=whole.waits)
     for task in whole.tasks:
         if task.operation == "B":
@@ -148,7 +111,7 @@ def test_without_a_trace_costs_stay(plan: Plan) -> None:
 
 
 def test_files(plan: Plan, tmp_path: Path) -> None:
-    trace = trace_of(recost(plan, TRUE))
+    trace = simulated_trace(recost(plan, TRUE))
     (tmp_path / "run" / "trace").mkdir(parents=True)
     lines = [json.dumps(task._asdict()) for task in trace.tasks]
     lines += [json.dumps(wait._asdict()) for wait in trace.waits]

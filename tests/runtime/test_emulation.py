@@ -201,6 +201,27 @@ def test_a_node_turns_slow_at_a_step_and_fast_again_whatever_the_plan_has_learne
         assert after == pytest.approx(expected, abs=1e-8)
 
 
+def test_a_link_turns_slow_both_ways_whatever_the_plan_has_learned() -> None:
+    plan = small_plan(0, "none")
+    one, other, third = plan.nodes[:3]
+    changes = [{"node": one, "to": other, "step": 3, "factor": 2.0}]
+    options = EmulationOptions.model_validate({"links": True, "paces": changes})
+    learned = at_pace(plan, {}, {(one, other): 2.0, (other, one): 2.0})
+
+    def transfer_s(emulation: Emulation, rank: int, step: int) -> float:
+        emulation.start_iteration(0, step)
+        return (emulation.deliver_ns(send_to(rank)) - emulation.end_ns) * 1e-9
+
+    for source, rank, factor in ((one, 1, 2.0), (other, 0, 2.0), (one, 2, 1.0), (third, 0, 1.0)):
+        sink = plan.nodes[rank]
+        pace = {sink: learned.costs.transfer_s[source][sink] / plan.costs.transfer_s[source][sink]}
+        for emulation in (Emulation(plan, source, options), Emulation(learned, source, options, link_pace=pace)):
+            planned_s = plan.costs.transfer_s[source][sink]
+            assert [transfer_s(emulation, rank, step) for step in (2, 3)] == pytest.approx(
+                [planned_s, factor * planned_s], abs=1e-8
+            )
+
+
 def test_paces_need_emulated_tasks() -> None:
     with pytest.raises(ValidationError, match="set compute: true"):
         EmulationOptions.model_validate({"paces": [{"node": "a", "step": 1, "factor": 2.0}]})

@@ -86,8 +86,23 @@ def test_plans_at_other_paces_are_exactly_timed_and_come_back() -> None:
     assert back.main.costs.backward_s == pytest.approx(plans.main.costs.backward_s)
 
 
+def test_messages_at_other_paces_are_exactly_timed_and_come_back() -> None:
+    plans, pair = make_plans(), ("node-0", "node-1")
+    paced = plans.at_pace({}, {pair: 3.0}).at_pace({}, {pair: 0.5})
+    assert paced.link_pace == {pair: 1.5}
+    assert PlanSet.from_json(paced.to_json()) == paced
+    before, after = plans.main.costs.transfer_s, paced.main.costs.transfer_s
+    assert after["node-0"]["node-1"] == pytest.approx(1.5 * before["node-0"]["node-1"])
+    assert after["node-1"] == before["node-1"]
+    assert paced.main.predicted.iteration_s == simulate(paced.main).iteration_s
+    back = paced.at_pace({}, {pair: 1 / 1.5})
+    assert back.main.predicted.iteration_s == pytest.approx(plans.main.predicted.iteration_s)
+
+
 def test_measured_paces_stay_with_plans_that_follow() -> None:
-    plans = PlanSet(random_plan(2, num_nodes=3, num_stages=2, route_length=2)).at_pace({"node-1": 4.0})
+    plans = PlanSet(random_plan(2, num_nodes=3, num_stages=2, route_length=2))
+    plans = plans.at_pace({"node-1": 4.0}, {("node-0", "node-2"): 2.0})
     lost = plans.main.stages[1].nodes[0]
     assert plans_without(plans, [lost], time_limit_s=0, lost_stage="routes_around").pace == plans.pace
+    assert improved_plans(plans, time_limit_s=0).link_pace == plans.link_pace
     assert improved_plans(plans, time_limit_s=0).pace == plans.in_rank_order(plans.main.nodes[::-1]).pace == plans.pace

@@ -15,7 +15,7 @@ REACTION = SHORT.window // 2 + 1 + SHORT.window
 """Steps until the median of a window has moved, and then a window."""
 
 
-def steps_until_due(watch: PaceWatch, paces: list[float], first: int = 1, most: int = 1000) -> int | None:
+def steps_until_due(watch: PaceWatch[str], paces: list[float], first: int = 1, most: int = 1000) -> int | None:
     """Return the step in which another plan is to be looked for where all steps have these paces."""
     return next((step for step in range(first, first + most) if watch.observe(step, paces)), None)
 

@@ -7,6 +7,9 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.cluster import Cluster
 
+NodePair = tuple[str, str]
+"""Source and destination."""
+
 
 def recost(plan: Plan, cluster: Cluster) -> Plan:
     """Return `plan` with the task and transfer times of `cluster`; memory and reductions stay.
@@ -52,23 +55,32 @@ def recost(plan: Plan, cluster: Cluster) -> Plan:
     return plan.model_copy(update={"costs": costs.model_copy(update=changed)})
 
 
-def at_pace(plan: Plan, factors: Mapping[str, float]) -> Plan:
-    """Return `plan` where the tasks of each node take `factors[node]` times as long (1 where not given), exactly timed.
+def at_pace(plan: Plan, factors: Mapping[str, float], links: Mapping[NodePair, float] | None = None) -> Plan:
+    """Return `plan` where tasks of each node take `factors[node]` times as long (1 where not given), exactly timed.
 
-    Transfers, reductions and overheads stay.
+    A message from one node to another takes `links[source, destination]` times as long. Reductions and overheads stay.
     """
-    costs = plan.costs
+    costs, stretch = plan.costs, links or {}
 
     def scaled(seconds: Mapping[str, float]) -> dict[str, float]:
         return {node: value * factors.get(node, 1.0) for node, value in seconds.items()}
+
+    def stretched(table: Mapping[str, Mapping[str, float]], power: int = 1) -> dict[str, dict[str, float]]:
+        return {
+            source: {sink: value * stretch.get((source, sink), 1.0) ** power for sink, value in row.items()}
+            for source, row in table.items()
+        }
 
     changed = {
         "forward_s": scaled(costs.forward_s),
         "backward_s": scaled(costs.backward_s),
         "loss_s": scaled(costs.loss_s),
         "weight_s": None if costs.weight_s is None else scaled(costs.weight_s),
+        "transfer_s": stretched(costs.transfer_s),
+        "latency_s": None if costs.latency_s is None else stretched(costs.latency_s),
+        "gbit_per_s": None if costs.gbit_per_s is None else stretched(costs.gbit_per_s, -1),
     }
     paced = plan.model_copy(update={"costs": costs.model_copy(update=changed)})
     # All seconds times the smallest factor would shrink the bound by it, and none of them shrinks by more.
-    shrunk = min(1.0, *(factors.get(node, 1.0) for node in plan.nodes))
+    shrunk = min(1.0, *(factors.get(node, 1.0) for node in plan.nodes), *stretch.values())
     return paced.model_copy(update={"predicted": simulate(paced).predicted(plan.predicted.lower_bound_s * shrunk)})

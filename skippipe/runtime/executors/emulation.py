@@ -28,8 +28,18 @@ from skippipe_scheduler.plan.plan import Plan
 class Emulation:
     """The ideal clock of one rank, in nanoseconds of the monotonic clock."""
 
-    def __init__(self, plan: Plan, node: str, options: EmulationOptions, pace: float = 1.0) -> None:
-        """Begin with the plan's times; those of the node's tasks are `pace` times those of the cluster to emulate."""
+    def __init__(
+        self,
+        plan: Plan,
+        node: str,
+        options: EmulationOptions,
+        pace: float = 1.0,
+        link_pace: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begin with the plan's times; those of the node's tasks are `pace` times those of the cluster to emulate.
+
+        And those of its messages `link_pace[destination]` times.
+        """
         if options.links and plan.costs.contention == "shared":
             raise ConfigError(
                 "emulation.links: the plan has contention shared, where the speed of a message depends on messages of "
@@ -47,7 +57,16 @@ class Emulation:
             "B": plan.costs.backward_s[node] / pace,
             "W": (plan.costs.weight_s or {}).get(node, 0.0) / pace,
         }
-        self._changes = sorted((each.step, each.factor) for each in options.paces if each.node == node)
+        self._known_link_pace = link_pace or {}
+        self._changes = sorted(
+            (each.step, each.factor) for each in options.paces if each.to is None and each.node == node
+        )
+        self._link_changes = sorted(
+            (each.step, each.factor, other)
+            for each in options.paces
+            for end, other in ((each.node, each.to), (each.to, each.node))
+            if end == node and other is not None
+        )
         self._split = plan.split_of[node]
         self.start_iteration(0)
 
@@ -56,6 +75,7 @@ class Emulation:
         self._iteration = iteration
         begun = [factor for step, factor in self._changes if step <= iteration]
         self._pace = begun[-1] if begun else 1.0
+        self._link_pace = {other: factor for step, factor, other in self._link_changes if step <= iteration}
         self.end_ns = zero_ns
         """Ideal end of the last task."""
         self._free_ns = zero_ns
@@ -105,6 +125,7 @@ class Emulation:
             return self.end_ns
         destination = self._nodes[send.peer]
         factor = self._jitter(self._node, destination, send.microbatch, send.hop, send.direction)
+        factor *= self._link_pace.get(destination, 1.0) / self._known_link_pace.get(destination, 1.0)
         start_ns = self.end_ns
         queue = self._queue_to(destination)
         if queue is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from skippipe.runtime.executors.dynamic_executor import PACE_TASKS, DynamicExecutor, PlannedTimes
 from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.executors.static_executor import Executor, ProgramClock, StaticExecutor
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.program import Program
 from skippipe.runtime.program.readiness import TaskDependencies
 from skippipe.runtime.ranks.groups import Channels, ProcessGroups
@@ -36,10 +37,12 @@ class RankPlan:
     emulation: Emulation | None
 
     @classmethod
-    def of(cls, plan: Plan, program: Program, options: RunnerOptions, pace: float = 1.0) -> "RankPlan":
-        """Prepare what a rank does from its proved program; `pace` as in `PlanSet`."""
+    def of(cls, plans: PlanSet, name: str, program: Program, options: RunnerOptions) -> "RankPlan":
+        """Prepare what a rank does under the plan of that name, from its proved program."""
         emulated = options.emulation.links or options.emulation.compute
-        emulation = Emulation(plan, program.node, options.emulation, pace) if emulated else None
+        plan, node = plans[name], program.node
+        pace, link_pace = plans.pace.get(node, 1.0), plans.link_pace_from(node)
+        emulation = Emulation(plan, node, options.emulation, pace, link_pace) if emulated else None
         return cls(plan, program, PlannedTimes.of(plan, program.node), TaskDependencies.of(program), emulation)
 
 

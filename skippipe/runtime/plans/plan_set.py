@@ -7,12 +7,14 @@ microbatches. Routes, order and predicted times are each plan's own, so that not
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from skippipe.errors import PlanError
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.plan.recost import at_pace
+from skippipe_scheduler.plan.recost import NodePair, at_pace
 
+Key = TypeVar("Key")
 MAIN_PLAN = "main"
 """Name of the main plan in its set."""
 JOINING_PLAN = "joining"
@@ -28,6 +30,8 @@ class PlanSet:
     pace: Mapping[str, float] = field(default_factory=dict)
     """By what factor the tasks of a node take longer than was assumed when the run began, as measured (1 where not
     given). It is in the plans' costs."""
+    link_pace: Mapping[NodePair, float] = field(default_factory=dict)
+    """The same of messages from one node to another."""
 
     def __post_init__(self) -> None:
         for name, plan in self.further.items():
@@ -61,18 +65,29 @@ class PlanSet:
         """Give names and plans, the main plan first."""
         return ((name, self[name]) for name in self)
 
+    def replaced(self, plans: Mapping[str, Plan]) -> "PlanSet":
+        """Return a set of these plans, by the same names and at the same paces."""
+        further = {name: plan for name, plan in plans.items() if name != MAIN_PLAN}
+        return replace(self, main=plans[MAIN_PLAN], further=further)
+
     def in_rank_order(self, nodes: Sequence[str]) -> "PlanSet":
         """Return the same plans for ranks that hold their nodes in the order of `nodes`."""
-        plans = {name: _in_rank_order(plan, nodes) for name, plan in self.items()}
-        return PlanSet(plans.pop(MAIN_PLAN), plans, self.pace)
+        return self.replaced({name: _in_rank_order(plan, nodes) for name, plan in self.items()})
 
-    def at_pace(self, factors: Mapping[str, float]) -> "PlanSet":
-        """Return the same plans, exactly timed, where tasks of each node take `factors[node]` times as long."""
-        if not factors:
+    def at_pace(self, factors: Mapping[str, float], links: Mapping[NodePair, float] | None = None) -> "PlanSet":
+        """Return the same plans, exactly timed, where tasks of each node take `factors[node]` times as long.
+
+        And messages from one node to another `links[source, destination]` times.
+        """
+        stretch = links or {}
+        if not factors and not stretch:
             return self
-        plans = {name: at_pace(plan, factors) for name, plan in self.items()}
-        pace = {node: self.pace.get(node, 1.0) * factors.get(node, 1.0) for node in {**self.pace, **factors}}
-        return PlanSet(plans.pop(MAIN_PLAN), plans, pace)
+        paced = self.replaced({name: at_pace(plan, factors, stretch) for name, plan in self.items()})
+        return replace(paced, pace=_times(self.pace, factors), link_pace=_times(self.link_pace, stretch))
+
+    def link_pace_from(self, node: str) -> dict[str, float]:
+        """Return the `link_pace` of messages from a node, by their destination."""
+        return {sink: pace for (source, sink), pace in self.link_pace.items() if source == node}
 
     @property
     def joining(self) -> Plan | None:
@@ -81,7 +96,7 @@ class PlanSet:
 
     def with_joining(self, plan: Plan) -> "PlanSet":
         """Return the set with a plan of the first iteration."""
-        return PlanSet(self.main, {**self.further, JOINING_PLAN: plan}, self.pace)
+        return replace(self, further={**self.further, JOINING_PLAN: plan})
 
     @property
     def hash(self) -> str:
@@ -94,14 +109,21 @@ class PlanSet:
 
     def to_json(self) -> str:
         """Return the set as text, for the other ranks."""
-        return json.dumps({"plans": {name: plan.to_json() for name, plan in self.items()}, "pace": {**self.pace}})
+        plans = {name: plan.to_json() for name, plan in self.items()}
+        link_pace = [[*pair, pace] for pair, pace in self.link_pace.items()]
+        return json.dumps({"plans": plans, "pace": {**self.pace}, "link_pace": link_pace})
 
     @classmethod
     def from_json(cls, text: str) -> "PlanSet":
         """Return the set that `to_json` has written."""
         content = json.loads(text)
         plans = {name: Plan.model_validate_json(plan) for name, plan in content["plans"].items()}
-        return cls(plans.pop(MAIN_PLAN), plans, content["pace"])
+        link_pace = {(source, sink): pace for source, sink, pace in content["link_pace"]}
+        return cls(plans.pop(MAIN_PLAN), plans, content["pace"], link_pace)
+
+
+def _times(one: Mapping[Key, float], other: Mapping[Key, float]) -> dict[Key, float]:
+    return {key: one.get(key, 1.0) * other.get(key, 1.0) for key in {**one, **other}}
 
 
 def _in_rank_order(plan: Plan, nodes: Sequence[str]) -> Plan:

@@ -37,8 +37,8 @@ from skippipe.training.recovery.decision import Decision
 from skippipe.training.recovery.lost_stage.preference import places_without, ways_to_state
 from skippipe.training.recovery.lost_stage.situation import Situation
 from skippipe.training.recovery.membership_record import KnownEpochs, record
-from skippipe.training.recovery.plans.better_plans import BetterPlans, BetterPlanSearch
 from skippipe.training.recovery.plans.epoch_plans import EpochPlans
+from skippipe.training.recovery.plans.replanning import Replanning
 from skippipe.training.recovery.progress import KeptStep, MemberReport, ProgressReport, Settlement, settle
 from skippipe.training.recovery.run_facts import RunFacts, ToldExperiment, TrainerFacts
 from skippipe.training.recovery.stage_copies import StageCopies
@@ -132,7 +132,7 @@ class RunRecovery:
         self._hosted: Store | None = None
         self._notes = None if context.run_store is None else ContactNotes(context.run_store)
         self._coming: tuple[str, ...] = ()
-        self._search: BetterPlanSearch | None = None
+        self.replanning = Replanning(experiment, exchange)
         self._begun_after: int | None = None
         self._restored: tuple[RestoredStage, ...] = ()
         self._shares_disk = True
@@ -143,16 +143,7 @@ class RunRecovery:
     @property
     def wants_epoch(self) -> bool:
         """Whether somebody waits to be taken in, or there is a better plan."""
-        return bool(self._membership.applicants) or self._better is not None
-
-    def observe(self, step: int, paces: Sequence[float]) -> None:
-        """Take from a step how long tasks have taken on each rank, over what was planned; 0 where it had none."""
-        if self._search is not None and step > (self._begun_after or 0):  # else it is of the epoch before
-            self._search.observe(step, paces)
-
-    @property
-    def _better(self) -> BetterPlans | None:
-        return None if self._search is None else self._search.found
+        return bool(self._membership.applicants) or self.replanning.found is not None
 
     @property
     def is_joining(self) -> bool:
@@ -191,7 +182,8 @@ class RunRecovery:
         data, run_dir = self._experiment.data, self._experiment.run_path
         self._exchange.offer_made(TOKENIZER, lambda: packed_tokenizer(data, run_dir))
         self._plans.plan_ahead([member.name for member in members], self._context.rank)
-        self._watch_paces(trainer.plans)
+        own = self._membership.own
+        self.replanning.begin_epoch(self._plans.whole, trainer.plans, members, own, self._begun_after)
         contacts = Contacts(secret=self._secret, members=members)
         contacts.keep(self._experiment.run_path)
         if (arrived or self._context.rank == 0) and self._notes is not None:
@@ -280,24 +272,7 @@ class RunRecovery:
         """Keep no copies and make no plans any more."""
         self.copies.close()
         self._plans.close()
-        self._stop_search()
-
-    def _watch_paces(self, present: PlanSet) -> None:
-        """Look for better plans in the new epoch, on its first rank."""
-        self._stop_search()
-        if self._options.replan.enabled and self._context.rank == 0:
-            self._search = BetterPlanSearch(
-                self._plans.whole,
-                present,
-                self._options.replan,
-                free_origins=self._experiment.pipeline.microbatches_per_origin == "auto",
-                after_change=self._begun_after is not None,
-            )
-
-    def _stop_search(self) -> None:
-        if self._search is not None:
-            self._search.close()
-            self._search = None
+        self.replanning.close()
 
     def come(self, trainer: Recoverable, epoch: "Epoch") -> None:
         """Bring the trainer of a process that has just been taken in to where all go on."""
@@ -379,7 +354,7 @@ class RunRecovery:
         start_s = time.monotonic()
         situation = self._situation(names, said)
         self._check_state(situation)
-        better = self._better
+        better = self.replanning.found
         if better is not None and {*names} != {*better.present.main.nodes}:
             better = None  # it was for other nodes
         whole, plans = self._plans_for(situation, stand) if better is None else (better.whole, better.present)

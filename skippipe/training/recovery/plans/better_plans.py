@@ -1,15 +1,20 @@
-"""Looks in the background for plans that suit the measured paces of nodes better than the present ones."""
+"""Looks in the background for plans that suit the measured paces of nodes and links better than the present ones."""
 
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import Final, NamedTuple
 
 from skippipe.config.recovery_options import ReplanOptions
-from skippipe.monitor.run_events import PaceChange
+from skippipe.monitor.run_events import LinkPace, PaceChange
 from skippipe.planning.plans_ahead import PlansAhead
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.training.recovery.plans.link_readings import watched_links
 from skippipe.training.recovery.plans.pace_watch import PaceWatch
+from skippipe_scheduler.plan.recost import NodePair
 
+READINGS: Final = 4
+"""Of all links in `recovery.replan.window` steps: as many as a median needs to leave out one that is off."""
 logger = logging.getLogger(__name__)
 
 
@@ -23,14 +28,28 @@ class BetterPlans(NamedTuple):
     change: PaceChange
 
 
+class _Paces(NamedTuple):
+    """By what factor tasks of nodes and messages of links take longer than in the present plan."""
+
+    nodes: Mapping[str, float]
+    links: Mapping[NodePair, float]
+
+    def since(self, earlier: "_Paces") -> "_Paces":
+        """Return the same beside earlier paces."""
+        nodes = {node: pace / earlier.nodes.get(node, 1.0) for node, pace in self.nodes.items()}
+        links = {pair: pace / earlier.links.get(pair, 1.0) for pair, pace in self.links.items()}
+        return _Paces(nodes, links)
+
+
 class _Attempt(NamedTuple):
     """A search that is under way."""
 
     ahead: PlansAhead
     whole: PlanSet
     """The plans of all nodes at the paces for which it looks."""
-    paces: dict[str, float]
+    paces: _Paces
     changed: dict[str, float]
+    changed_links: dict[NodePair, float]
 
 
 class BetterPlanSearch:
@@ -57,14 +76,22 @@ class BetterPlanSearch:
         self._whole, self._present, self._options = whole, present, options
         self._lost = [node for node in whole.main.nodes if node not in present.main.nodes]
         self._watch = PaceWatch(present.main.nodes, options, after_change=after_change)
+        self._links = watched_links(present.main)
+        of_readings = options.model_copy(update={"window": READINGS})
+        self._link_watch = PaceWatch(self._links, of_readings, after_change=after_change)
         self._free_origins = free_origins
         self._search: _Attempt | None = None
 
-    def observe(self, step: int, paces: Sequence[float]) -> None:
-        """Take the pace of each node in a step, in rank order; search where that is due, and see what was found."""
+    def observe(self, step: int, paces: Sequence[float], link_paces: Mapping[NodePair, float] | None = None) -> None:
+        """Take the pace of each node in a step, in rank order; search where that is due, and see what was found.
+
+        And those of links, where they were read: the next is due `READINGS` times in a window.
+        """
         if self.found is not None:
             return
         is_due = self._watch.observe(step, paces)
+        if link_paces is not None:
+            is_due |= self._link_watch.observe(step, [link_paces.get(pair, 0.0) for pair in self._links])
         if self._search is None:
             if is_due:
                 self._search = self._begin()
@@ -79,10 +106,21 @@ class BetterPlanSearch:
             self._search.ahead.close()
             self._search = None
 
+    def _paces(self) -> _Paces:
+        """Return what was measured; where nothing was, as much as all links together that have not changed."""
+        measured = self._link_watch.measured
+        transfer_s = self._present.main.costs.transfer_s
+        usual = {pair: transfer_s[pair[0]][pair[1]] for pair in measured.keys() - self._link_watch.changed.keys()}
+        planned_s = sum(usual.values())
+        factor = sum(measured[pair] * seconds for pair, seconds in usual.items()) / planned_s if planned_s else 1.0
+        both = measured | {(sink, source): pace for (source, sink), pace in measured.items()}
+        links = {pair: both.get(pair, factor) for pair in permutations(self._whole.main.nodes, 2)} if measured else {}
+        return _Paces(self._watch.estimates, links)
+
     def _begin(self) -> _Attempt:
-        paces = self._watch.estimates
-        usual = sorted(paces.values())[len(paces) // 2]
-        whole = self._whole.at_pace(paces | dict.fromkeys(self._lost, usual))
+        paces = self._paces()
+        usual = sorted(paces.nodes.values())[len(paces.nodes) // 2]
+        whole = self._whole.at_pace({**paces.nodes} | dict.fromkeys(self._lost, usual), paces.links)
         ahead = PlansAhead(
             whole,
             [self._lost],
@@ -91,18 +129,19 @@ class BetterPlanSearch:
             niceness=self._options.niceness,
             free_origins=self._free_origins,
         )
-        return _Attempt(ahead, whole, paces, self._watch.changed)
+        return _Attempt(ahead, whole, paces, self._watch.changed, self._link_watch.changed)
 
     def _judge(self, search: _Attempt, step: int) -> None:
         """Keep what was found where it is better by enough, at the paces that nodes have now."""
-        now, other = self._watch.estimates, search.ahead.ready(self._lost)
+        now, other = self._paces(), search.ahead.ready(self._lost)
         self._watch.settle(step)
+        self._link_watch.settle(step)
         if other is None:
             return
-        present_s = self._present.at_pace(now).main.predicted.iteration_s
-        since = {node: now[node] / pace for node, pace in search.paces.items()}
-        other_s = other.at_pace(since).main.predicted.iteration_s
-        change = PaceChange(paces=search.changed, time_ratio=other_s / present_s)
+        present_s = self._present.at_pace(*now).main.predicted.iteration_s
+        other_s = other.at_pace(*now.since(search.paces)).main.predicted.iteration_s
+        links = tuple(LinkPace(nodes=pair, pace=pace) for pair, pace in search.changed_links.items())
+        change = PaceChange(paces=search.changed, links=links, time_ratio=other_s / present_s)
         if self._watch.is_worth_it(present_s, other_s):
             self.found = BetterPlans(search.whole if self._lost else other, other, change)
         else:
