@@ -21,7 +21,7 @@ COMMANDS = {
     "simulate": "Replay a plan exactly.",
     "profile": "Measure nodes and links (under torchrun); write a cluster file.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
-    "join": "Come into a run that is under way, as one of its nodes.",
+    "join": "Come into a run, about to start or under way, as one of its nodes.",
     "evaluate": "Perplexity against the share of depth kept.",
     "generate": "Text from a model of which a part runs.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",

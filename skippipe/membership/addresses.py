@@ -21,3 +21,12 @@ def own_address(master: str, port: int) -> str:
             probe.connect(target)  # sends nothing, only looks up the way
             return str(probe.getsockname()[0])
     raise CommunicationError(f"there is no way from here to {master}; set GLOO_SOCKET_IFNAME to an interface")
+
+
+def interface_towards(host: str, port: int) -> str | None:
+    """Return the interface by which this host reaches another one, or itself; None where none has that address."""
+    own = own_address(host, port)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.split("%")[0] == own for address in addresses):
+            return str(name)
+    return "lo" if own.startswith("127.") else None

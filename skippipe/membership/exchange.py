@@ -7,20 +7,23 @@ fetch; what arrives is checked against the hash that the other side made.
 import hashlib
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import zmq
 
 from skippipe.errors import CommunicationError
-from skippipe.membership.keys import RunKeys, bind_any_port, zmq_address
+from skippipe.membership.keys import RunKeys, bind_port, zmq_address
 
 logger = logging.getLogger(__name__)
+PORT: Final = "SKIPPIPE_PORT"
+"""Environment variable with the port of this process's exchange; any free one where it is not set."""
 PIECE_BYTES = 2**20
 """Of one answer: small beside what a host sends in a second, large beside what a message costs."""
 WINDOW = 16
@@ -44,10 +47,10 @@ class Exchange:
     """Holds contents by name, and answers whoever asks for them."""
 
     def __init__(self, keys: RunKeys) -> None:
-        """Bind a port, `port`, and answer there from now on."""
+        """Bind a port, `port`, and answer there from now on: a free one, or that of SKIPPIPE_PORT."""
         self._context, self._keys = zmq.Context(), keys
         self._socket = keys.socket(self._context, zmq.ROUTER, server=True)
-        self.port = bind_any_port(self._socket)
+        self.port = bind_port(self._socket, os.environ.get(PORT, "*"))
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}
         self._makers: dict[str, Callable[[], bytes | memoryview]] = {}

@@ -58,9 +58,17 @@ def run_keys(secret: str) -> RunKeys:
     return RunKeys(public=zmq.curve_public(private), secret=private)
 
 
-def bind_any_port(server: "zmq.Socket[bytes]") -> int:
-    """Let a socket listen on all interfaces, and return the port that it got."""
-    server.bind("tcp://*:*")
+def bind_port(server: "zmq.Socket[bytes]", port: str = "*") -> int:
+    """Let a socket listen on all interfaces, at any free port or this one, and return which.
+
+    Raises:
+        ConfigError: the port is taken, or is none.
+    """
+    try:
+        server.bind(f"tcp://*:{port}")
+    except zmq.ZMQError as reason:
+        server.close()
+        raise ConfigError(f"port {port} cannot be listened on ({reason}); choose another one") from None
     return int(server.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
 
 

@@ -15,7 +15,7 @@ import zmq
 from pydantic import ValidationError
 
 from skippipe.membership.epoch import Member
-from skippipe.membership.keys import RunKeys, bind_any_port
+from skippipe.membership.keys import RunKeys, bind_port
 from skippipe.membership.member_link import Loss, MemberLink, address_of
 from skippipe.membership.messages import Envelope
 
@@ -58,7 +58,7 @@ class Links:
         self._links: dict[str, MemberLink] = {}
         self._context = zmq.Context()
         self._router = self._socket(zmq.ROUTER, server=True)
-        self.port = bind_any_port(self._router)
+        self.port = bind_port(self._router)
         self._wake_up = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)

@@ -22,9 +22,9 @@ FACTS: Final = "run"
 """Under which name every member's exchange has what a newcomer needs to know of the run."""
 _CONNECT_S = 2.0
 """How long one member may take to answer: a host that is gone refuses nothing."""
-_ANSWER_S = 5.0
+ANSWER_S = 5.0
 _MOST_AT_ONCE = 32
-_MOST_BYTES = 2**28
+MOST_BYTES = 2**28
 """What a newcomer takes at most; plans of thousands of nodes are some tens of MB."""
 
 
@@ -96,7 +96,7 @@ def ask_member(host: str, data_port: int, secret: str) -> LiveRun:
     Raises:
         CommunicationError: nobody of that run answers there.
     """
-    facts = fetch(Source(host, data_port), run_keys(secret), FACTS, _ANSWER_S, most_bytes=_MOST_BYTES)
+    facts = fetch(Source(host, data_port), run_keys(secret), FACTS, ANSWER_S, most_bytes=MOST_BYTES)
     if facts is None:
         raise CommunicationError(f"{host}:{data_port}: the run there has not begun; try again in a moment")
     try:
@@ -113,7 +113,7 @@ class _AnyFacts(BaseModel):
 
 def _fetched(secret: str, member: Member, name: str) -> bytes | None:
     try:
-        return fetch(Source(member.host, member.data_port), run_keys(secret), name, _ANSWER_S, most_bytes=_MOST_BYTES)
+        return fetch(Source(member.host, member.data_port), run_keys(secret), name, ANSWER_S, most_bytes=MOST_BYTES)
     except SkipPipeError as reason:  # another program may have that port by now
         logger.info("%s: %s", member.name, reason)
         return None

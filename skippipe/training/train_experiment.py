@@ -1,23 +1,11 @@
 """Training from an experiment alone: plans, ranks and loop brought together, as `skippipe train` does it."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from skippipe.config.experiment import Experiment
-from skippipe.planning.sharing import share_plans
-from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.training.loop import train
-from skippipe.training.optimizer.deepspeed_setup import prepare
-from skippipe.training.recovery.recovery_choice import may_find_a_run
-from skippipe.training.run_owner import owned_run_directory
+from skippipe.training.joining.launched import train_launched
 from skippipe.training.signals import StopSignal
 from skippipe.training.trainer import TrainingSummary
-from skippipe_scheduler.problem.cluster import load_cluster
-
-if TYPE_CHECKING:
-    from skippipe.membership.live_run import LiveRun
 
 
 def train_experiment(
@@ -48,37 +36,4 @@ def train_experiment(
         >>> summary.step
         2
     """
-    patience_s = prepare(experiment)
-    nodes = [node.name for node in load_cluster(Path(experiment.cluster)).members()]
-    timeout_s = experiment.comm.timeout_s
-    signals = StopSignal() if stop is None else nullcontext(stop)
-    with signals as given:
-        while True:
-            with DistributedContext.from_environment(
-                timeout_s, nodes=nodes, patience_s=patience_s, find_live_run=_finder(experiment)
-            ) as context:
-                if context.live_run is None:
-                    with owned_run_directory(experiment.run_path, context):
-                        return train(experiment, share_plans(experiment, plan_path, context), context, given)
-                summary = _join(experiment, context, given)
-            if summary is not None:
-                return summary
-
-
-def _finder(experiment: Experiment) -> Callable[[Sequence[str]], "LiveRun | None"] | None:
-    """Return what looks for a run under way, where a process can join one."""
-    if not may_find_a_run(experiment):
-        return None
-
-    def find(texts: Sequence[str]) -> "LiveRun | None":
-        from skippipe.membership.live_run import find_live_run, kept_contacts
-
-        return find_live_run([*texts, *kept_contacts(experiment.run_path)])
-
-    return find
-
-
-def _join(experiment: Experiment, context: DistributedContext, stop: StopSignal) -> TrainingSummary | None:
-    from skippipe.training.joining.newcomer import train_newcomer
-
-    return train_newcomer(experiment, context, stop)
+    return train_launched(experiment, plan_path, stop)

@@ -1,4 +1,4 @@
-"""The experiment of another host on one that has none of its files."""
+"""The experiment of another host on one that has none of its files, and which node that one is."""
 
 import io
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._C._distributed_c10d import HashStore
 from training_runs import CLUSTER, MODEL_OPTIONS, make_experiment
 
 from skippipe.config.data_options import DataOptions
@@ -15,6 +16,7 @@ from skippipe.data.kept_tokenizer import FOLDER, kept_tokenizer, packed_tokenize
 from skippipe.data.tokenizer import build_tokenizer, save_for_transformers
 from skippipe.errors import ConfigError, DataError
 from skippipe.model.architecture import build_config, experiment_model
+from skippipe.training.joining.invitation import Place, free_rank
 from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.recovery.run_facts import ToldExperiment
 
@@ -128,3 +130,18 @@ def test_text_is_here_or_can_be_had(tmp_path: Path) -> None:
     assert is_here(DataOptions(source="huggingface", dataset="owner/name"))
     assert not is_here(DataOptions(source="huggingface", dataset=str(tmp_path / "none")))
     assert not is_here(DataOptions(source="text", paths=(str(tmp_path / "none"),)))
+
+
+def test_processes_without_a_launcher_have_a_node_each() -> None:
+    store, nodes = HashStore(), ("a", "b", "c", "d")
+    assert [free_rank(store, nodes, node) for node in (None, "c", None)] == [1, 2, 3]
+    assert free_rank(store, nodes, "b") == 1  # it was started again
+    for node, problem in ((None, "all 4 nodes have a process"), ("a", "brings the experiment"), ("e", "no node 'e'")):
+        with pytest.raises(ConfigError, match=problem):
+            free_rank(store, nodes, node)
+
+
+def test_an_address_has_host_and_port() -> None:
+    assert Place.of("host.example:40000") == Place("host.example", 40000)
+    assert Place.of("[fe80::1]:1") == Place("fe80::1", 1)
+    assert [Place.of(text) for text in ("host", "host:", ":1", "runs/x:y", "host:70000")] == [None] * 5

@@ -86,6 +86,8 @@ class Run:
         emulation: dict[str, Any],
         lr: float = 3e-3,
         backend: str = "replicated",
+        *,
+        listen: bool = False,
         **recovery: Any,
     ) -> None:
         self.folder, self.plan = folder, plan
@@ -111,13 +113,22 @@ class Run:
         (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {len(plan.nodes)}"))
         self.arguments = write_inputs(experiment, plan, folder)
         self.port = free_port()
-        self.ranks = [self.start(rank, f"lossy-{rank}.txt") for rank in range(len(plan.nodes))]
+        start = self.invite if listen else self.start
+        self.ranks = [start(rank, f"lossy-{rank}.txt") for rank in range(len(plan.nodes))]
 
     def start(self, rank: int, output: str, **environment: str) -> ForkedProcess:
         """Start one process as a launcher does."""
         place = {"RANK": rank, "WORLD_SIZE": len(self.plan.nodes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
         values = {key: str(value) for key, value in place.items()} | environment
         return self._start(["train", *self.arguments], output, values)
+
+    def invite(self, rank: int, output: str) -> ForkedProcess:
+        """Start one process as people do: the first has the experiment, the others an address and the secret."""
+        secret, place = {"SKIPPIPE_SECRET": "0123456789abcdef"}, f"127.0.0.1:{self.port}"
+        if rank == 0:
+            return self._start(["train", *self.arguments, "--listen", place], output, secret)
+        run_dir = f"run_dir={self.experiment.run_path}"
+        return self._start(["join", place, "--node", f"node-{rank}", run_dir], output, secret)
 
     def join(self, output: str, run_dir: Path) -> ForkedProcess:
         """Start a process that has nothing but a member's address and the secret, and a disk of its own."""
@@ -344,7 +355,8 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
 def test_another_node_takes_over_stage_0_and_nothing_is_lost(
     tmp_path: Path, point: str, *, comes_back: bool, backend: str
 ) -> None:
-    run = Run(tmp_path, first_stage_alone_plan(), death_of("node-0", point), backend=backend, lost_stage="copy")
+    death, listen = death_of("node-0", point), not comes_back
+    run = Run(tmp_path, first_stage_alone_plan(), death, backend=backend, listen=listen, lost_stage="copy")
     run.ranks[0].process.join(LIMIT_S)
     run.wait_for_lines("events.jsonl", 1)
     if comes_back:

@@ -17,13 +17,17 @@ from skippipe.cli.user_path import UserPath
 @click.command("train")
 @click.option("--config", "config_path", required=True, type=UserPath(), help="Experiment YAML.")
 @click.option("--plan", "plan_path", type=UserPath(), help="Plan file; RUN/plan.json where not given.")
+@click.option("--listen", metavar="HOST:PORT", help="Address of this host, at which others join before the first step.")
 @click.option("--print-config", is_flag=True, help="Print the complete experiment and stop.")
 @click.argument("overrides", nargs=-1)
-def command(config_path: Path, plan_path: Path | None, print_config: bool, overrides: tuple[str, ...]) -> None:
+def command(
+    config_path: Path, plan_path: Path | None, listen: str | None, print_config: bool, overrides: tuple[str, ...]
+) -> None:
     """Train the experiment's model along its plan, from the newest checkpoint if there is one.
 
     OVERRIDES are key.sub=value, as in the experiment's YAML. Start it with torchrun, one process for each node of the
-    plan, or alone to run every stage in one process. SIGTERM, SIGHUP or Ctrl-C to any of them finishes the step, saves,
+    plan, or alone to run every stage in one process; or with --listen on the first node's host, and with `skippipe
+    join` on all others. SIGTERM, SIGHUP or Ctrl-C to any of them finishes the step, saves,
     and ends all with exit code 75.
     """
     with StopSignal(at_once=True) as stop:
@@ -32,6 +36,14 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
         experiment = load_experiment(config_path, overrides)
         if print_config:
             click.echo(to_yaml(experiment), nl=False)
+            return
+        if listen is not None:
+            from skippipe.training.joining.invitation import Place, train_listening
+
+            place = Place.of(listen)
+            if place is None:
+                raise click.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
+            _end(train_listening(experiment, plan_path, place, stop))
             return
         from skippipe.training.train_experiment import train_experiment
 
@@ -44,11 +56,12 @@ def command(config_path: Path, plan_path: Path | None, print_config: bool, overr
 @click.option("--node", help="Which node of the run this process is; one that is missing where not given.")
 @click.argument("overrides", nargs=-1)
 def join(place: str, node: str | None, overrides: tuple[str, ...]) -> None:
-    """Come into a run that is under way with recovery.enabled, and train with its members until the end.
+    """Come into a run, and train with its members until the end.
 
     PLACE is HOST:PORT of any member, with the run's secret in SKIPPIPE_SECRET; or the run's directory, or a copy of its
-    members.json. The experiment comes from the run; OVERRIDES are key.sub=value for what differs on this host, such as
-    the path of run_dir, data.paths or training.device.
+    members.json. It is under way with recovery.enabled, or about to start with `skippipe train --listen HOST:PORT`. The
+    experiment comes from the run; OVERRIDES are key.sub=value for what differs on this host, such as the path of
+    run_dir, data.paths or training.device.
     """
     with StopSignal(at_once=True) as stop:
         from skippipe.training.joining.join_run import join_run

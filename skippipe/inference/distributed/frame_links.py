@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skippipe.membership.epoch import Member
-from skippipe.membership.keys import RunKeys, bind_any_port, zmq_address
+from skippipe.membership.keys import RunKeys, bind_port, zmq_address
 from skippipe.runtime.ranks import time_limits
 
 
@@ -41,7 +41,7 @@ class FrameLinks:
         self._silence_ms = round(silence_s * 1000)
         self._context = zmq.Context()
         self._router = keys.socket(self._context, zmq.ROUTER, server=True)
-        self.port = bind_any_port(self._router)
+        self.port = bind_port(self._router)
         self._ways: dict[str, _Way] = {}
         self._wake_up = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poller = zmq.Poller()

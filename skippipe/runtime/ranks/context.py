@@ -64,12 +64,14 @@ class DistributedContext:
         patience_s: float = 0.0,
         process_groups: bool = True,
         find_live_run: "Callable[[Sequence[str]], LiveRun | None] | None" = None,
+        arrival_s: float = 0.0,
     ) -> Self:
         """Read torchrun's variables and meet the other processes; without them, one process runs alone.
 
         The others may come `patience_s` later than the timeout, where they have work to do before.
         Where the launcher hands out ranks in any order, SKIPPIPE_NODE says which of `nodes` this process is; its rank
         is then the position of that name.
+        They may be started `arrival_s` later than that.
         Without `process_groups` they only share a store.
         `find_live_run` gets what members have left in the store. Where it returns a run, this process meets nobody.
         Raises `ConfigError` where variables are missing and `CommunicationError` where the others do not come.
@@ -101,7 +103,7 @@ class DistributedContext:
         if live_run is not None:
             alone = open_watch(None, 0, values, timeout_s, under_agent=under_agent)
             return cls(own_rank, 1, local_rank, timeout_s, watch=alone, live_run=live_run, run_store=run)
-        number = arrive(run, Seat.of_this_process(rank, own_rank), nodes, world_size, limit_s)
+        number = arrive(run, Seat.of_this_process(rank, own_rank), nodes, world_size, limit_s + arrival_s)
         store = store_of_try(run, number)
         watch = open_watch(run, number, values, timeout_s, under_agent=under_agent) if process_groups else None
         held = holds_store(values, rank)

@@ -2,6 +2,7 @@
 
 skippipe/try                        the number of the present try: it grows when ranks are started again (`arrival`)
 skippipe/contacts, contacts/<i>     how many texts say how members can be reached, and each of them (`arrival`)
+skippipe/place/<rank>               that a process without a launcher has this rank (`skippipe.training.joining`)
 skippipe/try-<n>/seat/<rank>        which process is a rank in try n, as the launcher counts ranks
 skippipe/try-<n>/here/<rank>        that this process has seen all seats taken
 
@@ -24,6 +25,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 RUN = "skippipe"
 TRY = "try"
 CONTACTS = "contacts"
+PLACE = "place"
 ENDED = "ended"
 GIVEN_UP = "given-up"
 

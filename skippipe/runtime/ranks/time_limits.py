@@ -23,6 +23,10 @@ VISIBLE_FILE_S: Final = 10.0
 ARRIVAL_WORD_S: Final = 10.0
 """Seconds of waiting for ranks to start after which those that are missing are named: torch alone takes seconds."""
 
+INVITED_S: Final = 3600.0
+"""Seconds that a start waits for hosts on which people begin it by hand."""
+CALLED_S: Final = 120.0
+"""Seconds that `skippipe join` asks again where nobody answers: the other host may be about to start."""
 NOTICED_LOSS_S: Final = 20.0
 """Seconds in which members of a run notice, agree on and say that one is lost: twice the default silence."""
 JOIN_LOOK_S: Final = 10.0

@@ -1,1 +1,1 @@
-"""Coming into a run under way: from the address of a member, or as a process of the run that is started again."""
+"""Coming into a run: from the address of a member, before its start or later, or as a process that is started again."""

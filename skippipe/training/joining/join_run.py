@@ -1,5 +1,6 @@
 """Coming into a run from its members' contacts alone: `skippipe join`."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.watch import open_watch
+from skippipe.training.joining.invitation import Place, StartFacts, invited, train_invited
 from skippipe.training.joining.newcomer import read_facts, train_newcomer
 from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.recovery.run_recovery import SECRET
@@ -20,9 +22,11 @@ from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.errors import nearest
 from skippipe_scheduler.files import parse, read_json
 
+logger = logging.getLogger(__name__)
+
 
 def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopSignal) -> TrainingSummary:
-    """Join the run at `place` as one of its nodes and train until its end.
+    """Join the run at `place` as one of its nodes, before its start or later, and train until its end.
 
     Args:
         place: HOST:PORT of a member (the secret is in the environment), a run directory or a file of contacts.
@@ -37,7 +41,21 @@ def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopS
         InputError: There is no such place, node or file.
         CommunicationError: No member answers, or the run ended before this process was in it.
     """
-    live = _live_run(place)
+    address = None if Path(place).exists() else Place.of(place)
+    if address is None:
+        live = _kept_run(Path(place))
+    else:
+        secret = os.environ.get(SECRET)
+        if secret is None:
+            raise ConfigError(f"{SECRET} is not set; the run's secret is in RUN/{MEMBERS_FILE} on its members' hosts")
+        found = _ask(address, secret, stop)
+        if isinstance(found, StartFacts):
+            return train_invited(address, secret, found, node, overrides, stop)
+        live = found
+    return _join(place, live, node, overrides, stop)
+
+
+def _join(place: str, live: LiveRun, node: str | None, overrides: Sequence[str], stop: StopSignal) -> TrainingSummary:
     facts = read_facts(live)
     experiment = received_experiment(facts, live.fetch(TOKENIZER) or b"", overrides)
     nodes = PlanSet.from_json(facts.plans).main.nodes
@@ -53,14 +71,20 @@ def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopS
     return summary
 
 
-def _live_run(place: str) -> LiveRun:
-    host, colon, port = place.rpartition(":")
-    if colon and port.isdecimal() and not Path(place).exists():
-        secret = os.environ.get(SECRET)
-        if secret is None:
-            raise ConfigError(f"{SECRET} is not set; the run's secret is in RUN/{MEMBERS_FILE} on its members' hosts")
-        return ask_member(host.strip("[]"), int(port), secret)
-    path = Path(place)
+def _ask(place: Place, secret: str, stop: StopSignal) -> LiveRun | StartFacts:
+    """Return the run at a place, or what it tells before its start; wait a while for one that is about to come."""
+    deadline_s = time.monotonic() + time_limits.CALLED_S
+    while True:
+        try:
+            return invited(place, secret) or ask_member(*place, secret)
+        except CommunicationError as reason:
+            if time.monotonic() > deadline_s or stop.requested:
+                raise
+            logger.warning("%s; asking again for at most %.0f s", reason, deadline_s - time.monotonic())
+        time.sleep(time_limits.WATCH_S)
+
+
+def _kept_run(path: Path) -> LiveRun:
     path = path / MEMBERS_FILE if path.is_dir() else path
     found = find_live_run([read_contacts(path).model_dump_json()])
     if found is None:
