@@ -78,3 +78,14 @@ def test_others_train_where_somebody_stands_at_the_stage_of_who_comes(tmp_path: 
     assert plan.microbatches == known.without(known.whole, [REPLICA])[MAIN_PLAN].microbatches
     assert joined(SOLE) is None
     assert joined(REPLICA, SOLE) is None
+
+
+def test_only_plans_that_the_next_change_may_ask_for_are_kept(tmp_path: Path) -> None:
+    recovery = {"planning_s": 0.0, "plans_ahead": False}
+    known = EpochPlans(make_experiment(tmp_path, recovery=recovery), PlanSet(WHOLE))
+    losses = [(), (REPLICA,), (REPLICA, ORIGIN)]
+    made = {lost: known.without(known.whole, lost) for lost in losses}
+    for missing, kept in (({REPLICA, ORIGIN}, losses), ({ORIGIN}, [(), (REPLICA, ORIGIN)]), (set(), [()])):
+        known.plan_ahead([node for node in WHOLE.nodes if node not in missing], rank=0)
+        assert [known.without(known.whole, lost) is made[lost] for lost in kept] == [True] * len(kept)
+    assert known.without(known.whole, losses[1]) is not made[losses[1]]

@@ -68,9 +68,10 @@ class EpochPlans:
     def plan_ahead(self, present: Sequence[str], rank: int) -> None:
         """Begin to make the plans for the loss of each node, on the two members that decide first."""
         self.close()
+        missing = [node for node in self.whole.main.nodes if node not in present]
+        self._forget_all_but(frozenset(missing))
         if not self._options.plans_ahead or rank >= DECIDERS:
             return
-        missing = [node for node in self.whole.main.nodes if node not in present]
         losses = [sorted([*missing, node]) for node in present]
         if missing:
             losses.insert(0, [])
@@ -87,6 +88,10 @@ class EpochPlans:
         ahead, self._ahead = self._ahead, None
         ahead.close()
         self._known = ahead.made | self._known
+
+    def _forget_all_but(self, missing: frozenset[str]) -> None:
+        """Keep the plans that the next loss or return may ask for: others would add up with every change."""
+        self._known = {lost: plans for lost, plans in self._known.items() if not lost or len(lost ^ missing) <= 1}
 
     def _made(self, whole: PlanSet, lost: Collection[str], limit_s: float) -> PlanSet:
         return plans_without(whole, lost, time_limit_s=limit_s, lost_stage="routes_around")
