@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.loss_check import check_same_loss
+from skippipe.checkpoint.huggingface.new_directory import check_unused
 from skippipe.checkpoint.huggingface.peft_adapter import PeftAdapter, read_adapter
 from skippipe.checkpoint.huggingface.source import (
     WeightSource,
@@ -76,8 +77,7 @@ def import_model(
         >>> import_model(Path("pretrained"), Path("runs/imported"), overrides=overrides)
         279488
     """
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise InputError(f"{run_dir}: exists and is not empty; name another directory")
+    check_unused(run_dir)
     source = find_source(path)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
