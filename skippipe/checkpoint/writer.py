@@ -22,6 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.remote_folder import Uploads
 from skippipe.checkpoint.disks.run_disks import ONE_DISK, RunDisks
 from skippipe.checkpoint.disks.second_copies import files_on_disk, files_to_fetch, second_writer
 from skippipe.checkpoint.file_image import FileImage
@@ -96,8 +97,10 @@ class CheckpointWriter:
         disks: RunDisks = ONE_DISK,
         peers: PeerFiles | None = None,
         kept: KeptStages | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         """`peers` bring files from one disk to another; they are needed where there are several."""
+        self._uploads = uploads
         self._kept = kept
         self._disks, self._peers = disks, peers
         self._run_dir = run_dir
@@ -294,9 +297,13 @@ class CheckpointWriter:
         metadata = metadata.model_copy(update={"files": files})
         if disks.shared:
             _finish(aside, final, metadata)
-            return
-        self._agree(step, "copied", lambda: self._fetch_second_copies(aside, step, reports))
-        self._agree(step, "named", lambda: _finish(aside, final, metadata))
+        else:
+            self._agree(step, "copied", lambda: self._fetch_second_copies(aside, step, reports))
+            self._agree(step, "named", lambda: _finish(aside, final, metadata))
+        if self._uploads is not None:
+            own = (report.files for rank, report in enumerate(reports) if disks.of_rank[rank] == disks.own)
+            records = {name: record for files in own for name, record in files.items()}
+            self._uploads.begin(final, records, metadata, completes=disks.own == disks.of_rank[0])
 
     def _fetch_second_copies(self, aside: Path, step: int, reports: Sequence[FileReport]) -> None:
         """Bring the files here that have to lie on this disk too."""

@@ -207,6 +207,9 @@ class CheckpointOptions(Section):
     """Seconds that a step may still take after a signal; then it is given up, and what was finished before is saved."""
     resume: Literal["auto", "never"] | str = "auto"
     """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
+    remote_save_folder: str | None = Field(default=None, examples=["s3://bucket/runs/tiny"])
+    """A second place for checkpoints, of this run alone: a URL that fsspec reads (s3, gs, sftp and others), or a path.
+    They are brought there in the background, and a start goes on from there where the run directory has less."""
 
 
 class EvaluationOptions(Section):

@@ -20,7 +20,7 @@ FILES: Final = ("cluster", "model.directory")
 PATTERNS: Final = "data.paths"
 NAMES: Final = ("data.tokenizer", "data.dataset")
 """Keys that hold a path, or else a name of something that is not here."""
-FROM_HERE: Final = ("run_dir", "data.cache_dir", "checkpoint.resume")
+FROM_HERE: Final = ("run_dir", "data.cache_dir", "checkpoint.resume", "checkpoint.remote_save_folder")
 """Keys whose relative paths start at the working directory: what is written there, or continued."""
 VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Z_][A-Z0-9_]*)\})")
 """A variable of the environment. In braces only in capitals: others are keys of the file (`${name}`)."""

@@ -7,6 +7,7 @@ from typing import Final
 from skippipe.checkpoint.disks.disk_view import LayerRange
 from skippipe.checkpoint.disks.gathering import Gathering
 from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, remove_marks
 from skippipe.checkpoint.reader import LATEST, found_checkpoints
 from skippipe.checkpoint.soundness import damage_on_any_rank, newest_sound_checkpoint, set_aside
@@ -80,7 +81,9 @@ def choose_checkpoint(
     there are checkpoints and none is sound, or where a named one is not.
     """
     resume = experiment.checkpoint.resume
-    gathering = None if peers is None else Gathering(context, disks, peers)
+    url = experiment.checkpoint.remote_save_folder
+    remote = None if url is None else RemoteFolder(url)
+    gathering = None if peers is None and remote is None else Gathering(context, disks, peers, remote)
     if resume == "never":
         return None
     if resume != "auto":

@@ -95,6 +95,7 @@ class Trainer:
         self._update = StepUpdate(state, StepMeter(state, hardware.peak_tflop_per_s), self._faults)
         self._patience: StepPatience | None = None
         self._saved = 0
+        self._ended = False
         self.records = RunRecords(state, owner)
         copies = None if recovery is None else recovery.copies
         self.checkpoints = RunCheckpoints(state, self.records, order, copies)
@@ -152,7 +153,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the writing of checkpoints and close records, optimizer and connections."""
-        self.checkpoints.writer.close()
+        self.checkpoints.close(in_order=self._ended)
         self.records.close()
         self.state.optimizer.close()
         self.state.runner.close()
@@ -210,7 +211,7 @@ class Trainer:
         return self._summary(None, stopped=True, stopped_by=None, saved=True)
 
     def _summary(self, loss: float | None, *, stopped: bool, stopped_by: int | None, saved: bool) -> TrainingSummary:
-        state = self.state
+        state, self._ended = self.state, True
         path = checkpoint_path(self.experiment.run_path, state.step) if saved else None
         return TrainingSummary(
             state.first_step, state.step, state.tokens, loss, stopped, stopped_by, path, state.runner.rank

@@ -5,10 +5,11 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from skippipe.checkpoint.disks.disk_view import DiskView, LayerRange, WholeCheckpoint, needed_files, whole_checkpoint
 from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
 from skippipe.checkpoint.held_files import note_held_files
 from skippipe.checkpoint.reader import METADATA, checkpoint_path
@@ -21,6 +22,8 @@ from skippipe_scheduler.files import parse, replace_file
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+REMOTE: Final = -1
+"""Stands for the remote folder where others are disks."""
 SLOWEST_BYTES_PER_S = 125_000
 """Links of less than 1 Mbit/s are taken for ones that hang, beyond the timeout of the run."""
 
@@ -28,8 +31,11 @@ SLOWEST_BYTES_PER_S = 125_000
 class Gathering:
     """Finds and fetches checkpoints over all disks of a run; every call is made by all ranks together."""
 
-    def __init__(self, context: DistributedContext, disks: RunDisks, peers: PeerFiles) -> None:
-        self._context, self._disks, self._peers = context, disks, peers
+    def __init__(
+        self, context: DistributedContext, disks: RunDisks, peers: PeerFiles | None, remote: RemoteFolder | None = None
+    ) -> None:
+        """`peers` are needed where there are several disks; `remote` is one more place, which rank 0 looks into."""
+        self._context, self._disks, self._peers, self._remote = context, disks, peers, remote
 
     def newest(self, run_dir: Path, stages: Sequence[LayerRange] | None) -> tuple[Path | None, dict[Path, str]]:
         """Bring the newest whole checkpoint here, as far as this process needs it, and say what is wrong with others.
@@ -37,7 +43,7 @@ class Gathering:
         `stages` are the layers of this process's stages; None stands for all layers. Without any checkpoint on any
         disk it is None; raises `CheckpointError` where there are some and none is whole.
         """
-        found = all_gather_json(self._context, Topic.CHECKPOINTS, lambda: self._if_first(lambda: saved_steps(run_dir)))
+        found = all_gather_json(self._context, Topic.CHECKPOINTS, lambda: self._if_first(lambda: self._steps(run_dir)))
         steps = sorted({step for disk in self._disks.firsts for step in found[disk]})
         damaged: dict[Path, str] = {}
         for checkpoint in (checkpoint_path(run_dir, step) for step in reversed(steps)):
@@ -66,7 +72,8 @@ class Gathering:
                 limit_s=self._context.timeout_s + total_bytes / SLOWEST_BYTES_PER_S,
             )
         finally:
-            self._peers.withdraw(offered)
+            if self._peers is not None:
+                self._peers.withdraw(offered)
         base = whole.metadata.base
         return None if base is None else self.bring(checkpoint.with_name(base.name), stages)
 
@@ -80,13 +87,19 @@ class Gathering:
         limit_s = self._context.timeout_s + size_bytes(checkpoint) / HASHED_BYTES_PER_S
 
         def own() -> dict[str, object]:
-            return {"view": self._if_first(lambda: self._own_view(checkpoint, offered)), "stages": stages}
+            remote = None
+            if self._remote is not None and self._context.rank == 0:
+                remote = self._remote.view(checkpoint).model_dump(mode="json")
+            view = self._if_first(lambda: self._own_view(checkpoint, offered))
+            return {"view": view, "remote": remote, "stages": stages}
 
         told = all_gather_json(self._context, Topic.DISK_CHECKPOINTS, own, limit_s=limit_s)
         views = {
             disk: parse(DiskView, told[disk]["view"], f"what rank {disk} sees", CheckpointError)
             for disk in self._disks.firsts
         }
+        if self._remote is not None:
+            views[REMOTE] = parse(DiskView, told[0]["remote"], "what rank 0 sees elsewhere", CheckpointError)
         wanted = [told[rank]["stages"] for rank, disk in enumerate(self._disks.of_rank) if disk == self._disks.own]
         if any(each is None for each in wanted):
             return views, None
@@ -94,9 +107,10 @@ class Gathering:
 
     def _own_view(self, checkpoint: Path, offered: list[str]) -> dict[str, object]:
         view = DiskView.of(checkpoint)
-        for name in view.sound:
-            offered.append(_offered(checkpoint, name))
-            self._peers.offer(offered[-1], (checkpoint / name).read_bytes)
+        if self._peers is not None:
+            for name in view.sound:
+                offered.append(_offered(checkpoint, name))
+                self._peers.offer(offered[-1], (checkpoint / name).read_bytes)
         return view.model_dump(mode="json")
 
     def _complete(self, checkpoint: Path, whole: WholeCheckpoint, needed: Sequence[str]) -> None:
@@ -112,6 +126,11 @@ class Gathering:
             note_held_files(checkpoint, held)  # a damaged file counts no more
             replace_file(checkpoint / METADATA, whole.text.encode())
             for name, disk in missing.items():
+                if disk == REMOTE:
+                    assert self._remote is not None
+                    self._remote.fetch(checkpoint, name, whole.metadata.files[name])
+                    continue
+                assert self._peers is not None
                 content = self._peers.fetch(disk, _offered(checkpoint, name))
                 if hashlib.sha256(content).hexdigest() != whole.metadata.files[name].sha256:
                     raise CheckpointError(f"{checkpoint / name}: arrived with another content than was saved")
@@ -120,7 +139,16 @@ class Gathering:
         except OSError as reason:
             raise cannot_be_written(checkpoint, reason) from None
         if missing:
-            logger.info("%s: %d files fetched from other disks", checkpoint, len(missing))
+            logger.info("%s: %d files fetched from elsewhere", checkpoint, len(missing))
+
+    def _steps(self, run_dir: Path) -> list[int]:
+        elsewhere = self._remote.steps() if self._remote is not None and self._context.rank == 0 else []
+        try:
+            return sorted({*saved_steps(run_dir), *elsewhere})
+        except CheckpointError:  # all that this directory had are gone
+            if not elsewhere:
+                raise
+            return elsewhere
 
     def _if_first(self, action: Callable[[], Result]) -> Result | None:
         """Do something once on each disk."""

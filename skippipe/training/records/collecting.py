@@ -8,8 +8,10 @@ from typing import Any, Final
 
 from skippipe.checkpoint.disks.gathering import Gathering
 from skippipe.checkpoint.disks.peer_files import PeerFiles, open_peer_files
+from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, open_run_disks
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
+from skippipe.config.experiment_file import load_run
 from skippipe.errors import InputError
 from skippipe.monitor.metrics_file import merged_metrics
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
@@ -46,12 +48,26 @@ def collect_run(run_dir: Path, context: DistributedContext) -> Path | None:
     """
     with open_run_disks(run_dir, context) as disks:
         if disks.shared:
-            return newest_sound_checkpoint(run_dir, context)[0]
+            remote = on_all_ranks(context, Topic.RUN_DIRECTORY, lambda: _remote_folder(run_dir))
+            if remote is None:
+                return newest_sound_checkpoint(run_dir, context)[0]
+            return Gathering(context, disks, None, remote).newest(run_dir, None)[0]
         with open_peer_files(context) as peers:
             bring_records(run_dir, context, disks, peers, RECORDS)
+            # Rank 0 has the records by now, and looks; a disk that needs nothing fetches nothing.
+            remote = on_all_ranks(context, Topic.RUN_DIRECTORY, lambda: _remote_folder(run_dir))
+            has_remote = any(all_gather_json(context, Topic.RUN_DIRECTORY, lambda: remote is not None))
             is_target = disks.own == disks.of_rank[0]
-            checkpoint, _ = Gathering(context, disks, peers).newest(run_dir, None if is_target else [])
-            return checkpoint
+            gathering = Gathering(context, disks, peers, remote) if has_remote else Gathering(context, disks, peers)
+            return gathering.newest(run_dir, None if is_target else [])[0]
+
+
+def _remote_folder(run_dir: Path) -> RemoteFolder | None:
+    """Return the second place of a run's checkpoints, where its experiment is here and names one."""
+    if not (run_dir / "config.yaml").exists():
+        return None
+    url = load_run(run_dir).checkpoint.remote_save_folder
+    return None if url is None else RemoteFolder(url)
 
 
 def bring_records(

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from skippipe.checkpoint.disks.remote_folder import Uploads
 from skippipe.checkpoint.model_tensors import check_adapters, load_parameters
 from skippipe.checkpoint.reader import (
     BaseCheckpoint,
@@ -16,6 +17,7 @@ from skippipe.checkpoint.writer import CheckpointWriter, KeptStages, kept_base
 from skippipe.data.samples import SampleOrder
 from skippipe.errors import CheckpointError, ConfigError
 from skippipe.model.architecture import experiment_model
+from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.records.run_records import RunRecords
@@ -36,6 +38,9 @@ class RunCheckpoints:
         self._experiment = state.experiment
         self._config = experiment_model(state.experiment)
         self._base: BaseCheckpoint | None = None
+        options = state.experiment.checkpoint
+        folder = options.remote_save_folder
+        self._uploads = None if folder is None else Uploads(folder, options.keep_last)
         self.writer = self._make_writer()
 
     def connect(self) -> None:
@@ -54,6 +59,12 @@ class RunCheckpoints:
         metadata = on_all_ranks(context, Topic.CHECKPOINT_LOADED, lambda: self._load(checkpoint))
         self._state.applied = self._state.contributed = self._records.reported = self._state.step
         self._records.wandb_id = metadata.wandb_id
+
+    def close(self, *, in_order: bool) -> None:
+        """End the writing; where the run ended in order, wait until what is saved here is in the second place."""
+        self.writer.close()
+        if self._uploads is not None:
+            self._uploads.close(self._experiment.checkpoint.timeout_s if in_order else time_limits.CHECKPOINT_GRACE_S)
 
     def save(self) -> None:
         """Begin to save the present step; all ranks together."""
@@ -92,7 +103,15 @@ class RunCheckpoints:
         state, context = self._state, self._state.context
         run_dir, options = self._experiment.run_path, self._experiment.checkpoint
         return CheckpointWriter(
-            run_dir, state.runner, state.optimizer, options, context.store, state.disks, state.peers, self._kept
+            run_dir,
+            state.runner,
+            state.optimizer,
+            options,
+            context.store,
+            state.disks,
+            state.peers,
+            self._kept,
+            self._uploads,
         )
 
     def _metadata(self) -> Metadata:

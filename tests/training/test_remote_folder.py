@@ -1,0 +1,138 @@
+"""Checkpoints in a second place by URL: brought there whole, and fetched where the run directory has less."""
+
+import json
+import shutil
+from pathlib import Path
+
+import fsspec
+import pytest
+from training_runs import ALONE, losses, make_experiment, train_alone
+
+from skippipe.checkpoint.disks.remote_folder import RemoteFolder
+from skippipe.checkpoint.reader import (
+    METADATA,
+    FileRecord,
+    Metadata,
+    checkpoint_path,
+    file_sha256,
+    metadata_sha256,
+    read_metadata,
+)
+from skippipe.errors import CheckpointError, ConfigError, StorageError
+from skippipe.monitor.metrics_file import read_metrics
+from skippipe.training.records.collecting import collect_run
+
+NAME = "model-stage-0.safetensors"
+
+
+def saved(folder: Path, step: int, text: str) -> tuple[Path, dict[str, FileRecord]]:
+    """Write a checkpoint of one file."""
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True, exist_ok=True)
+    (path / NAME).write_text(text)
+    files = {NAME: FileRecord(size_bytes=len(text), sha256=file_sha256(path / NAME))}
+    facts = {"tokens": 0, "elapsed_s": 0.0, "seed": 1, "dtype": "float32", "model": {}, "data": {}, "plan_hash": ""}
+    content = Metadata.model_validate(facts | {"step": step, "files": files}).model_dump(
+        mode="json", exclude={"sha256"}
+    )
+    (path / METADATA).write_text(json.dumps(content | {"sha256": metadata_sha256(content)}))
+    return path, files
+
+
+@pytest.fixture(params=["memory://place/run", "path"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteFolder:
+    """Return an empty folder in memory, or on the disk."""
+    if "memory" in request.param:
+        fsspec.filesystem("memory").store.clear()
+        return RemoteFolder(request.param)
+    return RemoteFolder(str(tmp_path / "there"))
+
+
+def test_a_checkpoint_counts_once_all_of_it_is_there(remote: RemoteFolder, tmp_path: Path) -> None:
+    path, files = saved(tmp_path, 3, "first")
+    assert (remote.steps(), remote.view(path).metadata) == ([], "")
+    assert not remote.complete(path, lambda: False)
+    remote.bring(path, files)
+    assert remote.steps() == []
+    assert remote.complete(path, lambda: True)
+    assert remote.steps() == [3]
+    assert remote.view(path).sound == (NAME,)
+    (path / NAME).unlink()
+    remote.fetch(path, NAME, files[NAME])
+    assert (path / NAME).read_text() == "first"
+    other = FileRecord(size_bytes=5, sha256="0" * 64)
+    with pytest.raises(StorageError, match="remote_save_folder"):
+        remote.fetch(path, NAME, other)
+    assert [file.name for file in path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_files_of_another_state_of_a_step_are_never_taken_for_it(remote: RemoteFolder, tmp_path: Path) -> None:
+    path, files = saved(tmp_path, 3, "first")
+    remote.bring(path, files)
+    assert remote.complete(path, lambda: True)
+    path, newer = saved(tmp_path, 3, "again")
+    assert not remote.complete(path, lambda: False)  # a file of the same size is there, of the state before
+    assert remote.view(path).sound == (NAME,)
+    remote.fetch(path, NAME, files[NAME])
+    assert (path / NAME).read_text() == "first"
+    saved(tmp_path, 3, "again")
+    remote.bring(path, newer)
+    assert remote.complete(path, lambda: True)
+    assert newer[NAME].sha256 in remote.view(path).metadata
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    remote = RemoteFolder(str(tmp_path / "there"))
+    path, files = saved(tmp_path, 3, "first")
+    remote.bring(path, files)
+    (stored,) = (tmp_path / "there").rglob(f"*{NAME}")
+    stored.write_text("fIrst")
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        remote.fetch(path, NAME, files[NAME])
+    assert (path / NAME).read_text() == "first"
+
+
+def test_older_ones_go_but_for_what_others_stand_on(remote: RemoteFolder, tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        path, files = saved(tmp_path, step, "text")
+        remote.bring(path, files)
+        if step not in (3, 5):  # 3 was given up, 5 is on its way
+            assert remote.complete(path, lambda: True)
+    remote.remove_old(1, ["step-00000001"])
+    assert remote.steps() == [1, 4]
+    assert remote.complete(path, lambda: True)
+    assert remote.steps() == [1, 4, 5]
+
+
+def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"remote_save_folder: nowhere://x: .*nowhere"):
+        RemoteFolder("nowhere://x")
+    (tmp_path / "file").write_text("")
+    path, files = saved(tmp_path, 3, "first")
+    with pytest.raises(StorageError, match=r"remote_save_folder: .*file/below: .*see to its address"):
+        RemoteFolder(str(tmp_path / "file" / "below")).bring(path, files)
+
+
+def test_a_run_goes_on_from_there_when_its_disk_is_gone(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    saving = {"remote_save_folder": "memory://runs/one", "interval": 1}
+    experiment = make_experiment(tmp_path, training={"max_steps": 2}, evaluation={"interval": 0}, checkpoint=saving)
+    train_alone(experiment)
+    (_, expected) = losses(experiment.run_path)
+    assert memory.exists("/runs/one/step-00000002")
+    memory.rm("/runs/one/step-00000002", recursive=True)
+    shutil.rmtree(experiment.run_path)
+    assert train_alone(experiment).first_step == 1
+    (again,) = read_metrics(experiment.run_path / "metrics.jsonl")
+    assert again["train/loss"] == expected
+    shutil.rmtree(experiment.run_path / "checkpoints")
+    found = collect_run(experiment.run_path, ALONE)
+    assert found == checkpoint_path(experiment.run_path, 2)
+    assert what_is_missing(found) == []
+
+
+def what_is_missing(checkpoint: Path) -> list[str]:
+    """Return the files of a checkpoint that are not what was saved."""
+    files = read_metadata(checkpoint).files
+    return [name for name, record in files.items() if file_sha256(checkpoint / name) != record.sha256]
