@@ -16,8 +16,8 @@ class DataOptions(Section):
     source: DataSource
     """text, jsonl and parquet read local files; huggingface a dataset of the hub or a local directory of one."""
     paths: tuple[str, ...] = Field(default=(), examples=[["corpus/*.jsonl"]])
-    """Files, directories or glob patterns, for text, jsonl and parquet. A relative one starts at the file that names
-    it."""
+    """Files, directories or glob patterns, for text, jsonl and parquet, or URLs of them (https, s3 and others, by
+    fsspec). A relative path starts at the file that names it."""
     dataset: str | None = Field(default=None, examples=["HuggingFaceFW/fineweb-edu"])
     """Name of a dataset on the hub, or a local directory, for huggingface."""
     subset: str | None = Field(default=None, examples=["sample-10BT"])

@@ -38,6 +38,11 @@ def expanded(text: str, place: str) -> str:
     return os.path.expanduser(VARIABLE.sub(value, text))
 
 
+def is_url(text: str) -> bool:
+    """Say whether a text is a URL for fsspec (`https://`, `s3://`) and no path of this machine."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", text) is not None
+
+
 def anchor(content: dict[str, Any], folder: Path, place: str) -> None:
     """Replace the paths in the content of a file in `folder`, or of overrides, by complete ones."""
     base = folder.absolute()
@@ -81,7 +86,7 @@ def _of_pattern(text: str, base: Path, place: str) -> str:
 
     What is not there but in the working directory is taken from that, as versions before 0.3 did.
     """
-    if "${" in text or os.path.isabs(text):
+    if "${" in text or os.path.isabs(text) or is_url(text):
         return text
     at_file, here = _from_root(text, base), _from_root(text, Path.cwd())
     if not _matches(at_file) and _matches(here):

@@ -3,6 +3,7 @@
 import bz2
 import glob
 import gzip
+import io
 import lzma
 import os
 import zlib
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Final, TextIO
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final, Self, TextIO, cast
 
 from skippipe.config.data_options import DataOptions
+from skippipe.config.places import is_url
 from skippipe.errors import DataError
 
 KINDS: Final = {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}
@@ -23,13 +25,52 @@ COMPRESSIONS: Final[dict[str, Callable[..., Any]]] = {".gz": gzip.open, ".bz2": 
 ZSTANDARD: Final = ".zst"
 READ_ERRORS: Final = (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError)
 """What reading a damaged file raises."""
+VERSION_KEYS: Final = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
+"""Where file systems say which version of a file they hold, the surest first."""
+
+
+@dataclass(frozen=True, order=True)
+class RemoteFile:
+    """A file that fsspec reads by its URL: read from its start on, never stored as a whole."""
+
+    url: str
+    size_bytes: int | None
+    """None where the server does not say it."""
+    version: str
+    """Changes with the content, where the server says so."""
+    place: str
+    """Its name for `system`, which fsspec made for the URL."""
+    system: Any = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, system: Any, place: str, facts: dict[str, Any]) -> Self:
+        """Return the file at `place`, with the `facts` that its file system tells about it."""
+        version = next((str(facts[key]) for key in VERSION_KEYS if facts.get(key)), "")
+        return cls(system.unstrip_protocol(place), facts.get("size"), version, place, system)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the path in the URL."""
+        path = self.url.partition("?")[0] if self.url.startswith("http") else self.url
+        return PurePosixPath(path).name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the name, with its dot."""
+        return PurePosixPath(self.name).suffix
+
+
+CorpusFile = Path | RemoteFile
 
 
 @dataclass
 class FoundFiles:
     """The files of a corpus, sorted, and what beside them was not taken."""
 
-    files: list[Path] = field(default_factory=list)
+    files: list[CorpusFile] = field(default_factory=list)
     other_kinds: Counter[str] = field(default_factory=Counter)
     """Files of other kinds in the directories, by their ending."""
     repeated: int = 0
@@ -47,11 +88,11 @@ class FoundFiles:
         return said
 
 
-def named_files(options: DataOptions) -> list[Path]:
-    """Return the local files of the corpus, sorted; raise `DataError` for a missing one."""
+def named_files(options: DataOptions) -> list[CorpusFile]:
+    """Return the files of the corpus, in the order of reading; raise `DataError` for a missing one."""
     if options.source in KINDS:
         return find_files(options).files
-    return _files_below(options.dataset) if options.source == "huggingface" else []
+    return [*_files_below(options.dataset)] if options.source == "huggingface" else []
 
 
 def is_here(options: DataOptions) -> bool:
@@ -68,12 +109,17 @@ def is_here(options: DataOptions) -> bool:
 def find_files(options: DataOptions) -> FoundFiles:
     """Return the files that `data.paths` name; a directory stands for those in it, also behind symbolic links.
 
-    Files may be compressed. Raises `DataError` where there is none.
+    Files may be compressed. Those named by URLs come after the local ones, sorted by URL.
+
+    Raises `DataError` where there is none.
     """
     kind = KINDS[options.source]
     endings = (kind,) if options.source == "parquet" else (kind, *(kind + end for end in (*COMPRESSIONS, ZSTANDARD)))
-    found, named = FoundFiles(), set[Path]()
+    found, named, remote = FoundFiles(), set[Path](), set[RemoteFile]()
     for pattern in options.paths:
+        if is_url(pattern):
+            remote.update(_remote_files(pattern, endings, found))
+            continue
         for match in _matches(pattern):
             if not match.is_dir():
                 named.add(match)
@@ -83,7 +129,7 @@ def find_files(options: DataOptions) -> FoundFiles:
                     named.add(path)
                 else:
                     found.other_kinds[path.suffix] += 1
-    if not named:
+    if not named and not remote:
         said = f"; left out: {', '.join(found.left_out)}" if found.left_out else ""
         raise DataError(f"data.paths: no *{kind} files in {', '.join(options.paths)}{said}")
     seen = set[Path]()
@@ -93,24 +139,89 @@ def find_files(options: DataOptions) -> FoundFiles:
         else:
             seen.add(path.resolve())
             found.files.append(path)
+    found.files += sorted(remote)
     return found
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: CorpusFile) -> Iterator[TextIO]:
     """Open a file as UTF-8 text, without its byte order mark; decompress what its name says is compressed.
 
     Raises `DataError` where it cannot be read, also while it is read.
     """
-    opener = _zstandard(path) if path.suffix == ZSTANDARD else COMPRESSIONS.get(path.suffix, open)
+    opener = _zstandard(path) if path.suffix == ZSTANDARD else COMPRESSIONS.get(path.suffix)
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as stream:
-            yield stream
+        with open_binary(path, in_order=True) as content:
+            if opener is None:
+                yield io.TextIOWrapper(content, encoding="utf-8-sig")
+                return
+            with opener(content, "rt", encoding="utf-8-sig") as stream:
+                yield stream
     except READ_ERRORS as reason:
         raise DataError(f"data.paths: {path}: cannot be read as UTF-8 text ({reason})") from None
 
 
-def _zstandard(path: Path) -> Callable[..., Any]:
+@contextmanager
+def open_binary(path: CorpusFile, *, in_order: bool = False) -> Iterator[BinaryIO]:
+    """Open a file as it is stored; `in_order` where it is only read from its start on.
+
+    Raises `OSError` for a local file, `DataError` for a remote one that cannot be read, also while it is read.
+    """
+    if isinstance(path, Path):
+        with path.open("rb") as stream:
+            yield stream
+        return
+    # Not every web server sends parts of a file: one answer is read to its end.
+    whole = {"block_size": 0} if in_order and path.url.startswith("http") else {}
+    try:
+        with path.system.open(path.place, "rb", **whole) as stream:
+            yield cast("BinaryIO", stream)
+    except (DataError, *READ_ERRORS):
+        raise
+    except Exception as reason:  # each file system has errors of its own
+        raise _unreadable(path.url, reason) from None
+
+
+def _remote_files(url: str, endings: tuple[str, ...], found: FoundFiles) -> Iterator[RemoteFile]:
+    """Yield the files that a URL names: one, those of a folder (of a web server: ends in /), or those of a pattern."""
+    from fsspec.core import url_to_fs
+
+    try:
+        system, place = url_to_fs(url)
+        for match in _remote_matches(system, place):
+            facts = system.info(match)
+            if not url.endswith("/") and facts["type"] != "directory":
+                yield RemoteFile.of(system, match, facts)
+                continue
+            for below in sorted(system.find(match)):
+                if below.endswith(endings):
+                    yield RemoteFile.of(system, below, system.info(below))
+                else:
+                    found.other_kinds[PurePosixPath(below).suffix] += 1
+    except FileNotFoundError:
+        raise DataError(f"data.paths: {url}: no such file; correct the URL") from None
+    except Exception as reason:  # each file system has errors of its own; ImportError where its package is missing
+        raise _unreadable(url, reason) from None
+
+
+def _remote_matches(system: Any, place: str) -> list[str]:
+    if system.exists(place):
+        return [place]
+    matches: list[str] = system.glob(place) if glob.has_magic(place) else []
+    if not matches:
+        raise FileNotFoundError(place)
+    return matches
+
+
+def _unreadable(url: str, reason: Exception) -> DataError:
+    why = (str(reason).splitlines() or [""])[0]
+    return DataError(
+        f"data.paths: {url}: cannot be read ({type(reason).__name__}: {why}); check the URL, the network and the "
+        "credentials"
+    )
+
+
+def _zstandard(path: CorpusFile) -> Callable[..., Any]:
     try:
         opener: Callable[..., Any] = import_module("zstandard").open
     except ImportError:

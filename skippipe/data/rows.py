@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.corpus_files import find_files, open_text
+from skippipe.data.corpus_files import CorpusFile, find_files, open_binary, open_text
 from skippipe.data.hub import hub_problem
 from skippipe.errors import DataError
 
@@ -28,7 +28,7 @@ def row_texts(options: DataOptions) -> Iterator[tuple[str, str]]:
         yield place, _text_of(row, key, place)
 
 
-def _json_rows(path: Path, _: str) -> Iterator[tuple[str, Any]]:
+def _json_rows(path: CorpusFile, _: str) -> Iterator[tuple[str, Any]]:
     with open_text(path) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
@@ -43,12 +43,12 @@ def _json_rows(path: Path, _: str) -> Iterator[tuple[str, Any]]:
             yield place, row
 
 
-def _parquet_rows(path: Path, key: str) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: CorpusFile, key: str) -> Iterator[tuple[str, Any]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
+        with open_binary(path) as content, ParquetFile(content) as file:
             if key not in file.schema_arrow.names:
                 yield str(path), dict.fromkeys(file.schema_arrow.names)
             number = 0

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.corpus_files import find_files, open_text
+from skippipe.data.corpus_files import CorpusFile, find_files, open_text
 from skippipe.data.rows import row_texts
 from skippipe.errors import DataError
 
@@ -22,7 +22,7 @@ class Document:
     """One text of a corpus: where it stands, and the text itself or the file that holds it."""
 
     place: str
-    content: str | Path
+    content: str | CorpusFile
 
     def pieces(self) -> Iterator[str]:
         """Yield the text in pieces, of which only one is in memory; raise `DataError` where it cannot be read."""

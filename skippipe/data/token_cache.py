@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.corpus_files import named_files
+from skippipe.data.corpus_files import CorpusFile, RemoteFile, named_files
 from skippipe.data.token_cache_build import build_cache, check_ids
 from skippipe.data.token_cache_index import FORMAT, SPLITS, CacheIndex, Split
 from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained, load_trained
@@ -123,7 +123,9 @@ def _cache_key(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> 
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _file_identity(path: Path) -> list[str | int]:
+def _file_identity(path: CorpusFile) -> list[str | int | None]:
+    if isinstance(path, RemoteFile):
+        return [path.url, path.size_bytes, path.version]
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.corpus_files import COMPRESSIONS, KINDS, ZSTANDARD, find_files
+from skippipe.data.corpus_files import COMPRESSIONS, KINDS, ZSTANDARD, RemoteFile, find_files
 from skippipe.data.long_work import TextProgress
 from skippipe.data.sources import Document, documents, text_pieces
 from skippipe.data.token_cache_index import SPLITS, CacheIndex, Split
@@ -129,7 +129,8 @@ def _num_bytes(options: DataOptions) -> int | None:
     files = find_files(options).files[: options.max_documents]
     if any(path.suffix in {*COMPRESSIONS, ZSTANDARD} for path in files):
         return None
-    return min(sum(path.stat().st_size for path in files), options.max_bytes or 2**63)
+    sizes = [path.size_bytes if isinstance(path, RemoteFile) else path.stat().st_size for path in files]
+    return None if None in sizes else min(sum(size or 0 for size in sizes), options.max_bytes or 2**63)
 
 
 def _say_what_was_read(options: DataOptions, num_documents: int, num_empty: int) -> None:

@@ -1,11 +1,15 @@
 """What of a corpus becomes which tokens: as users of transformers and datasets expect, or refused with the place."""
 
 import gzip
+import io
 import json
 import logging
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 
+import fsspec
 import library_tokenizers
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,7 @@ from filelock import FileLock
 
 from skippipe.config.data_options import DataOptions
 from skippipe.data import text_cutting
+from skippipe.data.corpus_files import find_files
 from skippipe.data.sources import documents
 from skippipe.data.token_cache import TokenCache, open_cache
 from skippipe.data.token_cache_index import CacheIndex
@@ -203,3 +208,61 @@ def test_what_killed_attempts_left_is_removed(tmp_path: Path) -> None:
     with FileLock(root / "tokens-busy.lock"):
         open_cache(options(tmp_path), seed=0)
     assert [path.name for path in root.glob(".tokens-*.tmp")] == [".tokens-busy.1.tmp"]
+
+
+def test_shards_named_by_urls_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
+    table = io.BytesIO()
+    pq.write_table(pa.table({"text": ["five", "six"]}), table)
+    memory = fsspec.filesystem("memory")
+    files = {
+        "b.jsonl": b'\xef\xbb\xbf{"text": "three"}\n{"text": "four"}\n',
+        "a.jsonl.gz": gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'),
+        "c.parquet": table.getvalue(),
+    }
+    for name, content in files.items():
+        memory.pipe(f"/shards/{name}", content)
+    try:
+        lines = options(tmp_path, "jsonl", paths=["memory://shards"])
+        assert texts(lines) == ["one", "two", "three", "four"]
+        assert find_files(lines).left_out == ["1 files of other kinds (.parquet)"]
+        assert texts(options(tmp_path, "jsonl", paths=["memory://shards/[b]*"])) == ["three", "four"]
+        assert texts(options(tmp_path, "parquet", paths=["memory://shards/c.parquet"])) == ["five", "six"]
+        with pytest.raises(DataError, match=r"memory://shards/d\.jsonl: no such file"):
+            texts(options(tmp_path, "jsonl", paths=["memory://shards/d.jsonl"]))
+        before = open_cache(lines, seed=0)
+        memory.pipe("/shards/b.jsonl", b'{"text": "another"}\n')
+        assert open_cache(lines, seed=0).fingerprint != before.fingerprint
+    finally:
+        memory.rm("/shards", recursive=True)
+
+
+class _Shards(BaseHTTPRequestHandler):
+    """A web server that sends whole files only; of one of them it says more than it sends."""
+
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
+    def do_GET(self) -> None:
+        self._answer(b'{"text": "one"}\n{"text": "two"}\n')
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(32 + 9 * self.path.startswith("/cut")))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def test_shards_of_a_web_server_are_streamed_and_one_that_is_cut_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec reads https with it")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Shards) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            root = f"http://127.0.0.1:{server.server_address[1]}"
+            assert texts(options(tmp_path, "jsonl", paths=[f"{root}/whole.jsonl"])) == ["one", "two"]
+            with pytest.raises(DataError, match=r"cut\.jsonl: cannot be read"):
+                texts(options(tmp_path, "jsonl", paths=[f"{root}/cut.jsonl"]))
+        finally:
+            server.shutdown()
