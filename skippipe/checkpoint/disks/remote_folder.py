@@ -107,6 +107,10 @@ class RemoteFolder:
             if kept and step < kept[-1] and step not in kept and name not in bases:
                 self._remove(self._at(name))
 
+    def everything(self) -> list[str]:
+        """Return the place of every file that is there, whole or not."""
+        return self._try(lambda: [str(path) for path in self._files.find(self._root)])
+
     def _remove(self, folder: str) -> None:
         self._try(lambda: self._files.rm(folder, recursive=True))
 
