@@ -198,19 +198,22 @@ def _remote_files(url: str, endings: tuple[str, ...], found: FoundFiles) -> Iter
                     yield RemoteFile.of(system, below, system.info(below))
                 else:
                     found.other_kinds[PurePosixPath(below).suffix] += 1
-    except FileNotFoundError:
-        raise DataError(f"data.paths: {url}: no such file; correct the URL") from None
+    except FileNotFoundError as reason:  # some file systems say so of a server that does not answer, too
+        why = f" ({reason.__cause__})" if reason.__cause__ else ""
+        raise DataError(f"data.paths: {url}: no such file{why}; check the URL, and that its server answers") from None
     except Exception as reason:  # each file system has errors of its own; ImportError where its package is missing
         raise _unreadable(url, reason) from None
 
 
 def _remote_matches(system: Any, place: str) -> list[str]:
-    if system.exists(place):
-        return [place]
-    matches: list[str] = system.glob(place) if glob.has_magic(place) else []
-    if not matches:
-        raise FileNotFoundError(place)
-    return matches
+    try:
+        system.info(place)
+    except FileNotFoundError:
+        matches: list[str] = system.glob(place) if glob.has_magic(place) else []
+        if not matches:
+            raise
+        return matches
+    return [place]
 
 
 def _unreadable(url: str, reason: Exception) -> DataError:

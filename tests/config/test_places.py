@@ -65,6 +65,13 @@ def test_names_of_the_hub_stay_names(file: Path) -> None:
     assert load_experiment(file, ["data.tokenizer=bpe:400"]).data.tokenizer == "bpe:400"
 
 
+def test_urls_of_text_stay_urls(file: Path, tmp_path: Path) -> None:
+    experiment = load_experiment(file, ["data.paths=['s3://bucket/x/*.txt','https://host/a.txt?key=1']"])
+    assert experiment.data.paths == ("s3://bucket/x/*.txt", "https://host/a.txt?key=1")
+    save_experiment(experiment, tmp_path / "runs" / "case" / "config.yaml")
+    assert load_run(tmp_path / "runs" / "case").data.paths == experiment.data.paths
+
+
 def test_home_and_variables_are_replaced(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/someone")
     monkeypatch.setenv("SCRATCH", "/scratch")

@@ -266,3 +266,5 @@ def test_shards_of_a_web_server_are_streamed_and_one_that_is_cut_is_refused(tmp_
                 texts(options(tmp_path, "jsonl", paths=[f"{root}/cut.jsonl"]))
         finally:
             server.shutdown()
+    with pytest.raises(DataError, match=r"whole\.jsonl: no such file \(Cannot connect to host"):
+        texts(options(tmp_path, "jsonl", paths=[f"{root}/whole.jsonl"]))
