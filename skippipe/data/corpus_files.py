@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Final, Self, TextIO, cast
 
 from skippipe.config.data_options import DataOptions
 from skippipe.config.places import is_url
-from skippipe.errors import DataError
+from skippipe.errors import DataError, SkipPipeError
 
 KINDS: Final = {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}
 """What files of a directory end in, by `data.source`."""
@@ -101,7 +101,7 @@ def is_here(options: DataOptions) -> bool:
         return False
     try:
         named_files(options)
-    except DataError:
+    except SkipPipeError:
         return False
     return True
 
