@@ -265,10 +265,10 @@ def _die_while_saving(config: Path, plan: Path, fatal_step: int, output: Path, e
 
     finish = checkpoint_writer._finish
 
-    def finish_or_die(aside: Path, final: Path, metadata: Metadata) -> None:
+    def finish_or_die(aside: Path, final: Path, metadata: Metadata, check: Callable[[], None] = lambda: None) -> None:
         if metadata.step == fatal_step:
             os.kill(os.getpid(), signal.SIGKILL)
-        finish(aside, final, metadata)
+        finish(aside, final, metadata, check)
 
     checkpoint_writer._finish = finish_or_die
     run_skippipe(["train", "--config", str(config), "--plan", str(plan)], output, environment)

@@ -42,7 +42,7 @@ from skippipe.checkpoint.reader import (
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.config.experiment import CheckpointOptions
-from skippipe.errors import SkipPipeError, StorageError
+from skippipe.errors import CheckpointError, SkipPipeError, StorageError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.runner import Runner
 from skippipe_scheduler.files import replace_file, write_atomically
@@ -98,8 +98,13 @@ class CheckpointWriter:
         peers: PeerFiles | None = None,
         kept: KeptStages | None = None,
         uploads: Uploads | None = None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`peers` bring files from one disk to another; they are needed where there are several."""
+        """`peers` bring files from one disk to another; they are needed where there are several.
+
+        `may_write` says whether this process is still in the run.
+        """
+        self._may_write = may_write
         self._uploads = uploads
         self._kept = kept
         self._disks, self._peers = disks, peers
@@ -277,7 +282,7 @@ class CheckpointWriter:
                 self._remove_old()
         except (OSError, SkipPipeError, RuntimeError) as reason:  # the store raises the last one
             failure = str(reason)
-            if self._disks.is_first and not self._abandoned.is_set():
+            if self._disks.is_first and not self._abandoned.is_set() and self._may_write():
                 shutil.rmtree(aside, ignore_errors=True)
         if failure:
             logger.warning(
@@ -296,10 +301,10 @@ class CheckpointWriter:
         assert metadata is not None
         metadata = metadata.model_copy(update={"files": files})
         if disks.shared:
-            _finish(aside, final, metadata)
+            self._finish(aside, final, metadata)
         else:
             self._agree(step, "copied", lambda: self._fetch_second_copies(aside, step, reports))
-            self._agree(step, "named", lambda: _finish(aside, final, metadata))
+            self._agree(step, "named", lambda: self._finish(aside, final, metadata))
         if self._uploads is not None:
             own = (report.files for rank, report in enumerate(reports) if disks.of_rank[rank] == disks.own)
             records = {name: record for files in own for name, record in files.items()}
@@ -310,8 +315,18 @@ class CheckpointWriter:
         assert self._peers is not None
         for name, writer in files_to_fetch(reports, self._disks, self._disks.own).items():
             content = self._peers.fetch(writer, _offered(step, name), lambda: not self._abandoned.is_set())
+            self._check_in_run()
             replace_file(aside / name, content)
         note_held_files(aside, files_on_disk(reports, self._disks, self._disks.own))
+
+    def _finish(self, aside: Path, final: Path, metadata: Metadata) -> None:
+        self._check_in_run()
+        _finish(aside, final, metadata, self._check_in_run)
+
+    def _check_in_run(self) -> None:
+        """Raise where the others may have gone on without this process: what it would write might be theirs."""
+        if not self._may_write():
+            raise CheckpointError("this process stood still, and the others may have gone on without it")
 
     def _agree(self, step: int, part: str, action: Callable[[], None]) -> None:
         """Do something on each disk; raise on all where it fails on any."""
@@ -338,15 +353,20 @@ class CheckpointWriter:
     def _write_files(self, aside: Path, failure: str) -> FileReport:
         if failure:
             return FileReport(files={}, failure=failure)
+        records = {}
         try:
+            self._check_in_run()
             aside.mkdir(parents=True, exist_ok=True)
-            records = {name: image.write(aside / name) for name, image in self._images.items()}
-        except OSError as reason:
+            for name, image in self._images.items():
+                self._check_in_run()
+                records[name] = image.write(aside / name)
+        except (OSError, CheckpointError) as reason:
             return FileReport(files={}, failure=str(reason))
         second = {name: record for name, record in records.items() if name in self._seconds}
         return FileReport(files={name: records[name] for name in records.keys() - second.keys()}, second=second)
 
     def _remove_old(self) -> None:
+        self._check_in_run()
         found = complete_checkpoints(self._run_dir)
         bases = {part for path in found[-self._options.keep_last :] for part, _ in parts_of(path)}
         for path in found[: -self._options.keep_last]:
@@ -420,12 +440,13 @@ def _wait(pending: Future[bool], limit_s: float) -> bool:
     return True
 
 
-def _finish(aside: Path, final: Path, metadata: Metadata) -> None:
-    """Write the metadata, give the checkpoint its name."""
+def _finish(aside: Path, final: Path, metadata: Metadata, check: Callable[[], None] = lambda: None) -> None:
+    """Write the metadata, give the checkpoint its name; `check` raises where it may not have it any more."""
     content = metadata.model_dump(mode="json", exclude={"sha256"})
     content["sha256"] = metadata_sha256(content)
     write_atomically(aside / METADATA, json.dumps(content, indent=1) + "\n")
     _flush(aside)
+    check()
     if final.exists():  # of a start that ended after this very step
         shutil.rmtree(final)
     aside.rename(final)

@@ -66,6 +66,8 @@ class MemberProtocol:
         self._silence_s = silence_s
         self._ended_s = 0.0
         self._resent_s = self._greeted_s = self.turned_s = time.monotonic()
+        self.doubted = False
+        """Whether this process stood still, and has not heard since then that it is in the run."""
         self._asked = ""
         self._confirming: set[str] = set()
 
@@ -92,7 +94,7 @@ class MemberProtocol:
         """Take what has happened, and say what is due."""
         unsure, self.turned_s = self.unsure, time.monotonic()
         if unsure and not self._asked:
-            self._asked, self._confirming = secrets.token_hex(8), {self.own.name}
+            self._asked, self._confirming, self.doubted = secrets.token_hex(8), {self.own.name}, True
             self._greet_all()
         for item in news:
             match item:
@@ -234,7 +236,7 @@ class MemberProtocol:
         if self._asked and message.answers == self._asked and self.epoch is not None:
             self._confirming.add(sender.name)
             if 2 * len(self._confirming) > len(self.epoch.members):
-                self._asked = ""
+                self._asked, self.doubted = "", False
 
     def _vote_on(self, sender: str, message: VoteMessage) -> None:
         assert self.vote is not None
@@ -266,7 +268,7 @@ class MemberProtocol:
             self.ending = self.ending or str(self.failure)
             return
         self.epoch, self.vote, self.ending = epoch, EpochVote(epoch, self.own.name), None
-        self.applying = False
+        self.applying = self.doubted = False
         self.note("agreed", self.own.name, f"epoch {epoch.number}: {names}", time.monotonic() - self._ended_s)
         arrived = [name for name, member in self.applicants.items() if member in epoch.members]
         self.applicants = {name: member for name, member in self.applicants.items() if name not in epoch.names}

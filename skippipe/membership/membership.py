@@ -83,6 +83,14 @@ class Membership:
         return self._protocol.ending
 
     @property
+    def may_write(self) -> bool:
+        """Whether this process is in the run as far as it can know: not so where it stood still and nobody said so yet.
+
+        Waits as `ending` does. It stays true while an epoch ends that this process has seen to its end.
+        """
+        return (self.ending is None or not self._protocol.doubted) and self._protocol.failure is None
+
+    @property
     def events(self) -> deque[MembershipEvent]:
         """What has happened, for a log; whoever reads may remove."""
         return self._protocol.events

@@ -229,6 +229,7 @@ class Trainer:
         if self._due(self.experiment.evaluation.interval):
             metrics |= self._validate()
         self._owner.check_last_beat()
+        self.context.check()
         self.records.write(metrics)
         if self._due(self.experiment.checkpoint.interval) or stopped or state.step >= self._max_steps:
             self._save()
@@ -303,5 +304,6 @@ class Trainer:
                 logger.warning("step %d: no checkpoint, as nobody has stage %d or a copy of it", step, missing[0])
             return
         on_all_ranks(self.context, Topic.OWNER, self._owner.check)
+        self.context.check()
         self.records.write_trace()
         self.checkpoints.save()

@@ -133,6 +133,8 @@ def be_member(name: str, pipe: Connection, slow_decision_s: float) -> None:
                     membership.end_epoch(f"{applicant.name} joins")
                 begun_s = time.monotonic()  # before it asks whether the epoch lasts
             tell("ended", membership.ending)
+            if not membership.may_write:
+                tell("may not write", None)
             epoch = membership.next_epoch({"finished": name}, decide, LIMIT_S)
             tell("epoch", epoch)
     except SkipPipeError as error:

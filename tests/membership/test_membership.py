@@ -75,6 +75,7 @@ def test_silence_beyond_the_limit_is_a_loss_and_who_was_silent_learns_it() -> No
         assert kind == "LeftOutError"
         assert words.startswith("the run has gone on without n0, which the others did not reach; in it are n1, n2, n3")
         members.wait("ended", members.names)
+        members.wait("may not write", ["n0"])
         assert [what for _, what, *_ in members.told] == ["proposing"]
 
 

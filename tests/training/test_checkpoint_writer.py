@@ -1,6 +1,7 @@
 """Checkpoints written while training goes on: what they hold, who waits for whom, and what a failure leaves."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,13 @@ from skippipe.checkpoint.model_tensors import load_parameters
 from skippipe.checkpoint.reader import (
     FileRecord,
     Metadata,
+    checkpoint_path,
     complete_checkpoints,
     file_sha256,
     model_identity,
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
-from skippipe.checkpoint.writer import CheckpointWriter
+from skippipe.checkpoint.writer import CheckpointWriter, aside_path
 from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import CheckpointError, StorageError
 from skippipe.model.architecture import experiment_model
@@ -41,10 +43,10 @@ class Gate:
         self.reached, self.open = threading.Event(), threading.Event()
         finish = checkpoint_writer._finish
 
-        def finish_when_open(aside: Path, final: Path, metadata: Metadata) -> None:
+        def finish_when_open(aside: Path, final: Path, metadata: Metadata, check: Callable[[], None]) -> None:
             self.reached.set()
             assert self.open.wait(30)
-            finish(aside, final, metadata)
+            finish(aside, final, metadata, check)
 
         monkeypatch.setattr(checkpoint_writer, "_finish", finish_when_open)
 
@@ -58,7 +60,13 @@ class Saving:
         self.run_dir = folder / "run"
         self.runner: Runner = make_runner(experiment, small_plan(), self.config, ALONE)
         optimizer = AdamW(self.runner.parameters(), experiment.optimizer, experiment.lr_scheduler, 6)
-        self.writer = CheckpointWriter(self.run_dir, self.runner, optimizer, CheckpointOptions(timeout_s=timeout_s))
+        self.answers: list[bool] = []
+        """Whether this process is still in the run, each time that is asked; it is where nothing is left."""
+        options = CheckpointOptions(timeout_s=timeout_s)
+        self.writer = CheckpointWriter(self.run_dir, self.runner, optimizer, options, may_write=self.may_write)
+
+    def may_write(self) -> bool:
+        return self.answers.pop(0) if self.answers else True
 
     def save(self, step: int) -> None:
         self.writer.save(
@@ -90,6 +98,19 @@ class Saving:
 @pytest.fixture
 def saving(tmp_path: Path) -> Saving:
     return Saving(tmp_path)
+
+
+@pytest.mark.parametrize("asked_before", range(5))
+def test_one_that_may_be_out_of_the_run_names_and_removes_nothing(saving: Saving, asked_before: int) -> None:
+    others = aside_path(checkpoint_path(saving.run_dir, 1)) / "of-others"
+    others.parent.mkdir(parents=True)
+    others.touch()
+    saving.answers = [True] * asked_before + [False] * 100
+    saving.save(1)
+    assert not saving.writer.finish()
+    assert saving.complete() == []
+    assert others.exists()
+    assert len(saving.answers) < 100  # it was asked
 
 
 def test_training_goes_on_and_the_checkpoint_has_the_values_of_its_step(

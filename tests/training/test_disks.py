@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
-from training_runs import WORLD_SIZE, disk_of, make_experiment, on_ranks, ranks_plan, train_on_ranks
+from training_runs import ALONE, WORLD_SIZE, disk_of, make_experiment, on_ranks, ranks_plan, train_on_ranks
 
 from skippipe.checkpoint.disks.disk_view import DiskView, WholeCheckpoint, needed_files, whole_checkpoint
-from skippipe.checkpoint.disks.run_disks import RunDisks, disks_of, named_disk
+from skippipe.checkpoint.disks.run_disks import RunDisks, disks_of, named_disk, open_run_disks
 from skippipe.checkpoint.disks.second_copies import files_on_disk, files_to_fetch, second_writer
 from skippipe.checkpoint.held_files import HELD, held_files
 from skippipe.checkpoint.reader import (
@@ -24,7 +24,7 @@ from skippipe.checkpoint.reader import (
 )
 from skippipe.checkpoint.report_board import FileReport
 from skippipe.config.experiment import Experiment
-from skippipe.errors import CheckpointError, StorageError
+from skippipe.errors import CheckpointError, LeftOutError, MinorityError, SkipPipeError, StorageError
 from skippipe.inference.model_loading import load_model
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.runtime.ranks.context import DistributedContext
@@ -162,3 +162,12 @@ def test_run_goes_on_bitwise_when_any_disk_is_gone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"of the 4 files of this checkpoint are here, .* with skippipe collect"):
         load_model(run_dirs[1])
     assert [path.name for path in complete_checkpoints(run_dirs[-1])] == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize(("error", "is_left"), [(LeftOutError, True), (MinorityError, True), (StorageError, False)])
+def test_what_tells_disks_apart_is_left_to_those_who_go_on(
+    tmp_path: Path, error: type[SkipPipeError], *, is_left: bool
+) -> None:
+    with pytest.raises(error), open_run_disks(tmp_path, ALONE):
+        raise error("it ends here")
+    assert len([*tmp_path.iterdir()]) == is_left

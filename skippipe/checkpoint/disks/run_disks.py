@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from skippipe.errors import StorageError
+from skippipe.errors import LeftOutError, MinorityError, StorageError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
@@ -66,15 +66,21 @@ def disks_of(names: Sequence[str], rank: int, nonce: str = "") -> RunDisks:
 def open_run_disks(run_dir: Path, context: DistributedContext) -> Iterator[RunDisks]:
     """Make the run directory where it is missing, and give the disks on which it lies; all ranks enter together.
 
-    Raises `StorageError`, on every rank, where one cannot write it.
+    Raises `StorageError`, on every rank, where one cannot write it. What tells disks apart stays behind where others
+    may go on without this process.
     """
     nonce = on_first_rank(context, Topic.RUN_DIRECTORY, lambda: uuid.uuid4().hex)
+    is_needed = False
     try:
         names = all_gather_json(context, Topic.RUN_DIRECTORY_SEEN, lambda: named_disk(run_dir, nonce))
         yield disks_of(names, context.rank, nonce)
+    except (LeftOutError, MinorityError):
+        is_needed = True
+        raise
     finally:
         with suppress(OSError):  # what stands in the way of the directory has been said
-            (run_dir / f"{MARK}{nonce}").unlink()
+            if not is_needed:
+                (run_dir / f"{MARK}{nonce}").unlink()
 
 
 def named_disk(run_dir: Path, nonce: str) -> str:

@@ -150,6 +150,11 @@ class DistributedContext:
         if self.membership is not None and self.membership.ending is not None:
             raise EpochEndedError(self.membership.ending)
 
+    @property
+    def may_write(self) -> bool:
+        """Whether this process may still write what others read: not where they may have gone on without it."""
+        return self.membership is None or self.membership.may_write
+
     def leave_meeting(self, *, heard: bool = False) -> None:
         """Say that this process ends and all others do, by what was said in the last meeting.
 

@@ -112,6 +112,7 @@ class RunCheckpoints:
             state.peers,
             self._kept,
             self._uploads,
+            lambda: context.may_write,
         )
 
     def _metadata(self) -> Metadata:
