@@ -106,15 +106,17 @@ def note_writes(run_dir: Path, notes: Path) -> None:
     """Note from now on when this process changes something in a run's directory.
 
     Python's audit hooks see files that are opened, renamed and removed. What goes into a file that is open already
-    (metrics.jsonl) shows there: no step may stand in it twice.
+    (metrics.jsonl) shows there: no step may stand in it twice. A temporary file of its own, which no other process
+    looks at, may go.
     """
     descriptor = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-    inside = str(run_dir)
+    inside, temporary = str(run_dir), f".{os.getpid()}.tmp"
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event in CHANGING or (event == "open" and len(arguments) > 2 and (arguments[2] or 0) & WRITING):
             paths = [os.fsdecode(path) for path in arguments[:2] if isinstance(path, str | bytes | os.PathLike)]
-            if any(path.startswith(inside) for path in paths):
+            is_own = event == "os.remove" and paths[0].endswith(temporary)
+            if any(path.startswith(inside) for path in paths) and not is_own:
                 os.write(descriptor, f"{time.monotonic()} {event} {paths[0]}\n".encode())
 
     sys.addaudithook(note)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -138,18 +138,21 @@ def parse(model: type[Model], content: dict[str, Any], place: str, error: type[I
         raise error(f"{place}: {describe(reason)}") from None
 
 
-def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+def write_atomically(path: Path, text: str, *, private: bool = False, check: Callable[[], None] = lambda: None) -> None:
     """Write a text as `replace_file` does; raise `SkipPipeError` naming the file where that is impossible."""
     try:
-        replace_file(path, text.encode(), private=private)
+        replace_file(path, text.encode(), private=private, check=check)
     except OSError as reason:
         raise SkipPipeError(f"{path}: cannot be written ({reason.strerror or reason})") from None
 
 
-def replace_file(path: Path, content: bytes, *, private: bool = False) -> None:
+def replace_file(
+    path: Path, content: bytes, *, private: bool = False, check: Callable[[], None] = lambda: None
+) -> None:
     """Write `content` beside `path`, flush it to disk, then rename: readers see the old file or the whole new one.
 
-    A `private` file is readable for this user alone, from its first byte on.
+    A `private` file is readable for this user alone, from its first byte on. `check` raises where the file may not be
+    replaced any more, as flushing takes its time.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -158,8 +161,9 @@ def replace_file(path: Path, content: bytes, *, private: bool = False) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        check()
         aside.replace(path)
-    except OSError:
+    except (OSError, SkipPipeError):
         with suppress(OSError):  # the folder itself may be what is wrong
             aside.unlink()
         raise

@@ -444,7 +444,7 @@ def _finish(aside: Path, final: Path, metadata: Metadata, check: Callable[[], No
     """Write the metadata, give the checkpoint its name; `check` raises where it may not have it any more."""
     content = metadata.model_dump(mode="json", exclude={"sha256"})
     content["sha256"] = metadata_sha256(content)
-    write_atomically(aside / METADATA, json.dumps(content, indent=1) + "\n")
+    write_atomically(aside / METADATA, json.dumps(content, indent=1) + "\n", check=check)
     _flush(aside)
     check()
     if final.exists():  # of a start that ended after this very step

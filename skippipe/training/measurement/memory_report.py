@@ -1,7 +1,7 @@
 """What the plan says each rank needs, checked before the run, and beside it what was measured."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -115,8 +115,8 @@ class MemoryReport:
             Metric.ESTIMATED_BYTES: self.estimates[rank].total_bytes,
         }
 
-    def write(self, run_dir: Path) -> None:
-        """Write the table for the report; raise `SkipPipeError` where that is impossible."""
+    def write(self, run_dir: Path, check: Callable[[], None]) -> None:
+        """Write the table for the report; raise `SkipPipeError` where that is impossible, or `check` raises it."""
         rows = [
             {
                 "rank": rank,
@@ -132,7 +132,7 @@ class MemoryReport:
             }
             for rank, (estimate, peak_bytes) in enumerate(zip(self.estimates, self.peak_bytes, strict=True))
         ]
-        write_atomically(run_dir / FILE_NAME, json.dumps({"ranks": rows}, indent=1) + "\n")
+        write_atomically(run_dir / FILE_NAME, json.dumps({"ranks": rows}, indent=1) + "\n", check=check)
 
     def table(self) -> str:
         """Return a line a rank: estimate, its parts, and the peak where there is one."""

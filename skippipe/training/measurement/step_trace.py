@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,6 @@ class TraceRecorder:
         """The newest of these steps."""
         return self._steps[-1] if self._steps else None
 
-    def write(self) -> None:
-        """Replace the file; raise `SkipPipeError` where that is impossible."""
-        write_atomically(self._path, "".join(traced.lines() for traced in self._steps))
+    def write(self, check: Callable[[], None]) -> None:
+        """Replace the file; raise `SkipPipeError` where that is impossible, or `check` raises it."""
+        write_atomically(self._path, "".join(traced.lines() for traced in self._steps), check=check)

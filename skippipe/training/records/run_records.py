@@ -131,9 +131,9 @@ class RunRecords:
         """Write this rank's trace, and on rank 0 the table of memory; a failure is logged."""
         try:
             with self._storage.writing(self._run_dir / "trace"):
-                self.trace.write()
+                self.trace.write(self._state.context.check)
                 if self._state.runner.rank == 0:
-                    self._state.memory.write(self._run_dir)
+                    self._state.memory.write(self._run_dir, self._state.context.check)
         except SkipPipeError as reason:
             logger.warning("step %d: %s", self._state.step, reason)
 
