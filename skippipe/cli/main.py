@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "Solve placement, routes and order; write a plan file.",
     "simulate": "Replay a plan exactly.",
     "profile": "Measure nodes and links (under torchrun); write a cluster file.",
+    "vpn": "Write WireGuard configurations for the hosts of a cluster.",
     "train": "Train a model along a plan (under torchrun, or in one process).",
     "join": "Come into a run, about to start or under way, as one of its nodes.",
     "evaluate": "Perplexity against the share of depth kept.",
@@ -32,7 +33,7 @@ COMMANDS = {
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
 
-BESIDE = {"join": "train", "collect": "export"}
+BESIDE = {"join": "train", "collect": "export", "vpn": "init"}
 """Commands that live in the file of another one."""
 
 
