@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from skippipe.cluster.measured import MeasuredTask, MeasuredWait, Trace
+from skippipe.cluster.run_trace import MeasuredTask, MeasuredWait, Trace
 from skippipe_scheduler.plan.plan import Operation, Plan
 from skippipe_scheduler.plan.simulate import simulate
 

@@ -28,12 +28,13 @@ COMMANDS = {
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
     "export": "Write a checkpoint in the Hugging Face format.",
     "collect": "Bring a run of hosts that share no disk to one place (under torchrun).",
+    "top": "Show a run under way: nodes, memory, links, and who is in it.",
     "report": "Write one self-contained HTML page about a run, or several.",
     "config": "Say what every key of an experiment or another file means.",
     "validate": "Check config, cluster, problem and plan files without running them.",
 }
 
-BESIDE = {"join": "train", "collect": "export", "vpn": "init"}
+BESIDE = {"join": "train", "collect": "export", "vpn": "init", "top": "report"}
 """Commands that live in the file of another one."""
 
 

@@ -1,4 +1,4 @@
-"""Where a step's metrics go on rank 0: metrics.jsonl, the console, Weights & Biases. Other ranks report nothing."""
+"""Where a step's metrics go on rank 0: metrics.jsonl, nodes.json, the console, W&B. Other ranks report nothing."""
 
 import logging
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Protocol
 from skippipe.config.experiment import Experiment
 from skippipe.errors import StorageError
 from skippipe.monitor.console import Console
+from skippipe.monitor.live.node_board import NodeBoard
+from skippipe.monitor.live.status_sink import StatusSink
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.metrics_file import MetricsWriter
 from skippipe.monitor.wandb_run import WandbRun
@@ -54,11 +56,14 @@ class Reporter:
                 logger.warning("%s; the steps since then are lost", reason)
 
 
-def open_reporter(experiment: Experiment, first_step: int, run_id: str | None, *, whole: bool = True) -> Reporter:
+def open_reporter(
+    experiment: Experiment, first_step: int, run_id: str | None, board: NodeBoard, *, whole: bool = True
+) -> Reporter:
     """Return the reporter of rank 0; steps after `first_step` of an earlier try leave metrics.jsonl.
 
-    `run_id` is that of the W&B run, None without one. Unless `whole`, steps before may lie on another disk.
-    A further place for metrics is a further entry of the list.
+    `run_id` is that of the W&B run, None without one. `board` knows of each step what the nodes did, before it is
+    reported. Unless `whole`, steps before may lie on another disk. A further place for metrics is a further entry of
+    the list.
     """
     run_dir = experiment.run_path
     sinks: list[Sink] = [
@@ -66,9 +71,10 @@ def open_reporter(experiment: Experiment, first_step: int, run_id: str | None, *
             run_dir / "metrics.jsonl", first_step, continued=whole and experiment.checkpoint.resume == "auto"
         ),
         Console(first_step, experiment.training.max_steps, experiment.logging.interval),
+        StatusSink(run_dir, experiment.training.max_steps, board),
     ]
     if run_id is not None:
-        wandb_run = WandbRun(experiment, run_dir, run_id)
+        wandb_run = WandbRun(experiment, run_dir, run_id, board.metrics)
         wandb_run.log_plan(run_dir / "plan.json")
         sinks.append(wandb_run)
     return Reporter(sinks)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,16 @@ MOST_RESTARTS = 2
 class WandbRun:
     """One W&B run for a run directory, continued whenever training is. Disabled, it never imports wandb."""
 
-    def __init__(self, experiment: Experiment, run_dir: Path, run_id: str) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        run_dir: Path,
+        run_id: str,
+        node_metrics: Callable[[], Mapping[str, float | str]] = dict,
+    ) -> None:
+        """`node_metrics` returns what is known of the nodes after the step that is logged."""
         self._run: Any = None
+        self._node_metrics = node_metrics
         self._experiment, self._run_id = experiment, run_id
         self._run_dir, self._metrics_path = run_dir, run_dir / "metrics.jsonl"
         self._logged_bytes = 0
@@ -52,14 +60,14 @@ class WandbRun:
         self._guard("start", self._open)
 
     def write(self, metrics: StepMetrics) -> None:
-        """Log one step, and where membership has changed since the last one, all changes of it as a table."""
+        """Log one step, what its nodes did, and where membership has changed since the last one, all changes of it."""
         entry: dict[str, Any] = {str(metric): value for metric, value in metrics.items()}
 
         def log() -> None:
             table, size_bytes = {}, size_of_changes(self._run_dir)
             if size_bytes != self._logged_bytes:
                 table = {MEMBERSHIP: _membership_table(self._run_dir)}
-            self._run.log(entry | table, step=int(metrics[Metric.STEP]))
+            self._run.log(entry | dict(self._node_metrics()) | table, step=int(metrics[Metric.STEP]))
             self._logged_bytes = size_bytes
 
         self._guard("log", log)

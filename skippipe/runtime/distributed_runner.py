@@ -167,7 +167,9 @@ class DistributedRunner:
         spans = self._executor.spans if self._executor is not None else ()
         busy_s = sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0)
         pace = busy_s / self._planned_s if self._planned_s > 0 else 0.0
-        return IterationTotals(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum, pace)
+        waits = self._executor.waits if self._executor is not None else ()
+        waiting_s = sum(wait.end_s - wait.start_s for wait in waits)
+        return IterationTotals(self._compute.loss_sum, busy_s, self._compute.exit_loss_sum, pace, waiting_s)
 
     def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:
         """Return the mean loss at full depth; see `Runner`. Links and tasks are not emulated here."""
@@ -183,11 +185,11 @@ class DistributedRunner:
         self._guard.run(lambda: run_without_gradients(executor, batch))
         return self.sum_over_ranks([self._compute.loss_sum])[0]
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+    def sum_over_ranks(self, values: Sequence[float], own: Sequence[float] = ()) -> list[float]:
         """Return the sums over all ranks; see `Runner`."""
-        own = torch.tensor(values, dtype=torch.float64)
-        rows = self._guard.run(lambda: self._all_gather("waited for the sum over ranks", own))  # (R, n)
-        return [float(value) for value in rows.sum(0)]
+        row = torch.tensor([*values, *own], dtype=torch.float64)
+        rows = self._guard.run(lambda: self._all_gather("waited for the sum over ranks", row))  # (R, n)
+        return [*rows[:, : len(values)].sum(0).tolist(), *rows[:, len(values) :].flatten().tolist()]
 
     def abort(self) -> None:
         """Make every wait for other ranks fail; see `Runner`. Any thread may call it, at any time."""

@@ -141,9 +141,9 @@ class LocalRunner:
                     origin.loss(microbatch, hidden)
         return origin.loss_sum
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
+    def sum_over_ranks(self, values: Sequence[float], own: Sequence[float] = ()) -> list[float]:
         """Return the values: there is no other rank."""
-        return [float(value) for value in values]
+        return [float(value) for value in (*values, *own)]
 
     def abort(self) -> None:
         """Wait for nobody; see `Runner`."""

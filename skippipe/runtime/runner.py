@@ -44,13 +44,14 @@ class IterationTotals(NamedTuple):
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
     ranks is the mean loss, and `exit_loss` the same right behind the origin's layers; `busy_s` is the time spent in
     tasks, and `pace` that time over what the plan says of the same tasks: 0 where there was none, or where one process
-    runs the tasks of all nodes.
+    runs the tasks of all nodes. `waiting_s` is how long it stood still for messages.
     """
 
     loss: float
     busy_s: float
     exit_loss: float = 0.0
     pace: float = 0.0
+    waiting_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,11 @@ class Runner(Protocol):
     def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:
         """Return the mean loss at full depth, without gradients; the same number on every rank."""
 
-    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """Return the sums over all ranks, in float64, the same on every rank."""
+    def sum_over_ranks(self, values: Sequence[float], own: Sequence[float] = ()) -> list[float]:
+        """Return the sums over all ranks, in float64, the same on every rank.
+
+        Behind them stands what each rank has given as its `own`, as many from each, in the order of ranks.
+        """
 
     def abort(self) -> None:
         """Make every wait for other ranks fail, here and there; nothing but the stages can be used any more."""

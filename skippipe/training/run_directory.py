@@ -27,6 +27,7 @@ FILES: Final = (
     "metrics.jsonl",
     "memory.json",
     "events.jsonl",
+    "nodes.json",
     "members.json",
     "owner.json",
     ".owner.lock",

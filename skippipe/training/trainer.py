@@ -244,7 +244,10 @@ class Trainer:
             return
         self.recoverable.copy_between_steps()
         if not finished.wants_epoch:
-            self._recovery.replanning.observe(self.state.step, finished.paces, self.records.trace.newest)
+            paces = [reading.pace for reading in finished.nodes.values()]
+            replanning = self._recovery.replanning
+            replanning.observe(self.state.step, paces, self.records.trace.newest)
+            self.records.board.link_paces = replanning.link_paces
             return
         self.checkpoints.writer.finish()  # what is being written belongs to ranks of the present epoch
         self._go_on("a node comes, or a plan is better", interrupted=False)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from simulated_trace import simulated_trace
 
-from skippipe.cluster.measured import Trace, measured_cluster, read_trace, write_measured
+from skippipe.cluster.measured import measured_cluster, write_measured
+from skippipe.cluster.run_trace import Trace, read_trace
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan

@@ -24,7 +24,7 @@ from skippipe.checkpoint.report_board import FileReport, ReportBoard
 from skippipe.checkpoint.soundness import newest_sound_checkpoint
 from skippipe.checkpoint.writer import write_stages
 from skippipe.cli.safe_output import one_line
-from skippipe.cluster.measured import read_trace
+from skippipe.cluster.run_trace import read_trace
 from skippipe.config.experiment import WandbOptions
 from skippipe.config.experiment_file import load_experiment, load_run
 from skippipe.errors import SkipPipeError

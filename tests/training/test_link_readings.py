@@ -8,7 +8,7 @@ import pytest
 from random_plans import random_plan
 from simulated_trace import simulated_trace
 
-from skippipe.cluster.measured import Trace
+from skippipe.cluster.run_trace import Trace, watched_links
 from skippipe.config.recovery_options import ReplanOptions
 from skippipe.errors import CommunicationError
 from skippipe.membership.epoch import Member
@@ -16,7 +16,7 @@ from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.runner import Span, TransferWait
 from skippipe.training.measurement.step_trace import TracedStep
 from skippipe.training.recovery.plans.better_plans import READINGS, BetterPlanSearch
-from skippipe.training.recovery.plans.link_readings import TRACED, LinkReadings, packed, unpacked, watched_links
+from skippipe.training.recovery.plans.link_readings import TRACED, LinkReadings, packed, unpacked
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.recost import NodePair, at_pace
 

@@ -10,6 +10,7 @@ from training_runs import ALONE, make_experiment, ranks_plan, small_plan, train_
 
 from skippipe.cli.main import main
 from skippipe.errors import InfeasibleError
+from skippipe.monitor.live.run_status import read_status
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
 from skippipe.planning.workload.experiment_workload import experiment_workload
@@ -62,7 +63,7 @@ def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_every_rank_is_near_its_estimate(tmp_path: Path) -> None:
+def test_every_rank_is_near_its_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4}
     training = {"max_steps": 3, "micro_batch_size": 2, "sequence_length": 128}
     experiment = make_experiment(tmp_path, model={"options": options}, training=training, checkpoint={"interval": 2})
@@ -75,6 +76,25 @@ def test_every_rank_is_near_its_estimate(tmp_path: Path) -> None:
     for row in rows:
         assert row["estimated_bytes"] > 80 * MIB
         assert 0.75 < row["peak_bytes"] / row["estimated_bytes"] < 1.5, row
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert (status.step, status.max_steps, status.loss) == (3, 3, entries[-1]["train/loss"])
+    seen = [(node.node, node.stages, node.peak_bytes, node.estimated_bytes) for node in status.nodes]
+    plan = ranks_plan()
+    stages = [(plan.stage_of[node],) for node in plan.nodes]
+    peaks, estimates = ([row[key] for row in rows] for key in ("peak_bytes", "estimated_bytes"))
+    assert seen == list(zip(plan.nodes, stages, peaks, estimates, strict=True))
+    visited = {node for microbatch in plan.microbatches for node in microbatch.route}
+    for node in status.nodes:
+        assert (node.busy_share > 0.05, node.pace is not None) == (node.node in visited,) * 2
+        assert 0 <= node.waiting_share <= 1 - node.busy_share + 0.05
+        assert (node.process_bytes > 80 * MIB, node.device_bytes) == (True, None)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["top", str(tmp_path / "run"), "--once"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == list(plan.nodes)
+    assert "finished" in lines[0]
 
 
 def test_plan_that_does_not_fit_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

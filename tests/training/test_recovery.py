@@ -20,6 +20,7 @@ from training_runs import ALONE, CLUSTER, losses, make_experiment, write_inputs
 from skippipe.checkpoint.held_files import held_files
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.errors import CommunicationError
+from skippipe.monitor.live.run_status import read_status
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
@@ -336,6 +337,10 @@ def test_others_go_on_where_a_process_died_and_take_it_in_again(tmp_path: Path, 
     assert (run.experiment.run_path / "members.json").stat().st_mode & 0o077 == 0
     page = write_run_report(run.experiment.run_path).read_text()
     assert f"{SOLE} joined" in page
+    status = read_status(run.experiment.run_path)  # of the last epoch, whichever process was its first
+    assert status is not None
+    assert [node.node for node in status.nodes] == list(events[-1].members)
+    assert status.step > events[-1].step
     found = losses(run.experiment.run_path)
     exact = events[-1].step  # from then on that stage is a few steps behind
     assert found[:exact] == pytest.approx(reference_losses(run, exact), abs=1e-5)

@@ -1,4 +1,4 @@
-"""`skippipe report`: one self-contained HTML page about a run, or about several."""
+"""`skippipe report`: one self-contained HTML page about a run, or several; `skippipe top`: a run under way."""
 
 from pathlib import Path
 
@@ -31,3 +31,28 @@ def command(paths: tuple[Path, ...], out: Path | None) -> None:
         raise click.UsageError("say where the page about all of them goes: --out PAGE.html")
     (write_depth_comparison if files else write_runs_report)(out, paths)
     click.echo(out)
+
+
+@click.command("top")
+@click.argument("run_dir", metavar="RUN", type=FILE)
+@click.option("--once", is_flag=True, help="Print once and end, as without a terminal.")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds from one look to the next.",
+)
+def top(run_dir: Path, once: bool, interval_s: float) -> None:
+    """Show a run under way: its nodes, what each does, the slowest one, links, and who has left or come.
+
+    It reads files of the run directory and touches nothing. Ctrl-C ends the view, not the run.
+    """
+    from skippipe.cli.run_watch import RunWatch
+
+    run = RunWatch(run_dir)
+    if once or not run.has_terminal:
+        run.print_once()
+    else:
+        run.watch(interval_s)

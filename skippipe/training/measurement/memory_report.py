@@ -84,11 +84,10 @@ def check_room(
 class MemoryReport:
     """The peaks of all ranks beside their estimates."""
 
-    def __init__(self, estimates: Sequence[MemoryEstimate], peak: PeakMemory, rank: int) -> None:
+    def __init__(self, estimates: Sequence[MemoryEstimate], peak: PeakMemory) -> None:
         self.estimates = tuple(estimates)
         self.peak_bytes = [0] * len(estimates)
         self._peak = peak
-        self._rank = rank
 
     @classmethod
     def of_plans(
@@ -96,15 +95,15 @@ class MemoryReport:
     ) -> Self:
         """Return the report of a run along these plans; `device_types` is as for `estimate_memory`."""
         device = choose_device(experiment.training.device, context.local_rank)
-        return cls(estimate_memory(experiment, plans, device_types), PeakMemory(device), context.rank)
+        return cls(estimate_memory(experiment, plans, device_types), PeakMemory(device))
 
-    def of_ranks(self, estimates: Sequence[MemoryEstimate], rank: int) -> "MemoryReport":
-        """Return the report of other ranks, of which this process is `rank`; its own peak stays."""
-        return MemoryReport(estimates, self._peak, rank)
+    def of_ranks(self, estimates: Sequence[MemoryEstimate]) -> "MemoryReport":
+        """Return the report of other ranks, of which this process is one; its own peak stays."""
+        return MemoryReport(estimates, self._peak)
 
-    def own(self) -> list[float]:
-        """Return this rank's peak at its place and zeros elsewhere, so that the sum over ranks has all peaks."""
-        return [float(self._peak.read()) if rank == self._rank else 0.0 for rank in range(len(self.estimates))]
+    def own(self) -> tuple[float, float, float]:
+        """Return this rank's peak so far, and what its process and its GPU hold now, in bytes."""
+        return float(self._peak.read()), float(self._peak.process_bytes()), float(self._peak.device_bytes())
 
     def metrics(self, peaks: Sequence[float]) -> StepMetrics:
         """Remember the peaks of all ranks; return the metrics of a step, for the rank with the highest peak."""

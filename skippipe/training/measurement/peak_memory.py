@@ -9,6 +9,7 @@ texts): how many lie in memory depends on what other processes read, and the ker
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 STATUS = Path("/proc/self/status")
@@ -40,6 +41,15 @@ class PeakMemory:
         now_bytes = _own_bytes("VmHWM" if self._has_mark else "VmRSS")
         self._greatest_bytes = max(self._greatest_bytes, now_bytes - self._before_bytes)
         return self._greatest_bytes
+
+    @staticmethod
+    def process_bytes() -> int:
+        """Return the resident memory that the process has now, pages of files included, as `ps` shows it."""
+        return int(psutil.Process().memory_info().rss)
+
+    def device_bytes(self) -> int:
+        """Return what torch's allocator holds of the GPU's memory now, for tensors or for later; 0 on a CPU."""
+        return torch.cuda.memory_reserved(self._device) if self._device.type == "cuda" else 0
 
 
 def _own_bytes(key: str) -> int:

@@ -10,6 +10,7 @@ from skippipe.data.samples import SampleOrder
 from skippipe.errors import SkipPipeError
 from skippipe.model.architecture import attention_in_use
 from skippipe.monitor.console import ParameterCounts, further_line, start_table
+from skippipe.monitor.live.node_board import NodeBoard
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.sinks import Reporter, open_reporter
 from skippipe.monitor.storage_watch import StorageWatch
@@ -17,10 +18,12 @@ from skippipe.monitor.terminal import say
 from skippipe.monitor.wandb_place import WandbPlace
 from skippipe.monitor.wandb_run import wandb_id
 from skippipe.planning.measured_for import experiment_measured_for
+from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.training.measurement.step_trace import TraceRecorder
 from skippipe.training.records.collecting import TRACES, bring_records
+from skippipe.training.records.planned_status import planned_links, planned_nodes
 from skippipe.training.run_directory import check_nothing_beyond, record_inputs
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.startup import Hardware
@@ -39,6 +42,8 @@ class RunRecords:
         self.trace = TraceRecorder(self._run_dir, state.context.rank)
         self.reported = 0
         """The last step that the reporter was given."""
+        self.board = NodeBoard()
+        self._board_plans: PlanSet | None = None
         self._reporter = Reporter()
         self._keeps_metrics = False
         self._storage = StorageWatch(self._experiment.checkpoint.timeout_s)
@@ -123,9 +128,22 @@ class RunRecords:
         """Report a step, unless that is done."""
         step = int(metrics[Metric.STEP])
         if self.reported < step:
+            if self._keeps_metrics:
+                self._observe(metrics)
             with self._storage.writing(self._run_dir / "metrics.jsonl"):
                 self._reporter.write(metrics)
         self.reported = step
+
+    def _observe(self, metrics: StepMetrics) -> None:
+        """Tell the board what the nodes did in the step that is counted last."""
+        state = self._state
+        if self._board_plans is not state.plans:
+            self._board_plans = state.plans
+            nodes = planned_nodes(state.memory.estimates, tuple(sorted(state.runner.stages)))
+            links = planned_links(state.plans.main) if state.context.world_size > 1 else ()
+            self.board.begin_plan(state.plans.main.hash, nodes, links)
+        if state.finished is not None:
+            self.board.observe(metrics[Metric.ITERATION_S], state.finished.nodes)
 
     def write_trace(self) -> None:
         """Write this rank's trace, and on rank 0 the table of memory; a failure is logged."""
@@ -152,7 +170,7 @@ class RunRecords:
                 logger.warning("measured.yaml is not written: %s", reason)
 
     def _open_reporter(self, step: int) -> Reporter:
-        return open_reporter(self._experiment, step, self.wandb_id, whole=self._state.disks.shared)
+        return open_reporter(self._experiment, step, self.wandb_id, self.board, whole=self._state.disks.shared)
 
     def close(self) -> None:
         """Close metrics and monitors."""

@@ -147,7 +147,7 @@ class RecoverableTraining:
                 # It takes part in what is still to be done behind that step.
                 totals = StepTotals.of_sums(sums)
                 metrics: StepMetrics = {Metric.STEP: step, Metric.TRAIN_LOSS: totals.loss}
-                state.finished = totals.finished(metrics)._replace(stopped_by=None)
+                state.finished = totals.finished(metrics, {})._replace(stopped_by=None)
         if state.applied < step and sums is not None:
             self._update.apply(sums)
         if state.step < step and state.begun is not None and state.sums is not None:
@@ -176,7 +176,7 @@ class RecoverableTraining:
         state.peers = None if state.disks.shared else peers
         experiment, context = state.experiment, state.context
         estimates = estimate_memory(experiment, plans, [self._device_types[node] for node in plans.main.nodes])
-        state.memory = state.memory.of_ranks(estimates, context.rank)
+        state.memory = state.memory.of_ranks(estimates)
         self.has_other_plans = True
         state.runner = make_runner_of_epoch(experiment, plans, state.runner, context)
         state.runner.iteration = state.step

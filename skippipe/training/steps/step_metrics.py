@@ -26,6 +26,7 @@ class StepMeter:
         """Return the metrics of the step that is counted last."""
         state, plan = self._state, self._state.plans[begun.plan]
         world_size = state.context.world_size
+        busy_s = sum(reading.busy_s for reading in totals.readings)
         has_exit = state.experiment.recipe.early_exit_loss > 0
         exits: StepMetrics = {Metric.EARLY_EXIT_LOSS: totals.exit_loss} if has_exit else {}
         return (
@@ -39,11 +40,11 @@ class StepMeter:
                 Metric.ELAPSED_S: state.elapsed_s,
                 Metric.PLAN: begun.plan,
                 Metric.PREDICTED_S: plan.predicted.iteration_s,
-                Metric.BUBBLE_FRACTION: max(0.0, 1 - totals.busy_s / (world_size * duration_s)),
+                Metric.BUBBLE_FRACTION: max(0.0, 1 - busy_s / (world_size * duration_s)),
                 Metric.TOKENS: state.tokens,
                 Metric.NODES: world_size,
             }
             | exits
             | utilisation(self._flop.of(plan, state.step - 1), duration_s, self._peak_tflop_per_s)
-            | state.memory.metrics(totals.peak_bytes)
+            | state.memory.metrics([reading.peak_bytes for reading in totals.readings])
         )

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 from skippipe.errors import SkipPipeError
+from skippipe.monitor.live.node_board import NodeReading
 from skippipe.runtime.program.faults import Faults
 from skippipe.training.steps.step_metrics import StepMeter
 from skippipe.training.steps.step_totals import FinishedStep, StepBegin, StepTotals
@@ -25,18 +26,14 @@ class StepUpdate:
         this rank is asked to stop, `wants_epoch` as in `StepTotals`.
         """
         state, runner = self._state, self._state.runner
-        own = state.optimizer.squared_norm(runner.owned_parameters().values())
+        squares = state.optimizer.squared_norm(runner.owned_parameters().values())
         tally, asked = runner.tally(), float(stop)
         state.contributed = state.step + 1
         self._faults.reached("STEP", state.step + 1)
+        reading = NodeReading(tally.pace, tally.busy_s, tally.waiting_s, *state.memory.own())
         return self.apply(
             runner.sum_over_ranks(
-                [
-                    *(own, tally.loss, tally.exit_loss, tally.busy_s),
-                    *(asked, asked * runner.rank, float(wants_epoch)),
-                    *(tally.pace if rank == runner.rank else 0.0 for rank in range(state.context.world_size)),
-                    *state.memory.own(),
-                ]
+                [squares, tally.loss, tally.exit_loss, asked, asked * runner.rank, float(wants_epoch)], own=reading
             )
         )
 
@@ -69,6 +66,8 @@ class StepUpdate:
                 "from the newest checkpoint"
             )
         metrics = self._meter.metrics(begun, totals, duration_s)
-        state.finished = totals.finished(metrics)
+        estimates = state.memory.estimates
+        nodes = {each.node: reading for each, reading in zip(estimates, totals.readings, strict=False)}
+        state.finished = totals.finished(metrics, nodes)
         state.work_is_left = True
         return state.finished

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Final, NamedTuple
 
+from skippipe.cluster.run_trace import watched_links
 from skippipe.config.recovery_options import ReplanOptions
 from skippipe.monitor.run_events import LinkPace, PaceChange
 from skippipe.planning.plans_ahead import PlansAhead
 from skippipe.runtime.plans.plan_set import PlanSet
-from skippipe.training.recovery.plans.link_readings import watched_links
 from skippipe.training.recovery.plans.pace_watch import PaceWatch
 from skippipe_scheduler.plan.recost import NodePair
 

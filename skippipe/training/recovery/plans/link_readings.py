@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from skippipe.cluster.measured import link_paces, trace_of
+from skippipe.cluster.run_trace import link_paces, trace_of
 from skippipe.errors import CommunicationError
 from skippipe.training.measurement.step_trace import TracedStep
 from skippipe_scheduler.files import json_objects
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 TRACED: Final = "traced-step"
 """Under which name every member's exchange has what it did in the newest step that was traced for this."""
-SHORTEST_S: Final = 1e-3
-"""Of a planned transfer: shorter ones are lost in how long processes take to wake up."""
 LARGEST_BYTES: Final = 64 * 2**20
 """Of a step of one member: a thousand microbatches have less than a megabyte."""
 
@@ -33,18 +31,6 @@ def packed(traced: TracedStep) -> bytes:
 def unpacked(content: bytes) -> str:
     """Return the lines that were packed."""
     return zlib.decompressobj().decompress(content, LARGEST_BYTES).decode()
-
-
-def watched_links(plan: Plan) -> Sequence[NodePair]:
-    """Return the links that microbatches cross, each once and in rank order, without those of short transfers."""
-    transfer_s, rank_of = plan.costs.transfer_s, plan.rank_of
-    crossed = set[NodePair]()
-    for microbatch in plan.microbatches:
-        route = microbatch.route
-        for one, other in zip(route, [*route[1:], route[0]], strict=True):
-            if one != other and min(transfer_s[one][other], transfer_s[other][one]) >= SHORTEST_S:
-                crossed.add((min(one, other, key=rank_of.__getitem__), max(one, other, key=rank_of.__getitem__)))
-    return sorted(crossed, key=lambda pair: [rank_of[node] for node in pair])
 
 
 class LinkReadings:

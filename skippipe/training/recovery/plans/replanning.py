@@ -1,6 +1,6 @@
 """Better plans in a run under way: what each member tells for it, and the search on the first rank."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from skippipe.config.experiment import Experiment
@@ -8,6 +8,7 @@ from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.training.measurement.step_trace import TracedStep
 from skippipe.training.recovery.plans.better_plans import READINGS, BetterPlans, BetterPlanSearch
 from skippipe.training.recovery.plans.link_readings import TRACED, LinkReadings, packed
+from skippipe_scheduler.plan.recost import NodePair
 
 if TYPE_CHECKING:
     from skippipe.membership.epoch import Member
@@ -25,6 +26,8 @@ class Replanning:
         self._after = 0
         self._search: BetterPlanSearch | None = None
         self._readings: LinkReadings | None = None
+        self.link_paces: Mapping[NodePair, float] = {}
+        """Time of messages over that of the plan, as it was read last; known on the first rank."""
 
     @property
     def found(self) -> BetterPlans | None:
@@ -36,7 +39,7 @@ class Replanning:
     ) -> None:
         """Begin with the plans of all nodes and of the members, who go on behind step `after`, None at the start."""
         self.close()
-        self._after = after or 0
+        self._after, self.link_paces = after or 0, {}
         if not self._options.enabled or own.name != present.main.nodes[0]:
             return
         self._search = BetterPlanSearch(
@@ -54,7 +57,9 @@ class Replanning:
         if step % self._interval == 0 and traced is not None and traced.step > self._after:
             self._exchange.offer(TRACED, packed(traced))
         if self._search is not None and self._readings is not None:
-            self._search.observe(step, paces, self._readings.take())
+            link_paces = self._readings.take()
+            self.link_paces = self.link_paces if link_paces is None else link_paces
+            self._search.observe(step, paces, link_paces)
             if step % self._interval == 1 % self._interval:  # all have offered theirs before they took this step
                 self._readings.begin()
 
