@@ -36,6 +36,8 @@ class DataOptions(Section):
     """Stop reading the corpus after so many bytes of text; null reads all of it."""
     cache_dir: str | None = Field(default=None, examples=["cache/tokens"])
     """Folder of token caches; SKIPPIPE_CACHE_DIR or the user's cache folder where not given."""
+    same_on_all_hosts: bool = True
+    """Whether all hosts that begin microbatches have to have the same text; false lets each one have its own."""
 
     @model_validator(mode="after")
     def _source_has_a_place(self) -> Self:
@@ -45,4 +47,9 @@ class DataOptions(Section):
             raise ValueError("source huggingface needs dataset: NAME (or a local directory)")
         if self.tokenizer.startswith("bpe:") and not re.fullmatch(r"bpe:[0-9]{1,9}", self.tokenizer):
             raise ValueError(f"tokenizer {self.tokenizer!r}: expected bpe:SIZE, such as bpe:4096")
+        if self.tokenizer.startswith("bpe:") and not self.same_on_all_hosts:
+            raise ValueError(
+                f"tokenizer {self.tokenizer} is trained on the text, which differs with same_on_all_hosts: false; name "
+                "a tokenizer that all hosts have"
+            )
         return self

@@ -114,7 +114,7 @@ def _folder(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> Pat
 
 
 def _cache_key(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> str:
-    identity: dict[str, Any] = options.model_dump(mode="json", exclude={"cache_dir"})
+    identity: dict[str, Any] = options.model_dump(mode="json", exclude={"cache_dir", "same_on_all_hosts"})
     identity |= {"format": FORMAT, "reading": READING, "seed": seed}
     identity["digest"] = tokenizer.digest if tokenizer is not None else None
     identity["files"] = [_file_identity(path) for path in named_files(options)]

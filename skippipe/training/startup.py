@@ -16,9 +16,8 @@ from packaging.version import Version
 
 from skippipe import __version__
 from skippipe.config.experiment import Experiment
-from skippipe.data.samples import SampleOrder, UnreadTokens, num_tokens
+from skippipe.data.samples import RunText, SampleOrder, num_tokens, text_together
 from skippipe.data.token_cache import TokenCache, open_cache
-from skippipe.data.token_cache_index import Split
 from skippipe.errors import ConfigError, DataError, InputError
 from skippipe.model.architecture import experiment_model
 from skippipe.model.device import (
@@ -84,10 +83,10 @@ def check_start(experiment: Experiment, plan: Plan, context: DistributedContext)
 
 
 def open_samples(experiment: Experiment, plan: Plan, context: DistributedContext) -> SampleOrder:
-    """Return the samples of the experiment's text, once all ranks that begin microbatches have read the same one.
+    """Return the samples of the experiment's text, once all ranks that begin microbatches have read it.
 
     The others hear of it what they need. All ranks call this together. Raises on every rank what `open_cache` raises on
-    any, and `DataError` where ranks have different tokens.
+    any, and `DataError` where ranks have different tokens that should be the same, or different tokenizers.
     """
     is_reader = context.world_size == 1 or plan.nodes[context.rank] in plan.stages[0].nodes
     limit_s = time_limits.TOKENISING_S
@@ -96,17 +95,33 @@ def open_samples(experiment: Experiment, plan: Plan, context: DistributedContext
     if cache is not None:
         splits = num_tokens(cache)
         facts = {"fingerprint": cache.fingerprint, "tokens": sum(splits.values()), "splits": splits}
+        facts |= {"tokenizer": cache.tokenizer.digest, "is_same": experiment.data.same_on_all_hosts}
     told = all_gather_json(context, Topic.SAME_TOKENS, lambda: facts, check=_check_tokens)
+    texts = {
+        node: RunText(report["fingerprint"], report["splits"])
+        for node, report in zip(plan.nodes, told, strict=False)
+        if report is not None
+    }
     first = next(report for report in told if report is not None)
-    return samples_of(experiment, cache, first["fingerprint"], first["splits"])
+    text = next(iter(texts.values())) if first["is_same"] else text_together(texts)
+    return samples_of(experiment, cache, text, plan.nodes[context.rank])
 
 
-def samples_of(
-    experiment: Experiment, cache: TokenCache | None, fingerprint: str, tokens: dict[Split, int]
-) -> SampleOrder:
-    """Return the samples of a cache, or of the tokens that others have read where this process has not."""
-    known = cache or UnreadTokens(fingerprint, tokens, lambda: read_tokens(experiment))
-    return SampleOrder(known, seed=experiment.seed, sequence_length=experiment.training.sequence_length)
+def samples_of(experiment: Experiment, cache: TokenCache | None, text: RunText, node: str) -> SampleOrder:
+    """Return the samples of a node's cache; where it has none so far, of one that it reads when it needs it.
+
+    Raises `DataError` where the cache is not what the run's text says of that node.
+    """
+
+    def read() -> TokenCache:
+        found = read_tokens(experiment)
+        text.check(found, node)
+        return found
+
+    if cache is not None:
+        text.check(cache, node)
+    length = experiment.training.sequence_length
+    return SampleOrder(cache or read, seed=experiment.seed, sequence_length=length, text=text)
 
 
 def read_tokens(experiment: Experiment) -> TokenCache:
@@ -118,10 +133,15 @@ def _check_tokens(reports: Sequence[dict[str, Any] | None]) -> None:
     known = [(rank, report) for rank, report in enumerate(reports) if report is not None]
     first_rank, first = known[0]
     for rank, report in known:
-        if report != first:
+        if report["is_same"] != first["is_same"]:
+            raise DataError(f"data.same_on_all_hosts: ranks {first_rank} and {rank} differ; set it alike on all")
+        if report["tokenizer"] != first["tokenizer"]:
+            raise DataError(f"data: rank {rank} has another tokenizer than rank {first_rank}; give every host the same")
+        if first["is_same"] and report != first:
             raise DataError(
                 f"data: rank {rank} has {report['tokens']:,} tokens ({report['fingerprint']}), rank {first_rank} has "
-                f"{first['tokens']:,} ({first['fingerprint']}); give every host the same corpus"
+                f"{first['tokens']:,} ({first['fingerprint']}); give every host the same corpus, or let each have its "
+                "own with data.same_on_all_hosts=false"
             )
 
 

@@ -1,12 +1,13 @@
 """The order of samples: every sample once an epoch, a pure function of seed, step and microbatch."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from skippipe.data.samples import SampleOrder, UnreadTokens, num_tokens
+from skippipe.data.samples import SampleOrder, text_of, text_together
 from skippipe.data.token_cache import TokenCache
 from skippipe.data.tokenizer import ByteTokenizer
 from skippipe.errors import CheckpointError, DataError
@@ -101,19 +102,42 @@ def test_batch_does_not_depend_on_what_was_read_before(step: int, microbatch: in
 def test_text_that_others_read_is_read_here_once_it_is_needed() -> None:
     whole, read = order().cache, list[str]()
 
-    def reader(fingerprint: str) -> SampleOrder:
-        def read_now() -> TokenCache:
-            read.append(fingerprint)
-            return whole
+    def read_now() -> TokenCache:
+        read.append("now")
+        return whole
 
-        tokens = UnreadTokens(fingerprint, num_tokens(whole), read_now)
-        return SampleOrder(tokens, seed=0, sequence_length=LENGTH)
-
-    distant = reader("f")
+    distant = SampleOrder(read_now, seed=0, sequence_length=LENGTH, text=text_of(whole))
     assert distant.cursor(3, 2, 2) == order().cursor(3, 2, 2)
     assert (distant.is_read, distant.num_samples, read) == (False, order().num_samples, [])
     assert (distant.batch(1, 0, 2, 2)[0] == order().batch(1, 0, 2, 2)[0]).all()
     assert (distant.batch(2, 0, 2, 2)[0] == order().batch(2, 0, 2, 2)[0]).all()
-    assert read == ["f"]
-    with pytest.raises(DataError, match=r"other tokens \(f\) than the others \(g\)"):
-        reader("g").batch(0, 0, 2, 2)
+    assert read == ["now"]
+
+
+def test_a_host_with_a_text_of_its_own_has_the_samples_of_that_one() -> None:
+    """But epochs are counted by all texts together, each once."""
+    short, long = order(41, fingerprint="short"), order(101, fingerprint="long")
+    texts = {"iowa-0": short.text, "iowa-1": short.text, "tokyo-0": long.text}
+    together = text_together(texts)
+    assert together.num_tokens == {"train": 142, "validation": 142}
+    assert together == text_together(dict(reversed(texts.items())))
+    for alone in (short, long):
+        own = SampleOrder(partial(getattr, alone, "cache"), seed=0, sequence_length=LENGTH, text=together)
+        assert (own.batch(7, 1, 4, 2)[0] == alone.batch(7, 1, 4, 2)[0]).all()
+        assert (own.validation_batch(3, 2)[0] == alone.validation_batch(3, 2)[0]).all()
+        assert own.cursor(9, 4, 1)["epoch"] == 36 // (141 // LENGTH)
+        assert own.cursor(9, 4, 1)["tokens"] == together.fingerprint
+    with pytest.raises(CheckpointError, match="tokens"):
+        own.check_cursor(short.cursor(9, 4, 1), 9, 4, 1)
+
+
+def test_text_is_compared_with_that_of_the_others_or_with_what_the_node_had() -> None:
+    one, other = order(fingerprint="f"), order(fingerprint="g")
+    one.text.check(one.cache, "iowa-0")
+    with pytest.raises(DataError, match=r"iowa-0 has other tokens \(g\) than the others \(f\); .* the same corpus"):
+        one.text.check(other.cache, "iowa-0")
+    together = text_together({"iowa-0": one.text, "tokyo-0": other.text})
+    together.check(other.cache, "tokyo-0")
+    together.check(order(fingerprint="h").cache, "paris-0")
+    with pytest.raises(DataError, match=r"tokyo-0 has other tokens \(f\) than it had before \(g\); .* the text it had"):
+        together.check(one.cache, "tokyo-0")

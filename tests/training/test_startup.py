@@ -111,13 +111,20 @@ def test_settings_that_are_not_those_of_a_checkpoint_are_said(tmp_path: Path) ->
     assert changed_settings({}, now) == ""
 
 
-def test_ranks_must_have_the_same_text() -> None:
-    own, other = {"fingerprint": "a", "tokens": 4000}, {"fingerprint": "b", "tokens": 4100}
+def test_ranks_must_have_the_same_text_unless_each_has_its_own() -> None:
+    own = {"fingerprint": "a", "tokens": 4000, "tokenizer": "bytes", "is_same": True}
+    other = own | {"fingerprint": "b", "tokens": 4100}
     _check_tokens([own, own])
     with pytest.raises(
         DataError, match=r"rank 2 has 4,100 tokens \(b\), rank 0 has 4,000 \(a\); give every host the same"
     ):
         _check_tokens([own, own, other])
+    apart = {"is_same": False}
+    _check_tokens([own | apart, None, other | apart])
+    with pytest.raises(DataError, match="rank 1 has another tokenizer than rank 0"):
+        _check_tokens([own | apart, other | apart | {"tokenizer": "words"}])
+    with pytest.raises(DataError, match=r"data\.same_on_all_hosts: ranks 1 and 2 differ"):
+        _check_tokens([None, own | apart, own])
 
 
 def test_peak_of_all_devices(tmp_path: Path) -> None:

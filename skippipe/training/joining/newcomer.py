@@ -8,8 +8,8 @@ from skippipe.checkpoint.disks.run_disks import RunDisks
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.data.kept_tokenizer import FOLDER, TOKENIZER, unpack_tokenizer
-from skippipe.data.samples import SampleOrder
-from skippipe.errors import CommunicationError, ConfigError, DataError, InputError, StoppedError
+from skippipe.data.samples import RunText, SampleOrder
+from skippipe.errors import CommunicationError, ConfigError, InputError, StoppedError
 from skippipe.membership.addresses import own_address
 from skippipe.membership.epoch import Epoch
 from skippipe.membership.live_run import LiveRun, find_live_run
@@ -117,12 +117,7 @@ def _trainer(
 def _samples(experiment: Experiment, facts: RunFacts, own: str, *, reads: bool) -> SampleOrder:
     """Return the samples of the run; only a node that begins microbatches needs the text."""
     cache, told = read_tokens(experiment) if reads else None, facts.trainer
-    if cache is not None and cache.fingerprint != told.fingerprint:
-        raise DataError(
-            f"data: {own} has other tokens ({cache.fingerprint}) than the run under way ({told.fingerprint}); give "
-            "every host the same corpus"
-        )
-    return samples_of(experiment, cache, told.fingerprint, told.num_tokens)
+    return samples_of(experiment, cache, RunText(told.fingerprint, told.num_tokens, told.own_texts), own)
 
 
 def _join(membership: Membership, live: LiveRun, stop: StopSignal) -> Epoch | None:

@@ -74,8 +74,9 @@ class RecoverableTraining:
             devices=self._hardware.devices,
             peak_tflop_per_s=self._hardware.peak_tflop_per_s,
             device_types=self._device_types,
-            fingerprint=self._order.fingerprint,
-            num_tokens=self._order.num_tokens,
+            fingerprint=self._order.text.fingerprint,
+            num_tokens=self._order.text.num_tokens,
+            own_texts=self._order.text.of_nodes,
             wandb_id=self._records.wandb_id,
             disk_nonce=self.disks.nonce,
         )

@@ -24,6 +24,8 @@ class TrainerFacts(StrictModel):
     fingerprint: str
     num_tokens: dict[Split, Count]
     """Of the tokenised text."""
+    own_texts: dict[str, str] = Field(default_factory=dict)
+    """Fingerprint of the text of each node, where these have their own."""
     wandb_id: str | None = None
     disk_nonce: str
     """Of the run's `RunDisks`."""
