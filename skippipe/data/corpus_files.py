@@ -64,6 +64,8 @@ class RemoteFile:
 
 
 CorpusFile = Path | RemoteFile
+FileIdentity = list[str | int | None]
+"""The place of a file, its size, and what changes with its content."""
 
 
 @dataclass
@@ -93,6 +95,18 @@ def named_files(options: DataOptions) -> list[CorpusFile]:
     if options.source in KINDS:
         return find_files(options).files
     return [*_files_below(options.dataset)] if options.source == "huggingface" else []
+
+
+def file_identities(options: DataOptions) -> list[FileIdentity]:
+    """Return what says of the files of the corpus whether they are still the same; raises as `named_files` does."""
+    return [_identity(path) for path in named_files(options)]
+
+
+def _identity(path: CorpusFile) -> FileIdentity:
+    if isinstance(path, RemoteFile):
+        return [path.url, path.size_bytes, path.version]
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def is_here(options: DataOptions) -> bool:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Self, TypeVar
 
 from tqdm import tqdm
@@ -26,7 +27,7 @@ class TextProgress:
 
     def __init__(self, what: str, total_bytes: int | None = None) -> None:
         self._what, self._total_bytes = what, total_bytes
-        self._bytes = 0
+        self._bytes = self._former_bytes = self._tokens = 0
         self._start_s = self._said_s = time.monotonic()
         self._bar = tqdm(
             total=total_bytes,
@@ -49,17 +50,45 @@ class TextProgress:
         """Yield the pieces of a text, and count them."""
         for piece in pieces:
             yield piece
-            self._count(len(piece.encode()))
+            self.add(len(piece.encode()))
 
-    def _count(self, num_bytes: int) -> None:
+    def add(self, num_bytes: int, num_tokens: int = 0) -> None:
+        """Count text that is done, and the tokens that it became."""
         self._bytes += num_bytes
-        self._bar.update(num_bytes)
+        self._tokens += num_tokens
         now_s = time.monotonic()
+        tokens_per_s = self._tokens / max(now_s - self._start_s, 1e-9)
+        if num_tokens:
+            self._bar.set_postfix_str(f"{tqdm.format_sizeof(tokens_per_s)} tokens/s", refresh=False)
+        self._bar.update(num_bytes)
         if self._bar.disable and now_s - self._said_s > SAY_EVERY_S:
             self._said_s = now_s
             total = f" of {self._total_bytes / 1e6:,.0f}" if self._total_bytes else ""
-            speed = self._bytes / 1e6 / (now_s - self._start_s)
-            logger.info("%s: %s%s MB, %.1f MB/s", self._what, f"{self._bytes / 1e6:,.0f}", total, speed)
+            speed = (self._bytes - self._former_bytes) / 1e6 / (now_s - self._start_s)
+            tokens = f", {tokens_per_s:,.0f} tokens/s" if num_tokens else ""
+            logger.info("%s: %s%s MB, %.1f MB/s%s", self._what, f"{self._bytes / 1e6:,.0f}", total, speed, tokens)
+
+    def add_former(self, num_bytes: int) -> None:
+        """Count text that was done by a former attempt: it has no part in the speed."""
+        self._bytes += num_bytes
+        self._former_bytes += num_bytes
+        if not self._bar.disable:
+            self._bar.initial += num_bytes
+        self._bar.update(num_bytes)
+        self._start_s = time.monotonic()
+
+
+def one_ahead(work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[tuple[Part, Result]]:
+    """Yield each part with what `work` makes of it in a thread, while the next part is read and the last one used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="one ahead") as thread:
+        before: tuple[Part, Future[Result]] | None = None
+        for part in parts:
+            following = part, thread.submit(work, part)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = following
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 def in_a_thread(work: Callable[[Iterator[Part]], Result], parts: Iterable[Part]) -> Result:

@@ -19,6 +19,14 @@ WORD_START: Final = re.compile(r"(?<=[^\s\x1c-\x1f])[ \n\t](?=[^\s\x1c-\x1f])")
 Encode = Callable[[str], list[int]]
 
 
+class TextPart(NamedTuple):
+    """What of a document is encoded at once."""
+
+    text: str
+    is_first: bool
+    is_last: bool
+
+
 class _Cut(NamedTuple):
     end: int
     """Where the text before it ends."""
@@ -42,6 +50,16 @@ def parts(pieces: Iterable[str], encode: Encode | None = None, characters: int |
                 rest = rest[cut.start :]
     if rest:
         yield rest
+
+
+def marked(texts: Iterable[str]) -> Iterator[TextPart]:
+    """Yield the parts of one document, of which the first and the last are marked; an empty one where there is none."""
+    following = iter(texts)
+    text, is_first = next(following, ""), True
+    for after in following:
+        yield TextPart(text, is_first, is_last=False)
+        text, is_first = after, False
+    yield TextPart(text, is_first, is_last=True)
 
 
 def _find(text: str, length: int, encode: Encode | None) -> _Cut | None:

@@ -2,8 +2,8 @@
 
 A cache folder holds `train.bin` and `validation.bin` (uint16 or uint32), `index.json` and, for a trained
 encoding, `tokenizer.json`. Its name follows from the options, the seed and the files that they name (path, size, time
-of change); its fingerprint from the tokens alone. It is written aside and renamed, so a folder with its final name is
-complete.
+of change); its fingerprint from the tokens alone. It is made aside and renamed, so a folder with its final name is
+complete, and the next attempt goes on with what a killed one has made.
 """
 
 import hashlib
@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from skippipe.config.data_options import DataOptions
-from skippipe.data.corpus_files import CorpusFile, RemoteFile, named_files
-from skippipe.data.token_cache_build import build_cache, check_ids
+from skippipe.data.building.token_cache_build import build_cache
+from skippipe.data.building.tokenising import check_ids
+from skippipe.data.corpus_files import FileIdentity, file_identities
 from skippipe.data.token_cache_index import FORMAT, SPLITS, CacheIndex, Split
 from skippipe.data.tokenizer import Tokenizer, build_tokenizer, is_trained, load_trained
 from skippipe.errors import DataError, StorageError
@@ -32,6 +33,7 @@ from skippipe.errors import DataError, StorageError
 logger = logging.getLogger(__name__)
 NOTICEABLE_S = 5.0
 """Seconds of waiting for another process from which on that is said."""
+BLOCK_TOKENS = 2**20
 READING = 3
 """Which version of how text becomes tokens; a cache of another one is not used."""
 
@@ -73,13 +75,14 @@ def open_cache(
     """
     if tokenizer is None and not is_trained(options):
         tokenizer = build_tokenizer(options, ())
-    folder = _folder(options, seed, tokenizer)
+    files = file_identities(options)
+    folder = _folder(options, seed, files, tokenizer)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with _locked(folder):
                 if not folder.exists():
-                    build_cache(options, seed, folder, tokenizer, model_vocab_size)
+                    build_cache(options, seed, folder, files, tokenizer, model_vocab_size)
         except OSError as reason:
             raise StorageError(f"{folder}: the token cache cannot be written ({reason.strerror or reason})") from None
     return _open(options, folder, tokenizer, model_vocab_size)
@@ -100,45 +103,47 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _folder(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> Path:
+def _folder(options: DataOptions, seed: int, files: list[FileIdentity], tokenizer: Tokenizer | None) -> Path:
     """Return the folder of a cache. One whose tokenizer was trained with it serves that tokenizer, too."""
     root = cache_root(options)
     if is_trained(options) and tokenizer is not None:
-        trained = root / f"tokens-{_cache_key(options, seed, None)}"
+        trained = root / f"tokens-{_cache_key(options, seed, files, None)}"
         if (
             trained.exists()
             and load_trained(trained, options.tokenizer, tokenizer.vocab_size).digest == tokenizer.digest
         ):
             return trained
-    return root / f"tokens-{_cache_key(options, seed, tokenizer)}"
+    return root / f"tokens-{_cache_key(options, seed, files, tokenizer)}"
 
 
-def _cache_key(options: DataOptions, seed: int, tokenizer: Tokenizer | None) -> str:
+def _cache_key(options: DataOptions, seed: int, files: list[FileIdentity], tokenizer: Tokenizer | None) -> str:
     identity: dict[str, Any] = options.model_dump(mode="json", exclude={"cache_dir", "same_on_all_hosts"})
     identity |= {"format": FORMAT, "reading": READING, "seed": seed}
     identity["digest"] = tokenizer.digest if tokenizer is not None else None
-    identity["files"] = [_file_identity(path) for path in named_files(options)]
+    identity["files"] = files
     if options.source == "python_stdlib":
         identity["python"] = [platform.python_version(), sysconfig.get_paths()["stdlib"]]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file_identity(path: CorpusFile) -> list[str | int | None]:
-    if isinstance(path, RemoteFile):
-        return [path.url, path.size_bytes, path.version]
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _open(options: DataOptions, folder: Path, given: Tokenizer | None, model_vocab_size: int | None) -> TokenCache:
     index = CacheIndex.read(folder, options.tokenizer)
     train, validation = (np.memmap(folder / f"{name}.bin", dtype=np.dtype(index.dtype), mode="r") for name in SPLITS)
     tokenizer = given or load_trained(folder, options.tokenizer, index.vocab_size)
-    for tokens in (train, validation):
-        if tokens.max() >= index.vocab_size:
-            raise DataError(
-                f"{folder}: has the token id {tokens.max()}, its index.json says vocab_size {index.vocab_size}; "
-                "delete the folder to build it again"
-            )
-        check_ids(tokens, tokenizer, model_vocab_size, str(folder))
+    largest = np.array([_largest_id(folder / f"{name}.bin", index.dtype) for name in SPLITS], dtype=np.uint32)
+    if largest.max() >= index.vocab_size:
+        raise DataError(
+            f"{folder}: has the token id {largest.max()}, its index.json says vocab_size {index.vocab_size}; "
+            "delete the folder to build it again"
+        )
+    check_ids(largest, tokenizer, model_vocab_size, str(folder))
     return TokenCache(folder, train, validation, index.vocab_size, index.fingerprint, tokenizer)
+
+
+def _largest_id(path: Path, dtype: str) -> int:
+    """Return the largest token id of a file, which is read in blocks: of a mapped one all would stay in memory."""
+    largest = 0
+    with path.open("rb") as stream:
+        while len(tokens := np.fromfile(stream, dtype, BLOCK_TOKENS)):
+            largest = max(largest, int(tokens.max()))
+    return largest

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from skippipe.config.data_options import DataOptions
 from skippipe.data.hub import pretrained_tokenizer
 from skippipe.data.long_work import SAY_EVERY_S, TextProgress, in_a_thread
-from skippipe.data.text_cutting import parts
+from skippipe.data.text_cutting import TextPart, marked, parts
 from skippipe.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,10 +58,14 @@ class Tokenizer(Protocol):
         """Return the token ids of `text` alone, shape (tokens,)."""
         ...
 
-    def document(self, pieces: Iterable[str]) -> Iterator[Tokens]:
-        """Yield the token ids of a document, whose text comes in any pieces, part by part, shape (tokens,) each.
+    def parts(self, pieces: Iterable[str]) -> Iterator[TextPart]:
+        """Cut a document, whose text comes in any pieces, where it makes no difference to its tokens."""
+        ...
 
-        They begin with the tokens that the tokenizer's files ask for, and end with `eos_id`.
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[Tokens]:
+        """Return the token ids of parts of any documents, shape (tokens,) each, computed on all cores.
+
+        A first part begins with the tokens that the tokenizer's files ask for, a last one ends with `eos_id`.
         """
         ...
 
@@ -86,10 +90,14 @@ class ByteTokenizer:
         """See `Tokenizer`."""
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
 
-    def document(self, pieces: Iterable[str]) -> Iterator[Tokens]:
+    def parts(self, pieces: Iterable[str]) -> Iterator[TextPart]:
         """See `Tokenizer`."""
-        yield from map(self.encode, pieces)
-        yield np.array([self.eos_id], dtype=np.uint32)
+        return marked(pieces)
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[Tokens]:
+        """See `Tokenizer`; on one core, as writing takes longer."""
+        end = np.array([self.eos_id], dtype=np.uint32)
+        return [np.concatenate([self.encode(part.text), end[: part.is_last]]) for part in parts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """See `Tokenizer`; ids beyond the bytes are left out."""
@@ -122,17 +130,24 @@ class LibraryTokenizer:
         """See `Tokenizer`."""
         return np.asarray(self._ids(text), dtype=np.uint32)
 
-    def document(self, pieces: Iterable[str]) -> Iterator[Tokens]:
+    def parts(self, pieces: Iterable[str]) -> Iterator[TextPart]:
+        """See `Tokenizer`."""
+        return marked(parts(pieces, self._ids))
+
+    def encode_parts(self, parts: Sequence[TextPart]) -> list[Tokens]:
         """See `Tokenizer`; a text that spells its first or last special token gets no second one."""
+        texts = [part.text for part in parts]
+        encodings = self.model.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._framed(part, encoding.ids) for part, encoding in zip(parts, encodings, strict=True)]
+
+    def _framed(self, part: TextPart, ids: list[int]) -> Tokens:
         before, after = self._around
         end = after if after[-1:] == [self.eos_id] else [*after, self.eos_id]
-        last: list[int] = []
-        for part in parts(pieces, self._ids):
-            ids = self._ids(part)
-            last = ids[-1:] or last
-            yield np.asarray(ids if ids[:1] == before[-1:] else [*before, *ids], dtype=np.uint32)
-            before = []
-        yield np.asarray(end[1:] if last == end[:1] else end, dtype=np.uint32)
+        if part.is_first and ids[:1] != before[-1:]:
+            ids = [*before, *ids]
+        if part.is_last:
+            ids = [*ids, *(end[1:] if ids[-1:] == end[:1] else end)]
+        return np.asarray(ids, dtype=np.uint32)
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.model.encode(text, add_special_tokens=False).ids
@@ -154,6 +169,12 @@ class LibraryTokenizer:
     def save(self, folder: Path) -> None:
         """See `Tokenizer`."""
         _save(self.model, folder)
+
+
+def document_tokens(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[Tokens]:
+    """Yield the token ids of a document, whose text comes in any pieces, part by part, shape (tokens,) each."""
+    for part in tokenizer.parts(pieces):
+        yield from tokenizer.encode_parts([part])
 
 
 def is_trained(options: DataOptions) -> bool:

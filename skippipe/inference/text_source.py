@@ -12,12 +12,12 @@ from torch import Tensor
 
 from skippipe.checkpoint.reader import checkpoints_folder, read_metadata
 from skippipe.config.data_options import DataOptions
+from skippipe.data.building.tokenising import check_ids
 from skippipe.data.kept_tokenizer import kept_tokenizer, tokenizer_of_run
 from skippipe.data.samples import Batch, SampleOrder
 from skippipe.data.sources import Document, documents
 from skippipe.data.token_cache import open_cache
-from skippipe.data.token_cache_build import check_ids
-from skippipe.data.tokenizer import Tokenizer
+from skippipe.data.tokenizer import Tokenizer, document_tokens
 from skippipe.errors import DataError
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.model.architecture import check_length
@@ -80,7 +80,7 @@ class TextSource:
     def _document(self, document: Document) -> Iterator[NDArray[Any]]:
         """Yield the tokens of a document that has text."""
         if document.measure()[0]:
-            for tokens in self.tokenizer.document(document.pieces()):
+            for tokens in document_tokens(self.tokenizer, document.pieces()):
                 check_ids(tokens, self.tokenizer, self._vocabulary, document.place)
                 yield tokens
 

@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import logging
+import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
@@ -19,11 +21,12 @@ from filelock import FileLock
 
 from skippipe.config.data_options import DataOptions
 from skippipe.data import text_cutting
+from skippipe.data.building.token_cache_build import KEPT_S
 from skippipe.data.corpus_files import find_files
 from skippipe.data.sources import documents
 from skippipe.data.token_cache import TokenCache, open_cache
 from skippipe.data.token_cache_index import CacheIndex
-from skippipe.data.tokenizer import ByteTokenizer, build_tokenizer
+from skippipe.data.tokenizer import ByteTokenizer, build_tokenizer, document_tokens
 from skippipe.errors import DataError
 
 
@@ -126,7 +129,7 @@ def test_documents_have_the_tokens_of_transformers(tmp_path: Path, given: dict[s
 def test_a_spelled_first_or_last_token_is_not_doubled(tmp_path: Path) -> None:
     library = library_tokenizers.byte_level(tmp_path / "library", bos=True, chat=True)
     ours = build_tokenizer(options(tmp_path, tokenizer=str(tmp_path / "library")), ())
-    tokens = np.concatenate(list(ours.document(["<bos>green<|im_end|>"]))).tolist()
+    tokens = np.concatenate(list(document_tokens(ours, ["<bos>green<|im_end|>"]))).tolist()
     assert tokens == library("<bos>green<|im_end|>", add_special_tokens=False)["input_ids"]
 
 
@@ -138,7 +141,7 @@ def test_long_documents_are_cut_without_a_trace(tmp_path: Path, monkeypatch: pyt
     generator = np.random.default_rng(0)
     words = [*" ".join(library_tokenizers.LINES[:3]).split(" "), "\n", "\n\n", "", "", "river", "<|endoftext|>"]
     text = " ".join(generator.choice(words, 3000))
-    found = list(ours.document(text[first : first + 137] for first in range(0, len(text), 137)))
+    found = list(document_tokens(ours, (text[first : first + 137] for first in range(0, len(text), 137))))
     assert len(found) > 10
     assert np.concatenate(found).tolist() == [*library(text)["input_ids"], library.eos_token_id]
 
@@ -200,14 +203,16 @@ def test_a_split_that_the_index_leaves_out_is_missed(tmp_path: Path) -> None:
         open_cache(options(tmp_path), seed=0)
 
 
-def test_what_killed_attempts_left_is_removed(tmp_path: Path) -> None:
+def test_what_killed_attempts_left_is_removed_after_a_week(tmp_path: Path) -> None:
     corpus(tmp_path, a__txt=b"one two")
     root = tmp_path / "cache"
-    for name in ("dead", "busy"):
-        (root / f".tokens-{name}.1.tmp").mkdir(parents=True)
+    for name in ("dead", "busy", "young"):
+        (root / f".tokens-{name}.tmp").mkdir(parents=True)
+        age_s = 0.9 * KEPT_S if name == "young" else 1.1 * KEPT_S
+        os.utime(root / f".tokens-{name}.tmp", (time.time() - age_s,) * 2)
     with FileLock(root / "tokens-busy.lock"):
         open_cache(options(tmp_path), seed=0)
-    assert [path.name for path in root.glob(".tokens-*.tmp")] == [".tokens-busy.1.tmp"]
+    assert sorted(path.name for path in root.glob(".tokens-*.tmp")) == [".tokens-busy.tmp", ".tokens-young.tmp"]
 
 
 def test_shards_named_by_urls_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:

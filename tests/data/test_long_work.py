@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 
 import pytest
 
@@ -73,3 +73,29 @@ def test_progress_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
         assert list(progress.over(["é" * 1_000_000] * 2)) == ["é" * 1_000_000] * 2
     assert "tokenising: 2 of 8 MB" in caplog.text
     assert "tokenising: 4 of 8 MB" in caplog.text
+    assert "tokens/s" not in caplog.text
+
+
+def test_tokens_are_counted_and_what_was_done_before_is_no_speed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = iter([0.0, 100.0, 110.0])
+    monkeypatch.setattr(long_work, "time", SimpleNamespace(monotonic=lambda: next(now_s)))
+    with caplog.at_level(logging.INFO), TextProgress("tokenising", 8_000_000) as progress:
+        progress.add_former(4_000_000)
+        progress.add(2_000_000, 500_000)
+    assert "tokenising: 6 of 8 MB, 0.2 MB/s, 50,000 tokens/s" in caplog.text
+
+
+def test_the_next_part_is_read_meanwhile_and_the_order_stays() -> None:
+    read: list[int] = []
+
+    def parts() -> Iterator[int]:
+        for number in range(4):
+            read.append(number)
+            yield number
+
+    found = long_work.one_ahead(lambda number: number**2, parts())
+    assert next(found) == (0, 0)
+    assert read == [0, 1]
+    assert list(found) == [(1, 1), (2, 4), (3, 9)]
