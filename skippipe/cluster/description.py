@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from skippipe.cluster.profile import Profile
+from skippipe.cluster.profile import LinkDetail, Profile
+from skippipe.cluster.streams import SEVERAL
 from skippipe_scheduler.files import StrictModel, write_atomically
 from skippipe_scheduler.problem.cluster import FORMAT, Cluster, ClusterLinks
 
@@ -73,7 +74,7 @@ def profile_comments(profile: Profile, subject: str) -> list[str]:
             f"{len(profile.nodes)} processes on {where}: all computed at once, as in training, and share memory."
         )
     if profile.links:
-        lines.append("Latency is half of a message's way there and back; bandwidth is that of one connection.")
+        lines.append("Latency is half of a message's way there and back; bandwidth is that of one connection, one way.")
     return lines
 
 
@@ -100,9 +101,28 @@ def profile_table(profile: Profile) -> str:
         lines.append(f"{ends:{2 * width + 4}}{link.latency_ms:>8.3g} ms{link.gbit_per_s:>9.3g} Gbit/s")
     if len(profile.links) > len(shown):
         lines.append(f"({len(profile.links) - len(shown)} faster links are not shown)")
+    lines += _details(profile.details)
     if profile.task_overhead_s:
         lines.append(f"overhead of a task {1e3 * profile.task_overhead_s:.3g} ms")
     return "\n".join(lines)
+
+
+def _details(details: Sequence[LinkDetail]) -> list[str]:
+    """Return what links between hosts carry on one and on several connections, those first that carry least."""
+    streams = [(detail, detail.stream) for detail in details if detail.stream is not None]
+    if not streams:
+        return []
+    shown = sorted(streams, key=lambda entry: entry[1].one_gbit_per_s)[:MOST_LINKS]
+    ends = [f"{detail.source} -> {detail.destination}" for detail, _ in shown]
+    width = max(map(len, ends)) + 2
+    kinds = ("one", "both ways", f"{SEVERAL} at once", "both ways")
+    lines = [
+        f"{'TCP connections, Gbit/s':{width}}{'jitter':>11}{''.join(f'{kind:>12}' for kind in kinds)}{'resent':>9}"
+    ]
+    for words, (detail, stream) in zip(ends, shown, strict=True):
+        rates = "".join(f"{rate:>12.3g}" for rate in stream.rates)
+        lines.append(f"{words:{width}}{detail.jitter_ms:>8.2g} ms{rates}{stream.resent:>9.1%}")
+    return lines
 
 
 def _flow(entry: Any) -> str:

@@ -1,20 +1,16 @@
-"""How long messages take between ranks, over gloo as in training: latency by echoes, bandwidth by long messages.
-
-Ranks that share a network (one host) share its links: one pair of hosts is measured by one pair of ranks. Pairs are
-measured in rounds, in each of which a host takes part once, so that measurements do not disturb each other.
-"""
+"""How long messages take between two ranks, over gloo as in training: latency by echoes, bandwidth by long messages."""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skippipe.cluster.location import RankLocation
 from skippipe.runtime.ranks.torch_errors import begun, translating_errors
 
 END, ECHO = -1, 0
@@ -29,13 +25,18 @@ MOST_GBIT_PER_S = 1000.0
 """A message that takes no longer than an echo is taken to travel so fast."""
 
 
-class MeasuredLink(NamedTuple):
-    """One direction between two ranks; `call_s` is what starting to send and to receive costs the sender itself."""
+class MessageTimes(NamedTuple):
+    """What messages took in one direction between two ranks.
+
+    `jitter_s` is by how much the latency of an echo differs from that of the one before, on the mean. `gbit_per_s` is
+    None where it was not measured. `call_s` is what starting to send and to receive costs the sender itself.
+    """
 
     source: int
     destination: int
     latency_s: float
-    gbit_per_s: float
+    jitter_s: float
+    gbit_per_s: float | None
     call_s: float
 
 
@@ -67,6 +68,12 @@ class Peer:
         """Send a number."""
         self.send(torch.tensor([number]).view(torch.uint8), tag)
 
+    def meet(self) -> None:
+        """Wait until the other end calls this, too."""
+        reply = self.expect(REPLY_TAG)
+        self.tell(0, REPLY_TAG)
+        reply()
+
     def _start(self, call: Callable[[], dist.Work | None]) -> dist.Work:
         start_s = time.perf_counter()
         work = begun(translating_errors(self._action, (self.rank,), call))
@@ -78,22 +85,25 @@ class Peer:
         return f"measured the link with rank {self.rank}"
 
 
-def measure_link(own_rank: int, peer: Peer, size_bytes: int | None, limit_s: float) -> MeasuredLink:
+def measure_messages(own_rank: int, peer: Peer, size_bytes: int | None, limit_s: float, far_s: float) -> MessageTimes:
     """Measure the direction from here to `peer`, which answers meanwhile (`answer`).
 
     With `size_bytes` the bandwidth is such that a message of that size takes as long as it did. Without, or where that
-    is hardly more than its latency, the bandwidth is that of messages that grow until they take long enough.
+    is hardly more than its latency, the bandwidth is that of messages that grow until they take long enough; where the
+    latency is `far_s` or more, none: TCP's slow start would take most of the time.
     """
-    latency_s = statistics.median(_echoes(peer)) / 2
+    latencies_s = [echo_s / 2 for echo_s in _echoes(peer)]
+    latency_s = statistics.quantiles(latencies_s, n=4)[0]  # a busy processor only ever makes an echo late
+    jitter_s = statistics.fmean(abs(after_s - before_s) for before_s, after_s in pairwise(latencies_s))
     gbit_per_s = None
     if size_bytes is not None:
         on_wire_s = _fixed(peer, size_bytes, limit_s) - 2 * latency_s  # there and back, and the message on its way
         gbit_per_s = 8e-9 * size_bytes / on_wire_s if on_wire_s > latency_s else None
-    if gbit_per_s is None:
+    if gbit_per_s is None and latency_s < far_s:
         size_bytes, message_s = _growing(peer, limit_s)
         gbit_per_s = 8e-9 * size_bytes / max(message_s - 2 * latency_s, 8e-9 * size_bytes / MOST_GBIT_PER_S)
     peer.tell(END, REQUEST_TAG)
-    return MeasuredLink(own_rank, peer.rank, latency_s, gbit_per_s, 2 * statistics.median(peer.call_s))
+    return MessageTimes(own_rank, peer.rank, latency_s, jitter_s, gbit_per_s, 2 * statistics.median(peer.call_s))
 
 
 def answer(peer: Peer) -> None:
@@ -149,45 +159,3 @@ def _growing(peer: Peer, limit_s: float) -> tuple[int, float]:
         if message_s >= LONG_ENOUGH_S or 4 * size_bytes > MOST_BYTES or time.perf_counter() + 4 * message_s > end_s:
             return size_bytes, message_s
         size_bytes *= 4
-
-
-def representatives(places: Sequence[RankLocation]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Return the pairs of ranks that measure inside a network, and one rank of every network."""
-    members: dict[str, list[int]] = {}
-    for rank, place in enumerate(places):
-        members.setdefault(place.network, []).append(rank)
-    inside = [(ranks[0], ranks[1]) for ranks in members.values() if len(ranks) > 1]
-    return inside, [ranks[0] for ranks in members.values()]
-
-
-def rounds(ranks: Sequence[int], concurrent: int | None = None) -> list[list[tuple[int, int]]]:
-    """Return every pair of `ranks` once, in rounds of disjoint pairs, at most `concurrent` in each.
-
-    One rank stays, the others move on by one seat from round to round (the circle method): no round can be spared.
-    """
-    seats: list[int | None] = [*ranks, *([None] if len(ranks) % 2 else [])]
-    found = []
-    for _ in range(len(seats) - 1):
-        half = len(seats) // 2
-        pairs = zip(seats[:half], reversed(seats[half:]), strict=True)
-        whole = [(pair, other) for pair, other in pairs if pair is not None and other is not None]
-        step = concurrent or max(1, len(whole))
-        found += [whole[first : first + step] for first in range(0, len(whole), step)]
-        seats = [seats[0], seats[-1], *seats[1:-1]]
-    return found
-
-
-def take_part(
-    own_rank: int, pairs: Sequence[tuple[int, int]], size_bytes: int | None, limit_s: float
-) -> MeasuredLink | None:
-    """Measure in one round: the first of a pair, then the second. Return the link from here; None without a pair."""
-    for first, second in pairs:
-        if own_rank in (first, second):
-            peer = Peer(second if own_rank == first else first)
-            if own_rank == first:
-                link = measure_link(own_rank, peer, size_bytes, limit_s)
-                answer(peer)
-                return link
-            answer(peer)
-            return measure_link(own_rank, peer, size_bytes, limit_s)
-    return None

@@ -4,11 +4,9 @@ import logging
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import NoReturn
+from dataclasses import asdict, dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from skippipe.cluster.compute_speed import (
     ProbeWorkload,
@@ -17,17 +15,23 @@ from skippipe.cluster.compute_speed import (
     measured_peak_tflop_per_s,
     sustained_tflop_per_s,
 )
-from skippipe.cluster.link_speed import MeasuredLink, representatives, rounds, take_part
+from skippipe.cluster.link_rounds import (
+    LinkOptions,
+    MeasuredLink,
+    measure_links,
+    of_all_ranks,
+    same_network,
+    wait_for_all,
+)
 from skippipe.cluster.location import RankLocation, node_names, own_location, sharing
 from skippipe.cluster.node_memory import memory_bytes
 from skippipe.cluster.regions import NEAR_S, regions
 from skippipe.cluster.rounding import rounded
-from skippipe.errors import PeerLostError
+from skippipe.cluster.streams import Stream
 from skippipe.model.device import device_name, peak_tflop_per_s
 from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe.runtime.ranks.torch_errors import TransferError, translating_errors
 from skippipe_scheduler.problem.cluster import MeasuredFor, Node, NodeLink
 
 logger = logging.getLogger(__name__)
@@ -48,14 +52,23 @@ class ProfileOptions:
     """What the times hold for; None where nodes get a rate."""
     num_losses: int = 1
     """How many losses an origin computes for a microbatch."""
-    activation_bytes: int | None = None
-    """Bytes of a message in training; None measures long ones."""
+    links: LinkOptions = field(default_factory=LinkOptions)
     compute_s: float = 3.0
-    link_s: float = 1.0
-    """At most about so long for each direction of a link."""
-    concurrent: int | None = None
-    """Pairs of hosts measured at the same time; as many as there can be where None."""
     near_s: float = NEAR_S
+
+
+@dataclass(frozen=True)
+class LinkDetail:
+    """What the link from one host to another does besides carrying one message; the hosts are named by a node.
+
+    `stream` has no rates where a host's system cannot tell them.
+    """
+
+    source: str
+    destination: str
+    latency_ms: float
+    jitter_ms: float
+    stream: Stream | None
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,8 @@ class Profile:
     places: tuple[RankLocation, ...]
     devices: tuple[str, ...]
     measured_for: MeasuredFor | None = None
+    details: tuple[LinkDetail, ...] = ()
+    """How the links between hosts differ from what a cluster file has of them."""
 
 
 def profile(context: DistributedContext, device: torch.device, options: ProfileOptions) -> Profile:
@@ -81,7 +96,8 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     say = logger.info if context.rank == 0 else logger.debug
     say("computing on %d node%s at the same time, %g s", len(names), "s" * (len(names) > 1), options.compute_s)
     reports = _compute(context, device, options, sharing(places, context.rank))
-    links = _measure_links(context, places, options)
+    measured = measure_links(context, places, options.links)
+    links = of_all_ranks(places, measured)
     calls_s = [link.call_s for link in links.values()]
     copies_s = [float(report["copy_s"]) for report in reports]
     nodes = _nodes(names, _regions(places, links, options), levelled(places, reports))
@@ -92,6 +108,13 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
         places=places,
         devices=tuple(str(report["device"]) for report in reports),
         measured_for=options.measured_for,
+        details=tuple(_detail(names, link) for link in measured if not same_network(places, link)),
+    )
+
+
+def _detail(names: Sequence[str], link: MeasuredLink) -> LinkDetail:
+    return LinkDetail(
+        names[link.source], names[link.destination], 1e3 * link.latency_s, 1e3 * link.jitter_s, link.stream
     )
 
 
@@ -102,10 +125,10 @@ def _compute(
 
     def measure() -> dict[str, float | str | None]:
         memory = memory_bytes(device, sharers)
-        _on_all_ranks(context)
+        wait_for_all(context)
         times = measure_tasks(options.workload, device, options.compute_s)
         known = peak_tflop_per_s(device, options.workload.dtype)
-        _on_all_ranks(context)
+        wait_for_all(context)
         peak = known / sharers if known else measured_peak_tflop_per_s(device, options.workload.dtype)
         report: dict[str, float | str | None] = {
             "device": device_name(device),
@@ -125,55 +148,6 @@ def _compute(
         }
 
     return all_gather_json(context, Topic.PROFILE_COMPUTE, measure)
-
-
-def _measure_links(
-    context: DistributedContext, places: Sequence[RankLocation], options: ProfileOptions
-) -> dict[tuple[int, int], MeasuredLink]:
-    """Return the link of every ordered pair of ranks, those of one host taken from its representatives."""
-    if context.world_size == 1:
-        return {}
-    inside, first = representatives(places)
-    schedule = [*([inside] if inside else []), *rounds(first, options.concurrent)]
-    own: list[MeasuredLink] = []
-    for index, pairs in enumerate(schedule):
-        if context.rank == 0:
-            logger.info("links: round %d of %d", index + 1, len(schedule))
-        _on_all_ranks(context)
-        try:
-            link = take_part(context.rank, pairs, options.activation_bytes, options.link_s)
-        except TransferError as reason:
-            _lost(context, reason)
-        own += [link] if link is not None else []
-    gathered = all_gather_json(context, Topic.PROFILE_LINKS, lambda: own)
-    by_network = {}
-    for content in (entry for entries in gathered for entry in entries):
-        link = MeasuredLink(*content)
-        by_network[places[link.source].network, places[link.destination].network] = link
-    ranks = range(len(places))
-    return {
-        (source, destination): by_network[places[source].network, places[destination].network]
-        for source in ranks
-        for destination in ranks
-        if source != destination
-    }
-
-
-def _on_all_ranks(context: DistributedContext) -> None:
-    if context.store is None:
-        return
-    others = tuple(rank for rank in range(context.world_size) if rank != context.rank)
-    try:
-        translating_errors("waited for the others", others, dist.barrier)
-    except TransferError as reason:
-        _lost(context, reason)
-
-
-def _lost(context: DistributedContext, reason: TransferError) -> NoReturn:
-    raise PeerLostError(
-        f"rank {context.rank} {reason.action} in vain: {reason.cause}; see the messages of the other ranks, and "
-        "whether each host reaches all others"
-    ) from None
 
 
 def _regions(

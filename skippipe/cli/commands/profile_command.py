@@ -61,7 +61,8 @@ def command(
         if out is None and context.world_size > 1:
             raise ConfigError("--out: give the cluster file to write")
         chosen, options = prepare(experiment, device, context)
-        options = replace(options, compute_s=compute_s, link_s=link_s, concurrent=concurrent, near_s=region_ms / 1e3)
+        how = replace(options.links, link_s=link_s, concurrent=concurrent)
+        options = replace(options, compute_s=compute_s, links=how, near_s=region_ms / 1e3)
         measured = profile(context, chosen, options)
         context.finish()
         if context.rank == 0:
@@ -85,6 +86,7 @@ def prepare(
     import torch
 
     from skippipe.cluster.compute_speed import ProbeWorkload, typical_workload
+    from skippipe.cluster.link_rounds import LinkOptions
     from skippipe.cluster.profile import ProfileOptions
     from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device, torch_dtype
@@ -122,7 +124,7 @@ def prepare(
         mean_layers,
         experiment_measured_for(experiment, experiment.pipeline.num_stages),
         experiment.recipe.num_losses,
-        cost.activation_bytes,
+        LinkOptions(cost.activation_bytes),
     )
 
 
@@ -135,6 +137,8 @@ def _subject(options: "ProfileOptions", config_path: Path | None) -> str:
 
 
 def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
     from skippipe.cluster.description import as_cluster, content, profile_comments, profile_table, write_cluster
 
     comments = profile_comments(measured, subject)
@@ -146,6 +150,7 @@ def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) 
         entries = {
             "nodes": [content(node) for node in measured.nodes],
             "links": [content(link) for link in measured.links],
+            "between_hosts": [asdict(detail) for detail in measured.details],
         }
         overhead = {"task_overhead_s": measured.task_overhead_s}
         click.echo(json.dumps(entries | overhead | {"about": comments, "cluster_file": written}))

@@ -85,6 +85,8 @@ class Topic(StrEnum):
     """On which machine and network each rank is."""
     PROFILE_COMPUTE = "profile/compute"
     """How fast each rank computes."""
+    PROFILE_DOORS = "profile/doors"
+    """Where each rank takes connections that are to be measured."""
     PROFILE_LINKS = "profile/links"
     """The links that each rank has measured."""
     SERVED_RUN = "inference/run"
