@@ -7,6 +7,7 @@ Two hosts are network namespaces with a shaped line between them (`common/lines.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +113,7 @@ def main(only: tuple[str, ...], quick: bool, out: Path | None) -> None:
     """Profile shaped lines and write results.json and results.md beside this file."""
     if (problem := why_not()) is not None:
         raise click.ClickException(problem)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # with the hosts and what runs there
     folder = folder_of_results(out, quick, HERE)
     page = ("The profile of lines that are known", COLUMNS)
     record(ROWS, chosen(ROWS, only), folder, lambda name: measure(name, quick=quick), page)

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from skippipe.cluster.links.streams import SEVERAL
 from skippipe.cluster.profile import LinkDetail, Profile
-from skippipe.cluster.streams import SEVERAL
 from skippipe_scheduler.files import StrictModel, write_atomically
 from skippipe_scheduler.problem.cluster import FORMAT, Cluster, ClusterLinks
 
@@ -75,6 +75,13 @@ def profile_comments(profile: Profile, subject: str) -> list[str]:
         )
     if profile.links:
         lines.append("Latency is half of a message's way there and back; bandwidth is that of one connection, one way.")
+    if (completion := profile.completion) is not None:
+        lines += [
+            f"Bandwidth was measured for {completion.measured_pairs} of {completion.all_pairs} pairs of hosts; the "
+            "rest is completed: the narrowest of way out, way in, and regions.",
+            f"At {len(completion.relative_errors)} ways of pairs that were held back the completion is off by "
+            f"{completion.median_error:.0%} (median), {completion.most_error:.0%} (9 of 10 are below).",
+        ]
     return lines
 
 

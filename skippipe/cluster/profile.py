@@ -15,7 +15,8 @@ from skippipe.cluster.compute_speed import (
     measured_peak_tflop_per_s,
     sustained_tflop_per_s,
 )
-from skippipe.cluster.link_rounds import (
+from skippipe.cluster.links.completion import Completion
+from skippipe.cluster.links.link_rounds import (
     LinkOptions,
     MeasuredLink,
     measure_links,
@@ -23,11 +24,11 @@ from skippipe.cluster.link_rounds import (
     same_network,
     wait_for_all,
 )
+from skippipe.cluster.links.streams import Stream
 from skippipe.cluster.location import RankLocation, node_names, own_location, sharing
 from skippipe.cluster.node_memory import memory_bytes
-from skippipe.cluster.regions import NEAR_S, regions
+from skippipe.cluster.regions import regions
 from skippipe.cluster.rounding import rounded
-from skippipe.cluster.streams import Stream
 from skippipe.model.device import device_name, peak_tflop_per_s
 from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
@@ -54,7 +55,6 @@ class ProfileOptions:
     """How many losses an origin computes for a microbatch."""
     links: LinkOptions = field(default_factory=LinkOptions)
     compute_s: float = 3.0
-    near_s: float = NEAR_S
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Profile:
     measured_for: MeasuredFor | None = None
     details: tuple[LinkDetail, ...] = ()
     """How the links between hosts differ from what a cluster file has of them."""
+    completion: Completion | None = None
+    """Where the bandwidth of some pairs of hosts was not measured."""
 
 
 def profile(context: DistributedContext, device: torch.device, options: ProfileOptions) -> Profile:
@@ -96,8 +98,8 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
     say = logger.info if context.rank == 0 else logger.debug
     say("computing on %d node%s at the same time, %g s", len(names), "s" * (len(names) > 1), options.compute_s)
     reports = _compute(context, device, options, sharing(places, context.rank))
-    measured = measure_links(context, places, options.links)
-    links = of_all_ranks(places, measured)
+    survey = measure_links(context, places, options.links)
+    links = of_all_ranks(places, survey.links)
     calls_s = [link.call_s for link in links.values()]
     copies_s = [float(report["copy_s"]) for report in reports]
     nodes = _nodes(names, _regions(places, links, options), levelled(places, reports))
@@ -108,7 +110,8 @@ def profile(context: DistributedContext, device: torch.device, options: ProfileO
         places=places,
         devices=tuple(str(report["device"]) for report in reports),
         measured_for=options.measured_for,
-        details=tuple(_detail(names, link) for link in measured if not same_network(places, link)),
+        details=tuple(_detail(names, link) for link in survey.links if not same_network(places, link)),
+        completion=survey.completion,
     )
 
 
@@ -154,7 +157,7 @@ def _regions(
     places: Sequence[RankLocation], links: dict[tuple[int, int], MeasuredLink], options: ProfileOptions
 ) -> list[str]:
     latency_s = {pair: link.latency_s for pair, link in links.items()}
-    return regions([place.given_region for place in places], latency_s, options.near_s)
+    return regions([place.given_region for place in places], latency_s, options.links.near_s)
 
 
 def levelled(places: Sequence[RankLocation], reports: Sequence[NodeReport]) -> list[NodeReport]:

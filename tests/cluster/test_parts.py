@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from skippipe.cluster.description import as_cluster, profile_table, write_cluster
-from skippipe.cluster.link_rounds import representatives, rounds
+from skippipe.cluster.links.host_pairs import representatives, rounds
 from skippipe.cluster.location import RankLocation, node_names, sharing
 from skippipe.cluster.node_memory import container_limit_bytes
 from skippipe.cluster.profile import NodeReport, Profile, levelled

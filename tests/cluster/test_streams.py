@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from skippipe.cluster import streams
 from skippipe.cluster.description import profile_table
-from skippipe.cluster.link_rounds import MeasuredLink
-from skippipe.cluster.link_speed import MessageTimes
+from skippipe.cluster.links import streams
+from skippipe.cluster.links.link_rounds import MeasuredLink
+from skippipe.cluster.links.link_speed import MessageTimes
+from skippipe.cluster.links.streams import SEVERAL, Stream, entrance, measure_streams
 from skippipe.cluster.location import RankLocation
 from skippipe.cluster.profile import LinkDetail, Profile
-from skippipe.cluster.streams import SEVERAL, Stream, entrance, measure_streams
 from skippipe.runtime.ranks.torch_errors import TransferError
 from skippipe_scheduler.problem.cluster import Node
 
@@ -22,7 +22,11 @@ MEASURED_S = 0.05
 def test_two_ends_measure_what_they_send(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "START_S", 0.02)
     monkeypatch.setattr(streams, "TURN_S", 0.02)
-    meet = threading.Barrier(2).wait
+    barrier = threading.Barrier(2)
+
+    def meet() -> None:
+        barrier.wait(30)
+
     with entrance("127.0.0.1") as own, ThreadPoolExecutor(2) as pool:
         assert own is not None
         stranger = socket.create_connection((own.door.host, own.door.port))
@@ -37,6 +41,7 @@ def test_two_ends_measure_what_they_send(monkeypatch: pytest.MonkeyPatch) -> Non
         assert all(rate >= 0 for rate in stream.rates)
         assert max(stream.rates) > 0.01  # of a machine's own memory
         assert 0 <= stream.resent < 1
+        assert 0 < stream.round_trip_s < 1
 
 
 def test_the_kernel_counts_what_has_arrived() -> None:
@@ -67,9 +72,13 @@ def test_an_end_that_is_gone_is_named() -> None:
 
 
 def test_a_far_link_has_the_rate_of_its_stream() -> None:
-    stream = Stream(0, 1, 0.2, 0.1, 0.4, 0.3, 0.01)
+    stream = Stream(0, 1, 0.2, 0.1, 0.4, 0.3, 0.01, 0.078)
     far = MessageTimes(0, 1, 0.04, 0.001, None, 1e-5)
-    assert MeasuredLink.of(far, stream).gbit_per_s == 0.2
+    found = MeasuredLink.of(far, stream)
+    assert found.latency_s == pytest.approx(0.039, rel=1e-3)
+    assert found[3:5] == (0.001, 0.2)
+    near = far._replace(latency_s=0.0015, gbit_per_s=4.0)
+    assert MeasuredLink.of(near, stream)[2:5] == (0.0015, 0.001, 4.0)
     assert MeasuredLink.of(far._replace(gbit_per_s=0.15), stream).gbit_per_s == 0.15
     assert MeasuredLink.of(far, stream._replace(one_gbit_per_s=0.0)).gbit_per_s > 0
     sent = [list(MeasuredLink.of(far, stream)), list(MeasuredLink.of(far._replace(gbit_per_s=1.0), None))]
@@ -82,7 +91,7 @@ def test_the_table_has_what_several_connections_carry() -> None:
         Node(name=name, region=name, compute_tflop_per_s=1.5, memory_gib=2.0, peak_tflop_per_s=3.0) for name in "ab"
     )
     places = tuple(RankLocation(name, name, name, name, None, None) for name in "ab")
-    details = (LinkDetail("a", "b", 40.0, 1.25, Stream(0, 1, 0.2, 0.1, 0.4, 0.3, 0.015)),)
+    details = (LinkDetail("a", "b", 40.0, 1.25, Stream(0, 1, 0.2, 0.1, 0.4, 0.3, 0.015, 0.08)),)
     table = profile_table(Profile(nodes, (), 0.0, places, ("CPU",) * 2, details=details))
     (row,) = [line.split() for line in table.splitlines() if "->" in line]
     assert row == ["a", "->", "b", "1.2", "ms", "0.2", "0.1", "0.4", "0.3", "1.5%"]

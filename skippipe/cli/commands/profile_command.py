@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 )
 @click.option("--concurrent", type=click.IntRange(min=1), help="Pairs of hosts at a time; all that are disjoint else.")
 @click.option(
+    "--bandwidth-rounds",
+    type=click.IntRange(min=1),
+    help="Others that a host's bandwidth is measured with [all, or 8].",
+)
+@click.option(
     "--region-ms", type=click.FloatRange(min=0), default=2.0, help="Nodes nearer than that share a region (2)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -41,6 +46,7 @@ def command(
     compute_s: float,
     link_s: float,
     concurrent: int | None,
+    bandwidth_rounds: int | None,
     region_ms: float,
     as_json: bool,
     overrides: tuple[str, ...],
@@ -61,8 +67,14 @@ def command(
         if out is None and context.world_size > 1:
             raise ConfigError("--out: give the cluster file to write")
         chosen, options = prepare(experiment, device, context)
-        how = replace(options.links, link_s=link_s, concurrent=concurrent)
-        options = replace(options, compute_s=compute_s, links=how, near_s=region_ms / 1e3)
+        how = replace(
+            options.links,
+            link_s=link_s,
+            concurrent=concurrent,
+            bandwidth_rounds=bandwidth_rounds,
+            near_s=region_ms / 1e3,
+        )
+        options = replace(options, compute_s=compute_s, links=how)
         measured = profile(context, chosen, options)
         context.finish()
         if context.rank == 0:
@@ -86,7 +98,7 @@ def prepare(
     import torch
 
     from skippipe.cluster.compute_speed import ProbeWorkload, typical_workload
-    from skippipe.cluster.link_rounds import LinkOptions
+    from skippipe.cluster.links.link_rounds import LinkOptions
     from skippipe.cluster.profile import ProfileOptions
     from skippipe.model.architecture import experiment_model
     from skippipe.model.device import check_dtype, choose_device, torch_dtype
@@ -152,8 +164,11 @@ def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) 
             "links": [content(link) for link in measured.links],
             "between_hosts": [asdict(detail) for detail in measured.details],
         }
-        overhead = {"task_overhead_s": measured.task_overhead_s}
-        click.echo(json.dumps(entries | overhead | {"about": comments, "cluster_file": written}))
+        rest = {
+            "task_overhead_s": measured.task_overhead_s,
+            "completion": None if measured.completion is None else asdict(measured.completion),
+        }
+        click.echo(json.dumps(entries | rest | {"about": comments, "cluster_file": written}))
         return
     click.echo("\n".join([*comments, profile_table(measured)]))
     if written is not None:

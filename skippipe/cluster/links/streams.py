@@ -26,20 +26,20 @@ NEEDED = ("TCP_INFO", "TCP_NOTSENT_LOWAT")
 """Of the system's sockets; there are no rates without."""
 HELLO = struct.Struct(f"!{TOKEN_BYTES}sB")
 BEGIN = struct.Struct("!d")
-BLOCK_BYTES = 64 * 2**10
+BLOCK_BYTES = 32 * 2**10
 """Bytes of one write, and of what may wait unsent: more would still flow when the next phase has begun."""
 CONNECT_S = 20.0
 """Seconds until the other host must have connected."""
 START_ROUND_TRIPS, START_S = 8, 0.2
 """Round trips, and at least seconds, in which TCP's slow start reaches a line's rate."""
-TURN_ROUND_TRIPS, TURN_S = 3, 0.1
+TURN_ROUND_TRIPS, TURN_S = 3, 0.2
 """The same for connections that are at their rate: until what was sent before has passed the queues."""
 LEAST_ROUND_TRIPS = 2
 """For how long a rate is measured, where that is longer than the time that is asked for."""
 TCP_INFO_BYTES = 220
-SEGMENTS_AT, DELIVERED_AT, SENT_AT, RESENT_AT, TWICE_AT = 156, 192, 200, 208, 216
-"""Where Linux keeps the segments sent, those that have arrived, the bytes sent and sent again, and the segments that
-have arrived twice in TCP_INFO (`struct tcp_info` of linux/tcp.h, since 4.19)."""
+LEAST_TRIP_AT, SEGMENTS_AT, DELIVERED_AT, SENT_AT, RESENT_AT, TWICE_AT = 148, 156, 192, 200, 208, 216
+"""Where Linux keeps in TCP_INFO (`struct tcp_info` of linux/tcp.h, since 4.19) the shortest round trip in microseconds,
+the segments sent, those that have arrived, the bytes sent and sent again, and the segments that arrived twice."""
 
 
 class Phase(NamedTuple):
@@ -74,6 +74,8 @@ class Stream(NamedTuple):
     several_gbit_per_s: float
     several_both_gbit_per_s: float
     resent: float
+    round_trip_s: float
+    """The shortest that TCP has seen, which is that of a connection's first segments."""
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -88,11 +90,12 @@ class Counts(NamedTuple):
     delivered_bytes: float
     sent_bytes: int
     resent_bytes: int
+    round_trip_s: float
 
     @classmethod
     def of(cls, connections: Sequence[socket.socket]) -> "Counts":
         """Ask the kernel."""
-        delivered, sent, resent = 0.0, 0, 0
+        delivered, sent, resent, least_us = 0.0, 0, 0, []
         for connection in connections:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
             segments, arrived, twice = (
@@ -100,9 +103,10 @@ class Counts(NamedTuple):
             )
             own_sent, own_resent = (struct.unpack_from("=Q", info, place)[0] for place in (SENT_AT, RESENT_AT))
             delivered += (arrived - twice) * own_sent / max(1, segments)  # of segments of mean size
+            least_us.append(struct.unpack_from("=I", info, LEAST_TRIP_AT)[0])
             sent += own_sent
             resent += own_resent
-        return cls(time.perf_counter(), delivered, sent, resent)
+        return cls(time.perf_counter(), delivered, sent, resent, 1e-6 * min(least_us))
 
     def gbit_per_s_since(self, before: "Counts") -> float:
         """Return the rate between two moments."""
@@ -160,7 +164,7 @@ class Entrance:
 
 
 @dataclass
-class Exchange:
+class StreamEnd:
     """One end of the connections while they are measured."""
 
     connections: Sequence[socket.socket]
@@ -234,7 +238,7 @@ def measure_streams(
                 connections[0].sendall(BEGIN.pack(round_trip_s))
             else:
                 (round_trip_s,) = BEGIN.unpack(connections[0].recv(BEGIN.size, socket.MSG_WAITALL))
-            rates = Exchange(connections, is_first, meet, round_trip_s, measured_s).rates()
+            rates = StreamEnd(connections, is_first, meet, round_trip_s, measured_s).rates()
             counts = Counts.of(connections)
             for connection in connections:  # what still waits to be sent is of no use to anybody
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -248,4 +252,5 @@ def measure_streams(
         several_gbit_per_s=rates[True, False],
         several_both_gbit_per_s=rates[True, True],
         resent=counts.resent_bytes / max(1, counts.sent_bytes),
+        round_trip_s=counts.round_trip_s,
     )

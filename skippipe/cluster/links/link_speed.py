@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from skippipe.runtime.ranks.torch_errors import begun, translating_errors
 
 END, ECHO = -1, 0
 REQUEST_TAG, DATA_TAG, REPLY_TAG = 1, 2, 3
-ECHO_S = 0.3
+ECHO_S, SHORT_ECHO_S = 0.3, 0.1
+"""For one of few pairs, and for one of many."""
 LEAST_ECHOES, MOST_ECHOES = 5, 200
 FIRST_BYTES, MOST_BYTES = 64 * 2**10, 128 * 2**20
 LONG_ENOUGH_S = 0.3
@@ -92,9 +93,7 @@ def measure_messages(own_rank: int, peer: Peer, size_bytes: int | None, limit_s:
     is hardly more than its latency, the bandwidth is that of messages that grow until they take long enough; where the
     latency is `far_s` or more, none: TCP's slow start would take most of the time.
     """
-    latencies_s = [echo_s / 2 for echo_s in _echoes(peer)]
-    latency_s = statistics.quantiles(latencies_s, n=4)[0]  # a busy processor only ever makes an echo late
-    jitter_s = statistics.fmean(abs(after_s - before_s) for before_s, after_s in pairwise(latencies_s))
+    latency_s, jitter_s = _latency_and_jitter_s(_echoes(peer))
     gbit_per_s = None
     if size_bytes is not None:
         on_wire_s = _fixed(peer, size_bytes, limit_s) - 2 * latency_s  # there and back, and the message on its way
@@ -104,6 +103,23 @@ def measure_messages(own_rank: int, peer: Peer, size_bytes: int | None, limit_s:
         gbit_per_s = 8e-9 * size_bytes / max(message_s - 2 * latency_s, 8e-9 * size_bytes / MOST_GBIT_PER_S)
     peer.tell(END, REQUEST_TAG)
     return MessageTimes(own_rank, peer.rank, latency_s, jitter_s, gbit_per_s, 2 * statistics.median(peer.call_s))
+
+
+def measure_echoes(own_rank: int, peer: Peer, first: int) -> MessageTimes | None:
+    """Measure the latency alone, where this is the rank that is the `first` of the two; None at the other."""
+    peer.meet()
+    if own_rank != first:
+        answer(peer)
+        return None
+    latency_s, jitter_s = _latency_and_jitter_s(_echoes(peer, SHORT_ECHO_S))
+    peer.tell(END, REQUEST_TAG)
+    return MessageTimes(own_rank, peer.rank, latency_s, jitter_s, None, 2 * statistics.median(peer.call_s))
+
+
+def _latency_and_jitter_s(echoes_s: Sequence[float]) -> tuple[float, float]:
+    """Return the lower quartile of latencies, as a busy processor only ever makes an echo late, and their jitter."""
+    changes_s = [abs(after_s - before_s) / 2 for before_s, after_s in pairwise(echoes_s)]
+    return statistics.quantiles(echoes_s, n=4)[0] / 2, statistics.fmean(changes_s)
 
 
 def answer(peer: Peer) -> None:
@@ -118,9 +134,9 @@ def answer(peer: Peer) -> None:
         peer.tell(0, REPLY_TAG)
 
 
-def _echoes(peer: Peer) -> list[float]:
+def _echoes(peer: Peer, limit_s: float = ECHO_S) -> list[float]:
     times: list[float] = []
-    end_s = time.perf_counter() + ECHO_S
+    end_s = time.perf_counter() + limit_s
     while len(times) < LEAST_ECHOES or (len(times) < MOST_ECHOES and time.perf_counter() < end_s):
         reply = peer.expect(REPLY_TAG)
         start_s = time.perf_counter()
