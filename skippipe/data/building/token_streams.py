@@ -15,7 +15,7 @@ from skippipe.data.token_cache_index import SPLITS, Split
 from skippipe.data.tokenizer import Tokens
 
 SAVE_EVERY_S = 5.0
-"""How much work a kill costs at most, beside the batch that is in work."""
+"""How much work a kill costs at most, beside the batches that are in work."""
 
 
 class CorpusPlace(BaseModel):
