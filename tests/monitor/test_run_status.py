@@ -1,5 +1,6 @@
 """RUN/nodes.json and `skippipe top`: what is measured of nodes, how it is kept, and what a person sees of it."""
 
+import io
 import json
 import os
 import pty
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from rich.console import Console
 from simulated_trace import simulated_trace
 
 from skippipe.cli.main import main
 from skippipe.errors import InputError, StorageError
 from skippipe.monitor.live.node_board import WINDOW, NodeBoard, NodeFacts, NodeReading
 from skippipe.monitor.live.run_status import LinkStatus, NodeStatus, RunStatus, read_status, write_status
+from skippipe.monitor.live.run_view import run_view
 from skippipe.monitor.live.status_sink import StatusSink
 from skippipe.monitor.metrics import Metric, StepMetrics
 from skippipe.monitor.run_events import MembershipChange
@@ -97,20 +100,34 @@ def test_top_prints_every_node_by_name(tmp_path: Path, capsys: pytest.CaptureFix
     lines = top(tmp_path, capsys)
     headline = words_of(lines, tmp_path.name)
     assert headline[1:7] == ["step", "7/9", "loss", "2.5000", "4,096", "tokens/s"]
-    assert words_of(lines, "ams-0")[1:] == ["0,", "2", "joined", "62%", "25%", "1", "1.5", "0.25", "/", "0.5"]
-    assert words_of(lines, name)[3:] == ["in", "62%", "25%", "2.5", "1.5", "0.25", "/", "0.5"]
-    assert words_of(lines, "nyc-1")[1:] == ["-", "lost", "(connection", "closed)"]
+    assert words_of(lines, "ams-0")[1:] == ["0,", "2", "joined", "62%", "25%", "1", "1.5", "0.25", "0.5"]
+    assert words_of(lines, name)[3:] == ["in", "62%", "25%", "2.5", "1.5", "0.25", "0.5"]
+    assert words_of(lines, "nyc-1")[1:] == ["-", "lost"]
     assert f"slowest: {name}, whose tasks take 2.5 times as long as planned; median 1.75" in lines
     assert words_of(lines, "ams-0 - nyc-0")[3:] == ["80.0", "160.0", "0.1", "0.05", "2"]
     assert lines[-1] == f"{LOSS.time}  {LOSS}"
     assert not any("\x1b" in line for line in lines)
 
 
+def test_names_and_numbers_are_whole_on_a_terminal_of_80_columns() -> None:
+    nodes = [node(f"netherlands-{index}", pace=12.345, device_bytes=123 * GIB) for index in range(2)]
+    link = LINK.model_copy(update={"nodes": ("netherlands-0", "netherlands-1")})
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(run_view("three-regions", status(*nodes, links=(link,)), [LOSS], time.time()))
+    lines = captured.get().splitlines()
+    for wanted in ("netherlands-0", "netherlands-1", "netherlands-0 - netherlands-1", "nyc-1"):
+        assert any(line.startswith(f"{wanted} ") for line in lines)
+    assert words_of(lines, "netherlands-1")[3:] == ["in", "62%", "25%", "12.3", "1.5", "123", "0.25", "0.5"]
+    assert words_of(lines, "netherlands-0 - netherlands-1")[3:] == ["80.0", "160.0", "0.1", "0.05", "2"]
+    assert "…" not in captured.get()
+
+
 def test_memory_of_gpus_has_a_column_where_there_are_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_status(status(node("ams-0"), node("nyc-0", pace=None, device_bytes=40 * GIB)), tmp_path)
     lines = top(tmp_path, capsys)
-    assert words_of(lines, "ams-0")[3:] == ["in", "62%", "25%", "1", "1.5", "-", "0.25", "/", "0.5"]
-    assert words_of(lines, "nyc-0")[3:] == ["in", "62%", "25%", "-", "1.5", "40", "0.25", "/", "0.5"]
+    assert words_of(lines, "ams-0")[3:] == ["in", "62%", "25%", "1", "1.5", "-", "0.25", "0.5"]
+    assert words_of(lines, "nyc-0")[3:] == ["in", "62%", "25%", "-", "1.5", "40", "0.25", "0.5"]
     assert any(line.startswith("slowest: not known") for line in lines)
 
 

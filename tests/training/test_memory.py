@@ -93,7 +93,7 @@ def test_every_rank_is_near_its_estimate(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["top", str(tmp_path / "run"), "--once"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:5]] == list(plan.nodes)
+    assert [line.split()[0] for line in lines[3:6]] == list(plan.nodes)
     assert "finished" in lines[0]
 
 

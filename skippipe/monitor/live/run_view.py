@@ -1,6 +1,6 @@
 """What `skippipe top` shows of a run. Texts are `Text`, as names may look like rich's markup."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -51,8 +51,9 @@ def _headline(name: str, status: RunStatus, now_s: float) -> Text:
 
 def _nodes_table(status: RunStatus, changes: Sequence[MembershipChange]) -> Table:
     has_gpu = any(node.device_bytes is not None for node in status.nodes)
-    device = ["GPU GiB"] if has_gpu else []
-    table = _table("node", "stages", "state", ["busy", "waiting", "time/plan", "process GiB", *device, "peak/plan GiB"])
+    device = ["GPU\nGiB"] if has_gpu else []
+    numbers = ["busy", "waiting", "pace", "process\nGiB", *device, "peak\nGiB", "plan\nGiB"]
+    table = _table(["node", "stages", "state"], numbers)
     present = {node.node for node in status.nodes}
     joined = {name for change in changes for name in change.joined}
     slowest = slowest_of(status.nodes)
@@ -63,14 +64,15 @@ def _nodes_table(status: RunStatus, changes: Sequence[MembershipChange]) -> Tabl
             NONE if node.pace is None else f"{node.pace:.3g}",
             _gib(node.process_bytes),
             *([_gib(node.device_bytes)] if has_gpu else []),
-            f"{_gib(node.peak_bytes)} / {_gib(node.estimated_bytes)}",
+            _gib(node.peak_bytes),
+            _gib(node.estimated_bytes),
         ]
         stages = ", ".join(map(str, node.stages))
         row = [node.node, stages, "joined" if node.node in joined else "in", *cells]
         table.add_row(*map(Text, row), style="yellow" if node is slowest else None)
-    lost = {name: cause for change in changes for name, cause in change.lost.items() if name not in present}
-    for name, cause in lost.items():
-        table.add_row(Text(name), Text(NONE), Text(f"lost ({cause})"), style="red")
+    lost = dict.fromkeys(name for change in changes for name in change.lost if name not in present)
+    for name in lost:
+        table.add_row(Text(name), Text(NONE), Text("lost"), style="red")
     return table
 
 
@@ -83,7 +85,8 @@ def _slowest(nodes: Sequence[NodeStatus]) -> Text:
 
 
 def _links_table(links: Sequence[LinkStatus]) -> Table:
-    table = _table("link", ["planned ms", "measured ms", "planned Gbit/s", "measured Gbit/s", "time/plan"])
+    numbers = ["planned\nms", "measured\nms", "planned\nGbit/s", "measured\nGbit/s", "pace"]
+    table = _table(["link"], numbers)
     worst = sorted(links, key=lambda link: -(link.pace or 0.0))
     for link in worst[:SHOWN_LINKS]:
         paced = None if link.pace is None else link.pace * link.planned_s
@@ -101,13 +104,13 @@ def _links_table(links: Sequence[LinkStatus]) -> Table:
     return table
 
 
-def _table(*columns: str | Iterable[str]) -> Table:
-    """Return a table without rows; words stand on the left, and lists of columns of numbers on the right."""
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Return a table without rows; where there is too little room, words are broken and numbers stay whole."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        names, justify = ([column], "left") if isinstance(column, str) else (column, "right")
-        for name in names:
-            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # one of two words
+    for name in words:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
