@@ -28,6 +28,8 @@ PIECE_BYTES = 2**20
 """Of one answer: small beside what a host sends in a second, large beside what a message costs."""
 WINDOW = 16
 """Pieces asked for ahead: at 1 Gbit/s they fill a round trip of 100 ms."""
+_LARGEST_QUESTION_BYTES = 2**16
+"""A name and where a piece begins."""
 _POLL_S = 0.1
 _REPEAT_S = 1.0
 """After so many seconds without an answer the missing pieces are asked for again."""
@@ -49,7 +51,7 @@ class Exchange:
     def __init__(self, keys: RunKeys) -> None:
         """Bind a port, `port`, and answer there from now on: a free one, or that of SKIPPIPE_PORT."""
         self._context, self._keys = zmq.Context(), keys
-        self._socket = keys.socket(self._context, zmq.ROUTER, server=True)
+        self._socket = keys.socket(self._context, zmq.ROUTER, server=True, largest_bytes=_LARGEST_QUESTION_BYTES)
         self.port = bind_port(self._socket, os.environ.get(PORT, "*"))
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}
@@ -196,7 +198,7 @@ def _download(
     wanted: Callable[[], bool],
     most_bytes: int = sys.maxsize,
 ) -> bytes | None:
-    asking = keys.socket(context, zmq.DEALER, server=False)
+    asking = keys.socket(context, zmq.DEALER, server=False, largest_bytes=2 * PIECE_BYTES)
     try:
         asking.connect(zmq_address(source.host, source.port))
         return _Download(asking, source, name, silence_s, most_bytes).run(wanted)

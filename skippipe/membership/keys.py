@@ -3,7 +3,6 @@
 And the sockets that are opened with it.
 """
 
-import hashlib
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,9 +10,11 @@ import zmq
 from zmq.utils import z85
 
 from skippipe.errors import ConfigError
+from skippipe.membership.shared_secret import derived_key
 
-_SALT = b"skippipe.membership/1"
-_SHORTEST_SECRET = 16
+_MEMBERSHIP = "skippipe.membership/1"
+_HANDSHAKE_MS = 10_000
+"""A handshake takes three round trips, and its two processes may be busy."""
 
 
 class RunKeys(NamedTuple):
@@ -27,11 +28,18 @@ class RunKeys(NamedTuple):
     public: bytes
     secret: bytes
 
-    def socket(self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, server: bool) -> "zmq.Socket[bytes]":
-        """Return a socket that speaks with holders of these keys alone, and sends no more once it is closed."""
+    def socket(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, server: bool, largest_bytes: int
+    ) -> "zmq.Socket[bytes]":
+        """Return a socket that speaks with holders of these keys alone, and sends no more once it is closed.
+
+        Whoever announces a part of more than `largest_bytes` is cut off at once, and a stranger after ten seconds.
+        """
         made = context.socket(kind)
         made.setsockopt(zmq.IPV6, 1)
         made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
+        made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         made.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
         if server:
@@ -43,18 +51,12 @@ class RunKeys(NamedTuple):
 
 @lru_cache(maxsize=8)
 def run_keys(secret: str) -> RunKeys:
-    """Derive the key pair of a run from its secret, by scrypt (about 50 ms: guessing secrets is to be slow).
+    """Derive the key pair of a run from its secret.
 
     Raises:
         ConfigError: the secret is too short.
     """
-    if len(secret) < _SHORTEST_SECRET:
-        raise ConfigError(
-            f"the run's secret has {len(secret)} characters, at least {_SHORTEST_SECRET} are needed; "
-            "`python -c 'import secrets; print(secrets.token_hex())'` makes one"
-        )
-    derived = hashlib.scrypt(secret.encode(), salt=_SALT, n=2**14, r=8, p=1, dklen=32)
-    private = z85.encode(derived)
+    private = z85.encode(derived_key(secret, _MEMBERSHIP))
     return RunKeys(public=zmq.curve_public(private), secret=private)
 
 

@@ -174,8 +174,7 @@ class Links:
                 yield Received(envelope, route[0] if route else None)
 
     def _socket(self, kind: int, *, server: bool) -> "zmq.Socket[bytes]":
-        made = self._keys.socket(self._context, kind, server=server)
-        made.setsockopt(zmq.MAXMSGSIZE, _LARGEST_MESSAGE_BYTES)
+        made = self._keys.socket(self._context, kind, server=server, largest_bytes=_LARGEST_MESSAGE_BYTES)
         made.setsockopt(zmq.HANDSHAKE_IVL, max(5000, 2 * self._silence_ms))
         made.setsockopt(zmq.CONNECT_TIMEOUT, 2000)
         made.setsockopt(zmq.RECONNECT_IVL, 50)

@@ -32,8 +32,14 @@ class Contacts(Checked):
     """Where members of a run can be reached, and what proves that one belongs to it."""
 
     format: Literal["skippipe.members/1"] = "skippipe.members/1"
-    secret: str
+    secret: str | None = None
+    """None where it is that of SKIPPIPE_SECRET."""
     members: tuple[Member, ...]
+
+    def as_note(self, own_secret: str | None) -> str:
+        """Return the text for a place that others can read: without a secret that its readers have themselves."""
+        note = self.model_copy(update={"secret": None}) if self.secret == own_secret else self
+        return note.model_dump_json()
 
     def keep(self, run_dir: Path) -> None:
         """Write them into the run directory, readable for this user alone; a failure is logged."""
@@ -74,13 +80,19 @@ def kept_contacts(run_dir: Path) -> list[str]:
         return []
 
 
-def find_live_run(texts: Iterable[str]) -> LiveRun | None:
-    """Return the run that a member of these `Contacts`, as JSON, belongs to; None where nobody answers any more."""
+def find_live_run(texts: Iterable[str], own_secret: str | None = None) -> LiveRun | None:
+    """Return the run that a member of these `Contacts`, as JSON, belongs to; None where nobody answers any more.
+
+    Where this process has a secret of its own, contacts with another one are passed over: a stranger may have left
+    them.
+    """
     members: dict[str, dict[str, Member]] = {}
     for text in texts:
         with suppress(ValidationError):
             contacts = Contacts.model_validate_json(text)
-            members.setdefault(contacts.secret, {}).update({each.incarnation: each for each in contacts.members})
+            secret = contacts.secret or own_secret
+            if secret is not None and own_secret in (None, secret):
+                members.setdefault(secret, {}).update({each.incarnation: each for each in contacts.members})
     for secret, known in members.items():
         answering = _answering([*known.values()])
         for member in answering:

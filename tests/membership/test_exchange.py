@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -105,3 +105,15 @@ def test_a_run_is_found_by_a_member_that_answers(exchange: Exchange, tmp_path: P
         found = find_live_run(["no contacts at all", *kept_contacts(tmp_path)])
     assert found is not None
     assert ([member.name for member in found.members], found.facts) == (["here"], b"what it is")
+
+
+@pytest.mark.parametrize("size", [2**17, 2**62])
+def test_who_announces_a_huge_question_is_cut_off(exchange: Exchange, size: int) -> None:
+    exchange.offer("weights", b"content")
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32)  # of ZMTP 3.0
+    with socket.create_connection(("127.0.0.1", exchange.port), 5.0) as stranger:
+        stranger.sendall(greeting + b"\x06" + size.to_bytes(8, "big"))
+        with suppress(ConnectionResetError):
+            while stranger.recv(2**16):  # TimeoutError where it is left standing
+                pass
+    assert fetched(exchange, "weights") == b"content"

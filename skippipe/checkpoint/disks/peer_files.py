@@ -1,13 +1,14 @@
 """Files that one rank has ready for others, which see no disk of its own."""
 
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from skippipe.errors import CommunicationError
-from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
+from skippipe.membership.shared_secret import own_secret
+from skippipe.runtime.epochs.agreed_secret import agreed_secret
+from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 
@@ -53,7 +54,7 @@ def open_peer_files(context: DistributedContext) -> Iterator[PeerFiles]:
     from skippipe.membership.exchange import Exchange
     from skippipe.membership.keys import run_keys
 
-    secret = on_first_rank(context, Topic.FILES_KEY, lambda: secrets.token_hex(32))
+    secret = agreed_secret(context, Topic.FILES_KEY, own_secret())
     with closing(Exchange(run_keys(secret))) as exchange:
 
         def own() -> tuple[str, int]:

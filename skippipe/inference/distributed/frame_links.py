@@ -20,6 +20,9 @@ from skippipe.membership.epoch import Member
 from skippipe.membership.keys import RunKeys, bind_port, zmq_address
 from skippipe.runtime.ranks import time_limits
 
+_LARGEST_FRAME_BYTES = 2**32
+"""Hidden states of 131,072 positions of a model of width 8192, as float32."""
+
 
 class Frame(NamedTuple):
     """One message."""
@@ -40,7 +43,7 @@ class FrameLinks:
         self._keys = keys
         self._silence_ms = round(silence_s * 1000)
         self._context = zmq.Context()
-        self._router = keys.socket(self._context, zmq.ROUTER, server=True)
+        self._router = keys.socket(self._context, zmq.ROUTER, server=True, largest_bytes=_LARGEST_FRAME_BYTES)
         self.port = bind_port(self._router)
         self._ways: dict[str, _Way] = {}
         self._wake_up = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -93,7 +96,7 @@ class FrameLinks:
         os.close(self._wake_up)
 
     def _dealer(self, member: Member) -> "zmq.Socket[bytes]":
-        dealer = self._keys.socket(self._context, zmq.DEALER, server=False)
+        dealer = self._keys.socket(self._context, zmq.DEALER, server=False, largest_bytes=_LARGEST_FRAME_BYTES)
         # Not ZeroMQ's heartbeats: they would wait behind a large frame on a slow link, and end it.
         dealer.setsockopt(zmq.TCP_KEEPALIVE, 1)
         dealer.setsockopt(zmq.TCP_KEEPALIVE_IDLE, time_limits.KEEP_ALIVE_IDLE_S)

@@ -1,7 +1,6 @@
 """One of several processes that serve a model: how they meet, load, and drive or work."""
 
 import os
-import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -26,11 +25,13 @@ from skippipe.inference.task_progress import KnownSteps, TaskProgress
 from skippipe.membership.addresses import own_address
 from skippipe.membership.keys import run_keys
 from skippipe.membership.membership import Membership
+from skippipe.membership.shared_secret import own_secret
 from skippipe.model.device import choose_device
 from skippipe.model.skeleton import Skeleton
+from skippipe.runtime.epochs.agreed_secret import agreed_secret
 from skippipe.runtime.epochs.first_epoch import begin_together
 from skippipe.runtime.ranks import time_limits
-from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
+from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 
@@ -112,7 +113,7 @@ def _open_group(
     context: DistributedContext, run: InferenceRun, host: str, assignment: StageAssignment
 ) -> Iterator[ServingGroup]:
     """Give the group, once all are connected. The driver is its first member: of two islands alike, its goes on."""
-    secret = on_first_rank(context, Topic.MEMBERSHIP_KEY, lambda: secrets.token_hex(32))
+    secret = agreed_secret(context, Topic.MEMBERSHIP_KEY, own_secret())
     silence_s, name = run.experiment.recovery.silence_s, assignment.names[context.rank]
     with (
         closing(FrameLinks(run_keys(secret), silence_s)) as links,

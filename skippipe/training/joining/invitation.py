@@ -17,6 +17,7 @@ from skippipe.membership.addresses import interface_towards
 from skippipe.membership.exchange import PORT, Exchange, Source, fetch
 from skippipe.membership.keys import run_keys
 from skippipe.membership.live_run import ANSWER_S, MOST_BYTES
+from skippipe.membership.shared_secret import SECRET, own_secret
 from skippipe.monitor.terminal import say
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.arrival import open_store
@@ -24,7 +25,6 @@ from skippipe.runtime.ranks.store_names import PLACE, store_of_run
 from skippipe.training.joining.launched import train_launched
 from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.recovery.run_facts import ToldExperiment
-from skippipe.training.recovery.run_recovery import SECRET
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import check_same_versions, installed_versions
 from skippipe.training.trainer import TrainingSummary
@@ -71,7 +71,7 @@ def train_listening(
     if "RANK" in os.environ:
         raise ConfigError("--listen is for processes that no launcher has started; leave it out, or unset RANK")
     nodes = tuple(node.name for node in load_cluster(Path(experiment.cluster)).members())
-    secret, shown = os.environ.get(SECRET), "..."
+    secret, shown = own_secret(), "..."
     if secret is None:
         secret = shown = secrets.token_hex(32)
     experiment.run_path.mkdir(parents=True, exist_ok=True)

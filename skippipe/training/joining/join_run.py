@@ -9,6 +9,7 @@ from pathlib import Path
 from skippipe.data.kept_tokenizer import TOKENIZER
 from skippipe.errors import CommunicationError, ConfigError, InputError
 from skippipe.membership.live_run import MEMBERS_FILE, Contacts, LiveRun, ask_member, find_live_run
+from skippipe.membership.shared_secret import SECRET, own_secret
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
@@ -16,7 +17,6 @@ from skippipe.runtime.ranks.watch import open_watch
 from skippipe.training.joining.invitation import Place, StartFacts, invited, train_invited
 from skippipe.training.joining.newcomer import read_facts, train_newcomer
 from skippipe.training.joining.received_experiment import received_experiment
-from skippipe.training.recovery.run_recovery import SECRET
 from skippipe.training.signals import StopSignal
 from skippipe.training.trainer import TrainingSummary
 from skippipe_scheduler.errors import nearest
@@ -45,7 +45,7 @@ def join_run(place: str, node: str | None, overrides: Sequence[str], stop: StopS
     if address is None:
         live = _kept_run(Path(place))
     else:
-        secret = os.environ.get(SECRET)
+        secret = own_secret()
         if secret is None:
             raise ConfigError(f"{SECRET} is not set; the run's secret is in RUN/{MEMBERS_FILE} on its members' hosts")
         found = _ask(address, secret, stop)

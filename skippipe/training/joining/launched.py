@@ -60,8 +60,9 @@ def _finder(experiment: Experiment) -> Callable[[Sequence[str]], "LiveRun | None
 
     def find(texts: Sequence[str]) -> "LiveRun | None":
         from skippipe.membership.live_run import find_live_run, kept_contacts
+        from skippipe.membership.shared_secret import own_secret
 
-        return find_live_run([*texts, *kept_contacts(experiment.run_path)])
+        return find_live_run([*texts, *kept_contacts(experiment.run_path)], own_secret())
 
     return find
 

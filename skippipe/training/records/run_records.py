@@ -125,9 +125,9 @@ class RunRecords:
             self.write(state.finished.metrics)
 
     def write(self, metrics: StepMetrics) -> None:
-        """Report a step, unless that is done."""
+        """Report a step, unless that is done, or the others may have gone on without this process."""
         step = int(metrics[Metric.STEP])
-        if self.reported < step:
+        if self.reported < step and self._state.context.may_write:
             if self._keeps_metrics:
                 self._observe(metrics)
             with self._storage.writing(self._run_dir / "metrics.jsonl"):

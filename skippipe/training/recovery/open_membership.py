@@ -1,7 +1,6 @@
 """How a process becomes a member of a run: all of a start together, or one that comes later alone."""
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -9,14 +8,15 @@ from typing import TYPE_CHECKING
 from skippipe.config.experiment import Experiment
 from skippipe.errors import PeerLostError
 from skippipe.membership.addresses import own_address
+from skippipe.membership.shared_secret import own_secret
+from skippipe.runtime.epochs.agreed_secret import agreed_secret
 from skippipe.runtime.epochs.epoch_store import EpochStore
 from skippipe.runtime.epochs.first_epoch import begin_together
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.faults import Faults
-from skippipe.runtime.ranks.agreement import on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
-from skippipe.training.recovery.run_recovery import SECRET, RunRecovery
+from skippipe.training.recovery.run_recovery import RunRecovery
 
 if TYPE_CHECKING:
     from skippipe.membership.exchange import Exchange
@@ -31,7 +31,7 @@ def open_recovery(experiment: Experiment, plans: PlanSet, context: DistributedCo
     """
     assert context.store is not None
     host = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    secret = on_first_rank(context, Topic.MEMBERSHIP_KEY, lambda: os.environ.get(SECRET) or secrets.token_hex(32))
+    secret = agreed_secret(context, Topic.MEMBERSHIP_KEY, own_secret())
     with open_membership(experiment, plans.main.nodes[context.rank], host, secret) as (membership, exchange):
         faults = Faults(experiment.emulation.faults, membership.own.name)
         begin_together(membership, context, context.timeout_s, faults=faults)

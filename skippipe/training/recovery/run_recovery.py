@@ -23,6 +23,7 @@ from skippipe.errors import (
     PeerLostError,
     SkipPipeError,
 )
+from skippipe.membership.shared_secret import SECRET, own_secret
 from skippipe.monitor.run_events import MembershipChange, RestoredStage
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
 from skippipe.runtime.plans.plan_set import PlanSet
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 MOST_TRIES = 10
 """Epochs in a row in which no step was finished: as many losses at a time are no accident."""
-SECRET = "SKIPPIPE_SECRET"
-"""Environment variable with the secret of a run, for who comes from a host that shares nothing with it."""
 
 
 FindState = Callable[[WantedState], FoundState]
@@ -187,7 +186,7 @@ class RunRecovery:
         contacts = Contacts(secret=self._secret, members=members)
         contacts.keep(self._experiment.run_path)
         if (arrived or self._context.rank == 0) and self._notes is not None:
-            self._notes.leave(contacts.model_dump_json())
+            self._notes.leave(contacts.as_note(own_secret()))
 
     def go_on(self, trainer: Recoverable, reason: str, *, interrupted: bool = True) -> None:
         """Agree with the members that are left, and those who want to come, and bring the trainer to where all go on.
