@@ -10,15 +10,18 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
+JOB = {"SLURM_JOB_NODELIST": "gpu-a,gpu-b", "SLURM_JOB_ID": "77", "MAX_RESTARTS": "1"}
 
 
 @pytest.fixture
 def printing_launchers(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the agent prints its arguments and srun runs the task once per node, as SLURM does."""
+    """An environment in which ranks print their arguments and end with CODE, under a SLURM job on HOSTS_LEFT."""
     programs = {
-        "python": 'echo "$* [SKIPPIPE_NODE=${SKIPPIPE_NODE:-}]"; exit "${AGENT_CODE:-0}"',
-        "scontrol": 'if [ "$1" = show ]; then printf "gpu-a\\ngpu-b\\n"; else echo "scontrol $*"; fi',
-        "srun": 'shift; for i in 0 1; do SLURM_NODEID=$i SLURMD_NODENAME=gpu-$i "$@" || code=$?; done; exit ${code:-0}',
+        "python": 'echo "$* [RANK=${RANK:-}/${WORLD_SIZE:-} ${MASTER_ADDR:-}:${MASTER_PORT:-} ${SKIPPIPE_NODE:-}]"\n'
+        'exit "${CODE:-0}"',
+        "squeue": 'echo "${HOSTS_LEFT-gpu-a,gpu-b}"',
+        "scontrol": 'if [ "$1" = show ]; then tr , "\\n" <<< "$3"; else echo "scontrol $*"; fi',
+        "srun": 'while [[ "$1" == --* ]]; do case "$1" in --overlap) shift ;; *) shift 2 ;; esac; done; exec "$@"',
     }
     for name, body in programs.items():
         program = tmp_path / name
@@ -51,23 +54,32 @@ def test_torchrun_template(printing_launchers: dict[str, str]) -> None:
 @pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sbatch"])
 def test_the_templates_run_any_command(printing_launchers: dict[str, str], script: str) -> None:
     place = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "host0"}
-    job = {"SLURM_JOB_NODELIST": "gpu-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77"}
-    result = run(script, printing_launchers | place | job, "profile", "--out", "a file.yaml")
+    result = run(script, printing_launchers | place | JOB, "profile", "--out", "a file.yaml")
     assert result.returncode == 0, result.stderr
     assert "-m skippipe profile --out a file.yaml" in result.stdout
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (75, True)])
-def test_the_slurm_template_queues_a_stopped_job_again(
-    printing_launchers: dict[str, str], code: int, again: bool
+@pytest.mark.parametrize(
+    ("code", "left", "starts", "again"),
+    [
+        (0, "gpu-a,gpu-b", 1, False),
+        (1, "gpu-a,gpu-b", 2, False),
+        (2, "gpu-a,gpu-b", 1, False),
+        (75, "gpu-a,gpu-b", 1, True),
+        (0, "gpu-a", 1, False),
+        (1, "gpu-a", 1, True),
+        (137, "gpu-a", 2, True),
+    ],
+)
+def test_the_slurm_template_starts_ranks_again_or_queues_the_job(
+    printing_launchers: dict[str, str], code: int, left: str, starts: int, again: bool
 ) -> None:
-    job = {"SLURM_JOB_NODELIST": "gpu-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "AGENT_CODE": str(code)}
-    result = run("slurm.sbatch", printing_launchers | job, "exp.yaml")
+    result = run("slurm.sbatch", printing_launchers | JOB | {"CODE": str(code), "HOSTS_LEFT": left}, "exp.yaml")
     assert result.returncode == code, result.stderr
+    assert result.stdout.count("RANK=0/2") == starts
     assert ("scontrol requeue 77" in result.stdout) == again
-    options = (LAUNCH / "slurm.sbatch").read_text()
-    assert "#SBATCH --open-mode=append" in options
-    assert "#SBATCH --requeue" in options
+    options = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+    assert {"#SBATCH --open-mode=append", "#SBATCH --requeue", "#SBATCH --no-kill"} <= {*options}
 
 
 @pytest.mark.parametrize("missing", ["NNODES", "NODE_RANK", "MASTER_ADDR"])
@@ -79,22 +91,15 @@ def test_torchrun_template_names_what_is_missing(printing_launchers: dict[str, s
     assert missing in result.stderr
 
 
-@pytest.mark.parametrize(("names", "expected"), [("", ["gpu-0", "gpu-1"]), ("iowa-0 oregon-0", ["iowa-0", "oregon-0"])])
-def test_slurm_template_starts_one_agent_per_node(
+@pytest.mark.parametrize(("names", "expected"), [("", ["gpu-a", "gpu-b"]), ("iowa-0 oregon-0", ["iowa-0", "oregon-0"])])
+def test_slurm_template_starts_one_rank_per_node(
     printing_launchers: dict[str, str], names: str, expected: list[str]
 ) -> None:
-    job = {"SLURM_JOB_NODELIST": "gpu-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "77", "SKIPPIPE_NODES": names}
-    result = run("slurm.sbatch", printing_launchers | job, "exp.yaml", "seed=2")
+    result = run("slurm.sbatch", printing_launchers | JOB | {"SKIPPIPE_NODES": names}, "exp.yaml", "seed=2")
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert len(lines) == 2
-    for line, name in zip(lines, expected, strict=True):
-        assert "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id 77 --rdzv-endpoint gpu-a:29500" in line
-        assert f"-m skippipe train --config exp.yaml seed=2 [SKIPPIPE_NODE={name}]" in line
-
-
-def test_slurm_template_asks_for_one_task_per_node() -> None:
-    assert "#SBATCH --ntasks-per-node=1" in (LAUNCH / "slurm.sbatch").read_text()
+    line = "-m skippipe train --config exp.yaml seed=2"
+    wanted = [f"{line} [RANK={rank}/2 gpu-a:29500 {name}]" for rank, name in enumerate(expected)]
+    assert sorted(result.stdout.splitlines()) == wanted
 
 
 def test_kubernetes_template() -> None:
