@@ -215,7 +215,7 @@ def test_shares_are_those_of_the_last_steps(tmp_path: Path) -> None:
         "nodes/ams-0/memory_gib": 1.0,
         "nodes/ams-0/pace": 1.0,
         "nodes/nyc-0/busy_share": 1.0,
-        "nodes/nyc-0/waiting_share": 0.25,
+        "nodes/nyc-0/waiting_share": 0.0,
         "nodes/nyc-0/memory_gib": 1.0,
         "nodes/nyc-0/device_memory_gib": 1.0,
         "nodes/nyc-0/pace": 5.0,

@@ -183,6 +183,13 @@ class Run:
             self.check_time(deadline_s)
             time.sleep(0.05)
 
+    def wait_for_link_paces(self) -> None:
+        """Wait until the present epoch has measured a link."""
+        deadline_s = time.monotonic() + LIMIT_S
+        while (status := read_status(self.experiment.run_path)) is None or not any(link.pace for link in status.links):
+            self.check_time(deadline_s)
+            time.sleep(0.05)
+
     def check_time(self, deadline_s: float) -> None:
         """End all processes and fail where it is too late."""
         if time.monotonic() > deadline_s:
@@ -387,6 +394,7 @@ def test_a_node_that_turns_slow_gets_less_to_do(tmp_path: Path) -> None:
     replan = {"enabled": True, "window": 3, "pause": 1, "search_s": 0.7, "niceness": 0}
     run = Run(tmp_path, plan, {"compute": True, "paces": paces}, lr=3e-4, replan=replan)
     relieved = run.wait_for_epoch(lambda other: len(other.order[slow]) < len(plan.order[slow]))
+    run.wait_for_link_paces()
     outputs = [rank.output for rank in run.ranks]
     assert run.finish() == [75] * 3, [output.read_text()[-1500:] for output in outputs]
     event = run.events[relieved - 1]

@@ -83,11 +83,13 @@ class NodeBoard:
         whole_s = sum(duration_s for duration_s, _ in steps)
         paces = [reading.pace for _, reading in steps if reading.pace > 0]
         facts = self._facts[node]
+        busy_share = _share(sum(reading.busy_s for _, reading in steps), whole_s)
+        waiting_share = _share(sum(reading.waiting_s for _, reading in steps), whole_s)
         return NodeStatus(
             node=node,
             stages=facts.stages,
-            busy_share=_share(sum(reading.busy_s for _, reading in steps), whole_s),
-            waiting_share=_share(sum(reading.waiting_s for _, reading in steps), whole_s),
+            busy_share=busy_share,
+            waiting_share=min(waiting_share, 1 - busy_share),  # emulated tasks go on while messages are awaited
             pace=median(paces) if paces else None,
             process_bytes=round(newest.process_bytes),
             device_bytes=round(newest.device_bytes) or None,

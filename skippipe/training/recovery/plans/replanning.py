@@ -58,7 +58,7 @@ class Replanning:
             self._exchange.offer(TRACED, packed(traced))
         if self._search is not None and self._readings is not None:
             link_paces = self._readings.take()
-            self.link_paces = self.link_paces if link_paces is None else link_paces
+            self.link_paces = {**self.link_paces, **(link_paces or {})}  # a reading may lack some links
             self._search.observe(step, paces, link_paces)
             if step % self._interval == 1 % self._interval:  # all have offered theirs before they took this step
                 self._readings.begin()
