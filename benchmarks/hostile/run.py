@@ -32,7 +32,7 @@ from common.one_machine import free_port, rank_environment
 from common.small_experiment import NUM_NODES, small_experiment
 from common.table import Result, machine, rows_table
 from skippipe.config.experiment_file import save_experiment
-from skippipe.membership.exchange import Source, fetch
+from skippipe.membership.download import Source, fetch
 from skippipe.membership.keys import run_keys
 from skippipe.membership.live_run import FACTS, Contacts
 from skippipe.monitor.metrics import Metric

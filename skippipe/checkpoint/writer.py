@@ -45,7 +45,7 @@ from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import CheckpointError, SkipPipeError, StorageError
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.runner import Runner
-from skippipe_scheduler.files import replace_file, write_atomically
+from skippipe_scheduler.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -314,9 +314,8 @@ class CheckpointWriter:
         """Bring the files here that have to lie on this disk too."""
         assert self._peers is not None
         for name, writer in files_to_fetch(reports, self._disks, self._disks.own).items():
-            content = self._peers.fetch(writer, _offered(step, name), lambda: not self._abandoned.is_set())
-            self._check_in_run()
-            replace_file(aside / name, content)
+            wanted, check = (lambda: not self._abandoned.is_set()), (lambda _: self._check_in_run())
+            self._peers.fetch_file(writer, _offered(step, name), aside / name, wanted, check)
         note_held_files(aside, files_on_disk(reports, self._disks, self._disks.own))
 
     def _finish(self, aside: Path, final: Path, metadata: Metadata) -> None:

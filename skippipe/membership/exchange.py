@@ -8,31 +8,25 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from io import BufferedRandom
 from queue import SimpleQueue
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import zmq
 
-from skippipe.errors import CommunicationError
-from skippipe.membership.keys import RunKeys, bind_port, zmq_address
+from skippipe.membership.download import PIECE_BYTES, Source, download, download_file
+from skippipe.membership.keys import RunKeys, bind_port
 
 logger = logging.getLogger(__name__)
 PORT: Final = "SKIPPIPE_PORT"
 """Environment variable with the port of this process's exchange; any free one where it is not set."""
-PIECE_BYTES = 2**20
-"""Of one answer: small beside what a host sends in a second, large beside what a message costs."""
-WINDOW = 16
-"""Pieces asked for ahead: at 1 Gbit/s they fill a round trip of 100 ms."""
 _LARGEST_QUESTION_BYTES = 2**16
 """A name and where a piece begins."""
 _POLL_S = 0.1
-_REPEAT_S = 1.0
-"""After so many seconds without an answer the missing pieces are asked for again."""
+Result = TypeVar("Result")
 
 
 class _Content(NamedTuple):
@@ -94,21 +88,33 @@ class Exchange:
             return time.monotonic() - self._asked_s.get(name, float("-inf")) < duration_s
 
     def fetch(
-        self, source: "Source", name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True
+        self, source: Source, name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True
     ) -> bytes | None:
-        """Return what another exchange of these keys has under a name; see `fetch`.
+        """Return what another exchange of these keys has under a name; see `skippipe.membership.download.fetch`.
 
         All that this one fetches comes through one thread of its own: each thread has memory that the allocator keeps.
         """
+        return self._while_open(lambda: download(self._context, self._keys, source, name, silence_s, self._and(wanted)))
+
+    def fetch_file(
+        self, source: Source, name: str, file: BufferedRandom, silence_s: float, wanted: Callable[[], bool]
+    ) -> bool:
+        """Write the same to an empty file, piece by piece; return False where `fetch` returns None."""
+        context, keys = self._context, self._keys
+        return bool(
+            self._while_open(lambda: download_file(context, keys, source, name, silence_s, self._and(wanted), file))
+        )
+
+    def _and(self, wanted: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: not self._closed.is_set() and wanted()
+
+    def _while_open(self, action: Callable[[], Result]) -> Result | None:
         try:
-            return _download(self._context, self._keys, source, name, silence_s, lambda: self._is_open() and wanted())
+            return action()
         except zmq.ZMQError:
-            if self._is_open():
+            if not self._closed.is_set():
                 raise
             return None
-
-    def _is_open(self) -> bool:
-        return not self._closed.is_set()
 
     def close(self) -> None:
         """Answer no more, and fetch no more."""
@@ -161,117 +167,3 @@ class Exchange:
             finally:
                 with self._lock:
                     self._making.pop(order.name).set()
-
-
-class Source(NamedTuple):
-    """Where somebody's exchange answers."""
-
-    host: str
-    port: int
-
-
-def fetch(
-    source: Source,
-    keys: RunKeys,
-    name: str,
-    silence_s: float,
-    wanted: Callable[[], bool] = lambda: True,
-    most_bytes: int = sys.maxsize,
-) -> bytes | None:
-    """Return a content whole and as it was offered, or None where there is none of that name, or it is not `wanted`.
-
-    For a process that has no exchange itself.
-
-    Raises:
-        CommunicationError: the other side gives no answer for `silence_s`, or its content has more than `most_bytes`.
-    """
-    with zmq.Context() as context:
-        return _download(context, keys, source, name, silence_s, wanted, most_bytes)
-
-
-def _download(
-    context: "zmq.Context[zmq.Socket[bytes]]",
-    keys: RunKeys,
-    source: Source,
-    name: str,
-    silence_s: float,
-    wanted: Callable[[], bool],
-    most_bytes: int = sys.maxsize,
-) -> bytes | None:
-    asking = keys.socket(context, zmq.DEALER, server=False, largest_bytes=2 * PIECE_BYTES)
-    try:
-        asking.connect(zmq_address(source.host, source.port))
-        return _Download(asking, source, name, silence_s, most_bytes).run(wanted)
-    finally:
-        asking.close()
-
-
-class _Download:
-    """One content on its way."""
-
-    def __init__(
-        self, asking: "zmq.Socket[bytes]", source: Source, name: str, silence_s: float, most_bytes: int
-    ) -> None:
-        self._asking, self._most_bytes = asking, most_bytes
-        self._source = source
-        self._name = name
-        self._silence_s = silence_s
-        self._sha256 = ""
-        self._data = bytearray()
-        self._missing: deque[int] = deque()
-        self._under_way: set[int] = set()
-
-    def run(self, wanted: Callable[[], bool]) -> bytes | None:
-        """Ask until all is there, or it is not wanted any more."""
-        self._ask(0)
-        heard_s = asked_s = time.monotonic()
-        while wanted():
-            if self._asking.poll(round(_POLL_S * 1000)):
-                head, piece = self._asking.recv_multipart()
-                heard_s = asked_s = time.monotonic()
-                answer = json.loads(head)
-                if answer["size"] is None and not answer["is_coming"]:
-                    return None
-                if answer["size"] is None:
-                    asked_s -= _REPEAT_S - _POLL_S
-                elif self._take(answer, piece):
-                    return bytes(self._data)
-            now_s = time.monotonic()
-            if now_s - heard_s > self._silence_s:
-                raise CommunicationError(
-                    f"{self._source.host}:{self._source.port} gives no answer for {self._silence_s:g} s; see whether "
-                    "that process runs, that this host reaches its port, and that both have the same secret"
-                )
-            if now_s - asked_s > _REPEAT_S:
-                asked_s = now_s
-                for begin in self._under_way or {0}:
-                    self._ask(begin)
-        return None
-
-    def _take(self, answer: dict[str, Any], piece: bytes) -> bool:
-        """Take a piece; return whether all are there and right."""
-        begin, size = int(answer["begin"]), int(answer["size"])
-        if size > self._most_bytes:
-            raise CommunicationError(
-                f"{self._name} from {self._source.host} has {size:,} bytes, at most {self._most_bytes:,} are taken"
-            )
-        if answer["sha256"] != self._sha256:  # the first answer, or another content has taken its place
-            self._sha256, self._data = str(answer["sha256"]), bytearray(size)
-            self._missing, self._under_way = deque(range(0, max(1, size), PIECE_BYTES)), set()
-            if begin in self._missing:
-                self._missing.remove(begin)
-                self._under_way.add(begin)
-        if begin in self._under_way:
-            self._under_way.remove(begin)
-            self._data[begin : begin + len(piece)] = piece
-        while self._missing and len(self._under_way) < WINDOW:
-            self._under_way.add(self._missing[0])
-            self._ask(self._missing.popleft())
-        if self._under_way:
-            return False
-        if hashlib.sha256(self._data).hexdigest() != self._sha256:
-            raise CommunicationError(f"{self._name} from {self._source.host} arrived damaged (SHA-256 differs)")
-        return True
-
-    def _ask(self, begin: int) -> None:
-        self._asking.send_multipart([json.dumps([self._name, begin]).encode()])

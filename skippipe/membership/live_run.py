@@ -11,8 +11,8 @@ from typing import Final, Literal, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from skippipe.errors import CommunicationError, SkipPipeError
+from skippipe.membership.download import Source, fetch
 from skippipe.membership.epoch import Checked, Member
-from skippipe.membership.exchange import Source, fetch
 from skippipe.membership.keys import run_keys
 from skippipe_scheduler.files import write_atomically
 

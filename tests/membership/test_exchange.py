@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from member_processes import SECRET
 
-from skippipe.errors import CommunicationError
+from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.errors import CommunicationError, InputError
+from skippipe.membership.download import PIECE_BYTES, Source, fetch
 from skippipe.membership.epoch import Member
-from skippipe.membership.exchange import PIECE_BYTES, Exchange, Source, fetch
+from skippipe.membership.exchange import Exchange
 from skippipe.membership.keys import run_keys
 from skippipe.membership.live_run import FACTS, Contacts, find_live_run, kept_contacts
 
@@ -38,6 +40,25 @@ def test_contents_arrive_as_they_were_offered(exchange: Exchange, size: int) -> 
     content = random.Random(size).randbytes(size)
     exchange.offer("weights", content)
     assert fetched(exchange, "weights") == content
+
+
+@pytest.mark.parametrize("size", [0, 5 * PIECE_BYTES + 7])
+def test_contents_go_into_files_piece_by_piece(exchange: Exchange, tmp_path: Path, size: int) -> None:
+    content, path = random.Random(size).randbytes(size), tmp_path / "weights"
+    exchange.offer("weights", content)
+    with closing(Exchange(KEYS)) as asking:
+        files = PeerFiles(asking, (("127.0.0.1", exchange.port),), 5.0)
+        files.fetch_file(0, "weights", path)
+        with pytest.raises(CommunicationError, match="rank 0 has no biases"):
+            files.fetch_file(0, "biases", tmp_path / "biases")
+        with pytest.raises(InputError, match="not this one"):
+            files.fetch_file(0, "weights", tmp_path / "other", check=refused)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def refused(_: Path) -> None:
+    raise InputError("not this one")
 
 
 def test_a_content_is_made_once_and_gone_when_withdrawn(exchange: Exchange) -> None:

@@ -6,8 +6,9 @@ from contextlib import ExitStack, closing
 import torch
 from random_plans import random_plan
 
+from skippipe.membership.download import Source, fetch
 from skippipe.membership.epoch import Member
-from skippipe.membership.exchange import Exchange, Source, fetch
+from skippipe.membership.exchange import Exchange
 from skippipe.membership.keys import run_keys
 from skippipe.planning.copied_stages import keepers
 from skippipe.training.recovery.stage_copies import STEP_OF, StageCopies, kept_name

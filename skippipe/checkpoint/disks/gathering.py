@@ -1,9 +1,10 @@
 """The newest checkpoint that all disks together have whole, brought to where its parts are needed."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,7 +13,7 @@ from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
 from skippipe.checkpoint.held_files import note_held_files
-from skippipe.checkpoint.reader import METADATA, checkpoint_path
+from skippipe.checkpoint.reader import METADATA, FileRecord, checkpoint_path, file_sha256
 from skippipe.checkpoint.soundness import DAMAGED, HASHED_BYTES_PER_S, refuse, saved_steps, size_bytes
 from skippipe.errors import CheckpointError
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
@@ -110,7 +111,7 @@ class Gathering:
         if self._peers is not None:
             for name in view.sound:
                 offered.append(_offered(checkpoint, name))
-                self._peers.offer(offered[-1], (checkpoint / name).read_bytes)
+                self._peers.offer(offered[-1], partial(_mapped, checkpoint / name))
         return view.model_dump(mode="json")
 
     def _complete(self, checkpoint: Path, whole: WholeCheckpoint, needed: Sequence[str]) -> None:
@@ -131,10 +132,8 @@ class Gathering:
                     self._remote.fetch(checkpoint, name, whole.metadata.files[name])
                     continue
                 assert self._peers is not None
-                content = self._peers.fetch(disk, _offered(checkpoint, name))
-                if hashlib.sha256(content).hexdigest() != whole.metadata.files[name].sha256:
-                    raise CheckpointError(f"{checkpoint / name}: arrived with another content than was saved")
-                replace_file(checkpoint / name, content)
+                check = partial(_check_content, whole.metadata.files[name])
+                self._peers.fetch_file(disk, _offered(checkpoint, name), checkpoint / name, check=check)
             note_held_files(checkpoint, [*held, *missing])
         except OSError as reason:
             raise cannot_be_written(checkpoint, reason) from None
@@ -153,6 +152,17 @@ class Gathering:
     def _if_first(self, action: Callable[[], Result]) -> Result | None:
         """Do something once on each disk."""
         return action() if self._disks.is_first else None
+
+
+def _check_content(record: FileRecord, path: Path) -> None:
+    if file_sha256(path) != record.sha256:
+        raise CheckpointError(f"{path}: arrived with another content than was saved")
+
+
+def _mapped(path: Path) -> memoryview:
+    """Return the content of a file that nobody changes, read from the disk as it is asked for."""
+    with path.open("rb") as file:
+        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b"")
 
 
 def _offered(checkpoint: Path, name: str) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from skippipe.errors import CommunicationError
@@ -13,6 +14,7 @@ from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 
 if TYPE_CHECKING:
+    from skippipe.membership.download import Source
     from skippipe.membership.exchange import Exchange
 
 
@@ -39,12 +41,41 @@ class PeerFiles(NamedTuple):
 
         Raises `CommunicationError` where it has nothing of that name, does not answer, or it is not `wanted` any more.
         """
-        from skippipe.membership.exchange import Source
-
-        content = self.exchange.fetch(Source(*self.places[rank]), name, self.silence_s, wanted)
+        content = self.exchange.fetch(self.source(rank), name, self.silence_s, wanted)
         if content is None:
             raise CommunicationError(f"rank {rank} has no {name}")
         return content
+
+    def fetch_file(
+        self,
+        rank: int,
+        name: str,
+        path: Path,
+        wanted: Callable[[], bool] = lambda: True,
+        check: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        """Put the same at a path, piece by piece: a file may be larger than the memory.
+
+        `check` gets the file before it has its name, and may raise. Raises as `fetch` does, and `OSError` where the
+        file cannot be written.
+        """
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with aside.open("w+b") as file:
+                if not self.exchange.fetch_file(self.source(rank), name, file, self.silence_s, wanted):
+                    raise CommunicationError(f"rank {rank} has no {name}")
+                file.flush()
+                os.fsync(file.fileno())
+            check(aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def source(self, rank: int) -> "Source":
+        """Return where a rank's exchange answers."""
+        from skippipe.membership.download import Source
+
+        return Source(*self.places[rank])
 
 
 @contextmanager

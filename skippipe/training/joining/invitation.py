@@ -14,7 +14,8 @@ from skippipe.config.experiment import Experiment
 from skippipe.data.kept_tokenizer import TOKENIZER, packed_tokenizer
 from skippipe.errors import CommunicationError, ConfigError, InputError
 from skippipe.membership.addresses import interface_towards
-from skippipe.membership.exchange import PORT, Exchange, Source, fetch
+from skippipe.membership.download import Source, fetch
+from skippipe.membership.exchange import PORT, Exchange
 from skippipe.membership.keys import run_keys
 from skippipe.membership.live_run import ANSWER_S, MOST_BYTES
 from skippipe.membership.shared_secret import SECRET, own_secret

@@ -161,7 +161,7 @@ class StageCopies:
             self._exchange.withdraw(part + name)
 
     def _fetch(self, member: "Member", name: str, wanted: Callable[[], bool]) -> bytes | None:
-        from skippipe.membership.exchange import Source
+        from skippipe.membership.download import Source
 
         return self._exchange.fetch(Source(member.host, member.data_port), name, self._silence_s, wanted)
 

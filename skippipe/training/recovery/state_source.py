@@ -9,7 +9,7 @@ from skippipe.checkpoint.model_tensors import load_model_tensors
 from skippipe.checkpoint.reader import latest_checkpoint, load_tensors, read_metadata
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, EpochEndedError
-from skippipe.membership.exchange import Source
+from skippipe.membership.download import Source
 from skippipe.runtime.ranks import time_limits
 from skippipe.training.recovery.stage_copies import STEP_OF, kept_name
 from skippipe.training.recovery.stage_state import STATE, StageState

@@ -72,7 +72,7 @@ class Replanning:
         self._search = self._readings = None
 
     def _fetch(self, member: "Member", name: str) -> bytes | None:
-        from skippipe.membership.exchange import Source
+        from skippipe.membership.download import Source
 
         readings, silence_s = self._readings, self._recovery.silence_s
         place = Source(member.host, member.data_port)
