@@ -10,7 +10,7 @@ from skippipe.cluster.description import profile_table
 from skippipe.cluster.links import streams
 from skippipe.cluster.links.link_rounds import MeasuredLink
 from skippipe.cluster.links.link_speed import MessageTimes
-from skippipe.cluster.links.streams import SEVERAL, Stream, entrance, measure_streams
+from skippipe.cluster.links.streams import SEVERAL, Stream, listening, measure_streams
 from skippipe.cluster.location import RankLocation
 from skippipe.cluster.profile import LinkDetail, Profile
 from skippipe.runtime.ranks.torch_errors import TransferError
@@ -27,12 +27,12 @@ def test_two_ends_measure_what_they_send(monkeypatch: pytest.MonkeyPatch) -> Non
     def meet() -> None:
         barrier.wait(30)
 
-    with entrance("127.0.0.1") as own, ThreadPoolExecutor(2) as pool:
+    with listening("127.0.0.1") as own, ThreadPoolExecutor(2) as pool:
         assert own is not None
-        stranger = socket.create_connection((own.door.host, own.door.port))
+        stranger = socket.create_connection((own.address.host, own.address.port))
         stranger.sendall(bytes(streams.HELLO.size))
         second = pool.submit(measure_streams, (1, 0), own.accept, meet, False, 9.0, MEASURED_S)
-        first = pool.submit(measure_streams, (0, 1), own.door.knock, meet, True, 1e-4, MEASURED_S)
+        first = pool.submit(measure_streams, (0, 1), own.address.connect, meet, True, 1e-4, MEASURED_S)
         there, back = first.result(30), second.result(30)
         assert stranger.recv(1) == b""
         stranger.close()
@@ -64,11 +64,11 @@ def test_the_kernel_counts_what_has_arrived() -> None:
 
 
 def test_an_end_that_is_gone_is_named() -> None:
-    with entrance("127.0.0.1") as own:
+    with listening("127.0.0.1") as own:
         assert own is not None
-        door = own.door
+        address = own.address
     with pytest.raises(TransferError, match=r"measured streams with rank 3: .*refused"):
-        measure_streams((0, 3), door.knock, lambda: None, True, 1e-4, MEASURED_S)
+        measure_streams((0, 3), address.connect, lambda: None, True, 1e-4, MEASURED_S)
 
 
 def test_a_far_link_has_the_rate_of_its_stream() -> None:

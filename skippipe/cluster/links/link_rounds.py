@@ -22,7 +22,7 @@ import torch.distributed as dist
 from skippipe.cluster.links.completion import Completion, completed, completion_of
 from skippipe.cluster.links.host_pairs import Pair, chosen_rounds, parts, representatives, rounds
 from skippipe.cluster.links.link_speed import MessageTimes, Peer, answer, measure_echoes, measure_messages
-from skippipe.cluster.links.streams import Door, Entrance, Stream, entrance, measure_streams
+from skippipe.cluster.links.streams import Stream, StreamAddress, StreamListener, listening, measure_streams
 from skippipe.cluster.location import RankLocation
 from skippipe.cluster.regions import NEAR_S, regions
 from skippipe.errors import PeerLostError
@@ -118,8 +118,8 @@ def measure_links(context: DistributedContext, places: Sequence[RankLocation], o
     if context.world_size == 1:
         return LinkSurvey(())
     inside, hosts = representatives(places)
-    with _doors(context, several=len(hosts) > 1) as (own_entrance, doors):
-        survey = _Survey(context, own_entrance, doors, options)
+    with _addresses(context, several=len(hosts) > 1) as (own_listener, addresses):
+        survey = _Survey(context, own_listener, addresses, options)
         own = survey.in_rounds([inside] if inside else [], outside=False)
         needed = options.needed_rounds(len(hosts))
         if needed is None:
@@ -179,8 +179,8 @@ class _Survey:
     """What the rounds of one survey share."""
 
     context: DistributedContext
-    entrance: Entrance | None
-    doors: Mapping[int, Door]
+    listener: StreamListener | None
+    addresses: Mapping[int, StreamAddress]
     options: LinkOptions
 
     def in_rounds(self, schedule: Sequence[Sequence[Pair]], *, outside: bool = True) -> list[MeasuredLink]:
@@ -192,8 +192,10 @@ class _Survey:
             wait_for_all(self.context)
             pair = self._own(pairs)
             if pair is not None:
-                way = self.entrance if outside else None
-                own.append(_or_lost(self.context, partial(_measure, self.context, pair, way, self.doors, self.options)))
+                way = self.listener if outside else None
+                own.append(
+                    _or_lost(self.context, partial(_measure, self.context, pair, way, self.addresses, self.options))
+                )
         return own
 
     def echoes(self, schedule: Sequence[Sequence[Pair]]) -> list[MeasuredLink]:
@@ -225,36 +227,38 @@ class _Survey:
 def _measure(
     context: DistributedContext,
     pair: Pair,
-    own_entrance: Entrance | None,
-    doors: Mapping[int, Door],
+    own_listener: StreamListener | None,
+    addresses: Mapping[int, StreamAddress],
     options: LinkOptions,
 ) -> MeasuredLink:
     """Measure both directions, the first of the pair first; return the link from here."""
     is_first = context.rank == pair[0]
     other = pair[is_first]
     peer = Peer(other)
-    far_s = inf if own_entrance is None else FAR_S
+    far_s = inf if own_listener is None else FAR_S
     if not is_first:
         answer(peer)
     messages = measure_messages(context.rank, peer, options.size_bytes, options.link_s, far_s)
     if is_first:
         answer(peer)
-    if own_entrance is None:
+    if own_listener is None:
         return MeasuredLink.of(messages, None)
-    connect = doors[other].knock if is_first else own_entrance.accept
+    connect = addresses[other].connect if is_first else own_listener.accept
     round_trip_s, measured_s = 2 * messages.latency_s, STREAM_SHARE * options.link_s
     stream = measure_streams((context.rank, other), connect, peer.meet, is_first, round_trip_s, measured_s)
     return MeasuredLink.of(messages, stream)
 
 
 @contextmanager
-def _doors(context: DistributedContext, *, several: bool) -> Iterator[tuple[Entrance | None, dict[int, Door]]]:
-    """Open a door on every rank where there are several hosts; none where one of their systems cannot tell rates."""
-    with entrance(own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as own:
-        content = own.door if own is not None and several else None
-        found = all_gather_json(context, Topic.PROFILE_DOORS, lambda: content)
-        doors = {rank: Door(*door) for rank, door in enumerate(found) if door is not None}
-        yield (own, doors) if len(doors) == context.world_size else (None, {})
+def _addresses(
+    context: DistributedContext, *, several: bool
+) -> Iterator[tuple[StreamListener | None, dict[int, StreamAddress]]]:
+    """Listen for streams on every rank of several hosts; nobody does where one of their systems cannot tell rates."""
+    with listening(own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as own:
+        content = own.address if own is not None and several else None
+        found = all_gather_json(context, Topic.PROFILE_ADDRESSES, lambda: content)
+        addresses = {rank: StreamAddress(*address) for rank, address in enumerate(found) if address is not None}
+        yield (own, addresses) if len(addresses) == context.world_size else (None, {})
 
 
 def same_network(places: Sequence[RankLocation], link: MeasuredLink) -> bool:

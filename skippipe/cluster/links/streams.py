@@ -113,14 +113,14 @@ class Counts(NamedTuple):
         return 8e-9 * (self.delivered_bytes - before.delivered_bytes) / (self.at_s - before.at_s)
 
 
-class Door(NamedTuple):
+class StreamAddress(NamedTuple):
     """Where a host takes connections, and what shows that one belongs."""
 
     host: str
     port: int
     token: str
 
-    def knock(self) -> list[socket.socket]:
+    def connect(self) -> list[socket.socket]:
         """Return connections to the host. Raises `OSError`."""
         connections = []
         for index in range(SEVERAL):
@@ -130,22 +130,24 @@ class Door(NamedTuple):
 
 
 @contextmanager
-def entrance(host: str) -> Iterator["Entrance | None"]:
+def listening(host: str) -> Iterator["StreamListener | None"]:
     """Listen on a free port of one of this host's addresses; None where its system cannot tell rates."""
     if not all(hasattr(socket, name) for name in NEEDED):
         yield None
         return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family, backlog=4 * SEVERAL) as listener:
-        yield Entrance(listener, Door(host, int(listener.getsockname()[1]), secrets.token_hex(TOKEN_BYTES)))
+        yield StreamListener(
+            listener, StreamAddress(host, int(listener.getsockname()[1]), secrets.token_hex(TOKEN_BYTES))
+        )
 
 
 @dataclass
-class Entrance:
-    """The host's own side of its door."""
+class StreamListener:
+    """Takes connections on the host's own side of its address."""
 
     listener: socket.socket
-    door: Door
+    address: StreamAddress
 
     def accept(self) -> list[socket.socket]:
         """Return the connections of one that knows the token, in its order. Raises `OSError`."""
@@ -156,7 +158,7 @@ class Entrance:
             connection, _ = self.listener.accept()
             connection.settimeout(CONNECT_S)
             hello = connection.recv(HELLO.size, socket.MSG_WAITALL)
-            if hello[:TOKEN_BYTES] == bytes.fromhex(self.door.token) and len(hello) == HELLO.size:
+            if hello[:TOKEN_BYTES] == bytes.fromhex(self.address.token) and len(hello) == HELLO.size:
                 found[HELLO.unpack(hello)[1]] = connection
             else:
                 connection.close()

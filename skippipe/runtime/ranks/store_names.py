@@ -85,7 +85,7 @@ class Topic(StrEnum):
     """On which machine and network each rank is."""
     PROFILE_COMPUTE = "profile/compute"
     """How fast each rank computes."""
-    PROFILE_DOORS = "profile/doors"
+    PROFILE_ADDRESSES = "profile/addresses"
     """Where each rank takes connections that are to be measured."""
     PROFILE_LINKS = "profile/links"
     """The links that each rank has measured."""
