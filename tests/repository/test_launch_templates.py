@@ -112,3 +112,27 @@ def test_kubernetes_template() -> None:
         container = replicas[role]["template"]["spec"]["containers"][0]
         assert container["command"] == ["python", "-m", "skippipe", "train", "--config", "exp.yaml"]
         assert container["image"] == "image:1"
+
+
+def test_stateful_set_gives_each_rank_a_name_and_a_volume() -> None:
+    text = (LAUNCH / "statefulset.yaml").read_text()
+    for name, value in {"NAME": "run", "IMAGE": "image:1", "NODES": "3"}.items():
+        text = text.replace(f"${{{name}}}", value)
+    service, policy, stateful_set = yaml.safe_load_all(text)
+    spec = stateful_set["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert (spec["replicas"], spec["serviceName"], spec["podManagementPolicy"]) == (
+        3,
+        service["metadata"]["name"],
+        "Parallel",
+    )
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == labels
+    (training,) = spec["template"]["spec"]["initContainers"]
+    (after,) = spec["template"]["spec"]["containers"]
+    environment = {each["name"]: each.get("value") for each in training["env"]}
+    assert (environment["WORLD_SIZE"], environment["MASTER_ADDR"]) == ("3", "run-0.run")
+    assert training["env"] == after["env"]
+    assert training["command"][:4] == ["python", "-m", "skippipe", "train"]
+    (claim,) = spec["volumeClaimTemplates"]
+    mounted = [mount["name"] for mount in training["volumeMounts"] if mount["mountPath"] == training["workingDir"]]
+    assert mounted == [claim["metadata"]["name"]]
