@@ -33,7 +33,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def test_the_folder_has_the_files_of_the_repository(folder: Path) -> None:
     expected = [top / path for top in (Path("configs"), Path("launch")) for path in files_in(ROOT / top)]
-    assert len(expected) == 13
+    assert len(expected) == 14
     assert files_in(folder) == expected
     assert all((folder / path).read_bytes() == (ROOT / path).read_bytes() for path in expected)
 

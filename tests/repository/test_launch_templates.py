@@ -136,3 +136,41 @@ def test_stateful_set_gives_each_rank_a_name_and_a_volume() -> None:
     (claim,) = spec["volumeClaimTemplates"]
     mounted = [mount["name"] for mount in training["volumeMounts"] if mount["mountPath"] == training["workingDir"]]
     assert mounted == [claim["metadata"]["name"]]
+
+
+SKYPILOT = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            {},
+            "-m skippipe.cli.agent --nnodes 3 --nproc-per-node 1 --node-rank 1 --master-addr 10.0.0.1 "
+            "--master-port 29500 --max-restarts 3 --shutdown-timeout 100 -m skippipe train "
+            "--config configs/experiments/three-regions.yaml seed=2",
+        ),
+        ({"JOIN": "10.0.0.1:40123"}, "-m skippipe join 10.0.0.1:40123 seed=2"),
+    ],
+)
+def test_skypilot_template(printing_launchers: dict[str, str], given: dict[str, str], expected: str) -> None:
+    place = {"SKYPILOT_NUM_NODES": "3", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2\n10.0.0.3"}
+    result = subprocess.run(
+        ["bash", "-c", SKYPILOT["run"]],
+        cwd=ROOT,
+        env=printing_launchers | SKYPILOT["envs"] | place | {"OVERRIDES": "seed=2"} | given,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{expected} [")
+
+
+@pytest.mark.extended
+def test_skypilot_reads_its_template() -> None:
+    task = pytest.importorskip("sky").Task.from_yaml(str(LAUNCH / "skypilot.yaml"))
+    assert task.envs == SKYPILOT["envs"]
+    (resources,) = task.resources
+    assert resources.job_recovery["recover_on_exit_codes"] == [75]

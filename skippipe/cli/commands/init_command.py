@@ -24,7 +24,7 @@ def command(target: Path) -> None:
         f"{target}: {num_files} files\n"
         "  configs/experiments/  experiments: tiny.yaml to begin, three-regions.yaml\n"
         "  configs/clusters/     machines and links; describe or measure yours here\n"
-        "  launch/               torchrun, SLURM and Kubernetes\n"
+        "  launch/               torchrun, SLURM, Kubernetes and SkyPilot\n"
         "Next:\n"
         f"  cd {shlex.quote(str(target))}\n"
         f"  skippipe plan --config {FIRST} --out runs/tiny/plan.json\n"
