@@ -31,7 +31,7 @@ LATENCY_BAR, BANDWIDTH_BAR = 0.05, 0.1
 HEADERS_BYTES = 52
 """Of IP and TCP with timestamps: what of each packet is not payload."""
 PORT = 29500
-LIMIT_S = 240.0
+LIMIT_S = 600.0
 ROWS = {
     f"{rate:g} Mbit/s, {2 * latency:g} ms there and back": Wire(rate, latency)
     for rate in RATES_MBIT_PER_S

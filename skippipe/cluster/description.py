@@ -8,22 +8,25 @@ from typing import Any
 
 import yaml
 
+from skippipe.cluster.host_cards import with_cards
 from skippipe.cluster.links.streams import SEVERAL
 from skippipe.cluster.profile import LinkDetail, Profile
 from skippipe_scheduler.files import StrictModel, write_atomically
 from skippipe_scheduler.problem.cluster import FORMAT, Cluster, ClusterLinks
+from skippipe_scheduler.problem.sharing.contention import Contention
 
 MOST_LINKS = 20
 """Lines about links in the table."""
 
 
-def as_cluster(profile: Profile, name: str) -> Cluster:
-    """Return the profile as a cluster; there must be at least two nodes."""
+def as_cluster(profile: Profile, name: str, contention: Contention = "link") -> Cluster:
+    """Return the profile as a cluster, with cards where contention is shared; there must be at least two nodes."""
+    nodes, uplinks = with_cards(profile) if contention == "shared" else (profile.nodes, {})
     return Cluster(
         name=name,
         measured_for=profile.measured_for,
-        nodes=profile.nodes,
-        links=ClusterLinks(contention="link", between_nodes=profile.links),
+        nodes=nodes,
+        links=ClusterLinks(contention=contention, uplink_gbit_per_s=uplinks, between_nodes=profile.links),
         task_overhead_s=profile.task_overhead_s,
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
     help="Others that a host's bandwidth is measured with [all, or 8].",
 )
 @click.option(
+    "--contention",
+    type=click.Choice(["link", "shared"]),
+    default="link",
+    help="With shared, each host has what its card was seen to carry.",
+    show_default=True,
+)
+@click.option(
     "--region-ms", type=click.FloatRange(min=0), default=2.0, help="Nodes nearer than that share a region (2)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -47,6 +54,7 @@ def command(
     link_s: float,
     concurrent: int | None,
     bandwidth_rounds: int | None,
+    contention: Literal["link", "shared"],
     region_ms: float,
     as_json: bool,
     overrides: tuple[str, ...],
@@ -78,7 +86,7 @@ def command(
         measured = profile(context, chosen, options)
         context.finish()
         if context.rank == 0:
-            _finish(measured, out, _subject(options, config_path), as_json)
+            _finish(measured, out, _subject(options, config_path), contention, as_json)
 
 
 def _experiment(config_path: Path | None, overrides: tuple[str, ...]) -> "Experiment | None":
@@ -148,7 +156,9 @@ def _subject(options: "ProfileOptions", config_path: Path | None) -> str:
     return f"{options.mean_layers:g} layers ({work.config.model_type}) of {config_path}, {shape}"
 
 
-def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) -> None:
+def _finish(
+    measured: "Profile", out: Path | None, subject: str, contention: Literal["link", "shared"], as_json: bool
+) -> None:
     from dataclasses import asdict
 
     from skippipe.cluster.description import as_cluster, content, profile_comments, profile_table, write_cluster
@@ -156,7 +166,7 @@ def _finish(measured: "Profile", out: Path | None, subject: str, as_json: bool) 
     comments = profile_comments(measured, subject)
     written = None
     if out is not None and measured.links:
-        write_cluster(out, as_cluster(measured, out.stem), comments)
+        write_cluster(out, as_cluster(measured, out.stem, contention), comments)
         written = str(out)
     if as_json:
         entries = {
