@@ -20,6 +20,7 @@ MEASURED_S = 0.05
 
 
 def test_two_ends_measure_what_they_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "HELLO_S", 0.3)
     monkeypatch.setattr(streams, "START_S", 0.02)
     monkeypatch.setattr(streams, "TURN_S", 0.02)
     barrier = threading.Barrier(2)
@@ -29,6 +30,7 @@ def test_two_ends_measure_what_they_send(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with listening("127.0.0.1") as own, ThreadPoolExecutor(2) as pool:
         assert own is not None
+        silent = socket.create_connection((own.address.host, own.address.port))
         stranger = socket.create_connection((own.address.host, own.address.port))
         stranger.sendall(bytes(streams.HELLO.size))
         second = pool.submit(measure_streams, (1, 0), own.accept, meet, False, 9.0, MEASURED_S)
@@ -36,6 +38,7 @@ def test_two_ends_measure_what_they_send(monkeypatch: pytest.MonkeyPatch) -> Non
         there, back = first.result(30), second.result(30)
         assert stranger.recv(1) == b""
         stranger.close()
+        silent.close()
     assert (there[:2], back[:2]) == ((0, 1), (1, 0))
     for stream in (there, back):
         assert all(rate >= 0 for rate in stream.rates)

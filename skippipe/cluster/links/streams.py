@@ -30,6 +30,8 @@ BLOCK_BYTES = 32 * 2**10
 """Bytes of one write, and of what may wait unsent: more would still flow when the next phase has begun."""
 CONNECT_S = 20.0
 """Seconds until the other host must have connected."""
+HELLO_S = 3.0
+"""Seconds that a connection has to say that it belongs."""
 START_ROUND_TRIPS, START_S = 8, 0.2
 """Round trips, and at least seconds, in which TCP's slow start reaches a line's rate."""
 TURN_ROUND_TRIPS, TURN_S = 3, 0.2
@@ -156,9 +158,12 @@ class StreamListener:
         while len(found) < SEVERAL:
             self.listener.settimeout(max(0.01, end_s - time.monotonic()))
             connection, _ = self.listener.accept()
-            connection.settimeout(CONNECT_S)
-            hello = connection.recv(HELLO.size, socket.MSG_WAITALL)
+            connection.settimeout(HELLO_S)
+            hello = b""
+            with suppress(OSError):  # of a stranger that goes away, or says nothing
+                hello = connection.recv(HELLO.size, socket.MSG_WAITALL)
             if hello[:TOKEN_BYTES] == bytes.fromhex(self.address.token) and len(hello) == HELLO.size:
+                connection.settimeout(CONNECT_S)
                 found[HELLO.unpack(hello)[1]] = connection
             else:
                 connection.close()
