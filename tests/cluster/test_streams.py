@@ -80,10 +80,11 @@ def test_a_far_link_has_the_rate_of_its_stream() -> None:
     found = MeasuredLink.of(far, stream)
     assert found.latency_s == pytest.approx(0.039, rel=1e-3)
     assert found[3:5] == (0.001, 0.2)
+    assert MeasuredLink.of(far, stream._replace(one_both_gbit_per_s=0.25)).gbit_per_s == 0.25
     near = far._replace(latency_s=0.0015, gbit_per_s=4.0)
     assert MeasuredLink.of(near, stream)[2:5] == (0.0015, 0.001, 4.0)
     assert MeasuredLink.of(far._replace(gbit_per_s=0.15), stream).gbit_per_s == 0.15
-    assert MeasuredLink.of(far, stream._replace(one_gbit_per_s=0.0)).gbit_per_s > 0
+    assert MeasuredLink.of(far, stream._replace(one_gbit_per_s=0.0, one_both_gbit_per_s=0.0)).gbit_per_s > 0
     sent = [list(MeasuredLink.of(far, stream)), list(MeasuredLink.of(far._replace(gbit_per_s=1.0), None))]
     assert MeasuredLink.from_json(sent[0]).stream == stream
     assert MeasuredLink.from_json(sent[1]).stream is None

@@ -88,7 +88,7 @@ class MeasuredLink(NamedTuple):
         """Return what messages and streams say together."""
         found = messages._asdict()
         if messages.gbit_per_s is None:
-            found["gbit_per_s"] = max(LEAST_GBIT_PER_S, 0.0 if stream is None else stream.one_gbit_per_s)
+            found["gbit_per_s"] = max(LEAST_GBIT_PER_S, 0.0 if stream is None else stream.most_of_one_gbit_per_s)
         if stream is not None and messages.latency_s >= FAR_S:  # echoes wait for processors, too
             empty_s = 8e-9 * SEGMENT_BYTES / found["gbit_per_s"]
             found["latency_s"] = min(messages.latency_s, max(0.0, stream.round_trip_s / 2 - empty_s))

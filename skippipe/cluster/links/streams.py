@@ -80,6 +80,11 @@ class Stream(NamedTuple):
     """The shortest that TCP has seen, which is that of a connection's first segments."""
 
     @property
+    def most_of_one_gbit_per_s(self) -> float:
+        """What one connection carries alone: no less than both ways, where a busy sender held it up alone."""
+        return max(self.one_gbit_per_s, self.one_both_gbit_per_s)
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """All of them, in their order."""
         return self[2:6]
