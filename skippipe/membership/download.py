@@ -86,7 +86,7 @@ def _take(
     most_bytes: int,
     target: "_Target",
 ) -> bool:
-    asking = keys.socket(context, zmq.DEALER, server=False, largest_bytes=2 * PIECE_BYTES)
+    asking = keys.socket(context, zmq.DEALER, server=False)
     try:
         asking.connect(zmq_address(source.host, source.port))
         return _Download(asking, source, name, silence_s, most_bytes, target).run(wanted)

@@ -23,8 +23,6 @@ from skippipe.membership.keys import RunKeys, bind_port
 logger = logging.getLogger(__name__)
 PORT: Final = "SKIPPIPE_PORT"
 """Environment variable with the port of this process's exchange; any free one where it is not set."""
-_LARGEST_QUESTION_BYTES = 2**16
-"""A name and where a piece begins."""
 _POLL_S = 0.1
 Result = TypeVar("Result")
 
@@ -45,7 +43,7 @@ class Exchange:
     def __init__(self, keys: RunKeys) -> None:
         """Bind a port, `port`, and answer there from now on: a free one, or that of SKIPPIPE_PORT."""
         self._context, self._keys = zmq.Context(), keys
-        self._socket = keys.socket(self._context, zmq.ROUTER, server=True, largest_bytes=_LARGEST_QUESTION_BYTES)
+        self._socket = keys.socket(self._context, zmq.ROUTER, server=True)
         self.port = bind_port(self._socket, os.environ.get(PORT, "*"))
         self._lock = threading.Lock()
         self._contents: dict[str, _Content] = {}

@@ -12,6 +12,13 @@ from zmq.utils import z85
 from skippipe.errors import ConfigError
 from skippipe.membership.shared_secret import derived_key
 
+PART_BYTES = 2**18
+"""A message to one who listens goes in parts of at most so many bytes. A stranger announces no larger one, either, so
+that half of it takes no more memory: blocks of many MB would leave holes between them, and so grow for ever."""
+_ENCRYPTION_BYTES = 64
+"""No less than the 33 that CurveZMQ adds to a part."""
+_LARGEST_ANSWER_BYTES = 2**21
+"""Of one that was asked: a piece of an exchange's content, and its head."""
 _MEMBERSHIP = "skippipe.membership/1"
 _HANDSHAKE_MS = 10_000
 """A handshake takes three round trips, and its two processes may be busy."""
@@ -28,17 +35,15 @@ class RunKeys(NamedTuple):
     public: bytes
     secret: bytes
 
-    def socket(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, server: bool, largest_bytes: int
-    ) -> "zmq.Socket[bytes]":
+    def socket(self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int, *, server: bool) -> "zmq.Socket[bytes]":
         """Return a socket that speaks with holders of these keys alone, and sends no more once it is closed.
 
-        Whoever announces a part of more than `largest_bytes` is cut off at once, and a stranger after ten seconds.
+        Whoever announces a larger part than `parts_of` makes is cut off at once, and a stranger after ten seconds.
         """
         made = context.socket(kind)
         made.setsockopt(zmq.IPV6, 1)
         made.setsockopt(zmq.LINGER, 0)
-        made.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
+        made.setsockopt(zmq.MAXMSGSIZE, PART_BYTES + _ENCRYPTION_BYTES if server else _LARGEST_ANSWER_BYTES)
         made.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         made.setsockopt(zmq.CURVE_PUBLICKEY, self.public)
         made.setsockopt(zmq.CURVE_SECRETKEY, self.secret)
@@ -58,6 +63,12 @@ def run_keys(secret: str) -> RunKeys:
     """
     private = z85.encode(derived_key(secret, _MEMBERSHIP))
     return RunKeys(public=zmq.curve_public(private), secret=private)
+
+
+def parts_of(content: bytes) -> list[memoryview]:
+    """Return a content in parts that a listening socket takes."""
+    view = memoryview(content)
+    return [view[first : first + PART_BYTES] for first in range(0, max(1, len(view)), PART_BYTES)]
 
 
 def bind_port(server: "zmq.Socket[bytes]", port: str = "*") -> int:

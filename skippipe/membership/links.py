@@ -8,18 +8,17 @@ them. Children that are forked without exec keep connections open after a crash,
 
 import contextlib
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import zmq
 from pydantic import ValidationError
 
 from skippipe.membership.epoch import Member
-from skippipe.membership.keys import RunKeys, bind_port
+from skippipe.membership.keys import RunKeys, bind_port, parts_of
 from skippipe.membership.member_link import Loss, MemberLink, address_of
 from skippipe.membership.messages import Envelope
 
-_LARGEST_MESSAGE_BYTES = 64 * 2**20
 _LOOK_S = 0.02
 _SELDOMEST_HEARTBEAT_MS = 1000
 """Each member sends one to each other so often; more would take processors from training."""
@@ -127,12 +126,12 @@ class Links:
     def send(self, name: str, envelope: Envelope) -> None:
         """Send to a connected member; it may be lost where the connection breaks."""
         if name in self._links:
-            self._send(self._links[name].dealer, [_written(envelope)])
+            self._send(self._links[name].dealer, _written(envelope))
 
     def reply(self, way_back: bytes | None, envelope: Envelope) -> None:
         """Send the way that a message came."""
         if way_back is not None:
-            self._send(self._router, [way_back, _written(envelope)])
+            self._send(self._router, [way_back, *_written(envelope)])
 
     def wake(self) -> None:
         """End a wait for news."""
@@ -166,26 +165,27 @@ class Links:
     def _received(self, ready: Container[object]) -> Iterator[LinkNews]:
         for source in [self._router, *(link.dealer for link in self._links.values())]:
             while source in ready and source.poll(0):
-                *route, content = source.recv_multipart()
+                parts = source.recv_multipart()
+                route = parts[:1] if source is self._router else []
                 try:
-                    envelope = Envelope.model_validate_json(content)
+                    envelope = Envelope.model_validate_json(b"".join(parts[len(route) :]))
                 except ValidationError:
                     continue  # a member of another version, at most: strangers have no connection
                 yield Received(envelope, route[0] if route else None)
 
     def _socket(self, kind: int, *, server: bool) -> "zmq.Socket[bytes]":
-        made = self._keys.socket(self._context, kind, server=server, largest_bytes=_LARGEST_MESSAGE_BYTES)
+        made = self._keys.socket(self._context, kind, server=server)
         made.setsockopt(zmq.HANDSHAKE_IVL, max(5000, 2 * self._silence_ms))
         made.setsockopt(zmq.CONNECT_TIMEOUT, 2000)
         made.setsockopt(zmq.RECONNECT_IVL, 50)
         return made
 
     @staticmethod
-    def _send(out: "zmq.Socket[bytes]", parts: list[bytes]) -> None:
+    def _send(out: "zmq.Socket[bytes]", parts: Sequence[bytes | memoryview]) -> None:
         # A queue may be full, as to one that is frozen; whoever needs an answer asks again.
         with contextlib.suppress(zmq.Again):
             out.send_multipart(parts, flags=zmq.DONTWAIT)
 
 
-def _written(envelope: Envelope) -> bytes:
-    return envelope.model_dump_json().encode()
+def _written(envelope: Envelope) -> list[memoryview]:
+    return parts_of(envelope.model_dump_json().encode())

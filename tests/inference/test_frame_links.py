@@ -65,11 +65,7 @@ def test_who_does_not_have_the_keys_is_not_heard(pair: tuple[FrameLinks, FrameLi
     first, second = pair
     with zmq.Context() as context, socket.create_connection(("127.0.0.1", second.port)) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: somebody.example\r\n\r\n")
-        stranger = (
-            context.socket(zmq.DEALER)
-            if keys is None
-            else keys.socket(context, zmq.DEALER, server=False, largest_bytes=2**20)
-        )
+        stranger = context.socket(zmq.DEALER) if keys is None else keys.socket(context, zmq.DEALER, server=False)
         with stranger:
             stranger.linger = 0
             stranger.connect(zmq_address("127.0.0.1", second.port))
@@ -81,7 +77,7 @@ def test_who_does_not_have_the_keys_is_not_heard(pair: tuple[FrameLinks, FrameLi
 
 def test_what_is_no_frame_is_left_out(pair: tuple[FrameLinks, FrameLinks]) -> None:
     first, second = pair
-    with zmq.Context() as context, KEYS.socket(context, zmq.DEALER, server=False, largest_bytes=2**20) as member:
+    with zmq.Context() as context, KEYS.socket(context, zmq.DEALER, server=False) as member:
         member.connect(zmq_address("127.0.0.1", second.port))
         for parts in ([b"\x80\x04cos\nsystem\n"], [b"[]", b""], [b"{}", b"no tensors"], [b"{}", b"", b""]):
             member.send_multipart(parts)

@@ -8,7 +8,7 @@ where heartbeats would wait behind them; who is lost is known from those links a
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import zmq
@@ -17,11 +17,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from skippipe.membership.epoch import Member
-from skippipe.membership.keys import RunKeys, bind_port, zmq_address
+from skippipe.membership.keys import RunKeys, bind_port, parts_of, zmq_address
 from skippipe.runtime.ranks import time_limits
-
-_LARGEST_FRAME_BYTES = 2**32
-"""Hidden states of 131,072 positions of a model of width 8192, as float32."""
 
 
 class Frame(NamedTuple):
@@ -43,7 +40,7 @@ class FrameLinks:
         self._keys = keys
         self._silence_ms = round(silence_s * 1000)
         self._context = zmq.Context()
-        self._router = keys.socket(self._context, zmq.ROUTER, server=True, largest_bytes=_LARGEST_FRAME_BYTES)
+        self._router = keys.socket(self._context, zmq.ROUTER, server=True)
         self.port = bind_port(self._router)
         self._ways: dict[str, _Way] = {}
         self._wake_up = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -57,7 +54,7 @@ class FrameLinks:
             self._ways[member.name] = way = _Way(self._dealer(member))
             self._poller.register(way.monitor, zmq.POLLIN)
         content = save({name: tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()})
-        self._ways[member.name].send([json.dumps(header).encode(), content])
+        self._ways[member.name].send([*parts_of(json.dumps(header).encode()), b"", *parts_of(content)])
 
     def receive(self, limit_s: float | None = None) -> Frame | None:
         """Return the next frame; None if none came in time, or something else has happened."""
@@ -71,8 +68,8 @@ class FrameLinks:
             return None
         _, *parts = self._router.recv_multipart()
         try:
-            header, content = parts
-            return Frame(dict(json.loads(header)), load(content))
+            end = parts.index(b"")
+            return Frame(dict(json.loads(b"".join(parts[:end]))), load(b"".join(parts[end + 1 :])))
         except (ValueError, TypeError, SafetensorError):
             return None  # a member of another version, at most: strangers have no connection
 
@@ -96,7 +93,7 @@ class FrameLinks:
         os.close(self._wake_up)
 
     def _dealer(self, member: Member) -> "zmq.Socket[bytes]":
-        dealer = self._keys.socket(self._context, zmq.DEALER, server=False, largest_bytes=_LARGEST_FRAME_BYTES)
+        dealer = self._keys.socket(self._context, zmq.DEALER, server=False)
         # Not ZeroMQ's heartbeats: they would wait behind a large frame on a slow link, and end it.
         dealer.setsockopt(zmq.TCP_KEEPALIVE, 1)
         dealer.setsockopt(zmq.TCP_KEEPALIVE_IDLE, time_limits.KEEP_ALIVE_IDLE_S)
@@ -112,10 +109,10 @@ class _Way:
 
     def __init__(self, dealer: "zmq.Socket[bytes]") -> None:
         self._dealer = dealer
-        self._last: list[bytes] = []
+        self._last: Sequence[bytes | memoryview] = ()
         self.monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
-    def send(self, parts: list[bytes]) -> None:
+    def send(self, parts: Sequence[bytes | memoryview]) -> None:
         self._last = parts
         with contextlib.suppress(zmq.Again):  # the queue may be full, as to one that is frozen
             self._dealer.send_multipart(parts, flags=zmq.DONTWAIT)
