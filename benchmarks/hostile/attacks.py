@@ -23,7 +23,7 @@ OTHER_PROTOCOLS: Final = (
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"SSH-2.0-x\r\n",
 )
-AT_ONCE = 256
+AT_ONCE = 768
 """Connections that stand at a time to all ports together: less than the descriptors of one process."""
 PATIENCE_S = 30.0
 """How long a stranger waits for the other side to close."""
