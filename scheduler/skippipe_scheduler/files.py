@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 from unicodedata import category
@@ -154,16 +155,29 @@ def replace_file(
     A `private` file is readable for this user alone, from its first byte on. `check` raises where the file may not be
     replaced any more, as flushing takes its time.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, private=private, check=check) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def replacing(
+    path: Path, *, private: bool = False, durable: bool = True, check: Callable[[], None] = lambda: None
+) -> Iterator[BufferedRandom]:
+    """Give an empty file to write that takes the place of `path` once it is left without an error; see `replace_file`.
+
+    One that is not `durable` is not flushed to disk: after a crash of the machine it may be damaged.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb", opener=_private if private else None) as stream:
-            stream.write(content)
+        with open(aside, "w+b", opener=_private if private else None) as stream:
+            yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         check()
         aside.replace(path)
-    except (OSError, SkipPipeError):
+    except BaseException:
         with suppress(OSError):  # the folder itself may be what is wrong
             aside.unlink()
         raise

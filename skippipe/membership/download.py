@@ -46,52 +46,49 @@ def fetch(
         CommunicationError: the other side gives no answer for `silence_s`, or its content has more than `most_bytes`.
     """
     with zmq.Context() as context:
-        return download(context, keys, source, name, silence_s, wanted, most_bytes)
+        return Downloads(context, keys).content(source, name, silence_s, wanted, most_bytes)
 
 
-def download(
-    context: "zmq.Context[zmq.Socket[bytes]]",
-    keys: RunKeys,
-    source: Source,
-    name: str,
-    silence_s: float,
-    wanted: Callable[[], bool],
-    most_bytes: int = sys.maxsize,
-) -> bytes | None:
-    """Return a content; see `fetch`."""
-    memory = _Memory()
-    return bytes(memory.data) if _take(context, keys, source, name, silence_s, wanted, most_bytes, memory) else None
+class Downloads(NamedTuple):
+    """What one process fetches from others of its keys."""
 
+    context: "zmq.Context[zmq.Socket[bytes]]"
+    keys: RunKeys
 
-def download_file(
-    context: "zmq.Context[zmq.Socket[bytes]]",
-    keys: RunKeys,
-    source: Source,
-    name: str,
-    silence_s: float,
-    wanted: Callable[[], bool],
-    file: BufferedRandom,
-) -> bool:
-    """Write a content to a file that is empty; return False where `fetch` returns None."""
-    return _take(context, keys, source, name, silence_s, wanted, sys.maxsize, _File(file))
+    def content(
+        self,
+        source: Source,
+        name: str,
+        silence_s: float,
+        wanted: Callable[[], bool],
+        most_bytes: int = sys.maxsize,
+    ) -> bytes | None:
+        """Return a content; see `fetch`."""
+        memory = _Memory()
+        is_here = self._into(memory, source, name, silence_s, wanted, most_bytes) is not None
+        return bytes(memory.data) if is_here else None
 
+    def file(
+        self, file: BufferedRandom, source: Source, name: str, silence_s: float, wanted: Callable[[], bool]
+    ) -> str | None:
+        """Write a content to a file that is empty, and return its SHA-256; None where `fetch` returns None."""
+        return self._into(_File(file), source, name, silence_s, wanted)
 
-def _take(
-    context: "zmq.Context[zmq.Socket[bytes]]",
-    keys: RunKeys,
-    source: Source,
-    name: str,
-    silence_s: float,
-    wanted: Callable[[], bool],
-    most_bytes: int,
-    target: "_Target",
-) -> bool:
-    asking = keys.socket(context, zmq.DEALER, server=False)
-    try:
-        asking.connect(zmq_address(source.host, source.port))
-        return _Download(asking, source, name, silence_s, most_bytes, target).run(wanted)
-    finally:
-        asking.close()
+    def _into(
+        self,
+        target: "_Target",
+        source: Source,
+        name: str,
+        silence_s: float,
+        wanted: Callable[[], bool],
+        most_bytes: int = sys.maxsize,
+    ) -> str | None:
+        asking = self.keys.socket(self.context, zmq.DEALER, server=False)
+        try:
+            asking.connect(zmq_address(source.host, source.port))
+            return _Download(asking, source, name, silence_s, most_bytes, target).run(wanted)
+        finally:
+            asking.close()
 
 
 class _Target(Protocol):
@@ -162,8 +159,8 @@ class _Download:
         self._missing: deque[int] = deque()
         self._under_way: set[int] = set()
 
-    def run(self, wanted: Callable[[], bool]) -> bool:
-        """Ask until all is there; return False where there is none, or it is not wanted any more."""
+    def run(self, wanted: Callable[[], bool]) -> str | None:
+        """Ask until all is there, and return its SHA-256; None where there is none, or it is not wanted any more."""
         self._ask(0)
         heard_s = asked_s = time.monotonic()
         while wanted():
@@ -172,11 +169,11 @@ class _Download:
                 heard_s = asked_s = time.monotonic()
                 answer = json.loads(head)
                 if answer["size"] is None and not answer["is_coming"]:
-                    return False
+                    return None
                 if answer["size"] is None:
                     asked_s -= _REPEAT_S - _POLL_S
                 elif self._take(answer, piece):
-                    return True
+                    return self._sha256
             now_s = time.monotonic()
             if now_s - heard_s > self._silence_s:
                 raise CommunicationError(
@@ -187,7 +184,7 @@ class _Download:
                 asked_s = now_s
                 for begin in self._under_way or {0}:
                     self._ask(begin)
-        return False
+        return None
 
     def _take(self, answer: dict[str, Any], piece: bytes) -> bool:
         """Take a piece; return whether all are there and right."""

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import zmq
 
-from skippipe.membership.download import PIECE_BYTES, Source, download, download_file
+from skippipe.membership.download import PIECE_BYTES, Downloads, Source
 from skippipe.membership.keys import RunKeys, bind_port
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ class Exchange:
 
     def __init__(self, keys: RunKeys) -> None:
         """Bind a port, `port`, and answer there from now on: a free one, or that of SKIPPIPE_PORT."""
-        self._context, self._keys = zmq.Context(), keys
+        self._context = zmq.Context()
+        self._downloads = Downloads(self._context, keys)
         self._socket = keys.socket(self._context, zmq.ROUTER, server=True)
         self.port = bind_port(self._socket, os.environ.get(PORT, "*"))
         self._lock = threading.Lock()
@@ -92,21 +93,18 @@ class Exchange:
 
         All that this one fetches comes through one thread of its own: each thread has memory that the allocator keeps.
         """
-        return self._while_open(lambda: download(self._context, self._keys, source, name, silence_s, self._and(wanted)))
+        return self._while_open(lambda: self._downloads.content(source, name, silence_s, self._and(wanted)))
 
     def fetch_file(
         self, source: Source, name: str, file: BufferedRandom, silence_s: float, wanted: Callable[[], bool]
-    ) -> bool:
-        """Write the same to an empty file, piece by piece; return False where `fetch` returns None."""
-        context, keys = self._context, self._keys
-        return bool(
-            self._while_open(lambda: download_file(context, keys, source, name, silence_s, self._and(wanted), file))
-        )
+    ) -> str | None:
+        """Write the same to an empty file, piece by piece; return its SHA-256, or None where `fetch` returns None."""
+        return self._while_open(lambda: self._downloads.file(file, source, name, silence_s, self._and(wanted)))
 
     def _and(self, wanted: Callable[[], bool]) -> Callable[[], bool]:
         return lambda: not self._closed.is_set() and wanted()
 
-    def _while_open(self, action: Callable[[], Result]) -> Result | None:
+    def _while_open(self, action: Callable[[], Result | None]) -> Result | None:
         try:
             return action()
         except zmq.ZMQError:

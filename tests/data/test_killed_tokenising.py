@@ -64,7 +64,7 @@ def attempt(given: DataOptions, last_save: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(streams)
 
-    TokenStreams._save = save  # type: ignore[assignment,method-assign]
+    TokenStreams._save = save  # type: ignore[assignment,method-assign]  # to be killed in it
     with small_steps():
         open_cache(given, seed=0)
 

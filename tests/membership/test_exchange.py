@@ -58,7 +58,7 @@ def test_contents_go_into_files_piece_by_piece(exchange: Exchange, tmp_path: Pat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def refused(_: Path) -> None:
+def refused(_: str) -> None:
     raise InputError("not this one")
 
 

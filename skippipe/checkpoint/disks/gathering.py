@@ -13,7 +13,7 @@ from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
 from skippipe.checkpoint.held_files import note_held_files
-from skippipe.checkpoint.reader import METADATA, FileRecord, checkpoint_path, file_sha256
+from skippipe.checkpoint.reader import METADATA, FileRecord, checkpoint_path
 from skippipe.checkpoint.soundness import DAMAGED, HASHED_BYTES_PER_S, refuse, saved_steps, size_bytes
 from skippipe.errors import CheckpointError
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
@@ -132,7 +132,7 @@ class Gathering:
                     self._remote.fetch(checkpoint, name, whole.metadata.files[name])
                     continue
                 assert self._peers is not None
-                check = partial(_check_content, whole.metadata.files[name])
+                check = partial(_check_content, checkpoint / name, whole.metadata.files[name])
                 self._peers.fetch_file(disk, _offered(checkpoint, name), checkpoint / name, check=check)
             note_held_files(checkpoint, [*held, *missing])
         except OSError as reason:
@@ -154,8 +154,8 @@ class Gathering:
         return action() if self._disks.is_first else None
 
 
-def _check_content(record: FileRecord, path: Path) -> None:
-    if file_sha256(path) != record.sha256:
+def _check_content(path: Path, record: FileRecord, sha256: str) -> None:
+    if sha256 != record.sha256:
         raise CheckpointError(f"{path}: arrived with another content than was saved")
 
 

@@ -12,6 +12,7 @@ from skippipe.runtime.epochs.agreed_secret import agreed_secret
 from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
+from skippipe_scheduler.files import replacing
 
 if TYPE_CHECKING:
     from skippipe.membership.download import Source
@@ -52,24 +53,18 @@ class PeerFiles(NamedTuple):
         name: str,
         path: Path,
         wanted: Callable[[], bool] = lambda: True,
-        check: Callable[[Path], None] = lambda _: None,
+        check: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Put the same at a path, piece by piece: a file may be larger than the memory.
 
-        `check` gets the file before it has its name, and may raise. Raises as `fetch` does, and `OSError` where the
-        file cannot be written.
+        `check` gets the SHA-256 of the file before that has its name, and may raise. Raises as `fetch` does, and
+        `OSError` where the file cannot be written.
         """
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with aside.open("w+b") as file:
-                if not self.exchange.fetch_file(self.source(rank), name, file, self.silence_s, wanted):
-                    raise CommunicationError(f"rank {rank} has no {name}")
-                file.flush()
-                os.fsync(file.fileno())
-            check(aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        sha256: str | None = None
+        with replacing(path, check=lambda: check(sha256 or "")) as file:
+            sha256 = self.exchange.fetch_file(self.source(rank), name, file, self.silence_s, wanted)
+            if sha256 is None:
+                raise CommunicationError(f"rank {rank} has no {name}")
 
     def source(self, rank: int) -> "Source":
         """Return where a rank's exchange answers."""

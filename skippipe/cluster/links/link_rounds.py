@@ -97,7 +97,7 @@ class MeasuredLink(NamedTuple):
     @classmethod
     def from_json(cls, content: Sequence[object]) -> "MeasuredLink":
         """Return what another rank has sent."""
-        link = cls(*content)  # type: ignore[arg-type]
+        link = cls(*content)  # type: ignore[arg-type]  # as JSON writes a tuple
         return link if link.stream is None else link._replace(stream=Stream(*link.stream))
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skippipe.data.token_cache_index import SPLITS, Split
 from skippipe.data.tokenizer import Tokens
+from skippipe_scheduler.files import replace_file
 
 SAVE_EVERY_S = 5.0
 """How much work a kill costs at most, beside the batches that are in work."""
@@ -132,10 +133,5 @@ class TokenStreams:
             file.flush()
             os.fsync(file.fileno())
         state = _SavedStreams.model_validate(self.place.model_dump() | self.tokens | {"is_complete": self.is_complete})
-        aside = self._saved.with_suffix(".new")
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(state.model_dump_json())
-            stream.flush()
-            os.fsync(stream.fileno())
-        aside.replace(self._saved)
+        replace_file(self._saved, state.model_dump_json().encode())
         self._saved_s = time.monotonic()

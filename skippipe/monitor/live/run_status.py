@@ -1,8 +1,6 @@
 """RUN/nodes.json: how a run and each of its nodes stand now, for who looks from outside."""
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Final, Literal
@@ -10,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from skippipe.errors import InputError, StorageError
-from skippipe_scheduler.files import Count, Name, PositiveSeconds, Seconds, StrictModel, parse, read_json
+from skippipe_scheduler.files import Count, Name, PositiveSeconds, Seconds, StrictModel, parse, read_json, replacing
 
 FILE_NAME: Final = "nodes.json"
 TimeShare = Annotated[float, Field(ge=0, le=1)]
@@ -110,11 +108,8 @@ def write_status(status: RunStatus, run_dir: Path) -> None:
     Nothing is flushed to the disk: it would cost time, and after a crash of the machine nobody wants this file.
     """
     path = run_dir / FILE_NAME
-    aside = path.with_name(f".{FILE_NAME}.{os.getpid()}.tmp")
     try:
-        aside.write_text(status.model_dump_json() + "\n", encoding="utf-8")
-        aside.replace(path)
+        with replacing(path, durable=False) as stream:
+            stream.write(f"{status.model_dump_json()}\n".encode())
     except OSError as reason:
-        with suppress(OSError):
-            aside.unlink()
         raise StorageError(f"{path}: cannot be written ({reason.strerror or reason})") from None
