@@ -24,6 +24,8 @@ class DataOptions(Section):
     """Configuration of the dataset, for huggingface; its default one where not given."""
     split: str = "train"
     """Split of the dataset to read, for huggingface; the validation text is taken out of it."""
+    revision: str | None = Field(default=None, examples=["v1.4.0"])
+    """Branch, tag or commit of the dataset on the hub, for huggingface; a commit is the same text for ever."""
     text_key: str = "text"
     """Key or column that holds the text."""
     tokenizer: str = Field(default="bytes", examples=["bpe:4096"])

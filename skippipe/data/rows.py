@@ -83,7 +83,7 @@ def _dataset(datasets: Any, options: DataOptions) -> Any:
         return stored[options.split] if hasattr(stored, "keys") else stored
     if not Path(name).exists() and hub_problem() is not None:
         datasets.config.HF_HUB_OFFLINE = True
-    return datasets.load_dataset(name, options.subset, split=options.split, streaming=True)
+    return datasets.load_dataset(name, options.subset, split=options.split, revision=options.revision, streaming=True)
 
 
 def _text_of(row: dict[str, Any], key: str, place: str) -> str:

@@ -1,8 +1,10 @@
 """Corpora of every kind become the same flat tokens; damaged caches are refused."""
 
+import io
 import json
 import multiprocessing
 import shutil
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -31,10 +33,24 @@ def corpus(tmp_path: Path, source: str) -> dict[str, object]:
         (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     elif source == "parquet":
         pq.write_table(pa.table({"text": TEXTS}), folder / "a.parquet")
+    elif source == "webdataset":
+        for shard in range(2):
+            with tarfile.open(folder / f"shard-{shard}.tar", "w") as archive:
+                for index in range(shard * len(TEXTS) // 2, (shard + 1) * len(TEXTS) // 2):
+                    _add(archive, f"{index:03}.txt", TEXTS[index])
+                    _add(archive, f"{index:03}.json", json.dumps({"number": index}))
+        return {"source": "huggingface", "dataset": str(folder), "text_key": "txt"}
     else:
         datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(folder)
         return {"source": source, "dataset": str(folder)}
     return {"source": source, "paths": [str(folder)]}
+
+
+def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
+    content = text.encode()
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
 
 
 def texts_of(given: DataOptions) -> list[str]:
@@ -45,7 +61,7 @@ def options(tmp_path: Path, **given: object) -> DataOptions:
     return DataOptions.model_validate({"cache_dir": str(tmp_path / "cache"), "validation_fraction": 0.2, **given})
 
 
-@pytest.mark.parametrize("source", ["text", "jsonl", "parquet", "huggingface"])
+@pytest.mark.parametrize("source", ["text", "jsonl", "parquet", "huggingface", "webdataset"])
 def test_every_source_gives_the_same_tokens(tmp_path: Path, source: str) -> None:
     cache = open_cache(options(tmp_path, **corpus(tmp_path, source)), seed=3)
     assert cache.vocab_size == 257

@@ -1,10 +1,13 @@
 """Without a network, what needs the hub says so within seconds, and what does not need it works."""
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import datasets
 import pytest
 from huggingface_hub import constants
 
@@ -52,6 +55,37 @@ def test_a_dataset_of_the_hub_is_refused_at_once() -> None:
     with pytest.raises(DataError, match=f"NOBODY/nothing cannot be read .{CLOSED} cannot be reached"):
         next(row_texts(DataOptions(source="huggingface", dataset="NOBODY/nothing")))
     assert time.monotonic() - start_s < 5
+
+
+def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, format: str, *values: object) -> None:
+            """Say nothing."""
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        hub_problem.cache_clear()
+        with pytest.raises(DataError, match="NOBODY/nothing cannot be read"):
+            next(row_texts(DataOptions(source="huggingface", dataset="NOBODY/nothing", revision="a1b2c3")))
+        server.shutdown()
+    hub_problem.cache_clear()
+    assert any("NOBODY/nothing" in path and "a1b2c3" in path for path in asked), asked
 
 
 @pytest.mark.usefixtures("no_hub")
