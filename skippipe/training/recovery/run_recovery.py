@@ -26,6 +26,7 @@ from skippipe.errors import (
 from skippipe.membership.shared_secret import SECRET, own_secret
 from skippipe.monitor.run_events import MembershipChange, RestoredStage
 from skippipe.runtime.epochs.epoch_store import EpochStore, host_store, reach_store
+from skippipe.runtime.epochs.freed_memory import return_freed_memory
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks import time_limits
@@ -234,6 +235,7 @@ class RunRecovery:
                     total_s=time.monotonic() - start_s,
                 )
                 record(change, trainer.plans, self._experiment.run_path)
+            return_freed_memory()
             self._faults.reached("EPOCH", decision.step + 1)
             return
         raise PeerLostError(f"no epoch has lasted in {MOST_TRIES} tries: {reason}; start again from the checkpoint")

@@ -1,0 +1,31 @@
+"""What threads that have ended leave free in the allocator goes back to the system."""
+
+import ctypes
+import threading
+
+import psutil
+import pytest
+
+from skippipe.runtime.epochs.freed_memory import return_freed_memory
+
+PIECES, PIECE_BYTES = 1_000, 60_000
+"""Each below the size from which on an allocator maps memory for it alone (128 KiB in glibc)."""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_what_lies_free_between_pieces_in_use_is_given_back() -> None:
+    kept: list[bytes] = []
+
+    def allocate() -> None:
+        pieces = [b"x" * PIECE_BYTES for _ in range(PIECES)]
+        kept.extend(pieces[::100])
+
+    threads = [threading.Thread(target=allocate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    held_bytes = psutil.Process().memory_info().rss
+    return_freed_memory()
+    assert held_bytes - psutil.Process().memory_info().rss > PIECES * PIECE_BYTES
+    assert len(kept) == 2 * PIECES / 100
