@@ -195,6 +195,7 @@ COLUMNS: Columns = {
     "nodes there": lambda result: f"{result['present']:.0%}",
     **{f"ours: {way.replace('_', ' ')}": share_cell(f"in the run, {way}") for way in WAYS},
     "restart": share_cell("checkpoint-restart"),
+    "restart with all nodes": share_cell("checkpoint-restart, all nodes"),
     "redundant": share_cell("redundant computation"),
     "rebuild": share_cell("stage rebuilding"),
 }

@@ -10,9 +10,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from lossy_run import LIMIT_S, NUM_NODES, Processes, lines_of, make_experiment, wait_for
 from outcomes import Row, median
@@ -30,6 +30,8 @@ UNDISTURBED_S = 20.0
 WARM_STEPS = 20
 RARE = 1_000_000
 PLANNING_S = 0.5
+SIMULATED: Final = ("in the run", "checkpoint-restart", "checkpoint-restart, all nodes")
+"""What `skippipe simulate` calls the ways."""
 
 
 class Change(NamedTuple):
@@ -61,7 +63,7 @@ def save_trace(changes: Sequence[Change], duration_s: float, path: Path) -> None
 
 
 def goodput(folder: Path, out: Path, mtbf_s: float, duration_s: float, seed: int) -> Row:
-    """Train through the same losses in both ways; return shares of the undisturbed throughput, and the prediction."""
+    """Train through the same losses in three ways; return shares of the undisturbed throughput, and the prediction."""
     from skippipe.planning.experiment_plan import plan_experiment
 
     (folder / "slow.yaml").write_text(
@@ -73,26 +75,29 @@ def goodput(folder: Path, out: Path, mtbf_s: float, duration_s: float, seed: int
     changes, trace = drawn(whole.nodes, mtbf_s, duration_s, seed), out / "goodput.trace.csv"
     save_trace(changes, duration_s, trace)
     ours = in_the_run(folder, plan, whole.rank_of, changes, duration_s)
-    restarted = Restarts(folder, plan, ours.pace, mtbf_s).replay(changes, duration_s)
+    restarts = Restarts(folder, plan, ours.pace, mtbf_s)
+    others = {f"restart on {on}": restarts.replay(on, changes, duration_s) for on in ("those left", "all nodes")}
+    restarted = others["restart on those left"]
     costs = {"groups": ours.pause_s, "agreement": 0.0, "planning": 0.0, "restart": restarted.pause_s}
     costs["checkpoint"] = restarted.checkpoint_s
     predicted = _predicted(plan, trace, costs)
-    shares = [ours.useful / ours.pace / duration_s, restarted.useful / ours.pace / duration_s]
-    expected = [predicted["in the run"]["goodput"], predicted["checkpoint-restart"]["goodput"]]
-    return {
+    row: Row = {
         "MTBF s": mtbf_s,
         "duration s": duration_s,
         "losses": sum(not change.back for change in changes),
         "undisturbed, steps/s": round(ours.pace, 3),
-        "in the run": round(shares[0], 3),
-        "predicted": round(expected[0], 3),
-        "checkpoint-restart": round(shares[1], 3),
-        "predicted for it": round(expected[1], 3),
-        "in the run / checkpoint-restart": round(shares[0] / shares[1], 2) if shares[1] else math.inf,
+    }
+    ways = {"in the run": ours, **others}
+    shares = {name: way.useful / ours.pace / duration_s for name, way in ways.items()}
+    for name, method in zip(ways, SIMULATED, strict=True):
+        row |= {name: round(shares[name], 3), f"{name}, predicted": round(predicted[method]["goodput"], 3)}
+    for name in others:
+        row[f"in the run / {name}"] = round(shares["in the run"] / shares[name], 2) if shares[name] else math.inf
+    return row | {
         "checkpoint every s": round(restarted.interval_s, 2),
         "median pause s": round(ours.pause_s, 2),
         "median restart s": round(restarted.pause_s, 2),
-        "failed": [*ours.failed, *restarted.failed],
+        "failed": ours.failed,
     }
 
 
@@ -150,10 +155,11 @@ def in_the_run(
 
 
 class Restarts:
-    """Checkpoint-restart at its best: whoever is left starts again at once, from processes that have imported all.
+    """Checkpoint-restart at its best: all start again at once, from processes that have imported everything.
 
-    Nodes that are back are taken in by a stop that saves, and a restart. A change that comes during a restart waits for
-    its end.
+    On those left, as nobody else has it for pipelines: nodes that are back are taken in by a stop that saves, and a
+    restart. Or on all nodes, as pipelines are started elsewhere: the others wait until the lost ones are back. A change
+    that comes during a restart waits for its end.
     """
 
     def __init__(self, folder: Path, plan: Path, pace: float, mtbf_s: float) -> None:
@@ -162,52 +168,53 @@ class Restarts:
 
         self._folder, self._pace, self._mtbf_s = folder, pace, mtbf_s
         self._plans = PlanSet(load_plan(plan))
-        self._present = set(self._plans.main.nodes)
         self._starts = 0
+        self._checkpoint_s = self._measured_checkpoint_s()
 
-    def replay(self, changes: Sequence[Change], duration_s: float) -> Replayed:
+    def replay(self, on: Literal["those left", "all nodes"], changes: Sequence[Change], duration_s: float) -> Replayed:
         """Train through the losses of a trace."""
-        checkpoint_s = self._checkpoint_s()
-        interval_s, pauses_s = best_interval_s(checkpoint_s, self._mtbf_s), list[float]()
-        experiment = _experiment(self._folder, "restarted", max(1, round(interval_s * self._pace)), recovers=False)
+        nodes = frozenset(self._plans.main.nodes)
+        interval_s, pauses_s = best_interval_s(self._checkpoint_s, self._mtbf_s), list[float]()
+        interval = max(1, round(interval_s * self._pace))
+        experiment = _experiment(self._folder, f"restarted-on-{on.replace(' ', '-')}", interval, recovers=False)
         metrics = experiment.run_path / "metrics.jsonl"
-        processes = self._start(experiment)
+        processes: Processes | None = self._start(experiment, nodes)
         wait_for(metrics, WARM_STEPS, time.monotonic() + LIMIT_S)
-        begun_s, before = time.monotonic(), _count(metrics)
+        present, begun_s, before = nodes, time.monotonic(), _count(metrics)
         for change in _in_time(changes, begun_s):
-            stopped_s = time.monotonic()
-            if change.back:
+            changed_s = time.monotonic()
+            if processes is not None and change.back:
                 processes[0].terminate()
                 processes.finish()
-                self._present.add(change.node)
-            else:
+            elif processes is not None:
                 _kill(processes)
-                self._present.remove(change.node)
-            processes = self._start(experiment)
-            if _goes_on(metrics, begun_s + duration_s):
-                pauses_s.append(time.monotonic() - stopped_s - 1 / self._pace)
+            present = present | {change.node} if change.back else present - {change.node}
+            processes = self._start(experiment, present) if on == "those left" or present == nodes else None
+            if processes is not None and _goes_on(metrics, begun_s + duration_s):
+                pauses_s.append(time.monotonic() - changed_s - 1 / self._pace)
         time.sleep(max(0.0, begun_s + duration_s - time.monotonic()))
         useful = _count(metrics) - before
-        _kill(processes)
-        return Replayed(useful, self._pace, median(pauses_s) or 0.0, interval_s, checkpoint_s, [])
+        if processes is not None:
+            _kill(processes)
+        return Replayed(useful, self._pace, median(pauses_s) or 0.0, interval_s, self._checkpoint_s, [])
 
-    def _checkpoint_s(self) -> float:
+    def _measured_checkpoint_s(self) -> float:
         """Return for how long training stands still for a checkpoint, in a run that saves often."""
         experiment = _experiment(self._folder, "saving", 2, recovers=False)
         metrics = experiment.run_path / "metrics.jsonl"
-        processes = self._start(experiment)
+        processes = self._start(experiment, frozenset(self._plans.main.nodes))
         wait_for(metrics, WARM_STEPS, time.monotonic() + LIMIT_S)
         _kill(processes)
         entries = lines_of(metrics)
         blocked_s = [float(entry[Metric.BLOCKED_S]) for entry in entries if Metric.BLOCKED_S in entry]
         return max(0.001, sum(blocked_s) / max(1, len(blocked_s)))
 
-    def _start(self, experiment: Experiment) -> Processes:
+    def _start(self, experiment: Experiment, present: Collection[str]) -> Processes:
         """Start one process for each node that is there."""
         from skippipe.planning.surviving_plans import plans_without
 
         self._starts += 1
-        missing = [node for node in self._plans.main.nodes if node not in self._present]
+        missing = [node for node in self._plans.main.nodes if node not in present]
         plans = plans_without(self._plans, missing, time_limit_s=0.1) if missing else self._plans
         path = self._folder / f"start-{self._starts}.plan.json"
         plans.main.save(path)

@@ -15,6 +15,7 @@ from skippipe.planning.churn.failure_trace import FailureTrace, NodeChange, draw
 from skippipe.planning.churn.methods import (
     REDUNDANT_FACTOR,
     CheckpointRestart,
+    FixedSizeRestart,
     InRunRecovery,
     RecoveryMethod,
     RedundantComputation,
@@ -37,9 +38,15 @@ ALL = frozenset(PLAN.nodes)
 COSTS = ChurnCosts(detection=1, agreement=2, planning=3, groups=4, restart=20, checkpoint=5, rebuild=30)
 PACES = SurvivingPaces(PLAN, max_evaluations=0)
 NEVER = math.inf
+OTHERS: tuple[type[RecoveryMethod], ...] = (
+    CheckpointRestart,
+    FixedSizeRestart,
+    RedundantComputation,
+    StageRebuilding,
+)
 METHODS: tuple[RecoveryMethod, ...] = (
     *(InRunRecovery(PACES, COSTS, 2.2 * WHOLE_S, 1e9, lost_stage=way) for way in ("routes_around", "stop")),
-    *(kind(PACES, COSTS, 2.2 * WHOLE_S, 1e9) for kind in (CheckpointRestart, RedundantComputation, StageRebuilding)),
+    *(kind(PACES, COSTS, 2.2 * WHOLE_S, 1e9) for kind in OTHERS),
 )
 FIRST, SECOND = PLAN.stages[1].nodes[1], PLAN.stages[2].nodes[1]
 LOST_STAGE = frozenset(PLAN.stages[1].nodes)
@@ -109,6 +116,24 @@ def test_two_losses_by_hand_with_restarts() -> None:
     }
     assert run.useful_s == pytest.approx(2 * WHOLE_S)
     assert run.rollbacks == 2
+
+
+def test_a_run_that_needs_all_nodes_waits_for_those_that_are_lost() -> None:
+    begin_s, first_back_s = 2.5 * WHOLE_S, 9 * WHOLE_S
+    back_s = first_back_s + 3 * WHOLE_S
+    trace = FailureTrace(
+        back_s + 20 + 2 * WHOLE_S,
+        changes((begin_s, {FIRST, SECOND}, set()), (first_back_s, set(), {FIRST}), (back_s, set(), {SECOND})),
+    )
+    run = replay(trace, FixedSizeRestart(PACES, COSTS, NEVER))
+    assert run.lost_s == {
+        "detection": pytest.approx(1),
+        "waiting": pytest.approx(back_s - begin_s - 1),
+        "restarts": pytest.approx(20),
+        "interrupted work": pytest.approx(0.5 * WHOLE_S),
+        "work since a checkpoint": pytest.approx(2 * WHOLE_S),
+    }
+    assert run.useful_s == pytest.approx(2 * WHOLE_S)
 
 
 def test_a_checkpoint_saves_what_was_done_before_it() -> None:
@@ -232,7 +257,8 @@ def test_equal_arguments_give_equal_comparisons() -> None:
     trace = drawn_losses([FIRST], 4 * WHOLE_S, 30 * WHOLE_S, rejoin_s=2 * WHOLE_S, seed=5)
     first, second = (compare_methods(PLAN, trace, ChurnOptions(max_evaluations=0)) for _ in range(2))
     assert first.runs == second.runs
-    assert [*first.runs] == ["in the run", "checkpoint-restart", "redundant computation", "stage rebuilding"]
+    others = ["checkpoint-restart", "checkpoint-restart, all nodes", "redundant computation", "stage rebuilding"]
+    assert [*first.runs] == ["in the run", *others]
     assert first.num_planned == 2
 
 

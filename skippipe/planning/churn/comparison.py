@@ -8,6 +8,7 @@ from skippipe.planning.churn.churn_costs import ChurnCosts, best_interval_s
 from skippipe.planning.churn.failure_trace import FailureTrace
 from skippipe.planning.churn.methods import (
     CheckpointRestart,
+    FixedSizeRestart,
     InRunRecovery,
     RecoveryMethod,
     RedundantComputation,
@@ -60,7 +61,7 @@ class ChurnComparison:
 def compare_methods(
     plan: Plan, trace: FailureTrace, options: ChurnOptions, paces: SurvivingPaces | None = None
 ) -> ChurnComparison:
-    """Replay a trace over a plan by ours, checkpoint-restart, redundant computation and stage rebuilding.
+    """Replay a trace over a plan by ours and by all others of `methods`.
 
     Checkpoint-restart has the best interval for this trace's mean time between losses (`best_interval_s`). The
     others, which need one only where a state is lost with all that hold it, have the better one of that interval and
@@ -78,6 +79,7 @@ def compare_methods(
     runs = (
         better_of_both(lambda every_s: InRunRecovery(paces, costs, every_s, parameters, lost_stage=options.lost_stage)),
         replay(trace, CheckpointRestart(paces, costs, interval_s, parameters)),
+        replay(trace, FixedSizeRestart(paces, costs, interval_s, parameters)),
         better_of_both(lambda every_s: RedundantComputation(paces, costs, every_s, parameters)),
         better_of_both(lambda every_s: StageRebuilding(paces, costs, every_s, parameters)),
     )

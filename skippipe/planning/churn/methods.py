@@ -1,4 +1,4 @@
-"""Four ways to live with losses: ours and those that it is compared with, each with what it assumes."""
+"""Five ways to live with losses: ours and those that it is compared with, each with what it assumes."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
@@ -186,6 +186,30 @@ class CheckpointRestart(OthersMethod):
     def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
         """Return a restart."""
         return {"restarts": self.costs.restart}
+
+
+@dataclass(frozen=True)
+class FixedSizeRestart(CheckpointRestart):
+    """The same where the run needs as many nodes as it was started with: it waits for those that are lost.
+
+    As torchrun does with a fixed number of nodes, and as pipelines do that have one fixed assignment of layers to ranks.
+    """
+
+    name: str = "checkpoint-restart, all nodes"
+    joins_at_checkpoints: bool = False
+
+    def pace_s(self, members: Set[str]) -> float | None:
+        """Return the undisturbed iteration where all nodes are there."""
+        plan = self.paces.plan
+        return plan.predicted.iteration_s if len(members) == len(plan.nodes) else None
+
+    def after_loss(self, members: Set[str], lost: Set[str]) -> Aftermath:
+        """Return the end of all processes; the restart comes with the last node that is back."""
+        return Aftermath({"detection": self.costs.detection}, "checkpoint")
+
+    def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
+        """Return a restart where nobody is missing any more."""
+        return {} if self.pace_s(members | joining) is None else {"restarts": self.costs.restart}
 
 
 @dataclass(frozen=True)
