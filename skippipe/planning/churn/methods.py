@@ -112,7 +112,7 @@ class InRunRecovery(RecoveryMethod):
     Plans for the loss of single nodes are ready. A stage that nobody holds is left out of all routes until one of its
     nodes is back, and goes on from a copy where one node alone held it, else from the checkpoint's part. Where routes
     may not leave it out the run ends and is started again from the checkpoint. A node that is back is in at a step's
-    end; the others wait while it gets its state.
+    end, and gets its state while the others do one more iteration without it.
     """
 
     name: str = "in the run"
@@ -133,9 +133,19 @@ class InRunRecovery(RecoveryMethod):
         return Aftermath({**pauses, **self._epoch_pauses(members - lost)}, "step", changed_stages=behind)
 
     def join_pauses(self, joining: Set[str], members: Set[str]) -> Mapping[Cause, float]:
-        """Return the parts of a new epoch, and the transfer of state that all wait for."""
+        """Return the parts of a new epoch, and what is left of the transfers of state after an iteration.
+
+        The members do that one without those who join, where they hold all stages of these; else all wait.
+        """
+        pauses = self._epoch_pauses(members | joining)
         transfer_s = max(self.transfer_s(node, members) for node in joining)
-        return {**self._epoch_pauses(members | joining), "state transfer": transfer_s}
+        before_s, after_s = self.pace_s(members), self.pace_s(members | joining)
+        stages = self.paces.plan.stages
+        held = all(members & {*stages[self.paces.plan.stage_of[node]].nodes} for node in joining)
+        if not held or before_s is None or after_s is None:
+            return {**pauses, "state transfer": transfer_s}
+        slower_s = max(0.0, before_s - after_s)
+        return {**pauses, "state transfer": max(0.0, transfer_s - before_s), "fewer nodes": slower_s}
 
     def _epoch_pauses(self, members: Set[str]) -> dict[Cause, float]:
         costs, missing = self.costs, len(self.paces.plan.nodes) - len(members)
@@ -192,7 +202,7 @@ class CheckpointRestart(OthersMethod):
 class FixedSizeRestart(CheckpointRestart):
     """The same where the run needs as many nodes as it was started with: it waits for those that are lost.
 
-    As torchrun does with a fixed number of nodes, and as pipelines do that have one fixed assignment of layers to ranks.
+    As torchrun does with a fixed number of nodes, and pipelines do that have one fixed assignment of layers to ranks.
     """
 
     name: str = "checkpoint-restart, all nodes"
