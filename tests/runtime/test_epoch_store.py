@@ -23,6 +23,39 @@ def test_torch_finds_in_it_what_was_put_there() -> None:
     assert not own.check(["group/a"])
 
 
+class CountingStore(HashStore):
+    """A store that counts questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = list[str]()
+
+    def check(self, keys: list[str]) -> bool:
+        """Count."""
+        self.questions.append("check")
+        return bool(super().check(keys))
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        """Count."""
+        self.questions.append("compare_set")
+        return bytes(super().compare_set(key, expected, desired))
+
+
+def test_a_value_that_is_waited_for_takes_one_question() -> None:
+    far = CountingStore()
+    store = EpochStore(far, 1.0, lambda: None)
+    as_torch = PrefixStore("group", store)
+    for value in ("1", ""):
+        store.set("group/a", value)
+        as_torch.wait(["a"])
+        assert as_torch.get("a") == value.encode()
+    assert far.questions == ["compare_set"] * 2
+    store.wait(["group/a"])
+    store.set("group/a", "2")
+    assert as_torch.get("a") == b"2"  # not what it was when it was waited for
+    assert store.multi_get(["group/a", "group/a"]) == [b"2", b"2"]
+
+
 def test_a_wait_ends_with_the_epoch() -> None:
     ended: list[str] = []
     store = EpochStore(HashStore(), 60.0, lambda: ended[0] if ended else None)
@@ -49,6 +82,10 @@ class SilentStore(HashStore):
     def check(self, keys: list[str]) -> bool:
         """Give no answer."""
         return self.woken.wait()
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        """Give no answer."""
+        return bytes(self.woken.wait())
 
     def add(self, key: str, amount: int) -> int:
         """Give no answer."""

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from torch._C._distributed_c10d import Store, TCPStore
 
@@ -13,6 +13,8 @@ from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.torch_errors import raising_outside
 
 Answer = TypeVar("Answer")
+NONE: Final = "skippipe: nobody has put anything here"
+"""What is no value of any key."""
 
 
 class EpochStore(Store):
@@ -25,6 +27,9 @@ class EpochStore(Store):
     A question is a wait as well: the host of the store may be frozen or cut off, and then torch waits for the answer as
     long as TCP does, a quarter of an hour.
 
+    And every question travels to the store's host and back, while torch asks four times for each value that it waits
+    for. Here that is one question: a wait brings the value along, for the `get` that follows.
+
     torch's own stores do not keep what is written in Python: who hands this one to torch has to keep it as well.
     """
 
@@ -34,6 +39,8 @@ class EpochStore(Store):
         self._ended = ended
         self._limit_s = limit_s
         self._is_over = False
+        self._awaited: tuple[str, bytes] | None = None
+        """The key that was waited for last, and its value, until anything else is asked."""
 
     def end(self) -> None:
         """Let all who wait here go: another epoch has begun."""
@@ -45,8 +52,12 @@ class EpochStore(Store):
 
     def get(self, key: str) -> bytes:
         """Return the value of a key once it is there."""
-        self.wait([key])
-        return self._ask(lambda: self._store.get(key))
+        awaited, self._awaited = self._awaited, None
+        return awaited[1] if awaited is not None and awaited[0] == key else self._wait_for(key, self._limit_s)
+
+    def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """Return the values of keys that are there."""
+        return self._ask(lambda: self._store.multi_get(list(keys)))
 
     def add(self, key: str, amount: int) -> int:
         """Add to a number; return the sum."""
@@ -77,18 +88,36 @@ class EpochStore(Store):
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Wait until all keys are there; raise `RuntimeError`, as torch's stores do, at the end of time or epoch."""
         limit_s = self._limit_s if timeout is None else timeout.total_seconds()
+        if len(keys) == 1:
+            self._awaited = (keys[0], self._wait_for(keys[0], limit_s))
+        else:
+            self._poll(lambda: self.check(keys) or None, keys, limit_s)
+
+    def _wait_for(self, key: str, limit_s: float) -> bytes:
+        """Return the value of a key once it is there."""
+
+        def look() -> bytes | None:
+            found = self.compare_set(key, NONE, NONE)  # changes nothing, and tells what is there, or what it was given
+            return None if found == NONE.encode() else found
+
+        return self._poll(look, [key], limit_s)
+
+    def _poll(self, look: Callable[[], Answer | None], keys: Sequence[str], limit_s: float) -> Answer:
+        """Look until something is found."""
         deadline_s = time.monotonic() + limit_s
-        while not self.check(keys):
+        while (found := look()) is None:
             if (reason := self._why_over()) is not None:
                 raise RuntimeError(reason)
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"nobody has put {', '.join(keys)} into the store within {limit_s:g} s")
             time.sleep(time_limits.STORE_POLL_S)
+        return found
 
     def _why_over(self) -> str | None:
         return "its epoch is over" if self._is_over else self._ended()
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
+        self._awaited = None
         return answered(question, self._why_over)
 
 

@@ -104,7 +104,7 @@ def arrive(store: Store, own: Seat, nodes: Sequence[str], world_size: int, limit
                 "see why they did not start, or start them"
             )
         time.sleep(time_limits.STORE_POLL_S)
-    _check_ranks([Seat(*json.loads(store.get(seat))) for seat in _seats(number, world_size)], nodes)
+    _check_ranks([Seat(*json.loads(seat)) for seat in store.multi_get(_seats(number, world_size))], nodes)
     return number
 
 

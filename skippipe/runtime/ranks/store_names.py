@@ -3,6 +3,7 @@
 skippipe/try                        the number of the present try: it grows when ranks are started again (`arrival`)
 skippipe/contacts, contacts/<i>     how many texts say how members can be reached, and each of them (`arrival`)
 skippipe/place/<rank>               that a process without a launcher has this rank (`skippipe.training.joining`)
+skippipe/places                     how many ranks meet, where no launcher says it (`skippipe.training.joining`)
 skippipe/try-<n>/seat/<rank>        which process is a rank in try n, as the launcher counts ranks
 skippipe/try-<n>/here/<rank>        that this process has seen all seats taken
 
@@ -26,6 +27,7 @@ RUN = "skippipe"
 TRY = "try"
 CONTACTS = "contacts"
 PLACE = "place"
+NUM_PLACES = "places"
 ENDED = "ended"
 GIVEN_UP = "given-up"
 
