@@ -2,7 +2,7 @@
 # One torchrun agent on this host. Run the same line on every host, with its own NODE_RANK:
 #
 #   NNODES=3 NODE_RANK=0 MASTER_ADDR=host0.example launch/torchrun.sh configs/experiments/three-regions.yaml [key=value ...]
-#   ... launch/torchrun.sh profile --out cluster.yaml          (or generate, evaluate: any command with its options)
+#   ... launch/torchrun.sh profile --out cluster.yaml          (or generate, evaluate, collect: any with its options)
 #
 # NODE_RANK follows the order of `nodes` in the cluster file, so that each plan node runs on the host it was planned for.
 # NPROC_PER_NODE (default 1) is the number of ranks, usually GPUs, on each host. Hosts need share no disk
@@ -17,7 +17,7 @@ set -euo pipefail
 : "${NODE_RANK:?set NODE_RANK to the index of this host, 0 to NNODES-1}"
 : "${MASTER_ADDR:?set MASTER_ADDR to the name or address of the host with NODE_RANK 0}"
 case "$1" in
-  train | profile | generate | evaluate) ;;
+  train | profile | generate | evaluate | collect) ;;
   *) set -- train --config "$@" ;;
 esac
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "generate": "Text from a model of which a part runs.",
     "import": "Make a run of a pretrained model, to evaluate it or to train on.",
     "export": "Write a checkpoint in the Hugging Face format.",
-    "collect": "Bring a run of hosts that share no disk to one place (under torchrun).",
+    "collect": "Bring a run of hosts that share no disk to one of them.",
     "top": "Show a run under way: nodes, memory, links, and who is in it.",
     "report": "Write one self-contained HTML page about a run, or several.",
     "config": "Say what every key of an experiment or another file means.",

@@ -1,13 +1,19 @@
-"""Paths on the command line, in which `~` and variables stand for what they mean: `--out=~/plan.json`."""
+"""Values on the command line: paths, in which `~` and variables stand for what they mean, and addresses.
+
+`--out=~/plan.json --listen=10.0.0.1:40000`
+"""
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from skippipe.config.places import expanded
 from skippipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from skippipe.membership.addresses import Place
 
 SEED: Final = click.IntRange(min=0, max=2**32 - 1)
 """What any generator of random numbers takes."""
@@ -32,3 +38,16 @@ class UserPath(click.Path):
             except (OSError, ValueError) as reason:  # too long, below a file, or none at all
                 self.fail(f"{value[:200]!r} cannot be a path here ({getattr(reason, 'strerror', reason)})", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class HostPort(click.ParamType["Place"]):
+    """An address and a port of it."""
+
+    name = "host:port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "Place":
+        """Return what the text names."""
+        from skippipe.membership.addresses import Place
+
+        place = value if isinstance(value, Place) else Place.of(value)
+        return self.fail(f"{value!r} is not HOST:PORT", param, ctx) if place is None else place

@@ -1,12 +1,29 @@
-"""By which address the others reach this host."""
+"""Addresses of hosts: which one is given, and by which the others reach this host."""
 
 import contextlib
 import os
 import socket
+from typing import NamedTuple, Self
 
 import psutil
 
 from skippipe.errors import CommunicationError
+
+
+class Place(NamedTuple):
+    """An address to listen at, or to join."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, text: str) -> Self | None:
+        """Return the address that HOST:PORT names, None where it names none."""
+        host, colon, port = text.rpartition(":")
+        return cls(host.strip("[]"), int(port)) if colon and host and port.isdecimal() and int(port) < 1 << 16 else None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
 
 
 def own_address(master: str, port: int) -> str:

@@ -51,6 +51,13 @@ def test_torchrun_template(printing_launchers: dict[str, str]) -> None:
     assert "--max-restarts 3 --shutdown-timeout 100" in result.stdout
 
 
+@pytest.mark.parametrize("command", ["profile", "generate", "evaluate", "collect"])
+def test_torchrun_template_starts_any_command(printing_launchers: dict[str, str], command: str) -> None:
+    hosts = {"NNODES": "3", "NODE_RANK": "1", "MASTER_ADDR": "host0"}
+    result = run("torchrun.sh", printing_launchers | hosts, command, "runs/one")
+    assert f"-m skippipe {command} runs/one" in result.stdout, result.stderr
+
+
 @pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sbatch"])
 def test_the_templates_run_any_command(printing_launchers: dict[str, str], script: str) -> None:
     place = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "host0"}

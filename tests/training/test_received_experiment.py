@@ -15,8 +15,9 @@ from skippipe.data.corpus_files import is_here
 from skippipe.data.kept_tokenizer import FOLDER, kept_tokenizer, packed_tokenizer, unpack_tokenizer
 from skippipe.data.tokenizer import build_tokenizer, save_for_transformers
 from skippipe.errors import ConfigError, DataError
+from skippipe.membership.addresses import Place
 from skippipe.model.architecture import build_config, experiment_model
-from skippipe.training.joining.invitation import Place, free_rank
+from skippipe.training.joining.invitation import free_rank
 from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.recovery.run_facts import ToldExperiment
 

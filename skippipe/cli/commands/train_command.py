@@ -9,19 +9,20 @@ from skippipe.errors import StoppedError
 from skippipe.training.signals import StopSignal
 
 if TYPE_CHECKING:
+    from skippipe.membership.addresses import Place
     from skippipe.training.trainer import TrainingSummary
 
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import HostPort, UserPath
 
 
 @click.command("train")
 @click.option("--config", "config_path", required=True, type=UserPath(), help="Experiment YAML.")
 @click.option("--plan", "plan_path", type=UserPath(), help="Plan file; RUN/plan.json where not given.")
-@click.option("--listen", metavar="HOST:PORT", help="Address of this host, at which others join before the first step.")
+@click.option("--listen", type=HostPort(), help="Address of this host, at which others join before the first step.")
 @click.option("--print-config", is_flag=True, help="Print the complete experiment and stop.")
 @click.argument("overrides", nargs=-1)
 def command(
-    config_path: Path, plan_path: Path | None, listen: str | None, print_config: bool, overrides: tuple[str, ...]
+    config_path: Path, plan_path: Path | None, listen: "Place | None", print_config: bool, overrides: tuple[str, ...]
 ) -> None:
     """Train the experiment's model along its plan, from the newest checkpoint if there is one.
 
@@ -38,12 +39,9 @@ def command(
             click.echo(to_yaml(experiment), nl=False)
             return
         if listen is not None:
-            from skippipe.training.joining.invitation import Place, train_listening
+            from skippipe.training.joining.invitation import train_listening
 
-            place = Place.of(listen)
-            if place is None:
-                raise click.BadParameter(f"{listen!r} is not HOST:PORT", param_hint="--listen")
-            _end(train_listening(experiment, plan_path, place, stop))
+            _end(train_listening(experiment, plan_path, listen, stop))
             return
         from skippipe.training.train_experiment import train_experiment
 

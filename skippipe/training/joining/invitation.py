@@ -6,14 +6,14 @@ import socket
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final
 
 from torch._C._distributed_c10d import Store
 
 from skippipe.config.experiment import Experiment
 from skippipe.data.kept_tokenizer import TOKENIZER, packed_tokenizer
-from skippipe.errors import CommunicationError, ConfigError, InputError
-from skippipe.membership.addresses import interface_towards
+from skippipe.errors import ConfigError, InputError
+from skippipe.membership.addresses import Place
 from skippipe.membership.download import Source, fetch
 from skippipe.membership.exchange import PORT, Exchange
 from skippipe.membership.keys import run_keys
@@ -24,6 +24,7 @@ from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.arrival import open_store
 from skippipe.runtime.ranks.store_names import PLACE, store_of_run
 from skippipe.training.joining.launched import train_launched
+from skippipe.training.joining.meeting import next_free_rank, take_place
 from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.recovery.run_facts import ToldExperiment
 from skippipe.training.signals import StopSignal
@@ -35,8 +36,6 @@ from skippipe_scheduler.problem.cluster import load_cluster
 
 START: Final = "start"
 """Under which name the first host has what the others need for a start."""
-PLACES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SKIPPIPE_NODE")
-"""Environment variables by which a launcher gives a process its place."""
 
 
 class StartFacts(ToldExperiment):
@@ -46,19 +45,6 @@ class StartFacts(ToldExperiment):
     """Those of the cluster, in the order of their ranks."""
     store_port: int
     """Where its store is."""
-
-
-class Place(NamedTuple):
-    """An address to listen at, or to join."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, text: str) -> Self | None:
-        """Return the address that HOST:PORT names, None where it names none."""
-        host, colon, port = text.rpartition(":")
-        return cls(host.strip("[]"), int(port)) if colon and host and port.isdecimal() and int(port) < 1 << 16 else None
 
 
 def train_listening(
@@ -78,7 +64,7 @@ def train_listening(
     experiment.run_path.mkdir(parents=True, exist_ok=True)
     store_port = _free_port()
     facts = StartFacts(**ToldExperiment.of(experiment).model_dump(), nodes=nodes, store_port=store_port)
-    _take_place(0, len(nodes), Place(place.host, store_port))
+    take_place(0, len(nodes), Place(place.host, store_port))
     os.environ |= {SECRET: secret, PORT: str(place.port)}
     with closing(Exchange(run_keys(secret))) as exchange:
         exchange.offer(TOKENIZER, packed_tokenizer(experiment.data, experiment.run_path))
@@ -109,7 +95,7 @@ def train_invited(
     tokenizer = fetch(Source(*place), run_keys(secret), TOKENIZER, ANSWER_S, most_bytes=MOST_BYTES)
     experiment = received_experiment(facts, tokenizer or b"", overrides)
     store_place, nodes = Place(place.host, facts.store_port), facts.nodes
-    _take_place(1, len(nodes), store_place)
+    take_place(1, len(nodes), store_place)
     store = store_of_run(open_store(os.environ, 1, experiment.comm.timeout_s))
     os.environ["RANK"] = str(free_rank(store, nodes, node))
     return train_launched(experiment, None, stop, time_limits.INVITED_S)
@@ -129,26 +115,12 @@ def free_rank(store: Store, nodes: Sequence[str], node: str | None) -> int:
         rank = nodes.index(node)
         store.set(f"{PLACE}/{rank}", "named")
         return rank
-    own = secrets.token_hex(16)
-    for rank in range(1, len(nodes)):
-        if store.compare_set(f"{PLACE}/{rank}", "", own).decode() == own:
-            return rank
+    free = next_free_rank(store, len(nodes))
+    if free is not None:
+        return free
     raise ConfigError(
         f"all {len(nodes)} nodes have a process; start one again by --node NAME, or give the cluster file more"
     )
-
-
-def _take_place(rank: int, world_size: int, store: Place) -> None:
-    """Set what a launcher would: this process is a rank among so many, who meet at this store."""
-    local_rank = os.environ.get("LOCAL_RANK", "0")
-    for name in PLACES:
-        os.environ.pop(name, None)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": local_rank}
-    os.environ |= {"MASTER_ADDR": store.host, "MASTER_PORT": str(store.port)}
-    interface = interface_towards(store.host, store.port)
-    if interface is None:
-        raise CommunicationError(f"{store.host}: no interface of this host leads there; set GLOO_SOCKET_IFNAME to one")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def _free_port() -> int:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from skippipe.data.kept_tokenizer import TOKENIZER
 from skippipe.errors import CommunicationError, ConfigError, InputError
+from skippipe.membership.addresses import Place
 from skippipe.membership.live_run import MEMBERS_FILE, Contacts, LiveRun, ask_member, find_live_run
 from skippipe.membership.shared_secret import SECRET, own_secret
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.watch import open_watch
-from skippipe.training.joining.invitation import Place, StartFacts, invited, train_invited
+from skippipe.training.joining.invitation import StartFacts, invited, train_invited
 from skippipe.training.joining.newcomer import read_facts, train_newcomer
 from skippipe.training.joining.received_experiment import received_experiment
 from skippipe.training.signals import StopSignal
