@@ -76,14 +76,6 @@ class Hosts:
         self._limit(self._names[host], INTERFACE, mbit_per_s)
         self._limit(self._switch, f"port{host}", mbit_per_s)
 
-    def delay(self, host: int, delay_ms: float) -> bool:
-        """Keep what leaves a shaped host under way for so much longer; return whether the kernel can (netem)."""
-        queue = ["qdisc", "replace", "dev", INTERFACE, "parent", "1:1", "netem", "delay", f"{delay_ms}ms"]
-        done = subprocess.run(
-            ["tc", "-n", self._names[host], *queue, "limit", "1000"], stderr=subprocess.DEVNULL, check=False
-        )
-        return done.returncode == 0
-
     def join_parts(self, up_mbit_per_s: float, down_mbit_per_s: float) -> None:
         """Join the hosts that `part` has set apart to the others, by an uplink of so much each way."""
         self._on(self._switch, "link", "add", "siteward", "type", "veth", "peer", "name", "netward")

@@ -21,7 +21,8 @@ from common.hosts import INTERFACE, why_not as why_no_hosts
 
 TUN = Path("/dev/net/tun")
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-ADDRESS = (10, 79, 0)
+ADDRESS = (10, 0, 0)
+"""Of the network, in which the first host is 10.0.0.1, as on the pages of docs/."""
 QUEUE_S = 0.1
 """A packet that would wait for longer is dropped, as home routers do."""
 
@@ -91,15 +92,26 @@ class JoinedHosts:
         """Return what stands before a command to run it on a host."""
         return ["ip", "netns", "exec", self._names[host], "env", f"GLOO_SOCKET_IFNAME={INTERFACE}"]
 
+    def cut(self, host: int) -> None:
+        """Let nothing leave or reach a host: what others send there is lost, and nobody is told."""
+        self._switch(host, "down")
+
+    def heal(self, host: int) -> None:
+        """Undo `cut`."""
+        self._switch(host, "up")
+
+    def _switch(self, host: int, state: str) -> None:
+        subprocess.run(["ip", "-n", self._names[host], "link", "set", INTERFACE, state], check=True)
+
     def _connect(self, index: int) -> int:
         """Make a host; return the descriptor of its network device, from which what it sends is read."""
-        name = self._names[index]
+        name, created = self._names[index], f"line{os.getpid()}-{index}"
         device = os.open(TUN, os.O_RDWR | os.O_NONBLOCK)
-        fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH", f"line{index}".encode(), IFF_TUN | IFF_NO_PI))
+        fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH", created.encode(), IFF_TUN | IFF_NO_PI))
         run = ["ip", "-n", name]
         commands = [
             ["ip", "netns", "add", name],
-            ["ip", "link", "set", f"line{index}", "netns", name, "name", INTERFACE],
+            ["ip", "link", "set", created, "netns", name, "name", INTERFACE],
             [*run, "link", "set", INTERFACE, "mtu", str(self._mtu_bytes), "up"],
             [*run, "link", "set", "lo", "up"],
             [*run, "address", "add", f"{self.address(index)}/24", "dev", INTERFACE],
