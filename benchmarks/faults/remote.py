@@ -23,7 +23,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
-from lossy_run import LIMIT_S, lines_of
+from lossy_run import lines_of
 
 from common.one_machine import free_port
 from common.small_experiment import small_experiment
@@ -37,6 +37,8 @@ BETWEEN = 6
 """Steps after a start until the process may be killed; every one of them is saved."""
 GAP_S = 0.5
 """The kill comes up to so many seconds later."""
+LIMIT_S = 600.0
+"""Seconds for a start: on a busy machine the imports alone may take minutes."""
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
 SFTP_SERVER = """
 import asyncio, sys, asyncssh
@@ -114,7 +116,8 @@ class Run:
         """Start it, always with the same line."""
         arguments = ["train", "--config", str(self._config), "--plan", str(self._plan)]
         with self._log.open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "skippipe", *arguments], stdout=log, stderr=log)
+            words = [sys.executable, "-m", "skippipe", *arguments]
+            return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)  # with a share of the cores
 
     def start_and_kill(self, after_s: float) -> bool:
         """Start it, and kill it so long after its first steps; say whether these were made."""
@@ -126,6 +129,10 @@ class Run:
         process.kill()
         process.wait()
         return is_under_way
+
+    def last_words(self) -> str:
+        """Return the end of what it has printed."""
+        return self._log.read_text(errors="replace")[-3000:]
 
     @property
     def losses(self) -> dict[int, float]:
@@ -140,6 +147,7 @@ def killed_again_and_again(run: Run, url: str, kills: int, generator: random.Ran
     for number in range(kills + 1):
         if not run.start_and_kill(generator.uniform(0.0, GAP_S)):
             failed.append(f"start {number}: no {BETWEEN} steps")
+            click.echo(f"{failed[-1]}\n{run.last_words()}", err=True)
         found = run.losses
         if not found or min(found) != newest_there + 1:
             failed.append(f"start {number}: began with step {min(found, default=0)}, step {newest_there} was there")
