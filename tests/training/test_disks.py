@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from training_runs import ALONE, WORLD_SIZE, disk_of, make_experiment, on_ranks, ranks_plan, train_on_ranks
 
 from skippipe.checkpoint.disks.disk_view import DiskView, WholeCheckpoint, needed_files, whole_checkpoint
+from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, disks_of, named_disk, open_run_disks
 from skippipe.checkpoint.disks.second_copies import files_on_disk, files_to_fetch, second_writer
 from skippipe.checkpoint.held_files import HELD, held_files
@@ -162,6 +163,29 @@ def test_run_goes_on_bitwise_when_any_disk_is_gone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"of the 4 files of this checkpoint are here, .* with skippipe collect"):
         load_model(run_dirs[1])
     assert [path.name for path in complete_checkpoints(run_dirs[-1])] == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.slow
+def test_run_goes_on_bitwise_from_a_second_place_when_more_than_one_disk_is_gone(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    saving = {"interval": 2, "remote_save_folder": f"file://{there}"}
+    experiment = make_experiment(tmp_path, training={"max_steps": 4}, checkpoint=saving)
+    train_on_ranks(experiment, ranks_plan(), own_disks=True)
+    expected = disk_losses(experiment)
+    assert RemoteFolder(str(there)).steps() == [2, 4]
+
+    again = experiment.model_copy(update={"checkpoint": experiment.checkpoint.model_copy(update={"interval": 4})})
+    for lost in (range(1, WORLD_SIZE), range(WORLD_SIZE)):
+        # What came after step 2 was brought nowhere, and a disk that is left has a part of it.
+        shutil.rmtree(there / "step-00000004")
+        for rank in lost:
+            shutil.rmtree(disk_of(experiment.run_path, rank))
+        train_on_ranks(again, ranks_plan(), own_disks=True)
+        assert disk_losses(again)[-2:] == expected[-2:]
+        for rank in lost:  # the checkpoint of step 2 was fetched: none is saved there now
+            steps = [path.name for path in complete_checkpoints(disk_of(again.run_path, rank))]
+            assert steps == ["step-00000002", "step-00000004"]
+        assert RemoteFolder(str(there)).steps() == [2, 4]
 
 
 @pytest.mark.parametrize(("error", "is_left"), [(LeftOutError, True), (MinorityError, True), (StorageError, False)])
