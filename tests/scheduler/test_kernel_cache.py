@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numba.core.errors import NumbaError
 
 from skippipe_scheduler.search.kernel.arrays import Floats
-from skippipe_scheduler.search.kernel.jit import cache_folder, compiled
+from skippipe_scheduler.search.kernel.jit import cache_folder, called, compiled
 
 SCHEDULER = Path(__file__).parents[2] / "scheduler"
 PROGRAM = """
@@ -70,3 +71,17 @@ def test_compiled_functions_do_not_count_references() -> None:
     assert first(np.ones(1)) == 1.0
     with pytest.raises(NumbaError, match="NRT required"):
         first_of_copy(np.ones(1))
+
+
+def test_a_function_is_compiled_once_whatever_literals_it_is_given() -> None:
+    @called
+    def plus_one(value: int) -> int:
+        return value + 1
+
+    @compiled
+    def sum_of_three(values: Floats) -> int:
+        return plus_one(1) + plus_one(2) + plus_one(values.shape[0])
+
+    callee: Any = plus_one
+    assert sum_of_three(np.ones(3)) == 9
+    assert len(callee.signatures) == 1

@@ -70,15 +70,12 @@ def count_visits(p: Instance, s: Schedule, w: Work) -> None:
             w.visits[p.stage_of[s.routes[m, hop]]] += 1
 
 
-@compiled
 def construct(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float) -> bool:
     """Insert the microbatches in `sequence` into an empty schedule and start everything as early as possible.
 
-    Returns False where a slot would get more tasks than its row holds.
+    Returns False where a slot would get more tasks than its row holds. Not compiled itself, which would take seconds.
     """
-    for slot in range(s.placement.shape[0]):
-        s.counts[BUSY, slot] = 0
-        s.counts[HELD, slot] = 0
+    s.counts[:] = 0
     return insert_sequence(p, s, w, q, sequence, wait_s)
 
 

@@ -1,6 +1,6 @@
 """The decorators of all compiled functions.
 
-Compiling takes some twenty seconds, once per installation (measured: 26 s of one core of an Intel Xeon). Before that
+Compiling takes up to a minute, once per installation (measured: 47 s of one core of a busy Intel Xeon). Before that
 has happened, a search that has less time than that runs the same functions as plain Python, some hundred times slower.
 """
 
@@ -25,6 +25,7 @@ cannot be made or copied inside; those that come in are held by the caller.
 """
 _NO_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _njit: Any = numba.njit  # its stubs do not know these options
+_unliteral: Any = numba.types.unliteral
 numba_config: Any = importlib.import_module("numba.core.config")  # nor these settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -56,19 +57,28 @@ def compiled(function: Function) -> Function:
     usual = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(cache_folder())
     try:
-        return cast(Function, _njit(cache=_can_keep(), **_OPTIONS)(function))
+        return cast(Function, _ignoring_literals(_njit(cache=_can_keep(), **_OPTIONS)(function)))
     finally:
         numba_config.CACHE_DIR = usual
 
 
 def called(function: Function) -> Function:
     """Compile a function that only compiled ones call."""
-    return cast(Function, _njit(**_OPTIONS, **_NO_WRAPPERS)(function))
+    return cast(Function, _ignoring_literals(_njit(**_OPTIONS, **_NO_WRAPPERS)(function)))
 
 
 def inlined(function: Function) -> Function:
     """Compile a small function into those that call it."""
-    return cast(Function, _njit(**_OPTIONS, **_NO_WRAPPERS, forceinline=True)(function))
+    return cast(Function, _ignoring_literals(_njit(**_OPTIONS, **_NO_WRAPPERS, forceinline=True)(function)))
+
+
+def _ignoring_literals(dispatcher: Any) -> Any:
+    """Let one machine code serve all calls: numba would compile a function once more for each literal it is given."""
+    if numba_config.DISABLE_JIT:
+        return dispatcher
+    template = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda args, kws: template([_unliteral(arg) for arg in args], kws)
+    return dispatcher
 
 
 def _can_keep() -> bool:
