@@ -68,7 +68,7 @@ def test_others_train_where_somebody_stands_at_the_stage_of_who_comes(tmp_path: 
 
     def joined(*come: str) -> Plan | None:
         standing = frozenset(WHOLE.nodes) - {*come}
-        situation = Situation(known.whole, WHOLE.nodes, standing, {}, False, known.moves, limit_s=0.0)
+        situation = Situation(known.whole, WHOLE.nodes, standing, {}, frozenset(), known.moves, limit_s=0.0)
         return known.with_joining(known.without(known.whole, ()), situation, after_step=3).joining
 
     assert joined() is None

@@ -40,7 +40,8 @@ def losing(tmp_path_factory: pytest.TempPathFactory) -> Losing:
 
     def situation(stage: int, copies: Mapping[str, int], *, checkpoint: bool = False) -> Situation:
         members = tuple(node for node in MAIN.nodes if node not in MAIN.stages[stage].nodes)
-        return Situation(PLANS, members, frozenset(members), {stage: copies}, checkpoint, moves, limit_s=10.0)
+        saved = frozenset({stage} if checkpoint else {})
+        return Situation(PLANS, members, frozenset(members), {stage: copies}, saved, moves, limit_s=10.0)
 
     return situation
 

@@ -15,7 +15,7 @@ import pytest
 from processes import ForkedProcess, free_port, preloaded, run_skippipe
 from random_plans import random_plan
 from safetensors.torch import save
-from training_runs import ALONE, CLUSTER, losses, make_experiment, write_inputs
+from training_runs import ALONE, CLUSTER, disk_of, losses, make_experiment, write_inputs
 
 from skippipe.checkpoint.held_files import held_files
 from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
@@ -89,9 +89,10 @@ class Run:
         backend: str = "replicated",
         *,
         listen: bool = False,
+        own_disks: bool = False,
         **recovery: Any,
     ) -> None:
-        self.folder, self.plan = folder, plan
+        self.folder, self.plan, self.own_disks = folder, plan, own_disks
         experiment = self.experiment = make_experiment(
             folder,
             "lossy",
@@ -121,7 +122,12 @@ class Run:
         """Start one process as a launcher does."""
         place = {"RANK": rank, "WORLD_SIZE": len(self.plan.nodes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
         values = {key: str(value) for key, value in place.items()} | environment
-        return self._start(["train", *self.arguments], output, values)
+        own = [f"run_dir={self.disk(rank)}"] if self.own_disks else []
+        return self._start(["train", *self.arguments, *own], output, values)
+
+    def disk(self, rank: int) -> Path:
+        """Return the run directory of a process that has a disk of its own; rank 1 has that of the experiment."""
+        return self.experiment.run_path if rank == 1 else disk_of(self.experiment.run_path, rank)
 
     def invite(self, rank: int, output: str) -> ForkedProcess:
         """Start one process as people do: the first has the experiment, the others an address and the secret."""
@@ -385,6 +391,28 @@ def test_another_node_takes_over_stage_0_and_nothing_is_lost(
         assert "node-0" in plans[-1].stages[1].nodes  # it has the place of the one that took over its own
     found = losses(run.experiment.run_path)
     assert found == pytest.approx(reference_losses(run, len(found)), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_from_the_checkpoint_of_disks_of_their_own(tmp_path: Path) -> None:
+    faults = [{"node": "node-0", "step": 11, "at": "BACKWARD"}]  # when the checkpoint of step 4 is complete
+    run = Run(
+        tmp_path,
+        first_stage_alone_plan(),
+        {"faults": faults},
+        own_disks=True,
+        lost_stage="checkpoint",
+        copy_interval=0,
+    )
+    run.ranks[0].process.join(LIMIT_S)
+    run.wait_for_lines("events.jsonl", 1)
+    outputs = [rank.output for rank in run.ranks]
+    assert run.finish() == [-signal.SIGKILL, 75, 75], [output.read_text()[-1500:] for output in outputs]
+    (restored,) = run.events[0].restored
+    assert (restored.stage, restored.place, restored.of_step in (4, 8)) == (0, "a checkpoint", True)
+    entries = read_metrics(run.experiment.run_path / "metrics.jsonl")
+    assert entries[-1][Metric.STEP] >= run.events[0].step + BEYOND
+    assert all(math.isfinite(entry[Metric.TRAIN_LOSS]) for entry in entries)
 
 
 @pytest.mark.slow

@@ -2,18 +2,17 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Final, TypeVar
 
 from skippipe.checkpoint.disks.disk_view import DiskView, LayerRange, WholeCheckpoint, needed_files, whole_checkpoint
-from skippipe.checkpoint.disks.peer_files import PeerFiles
+from skippipe.checkpoint.disks.peer_files import PeerFiles, mapped
 from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
 from skippipe.checkpoint.held_files import note_held_files
-from skippipe.checkpoint.reader import METADATA, FileRecord, checkpoint_path
+from skippipe.checkpoint.reader import METADATA, FileRecord, Metadata, checkpoint_path
 from skippipe.checkpoint.soundness import DAMAGED, HASHED_BYTES_PER_S, refuse, saved_steps, size_bytes
 from skippipe.errors import CheckpointError
 from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
@@ -111,34 +110,26 @@ class Gathering:
         if self._peers is not None:
             for name in view.sound:
                 offered.append(_offered(checkpoint, name))
-                self._peers.offer(offered[-1], partial(_mapped, checkpoint / name))
+                self._peers.offer(offered[-1], partial(mapped, checkpoint / name))
         return view.model_dump(mode="json")
 
     def _complete(self, checkpoint: Path, whole: WholeCheckpoint, needed: Sequence[str]) -> None:
         """Fetch what this disk lacks of the files that it needs."""
         own = self._disks.own
         held, missing = whole.held_by(own), whole.to_fetch(own, needed)
-        if not held and checkpoint.exists():  # another state of the same number, or nothing sound
-            aside = checkpoint.with_name(DAMAGED + checkpoint.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
-        try:
-            checkpoint.mkdir(parents=True, exist_ok=True)
-            note_held_files(checkpoint, held)  # a damaged file counts no more
-            replace_file(checkpoint / METADATA, whole.text.encode())
-            for name, disk in missing.items():
-                if disk == REMOTE:
-                    assert self._remote is not None
-                    self._remote.fetch(checkpoint, name, whole.metadata.files[name])
-                    continue
-                assert self._peers is not None
-                check = partial(_check_content, checkpoint / name, whole.metadata.files[name])
-                self._peers.fetch_file(disk, _offered(checkpoint, name), checkpoint / name, check=check)
-            note_held_files(checkpoint, [*held, *missing])
-        except OSError as reason:
-            raise cannot_be_written(checkpoint, reason) from None
-        if missing:
-            logger.info("%s: %d files fetched from elsewhere", checkpoint, len(missing))
+        fetch = {name: partial(self._fetch, disk, checkpoint, name, whole.metadata) for name, disk in missing.items()}
+        add_files(checkpoint, whole.text, held, fetch)
+
+    def _fetch(self, disk: int, checkpoint: Path, name: str, metadata: Metadata) -> None:
+        """Bring one file of a disk here."""
+        record = metadata.files[name]
+        if disk == REMOTE:
+            assert self._remote is not None
+            self._remote.fetch(checkpoint, name, record)
+            return
+        assert self._peers is not None
+        check = partial(check_content, checkpoint / name, record)
+        self._peers.fetch_file(disk, _offered(checkpoint, name), checkpoint / name, check=check)
 
     def _steps(self, run_dir: Path) -> list[int]:
         elsewhere = self._remote.steps() if self._remote is not None and self._context.rank == 0 else []
@@ -154,15 +145,39 @@ class Gathering:
         return action() if self._disks.is_first else None
 
 
-def _check_content(path: Path, record: FileRecord, sha256: str) -> None:
+def add_files(checkpoint: Path, text: str, held: Sequence[str], fetch: Mapping[str, Callable[[], None]]) -> None:
+    """Bring more files of a checkpoint to this disk, which has those that are `held`.
+
+    Args:
+        checkpoint: Where it lies, or is to lie.
+        text: That of its metadata.json.
+        held: Its files that are here and sound.
+        fetch: What brings each other file here.
+
+    Raises:
+        StorageError: The run directory cannot be written.
+    """
+    if not held and checkpoint.exists():  # another state of the same number, or nothing sound
+        aside = checkpoint.with_name(DAMAGED + checkpoint.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+    try:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        note_held_files(checkpoint, held)  # a damaged file counts no more
+        replace_file(checkpoint / METADATA, text.encode())
+        for bring in fetch.values():
+            bring()
+        note_held_files(checkpoint, [*held, *fetch])
+    except OSError as reason:
+        raise cannot_be_written(checkpoint, reason) from None
+    if fetch:
+        logger.info("%s: %d files fetched from elsewhere", checkpoint, len(fetch))
+
+
+def check_content(path: Path, record: FileRecord, sha256: str) -> None:
+    """Raise `CheckpointError` where a file that was fetched is not what was saved."""
     if sha256 != record.sha256:
         raise CheckpointError(f"{path}: arrived with another content than was saved")
-
-
-def _mapped(path: Path) -> memoryview:
-    """Return the content of a file that nobody changes, read from the disk as it is asked for."""
-    with path.open("rb") as file:
-        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b"")
 
 
 def _offered(checkpoint: Path, name: str) -> str:

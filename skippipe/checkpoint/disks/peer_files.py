@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,6 +72,12 @@ class PeerFiles(NamedTuple):
         from skippipe.membership.download import Source
 
         return Source(*self.places[rank])
+
+
+def mapped(path: Path) -> memoryview:
+    """Return the content of a file that nobody changes, read from the disk as it is asked for."""
+    with path.open("rb") as file:
+        return memoryview(mmap(file.fileno(), 0, access=ACCESS_READ) if path.stat().st_size else b"")
 
 
 @contextmanager

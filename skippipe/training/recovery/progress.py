@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
+from skippipe.checkpoint.disks.newest_part import SavedFiles
 from skippipe.errors import CommunicationError
 from skippipe_scheduler.files import Count, StrictModel
 
@@ -41,6 +42,8 @@ class MemberReport(StrictModel):
     progress: ProgressReport | None
     """None where it has nothing yet of its stage."""
     copies: tuple[KeptStep, ...] = ()
+    saved: SavedFiles | None = None
+    """What its disk has of the newest checkpoint."""
     has_text: bool = True
     """Whether its host has the text, which it needs where it begins microbatches."""
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch._C._distributed_c10d import Store
 
+from skippipe.checkpoint.disks.newest_part import SavedFiles, newest_view, offer_newest, saved_stages
 from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.run_disks import RunDisks
-from skippipe.checkpoint.reader import latest_checkpoint
 from skippipe.config.experiment import Experiment
 from skippipe.data.corpus_files import is_here
 from skippipe.data.kept_tokenizer import TOKENIZER, packed_tokenizer
@@ -387,7 +387,8 @@ class RunRecovery:
     def _report(self, trainer: Recoverable) -> MemberReport:
         copies = tuple(KeptStep(stage=stage, step=step) for stage, step in self.copies.kept_steps.items())
         progress, has_text = trainer.progress(), self._has_text
-        return MemberReport(stage=trainer.stage, progress=progress, copies=copies, has_text=has_text)
+        saved = SavedFiles.of(offer_newest(self._exchange, self._experiment.run_path))
+        return MemberReport(stage=trainer.stage, progress=progress, copies=copies, saved=saved, has_text=has_text)
 
     def _situation(self, names: Sequence[str], said: Mapping[str, MemberReport]) -> Situation:
         stage_of = self._plans.whole.main.stage_of
@@ -401,7 +402,11 @@ class RunRecovery:
             members=tuple(names),
             standing=frozenset(standing),
             copies=copies,
-            has_checkpoint=self._shares_disk and latest_checkpoint(self._experiment.run_path) is not None,
+            saved_stages=saved_stages(
+                newest_view(self._experiment.run_path),
+                [report.saved for report in said.values() if report.saved is not None],
+                dict(enumerate(stage.layers for stage in self._plans.whole.main.stages)),
+            ),
             moves=self._plans.moves,
             limit_s=self._options.planning_s,
             without_text=frozenset(name for name, report in said.items() if not report.has_text),

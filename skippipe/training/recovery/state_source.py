@@ -5,14 +5,18 @@ import time
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
+from skippipe.checkpoint.disks.disk_view import DiskView
+from skippipe.checkpoint.disks.newest_part import NEWEST, bring_part, newest_part, newest_view
+from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.model_tensors import load_model_tensors
-from skippipe.checkpoint.reader import latest_checkpoint, load_tensors, read_metadata
+from skippipe.checkpoint.reader import checkpoint_path, load_tensors
 from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, EpochEndedError
 from skippipe.membership.download import Source
 from skippipe.runtime.ranks import time_limits
 from skippipe.training.recovery.stage_copies import STEP_OF, kept_name
 from skippipe.training.recovery.stage_state import STATE, StageState
+from skippipe_scheduler.files import parse
 from skippipe_scheduler.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -100,15 +104,33 @@ class StateSource(NamedTuple):
         content = self._fetch(newest, name)
         return None if content is None else StageState.from_bytes(content)
 
-    def saved(self, parameters: Iterable[str]) -> StageState | None:
-        """Return the part of the last checkpoint that has these parameters, or None where there is none."""
-        checkpoint = latest_checkpoint(self.experiment.run_path)
-        if checkpoint is None:
+    def saved(self, wanted: WantedState) -> StageState | None:
+        """Return a stage's part of the newest checkpoint that the members' disks have, or None where they have none.
+
+        Files that are not on this disk come to it.
+        """
+        members, own = self._members(), self.membership.own.name
+        views = {index: self._newest(member, is_own=member.name == own) for index, member in enumerate(members)}
+        part = newest_part(
+            {index: view for index, view in views.items() if view}, wanted.plan.stages[wanted.stage].layers
+        )
+        if part is None:
             return None
-        names, metadata = tuple(parameters), read_metadata(checkpoint)
-        model = load_model_tensors(checkpoint, names)
-        optimizer = load_tensors(checkpoint, metadata, "optimizer", names)
-        return StageState(metadata.step, metadata.elapsed_s, model, optimizer)
+        checkpoint = checkpoint_path(self.experiment.run_path, part.metadata.step)
+        here = next(index for index, member in enumerate(members) if member.name == own)
+        places = tuple((member.host, member.data_port) for member in members)
+        peers = PeerFiles(self.exchange, places, 2 * self.experiment.recovery.silence_s)
+        bring_part(part, checkpoint, here, views[here], peers, lambda: self.membership.ending is None)
+        model = load_model_tensors(checkpoint, wanted.parameters)
+        optimizer = load_tensors(checkpoint, part.metadata, "optimizer", wanted.parameters)
+        return StageState(part.metadata.step, part.metadata.elapsed_s, model, optimizer)
+
+    def _newest(self, member: "Member", *, is_own: bool) -> DiskView | None:
+        """Return what a member's disk has of the newest checkpoint."""
+        if is_own:
+            return newest_view(self.experiment.run_path)
+        told = self._fetch(member, NEWEST)
+        return None if told is None else parse(DiskView, json.loads(told), member.name, CheckpointError)
 
     def _members(self) -> list["Member"]:
         return [member for member in self.membership.members if member.data_port]

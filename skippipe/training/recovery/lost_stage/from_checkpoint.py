@@ -12,11 +12,11 @@ class FromCheckpoint:
 
     def plans(self, stage: int, situation: Situation) -> PlanSet:
         """Return the plans with another node at the stage."""
-        if not situation.has_checkpoint:
-            raise InfeasibleError("there is no checkpoint yet", stage=stage)
+        if stage not in situation.saved_stages:
+            raise InfeasibleError("there is no checkpoint yet with its part on the disks that are left", stage=stage)
         return take_over(stage, situation)
 
     def state(self, wanted: WantedState, source: StateSource) -> FoundState | None:
         """Return the stage's part of the last checkpoint."""
-        found = source.saved(wanted.parameters)
+        found = source.saved(wanted)
         return None if found is None else FoundState(found, "a checkpoint")

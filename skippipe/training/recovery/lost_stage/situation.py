@@ -17,7 +17,8 @@ class Situation(NamedTuple):
     """Members that have the state of their stage."""
     copies: Mapping[int, Mapping[str, int]]
     """The members that have a copy of a stage, by stage, each with the step behind which the copy was made."""
-    has_checkpoint: bool
+    saved_stages: frozenset[int]
+    """The stages whose part of the newest checkpoint is on disks that are left."""
     moves: MovedNodes
     limit_s: float
     """For how long nodes are compared where several could take a stage over."""
