@@ -7,20 +7,13 @@ anything to send: on slow links a collective then takes one latency instead of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skippipe.runtime.ranks.torch_errors import begun
-
-
-class Waitable(Protocol):
-    """Communication that has begun."""
-
-    def wait(self) -> object:
-        """Wait until it has ended."""
+from skippipe.runtime.ranks.whole_messages import Waitable, whole
 
 
 @dataclass(frozen=True)
@@ -152,13 +145,15 @@ class _Peers:
     def receive(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Post the receives of rows (R, n)."""
         return [
-            begun(dist.irecv(_bytes(rows[rank]), group=self.group, group_src=rank, tag=tag)) for rank in self._others
+            whole(partial(dist.irecv, group=self.group, group_src=rank, tag=tag), _bytes(rows[rank]))
+            for rank in self._others
         ]
 
     def send(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Send each rank its row of (R, n)."""
         return [
-            begun(dist.isend(_bytes(rows[rank]), group=self.group, group_dst=rank, tag=tag)) for rank in self._others
+            whole(partial(dist.isend, group=self.group, group_dst=rank, tag=tag), _bytes(rows[rank]))
+            for rank in self._others
         ]
 
 

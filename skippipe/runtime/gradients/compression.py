@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
-from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers, Waitable
+from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers
 from skippipe.runtime.gradients.reduction import Bucket, BucketSum, DirectAllReduce
+from skippipe.runtime.ranks.whole_messages import Waitable
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.transport.int8 import decode, encode, int8_bytes
 

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers, Waitable
+from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers
+from skippipe.runtime.ranks.whole_messages import Waitable
 
 BUCKET_BYTES = 4 * 2**20
 """Gradients travel in buckets of about this size, so that their flat copies stay small."""

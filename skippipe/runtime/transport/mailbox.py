@@ -18,7 +18,8 @@ from torch import Tensor
 from skippipe.runtime.program.program import Instruction
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.groups import ProcessGroups
-from skippipe.runtime.ranks.torch_errors import TransferError, begun, translating_errors
+from skippipe.runtime.ranks.torch_errors import TransferError, translating_errors
+from skippipe.runtime.ranks.whole_messages import WholeMessage, whole
 from skippipe.runtime.transport.message import MessageFormat
 from skippipe.runtime.transport.transport import Outbox, describe_instruction
 from skippipe_scheduler.plan.simulate import Direction
@@ -66,11 +67,11 @@ class Mailbox:
     def send(self, instruction: Instruction, activation: Tensor, stamp_ns: int = 0) -> None:
         """Start to send (B, T, D); the message is kept until it has left."""
         message = self._messages.pack(activation, instruction.tag, stamp_ns)
-        group = self._groups[instruction.direction]
+        group, tag = self._groups[instruction.direction], FIRST_TAG + self._parity
         work = translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: begun(dist.isend(message, instruction.peer, group=group, tag=FIRST_TAG + self._parity)),
+            lambda: whole(partial(dist.isend, dst=instruction.peer, group=group, tag=tag), message),
         )
         self._outbox.add(instruction, message, work)
 
@@ -82,13 +83,13 @@ class Mailbox:
         self, peer: int, direction: Direction, count: int, tag: int, deliver: Callable[[Letter], None]
     ) -> None:
         group = self._groups[direction]
-        posted: deque[tuple[Tensor, dist.Work]] = deque()
+        posted: deque[tuple[Tensor, WholeMessage]] = deque()
         try:
             for index in range(count):
                 while len(posted) < min(self._receives_ahead, count - index):
                     buffer = self._messages.empty()
-                    receive = partial(dist.irecv, buffer, peer, group=group, tag=tag)
-                    posted.append((buffer, begun(translating_errors("", (peer,), receive))))
+                    receive = partial(whole, partial(dist.irecv, src=peer, group=group, tag=tag), buffer)
+                    posted.append((buffer, translating_errors("", (peer,), receive)))
                 buffer, work = posted.popleft()
                 translating_errors("", (peer,), partial(work.wait, PATIENT))
                 activation, (message_tag, stamp_ns) = self._messages.unpack(buffer)

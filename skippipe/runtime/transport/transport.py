@@ -21,6 +21,7 @@ from skippipe.runtime.program.program import Instruction
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.groups import Channels, ProcessGroups
 from skippipe.runtime.ranks.torch_errors import TransferError, begun, translating_errors
+from skippipe.runtime.ranks.whole_messages import Waitable, whole
 from skippipe.runtime.transport.message import MessageFormat
 
 
@@ -30,7 +31,7 @@ class Incoming:
 
     instruction: Instruction
     buffer: Tensor  # uint8
-    work: dist.Work
+    work: Waitable
 
 
 class Transport(Protocol):
@@ -63,9 +64,9 @@ class Outbox:
 
     def __init__(self, max_unfinished: int) -> None:
         self._max_unfinished = max_unfinished
-        self._unfinished: deque[tuple[Instruction, Tensor, dist.Work]] = deque()
+        self._unfinished: deque[tuple[Instruction, Tensor, Waitable]] = deque()
 
-    def add(self, instruction: Instruction, message: Tensor, work: dist.Work) -> None:
+    def add(self, instruction: Instruction, message: Tensor, work: Waitable) -> None:
         """Keep a message until its `work` is done."""
         self._unfinished.append((instruction, message, work))
         while len(self._unfinished) > self._max_unfinished:
@@ -117,13 +118,13 @@ class TaggedTransport:
         """Wait until every message has left."""
         self._outbox.finish()
 
-    def _post(self, function: Callable[..., dist.Work | None], message: Tensor, instruction: Instruction) -> dist.Work:
+    def _post(self, function: Callable[..., dist.Work | None], message: Tensor, instruction: Instruction) -> Waitable:
         group = self._groups[instruction.direction]
         tag = 2 * instruction.tag + self._parity
         return translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: begun(function(message, instruction.peer, group=group, tag=tag)),
+            lambda: whole(lambda part: function(part, instruction.peer, group=group, tag=tag), message),
         )
 
 
@@ -149,12 +150,7 @@ class OrderedTransport:
         """Post a receive; see `Transport`."""
         group = self._channels.group(instruction.peer, self._rank, instruction.direction)
         buffer = self._messages.empty()
-        work = translating_errors(
-            describe_instruction(instruction),
-            (instruction.peer,),
-            lambda: begun(dist.irecv(buffer, instruction.peer, group=group)),
-        )
-        return Incoming(instruction, buffer, work)
+        return Incoming(instruction, buffer, self._post(dist.irecv, buffer, instruction, group))
 
     def wait(self, incoming: Incoming) -> tuple[Tensor, int]:
         """Wait, or make the stream wait, for the activation; see `Transport`."""
@@ -164,7 +160,7 @@ class OrderedTransport:
 
     def confirm(self, incoming: Incoming) -> None:
         """Ask until NCCL says that the activation is there; gloo's `wait` has waited for it."""
-        if self._messages.device.type == "cpu":
+        if not isinstance(incoming.work, dist.Work):
             return
         deadline_s = time.monotonic() + self._channels.timeout_s
         peers = (incoming.instruction.peer,)
@@ -178,16 +174,26 @@ class OrderedTransport:
         """Start to send; see `Transport`."""
         group = self._channels.group(self._rank, instruction.peer, instruction.direction)
         message = self._messages.pack(activation, stamp_ns)
-        work = translating_errors(
-            describe_instruction(instruction),
-            (instruction.peer,),
-            lambda: begun(dist.isend(message, instruction.peer, group=group)),
-        )
-        self._outbox.add(instruction, message, work)
+        self._outbox.add(instruction, message, self._post(dist.isend, message, instruction, group))
 
     def finish_sends(self) -> None:
         """Wait until every message has left."""
         self._outbox.finish()
+
+    def _post(
+        self,
+        function: Callable[..., dist.Work | None],
+        message: Tensor,
+        instruction: Instruction,
+        group: dist.ProcessGroup,
+    ) -> Waitable:
+        def post(part: Tensor) -> dist.Work | None:
+            return function(part, instruction.peer, group=group)
+
+        def post_all() -> Waitable:
+            return whole(post, message) if self._messages.device.type == "cpu" else begun(post(message))
+
+        return translating_errors(describe_instruction(instruction), (instruction.peer,), post_all)
 
 
 def describe_instruction(instruction: Instruction) -> str:

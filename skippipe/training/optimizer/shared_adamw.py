@@ -9,6 +9,7 @@ with the next group.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import InputError
 from skippipe.runtime.gradients.collectives import all_gather_text
 from skippipe.runtime.ranks.torch_errors import begun
+from skippipe.runtime.ranks.whole_messages import Waitable, WholeMessage, whole
 from skippipe.training.optimizer.adamw import AdamW
 from skippipe.training.optimizer.clipping import WholeGradients
 from skippipe.training.optimizer.interface import Guard
@@ -210,17 +212,17 @@ class SharedAdamW(WholeGradients):
         rank: int,
     ) -> dict[str, dict[str, Tensor]]:
         """Send and receive what these transfers say; return what came, by parameter and key."""
-        works, sent = [], []
+        works, sent = list[WholeMessage](), list[Tensor]()
         received = defaultdict[str, dict[str, Tensor]](dict)
         for name, key, source, destination in transfers:
             parameter = self._parameters[name]
             if source == rank:
                 sent.append((parameter.detach().cpu() if key == WEIGHTS else held[name][key]).contiguous())
-                works.append(begun(dist.isend(sent[-1], group=replicas, group_dst=destination)))
+                works.append(whole(partial(dist.isend, group=replicas, group_dst=destination), sent[-1]))
             elif destination == rank:
                 dtype = parameter.dtype if key == WEIGHTS else torch.float32
                 received[name][key] = torch.empty(() if key in NUMBERS else parameter.shape, dtype=dtype)
-                works.append(begun(dist.irecv(received[name][key], group=replicas, group_src=source)))
+                works.append(whole(partial(dist.irecv, group=replicas, group_src=source), received[name][key]))
         _wait(works)
         return received
 
@@ -248,6 +250,6 @@ def _told(own: Holding, replicas: ProcessGroup) -> list[Holding]:
     return [parse(Holding, parse_json(text, place, InputError), place, InputError) for text in texts]
 
 
-def _wait(works: Iterable[dist.Work]) -> None:
+def _wait(works: Iterable[Waitable]) -> None:
     for work in works:
         work.wait()
