@@ -76,11 +76,12 @@ def _histories(path: Path) -> Iterator[bytes]:
 
 def end_recording_processes() -> None:
     """Do to the processes of wandb what SLURM does to all of a job at its time limit."""
-    ended = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("wandb")]
+    names = {process: process.name() for process in psutil.Process().children(recursive=True)}
+    ended = [process for process, name in names.items() if name.startswith("wandb")]
     for process in ended:
         process.send_signal(signal.SIGTERM)
     assert ended
-    psutil.wait_procs([process for process in ended if process.name() == "wandb-core"], timeout=10)
+    psutil.wait_procs([process for process in ended if names[process] == "wandb-core"], timeout=10)
 
 
 def test_a_file_of_wandb_is_read_over_blocks_and_to_its_cut_end(tmp_path: Path) -> None:
