@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from datetime import timedelta
-from functools import partial
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from processes import free_port, preloaded
 from torch._C._distributed_c10d import TCPStore
 
 from skippipe.runtime.ranks.groups import ProcessGroups
-from skippipe.runtime.ranks.whole_messages import whole
+from skippipe.runtime.ranks.whole_messages import receive_whole, send_whole
 
 WORLD_SIZE = 3
 NUMBERS = 10_000_000
@@ -29,12 +28,12 @@ def run_rank(rank: int, port: int, pids: "torch.multiprocessing.Queue[tuple[int,
     groups = [dist.new_group(timeout=timedelta(seconds=PATIENCE_S)) for _ in range(WORLD_SIZE)]
     pids.put((rank, os.getpid()))
     if rank:
-        whole(partial(dist.isend, dst=0, group=groups[rank]), torch.ones(NUMBERS)).wait()
+        send_whole(torch.ones(NUMBERS), groups[rank], 0, tag=0).wait()
         return
     process_ids = dict(pids.get() for _ in range(WORLD_SIZE))
     for sender, fault in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
         numbers = torch.zeros(NUMBERS)
-        message = whole(partial(dist.irecv, src=sender, group=groups[sender]), numbers)
+        message = receive_whole(numbers, groups[sender], sender, tag=0)
         while not numbers[0]:
             time.sleep(0)
         os.kill(process_ids[sender], fault)

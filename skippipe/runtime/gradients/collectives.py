@@ -7,13 +7,12 @@ anything to send: on slow links a collective then takes one latency instead of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skippipe.runtime.ranks.whole_messages import Waitable, whole
+from skippipe.runtime.ranks.whole_messages import Waitable, receive_whole, send_whole
 
 
 @dataclass(frozen=True)
@@ -144,17 +143,11 @@ class _Peers:
 
     def receive(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Post the receives of rows (R, n)."""
-        return [
-            whole(partial(dist.irecv, group=self.group, group_src=rank, tag=tag), _bytes(rows[rank]))
-            for rank in self._others
-        ]
+        return [receive_whole(_bytes(rows[rank]), self.group, rank, tag) for rank in self._others]
 
     def send(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Send each rank its row of (R, n)."""
-        return [
-            whole(partial(dist.isend, group=self.group, group_dst=rank, tag=tag), _bytes(rows[rank]))
-            for rank in self._others
-        ]
+        return [send_whole(_bytes(rows[rank]), self.group, rank, tag) for rank in self._others]
 
 
 def _bytes(row: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from skippipe.runtime.ranks.torch_errors import begun
 
 PACKET_BYTES = 1024
 """Messages up to here fit into one packet, and come as a whole or not at all."""
+
+_EMPTY = torch.empty(0)
 
 
 class Waitable(Protocol):
@@ -46,4 +49,14 @@ def whole(post: Callable[[Tensor], dist.Work | None], message: Tensor) -> WholeM
     Both sides have to do so, with the same tag for both and with no other message of that tag between them.
     """
     body = begun(post(message))
-    return WholeMessage(body, begun(post(message.new_empty(0))) if message.nbytes > PACKET_BYTES else None)
+    return WholeMessage(body, begun(post(_EMPTY)) if message.nbytes > PACKET_BYTES else None)
+
+
+def send_whole(message: Tensor, group: dist.ProcessGroup, peer: int, tag: int) -> WholeMessage:
+    """Begin to send to the rank `peer` of a group; without the checks of `dist.isend`, which take as long again."""
+    return whole(lambda part: group.send([part], peer, tag), message)
+
+
+def receive_whole(buffer: Tensor, group: dist.ProcessGroup, peer: int, tag: int) -> WholeMessage:
+    """Begin to receive from the rank `peer` of a group."""
+    return whole(lambda part: group.recv([part], peer, tag), buffer)

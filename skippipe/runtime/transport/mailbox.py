@@ -12,14 +12,13 @@ from datetime import timedelta
 from functools import partial
 from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.runtime.program.program import Instruction
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.groups import ProcessGroups
 from skippipe.runtime.ranks.torch_errors import TransferError, translating_errors
-from skippipe.runtime.ranks.whole_messages import WholeMessage, whole
+from skippipe.runtime.ranks.whole_messages import WholeMessage, receive_whole, send_whole
 from skippipe.runtime.transport.message import MessageFormat
 from skippipe.runtime.transport.transport import Outbox, describe_instruction
 from skippipe_scheduler.plan.simulate import Direction
@@ -71,7 +70,7 @@ class Mailbox:
         work = translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: whole(partial(dist.isend, dst=instruction.peer, group=group, tag=tag), message),
+            lambda: send_whole(message, group, instruction.peer, tag),
         )
         self._outbox.add(instruction, message, work)
 
@@ -88,7 +87,7 @@ class Mailbox:
             for index in range(count):
                 while len(posted) < min(self._receives_ahead, count - index):
                     buffer = self._messages.empty()
-                    receive = partial(whole, partial(dist.irecv, src=peer, group=group, tag=tag), buffer)
+                    receive = partial(receive_whole, buffer, group, peer, tag)
                     posted.append((buffer, translating_errors("", (peer,), receive)))
                 buffer, work = posted.popleft()
                 translating_errors("", (peer,), partial(work.wait, PATIENT))

@@ -21,7 +21,7 @@ from skippipe.runtime.program.program import Instruction
 from skippipe.runtime.ranks import time_limits
 from skippipe.runtime.ranks.groups import Channels, ProcessGroups
 from skippipe.runtime.ranks.torch_errors import TransferError, begun, translating_errors
-from skippipe.runtime.ranks.whole_messages import Waitable, whole
+from skippipe.runtime.ranks.whole_messages import Waitable, WholeMessage, receive_whole, send_whole, whole
 from skippipe.runtime.transport.message import MessageFormat
 
 
@@ -98,7 +98,7 @@ class TaggedTransport:
     def post_receive(self, instruction: Instruction) -> Incoming:
         """Post a receive; see `Transport`."""
         buffer = self._messages.empty()
-        return Incoming(instruction, buffer, self._post(dist.irecv, buffer, instruction))
+        return Incoming(instruction, buffer, self._post(receive_whole, buffer, instruction))
 
     def wait(self, incoming: Incoming) -> tuple[Tensor, int]:
         """Wait for the activation; see `Transport`."""
@@ -112,19 +112,19 @@ class TaggedTransport:
     def send(self, instruction: Instruction, activation: Tensor, stamp_ns: int = 0) -> None:
         """Start to send; see `Transport`."""
         message = self._messages.pack(activation, stamp_ns)
-        self._outbox.add(instruction, message, self._post(dist.isend, message, instruction))
+        self._outbox.add(instruction, message, self._post(send_whole, message, instruction))
 
     def finish_sends(self) -> None:
         """Wait until every message has left."""
         self._outbox.finish()
 
-    def _post(self, function: Callable[..., dist.Work | None], message: Tensor, instruction: Instruction) -> Waitable:
-        group = self._groups[instruction.direction]
+    def _post(self, function: Callable[..., WholeMessage], message: Tensor, instruction: Instruction) -> Waitable:
+        group = self._groups[instruction.direction]  # of all ranks: each has its own number in it
         tag = 2 * instruction.tag + self._parity
         return translating_errors(
             describe_instruction(instruction),
             (instruction.peer,),
-            lambda: whole(lambda part: function(part, instruction.peer, group=group, tag=tag), message),
+            lambda: function(message, group, instruction.peer, tag),
         )
 
 

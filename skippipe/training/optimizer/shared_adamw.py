@@ -9,7 +9,6 @@ with the next group.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -20,7 +19,7 @@ from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import InputError
 from skippipe.runtime.gradients.collectives import all_gather_text
 from skippipe.runtime.ranks.torch_errors import begun
-from skippipe.runtime.ranks.whole_messages import Waitable, WholeMessage, whole
+from skippipe.runtime.ranks.whole_messages import Waitable, WholeMessage, receive_whole, send_whole
 from skippipe.training.optimizer.adamw import AdamW
 from skippipe.training.optimizer.clipping import WholeGradients
 from skippipe.training.optimizer.interface import Guard
@@ -218,11 +217,11 @@ class SharedAdamW(WholeGradients):
             parameter = self._parameters[name]
             if source == rank:
                 sent.append((parameter.detach().cpu() if key == WEIGHTS else held[name][key]).contiguous())
-                works.append(whole(partial(dist.isend, group=replicas, group_dst=destination), sent[-1]))
+                works.append(send_whole(sent[-1], replicas, destination, tag=0))
             elif destination == rank:
                 dtype = parameter.dtype if key == WEIGHTS else torch.float32
                 received[name][key] = torch.empty(() if key in NUMBERS else parameter.shape, dtype=dtype)
-                works.append(whole(partial(dist.irecv, group=replicas, group_src=source), received[name][key]))
+                works.append(receive_whole(received[name][key], replicas, source, tag=0))
         _wait(works)
         return received
 
