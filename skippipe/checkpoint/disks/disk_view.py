@@ -33,19 +33,29 @@ class DiskView(StrictModel):
         sound: list[str] = []
         damage = ""
         try:
-            metadata = read_metadata_alone(checkpoint)
-            text = read_text(checkpoint / METADATA, CheckpointError)
-            held = held_files(checkpoint, metadata.files)
+            metadata, noted = _noted(checkpoint)
         except CheckpointError as reason:
             return cls(damage=what_is_wrong(reason, checkpoint))
-        for name in held:
+        for name in noted.sound:
             try:
                 check_size(checkpoint / name, metadata.files[name])
                 check_hash(checkpoint / name, metadata.files[name])
                 sound.append(name)
             except (CheckpointError, OSError) as reason:
                 damage = damage or what_is_wrong(reason, checkpoint)
-        return cls(metadata=text, sound=tuple(sound), damage=damage)
+        return noted.model_copy(update={"sound": tuple(sound), "damage": damage})
+
+    @classmethod
+    def by_names(cls, checkpoint: Path) -> "DiskView":
+        """Look at a checkpoint and at none of its files; raise `CheckpointError` where its metadata cannot be read."""
+        return _noted(checkpoint)[1]
+
+
+def _noted(checkpoint: Path) -> tuple[Metadata, DiskView]:
+    """Return the metadata of a checkpoint, and what is noted beside it as held."""
+    metadata = read_metadata_alone(checkpoint)
+    text = read_text(checkpoint / METADATA, CheckpointError)
+    return metadata, DiskView(metadata=text, sound=tuple(held_files(checkpoint, metadata.files)))
 
 
 class WholeCheckpoint(NamedTuple):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from skippipe.checkpoint.disks.disk_view import DiskView, LayerRange, needed_files
 from skippipe.checkpoint.disks.gathering import add_files, check_content
 from skippipe.checkpoint.disks.peer_files import PeerFiles, mapped
-from skippipe.checkpoint.held_files import FileName, held_files
-from skippipe.checkpoint.reader import METADATA, Metadata, latest_checkpoint, read_metadata_alone
+from skippipe.checkpoint.held_files import FileName
+from skippipe.checkpoint.reader import METADATA, Metadata, latest_checkpoint
 from skippipe.errors import CheckpointError
-from skippipe_scheduler.files import StrictModel, parse, parse_json, read_text
+from skippipe_scheduler.files import StrictModel, parse, parse_json
 
 if TYPE_CHECKING:
     from skippipe.membership.exchange import Exchange
@@ -50,27 +50,31 @@ class NewestPart(NamedTuple):
 
 def newest_view(run_dir: Path) -> DiskView | None:
     """Return what this disk has of the newest checkpoint here, by the names of files; None where none can be read."""
-    checkpoint = latest_checkpoint(run_dir)
-    if checkpoint is None:
-        return None
-    try:
-        metadata = read_metadata_alone(checkpoint)
-        text = read_text(checkpoint / METADATA, CheckpointError)
-        return DiskView(metadata=text, sound=tuple(held_files(checkpoint, metadata.files)))
-    except CheckpointError as reason:
-        logger.warning("%s", reason)
-        return None
+    newest = _newest(run_dir)
+    return None if newest is None else newest[1]
 
 
 def offer_newest(exchange: "Exchange", run_dir: Path) -> DiskView | None:
     """Have what this disk has of the newest checkpoint ready for other members, each file once it is asked for."""
-    view, checkpoint = newest_view(run_dir), latest_checkpoint(run_dir)
-    if view is None or checkpoint is None:
+    newest = _newest(run_dir)
+    if newest is None:
         return None
+    checkpoint, view = newest
     exchange.offer(NEWEST, view.model_dump_json().encode())
     for name in view.sound:
         exchange.offer_made(f"{NEWEST}/{name}", partial(mapped, checkpoint / name))
     return view
+
+
+def _newest(run_dir: Path) -> tuple[Path, DiskView] | None:
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is None:
+        return None
+    try:
+        return checkpoint, DiskView.by_names(checkpoint)
+    except CheckpointError as reason:
+        logger.warning("%s", reason)
+        return None
 
 
 def newest_part(views: Mapping[int, DiskView], layers: LayerRange) -> NewestPart | None:
