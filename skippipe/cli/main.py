@@ -38,6 +38,12 @@ BESIDE = {"join": "train", "collect": "export", "vpn": "init", "top": "report"}
 """Commands that live in the file of another one."""
 
 
+FULL_COLLECTION_INTERVAL = 1000
+"""After how many collections of less old objects Python may look through all of them for cycles that nobody holds; its
+own value is 10. torch and transformers make a million objects that stay: Python looked through them seven times at the
+start, for 1.3 s in every process (CPython 3.11), and later for 0.3 s, in which all others waited for this process."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it runs."""
 
@@ -72,6 +78,7 @@ def skippipe() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; errors meant for people are one line, never a traceback."""
     rank = os.environ.get("RANK")
+    gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_INTERVAL)
     code = _exit_code(arguments, f"[rank {rank}] " if rank is not None else "")
     if arguments is None:  # this process ends now, and how is decided
         gc.freeze()  # or Python looks through all that torch has made for what could be freed, for a second

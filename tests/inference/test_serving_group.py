@@ -149,10 +149,9 @@ def test_a_worker_runs_what_comes_twice_once() -> None:
         worker = Worker(group.of[1], decoder, torch.device("cpu"))
         serving = group.threads.submit(worker.serve)
         hidden = torch.randn(1, 2, decoder.config.hidden_size)
-        order = {"pass": 1, "hop": 0, "hops": [[1, [0]]], "cache": None, "live": []}
-        tensors = {"hidden": hidden, "position_ids": torch.arange(2).unsqueeze(0)}
+        order = {"pass": 1, "hop": 0, "hops": [[1, [0]]], "cache": None, "live": [], "position_ids": [[0, 1]]}
         for number in (1, 1, 2):
-            group.links[0].send(group.of[0].member(1), order | {"pass": number}, tensors)
+            group.links[0].send(group.of[0].member(1), order | {"pass": number}, {"hidden": hidden})
         frames = [next_frame(group.links[0]) for _ in range(2)]
         assert [frame.header for frame in frames] == [{"pass": 1}, {"pass": 2}]
         assert torch.equal(frames[0].tensors["hidden"], decoder.run_layers(hidden, (0,)))

@@ -4,7 +4,6 @@ from itertools import count, groupby
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from skippipe.errors import InputError, NodeLostError
@@ -101,8 +100,9 @@ class DistributedDecoder(Decoder):
                 for _, own in chain:
                     hidden = super().run_layers(hidden, own, position_ids, attention_mask, cache)
             else:
-                tensors = self._tensors(hidden, position_ids, attention_mask, order["seen"])
-                hidden = self._workers.run(list(chain), order, tensors).to(self.device)
+                places = {"position_ids": _position_ids(hidden, position_ids, order["seen"])}
+                tensors = _tensors(hidden, attention_mask, order["seen"])
+                hidden = self._workers.run(list(chain), order | places, tensors).to(self.device)
         return hidden
 
     def _order(self, cache: RouteCache | None) -> dict[str, Any]:
@@ -117,15 +117,19 @@ class DistributedDecoder(Decoder):
         live = [other for other, _ in self._caches.values()]
         return {"cache": number, "seen": cache.seen, "capacity": cache.capacity, "live": live}
 
-    def _tensors(
-        self, hidden: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None, seen: int
-    ) -> dict[str, Tensor]:
-        """Return what travels; padding is a byte a position, (B, seen + t)."""
-        last = seen + hidden.shape[1]
-        if position_ids is None:
-            position_ids = torch.arange(seen, last).unsqueeze(0)  # (1, t)
-        tensors = {"hidden": hidden, "position_ids": position_ids[:, : hidden.shape[1]]}
-        return tensors if attention_mask is None else tensors | {"attention_mask": attention_mask[:, :last].bool()}
-
     def _holder(self, layer: LayerOrHalf) -> int | None:
         return self._group.holders.get(self._stage_of[index_of(layer)])
+
+
+def _position_ids(hidden: Tensor, position_ids: Tensor | None, seen: int) -> list[list[int]]:
+    """Return the positions of `hidden` (B, t, D): rows of t, or one that is that of all."""
+    if position_ids is None:
+        return [list(range(seen, seen + hidden.shape[1]))]
+    rows: list[list[int]] = position_ids[:, : hidden.shape[1]].tolist()
+    return rows
+
+
+def _tensors(hidden: Tensor, attention_mask: Tensor | None, seen: int) -> dict[str, Tensor]:
+    """Return what travels; padding is a byte a position, (B, seen + t)."""
+    last = seen + hidden.shape[1]
+    return {"hidden": hidden} | ({} if attention_mask is None else {"attention_mask": attention_mask[:, :last].bool()})

@@ -54,7 +54,7 @@ class FrameLinks:
             self._ways[member.name] = way = _Way(self._dealer(member))
             self._poller.register(way.monitor, zmq.POLLIN)
         content = save({name: tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()})
-        self._ways[member.name].send([*parts_of(json.dumps(header).encode()), b"", *parts_of(content)])
+        self._ways[member.name].send(parts_of(json.dumps(header).encode() + b"\n" + content))
 
     def receive(self, limit_s: float | None = None) -> Frame | None:
         """Return the next frame; None if none came in time, or something else has happened."""
@@ -67,9 +67,9 @@ class FrameLinks:
         if self._router not in ready:
             return None
         _, *parts = self._router.recv_multipart()
+        header, _, content = b"".join(parts).partition(b"\n")  # each part more costs a token 0.05 ms
         try:
-            end = parts.index(b"")
-            return Frame(dict(json.loads(b"".join(parts[:end]))), load(b"".join(parts[end + 1 :])))
+            return Frame(dict(json.loads(header)), load(content))
         except (ValueError, TypeError, SafetensorError):
             return None  # a member of another version, at most: strangers have no connection
 
@@ -109,10 +109,10 @@ class _Way:
 
     def __init__(self, dealer: "zmq.Socket[bytes]") -> None:
         self._dealer = dealer
-        self._last: Sequence[bytes | memoryview] = ()
+        self._last: Sequence[memoryview] = ()
         self.monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
-    def send(self, parts: Sequence[bytes | memoryview]) -> None:
+    def send(self, parts: Sequence[memoryview]) -> None:
         self._last = parts
         with contextlib.suppress(zmq.Again):  # the queue may be full, as to one that is frozen
             self._dealer.send_multipart(parts, flags=zmq.DONTWAIT)

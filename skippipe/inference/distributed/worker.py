@@ -61,9 +61,8 @@ class Worker:
     def _run(self, order: dict[str, Any], layers: list[int], tensors: dict[str, Tensor]) -> Tensor:
         here = {name: tensor.to(self._device) for name, tensor in tensors.items()}
         mask = here["attention_mask"].long() if "attention_mask" in here else None
-        return self._decoder.run_layers(
-            here["hidden"], tuple(layers), here["position_ids"], mask, self._cache(order, layers)
-        )
+        position_ids = torch.tensor(order["position_ids"], device=self._device)  # (B or 1, t)
+        return self._decoder.run_layers(here["hidden"], tuple(layers), position_ids, mask, self._cache(order, layers))
 
     def _cache(self, order: dict[str, Any], layers: list[int]) -> RouteCache | None:
         """Return the cache that the pass belongs to, as far as the driver has got with it."""
