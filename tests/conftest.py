@@ -1,5 +1,6 @@
 """Makes the helper modules of tests/ importable from every test, and shares one browser."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from skippipe.cli.main import FULL_COLLECTION_INTERVAL
+
 if TYPE_CHECKING:
     from browsing import Browser
 
 sys.path.insert(0, str(Path(__file__).parent))
+gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_INTERVAL)  # as in the processes of the commands
 
 
 @pytest.fixture(scope="session")

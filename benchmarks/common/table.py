@@ -74,7 +74,7 @@ def _cpu_model() -> str:
 def _commit(repository: Path) -> str:
     """Return the short hash of the commit, with a plus sign where tracked files other than results differ from it."""
     hashed = _git(repository, "rev-parse", "--short", "HEAD") or "unknown"
-    files = (":/", ":(top,exclude,glob)benchmarks/**/results.*")
+    files = (":/", *(f":(top,exclude,glob)benchmarks/**/{name}" for name in ("results.*", "*.trace.csv")))
     return hashed + "+" if _git(repository, "status", "--porcelain", "--untracked-files=no", "--", *files) else hashed
 
 

@@ -116,8 +116,9 @@ class PipelineOptions(Section):
     """Stages that no route leaves out; stage 0 never is."""
     split_backward: bool = False
     """Whether weight gradients may run apart from their backward, where a node would be idle (docs/planning.md)."""
-    reduction: Literal["ring", "tree", "direct"] = "direct"
-    """How the planner times the gradient reduction of a stage (docs/plan-file.md)."""
+    reduction: Literal["ring", "tree", "direct", "hierarchical"] = "direct"
+    """How the planner times the gradient reduction of a stage (docs/plan-file.md). With hierarchical a run sums within
+    each region first, and then between them."""
     planner: PlannerOptions = PlannerOptions()
 
 
@@ -406,6 +407,15 @@ class Experiment(Section):
             raise ValueError(
                 "training.compile and pipeline.split_backward exclude each other (a compiled backward is one piece); "
                 "turn one of them off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_sums_by_region(self) -> Self:
+        if self.pipeline.reduction == "hierarchical" and self.comm.gradient_compression != "none":
+            raise ValueError(
+                f"pipeline.reduction is hierarchical and comm.gradient_compression {self.comm.gradient_compression}: "
+                "compressed sums go from everyone to everyone; use pipeline.reduction: direct or no compression"
             )
         return self
 

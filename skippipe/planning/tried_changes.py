@@ -54,7 +54,7 @@ def what_helps(experiment: Experiment, plan: Plan, problem: Problem, limit_s: fl
 def _tries(experiment: Experiment, plan: Plan, problem: Problem) -> Mapping[str, Callable[[SolveOptions], float]]:
     """Return for each change, in words, what finds the iteration with it."""
     tries: dict[str, Callable[[SolveOptions], float]] = {}
-    for changes in _changes(experiment):
+    for changes in _changes(experiment, problem):
         if is_possible(experiment, changes):
             tries[in_words(changes)] = _Search(experiment, changes, plan)
     memory = problem.costs.memory
@@ -65,7 +65,7 @@ def _tries(experiment: Experiment, plan: Plan, problem: Problem) -> Mapping[str,
     return tries
 
 
-def _changes(experiment: Experiment) -> Iterator[Changes]:
+def _changes(experiment: Experiment, problem: Problem) -> Iterator[Changes]:
     """Yield what the experiment has not done yet."""
     comm, pipeline, training = experiment.comm, experiment.pipeline, experiment.training
     for kind in ("gradient", "activation"):
@@ -73,6 +73,8 @@ def _changes(experiment: Experiment) -> Iterator[Changes]:
             own_dtype = getattr(comm, f"{kind}_dtype") is not None
             dtype: Changes = {f"comm.{kind}_dtype": None} if own_dtype else {}
             yield {f"comm.{kind}_compression": "int8", **dtype}
+    if pipeline.reduction != "hierarchical" and len(set(problem.regions or ())) > 1:
+        yield {"pipeline.reduction": "hierarchical"}
     if pipeline.placement is None and pipeline.stage_sizes != "auto":
         yield {"pipeline.stage_sizes": "auto"}
     if pipeline.layers_per_stage != "auto":

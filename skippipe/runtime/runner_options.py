@@ -36,6 +36,8 @@ class RunnerOptions:
     """In what gradients travel between replicas; `dtype` where None."""
     activation_compression: ActivationCompression = "none"
     gradient_compression: Literal["none", "int8", "powersgd"] = "none"
+    sums_by_region: bool = False
+    """Whether exact sums of gradients go within each region first, and then between the regions."""
     error_feedback: bool = True
     powersgd: PowerSgdOptions = field(default_factory=PowerSgdOptions)
     receive_window: int = 16
@@ -93,6 +95,7 @@ def runner_options(experiment: Experiment, config: PretrainedConfig, context: Di
         gradient_dtype=_dtype(comm.gradient_dtype),
         activation_compression=comm.activation_compression,
         gradient_compression=comm.gradient_compression,
+        sums_by_region=experiment.pipeline.reduction == "hierarchical",
         error_feedback=comm.error_feedback,
         powersgd=comm.powersgd,
         receive_window=comm.receive_window,

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
 from skippipe.runtime.gradients.compression import Int8Sum, PowerSgdSum
+from skippipe.runtime.gradients.hierarchical import HierarchicalAllReduce
 from skippipe.runtime.gradients.reduction import BucketSum, DirectAllReduce, all_reduce_over_replicas, expect_sums
 from skippipe.runtime.ranks.context import DistributedContext
 
-WORLD_SIZE = 3
+WORLD_SIZE = 4
 STEPS = 12
 SHAPES = ((40, 30), (7,), (64, 64), (5, 3), (30, 40))
 SMALL_BUCKETS_BYTES = 5000
@@ -25,6 +26,10 @@ START = 3
 MAKERS: dict[str, Callable[[dist.ProcessGroup], BucketSum]] = {
     "exact": DirectAllReduce,
     "unexpected": DirectAllReduce,
+    "two regions": lambda group: HierarchicalAllReduce(group, ((0, 2), (1, 3)), torch.float32),
+    "uneven regions": lambda group: HierarchicalAllReduce(group, ((3, 0, 1), (2,)), torch.float32),
+    "three regions": lambda group: HierarchicalAllReduce(group, ((1,), (0, 3), (2,)), torch.float32),
+    "regions in bfloat16": lambda group: HierarchicalAllReduce(group, ((0, 1), (2, 3)), torch.bfloat16),
     "bfloat16": lambda group: DirectAllReduce(group, torch.bfloat16),
     "int8": lambda group: Int8Sum(group, error_feedback=True),
     "int8-forgetful": lambda group: Int8Sum(group, error_feedback=False),
@@ -88,7 +93,19 @@ def test_all_replicas_have_the_same_sums(sums: dict[str, list[dict[str, Tensor]]
             assert all(other[key].equal(tensor) for other in by_rank), (name, key)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("exact", 1e-6), ("unexpected", 1e-6), ("bfloat16", 5e-3), ("int8", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("exact", 1e-6),
+        ("unexpected", 1e-6),
+        ("two regions", 1e-6),
+        ("uneven regions", 1e-6),
+        ("three regions", 1e-6),
+        ("regions in bfloat16", 1e-2),
+        ("bfloat16", 5e-3),
+        ("int8", 0.1),
+    ],
+)
 def test_one_sum_is_near(sums: dict[str, list[dict[str, Tensor]]], name: str, bound: float) -> None:
     errors = [error(sums[name][0][f"0.{index}"], 0, index) for index in range(len(SHAPES))]
     assert max(errors) < bound
@@ -132,6 +149,10 @@ def test_powersgd_feeds_back_too(sums: dict[str, list[dict[str, Tensor]]]) -> No
         ({"comm": {"activation_compression": "int8", "activation_dtype": "bfloat16"}}, "give one of the two"),
         ({"comm": {"gradient_compression": "int8"}, "optimizer": {"backend": "deepspeed_zero2"}}, "sums by itself"),
         ({"comm": {"gradient_dtype": "bfloat16"}, "optimizer": {"backend": "deepspeed_zero1"}}, "sums by itself"),
+        (
+            {"comm": {"gradient_compression": "int8"}, "pipeline": {"reduction": "hierarchical"}},
+            "use pipeline.reduction",
+        ),
         ({"comm": {"gradient_compression": "powersgd", "powersgd": {"start_iteration": 1}}}, "start_iteration"),
     ],
 )

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from processes import free_port, preloaded
 from torch._C._distributed_c10d import TCPStore
 
+from skippipe.runtime.gradients.collectives import begin_broadcast
 from skippipe.runtime.ranks.groups import ProcessGroups
-from skippipe.runtime.ranks.whole_messages import receive_whole, send_whole
 
 WORLD_SIZE = 3
 NUMBERS = 10_000_000
@@ -28,12 +28,12 @@ def run_rank(rank: int, port: int, pids: "torch.multiprocessing.Queue[tuple[int,
     groups = [dist.new_group(timeout=timedelta(seconds=PATIENCE_S)) for _ in range(WORLD_SIZE)]
     pids.put((rank, os.getpid()))
     if rank:
-        send_whole(torch.ones(NUMBERS), groups[rank], 0, tag=0).wait()
+        begin_broadcast(torch.ones(NUMBERS), groups[rank], rank)[0].wait()
         return
     process_ids = dict(pids.get() for _ in range(WORLD_SIZE))
     for sender, fault in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
         numbers = torch.zeros(NUMBERS)
-        message = receive_whole(numbers, groups[sender], sender, tag=0)
+        [message] = begin_broadcast(numbers, groups[sender], sender)
         while not numbers[0]:
             time.sleep(0)
         os.kill(process_ids[sender], fault)

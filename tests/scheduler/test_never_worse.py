@@ -16,7 +16,9 @@ from skippipe_scheduler.files import parse
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.cluster import Cluster
-from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.problem import Problem, StageNodes
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.slots.placement import regional_placement
 from skippipe_scheduler.slots.region_groups import grouped_placements
@@ -26,7 +28,7 @@ from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.solver.leave_stages_out import schedules_without_stages
 from skippipe_scheduler.solver.plan_request import PlanRequest
 from skippipe_scheduler.solver.planner import solve_with_baselines
-from skippipe_scheduler.solver.solve import solve_full_pipeline
+from skippipe_scheduler.solver.solve import solve, solve_full_pipeline
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "scheduler"
 NODE = {"compute_tflop_per_s": 1e3, "max_in_flight": 9}
@@ -60,6 +62,27 @@ def regional(regions: int = 4, nodes: int = 4, **options: Any) -> Problem:
         },
     }
     return build(parse(Cluster, content, "test", ProblemError), **options)
+
+
+@pytest.mark.parametrize("microbatches", [128, 256])
+def test_a_line_of_uneven_stages_keeps_the_slowest_one_busy(microbatches: int) -> None:
+    """Whatever has been found: no schedule ends before the slowest stage has run all microbatches."""
+    nodes, forward_s = ("a", "b", "c", "d"), (0.024, 0.036, 0.036, 0.030)
+    problem = Problem(
+        nodes=nodes,
+        stages=tuple(StageNodes(nodes=(node,)) for node in nodes),
+        microbatches_per_origin=microbatches,
+        costs=Costs(
+            forward_s=dict(zip(nodes, forward_s, strict=True)),
+            backward_s=dict(zip(nodes, (2 * taken_s for taken_s in forward_s), strict=True)),
+            loss_s=dict.fromkeys(nodes, 0.0),
+            transfer_s={node: {other: 0.0 for other in nodes if other != node} for node in nodes},
+            memory=dict.fromkeys(nodes, 6),
+        ),
+        rules=Rules(num_stages=4, route_length=4, max_swaps=0),
+    )
+    plan = solve(problem, QUICK)
+    assert plan.predicted.iteration_s < 1.02 * (3 * sum(forward_s) + (microbatches - 1) * 3 * max(forward_s))
 
 
 def stages_of(problem: Problem, placement: Sequence[int]) -> list[set[str]]:

@@ -1,4 +1,4 @@
-"""Gradient reduction by ring, tree and direct messages: by hand, and the same in compiled search and simulator."""
+"""Gradient reduction by ring, tree, direct messages, by region: by hand, and alike in compiled search and simulator."""
 
 import math
 import random
@@ -6,6 +6,7 @@ from itertools import permutations
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from pydantic import ValidationError
 from random_plans import share_capacities
 from small_problems import make_problem, share_links
 from test_kernel import begin, plan_of
@@ -13,7 +14,9 @@ from test_kernel import begin, plan_of
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.costs import Costs
+from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, reduction_s
 from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.sharing.capacities import Duplex, SharedCapacities, Uplink
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
@@ -35,14 +38,15 @@ def reducing(
     stage_bytes = tuple(1_000_000_000 * (stage + 1) for stage in range(len(sizes)))
     if contention == "shared":
         content["costs"] = share_capacities(Costs.model_validate(costs), generator).model_dump()
-    return Problem.model_validate(content | {"stage_bytes": stage_bytes, "reduction": reduction})
+    regions = tuple(generator.choice("abc") for _ in problem.nodes)
+    return Problem.model_validate(content | {"stage_bytes": stage_bytes, "reduction": reduction, "regions": regions})
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.integers(0, 1000),
     st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(1, 3)),
-    st.sampled_from(["ring", "tree", "direct"]),
+    st.sampled_from(["ring", "tree", "direct", "hierarchical"]),
     st.sampled_from(["none", "link", "node", "shared"]),
 )
 def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], reduction: str, contention: str) -> None:
@@ -88,6 +92,42 @@ def test_direct_messages_by_hand() -> None:
     order = ("node-2", "node-0", "node-1")
     longest_s = max(latency_s[a][b] + 8.0 / 3 / gbit_per_s[a][b] for a, b in permutations(order, 2))
     assert problem.reduce_s((order, ("node-3",), ("node-4",)))[0] == pytest.approx(2 * longest_s)
+
+
+def by_region(sizes: tuple[int, ...], regions: str, contention: str = "none") -> float:
+    """Return the seconds of 8 Gbit over the replicas of the first stage: 2 Gbit/s and half a second of latency."""
+    problem = reducing(0, sizes, "hierarchical", even=True, contention=contention)
+    nodes = tuple(f"node-{index}" for index in range(len(problem.nodes)))
+    placed = (nodes[: sizes[0]], *((node,) for node in nodes[sizes[0] :]))
+    return problem.model_copy(update={"regions": tuple(regions)}).reduce_s(placed)[0]
+
+
+def test_sums_by_region_by_hand() -> None:
+    """Within regions each message has all bytes of a lane, between them one part of them for each region."""
+    assert by_region((4, 1, 1), "aabbzz") == pytest.approx(2 * (0.5 + 2.0) + 2 * (0.5 + 1.0))  # 2 lanes, 2 regions
+    assert by_region((3, 1, 1), "aabzz") == pytest.approx(2 * (0.5 + 4.0) + 2 * (0.5 + 2.0))  # 1 lane
+    assert by_region((3, 1, 1), "abczz") == pytest.approx(2 * (0.5 + 4.0 / 3))  # as direct: nobody is near
+    assert by_region((3, 1, 1), "aaazz") == pytest.approx(2 * (0.5 + 4.0 / 3))  # as direct: all are
+    # On a shared card three messages of a lane to its region leave one after the other.
+    assert by_region((4, 1, 1), "aaaazz", "node") == pytest.approx(2 * (0.5 + 3 * 1.0))
+
+
+def test_sums_by_region_need_regions() -> None:
+    content = reducing(0, (3, 1, 1), "hierarchical").model_dump() | {"regions": None}
+    with pytest.raises(ValidationError, match="give regions"):
+        Problem.model_validate(content)
+
+
+def test_a_shared_way_out_favours_sums_by_region() -> None:
+    """Two regions of four: half of all messages cross, and the whole region pays for each."""
+    nodes = tuple(f"node-{index}" for index in range(8))
+    links = LinkSpeeds(
+        {node: dict.fromkeys(nodes, 0.04) for node in nodes},
+        {node: {other: 1.0 if node[-1] < "4" and other[-1] > "3" else 10.0 for other in nodes} for node in nodes},
+        capacities=SharedCapacities.of({}, [Uplink(name="a", nodes=nodes[:4], gbit_per_s=Duplex(up=1.0, down=1.0))]),
+        region_of={node: "a" if node[-1] < "4" else "b" for node in nodes},
+    )
+    assert reduction_s("hierarchical", links, nodes, 8.0) < 0.5 * reduction_s("direct", links, nodes, 8.0)
 
 
 def test_given_reduction_times_win() -> None:

@@ -46,6 +46,10 @@ def _backward_first(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return 0.0 if index >= len(run.routes[microbatch]) else 1.0
 
 
+def _loss_first(run: "_DispatchRun", microbatch: int, index: int) -> float:
+    return -1.0 if index == len(run.routes[microbatch]) else _backward_first(run, microbatch, index)
+
+
 def _forward_first(run: "_DispatchRun", microbatch: int, index: int) -> float:
     return -_backward_first(run, microbatch, index)
 
@@ -65,6 +69,7 @@ def _most_left(run: "_DispatchRun", microbatch: int, index: int) -> float:
 DISPATCH_RULES: Mapping[str, DispatchRule] = {
     "first_come": DispatchRule(_first_come),
     "backward_first": DispatchRule(_backward_first),
+    "loss_first": DispatchRule(_loss_first),
     "forward_first": DispatchRule(_forward_first),
     "longest_remaining_first": DispatchRule(_longest_remaining),
     "shortest_remaining_first": DispatchRule(_shortest_remaining),
@@ -77,7 +82,8 @@ DISPATCH_RULES: Mapping[str, DispatchRule] = {
 }
 """Rules by name. GPipe (Huang et al., arXiv 1811.06965) with its flush after each wave, and 1F1B (PipeDream-Flush,
 Narayanan et al., arXiv 2006.09503), which holds one microbatch more than in the paper, because here the last node waits
-for the loss at the origin."""
+for the loss at the origin. `loss_first` is that loss, then backwards, then forwards: a loss is short, and holds up the
+last node where the origin has something else to do."""
 
 
 def dispatch(problem: Problem, placement: SlotPlacement, routes: Sequence[SlotRoute], rule: str) -> Plan:

@@ -65,7 +65,7 @@ def build_problem(
         num_microbatches: Microbatches of one iteration, over all origins.
         layout: What is given of the stages: layers, replicas, nodes.
         free_origins: Whether the planner chooses how many microbatches each origin starts; else all start equally many.
-        reduction: How the replicas of a stage reduce their gradients: `"ring"`, `"tree"` or `"direct"`.
+        reduction: How the replicas of a stage reduce their gradients, one of `Reduction`.
         lighter: What could be done for less memory, for the message where a node has too little; general advice where
             not given.
 

@@ -5,15 +5,16 @@ To add an algorithm, add its name to `Reduction`: mypy then names `reduction_s`,
 (`search.kernel.arrays`). The table of docs/plan-file.md describes them.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 from skippipe_scheduler.problem.sharing.capacities import NO_CAPACITIES, SharedCapacities
 
-Reduction = Literal["ring", "tree", "direct"]
-"""Algorithms of an all-reduce: round a ring, over a binomial tree, or from everyone to everyone in two halves."""
+Reduction = Literal["ring", "tree", "direct", "hierarchical"]
+"""Algorithms of an all-reduce: round a ring, over a binomial tree, from everyone to everyone in two halves, or so in
+each region and then between the regions."""
 
 
 Ends = tuple[str, str]
@@ -23,13 +24,15 @@ Ends = tuple[str, str]
 class LinkSpeeds:
     """Seconds and Gbit/s from node to node.
 
-    Where `cards_shared`, the messages of a node leave one behind the other; `capacities` are shared fairly.
+    Where `cards_shared`, the messages of a node leave one behind the other; `capacities` are shared fairly. `region_of`
+    is the region of each node, for reductions by region.
     """
 
     latency_s: Mapping[str, Mapping[str, float]]
     gbit_per_s: Mapping[str, Mapping[str, float]]
     cards_shared: bool = False
     capacities: SharedCapacities = NO_CAPACITIES
+    region_of: Mapping[str, str] = field(default_factory=dict)
 
     def wire_s(self, source: str, sink: str, gbit: float) -> float:
         """Return how long a message occupies the link."""
@@ -58,6 +61,20 @@ class LinkSpeeds:
 
         return max(there_s(*ends) for ends in messages)
 
+    def sent_s(self, messages: Sequence[Ends], gbit: float) -> float:
+        """Return the same where messages of one node may queue at its card: then its greatest latency and all bytes."""
+        if not messages:
+            return 0.0
+        if not self.cards_shared:
+            return self.together_s(messages, gbit)
+        sinks = defaultdict[str, list[str]](list)
+        for source, sink in messages:
+            sinks[source].append(sink)
+        return max(
+            max(self.latency_s[source][sink] for sink in row) + sum(self.wire_s(source, sink, gbit) for sink in row)
+            for source, row in sinks.items()
+        )
+
 
 def reduction_s(kind: Reduction, links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     """Return the seconds in which two or more `nodes` all-reduce `gbit` of gradients."""
@@ -68,6 +85,8 @@ def reduction_s(kind: Reduction, links: LinkSpeeds, nodes: Sequence[str], gbit: 
             return tree_s(links, nodes, gbit)
         case "direct":
             return direct_s(links, nodes, gbit)
+        case "hierarchical":
+            return hierarchical_s(links, nodes, gbit)
         case _:
             assert_never(kind)
 
@@ -103,14 +122,27 @@ def direct_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
     In the first half a node gets what it has to add up, in the second it sends its sums. A half takes its longest
     message; where messages queue at a node's card, its greatest latency and all its bytes.
     """
-    chunk_gbit = gbit / len(nodes)
-    if not links.cards_shared:
-        pairs = [(source, sink) for source in nodes for sink in nodes if source != sink]
-        return 2 * links.together_s(pairs, chunk_gbit)
+    pairs = [(source, sink) for source in nodes for sink in nodes if source != sink]
+    return 2 * links.sent_s(pairs, gbit / len(nodes))
 
-    def leaving_s(source: str) -> float:
-        sinks = [node for node in nodes if node != source]
-        on_card_s = sum(links.wire_s(source, sink, chunk_gbit) for sink in sinks)
-        return max(links.latency_s[source][sink] for sink in sinks) + on_card_s
 
-    return 2 * max(map(leaving_s, nodes))
+def hierarchical_s(links: LinkSpeeds, nodes: Sequence[str], gbit: float) -> float:
+    """Return four steps: sums within each region, two halves of sums between the regions, and back to all nodes.
+
+    The smallest region has L nodes, and the first L of each are its lanes. Each adds up 1/L of the bytes of its region.
+    Then the same lanes of all k regions reduce them directly, 1/k in a message, and each sends the sums to the nodes of
+    its region. Messages of a step are on their way at a time.
+    """
+    regions = defaultdict[str, list[str]](list)
+    for node in nodes:
+        regions[links.region_of[node]].append(node)
+    num_lanes = min(map(len, regions.values()))
+    to_lanes = [
+        (node, lane) for region in regions.values() for node in region for lane in region[:num_lanes] if node != lane
+    ]
+    lanes = zip(*regions.values(), strict=False)  # as many as the smallest region has
+    between = [(source, sink) for lane in lanes for source in lane for sink in lane if source != sink]
+    lane_gbit = gbit / num_lanes
+    there_s = links.sent_s(to_lanes, lane_gbit)
+    back_s = links.sent_s([(lane, node) for node, lane in to_lanes], lane_gbit)
+    return there_s + 2 * links.sent_s(between, lane_gbit / len(regions)) + back_s

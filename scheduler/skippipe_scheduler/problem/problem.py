@@ -64,7 +64,7 @@ class Problem(StrictModel):
     nodes: Annotated[tuple[Name, ...], Field(min_length=2, examples=[["iowa-0", "london-0"]])]
     """Names of the nodes, in rank order."""
     regions: tuple[Name, ...] | None = Field(default=None, examples=[["Iowa", "London"]])
-    """Region of each node, in the order of nodes; for reports."""
+    """Region of each node, in the order of nodes; for reports, and for reduction hierarchical."""
     stages: tuple[StageNodes, ...] | None = Field(
         default=None, examples=[[{"nodes": ["iowa-0"]}, {"nodes": ["london-0"]}]]
     )
@@ -93,6 +93,10 @@ class Problem(StrictModel):
             raise ValueError(f"node name {repeated[0]!r} is used twice")
         if self.regions is not None and len(self.regions) != len(self.nodes):
             raise ValueError(f"regions has {len(self.regions)} entries for {len(self.nodes)} nodes")
+        if self.reduction == "hierarchical" and self.regions is None:
+            raise ValueError(
+                "reduction hierarchical goes by region: give regions, one for each node, or another reduction"
+            )
         if (self.stages is None) == (self.stage_sizes is None):
             raise ValueError("give either stages (placement fixed) or stage_sizes (placement free)")
         for name in ("stages", "stage_sizes", "stage_layers", "stage_bytes"):
@@ -167,7 +171,8 @@ class Problem(StrictModel):
             return (0.0,) * self.num_stages
         cards_shared = shares_cards(self.costs.contention)
         capacities = self.costs.shared_capacities()
-        links = LinkSpeeds(self.costs.latency_s, self.costs.gbit_per_s, cards_shared, capacities)
+        region_of = dict(zip(self.nodes, self.regions or (), strict=False))
+        links = LinkSpeeds(self.costs.latency_s, self.costs.gbit_per_s, cards_shared, capacities, region_of)
         return tuple(
             0.0 if len(nodes) == 1 else reduction_s(self.reduction, links, nodes, size_bytes * 8e-9)
             for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)

@@ -12,7 +12,6 @@ from skippipe_scheduler.search.kernel.arrays import (
     INDEX_BITS,
     LATENCY_S,
     NOBODY,
-    NOTHING_SHARED,
     OCCUPANCY_S,
     REDUCTION,
     TRANSFER_S,
@@ -44,6 +43,7 @@ def make_instance(slot_model: SlotModel, robustness: Robustness | None, jitter_f
         node_s=np.array([[table[name] for name in names] for table in tables]),
         memory=np.array([costs.memory[name] for name in names]),
         pinned=np.array(slot_model.pinned),
+        region_of=np.unique(problem.regions or [""] * len(names), return_inverse=True)[1],
         links=links,
         stages=np.array([problem.stage_weight, fixed_s, gbit]),
         stage_of=np.array(slot_model.stage_of),
@@ -63,8 +63,9 @@ def make_instance(slot_model: SlotModel, robustness: Robustness | None, jitter_f
 def sharing_of(slot_model: SlotModel) -> Sharing:
     """Return memory for transfers of the problem that share cards and uplinks."""
     problem, costs = slot_model.problem, slot_model.problem.costs
+    slots = len(slot_model.stage_of)
     if costs.contention != "shared":
-        return NOTHING_SHARED
+        return make_sharing(np.zeros((0, 0), np.int64), np.zeros(0), 0, slots)
     cards, uplinks = costs.card_gbit_per_s or {}, costs.uplinks or ()
     behind = [[number for number, uplink in enumerate(uplinks) if node in uplink.nodes] for node in problem.nodes]
     uplinks_of = np.full((len(behind), max(1, *map(len, behind))), NOBODY)
@@ -75,7 +76,7 @@ def sharing_of(slot_model: SlotModel) -> Sharing:
         *(cards[node].down if node in cards else np.inf for node in problem.nodes),
         *(gbit_per_s for uplink in uplinks for gbit_per_s in (uplink.gbit_per_s.up, uplink.gbit_per_s.down)),
     ]
-    return make_sharing(uplinks_of, np.array(capacity), problem.num_microbatches, len(slot_model.stage_of))
+    return make_sharing(uplinks_of, np.array(capacity), problem.num_microbatches, slots)
 
 
 def _reductions(slot_model: SlotModel) -> tuple[Sequence[float], Sequence[float]]:

@@ -3,10 +3,13 @@
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 
+from skippipe_scheduler.baselines.dispatch import dispatch_solution
 from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.options import Robustness
 from skippipe_scheduler.search.instance import fill_schedule, make_instance, sharing_of
 from skippipe_scheduler.search.kernel.anneal import (
@@ -62,13 +65,14 @@ class LocalSearch:
         self.rate = tuning.first_chunk / tuning.chunk_s
 
     def start(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Solution:
-        """Begin at the best of a few insertion sequences for the given placement and routes."""
+        """Begin at the best of a few insertion sequences and a dispatch rule for the given placement and routes."""
         self._allocate(placement, routes)
+        costs = SlotCosts(self.slot_model, placement)
+        self._dispatch(costs, routes)
         if self.large:
-            self._pack(placement, routes)
+            self._pack(costs, routes)
             if self.scores[2, 0] < np.inf:
                 return self._continue()
-        costs = SlotCosts(self.slot_model, placement)
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
         turn: dict[int, int] = {}
         turns = [turn.setdefault(route[0], 0) for route in routes]
@@ -83,9 +87,15 @@ class LocalSearch:
                     self._keep_better()
         return self._continue()
 
-    def _pack(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
+    def _dispatch(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
+        """Try the schedule in which no node rests that has something to do: insertion leaves gaps at a slow stage."""
+        with suppress(DeadlockError):
+            fill_schedule(self.candidate, dispatch_solution(costs, routes, "loss_first").starts)
+            if retime(self.instance, self.candidate, self.queue, -1):
+                self._keep_better()
+
+    def _pack(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
         """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
-        costs = SlotCosts(self.slot_model, placement)
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
         origins = np.array([route[0] for route in routes])
         shuffled = np.random.default_rng(self.seed).permutation(len(routes))

@@ -40,7 +40,7 @@ def ordered_replicas(
 def _links(problem: Problem) -> LinkSpeeds | None:
     """Return the links where the order of replicas makes a difference."""
     costs = problem.costs
-    if problem.reduction == "direct" or costs.reduce_s is not None or problem.stage_bytes is None:
+    if problem.reduction in ("direct", "hierarchical") or costs.reduce_s is not None or problem.stage_bytes is None:
         return None
     if costs.latency_s is None or costs.gbit_per_s is None:
         return None

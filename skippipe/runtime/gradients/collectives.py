@@ -7,12 +7,17 @@ anything to send: on slow links a collective then takes one latency instead of t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.runtime.ranks.whole_messages import Waitable, receive_whole, send_whole
+
+AllReduce = TypeVar("AllReduce")
+BROADCAST_TAG = 2**30
+"""Above all that number the buckets of a sum, and below `groups.ABORT_TAG`."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +63,27 @@ class DirectReduceScatterAllGather:
         return AllOf([*self._gathered, *self._peers.send(own.expand_as(self.rows), self._tag + 1)])
 
 
-class ReduceScatterAllGathers:
-    """The all-reduces of a group, by number; `width_of` says how long a row is for so many numbers."""
+class Posted(Generic[AllReduce]):
+    """The all-reduces of a group, by number; `make` posts the receives of one of a number and a size."""
 
-    def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype, width_of: Callable[[int], int]) -> None:
-        self._group, self._dtype, self._width_of = group, dtype, width_of
-        self._posted: dict[int, DirectReduceScatterAllGather] = {}
+    def __init__(self, make: Callable[[int, int], AllReduce]) -> None:
+        self._make = make
+        self._posted: dict[int, AllReduce] = {}
 
     def post(self, sizes: Sequence[int]) -> None:
         """Post the receives of all-reduces 0, 1, ... of these sizes; every rank of the group will begin them."""
         self._posted = {number: self._make(number, size) for number, size in enumerate(sizes)}
 
-    def take(self, number: int, size: int) -> DirectReduceScatterAllGather:
+    def take(self, number: int, size: int) -> AllReduce:
         """Return the all-reduce whose receives were posted, or a new one."""
         return self._posted.pop(number, None) or self._make(number, size)
 
-    def _make(self, number: int, size: int) -> DirectReduceScatterAllGather:
-        return DirectReduceScatterAllGather(self._width_of(size), self._dtype, self._group, 2 * number)
+
+def reduce_scatter_all_gathers(
+    group: dist.ProcessGroup, dtype: torch.dtype, width_of: Callable[[int], int]
+) -> Posted[DirectReduceScatterAllGather]:
+    """Return the direct all-reduces of a group; `width_of` says how long a row is for so many numbers."""
+    return Posted(lambda number, size: DirectReduceScatterAllGather(width_of(size), dtype, group, 2 * number))
 
 
 def all_gather_text(group: dist.ProcessGroup, own: str) -> list[str]:
@@ -89,6 +98,32 @@ def all_gather_text(group: dist.ProcessGroup, own: str) -> list[str]:
     )
     rows = texts.view(group.size(), longest)
     return [bytes(row[:size].tolist()).decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def begin_broadcast(tensor: Tensor, group: dist.ProcessGroup, source: int) -> list[Waitable]:
+    """Begin to send a contiguous tensor of the rank `source` to all others, where it comes in the place of theirs.
+
+    All ranks of the group begin the same broadcasts in the same order. On a GPU they go by way of the CPU.
+    """
+    if group.rank() == source:
+        sent = tensor.cpu()
+        return [send_whole(sent, group, peer, BROADCAST_TAG) for peer in range(group.size()) if peer != source]
+    buffer = torch.empty_like(tensor, device="cpu") if tensor.device.type != "cpu" else tensor
+    return [_Placed(receive_whole(buffer, group, source, BROADCAST_TAG), buffer, tensor)]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A message that is put into its place once it has come."""
+
+    message: Waitable
+    buffer: Tensor
+    place: Tensor
+
+    def wait(self) -> None:
+        self.message.wait()
+        if self.buffer is not self.place:
+            self.place.copy_(self.buffer)
 
 
 class DirectAllGather:
@@ -112,10 +147,10 @@ class DirectAllGather:
         if size_bytes not in self._posted:
             self._posted[size_bytes] = self._post(size_bytes)
         rows, receives = self._posted.pop(size_bytes)
-        sent = self._peers.send(_bytes(own).expand_as(rows), self._first_tag + size_bytes)
+        sent = self._peers.send(as_bytes(own).expand_as(rows), self._first_tag + size_bytes)
         AllOf([*receives, *sent]).wait()
         self._posted[size_bytes] = self._post(size_bytes)
-        rows[self._peers.own] = _bytes(own)
+        rows[self._peers.own] = as_bytes(own)
         return rows.view(own.dtype)
 
     def _post(self, size_bytes: int) -> tuple[Tensor, list[Waitable]]:
@@ -143,12 +178,13 @@ class _Peers:
 
     def receive(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Post the receives of rows (R, n)."""
-        return [receive_whole(_bytes(rows[rank]), self.group, rank, tag) for rank in self._others]
+        return [receive_whole(as_bytes(rows[rank]), self.group, rank, tag) for rank in self._others]
 
     def send(self, rows: Tensor, tag: int) -> list[Waitable]:
         """Send each rank its row of (R, n)."""
-        return [send_whole(_bytes(rows[rank]), self.group, rank, tag) for rank in self._others]
+        return [send_whole(as_bytes(rows[rank]), self.group, rank, tag) for rank in self._others]
 
 
-def _bytes(row: Tensor) -> Tensor:
-    return row.view(torch.uint8)  # gloo does not know every dtype
+def as_bytes(row: Tensor) -> Tensor:
+    """Return the same memory as bytes: gloo does not know every dtype."""
+    return row.view(torch.uint8)

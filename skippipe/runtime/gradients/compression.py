@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
-from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers
+from skippipe.runtime.gradients.collectives import reduce_scatter_all_gathers
+from skippipe.runtime.gradients.hierarchical import HierarchicalAllReduce
 from skippipe.runtime.gradients.reduction import Bucket, BucketSum, DirectAllReduce
 from skippipe.runtime.ranks.whole_messages import Waitable
 from skippipe.runtime.runner_options import RunnerOptions
@@ -25,13 +26,16 @@ MIN_COMPRESSION_RATE = 2
 """PowerSGD leaves a matrix alone where it would not shrink by more than this."""
 
 
-def make_bucket_sum(group: dist.ProcessGroup, options: RunnerOptions) -> BucketSum:
-    """Return the sum of buckets that the options ask for."""
+def make_bucket_sum(group: dist.ProcessGroup, options: RunnerOptions, regions: Sequence[Sequence[int]]) -> BucketSum:
+    """Return the sum of buckets that the options ask for; `regions` are ranks of the group that are near each other."""
+    dtype = options.gradient_dtype or options.dtype
     if options.gradient_compression == "int8":
         return Int8Sum(group, error_feedback=options.error_feedback)
     if options.gradient_compression == "powersgd":
         return PowerSgdSum(group, options.powersgd, error_feedback=options.error_feedback)
-    return DirectAllReduce(group, options.gradient_dtype or options.dtype)
+    if options.sums_by_region and len(regions) > 1:
+        return HierarchicalAllReduce(group, regions, dtype)
+    return DirectAllReduce(group, dtype)
 
 
 class Int8Sum:
@@ -44,7 +48,9 @@ class Int8Sum:
     def __init__(self, group: dist.ProcessGroup, *, error_feedback: bool) -> None:
         self._count = group.size()
         self._error_feedback = error_feedback
-        self._exchanges = ReduceScatterAllGathers(group, torch.uint8, lambda size: int8_bytes(self._width(size), BLOCK))
+        self._exchanges = reduce_scatter_all_gathers(
+            group, torch.uint8, lambda size: int8_bytes(self._width(size), BLOCK)
+        )
         self._own_errors: dict[int, Tensor] = {}
         self._sum_errors: dict[int, Tensor] = {}
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skippipe.runtime.gradients.collectives import ReduceScatterAllGathers
+from skippipe.runtime.gradients.collectives import reduce_scatter_all_gathers
 from skippipe.runtime.ranks.whole_messages import Waitable
 
 BUCKET_BYTES = 4 * 2**20
@@ -109,7 +109,7 @@ class DirectAllReduce:
     def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> None:
         count = group.size()
         self._dtype = dtype
-        self._exchanges = ReduceScatterAllGathers(group, dtype, lambda size: -(-size // count))
+        self._exchanges = reduce_scatter_all_gathers(group, dtype, lambda size: -(-size // count))
 
     def expect(self, sizes: Sequence[int]) -> None:
         """Post the receives."""

@@ -26,7 +26,9 @@ class StageReduction:
         """Sums what is in `.grad` over the replicas and scales it."""
         self._others = tuple(rank for rank in groups.replica_ranks if rank != groups.rank)
         self._stage_index = stage_index
-        self._bucket_sum = None if groups.replicas is None else make_bucket_sum(groups.replicas, options)
+        self._bucket_sum = (
+            None if groups.replicas is None else make_bucket_sum(groups.replicas, options, groups.regions)
+        )
 
     def expect(self, parameters: Iterable[nn.Parameter]) -> None:
         """Post the receives of the iteration's first sums."""

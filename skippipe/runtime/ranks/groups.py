@@ -29,6 +29,8 @@ class ProcessGroups:
     control: dist.ProcessGroup
     replicas: dist.ProcessGroup | None
     replica_ranks: tuple[int, ...]
+    regions: tuple[tuple[int, ...], ...] = ()
+    """Ranks within the group `replicas` that are of one region, in the order of the stage's nodes."""
 
     def abort(self) -> None:
         """Make every wait on these groups fail at once, here and at the peers.
@@ -141,12 +143,23 @@ def _create_groups(plan: Plan, rank: int, timeout: timedelta) -> ProcessGroups:
     forward, backward, control = new_group(), new_group(), new_group()
     replicas = None
     replica_ranks: tuple[int, ...] = (rank,)
+    regions: tuple[tuple[int, ...], ...] = ()
     for stage in plan.stages:
         ranks = sorted(plan.rank_of[node] for node in stage.nodes)
         group = new_group(ranks) if len(ranks) > 1 else None
         if rank in ranks:
             replicas, replica_ranks = group, tuple(ranks)
-    return ProcessGroups(rank, forward, backward, control, replicas, replica_ranks)
+            regions = _by_region(plan, stage.nodes, ranks)
+    return ProcessGroups(rank, forward, backward, control, replicas, replica_ranks, regions)
+
+
+def _by_region(plan: Plan, nodes: Sequence[str], ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the places in `ranks` of the nodes of each region; without regions all are of one."""
+    region_of = dict(zip(plan.nodes, plan.regions or (), strict=False))
+    places: dict[str, list[int]] = {}
+    for node in nodes:
+        places.setdefault(region_of.get(node, ""), []).append(ranks.index(plan.rank_of[node]))
+    return tuple(map(tuple, places.values()))
 
 
 def _abort_gloo(group: dist.ProcessGroup, peer: int) -> None:

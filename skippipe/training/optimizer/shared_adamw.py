@@ -17,8 +17,7 @@ from torch.distributed import ProcessGroup
 
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import InputError
-from skippipe.runtime.gradients.collectives import all_gather_text
-from skippipe.runtime.ranks.torch_errors import begun
+from skippipe.runtime.gradients.collectives import all_gather_text, begin_broadcast
 from skippipe.runtime.ranks.whole_messages import Waitable, WholeMessage, receive_whole, send_whole
 from skippipe.training.optimizer.adamw import AdamW
 from skippipe.training.optimizer.clipping import WholeGradients
@@ -115,7 +114,7 @@ class SharedAdamW(WholeGradients):
         self._weights = "behind" if self.sharded else "right"
         if self._own is not None:
             self._own.step()
-        under_way: list[dist.Work] = []
+        under_way: list[Waitable] = []
         try:
             if self._guard is not None:
                 under_way = self._guard(self._send_weights)
@@ -225,14 +224,15 @@ class SharedAdamW(WholeGradients):
         _wait(works)
         return received
 
-    def _send_weights(self) -> list[dist.Work]:
+    def _send_weights(self) -> list[Waitable]:
         """Begin to send the weights of the own part to the other replicas, and to receive those of theirs."""
         replicas = self._replicas
         assert replicas is not None
         return [
-            begun(dist.broadcast(self._parameters[name].detach(), group=replicas, group_src=rank, async_op=True))
+            work
             for rank, part in enumerate(self._shares)
             for name in part.own
+            for work in begin_broadcast(self._parameters[name].detach(), replicas, rank)
         ]
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ NOT_SHARED, SHARED_LINKS, SHARED_CARDS, SHARED_CAPACITY = (
     CONTENTION.values()
 )  # a new kind fails here: teach it to `timing.retime` first
 REDUCTION: Final[dict[Reduction, int]] = {kind: number for number, kind in enumerate(get_args(Reduction))}
-RING, TREE, DIRECT = REDUCTION.values()  # a new algorithm fails here: teach it to `reduction_time` first
+RING, TREE, DIRECT, HIERARCHICAL = REDUCTION.values()  # a new algorithm fails here: teach it to `reduction_time` first
 MOST_CHOSEN: Final = 16
 """Microbatches that one step takes out at most."""
 
@@ -51,6 +51,7 @@ class Instance(NamedTuple):
     node_s: Floats  # (FORWARD | BACKWARD | LOSS, nodes), seconds of a stage of mean size
     memory: Integers  # (nodes,) microbatches
     pinned: Integers  # (nodes,) stage, -1 where the node is free
+    region_of: Integers  # (nodes,) number of its region
     links: Floats  # (TRANSFER_S | OCCUPANCY_S | LATENCY_S | GBIT_PER_S, nodes, nodes)
     stages: Floats  # (WEIGHT | REDUCE_S | REDUCE_GBIT, stages); 0 Gbit where the reduction ignores the placement
     stage_of: Integers  # (slots,)
@@ -90,7 +91,7 @@ class Schedule(NamedTuple):
 class Sharing(NamedTuple):
     """Memory for transfers that share R resources: cards out by node, cards in, then each uplink's two ways.
 
-    Where nothing is shared, all is empty. A transfer goes by its microbatch.
+    Where nothing is shared, all but the lanes is empty. A transfer goes by its microbatch.
     """
 
     uplinks_of: Integers  # (nodes, deepest) uplinks that a node is behind, NOBODY where there are fewer
@@ -100,6 +101,7 @@ class Sharing(NamedTuple):
     counts: Integers  # (USERS | GROWING | CROWDED | SEEN_BY, R)
     queues: Integers  # (FIRST | LAST, slots, slots) first and last microbatch for a link, NOBODY where there is none
     state: Integers  # (COUNT | SEARCHES,) transfers under way; how often was searched for those that hang together
+    lanes: Integers  # (slots,) how many slots of the same stage and region come before, where reductions go by region
 
 
 class Queue(NamedTuple):
@@ -142,20 +144,21 @@ def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, wid
 
 
 def make_sharing(uplinks_of: Integers, capacity: Floats, microbatches: int, slots: int) -> Sharing:
-    """Return memory for transfers that share these capacities in Gbit/s, in the order of `Sharing`."""
+    """Return memory for transfers that share these capacities in Gbit/s, in the order of `Sharing`.
+
+    For other kinds of contention there are no capacities and no microbatches.
+    """
+    shared = slots if microbatches else 0
     return Sharing(
         uplinks_of=uplinks_of,
         transfers=np.zeros((6, microbatches)),
         numbers=np.zeros((FIRST_USED + 2 + 2 * uplinks_of.shape[1], microbatches), np.int64),
         resources=np.stack([capacity, np.zeros_like(capacity), np.zeros_like(capacity)]),
         counts=np.zeros((4, len(capacity)), np.int64),
-        queues=np.full((2, slots, slots), NOBODY),
+        queues=np.full((2, shared, shared), NOBODY),
         state=np.zeros(2, np.int64),
+        lanes=np.zeros(slots, np.int64),
     )
-
-
-NOTHING_SHARED = make_sharing(np.zeros((0, 0), np.int64), np.zeros(0), 0, 0)
-"""For all other kinds of contention."""
 
 
 def make_work(instance: Instance, routes: Integers, seed: int) -> Work:

@@ -6,6 +6,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     CAPACITY,
     FIRST_USED,
     GBIT_PER_S,
+    HIERARCHICAL,
     LATENCY_S,
     NOBODY,
     REDUCE_GBIT,
@@ -22,6 +23,9 @@ from skippipe_scheduler.search.kernel.arrays import (
 from skippipe_scheduler.search.kernel.constants import MOST_NEAREST
 from skippipe_scheduler.search.kernel.fair_sharing import used_resource
 from skippipe_scheduler.search.kernel.jit import called, inlined
+
+_TO_ALL, _TO_LANES, _BETWEEN, _BACK = 0, 1, 2, 3
+"""Who sends to whom in a step: everyone to everyone; and the steps of a reduction by region."""
 
 
 @inlined
@@ -42,7 +46,9 @@ def _by_algorithm_s(p: Instance, s: Schedule, sharing: Sharing, first: int, coun
         return _ring_s(p, s, sharing, first, count, gbit)
     if p.reduction == TREE:
         return _tree_s(p, s, sharing, first, count, gbit)
-    return _direct_s(p, s, sharing, first, count, gbit)
+    if p.reduction == HIERARCHICAL:
+        return _hierarchical_s(p, s, sharing, first, count, gbit)
+    return 2 * _sent_s(p, s, sharing, first, count, gbit / count, _TO_ALL, count)
 
 
 @called
@@ -113,29 +119,62 @@ def _tree_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, 
 
 
 @called
-def _direct_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
-    """Return the seconds of two halves in which all send a chunk to all; on a shared card one chunk after the other."""
+def _hierarchical_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
+    """Return the seconds of sums within each region, between the regions in two halves, and back."""
+    lanes = count
+    regions = 0
+    for slot in range(first, first + count):
+        before = 0
+        size = 0
+        for other in range(first, first + count):
+            if p.region_of[s.placement[other]] == p.region_of[s.placement[slot]]:
+                size += 1
+                before += other < slot
+        sharing.lanes[slot] = before
+        lanes = min(lanes, size)
+        regions += before == 0
+    there_s = _sent_s(p, s, sharing, first, count, gbit / lanes, _TO_LANES, lanes)
+    between_s = _sent_s(p, s, sharing, first, count, gbit / lanes / regions, _BETWEEN, lanes)
+    return there_s + 2 * between_s + _sent_s(p, s, sharing, first, count, gbit / lanes, _BACK, lanes)
+
+
+@called
+def _sent_s(
+    p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float, step: int, lanes: int
+) -> float:
+    """Return the seconds of a step whose messages leave at once; on a shared card one leaves after the other."""
     slowest_s = 0.0
     for counted in (1, 0, -1):
         if counted and p.contention != SHARED_CAPACITY:
             continue
         for source in range(first, first + count):
             for sink in range(first, first + count):
-                if sink != source:
-                    slowest_s = max(slowest_s, _step_s(p, s, sharing, source, sink, gbit / count, counted))
+                if _is_sent(p, s, sharing, source, sink, step, lanes):
+                    slowest_s = max(slowest_s, _step_s(p, s, sharing, source, sink, gbit, counted))
     if p.contention != SHARED_CARDS:
-        return 2 * slowest_s
+        return slowest_s
     for source in range(first, first + count):
         latency_s = 0.0
         on_card_s = 0.0
         for sink in range(first, first + count):
-            if sink == source:
+            if not _is_sent(p, s, sharing, source, sink, step, lanes):
                 continue
             here_s = p.links[LATENCY_S, s.placement[source], s.placement[sink]]
             latency_s = max(latency_s, here_s)
-            on_card_s += _message_s(p, s, source, sink, gbit / count) - here_s
+            on_card_s += _message_s(p, s, source, sink, gbit) - here_s
         slowest_s = max(slowest_s, latency_s + on_card_s)
-    return 2 * slowest_s
+    return slowest_s
+
+
+@inlined
+def _is_sent(p: Instance, s: Schedule, sharing: Sharing, source: int, sink: int, step: int, lanes: int) -> bool:
+    """Return whether there is a message from a slot to another one in a step."""
+    if step == _TO_ALL or source == sink:
+        return source != sink
+    near = p.region_of[s.placement[source]] == p.region_of[s.placement[sink]]
+    if step == _BETWEEN:
+        return not near and sharing.lanes[source] == sharing.lanes[sink] and sharing.lanes[source] < lanes
+    return near and sharing.lanes[sink if step == _TO_LANES else source] < lanes
 
 
 @inlined
