@@ -1,12 +1,14 @@
-"""What threads that have ended leave free in the allocator goes back to the system."""
+"""What an epoch leaves goes back: circles of objects, and what threads leave free in the allocator."""
 
 import ctypes
+import gc
 import threading
+import weakref
 
 import psutil
 import pytest
 
-from skippipe.runtime.epochs.freed_memory import return_freed_memory
+from skippipe.runtime.epochs.freed_memory import keep_loaded_objects, return_freed_memory
 
 PIECES, PIECE_BYTES = 1_000, 60_000
 """Each below the size from which on an allocator maps memory for it alone (128 KiB in glibc)."""
@@ -29,3 +31,23 @@ def test_what_lies_free_between_pieces_in_use_is_given_back() -> None:
     return_freed_memory()
     assert held_bytes - psutil.Process().memory_info().rss > PIECES * PIECE_BYTES
     assert len(kept) == 2 * PIECES / 100
+
+
+def test_circles_are_freed_and_what_was_loaded_before_is_left_alone() -> None:
+    class Node:
+        itself: "Node"
+
+    def circle() -> "weakref.ref[Node]":
+        node = Node()
+        node.itself = node
+        return weakref.ref(node)
+
+    loaded = circle()
+    keep_loaded_objects()
+    made_later = circle()
+    try:
+        return_freed_memory()
+        assert loaded() is not None
+        assert made_later() is None
+    finally:
+        gc.unfreeze()

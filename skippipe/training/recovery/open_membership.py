@@ -12,6 +12,7 @@ from skippipe.membership.shared_secret import own_secret
 from skippipe.runtime.epochs.agreed_secret import agreed_secret
 from skippipe.runtime.epochs.epoch_store import EpochStore
 from skippipe.runtime.epochs.first_epoch import begin_together
+from skippipe.runtime.epochs.freed_memory import keep_loaded_objects
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.faults import Faults
 from skippipe.runtime.ranks.context import DistributedContext
@@ -55,6 +56,7 @@ def open_membership(
     from skippipe.membership.keys import run_keys
     from skippipe.membership.membership import Membership
 
+    keep_loaded_objects()
     with (
         closing(Exchange(run_keys(secret))) as exchange,
         closing(
