@@ -61,10 +61,12 @@ class Tables:
 
         It is a polynomial in the logarithm of the size that falls again beyond what was measured, and has a limit.
         """
-        coefficients, most = self.links[source.zone][source.gpu][str(gpus)][sink.zone][sink.gpu][str(gpus)]
+        fit: tuple[list[float], float] = self.links[source.zone][source.gpu][str(gpus)][sink.zone][sink.gpu][str(gpus)]
+        coefficients, most = fit
         powers = range(len(coefficients) - 1, -1, -1)
         logarithm = min(math.log2(size_bytes / 1e6), _peak(coefficients))
-        bytes_per_s = 1e9 * sum(factor * logarithm**power for factor, power in zip(coefficients, powers, strict=True))
+        terms: list[float] = [factor * logarithm**power for factor, power in zip(coefficients, powers, strict=True)]
+        bytes_per_s = 1e9 * sum(terms)
         return 8e-9 * min(bytes_per_s, most)
 
 
@@ -115,7 +117,7 @@ class Setup:
     @property
     def num_microbatches(self) -> int:
         """Microbatches of one pipeline."""
-        return math.ceil(self.content["gbs"] / self.content["mbs"] / self.num_pipelines)
+        return math.ceil(int(self.content["gbs"]) / int(self.content["mbs"]) / self.num_pipelines)
 
     def predicted_s(self) -> float:
         """Return the iteration time of the slowest pipeline."""
@@ -170,7 +172,7 @@ class Setup:
 
         Every GPU has a whole activation and sends it by its own card.
         """
-        size_bytes = BYTES * self.content["mbs"] * self.sizes["sequence_length"] * self.sizes["hidden_size"]
+        size_bytes: float = BYTES * self.content["mbs"] * self.sizes["sequence_length"] * self.sizes["hidden_size"]
         beside = [groups[other] for other in (stage - 1, stage + 1) if 0 <= other < len(groups)]
         return sum(size_bytes * 8e-9 / self.tables.gbit_per_s(groups[stage], other, 1, size_bytes) for other in beside)
 

@@ -29,7 +29,7 @@ class LoadedModel:
         >>> model.name, model.checkpoint, model.experiment.data.tokenizer
         ('tiny', 'step-00000002', 'bytes')
         >>> model.decoder.stage_nodes[1]
-        ('worker-0',)
+        ('worker-2',)
     """
 
     decoder: Decoder
@@ -69,7 +69,7 @@ def load_model(
         >>> model = load_model(Path("runs/tiny"), device="cpu")
         >>> model.decoder.num_layers, model.decoder.stages
         (6, ((0, 1), (2, 3), (4, 5)))
-        >>> load_model(Path("runs/tiny"), absent=["worker-0"]).decoder.absence
+        >>> load_model(Path("runs/tiny"), absent=["worker-2"]).decoder.absence
         "stage 1 has no node left: answered at 2 of 3 stages (67% of the layers' compute)"
     """
     chosen = choose_device(device)
