@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
-from skippipe.runtime.gradients.compression import Int8Sum, PowerSgdSum
+from skippipe.runtime.gradients.compression import Int8Sum, PowerSgdSum, make_bucket_sum
 from skippipe.runtime.gradients.hierarchical import HierarchicalAllReduce
 from skippipe.runtime.gradients.reduction import BucketSum, DirectAllReduce, all_reduce_over_replicas, expect_sums
 from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.runner_options import RunnerOptions
 
 WORLD_SIZE = 4
 STEPS = 12
@@ -23,10 +24,12 @@ SMALL_BUCKETS_BYTES = 5000
 START = 3
 """PowerSGD's exact iterations at the beginning."""
 
+OPTIONS = RunnerOptions(1, 1, 1, torch.float32, torch.device("cpu"), sums_by_region=True)
+
 MAKERS: dict[str, Callable[[dist.ProcessGroup], BucketSum]] = {
     "exact": DirectAllReduce,
     "unexpected": DirectAllReduce,
-    "two regions": lambda group: HierarchicalAllReduce(group, ((0, 2), (1, 3)), torch.float32),
+    "two regions": lambda group: make_bucket_sum(group, OPTIONS, ((0, 2), (1, 3))),
     "uneven regions": lambda group: HierarchicalAllReduce(group, ((3, 0, 1), (2,)), torch.float32),
     "three regions": lambda group: HierarchicalAllReduce(group, ((1,), (0, 3), (2,)), torch.float32),
     "regions in bfloat16": lambda group: HierarchicalAllReduce(group, ((0, 1), (2, 3)), torch.bfloat16),
@@ -52,6 +55,7 @@ def sum_all(folder: Path, context: DistributedContext) -> None:
     group = dist.new_group(list(range(WORLD_SIZE)))
     for name, maker in MAKERS.items():
         bucket_sum = maker(group)
+        assert isinstance(bucket_sum, HierarchicalAllReduce) == ("regions" in name)
         sums: dict[str, Tensor] = {}
         for step in range(STEPS):
             gradients = gradients_of(context.rank, step)

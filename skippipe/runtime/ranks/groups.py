@@ -149,12 +149,12 @@ def _create_groups(plan: Plan, rank: int, timeout: timedelta) -> ProcessGroups:
         group = new_group(ranks) if len(ranks) > 1 else None
         if rank in ranks:
             replicas, replica_ranks = group, tuple(ranks)
-            regions = _by_region(plan, stage.nodes, ranks)
+            regions = by_region(plan, stage.nodes, ranks)
     return ProcessGroups(rank, forward, backward, control, replicas, replica_ranks, regions)
 
 
-def _by_region(plan: Plan, nodes: Sequence[str], ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the places in `ranks` of the nodes of each region; without regions all are of one."""
+def by_region(plan: Plan, nodes: Sequence[str], ranks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the places in `ranks` of the nodes of each region; all are of one where the plan names none."""
     region_of = dict(zip(plan.nodes, plan.regions or (), strict=False))
     places: dict[str, list[int]] = {}
     for node in nodes:
