@@ -120,8 +120,9 @@ class Setup:
         return math.ceil(int(self.content["gbs"]) / int(self.content["mbs"]) / self.num_pipelines)
 
     def predicted_s(self) -> float:
-        """Return the iteration time of the slowest pipeline."""
-        return max(self._pipeline_s(index) for index in range(self.num_pipelines))
+        """Return the iteration time of the slowest pipeline; equal ones are planned once."""
+        reductions_s = [self.reduction_s(stage) for stage in range(len(self.layers))]
+        return max(self._pipeline_s(groups, reductions_s) for groups in dict.fromkeys(zip(*self.replicas, strict=True)))
 
     def reduction_s(self, stage: int) -> float:
         """Return how long the replicas of a stage reduce their gradients round a ring, over the cards of all GPUs."""
@@ -140,8 +141,7 @@ class Setup:
         links = LinkSpeeds({name: dict.fromkeys(row, 0.0) for name, row in speeds.items()}, speeds)
         return reduction_s("ring", links, tuple(groups), size_bytes * 8e-9)
 
-    def _pipeline_s(self, index: int) -> float:
-        groups = [stage[index] for stage in self.replicas]
+    def _pipeline_s(self, groups: Sequence[Group], reductions_s: Sequence[float]) -> float:
         names = [f"stage-{stage}" for stage in range(len(groups))]
         forward_s, backward_s, end_s = {}, {}, []
         for stage, name in enumerate(names):
@@ -150,7 +150,7 @@ class Setup:
             )
             busy_s = self._transfers_s(groups, stage)
             forward_s[name], backward_s[name] = forward + busy_s, backward + busy_s
-            end_s.append(self.reduction_s(stage) + update)
+            end_s.append(reductions_s[stage] + update)
         problem = Problem(
             nodes=tuple(names),
             stages=tuple(StageNodes(nodes=(name,)) for name in names),

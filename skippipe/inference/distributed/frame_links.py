@@ -67,7 +67,7 @@ class FrameLinks:
         if self._router not in ready:
             return None
         _, *parts = self._router.recv_multipart()
-        header, _, content = b"".join(parts).partition(b"\n")  # each part more costs a token 0.05 ms
+        header, _, content = b"".join(parts).partition(b"\n")
         try:
             return Frame(dict(json.loads(header)), load(content))
         except (ValueError, TypeError, SafetensorError):

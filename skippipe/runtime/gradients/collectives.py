@@ -37,11 +37,11 @@ class DirectReduceScatterAllGather:
 
     Reduce-scatter: of `rows` (R, n) on each of R ranks, row r is sent to rank r, which adds up what it gets.
     All-gather: every rank sends the row that it made of that to all others, which find it in `rows` as row r.
-    The caller fills `rows`, which begin as zeros. `tag` tells apart all-reduces that are under way at a time; tag + 1
-    is taken, too.
+    The caller fills `rows`, which begin as zeros. `number` tells apart all-reduces that are under way at a time.
     """
 
-    def __init__(self, width: int, dtype: torch.dtype, group: dist.ProcessGroup, tag: int) -> None:
+    def __init__(self, width: int, dtype: torch.dtype, group: dist.ProcessGroup, number: int) -> None:
+        tag = 2 * number
         self.rows = torch.zeros(group.size(), width, dtype=dtype)
         self.received = torch.empty_like(self.rows)
         self._peers = _Peers(group)
@@ -77,13 +77,6 @@ class Posted(Generic[AllReduce]):
     def take(self, number: int, size: int) -> AllReduce:
         """Return the all-reduce whose receives were posted, or a new one."""
         return self._posted.pop(number, None) or self._make(number, size)
-
-
-def reduce_scatter_all_gathers(
-    group: dist.ProcessGroup, dtype: torch.dtype, width_of: Callable[[int], int]
-) -> Posted[DirectReduceScatterAllGather]:
-    """Return the direct all-reduces of a group; `width_of` says how long a row is for so many numbers."""
-    return Posted(lambda number, size: DirectReduceScatterAllGather(width_of(size), dtype, group, 2 * number))
 
 
 def all_gather_text(group: dist.ProcessGroup, own: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skippipe.config.experiment import PowerSgdOptions
-from skippipe.runtime.gradients.collectives import reduce_scatter_all_gathers
+from skippipe.runtime.gradients.collectives import DirectReduceScatterAllGather, Posted
 from skippipe.runtime.gradients.hierarchical import HierarchicalAllReduce
 from skippipe.runtime.gradients.reduction import Bucket, BucketSum, DirectAllReduce
 from skippipe.runtime.ranks.whole_messages import Waitable
@@ -48,8 +48,10 @@ class Int8Sum:
     def __init__(self, group: dist.ProcessGroup, *, error_feedback: bool) -> None:
         self._count = group.size()
         self._error_feedback = error_feedback
-        self._exchanges = reduce_scatter_all_gathers(
-            group, torch.uint8, lambda size: int8_bytes(self._width(size), BLOCK)
+        self._exchanges = Posted(
+            lambda number, size: DirectReduceScatterAllGather(
+                int8_bytes(self._width(size), BLOCK), torch.uint8, group, number
+            )
         )
         self._own_errors: dict[int, Tensor] = {}
         self._sum_errors: dict[int, Tensor] = {}

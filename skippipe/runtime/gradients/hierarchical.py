@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skippipe.runtime.gradients.collectives import AllOf, Posted, as_bytes
-from skippipe.runtime.gradients.reduction import Bucket
+from skippipe.runtime.gradients.collectives import AllOf, as_bytes
+from skippipe.runtime.gradients.reduction import ExactSum
 from skippipe.runtime.ranks.whole_messages import Waitable, receive_whole, send_whole
 
 _TO_LANES, _SCATTER, _GATHER, _BACK = 0, 1, 2, 3
 _STEPS = 4
 
 
-class HierarchicalAllReduce:
+class HierarchicalAllReduce(ExactSum):
     """The sum of numbers that travel in `dtype`; it is made in fp32, and all ranks end with the same one.
 
     With k regions, the smallest of L ranks, the first L ranks of each region are its lanes. A lane adds up 1/L of the
@@ -28,23 +28,10 @@ class HierarchicalAllReduce:
     """
 
     def __init__(self, group: dist.ProcessGroup, regions: Sequence[Sequence[int]], dtype: torch.dtype) -> None:
-        self._exchanges = Posted(lambda number, size: _Exchange(group, regions, size, dtype, _STEPS * number))
-
-    def expect(self, sizes: Sequence[int]) -> None:
-        """Post the receives."""
-        self._exchanges.post(sizes)
-
-    def __call__(self, bucket: Bucket) -> Iterator[Waitable]:
-        """See `BucketSum`."""
-        flat = bucket.flat
-        exchange = self._exchanges.take(bucket.number, flat.numel())
-        numbers = exchange.rows.view(-1)[: flat.numel()]
-        numbers.copy_(flat)
-        yield from exchange.run()
-        flat.copy_(numbers)
+        super().__init__(lambda number, size: _RegionalExchange(group, regions, size, dtype, _STEPS * number))
 
 
-class _Exchange:
+class _RegionalExchange:
     """One all-reduce of `rows` (L, k, n), whose receives are posted. A lane adds up n numbers over all regions."""
 
     def __init__(

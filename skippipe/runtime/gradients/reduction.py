@@ -5,7 +5,7 @@ together and the one before is copied back.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from skippipe.runtime.gradients.collectives import reduce_scatter_all_gathers
+from skippipe.runtime.gradients.collectives import DirectReduceScatterAllGather, Posted
 from skippipe.runtime.ranks.whole_messages import Waitable
 
 BUCKET_BYTES = 4 * 2**20
@@ -98,18 +98,21 @@ def all_reduce_over_replicas(
         finish_oldest()
 
 
-class DirectAllReduce:
-    """The sum of numbers that travel in `dtype`; it is made in fp32.
+class BucketExchange(Protocol):
+    """One all-reduce, whose receives are posted."""
 
-    A direct all-reduce: each of the R ranks adds up 1/R of the numbers, in the order of ranks (reduce-scatter), and
-    sends its sums to all (all-gather). Each number travels twice, as in a ring, and all ranks end with the same sums.
-    But the messages of either half leave at once, so that slow links cost two latencies instead of 2 (R - 1).
-    """
+    rows: Tensor
+    """Zeros at first, then this rank's numbers, and at last their sums; there may be more room than numbers."""
 
-    def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> None:
-        count = group.size()
-        self._dtype = dtype
-        self._exchanges = reduce_scatter_all_gathers(group, dtype, lambda size: -(-size // count))
+    def run(self) -> Iterator[Waitable]:
+        """Begin one part after the other; each is resumed when it has ended."""
+
+
+class ExactSum:
+    """A sum of numbers by exchanges; `make` posts the receives of the one of a bucket's number and size."""
+
+    def __init__(self, make: Callable[[int, int], BucketExchange]) -> None:
+        self._exchanges = Posted(make)
 
     def expect(self, sizes: Sequence[int]) -> None:
         """Post the receives."""
@@ -121,9 +124,27 @@ class DirectAllReduce:
         exchange = self._exchanges.take(bucket.number, flat.numel())
         numbers = exchange.rows.view(-1)[: flat.numel()]
         numbers.copy_(flat)
-        yield exchange.scatter()
-        yield exchange.gather(exchange.received.float().sum(0).to(self._dtype))  # (R, n / R) -> (n / R,)
+        yield from exchange.run()
         flat.copy_(numbers)
+
+
+class DirectAllReduce(ExactSum):
+    """The sum of numbers that travel in `dtype`; it is made in fp32.
+
+    A direct all-reduce: each of the R ranks adds up 1/R of the numbers, in the order of ranks (reduce-scatter), and
+    sends its sums to all (all-gather). Each number travels twice, as in a ring, and all ranks end with the same sums.
+    But the messages of either half leave at once, so that slow links cost two latencies instead of 2 (R - 1).
+    """
+
+    def __init__(self, group: dist.ProcessGroup, dtype: torch.dtype = torch.float32) -> None:
+        count = group.size()
+        super().__init__(lambda number, size: _DirectExchange(-(-size // count), dtype, group, number))
+
+
+class _DirectExchange(DirectReduceScatterAllGather):
+    def run(self) -> Iterator[Waitable]:
+        yield self.scatter()
+        yield self.gather(self.received.float().sum(0).to(self.rows.dtype))  # (R, n / R) -> (n / R,)
 
 
 def visit_factor(normalization: str, num_microbatches: int, visits: int) -> float:
