@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from io import BufferedRandom
 from queue import SimpleQueue
 from typing import Final, NamedTuple, TypeVar
@@ -23,7 +24,8 @@ from skippipe.membership.keys import RunKeys, bind_port
 logger = logging.getLogger(__name__)
 PORT: Final = "SKIPPIPE_PORT"
 """Environment variable with the port of this process's exchange; any free one where it is not set."""
-_POLL_S = 0.1
+_MAKING_S = 0.1
+"""How long an answer waits for a content that is being made; whoever asks then asks again."""
 Result = TypeVar("Result")
 
 
@@ -116,21 +118,20 @@ class Exchange:
         """Answer no more, and fetch no more."""
         self._closed.set()
         self._orders.put(None)
+        self._context.term()  # ends all waits, and waits until all sockets are closed
         self._thread.join()
 
     def _answer_all(self) -> None:
-        while not self._closed.is_set():
-            while self._socket.poll(round(_POLL_S * 1000)) and not self._closed.is_set():
+        try:
+            while True:
                 way_back, *question = self._socket.recv_multipart()
                 answer = self._answer(question)
                 if answer is not None:
                     # A full queue, as to one that is frozen, must not hold up others: who misses a piece asks again.
-                    try:
+                    with suppress(zmq.ZMQError):
                         self._socket.send_multipart([way_back, *answer], flags=zmq.DONTWAIT)
-                    except zmq.ZMQError:
-                        continue
-        self._socket.close()
-        self._context.term()
+        except zmq.ContextTerminated:
+            self._socket.close()
 
     def _answer(self, question: list[bytes]) -> list[bytes | memoryview] | None:
         try:
@@ -146,7 +147,7 @@ class Exchange:
                 self._orders.put(_Order(name, self._makers.pop(name)))
             making = self._making.get(name)
         if making is not None:
-            making.wait(_POLL_S)  # others are answered meanwhile, where it takes longer
+            making.wait(_MAKING_S)  # others are answered meanwhile, where it takes longer
         with self._lock:
             content, is_made = self._contents.get(name), name not in self._making
         if content is None:

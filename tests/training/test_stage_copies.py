@@ -1,6 +1,7 @@
 """Copies of stages in the memory of another node."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import torch
@@ -11,7 +12,7 @@ from skippipe.membership.epoch import Member
 from skippipe.membership.exchange import Exchange
 from skippipe.membership.keys import run_keys
 from skippipe.planning.copied_stages import keepers
-from skippipe.training.recovery.stage_copies import STEP_OF, StageCopies, kept_name
+from skippipe.training.recovery.stage_copies import LABEL_OF, CopyLabel, StageCopies, kept_name
 from skippipe.training.recovery.stage_state import StageState
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.solver.lost_nodes import replan_without
@@ -23,6 +24,12 @@ HOLDER, KEEPER = "node-2", "node-3"
 
 def state(step: int) -> StageState:
     return StageState(step, 1.5, {"weight": torch.full((2, 3), float(step))}, {"weight.exp_avg": torch.ones(2, 3)})
+
+
+def kept_step(source: Source) -> int | None:
+    """Return the step of the copy of stage 2 that somebody keeps."""
+    label = fetch(source, KEYS, LABEL_OF + kept_name(2), 1.0)
+    return None if label is None else CopyLabel.from_bytes(label).step
 
 
 def test_the_state_of_a_stage_comes_back_from_its_bytes() -> None:
@@ -37,6 +44,31 @@ def test_only_stages_of_one_holder_are_copied_and_never_to_that_one() -> None:
     assert roles == {1: ("node-3", "node-0"), 2: (HOLDER, KEEPER)}
     smaller = replan_without(PLAN, ["node-1"], SolveOptions(max_evaluations=1))
     assert keepers(smaller, PLAN.nodes)[0] == ("node-0", HOLDER)
+
+
+class WatchedExchange(Exchange):
+    """Notes which label others find at the moment when a content takes the place of another."""
+
+    def __init__(self) -> None:
+        super().__init__(KEYS)
+        self.found: list[bytes | None] = []
+
+    def offer_made(self, name: str, make: Callable[[], bytes | memoryview]) -> None:
+        super().offer_made(name, make)
+        self.found.append(fetch(Source("127.0.0.1", self.port), KEYS, LABEL_OF + name, 1.0))
+
+
+def test_no_label_of_the_copy_before_is_found_beside_a_new_one() -> None:
+    with closing(WatchedExchange()) as exchange:
+        members = {
+            node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=exchange.port)
+            for node in PLAN.nodes
+        }
+        with closing(StageCopies(exchange, PLAN.nodes, 5, silence_s=1.0)) as copies:
+            copies.begin_epoch(PLAN, members, HOLDER)
+            for step in (1, 6):
+                copies.between_steps(step, lambda step=step: state(step))  # type: ignore[misc]  # bound now
+        assert exchange.found == [None, None]
 
 
 def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -> None:
@@ -61,7 +93,7 @@ def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -
             copies[HOLDER].between_steps(step, lambda step=step: state(step))  # type: ignore[misc]  # bound now
         source = Source("127.0.0.1", exchanges[KEEPER].port)
         deadline_s = time.monotonic() + 20
-        while fetch(source, KEYS, STEP_OF + kept_name(2), 1.0) != b"6":
+        while kept_step(source) != 6:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
         assert copies[KEEPER].absent_states == {}

@@ -7,13 +7,12 @@ makes a copy of the state before that step and of its gradients, and waits until
 have taken the step or not, the state of the stage follows from the copy.
 """
 
-import json
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from skippipe.errors import CommunicationError
 from skippipe.planning.copied_stages import keepers
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
     from skippipe.membership.exchange import Exchange
 
 logger = logging.getLogger(__name__)
-STEP_OF: Final = "step-of-"
-"""In front of a copy's name: that of its step, as JSON."""
-MARK_OF: Final = "mark-of-"
-"""In front of a copy's name: that of what tells it from all others, those of the same step included."""
+LABEL_OF: Final = "label-of-"
+"""In front of a copy's name: that of its label."""
+MARK_BYTES: Final = 8
 POLL_S: Final = 1.0
 """Seconds between two questions of a keeper: a step lasts longer on slow networks, where copies matter."""
 SHORT_POLL_S: Final = 0.01
@@ -40,11 +38,27 @@ def kept_name(stage: int) -> str:
     return f"copy/{stage}"
 
 
+class CopyLabel(NamedTuple):
+    """What is to be known of a copy without fetching it."""
+
+    mark: bytes
+    """What tells it from all others, those of the same step included."""
+    step: int
+
+    def to_bytes(self) -> bytes:
+        """Return it as bytes, `from_bytes` reads them."""
+        return self.mark + str(self.step).encode()
+
+    @classmethod
+    def from_bytes(cls, label: bytes) -> Self:
+        """Return what `to_bytes` has written."""
+        return cls(label[:MARK_BYTES], int(label[MARK_BYTES:]))
+
+
 class KeptCopy(NamedTuple):
     """A copy in the memory of its keeper."""
 
-    step: int
-    mark: bytes
+    label: CopyLabel
     content: bytes
 
 
@@ -110,13 +124,13 @@ class StageCopies:
         """
         if self._held is None or self._keeper is None or self._every > 1:
             return
-        mark = self._offer_copy(self._held, step, make())
+        label = self._offer_copy(self._held, step, make())
 
         def goes_on() -> bool:
             check()
             return True
 
-        while self._fetch(self._keeper, MARK_OF + kept_name(self._held), goes_on) != mark:
+        while self._fetch(self._keeper, LABEL_OF + kept_name(self._held), goes_on) != label:
             check()
             time.sleep(SHORT_POLL_S)
 
@@ -124,7 +138,7 @@ class StageCopies:
     def kept_steps(self) -> dict[int, int]:
         """The stages of which a copy is kept here, each with the step of the copy."""
         with self._lock:
-            return {stage: kept.step for stage, kept in self._kept.items()}
+            return {stage: kept.label.step for stage, kept in self._kept.items()}
 
     @property
     def kept_stages(self) -> list[int]:
@@ -146,19 +160,23 @@ class StageCopies:
             self._thread.join()
 
     def _offer_copy(self, stage: int, step: int, state: StageState) -> bytes:
-        """Have a copy ready for its keeper; return its mark."""
-        mark = secrets.token_hex(8).encode()
-        self._offer(offered_name(stage), KeptCopy(step, mark, state.to_bytes()))
-        return mark
+        """Have a copy ready for its keeper; return its label."""
+        label = CopyLabel(secrets.token_bytes(MARK_BYTES), step)
+        self._offer(offered_name(stage), KeptCopy(label, state.to_bytes()))
+        return label.to_bytes()
 
     def _offer(self, name: str, copy: KeptCopy) -> None:
-        self._exchange.offer(name, copy.content)
-        self._exchange.offer(STEP_OF + name, json.dumps(copy.step).encode())
-        self._exchange.offer(MARK_OF + name, copy.mark)
+        """Offer a copy in place of the one before; whoever still finds a label has fetched the content of that label.
+
+        The content is hashed when it is asked for, which it often never is.
+        """
+        self._exchange.withdraw(LABEL_OF + name)
+        self._exchange.offer_made(name, lambda: copy.content)
+        self._exchange.offer(LABEL_OF + name, copy.label.to_bytes())
 
     def _withdraw(self, name: str) -> None:
-        for part in (MARK_OF, STEP_OF, ""):
-            self._exchange.withdraw(part + name)
+        self._exchange.withdraw(LABEL_OF + name)
+        self._exchange.withdraw(name)
 
     def _fetch(self, member: "Member", name: str, wanted: Callable[[], bool]) -> bytes | None:
         from skippipe.membership.download import Source
@@ -182,15 +200,15 @@ class StageCopies:
         def wanted() -> bool:  # an answer of one that is lost would be awaited for seconds
             return self._sources.get(stage) == member and not self._closed.is_set()
 
-        mark = self._fetch(member, MARK_OF + name, wanted)
+        label = self._fetch(member, LABEL_OF + name, wanted)
         with self._lock:
             kept = self._kept.get(stage)
-        if mark is None or (kept is not None and kept.mark == mark):
+        if label is None or (kept is not None and kept.label.to_bytes() == label):
             return
-        step, content = self._fetch(member, STEP_OF + name, wanted), self._fetch(member, name, wanted)
-        if step is None or content is None or self._fetch(member, MARK_OF + name, wanted) != mark:
+        content = self._fetch(member, name, wanted)
+        if content is None or self._fetch(member, LABEL_OF + name, wanted) != label:
             return  # it has a newer one already
-        copy = KeptCopy(int(json.loads(step)), mark, content)
+        copy = KeptCopy(CopyLabel.from_bytes(label), content)
         with self._lock:
             if self._sources.get(stage) != member:
                 return

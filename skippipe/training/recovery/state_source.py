@@ -14,7 +14,7 @@ from skippipe.config.experiment import Experiment
 from skippipe.errors import CheckpointError, EpochEndedError
 from skippipe.membership.download import Source
 from skippipe.runtime.ranks import time_limits
-from skippipe.training.recovery.stage_copies import STEP_OF, kept_name
+from skippipe.training.recovery.stage_copies import LABEL_OF, CopyLabel, kept_name
 from skippipe.training.recovery.stage_state import STATE, StageState
 from skippipe_scheduler.files import parse
 from skippipe_scheduler.plan.plan import Plan
@@ -95,9 +95,9 @@ class StateSource(NamedTuple):
         """Return the newest copy of a stage that a member has, this process included."""
         name, found = kept_name(stage), []
         for member in self._members():
-            step = self._fetch(member, STEP_OF + name)
-            if step is not None:
-                found.append((int(json.loads(step)), member))
+            label = self._fetch(member, LABEL_OF + name)
+            if label is not None:
+                found.append((CopyLabel.from_bytes(label).step, member))
         if not found:
             return None
         _, newest = max(found, key=lambda entry: entry[0])
