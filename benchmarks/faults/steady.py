@@ -3,6 +3,7 @@
 Between two connections of a block nothing is measured. Plans are not made ahead, which ends some time after a start.
 """
 
+import math
 import multiprocessing
 import statistics
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,7 @@ def steady(folder: Path, blocks: int, *, shaped: bool = False, backend: str = "r
         "off / on, of all": round(_median_s(arms["off"]) / _median_s(arms["on"]), 3),
         "off / on, median of pairs": round(statistics.median(ratios), 3),
         "least and most": f"{min(ratios):.3f} to {max(ratios):.3f}",
+        "standard error of their mean": round(statistics.stdev(ratios) / math.sqrt(blocks), 4),
         "failed": [],
     }
 
