@@ -72,7 +72,7 @@ def goodput(folder: Path, out: Path, mtbf_s: float, duration_s: float, seed: int
     plan = folder / "slow.plan.json"
     whole = plan_experiment(_experiment(folder, "planned", RARE, recovers=True))
     whole.save(plan)
-    changes, trace = drawn(whole.nodes, mtbf_s, duration_s, seed), out / "goodput.trace.csv"
+    changes, trace = drawn(whole.nodes, mtbf_s, duration_s, seed), out / f"goodput-{mtbf_s:g}-s.trace.csv"
     save_trace(changes, duration_s, trace)
     ours = in_the_run(folder, plan, whole.rank_of, changes, duration_s)
     restarts = Restarts(folder, plan, ours.pace, mtbf_s)

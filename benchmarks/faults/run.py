@@ -38,7 +38,8 @@ STEADY: dict[str, dict[str, Any]] = {
     "steady, shaped links": {"shaped": True},
     "steady, shared-out state": {"backend": "zero_redundancy"},
 }
-KINDS = (*STEPS, "planned", *CUTS, "calm", *STEADY, "growth", "goodput")
+MTBF_S = {"goodput": 60.0, "goodput, twice the losses": 30.0}
+KINDS = (*STEPS, "planned", *CUTS, "calm", *STEADY, "growth", *MTBF_S)
 IN_NAMESPACES = (*CUTS, "calm", "steady, shaped links")
 
 
@@ -49,7 +50,6 @@ class Sizes(NamedTuple):
     tries: int
     blocks: int
     duration: float
-    mtbf: float
     steps: int
     changes: int
     seed: int
@@ -82,7 +82,7 @@ def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> di
         **{name: partial(several, folder, plan, name, sizes) for name in (*STEPS, "planned", *CUTS)},
         "calm": lambda: calm(folder, plan, sizes.tries, sizes.seed),
         "growth": lambda: growth(folder, plan, sizes.steps, sizes.changes),
-        "goodput": lambda: goodput(folder, out, sizes.mtbf, sizes.duration, sizes.seed),
+        **{name: partial(goodput, folder, out, mtbf_s, sizes.duration, sizes.seed) for name, mtbf_s in MTBF_S.items()},
         **{name: partial(steady, folder, sizes.blocks, **given) for name, given in STEADY.items()},
     }
     before = os.getloadavg()[0]
@@ -97,7 +97,6 @@ def measured(folder: Path, plan: Path, kind: str, sizes: Sizes, out: Path) -> di
 @click.option("--tries", default=100, show_default=True, help="Of `calm`: pauses, cuts and loads in its one run.")
 @click.option("--blocks", default=10, show_default=True, help="Of `steady`: pairs of blocks of 60 steps.")
 @click.option("--duration", default=600.0, show_default=True, help="Of `goodput`: seconds of losses, for each way.")
-@click.option("--mtbf", default=60.0, show_default=True, help="Of `goodput`: seconds from loss to loss, on the mean.")
 @click.option("--steps", default=2000, show_default=True, help="Of `growth`: steps of its one run.")
 @click.option("--changes", default=20, show_default=True, help="Of `growth`: deaths, each followed by a return.")
 @click.option("--seed", default=0, show_default=True, help="Number of the first run; it gives the random instants.")
