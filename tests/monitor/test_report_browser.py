@@ -34,6 +34,7 @@ def test_plan_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path: Path
         "One iteration",
         "What the iteration waits for",
         "Load and memory over time",
+        "Regions",
         "Routes",
         "Nodes",
     ]
@@ -41,7 +42,7 @@ def test_plan_page(browser: Browser, plan: Plan, full_plan: Plan, tmp_path: Path
     assert bars(browser) == [len(simulate(drawn).tasks) + reductions for drawn in (plan, full_plan)]
     assert len(browser.find_elements(By.CSS_SELECTOR, "table")) == 5
     kinds = f"return {PLOTS}.map(plot => plot.data.filter(trace => trace.type === 'heatmap').length)"
-    assert browser.execute_script(kinds) == [0, 0, 1, 1, 0]
+    assert browser.execute_script(kinds) == [0, 0, 1, 1, 0, 0]
     line = f"return {PLOTS}[0].data.filter(trace => trace.name === 'Critical path')[0].x.slice(-1)[0]"
     assert browser.execute_script(line) == pytest.approx(plan.predicted.iteration_s)
     facts = {
@@ -67,6 +68,7 @@ def test_run_page(browser: Browser, run_dir: Path, plan: Plan) -> None:
         "One iteration",
         "Loss",
         "Perplexity with part of the depth",
+        "Regions",
         "Routes",
         "Nodes",
         "Settings",

@@ -2,11 +2,14 @@
 
 import math
 import time
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 from crowding import at_most_s
 from hypothesis import given, strategies as st
+from random_plans import random_plan
 
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
 from skippipe.monitor.metrics import Metric
@@ -15,6 +18,7 @@ from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_
 from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
 from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, memory_figure
 from skippipe.monitor.report.page import Bar
+from skippipe.monitor.report.region_map import RegionMap, regions_figure
 from skippipe.monitor.report.route_map import RouteMap, routes_figure
 from skippipe.monitor.report.spans import REDUCE, ChartSpan, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
@@ -212,6 +216,39 @@ def test_route_figure_has_a_line_for_each_microbatch(plan: Plan, with_regions: b
     assert sum(list(trace.x).count(None) for trace in lines) == 4
     named = [name for trace in figure.data if trace.mode == "markers+text" for name in trace.text]
     assert sorted(named) == sorted(plan.nodes)
+
+
+def test_regions_are_as_far_apart_as_messages_take() -> None:
+    """Three regions in a triangle of 3, 4 and 5 ms, which a plane can show exactly."""
+    plan = random_plan(1, num_nodes=6, num_stages=3, route_length=3, num_microbatches=4)
+    regions = ("east", "east", "north", "west", "west", "west")
+    side_ms = {("east", "north"): 3.0, ("east", "west"): 4.0, ("north", "west"): 5.0}
+    region_of = dict(zip(plan.nodes, regions, strict=True))
+    latency_s = {
+        a: {
+            b: side_ms.get((region_of[a], region_of[b]), side_ms.get((region_of[b], region_of[a]), 0.0)) / 1e3
+            for b in plan.nodes
+            if b != a
+        }
+        for a in plan.nodes
+    }
+    costs = plan.costs.model_copy(update={"latency_s": latency_s})
+    drawn = RegionMap(plan.model_copy(update={"regions": regions, "costs": costs}))
+    assert drawn.num_nodes == {"east": 2, "north": 1, "west": 3}
+    for (a, b), expected_ms in side_ms.items():
+        assert math.dist(drawn.place[a], drawn.place[b]) == pytest.approx(expected_ms)
+    hops = [pair for microbatch in plan.microbatches for pair in closed(microbatch.route)]
+    crossing = Counter(frozenset(map(region_of.__getitem__, pair)) for pair in hops)
+    carried = {frozenset(ends): sum(link.num_transfers for link in links) for ends, links in drawn.traffic.items()}
+    assert carried == {ends: 2 * hops for ends, hops in crossing.items() if len(ends) == 2}  # there and back
+    figure = regions_figure(drawn.plan)
+    assert [list(trace.text) for trace in figure.data if trace.mode == "markers+text"] == [["east", "north", "west"]]
+    assert len([trace for trace in figure.data if trace.mode == "lines"]) == len(carried)
+
+
+def closed(route: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the hops of a route, that back to its origin for the loss included."""
+    return [*pairwise(route), (route[-1], route[0])]
 
 
 def test_loss_curves_take_what_was_recorded() -> None:

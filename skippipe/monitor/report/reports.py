@@ -10,6 +10,7 @@ from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_
 from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
 from skippipe.monitor.report.load_over_time import load_figure, memory_figure
 from skippipe.monitor.report.page import Page, PageSection, Picture, write_report
+from skippipe.monitor.report.region_map import regions_figure
 from skippipe.monitor.report.route_map import routes_figure
 from skippipe.monitor.report.run_record import RunRecord, read_run_record
 from skippipe.monitor.report.spans import ChartSpan, end_s, timeline_spans
@@ -63,6 +64,7 @@ def write_plan_report(path: Path, plan: Plan, baselines: Mapping[str, Plan], wha
         _iteration(plans, {}),
         _waits(plan, path_of_plan),
         _load(plan, timeline),
+        *_regions({"": plan}),
         _routes({"": plan}),
         _nodes({"": plan}),
     ]
@@ -106,7 +108,7 @@ def _run_sections(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     plans = {name: run.plan for name, run in runs.items()}
     sections = [_times(runs), *_membership(runs), _iteration(plans, runs)]
     sections += [*_training(runs), *_depth(runs), *_memory(runs)]
-    return [*sections, _routes(plans), _nodes(plans)]
+    return [*sections, *_regions(plans), _routes(plans), _nodes(plans)]
 
 
 def _membership(runs: Mapping[str, RunRecord]) -> list[PageSection]:
@@ -277,6 +279,20 @@ def depth_section(evaluated: Mapping[str, Evaluation]) -> PageSection:
     if any(evaluation.tasks for evaluation in evaluated.values()):
         tables.append(tasks_table(evaluated))
     return PageSection("Perplexity with part of the depth", text, [picture], tables)
+
+
+def _regions(plans: Mapping[str, Plan]) -> list[PageSection]:
+    caption = (
+        "The more messages cross between two regions, both ways, the wider their line. Distances are the time that a "
+        "message is on its way, as far as a plane can show it."
+    )
+    pictures = [
+        Picture(regions_figure(plan), f"{_capital(name)}. {caption}" if name else caption)
+        for name, plan in plans.items()
+        if len(set(plan.regions or ())) > 1
+    ]
+    text = "What crosses between regions in an iteration. Point at a region, or at the middle of a line, for details."
+    return [PageSection("Regions", text, pictures)] if pictures else []
 
 
 def _routes(plans: Mapping[str, Plan]) -> PageSection:
