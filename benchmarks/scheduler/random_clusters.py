@@ -14,6 +14,7 @@ from skippipe_scheduler.problem.gradient_reduction import Reduction
 from skippipe_scheduler.problem.infeasibility import check_feasible
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.rules import skip_rules
+from skippipe_scheduler.problem.sharing.contention import Contention
 from skippipe_scheduler.problem.stage_layout import StageLayout, StageSizesChoice
 from skippipe_scheduler.problem.workload import Workload
 from skippipe_scheduler.solver.plan_request import PlanRequest, StageSizeSource
@@ -88,8 +89,14 @@ def _cluster(generator: random.Random, num_nodes: int) -> Cluster:
         }
         for a, b in combinations(regions, 2)
     ]
+    contention = generator.choice(get_args(Contention))
+    capacities = {
+        "card_gbit_per_s": generator.choice((5, 20)),
+        "uplink_gbit_per_s": {region: generator.choice((2, 10)) for region in regions},
+    }
     links = {
-        "contention": generator.choice(("none", "link", "node")),
+        **(capacities if contention == "shared" else {}),
+        "contention": contention,
         "within_region": {"latency_ms": 0.2, "gbit_per_s": generator.choice((5, 20, 100))},
         "between_regions": between,
     }

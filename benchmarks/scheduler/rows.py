@@ -1,21 +1,19 @@
 """The rows of the benchmark table: what is solved, for how long, and the bar that it has to meet."""
 
-import resource
 import statistics
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+from case import Bar, Case, Measured, Row, gap, of_plan, peak_memory_gib, timed
+from cluster_rows import CLUSTER_ROWS
 from instances import LARGE, LARGE_QUICK, origins_free, placement_free, synthetic_problem
 
 from skippipe_scheduler.baselines.dispatch import best_dispatch, slots_of_plan
 from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
 from skippipe_scheduler.baselines.paper_method import solve_paper_method
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.plan.validate import validate
-from skippipe_scheduler.problem.problem import Problem, load_problem
+from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.stage_sizes import size_variants
 from skippipe_scheduler.solver.other_routes import other_routes_request, route_distance
 from skippipe_scheduler.solver.planner import solve_request
@@ -34,117 +32,44 @@ _BLIND_SEEDS = 5
 _DRAWS = 7
 
 
-@dataclass(frozen=True)
-class Case:
-    """How to measure a row: the folder of the instances, the seconds of each solve, the seed, whether to hurry."""
-
-    data: Path
-    time_limit_s: float
-    seed: int
-    quick: bool = False
-
-    def load(self, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Problem:
-        """Read one of the instances in the data folder, changed by `prepare`."""
-        problem = load_problem(self.data / f"{name}.json")
-        return prepare(problem) if prepare else problem
-
-    def options(self) -> SolveOptions:
-        """Return the options of every solve."""
-        return SolveOptions(time_limit_s=self.time_limit_s, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One result. `met` says whether the bar was met, None where there is none."""
-
-    value: float
-    unit: str = "s"
-    bound_s: float | None = None
-    wall_s: float | None = None
-    peak_gib: float | None = None
-    met: bool | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `bar` puts into words what `measure` checks."""
-
-    name: str
-    time_limit_s: float
-    bar: str
-    measure: Callable[[Case], Measured]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What a solve has to reach; None is no demand."""
-
-    at_most_s: float | None = None
-    bound_at_least_s: float | None = None
-    gap_at_most: float | None = None
-
-    def met_by(self, plan: Plan) -> bool | None:
-        """Return whether the plan's prediction meets every demand, None without demands."""
-        iteration_s, bound_s = plan.predicted.iteration_s, plan.predicted.lower_bound_s
-        checks = []
-        if self.at_most_s is not None:
-            checks.append(iteration_s <= self.at_most_s)
-        if self.bound_at_least_s is not None:
-            checks.append(bound_s >= self.bound_at_least_s)
-        if self.gap_at_most is not None:
-            checks.append(iteration_s - bound_s <= self.gap_at_most * iteration_s)
-        return all(checks) if checks else None
-
-    def __str__(self) -> str:
-        parts = []
-        if self.at_most_s is not None:
-            parts.append(f"≤ {self.at_most_s:g} s")
-        if self.bound_at_least_s is not None:
-            parts.append(f"bound ≥ {self.bound_at_least_s:g} s")
-        if self.gap_at_most is not None:
-            parts.append(f"gap ≤ {self.gap_at_most:.0%}")
-        return ", ".join(parts)
-
-
 def solved(case: Case, name: str, bar: Bar, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
     """Solve one instance, changed by `prepare`."""
     problem = case.load(name, prepare)
-    plan, wall_s = _timed(lambda: solve(problem, case.options()))
-    return replace(_of_plan(plan, wall_s), met=bar.met_by(plan), note=_gap(plan))
+    plan, wall_s = timed(lambda: solve(problem, case.options()))
+    return replace(of_plan(plan, wall_s), met=bar.met_by(plan), note=gap(plan))
 
 
 def solved_origins_free(case: Case) -> Measured:
     """Leave the placement and the microbatches of each origin to the planner, and say how it splits them."""
     problem = origins_free(placement_free(case.load("reference-20-nodes")))
-    plan, wall_s = _timed(lambda: solve(problem, case.options()))
+    plan, wall_s = timed(lambda: solve(problem, case.options()))
     starts = [sum(microbatch.route[0] == origin for microbatch in plan.microbatches) for origin in plan.stages[0].nodes]
-    return replace(_of_plan(plan, wall_s), note=f"{_gap(plan)}; origins start {sorted(starts, reverse=True)}")
+    return replace(of_plan(plan, wall_s), note=f"{gap(plan)}; origins start {sorted(starts, reverse=True)}")
 
 
 def large(case: Case) -> Measured:
     """Solve the synthetic instance with a free placement, against the best dispatch rule on the plan's own routes."""
     problem = _large_problem(case)
-    plan, wall_s = _timed(lambda: solve(problem, case.options()))
+    plan, wall_s = timed(lambda: solve(problem, case.options()))
     peak_gib = peak_memory_gib()
-    dispatched, dispatch_wall_s = _timed(lambda: best_dispatch(problem, *slots_of_plan(plan)))
+    dispatched, dispatch_wall_s = timed(lambda: best_dispatch(problem, *slots_of_plan(plan)))
     gain = 1 - plan.predicted.iteration_s / dispatched.predicted.iteration_s
     met = wall_s <= case.time_limit_s and peak_gib <= 8 and gain >= 0.15
     note = (
         f"{gain:.0%} better than {dispatched.solver.name} ({dispatched.predicted.iteration_s:.1f} s, "
-        f"found in {dispatch_wall_s:.0f} s); {_gap(plan)}"
+        f"found in {dispatch_wall_s:.0f} s); {gap(plan)}"
     )
-    return replace(_of_plan(plan, wall_s), peak_gib=peak_gib, met=met, note=note)
+    return replace(of_plan(plan, wall_s), peak_gib=peak_gib, met=met, note=note)
 
 
 def large_longer(case: Case) -> Measured:
     """Solve the synthetic instance with a fifth of the time, then with all of it."""
     problem, options = _large_problem(case), case.options()
-    short, _ = _timed(lambda: solve(problem, replace(options, time_limit_s=case.time_limit_s / 5)))
-    plan, wall_s = _timed(lambda: solve(problem, options))
+    short, _ = timed(lambda: solve(problem, replace(options, time_limit_s=case.time_limit_s / 5)))
+    plan, wall_s = timed(lambda: solve(problem, options))
     gain = 1 - plan.predicted.iteration_s / short.predicted.iteration_s
-    note = f"{gain:.1%} better than {short.predicted.iteration_s:.1f} s in {case.time_limit_s / 5:g} s; {_gap(plan)}"
-    return replace(_of_plan(plan, wall_s), met=gain > 0, note=note)
+    note = f"{gain:.1%} better than {short.predicted.iteration_s:.1f} s in {case.time_limit_s / 5:g} s; {gap(plan)}"
+    return replace(of_plan(plan, wall_s), met=gain > 0, note=note)
 
 
 def _large_problem(case: Case) -> Problem:
@@ -158,8 +83,8 @@ def full_against_skip(case: Case) -> Measured:
     """
     problem = origins_free(placement_free(case.load("reference-20-nodes")))
     full_problem = full_pipeline_problem(problem)[0]
-    skip, skip_wall_s = _timed(lambda: solve_variants(size_variants(problem), case.options()))
-    full, full_wall_s = _timed(lambda: solve_variants(size_variants(full_problem), case.options()))
+    skip, skip_wall_s = timed(lambda: solve_variants(size_variants(problem), case.options()))
+    full, full_wall_s = timed(lambda: solve_variants(size_variants(full_problem), case.options()))
     measured = _times(problem, skip, full, skip_wall_s + full_wall_s)
     return replace(measured, met=measured.value >= 2.2)
 
@@ -167,8 +92,8 @@ def full_against_skip(case: Case) -> Measured:
 def full_against_skip_as_posed(case: Case) -> Measured:
     """Do the same with the sizes and numbers of microbatches that the instance has; the full pipeline's sizes even."""
     problem = placement_free(case.load("reference-20-nodes"))
-    skip, skip_wall_s = _timed(lambda: solve(problem, case.options()))
-    full, full_wall_s = _timed(lambda: solve_full_pipeline(problem, case.options()))
+    skip, skip_wall_s = timed(lambda: solve(problem, case.options()))
+    full, full_wall_s = timed(lambda: solve_full_pipeline(problem, case.options()))
     return _times(problem, skip, full, skip_wall_s + full_wall_s)
 
 
@@ -193,17 +118,17 @@ def network_blind(case: Case) -> Measured:
     found = []
     for seed in range(case.seed, case.seed + _BLIND_SEEDS):
         options = SolveOptions(time_limit_s=case.time_limit_s / _BLIND_SEEDS, seed=seed)
-        found.append(_timed(partial(solve_network_blind, problem, options)))
+        found.append(timed(partial(solve_network_blind, problem, options)))
     found.sort(key=lambda pair: pair[0].predicted.iteration_s)
     plan = found[_BLIND_SEEDS // 2][0]
     all_s = ", ".join(f"{result.predicted.iteration_s:.1f}" for result, _ in found)
-    return replace(_of_plan(plan, sum(wall_s for _, wall_s in found)), note=f"median of seeds: {all_s} s")
+    return replace(of_plan(plan, sum(wall_s for _, wall_s in found)), note=f"median of seeds: {all_s} s")
 
 
 def paper_method(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
     """Solve one instance by the SkipPipe paper's own method."""
     problem = case.load(name, prepare)
-    plan, wall_s = _timed(lambda: solve_paper_method(problem, case.time_limit_s, case.seed))
+    plan, wall_s = timed(lambda: solve_paper_method(problem, case.time_limit_s, case.seed))
     return Measured(plan.predicted.iteration_s, wall_s=wall_s)
 
 
@@ -214,11 +139,11 @@ def replanned(case: Case, stage: int) -> Measured:
     replicas = before.stages[stage].nodes
     left = without_node(problem, before, replicas[case.seed % len(replicas)])
     limit_s = min(4.5, case.time_limit_s)
-    plan, wall_s = _timed(lambda: replan(before, left, replace(case.options(), time_limit_s=limit_s)))
-    fresh, _ = _timed(lambda: solve(left, case.options()))
+    plan, wall_s = timed(lambda: replan(before, left, replace(case.options(), time_limit_s=limit_s)))
+    fresh, _ = timed(lambda: solve(left, case.options()))
     above = plan.predicted.iteration_s / fresh.predicted.iteration_s - 1
     note = f"fresh solve in {case.time_limit_s:g} s: {fresh.predicted.iteration_s:.2f} s; {above:+.1%}"
-    return replace(_of_plan(plan, wall_s), met=wall_s <= 5 and above <= 0.10, note=note)
+    return replace(of_plan(plan, wall_s), met=wall_s <= 5 and above <= 0.10, note=note)
 
 
 def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Problem] | None = None) -> Measured:
@@ -227,7 +152,7 @@ def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Probl
     found = []
     for max_swaps in (0, 1, 2):
         rules = problem.rules.model_copy(update={"max_swaps": max_swaps})
-        found.append(_timed(partial(solve, problem.model_copy(update={"rules": rules}), case.options())))
+        found.append(timed(partial(solve, problem.model_copy(update={"rules": rules}), case.options())))
     none_s, one_s, two_s = (plan.predicted.iteration_s for plan, _ in found)
     note = f"no swap {none_s:.2f} s, one {one_s:.2f} s, two {two_s:.2f} s"
     return Measured(none_s / one_s, "times", wall_s=sum(wall_s for _, wall_s in found), note=note)
@@ -235,41 +160,18 @@ def swaps_against_none(case: Case, name: str, prepare: Callable[[Problem], Probl
 
 def redrawn_routes(case: Case, name: str) -> Measured:
     """Draw further plans on the placement of a first one, as `recipe.redrawn_routes` does; how much slower they are."""
-    first, first_wall_s = _timed(lambda: solve(case.load(name), case.options()))
+    first, first_wall_s = timed(lambda: solve(case.load(name), case.options()))
     each_s = case.time_limit_s / _DRAWS
     requests = [
         other_routes_request(first, first.rules, SolveOptions(time_limit_s=each_s, seed=seed))
         for seed in range(case.seed + 1, case.seed + 1 + _DRAWS)
     ]
-    draws = [_timed(partial(solve_request, request)) for request in requests]
+    draws = [timed(partial(solve_request, request)) for request in requests]
     mean_s = statistics.fmean(plan.predicted.iteration_s for plan, _ in draws)
     others = statistics.fmean(route_distance(first, plan) for plan, _ in draws)
     note = f"first {first.predicted.iteration_s:.2f} s, draws {mean_s:.2f} s; {others:.0%} of their routes are others"
     wall_s = first_wall_s + sum(wall_s for _, wall_s in draws)
     return Measured(mean_s / first.predicted.iteration_s, "times", wall_s=wall_s, note=note)
-
-
-def peak_memory_gib() -> float:
-    """Return the most memory that this process and its largest child have held, in GiB."""
-    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_maxrss for usage in usages) / 2**20
-
-
-def _timed(make: Callable[[], Plan]) -> tuple[Plan, float]:
-    """Make a plan, prove it, and return it with the seconds that making it took."""
-    begin_s = time.perf_counter()
-    plan = make()
-    wall_s = time.perf_counter() - begin_s
-    validate(plan)
-    return plan, wall_s
-
-
-def _of_plan(plan: Plan, wall_s: float) -> Measured:
-    return Measured(plan.predicted.iteration_s, bound_s=plan.predicted.lower_bound_s, wall_s=wall_s)
-
-
-def _gap(plan: Plan) -> str:
-    return f"gap {1 - plan.predicted.lower_bound_s / plan.predicted.iteration_s:.1%}"
 
 
 def _solve_row(
@@ -321,5 +223,6 @@ ROWS: Mapping[str, Row] = {
         ),
         Row("re-planning, origin lost 60 s", 60, _REPLAN_BAR, partial(replanned, stage=0)),
         Row("re-planning, other node lost 60 s", 60, _REPLAN_BAR, partial(replanned, stage=3)),
+        *CLUSTER_ROWS,
     )
 }

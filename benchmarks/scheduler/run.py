@@ -13,8 +13,9 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
+from case import Case, peak_memory_gib
 from instances import LARGE_QUICK, TINY, synthetic_problem
-from rows import QUICK_S, ROWS, Case, peak_memory_gib
+from rows import QUICK_S, ROWS
 from table import PAGE
 
 from common.command import chosen, folder_of_results, own_process, record

@@ -4,7 +4,7 @@ from common.table import MARKS, Columns, Result, number
 
 
 def _measured(result: Result) -> str:
-    return result["error"] if "error" in result else f"{result['value']:.2f} {result['unit']}"
+    return result["error"] if "error" in result else f"{result['value']:.4g} {result['unit']}"
 
 
 COLUMNS: Columns = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from small_problems import make_problem
 
+from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import load_problem, write_problem
 from skippipe_scheduler.solver.solve import SolveOptions, solve
@@ -83,3 +84,32 @@ def test_a_drawn_problem_is_written_as_a_problem_file(instances: ModuleType, tmp
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert load_problem(path) == instances.varied_problem(7)
     assert "synthetic, seed 7" in done.stdout
+
+
+def test_clusters_over_regions_have_what_one_connection_carries(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    geography = importlib.import_module("geography")
+    measured = {("a:x", "b:y"): "200,4", ("b:y", "a:x"): "200,0.1", ("a:x", "c"): "2,5", ("c", "a:x"): "2,50"}
+    measured |= {("b:y", "c"): "50,2", ("c", "b:y"): "50,2"}
+    lines = [f"{source},{sink},{values}" for (source, sink), values in measured.items()]
+    path = tmp_path / "regions.csv"
+    path.write_text("\n".join(["src,dst,rtt_ms,gbit_per_s_64_connections", *lines, "d,a:x,,3"]) + "\n")
+    cluster = geography.regions_cluster(path, 9, seed=1)
+    assert cluster == geography.regions_cluster(path, 9, seed=1)
+    assert {node.region for node in cluster.nodes} == {"a:x", "b:y", "c"}
+    links = {(link.source, link.destination): link for link in cluster.links.between_regions}
+    found = {ends: (link.latency_ms, link.gbit_per_s) for ends, link in links.items()}
+    assert found == {
+        ("a:x", "b:y"): (100, 0.1678),  # 4 MiB in 0.2 s
+        ("b:y", "a:x"): (100, 0.1),
+        ("a:x", "c"): (1, 5),
+        ("c", "a:x"): (1, 10),  # what the card carries
+        ("b:y", "c"): (25, 0.6711),
+        ("c", "b:y"): (25, 0.6711),
+    }
+    assert cluster.resolved_links()
+    path.write_text("\n".join(["src,dst,rtt_ms,gbit_per_s_64_connections", *lines[1:], ""]))
+    with pytest.raises(ProblemError, match="from a:x to b:y is missing"):
+        geography.regions_cluster(path, 9, seed=1)
