@@ -71,13 +71,23 @@ def holders(run_dir: Path, plan_path: Path) -> Iterator[tuple[str, int]]:
         yield node, load_plan(plan_path).rank_of[node]
 
 
-def victims(plan_path: Path, generator: random.Random, count: int = LOSSES) -> Iterator[tuple[str, int]]:
-    """Yield nodes of different stages and their ranks, in the order of their losses."""
+def victims(
+    plan_path: Path, generator: random.Random, count: int = LOSSES, *, with_first: bool = False
+) -> Iterator[tuple[str, int]]:
+    """Yield nodes of different stages and their ranks, in the order of their losses.
+
+    Where `with_first`, one of them is rank 0, whose host has the store.
+    """
     from skippipe_scheduler.plan.validate import load_plan
 
     plan = load_plan(plan_path)
-    for stage in generator.sample(plan.stages, count):
-        node = generator.choice(stage.nodes)
+    chosen = [generator.choice(stage.nodes) for stage in generator.sample(plan.stages, count)]
+    if with_first:
+        first = plan.nodes[0]
+        others = [node for node in chosen if plan.stage_of[node] != plan.stage_of[first]]
+        chosen = [first, *others[: count - 1]]
+        generator.shuffle(chosen)
+    for node in chosen:
         yield node, plan.rank_of[node]
 
 
@@ -90,7 +100,9 @@ def _strike_in_turn(experiment: Experiment, plan: Path, processes: Processes, ou
     generator, metrics, events, deadline_s = run
     steps = STEPS[outcome.kind]
     takes_over = outcome.kind == "take-over"
-    for node, rank in holders(experiment.run_path, plan) if takes_over else victims(plan, generator):
+    with_first = outcome.number % 2 == 0
+    drawn = victims(plan, generator, with_first=with_first)
+    for node, rank in holders(experiment.run_path, plan) if takes_over else drawn:
         number = len(lines_of(events))
         time.sleep(generator.uniform(0.0, 0.5))
         process = processes[rank].pid
