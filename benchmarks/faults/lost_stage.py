@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import click
 from lossy_run import LIMIT_S, NUM_NODES, Processes, lines_of, wait_for
 
+from common.command import write_whole
 from common.small_experiment import small_experiment
 from common.table import machine, rows_table
 from skippipe.config.experiment import Experiment
@@ -176,7 +177,7 @@ def _range(values: Sequence[float | None], digits: int) -> str:
 @click.option("--later", default=200, show_default=True, help="Steps behind the loss after which runs are compared.")
 @click.option("--seed", default=0, show_default=True, help="Number of the first run; it gives the random instants.")
 def main(runs: int, later: int, seed: int) -> None:
-    """Run all and write lost-stage.json and lost-stage.md beside this file."""
+    """Run all; write lost-stage.json and lost-stage.md beside this file, anew after each round of all ways."""
     from skippipe.planning.experiment_plan import plan_experiment
 
     outcomes: dict[str, list[LostStageRun]] = {way: [] for way in WAYS}
@@ -190,13 +191,18 @@ def main(runs: int, later: int, seed: int) -> None:
                     continue
                 outcomes[way].append(run(folder, plan, way, number, later))
                 click.echo(str(outcomes[way][-1]))
-    undisturbed = outcomes[UNDISTURBED][0].perplexity
-    if undisturbed is None:
-        raise SystemExit(f"the undisturbed run failed: {outcomes[UNDISTURBED][0].error}")
-    rows = [summary(way, found, undisturbed) for way, found in outcomes.items()]
+            write_results(outcomes, later)
+
+
+def write_results(outcomes: Mapping[str, Sequence[LostStageRun]], later: int) -> None:
+    """Write what all runs of all ways have shown so far."""
+    undisturbed = outcomes[UNDISTURBED][0]
+    if undisturbed.perplexity is None:
+        raise SystemExit(f"the undisturbed run failed: {undisturbed.error}")
+    rows = [summary(way, found, undisturbed.perplexity) for way, found in outcomes.items()]
     result = {"rows": rows, "later": later, "date": datetime.now(UTC).date().isoformat(), **machine(HERE)}
-    (HERE / "lost-stage.json").write_text(json.dumps(result, indent=1) + "\n")
-    (HERE / "lost-stage.md").write_text(page(result))
+    write_whole(HERE / "lost-stage.json", json.dumps(result, indent=1) + "\n")
+    write_whole(HERE / "lost-stage.md", page(result))
 
 
 def page(result: dict[str, Any]) -> str:
