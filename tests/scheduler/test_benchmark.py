@@ -60,6 +60,44 @@ def test_rows_are_measured_and_the_others_kept(tmp_path: Path) -> None:
     assert "| regions-18 30 s | ≤ 22.8 s | exit code 1 | **no** |" in (tmp_path / "results.md").read_text()
 
 
+CLUSTER = """
+name: equal
+nodes:
+  - {name: east, count: 2, region: east, compute_tflop_per_s: 100, memory_gib: 8}
+  - {name: west, count: 2, region: west, compute_tflop_per_s: 100, memory_gib: 8}
+links:
+  contention: node
+  within_region: {latency_ms: 0.1, gbit_per_s: 100}
+  between_regions: [{regions: [east, west], latency_ms: 20, gbit_per_s: 1}]
+"""
+EXPERIMENT = """
+name: equal
+cluster: {cluster}
+model:
+  options: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, vocab_size: 64}}
+data: {{source: python_stdlib, tokenizer: bytes}}
+pipeline: {{num_stages: 2, skip_ratio: 0}}
+training: {{num_microbatches: 4, micro_batch_size: 1, sequence_length: 16, max_steps: 1}}
+"""
+
+
+@pytest.mark.extended
+def test_experiments_on_clusters_are_planned_beside_the_full_pipeline(tmp_path: Path) -> None:
+    clusters = tmp_path / "clusters"
+    clusters.mkdir()
+    (clusters / "c100.yaml").write_text(CLUSTER)
+    for name in ("s16", "n100"):
+        (clusters / f"{name}.yaml").write_text(EXPERIMENT.format(cluster="c100.yaml"))
+    run(tmp_path, tmp_path, "--only", "64 equal nodes, no skips 2", "--only", "each card carries one")
+    whole, equal = results(tmp_path).values()
+    assert whole["name"] == "8B on 100 nodes, each card carries one message at a time 60 s"
+    assert whole["value"] <= 1
+    assert whole["met"] is False  # nothing is skipped
+    assert "beside" in whole["note"]
+    assert equal["met"] is True
+    assert 0 < equal["bound_s"] <= equal["value"] < 0.0925
+
+
 def test_no_such_row_is_said(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--data", str(tmp_path), "--only", "mars"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
