@@ -308,8 +308,12 @@ class Cluster(StrictModel):
         return tuple(member for node in self.nodes for member in node.members())
 
     def devices(self) -> dict[str, Device]:
-        """Return what each node computes on, `count` resolved: as it says, as the cluster says, or as is assumed."""
-        return {node.name: node.device or self.device or ASSUMED_DEVICE for node in self.members()}
+        """Return what each node computes on, `count` resolved."""
+        return {node.name: self.device_of(node) for node in self.members()}
+
+    def device_of(self, node: Node) -> Device:
+        """Return what a node computes on: as it says, as the cluster says, or as is assumed."""
+        return node.device or self.device or ASSUMED_DEVICE
 
     def cards(self) -> dict[str, Duplex]:
         """Return what the network card of each node carries, `count` resolved; those of any speed are left out."""

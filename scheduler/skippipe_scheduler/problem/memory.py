@@ -91,7 +91,7 @@ def microbatches_held(
     if node.max_in_flight is not None or node.memory_gib is None:
         return node.max_in_flight or 1
     memory_bytes = int(node.memory_gib * GIB)
-    needs = stage_needs(workload.on(cluster.devices()[node.name]), layers, sizes)
+    needs = stage_needs(workload.on(cluster.device_of(node)), layers, sizes)
     least = min(needs[stage].held(memory_bytes) for stage in stages)
     if least < 1:
         worst = max(stages, key=lambda stage: needs[stage].least_bytes)
@@ -104,7 +104,7 @@ def device_text(cluster: Cluster, node: Node, workload: Workload) -> str:
     if workload.on("cuda") == workload.on("cpu"):
         return ""
     assumed = ", assumed as the cluster file gives none" if cluster.assumes_device(node) else ""
-    return f" (device {cluster.devices()[node.name]}{assumed})"
+    return f" (device {cluster.device_of(node)}{assumed})"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class _Conflict:
         return int((self.node.memory_gib or 0) * GIB)
 
     def _needs(self, workload: Workload, node: Node | None = None) -> tuple[StageNeed, ...]:
-        device = self.cluster.devices()[(node or self.node).name]
+        device = self.cluster.device_of(node or self.node)
         return stage_needs(workload.on(device), self.layers, self.sizes)
 
     def _remedies(self, need: StageNeed) -> Iterator[str]:
@@ -163,7 +163,7 @@ class _Conflict:
 
     def _fitting_layers(self, stage: int) -> int:
         """Return how many layers the node could hold as this stage; 0 or less where it cannot even hold one."""
-        workload = self.given.on(self.cluster.devices()[self.node.name])
+        workload = self.given.on(self.cluster.device_of(self.node))
         one_layer = stage_needs(workload, (1,) * len(self.layers), (1,) * len(self.layers))[stage]
         layer_bytes = (
             workload.layer_state_bytes

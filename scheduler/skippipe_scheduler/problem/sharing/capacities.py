@@ -1,5 +1,6 @@
 """What network cards and uplinks carry at once, for contention "shared"."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -69,6 +70,11 @@ class SharedCapacities:
     uplinks_of: Mapping[str, tuple[str, ...]]
     """The uplinks that nodes are behind."""
     _used: dict[tuple[str, str], tuple[Resource, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _alike: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """The number of each node's kind: nodes of one have equal cards, and are behind the same uplinks."""
+    _kinds: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
+    _most: dict[tuple[int, int], float] = field(default_factory=dict, compare=False, repr=False)
+    """Gbit/s of what messages use between nodes of two kinds: there may be a million pairs of nodes, and few kinds."""
 
     @staticmethod
     def of(cards: Mapping[str, Duplex], uplinks: Iterable[Uplink]) -> "SharedCapacities":
@@ -100,7 +106,22 @@ class SharedCapacities:
 
     def most_gbit_per_s(self, source: str, destination: str, link_gbit_per_s: float) -> float:
         """Return how fast a message is that shares its link, cards and uplinks with no other."""
-        return min([link_gbit_per_s, *(self.gbit_per_s[resource] for resource in self.used(source, destination))])
+        if not self.gbit_per_s:
+            return link_gbit_per_s
+        kinds = self._kind_of(source), self._kind_of(destination)
+        most = self._most.get(kinds)
+        if most is None:
+            used = self.used(source, destination)
+            most = self._most[kinds] = min((self.gbit_per_s[resource] for resource in used), default=math.inf)
+        return min(link_gbit_per_s, most)
+
+    def _kind_of(self, node: str) -> int:
+        kind = self._alike.get(node)
+        if kind is None:
+            cards = self.gbit_per_s.get(("out", node)), self.gbit_per_s.get(("in", node))
+            kind = self._kinds.setdefault((*cards, self.uplinks_of.get(node, ())), len(self._kinds))
+            self._alike[node] = kind
+        return kind
 
 
 NO_CAPACITIES = SharedCapacities({}, {})
