@@ -65,7 +65,7 @@ def _drawn(generator: random.Random, options: SolveOptions, size: Size) -> PlanR
 
     problem = with_sizes("auto" if source == "auto" else None)
     check_feasible(problem)
-    return PlanRequest(problem, options, source, even=with_sizes("even"))
+    return PlanRequest(problem, options, source, with_sizes=with_sizes)
 
 
 def _cluster(generator: random.Random, num_nodes: int) -> Cluster:

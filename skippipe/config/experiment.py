@@ -95,7 +95,7 @@ class PipelineOptions(Section):
     """Layers of each stage; auto lets the planner choose them; as even as possible where not given."""
     stage_sizes: tuple[PositiveInt, ...] | Literal["auto"] | None = Field(default=None, examples=[[2, 1, 1, 1, 1, 1]])
     """Replicas of each stage; auto lets the planner choose them. Where not given they follow from the skip ratio, or
-    are even where that makes the shorter plan."""
+    are even or such that each stage lies in one region, where that makes the shorter plan."""
     placement: tuple[tuple[str, ...], ...] | None = Field(
         default=None, examples=[[["berlin-0", "iowa-0"], ["berlin-1"]]]
     )

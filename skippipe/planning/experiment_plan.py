@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from skippipe.config.experiment import Experiment, PipelineOptions
@@ -10,7 +9,6 @@ from skippipe.planning.experiment_cluster import experiment_cluster
 from skippipe.planning.workload.experiment_workload import experiment_workload
 from skippipe.planning.workload.lighter_workloads import lighter_workloads
 from skippipe.runtime.plans.route_rules import route_rules
-from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem, build_problem, doubts_about_times
@@ -57,12 +55,14 @@ def plan_request(experiment: Experiment, *, quiet: bool = False) -> PlanRequest:
     be `quiet`. Raises what reading the cluster and `build_problem` raise.
     """
     pipeline, with_sizes = experiment.pipeline, _problems(experiment, quiet=quiet)
-    source, even = _stage_size_source(pipeline), None
-    if source != "given" and pipeline.placement is None:
-        # Even sizes are an offer: pins or the nodes' memory may not allow them.
-        with suppress(InfeasibleError, ProblemError):
-            even = with_sizes("even")
-    return PlanRequest(with_sizes(pipeline.stage_sizes), planner_options(experiment), source, even=even)
+    source = _stage_size_source(pipeline)
+    is_open = source != "given" and pipeline.placement is None
+    return PlanRequest(
+        with_sizes(pipeline.stage_sizes),
+        planner_options(experiment),
+        source,
+        with_sizes=with_sizes if is_open else None,
+    )
 
 
 def planner_options(experiment: Experiment) -> SolveOptions:

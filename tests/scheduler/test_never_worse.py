@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from test_build import build
+from test_build import WORKLOAD, build
 
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import parse
@@ -21,7 +21,7 @@ from skippipe_scheduler.problem.problem import Problem, StageNodes
 from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.slots.placement import regional_placement
-from skippipe_scheduler.slots.region_groups import grouped_placements
+from skippipe_scheduler.slots.region_groups import grouped_placements, sizes_by_region
 from skippipe_scheduler.slots.replica_order import order_replicas, ordered_replicas
 from skippipe_scheduler.slots.routes import balanced_routes
 from skippipe_scheduler.slots.slot_model import SlotModel
@@ -143,7 +143,7 @@ def test_no_schedule_of_a_full_pipeline_of_other_sizes() -> None:
 
 def test_stage_sizes_that_nobody_gives_may_be_even() -> None:
     """By the rule one region has two origins, no last stage, and sends its microbatches to another region."""
-    by_rule = PlanRequest(regional(), QUICK, "rule", even=regional(stage_sizes="even"))
+    by_rule = PlanRequest(regional(), QUICK, "rule", with_sizes=lambda sizes: regional(stage_sizes=sizes))
     assert regional().sizes == (5, 4, 4, 3)
     result = solve_with_baselines(by_rule)
     assert [len(stage.nodes) for stage in result.plan.stages] == [4, 4, 4, 4]
@@ -177,3 +177,66 @@ def test_sizes_of_even_stages() -> None:
     slot_model = SlotModel(regional())
     with pytest.raises(ProblemError, match="leave stage_sizes: even out"):
         regional(stage_sizes="even", placement=slot_model.stages(regional_placement(slot_model)))
+
+
+def uneven(counts: Sequence[int] = (5, 3, 4), **options: Any) -> Problem:
+    """Return a problem of three regions with so many nodes, those of the second twice as fast.
+
+    The gradients of a stage take 160 s or more from region to region.
+    """
+    nodes = [
+        {"name": f"r{region}", "count": count, "region": f"r{region}", "compute_tflop_per_s": speed, "max_in_flight": 9}
+        for region, (count, speed) in enumerate(zip(counts, (1.0, 2.0, 1.0), strict=True))
+    ]
+    links = {
+        "contention": "none",
+        "within_region": {"latency_ms": 1, "gbit_per_s": 1000},
+        "default": {"latency_ms": 1, "gbit_per_s": 0.1},
+    }
+    cluster = parse(Cluster, {"name": "uneven", "nodes": nodes, "links": links}, "test", ProblemError)
+    return build(cluster, replace(WORKLOAD, layer_gradient_bytes=10**9), **options)
+
+
+def test_sizes_by_region_keep_each_stage_in_one() -> None:
+    """The work divides into 1.3, 1.6 and 1.1 of 4 stages, so the fast region gets two."""
+    choices = sizes_by_region(uneven(), most=9)
+    assert len(choices) == 6  # from three regions on, either way
+    for sizes in choices:
+        assert sorted(sizes) == [1, 2, 4, 5]
+        problem = uneven(stage_sizes=sizes)
+        *_, placement = grouped_placements(SlotModel(problem))
+        assert [len(stage) for stage in stages_of(problem, placement)] == [1, 1, 1, 1]
+
+
+def test_small_stages_lie_where_nodes_are_fast() -> None:
+    for sizes in sizes_by_region(uneven((4, 4, 4)), most=9):
+        assert sorted(sizes) == [2, 2, 4, 4]
+        problem = uneven((4, 4, 4), stage_sizes=sizes)
+        *_, placement = grouped_placements(SlotModel(problem))
+        assert [stage == {"r1"} for stage in stages_of(problem, placement)] == [size == 2 for size in sizes]
+
+
+def test_where_nodes_hold_few_microbatches_a_region_comes_late() -> None:
+    """Early stages hold them longest."""
+    content = uneven().model_dump()
+    content["costs"]["memory"] |= {node: 1 for node in content["nodes"] if node.startswith("r2")}
+    first, *_, last = sizes_by_region(Problem.model_validate(content), most=6)
+    assert first[-1] == 4
+    assert last[0] == 4
+
+
+def test_no_sizes_by_region_with_one_region_or_more_than_stages() -> None:
+    assert sizes_by_region(regional(regions=1, nodes=8), most=4) == []
+    assert sizes_by_region(regional(regions=6, nodes=2), most=4) == []
+
+
+def test_stages_do_not_reduce_between_regions_where_that_is_slow() -> None:
+    """Neither those of the plan nor those of the full pipeline beside it."""
+    request = PlanRequest(uneven(), QUICK, "rule", with_sizes=lambda sizes: uneven(stage_sizes=sizes))
+    result = solve_with_baselines(request)
+    for plan in (result.plan, result.full_pipeline):
+        assert plan.regions is not None
+        region_of = dict(zip(plan.nodes, plan.regions, strict=True))
+        assert [len({region_of[node] for node in stage.nodes}) for stage in plan.stages] == [1, 1, 1, 1]
+    assert request.resolve(result.plan).sizes == tuple(len(stage.nodes) for stage in result.plan.stages)
+    assert request.difference_from(result.plan) is None

@@ -49,9 +49,14 @@ def full_pipeline_problem(problem: Problem, *, sizes_by_memory: bool = False) ->
     if sizes_by_memory:
         variants += [sizes for sizes in size_choices(nodes, rules)[1:] if keeps_pins(problem, sizes)]
     return [
-        resized(problem, sizes).model_copy(update={"pinned": pins_within(pinned, sizes) or None, "rules": rules})
+        as_full_pipeline(resized(problem, sizes)).model_copy(update={"pinned": pins_within(pinned, sizes) or None})
         for sizes in dict.fromkeys(variants)
     ]
+
+
+def as_full_pipeline(problem: Problem) -> Problem:
+    """Return the problem with routes through all stages in order; sizes and pins stay."""
+    return problem.model_copy(update={"rules": full_pipeline_rules(problem.rules)})
 
 
 def _extras(stages: int, rest: int) -> Iterator[tuple[int, ...]]:

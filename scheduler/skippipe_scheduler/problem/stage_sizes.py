@@ -30,7 +30,7 @@ def size_choices(num_nodes: int, rules: Rules) -> list[StageSizes]:
     choices = [stage_sizes(num_nodes, rules.num_stages, mean, rules.protected_stages)]
     for part in _PARTS:
         shares = [part * of_memory + (1 - part) * of_work for of_memory, of_work in zip(held, work, strict=True)]
-        choices.append(_whole(shares, num_nodes))
+        choices.append(whole_shares(shares, num_nodes))
     return list(dict.fromkeys(choices))
 
 
@@ -104,7 +104,7 @@ def _shares(weights: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _whole(shares: Sequence[float], total: int) -> StageSizes:
+def whole_shares(shares: Sequence[float], total: int) -> StageSizes:
     """Divide `total` by shares, at least 1 each, rests to the largest remainders."""
     spare = [share * total for share in shares]
     sizes = [max(1, int(share)) for share in spare]

@@ -143,8 +143,9 @@ class PortfolioSearch:
 
     def _look_beside(self) -> None:
         """Add a search in a variant beside, where a schedule made without a search is better than all so far."""
+        budget = self.budget.share(self.tuning.construction_part)
         for slot_model in self.beside:
-            if self.budget.exhausted:
+            if budget.exhausted or self.budget.exhausted:
                 break
             self._add_better(self._construct(slot_model)[0])
 

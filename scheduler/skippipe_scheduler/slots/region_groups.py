@@ -4,11 +4,16 @@ With as many groups as there are replicas each group is a pipeline of its own; w
 place, so that its gradients are reduced over good links. Between the two lies what suits a cluster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.stage_sizes import StageSizes, even_sizes, whole_shares
 from skippipe_scheduler.slots.placement import dealt_stages, with_pins
 from skippipe_scheduler.slots.replica_order import order_replicas
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
@@ -23,12 +28,103 @@ _STARTS = 12
 
 def grouped_placements(slot_model: SlotModel) -> Iterator[SlotPlacement]:
     """Yield placements by fewer and fewer groups, the last by one, each with its replicas in a good order."""
-    regions = _regions(slot_model)
-    tour = _tour(_seconds_between(slot_model, regions))
-    ranks = [rank for region in tour for rank in _early_first(slot_model, regions[region])]
-    ends = np.cumsum([len(regions[region]) for region in tour])
-    for groups in _group_counts(len(regions), min(slot_model.problem.sizes)):
+    problem = slot_model.problem
+    regions = _regions(problem)
+    seconds, means = _seconds_between(problem, regions), [_region_means(problem, ranks) for ranks in regions]
+    tour = _tour(seconds)
+
+    def taken_s(turned: Sequence[int]) -> float:
+        return _microbatch_s(_line(problem.sizes, turned, regions), means, seconds)
+
+    for groups in _group_counts(len(regions), min(problem.sizes)):
+        if groups == 1:
+            whole = [turned for turned in _turns(tour) if _divides_no_stage(problem.sizes, turned, regions)]
+            tour = min(whole, key=taken_s, default=tour)
+        ranks = [rank for region in tour for rank in _early_first(slot_model, regions[region])]
+        ends = np.cumsum([len(regions[region]) for region in tour])
         yield order_replicas(slot_model, with_pins(slot_model, _grouped(slot_model, ranks, _cuts(ends, groups))))
+
+
+def sizes_by_region(problem: Problem, most: int) -> list[StageSizes]:
+    """Return up to `most` choices of sizes with which each stage lies in one region, the most promising first.
+
+    Then no gradients are reduced between regions. Stages follow the tour of the regions, from any of them on and either
+    way round; a region has stages in proportion to the work that its nodes can do, and divides its nodes evenly over
+    them. There is none where all nodes are in one region, or regions are more than stages.
+    """
+    regions = _regions(problem)
+    if not 1 < len(regions) <= problem.num_stages:
+        return []
+    means = [_region_means(problem, ranks) for ranks in regions]
+    speeds = [len(ranks) / mean.work_s for ranks, mean in zip(regions, means, strict=True)]
+    counts = whole_shares([speed / sum(speeds) for speed in speeds], problem.num_stages)
+    if any(count > len(ranks) for count, ranks in zip(counts, regions, strict=True)):
+        return []
+    seconds, found = _seconds_between(problem, regions), dict[StageSizes, float]()
+    for tour in _turns(_tour(seconds)):
+        sizes = tuple(size for region in tour for size in even_sizes(len(regions[region]), counts[region]))
+        taken_s = _microbatch_s(_line(sizes, tour, regions), means, seconds)
+        found[sizes] = min(found.get(sizes, taken_s), taken_s)
+    return sorted(found, key=found.__getitem__)[:most]
+
+
+class _RegionMeans(NamedTuple):
+    """Means over the nodes of a region."""
+
+    work_s: float
+    """Of a forward and its backward."""
+    loss_s: float
+    memory: float
+    """Microbatches that a node holds."""
+    near_s: float
+    """Of a transfer there and back between two nodes of the region."""
+
+
+def _region_means(problem: Problem, ranks: Sequence[int]) -> _RegionMeans:
+    costs, names = problem.costs, [problem.nodes[rank] for rank in ranks]
+    near_s = [costs.transfer_s[a][b] + costs.transfer_s[b][a] for a, b in pairwise(names)]
+    return _RegionMeans(
+        fmean(costs.forward_s[name] + costs.backward_s[name] for name in names),
+        fmean(costs.loss_s.get(name, 0.0) for name in names),
+        fmean(costs.memory[name] for name in names),
+        fmean(near_s) if near_s else 0.0,
+    )
+
+
+def _microbatch_s(
+    line: Sequence[tuple[int, int]], means: Sequence[_RegionMeans], seconds: npt.NDArray[np.float64]
+) -> float:
+    """Return about how many seconds of an iteration each microbatch takes: by memory or by work, of the slowest stage.
+
+    A stage holds a microbatch from its forward to its backward. Where it holds M at a time, each for h seconds, one
+    ends every h / M seconds (Little's law). `line` has the region and the size of each stage.
+    """
+    first, last = line[0][0], line[-1][0]
+    held_s, slowest_s, after = seconds[last, first] + means[first].loss_s, 0.0, last
+    for region, size in reversed(line):
+        mean = means[region]
+        held_s += mean.work_s + (mean.near_s if region == after else seconds[region, after])
+        slowest_s = max(slowest_s, held_s / (size * mean.memory), mean.work_s / size)
+        after = region
+    return float(slowest_s)
+
+
+def _turns(tour: list[int]) -> list[list[int]]:
+    """Return a closed tour from any of its regions on, as it is and the other way round."""
+    turned = [tour[start:] + tour[:start] for start in range(len(tour))]
+    return [*turned, *(other[::-1] for other in turned)]
+
+
+def _line(sizes: StageSizes, tour: Sequence[int], regions: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Return the region of the first node of each stage, and the stage's size, where stages follow the tour."""
+    of_nodes = [region for region in tour for _ in regions[region]]
+    firsts = accumulate(sizes[:-1], initial=0)
+    return [(of_nodes[first], size) for first, size in zip(firsts, sizes, strict=True)]
+
+
+def _divides_no_stage(sizes: StageSizes, tour: Sequence[int], regions: Sequence[Sequence[int]]) -> bool:
+    """Return whether each stage lies in one region, where stages follow the tour."""
+    return {*accumulate(len(regions[region]) for region in tour)} <= {*accumulate(sizes)}
 
 
 def _group_counts(regions: int, replicas: int) -> list[int]:
@@ -36,9 +132,8 @@ def _group_counts(regions: int, replicas: int) -> list[int]:
     return sorted((count for count in counts if count <= replicas), reverse=True)
 
 
-def _regions(slot_model: SlotModel) -> list[list[int]]:
+def _regions(problem: Problem) -> list[list[int]]:
     """Return the nodes of each region; a node is one of its own where the problem names no regions."""
-    problem = slot_model.problem
     found: dict[str, list[int]] = {}
     for rank, region in enumerate(problem.regions or problem.nodes):
         found.setdefault(region, []).append(rank)
@@ -51,9 +146,9 @@ def _early_first(slot_model: SlotModel, ranks: list[int]) -> list[int]:
     return sorted(ranks, key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
 
 
-def _seconds_between(slot_model: SlotModel, regions: list[list[int]]) -> npt.NDArray[np.float64]:
+def _seconds_between(problem: Problem, regions: list[list[int]]) -> npt.NDArray[np.float64]:
     """Return the mean seconds of a transfer there and back between two regions."""
-    transfer_s, names = slot_model.problem.costs.transfer_s, slot_model.problem.nodes
+    transfer_s, names = problem.costs.transfer_s, problem.nodes
     seconds = np.zeros((len(regions), len(regions)))
     for a, here in enumerate(regions):
         for b, there in enumerate(regions[:a]):

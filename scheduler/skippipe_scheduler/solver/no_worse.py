@@ -61,10 +61,12 @@ def _problem_of(full_pipeline: Plan, request: PlanRequest) -> Problem | None:
         return problem if problem.stages == tuple(StageNodes(nodes=nodes) for nodes in held) else None
     if sizes == problem.sizes:
         return problem
-    for even in request.beside(full_pipeline.layers_per_stage):
-        if min(sizes) >= min(even.sizes):
-            return resized(even, sizes)
-    return None
+    layers = full_pipeline.layers_per_stage
+    same = next((other for other in request.beside(layers) if other.sizes == sizes), None)
+    even = request.even(layers)
+    if same is None and even is not None and min(sizes) >= min(even.sizes):
+        return resized(even, sizes)
+    return same
 
 
 def _best_start(full_pipeline: Plan, problem: Problem, options: SolveOptions) -> Solution | None:

@@ -1,18 +1,24 @@
 """What is asked of the planner: a problem, what of it is still open, how to search, and where to begin."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem, full_pipeline_rules
-from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.baselines.full_and_blind import as_full_pipeline, full_pipeline_problem, full_pipeline_rules
+from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.stage_layout import StageSizesChoice
 from skippipe_scheduler.problem.stage_sizes import size_variants
 
 StageSizeSource = Literal["given", "rule", "auto"]
 """Who chooses the replicas of each stage: the user, the rule of equal work, or the planner."""
+_MOST_BY_REGION = 4
+"""Choices of sizes by region that are tried. Chosen: of 20 for 8B on 100 nodes, the best were among the first six."""
+_NODES_BY_REGION = 1200
+"""Nodes of all problems together that are made for them. Chosen: one of 1,000 nodes takes 3 s to make."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,12 @@ class PlanRequest:
     """The plan at which the search begins; what the request leaves open is then as in this plan."""
     layers_per_stage: LayersPerStage | None = None
     """For the plan's file, where the problem does not say them because its task times count them already."""
-    even: Problem | LayerSplitProblem | None = None
-    """The same with stages of even sizes, for sizes that nobody gives: a plan may fall back on it where that is better.
-    With each of these sizes its nodes can hold their microbatches."""
+    with_sizes: Callable[[StageSizesChoice], Problem | LayerSplitProblem] | None = None
+    """Makes the same with other sizes of stages, for sizes that nobody gives, which a plan may fall back on where they
+    are better. Raises where pins or the nodes' memory do not allow them."""
+    _made: dict[StageSizesChoice, Problem | LayerSplitProblem | None] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def with_options(self, **changes: Any) -> "PlanRequest":
         """Return the request with some fields of its `SolveOptions` changed."""
@@ -63,17 +72,43 @@ class PlanRequest:
 
     def beside(self, layers: LayersPerStage | None) -> list[Problem]:
         """Return variants that a plan may fall back on beside `variants`, with the layers that were chosen, if any."""
-        even = self.even
-        if isinstance(even, LayerSplitProblem):
-            try:
-                even = even.with_layers(layers or ())
-            except InfeasibleError:
-                even = None
-        problem = self.problem
-        if even is None or even.rules.lengths == (even.num_stages,):
-            return []
-        same = isinstance(problem, Problem) and even.sizes == problem.sizes
-        return [] if same and len(set(even.sizes)) == 1 else [even]
+        problem = self.even(layers)
+        if problem is None or problem.rules.lengths == (problem.num_stages,):
+            return self.full_pipelines_beside(layers)
+        asked = self.problem
+        is_asked = isinstance(asked, Problem) and asked.sizes == problem.sizes
+        evens = [] if is_asked and len(set(problem.sizes)) == 1 else [problem]
+        return [*evens, *self._by_region(problem, layers)]
+
+    def full_pipelines_beside(self, layers: LayersPerStage | None) -> list[Problem]:
+        """Return full pipelines that may be better than `full_pipelines`, with the layers that were chosen, if any."""
+        even = self.even(layers)
+        return [] if even is None else [as_full_pipeline(problem) for problem in self._by_region(even, layers)]
+
+    def even(self, layers: LayersPerStage | None) -> Problem | None:
+        """Return the problem with stages of even sizes, where nobody gives sizes and memory allows these."""
+        return self._sized("even", layers)
+
+    def _by_region(self, even: Problem, layers: LayersPerStage | None) -> list[Problem]:
+        """Return variants of which each stage lies in one region."""
+        from skippipe_scheduler.slots.region_groups import sizes_by_region
+
+        most = max(1, min(_MOST_BY_REGION, _NODES_BY_REGION // len(even.nodes)))
+        choices = sizes_by_region(even, most)
+        found = [self._sized(sizes, layers) for sizes in choices if sizes != even.sizes]
+        return [problem for problem in found if problem is not None]
+
+    def _sized(self, sizes: StageSizesChoice, layers: LayersPerStage | None) -> Problem | None:
+        if self.with_sizes is None:
+            return None
+        try:
+            if sizes not in self._made:
+                self._made[sizes] = None
+                self._made[sizes] = self.with_sizes(sizes)
+            made = self._made[sizes]
+            return made.with_layers(layers or ()) if isinstance(made, LayerSplitProblem) else made
+        except (InfeasibleError, ProblemError):
+            return None
 
     def resolve(self, plan: Plan) -> Problem:
         """Return the problem with layers and sizes of `plan` where they are open.
@@ -87,10 +122,14 @@ class PlanRequest:
         fits = len(held) == problem.num_stages and sum(held) == len(problem.nodes)
         if not fits or held == problem.sizes or self.stage_size_source == "given":
             return problem
-        evens = self.beside(plan.layers_per_stage) if max(held) - min(held) <= 1 else []
-        if self.stage_size_source == "rule" and not evens:
+        layers = plan.layers_per_stage
+        same = next((other for other in self.beside(layers) if other.sizes == held), None)
+        if same is not None:
+            return same
+        even = self.even(layers) if max(held) - min(held) <= 1 else None
+        if self.stage_size_source == "rule" and even is None:
             return problem
-        return (evens[0] if evens else problem).model_copy(update={"stage_sizes": held})
+        return (even or problem).model_copy(update={"stage_sizes": held})
 
     def difference_from(self, plan: Plan) -> str | None:
         """Return the first thing in which `plan` differs from what is asked for, or None: what is open never does.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.build import LayerSplitProblem
+from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.layer_split import choose_layers
 from skippipe_scheduler.solver.no_worse import no_worse_than_full, why_slower
@@ -58,7 +58,7 @@ def solve_request(request: PlanRequest) -> Plan:
         True
     """
     if request.warm is None:
-        return _solve_variants(request, request.variants, falls_back=True)
+        return _solve_variants(request, request.variants, request.beside)
     problem = request.resolve(request.warm)
     return replan(request.warm, problem, request.options, layers=request.layers_per_stage)
 
@@ -100,7 +100,7 @@ def solve_with_baselines(
     announce("this plan")
     plan = solve_request(third)
     announce("full pipeline")
-    full_pipeline = _solve_variants(with_part(1 / 2), third.full_pipelines)
+    full_pipeline = _solve_variants(with_part(1 / 2), third.full_pipelines, third.full_pipelines_beside)
     plan = no_worse_than_full(plan, full_pipeline, third)
     announce("network-blind skipping")
     chosen = third.resolve(plan)
@@ -115,10 +115,12 @@ def solve_with_baselines(
 
 
 def _solve_variants(
-    request: PlanRequest, variants: Callable[[Problem], list[Problem]], *, falls_back: bool = False
+    request: PlanRequest,
+    variants: Callable[[Problem], list[Problem]],
+    beside: Callable[[LayersPerStage | None], list[Problem]],
 ) -> Plan:
     problem, options = request.problem, request.options
     if isinstance(problem, LayerSplitProblem):
         problem, options = choose_layers(problem, options, variants)
-    beside = request.beside(problem.stage_layers) if falls_back else []
-    return solve_variants(variants(problem), options, layers=request.layers_per_stage, beside=beside)
+    others = beside(problem.stage_layers)
+    return solve_variants(variants(problem), options, layers=request.layers_per_stage, beside=others)
