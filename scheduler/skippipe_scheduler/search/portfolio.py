@@ -138,16 +138,23 @@ class PortfolioSearch:
 
     def _construct(self, slot_model: SlotModel) -> list[Constructed]:
         """Return schedules that need no search, the best first."""
-        part = self.tuning.construction_part / (len(self.slot_models) + len(self.beside))
-        return construct_schedules(slot_model, self.budget.share(part), self.seed, self.robustness, self._announce)
+        budget = self.budget.share(self._construction_part)
+        return construct_schedules(slot_model, budget, self.seed, self.robustness, self._announce)
+
+    @property
+    def _construction_part(self) -> float:
+        """Share of what is left in which schedules of one variant, or of all beside them, are made without a search."""
+        return self.tuning.construction_part / (len(self.slot_models) + bool(self.beside))
 
     def _look_beside(self) -> None:
         """Add a search in a variant beside, where a schedule made without a search is better than all so far."""
-        budget = self.budget.share(self.tuning.construction_part)
-        for slot_model in self.beside:
+        budget = self.budget.share(self._construction_part)
+        for index, slot_model in enumerate(self.beside):
             if budget.exhausted or self.budget.exhausted:
                 break
-            self._add_better(self._construct(slot_model)[0])
+            own = budget.share(1 / (len(self.beside) - index))
+            found = construct_schedules(slot_model, own, self.seed, self.robustness, self._announce)
+            self._add_better(found[0])
 
     def _add_better(self, constructed: Constructed) -> None:
         """Add the search of a schedule that was made without one, where it is better than all so far."""
