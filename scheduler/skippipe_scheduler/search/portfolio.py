@@ -143,17 +143,22 @@ class PortfolioSearch:
 
     @property
     def _construction_part(self) -> float:
-        """Share of what is left in which schedules of one variant, or of all beside them, are made without a search."""
-        return self.tuning.construction_part / (len(self.slot_models) + bool(self.beside))
+        """Share of what is left in which schedules of one variant are made without a search.
+
+        Those beside have that of two together.
+        """
+        return self.tuning.construction_part / (len(self.slot_models) + min(2, len(self.beside)))
 
     def _look_beside(self) -> None:
-        """Add a search in a variant beside, where a schedule made without a search is better than all so far."""
-        budget = self.budget.share(self._construction_part)
-        for index, slot_model in enumerate(self.beside):
+        """Add a search in a variant beside, where a schedule made without a search is better than all so far.
+
+        Each has half of what those before it have left.
+        """
+        budget = self.budget.share(2 * self._construction_part)
+        for slot_model in self.beside:
             if budget.exhausted or self.budget.exhausted:
                 break
-            own = budget.share(1 / (len(self.beside) - index))
-            found = construct_schedules(slot_model, own, self.seed, self.robustness, self._announce)
+            found = construct_schedules(slot_model, budget.share(0.5), self.seed, self.robustness, self._announce)
             self._add_better(found[0])
 
     def _add_better(self, constructed: Constructed) -> None:
