@@ -143,16 +143,13 @@ class PortfolioSearch:
 
     @property
     def _construction_part(self) -> float:
-        """Share of what is left in which schedules of one variant are made without a search.
-
-        Those beside have that of two together.
-        """
-        return self.tuning.construction_part / (len(self.slot_models) + min(2, len(self.beside)))
+        """Share of what is left in which schedules of one variant are made without a search."""
+        return self.tuning.construction_part / (len(self.slot_models) + bool(self.beside))
 
     def _look_beside(self) -> None:
         """Add a search in a variant beside, where a schedule made without a search is better than all so far.
 
-        Each has half of what those before it have left.
+        The first has the time of one variant, and all others together as much again.
         """
         budget = self.budget.share(2 * self._construction_part)
         for slot_model in self.beside:

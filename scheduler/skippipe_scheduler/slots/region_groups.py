@@ -27,22 +27,28 @@ _STARTS = 12
 
 
 def grouped_placements(slot_model: SlotModel) -> Iterator[SlotPlacement]:
-    """Yield placements by fewer and fewer groups, the last by one, each with its replicas in a good order."""
+    """Yield placements by fewer and fewer groups, the last by one, each with its replicas in a good order.
+
+    Where stages can lie in one region each, the one group also follows the most promising of the tours that allow it.
+    """
     problem = slot_model.problem
     regions = _regions(problem)
     seconds, means = _seconds_between(problem, regions), [_region_means(problem, ranks) for ranks in regions]
     tour = _tour(seconds)
 
-    def taken_s(turned: Sequence[int]) -> float:
-        return _microbatch_s(_line(problem.sizes, turned, regions), means, seconds)
-
-    for groups in _group_counts(len(regions), min(problem.sizes)):
-        if groups == 1:
-            whole = [turned for turned in _turns(tour) if _divides_no_stage(problem.sizes, turned, regions)]
-            tour = min(whole, key=taken_s, default=tour)
+    def placement(tour: Sequence[int], groups: int) -> SlotPlacement:
         ranks = [rank for region in tour for rank in _early_first(slot_model, regions[region])]
         ends = np.cumsum([len(regions[region]) for region in tour])
-        yield order_replicas(slot_model, with_pins(slot_model, _grouped(slot_model, ranks, _cuts(ends, groups))))
+        return order_replicas(slot_model, with_pins(slot_model, _grouped(slot_model, ranks, _cuts(ends, groups))))
+
+    def taken_s(tour: Sequence[int]) -> float:
+        return _microbatch_s(_line(problem.sizes, tour, regions), means, seconds)
+
+    for groups in _group_counts(len(regions), min(problem.sizes)):
+        yield placement(tour, groups)
+    whole = [turned for turned in _turns(tour) if _divides_no_stage(problem.sizes, turned, regions)]
+    if whole:
+        yield placement(min(whole, key=taken_s), 1)
 
 
 def sizes_by_region(problem: Problem, most: int) -> list[StageSizes]:
