@@ -30,7 +30,7 @@ from skippipe.inference.generation.text_generation import TextOptions, generate_
 from skippipe.inference.model_loading import load_model
 from skippipe.model.architecture import experiment_model
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
-from skippipe.monitor.report.curves import depth_figure
+from skippipe.monitor.report.figures.curves import depth_figure
 
 BATCHES = 3
 CHOICE = {

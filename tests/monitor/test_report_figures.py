@@ -14,12 +14,19 @@ from random_plans import random_plan
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.churn_page import averaged
-from skippipe.monitor.report.curves import MOST_POINTS, depth_figure, iteration_figure, loss_figure, percentiles, thin
-from skippipe.monitor.report.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
-from skippipe.monitor.report.load_over_time import held_in_parts, load_figure, memory_figure
+from skippipe.monitor.report.figures.curves import (
+    MOST_POINTS,
+    depth_figure,
+    iteration_figure,
+    loss_figure,
+    percentiles,
+    thin,
+)
+from skippipe.monitor.report.figures.gantt import MOST_ROWS, NUMBERED_BARS, gantt_figure, gantt_rows, select
+from skippipe.monitor.report.figures.load_over_time import held_in_parts, load_figure, memory_figure
+from skippipe.monitor.report.figures.region_map import RegionMap, regions_figure
+from skippipe.monitor.report.figures.route_map import RouteMap, routes_figure
 from skippipe.monitor.report.page import Bar
-from skippipe.monitor.report.region_map import RegionMap, regions_figure
-from skippipe.monitor.report.route_map import RouteMap, routes_figure
 from skippipe.monitor.report.spans import REDUCE, ChartSpan, timeline_spans
 from skippipe.monitor.report.theme import colour, fade
 from skippipe.monitor.report.units import percent, seconds, significant

@@ -4,7 +4,7 @@ import pytest
 from random_plans import random_plan
 
 from skippipe.monitor.console import ParameterCounts, start_table
-from skippipe.monitor.report.route_map import routes_figure
+from skippipe.monitor.report.figures.route_map import routes_figure
 from skippipe.planning.surviving_plans import improved_plans, plans_without
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.program import compile_evaluation, compile_programs

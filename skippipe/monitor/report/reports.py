@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from skippipe.monitor.evaluation_results import Evaluation, read_evaluation
 from skippipe.monitor.metrics import Metric
-from skippipe.monitor.report.curves import depth_figure, iteration_figure, loss_figure
-from skippipe.monitor.report.gantt import MOST_BARS, gantt_figure, select
-from skippipe.monitor.report.load_over_time import load_figure, memory_figure
+from skippipe.monitor.report.figures.curves import depth_figure, iteration_figure, loss_figure
+from skippipe.monitor.report.figures.gantt import MOST_BARS, gantt_figure, select
+from skippipe.monitor.report.figures.load_over_time import load_figure, memory_figure
+from skippipe.monitor.report.figures.region_map import regions_figure
+from skippipe.monitor.report.figures.route_map import routes_figure
 from skippipe.monitor.report.page import Page, PageSection, Picture, write_report
-from skippipe.monitor.report.region_map import regions_figure
-from skippipe.monitor.report.route_map import routes_figure
 from skippipe.monitor.report.run_record import RunRecord, read_run_record
 from skippipe.monitor.report.spans import ChartSpan, end_s, timeline_spans
 from skippipe.monitor.report.summary import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from skippipe.monitor.report.gantt import ROW_PIXELS, Row, gantt_rows, node_axis
+from skippipe.monitor.report.figures.gantt import ROW_PIXELS, Row, gantt_rows, node_axis
 from skippipe.monitor.report.theme import OPERATION_COLOURS, base_layout, fade, label
 from skippipe_scheduler.analysis.usage import LOAD_PARTS, Analysis
 from skippipe_scheduler.plan.plan import Plan
