@@ -35,10 +35,11 @@ def test_explanation_names_the_critical_path_and_the_busiest_node(capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("limit_s", "begun_s", "behind_s", "left_s"), [(30, 0.5, 0, 30), (30, 5, 0, 26), (30, 5, 2, 24), (2, 9, 2, 1)]
+    ("limit_s", "begun_s", "writes_report", "left_s"),
+    [(30, 0.5, False, 30), (30, 5, False, 26), (30, 5, True, 24), (2, 9, True, 1)],
 )
-def test_the_limit_is_that_of_the_command(limit_s: float, begun_s: float, behind_s: float, left_s: float) -> None:
-    assert search_limit_s(limit_s, begun_s, behind_s) == left_s
+def test_the_limit_is_that_of_the_command(limit_s: float, begun_s: float, writes_report: bool, left_s: float) -> None:
+    assert search_limit_s(limit_s, begun_s, writes_report) == left_s
 
 
 def test_mix_of_route_lengths(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -57,11 +57,6 @@ def test_sizes_that_are_open_are_those_of_the_plan(problem: Problem) -> None:
     assert request.difference_from(found) is None
 
 
-def test_tasks_are_those_of_the_longest_routes(problem: Problem) -> None:
-    """A microbatch that visits two stages has two forwards, a loss and two backwards."""
-    assert PlanRequest(problem).most_tasks == 5 * problem.num_microbatches
-
-
 def _stages(problem: Problem) -> tuple[StageNodes, ...]:
     nodes = iter(problem.nodes)
     return tuple(StageNodes(nodes=tuple(next(nodes) for _ in range(size))) for size in problem.sizes)

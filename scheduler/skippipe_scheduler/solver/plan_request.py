@@ -51,13 +51,6 @@ class PlanRequest:
         """Return the request with some fields of its `SolveOptions` changed."""
         return replace(self, options=replace(self.options, **changes))
 
-    @property
-    def most_tasks(self) -> int:
-        """Tasks of all microbatches, were all routes the longest; 0 where layers are still open."""
-        if isinstance(self.problem, LayerSplitProblem):
-            return 0
-        return self.problem.num_microbatches * (2 * self.problem.rules.route_length + 1)
-
     def leaves_sizes_open(self, problem: Problem) -> bool:
         """Return whether nobody gives the replicas of each stage, nor the placement (`problem` has the layers)."""
         return self.stage_size_source != "given" and problem.stages is None

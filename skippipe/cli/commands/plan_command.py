@@ -27,8 +27,6 @@ _START_S = 1.0
 """Seconds for imports and reading that do not count. Chosen: a limit of a second is then one for the search."""
 _REPORT_S = 2.0
 """Seconds that a report takes. Measured: 1.9 s for 64 nodes, 2.8 s for 128 and 12,000 tasks."""
-_TASK_S = 2.2e-5
-"""Seconds for each task behind the search: proving, printing and writing. Measured: 3 s for 139,000 (1,000 nodes)."""
 _LEAST_SEARCH_PART = 0.5
 """Share of the time limit that the solves get at least. Chosen."""
 _BOUNDS_S, _LEAST_BOUNDS_S = 2.0, 0.5
@@ -80,8 +78,9 @@ def command(
     tried_s = 0.0
     if with_explanation and experiment is not None:
         tried_s = min(max(_LEAST_TRIED_S, _TRIED_PART * limit_s), _MOST_TRIED_PART * limit_s)
-    behind_s = _REPORT_S * (report is not None) + _TASK_S * request.most_tasks
-    request = request.with_options(time_limit_s=search_limit_s(limit_s - tried_s, perf_counter() - begin_s, behind_s))
+    request = request.with_options(
+        time_limit_s=search_limit_s(limit_s - tried_s, perf_counter() - begin_s, report is not None)
+    )
     result = _solve(request, warm_path)
     memory = "" if experiment is None else _check_room(experiment, result.plan)
     if out is not None:
@@ -116,13 +115,11 @@ def command(
             click.echo(f"written: {path}")
 
 
-def search_limit_s(limit_s: float, begun_s: float, behind_s: float) -> float:
-    """Return how long of a limit the solves may take: the command as a whole is to keep it.
-
-    It has taken `begun_s` seconds before them, and takes about `behind_s` after them.
-    """
+def search_limit_s(limit_s: float, begun_s: float, writes_report: bool) -> float:
+    """Return how long of a limit the solves may take, after `begun_s` seconds: the command as a whole is to keep it."""
     before_s = max(0.0, begun_s - _START_S)
-    return max(_LEAST_SEARCH_PART * limit_s, limit_s - before_s - behind_s)
+    after_s = _REPORT_S if writes_report else 0.0
+    return max(_LEAST_SEARCH_PART * limit_s, limit_s - before_s - after_s)
 
 
 def _read_experiment(path: Path, overrides: tuple[str, ...]) -> "Experiment":
