@@ -22,13 +22,16 @@ TRAINED = DataOptions(source="python_stdlib", tokenizer="bpe:300")
 
 @pytest.fixture
 def _signal_soon() -> Iterator[None]:
-    """Let a signal come in 0.2 s, whose handler raises what that of a training raises."""
+    """Let a signal come in 0.2 s, whose handler raises what that of a training raises.
+
+    It comes again after 2 s: what a handler raises is lost where Python runs a finalizer just then.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise StoppedError("stopped by a signal")
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 2.0)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
