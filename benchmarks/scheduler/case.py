@@ -11,6 +11,9 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem, load_problem
 
+OVERTIME_S = 2.0
+"""By how much a whole command may outlast its time limit: imports, and what is behind the search."""
+
 
 @dataclass(frozen=True)
 class Case:

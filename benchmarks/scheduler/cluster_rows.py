@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from case import Case, Measured, Row, gap, of_plan, peak_memory_gib, timed
+from case import OVERTIME_S, Case, Measured, Row, gap, of_plan, peak_memory_gib, timed
 from geography import regions_cluster
 from instances import Shape, synthetic_problem
 
@@ -30,8 +30,6 @@ ONE_PIPELINE_S = 0.0925
 """Bar of 64 equal nodes: one pipeline in each region takes 0.092 s."""
 SEEDS_OF_LIMIT: Mapping[float, int] = {2: 10, 4: 10, 15: 2, 60: 1}
 """From how many seeds the same is planned, by the time limit in seconds."""
-OVERTIME_S = 2.0
-"""By how much a whole command may outlast its time limit."""
 LONGEST = Shape(num_nodes=128, num_stages=128, route_length=96, num_microbatches=256)
 JITTER_SIGMA, JITTER_SAMPLES = 0.1, 10
 REAL_SHARING: Mapping[str, Any] = {"contention": "shared", "card_gbit_per_s": 20}
