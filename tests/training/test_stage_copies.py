@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 
 import torch
 from random_plans import random_plan
@@ -67,7 +68,7 @@ def test_no_label_of_the_copy_before_is_found_beside_a_new_one() -> None:
         with closing(StageCopies(exchange, PLAN.nodes, 5, silence_s=1.0)) as copies:
             copies.begin_epoch(PLAN, members, HOLDER)
             for step in (1, 6):
-                copies.between_steps(step, lambda step=step: state(step))  # type: ignore[misc]  # bound now
+                copies.between_steps(step, partial(state, step))
         assert exchange.found == [None, None]
 
 
@@ -90,7 +91,7 @@ def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -
             copies[node] = stack.enter_context(closing(made))
             made.begin_epoch(PLAN, members, node)
         for step in range(1, 9):  # copied after steps 1 and 6
-            copies[HOLDER].between_steps(step, lambda step=step: state(step))  # type: ignore[misc]  # bound now
+            copies[HOLDER].between_steps(step, partial(state, step))
         source = Source("127.0.0.1", exchanges[KEEPER].port)
         deadline_s = time.monotonic() + 20
         while kept_step(source) != 6:
