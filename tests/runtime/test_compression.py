@@ -1,7 +1,9 @@
 """Sums over replicas in real processes: compressed, with error feedback, several buckets at a time."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch.distributed as dist
 from ranks import finish_ranks, make_experiment, start_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
 from skippipe.config.experiment import PowerSgdOptions
 from skippipe.runtime.gradients.compression import Int8Sum, PowerSgdSum, make_bucket_sum
@@ -144,6 +148,24 @@ def test_powersgd_feeds_back_too(sums: dict[str, list[dict[str, Tensor]]]) -> No
     one = error(arrived[f"{START}.2"], START, 2)
     assert one > 0.5  # two of 64 columns cannot hold noise
     assert error_of_mean(arrived, range(START, STEPS), 2) < 0.9 * one
+
+
+def test_what_gloos_threads_call_does_not_keep_the_group_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that is released in one of its own threads waits for that thread, and the process aborts."""
+    held: list[object] = []
+    then = torch._C.Future.then
+
+    def noting(future: Any, callback: Callable[..., object]) -> object:
+        held.extend(cell.cell_contents for cell in callback.__closure__ or ())
+        return then(future, callback)
+
+    monkeypatch.setattr(torch._C.Future, "then", noting)
+    group: Any = dist.ProcessGroupGloo(HashStore(), 0, 1, timedelta(seconds=30))
+    powersgd = PowerSgdSum(group, PowerSgdOptions(rank=2, start_iteration=START), error_feedback=True)
+    for step in range(START + 1):
+        all_reduce_over_replicas(gradients_of(0, step), powersgd)
+    assert any(isinstance(cell, PowerSGDState) for cell in held), "torch has another way to continue a sum"
+    assert not any(cell is group for cell in held)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ loses the rounding errors of one step.
 """
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -106,18 +108,30 @@ class _GradBucket:
         return [piece.view(shape) for piece, shape in zip(pieces, self.bucket.shapes, strict=True)]
 
 
+class _BorrowedGroup:
+    """A process group for functions that are not to keep it alive."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = weakref.ref(group)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group(), name)
+
+
 class PowerSgdSum:
     """Torch's PowerSGD (Vogels et al. 2019): matrices travel as two factors of a few columns, in fp32.
 
-    The first sums are exact. Torch continues a sum in gloo's threads, so one bucket follows another.
+    The first sums are exact. Torch continues a sum in gloo's threads, so one bucket follows another. Those threads may
+    still hold what they were to call when the sum is there. If they let go of the group last, it would wait in one of
+    its own threads for that thread to end, and the process would abort; so they only borrow it.
     """
 
     def __init__(self, group: dist.ProcessGroup, options: PowerSgdOptions, *, error_feedback: bool) -> None:
         from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-        self._count = group.size()
+        self._group = group
         self._state = PowerSGDState(
-            group,
+            _BorrowedGroup(group),
             matrix_approximation_rank=options.rank,
             start_powerSGD_iter=options.start_iteration,
             min_compression_rate=MIN_COMPRESSION_RATE,
@@ -138,7 +152,7 @@ class PowerSgdSum:
         if not all(gradient.any() for gradient in grad_bucket.gradients()):
             # A matrix without gradient leaves factors of zeros, from which the next iteration could not start.
             self._state.p_memory_dict.pop(bucket.number, None)
-        bucket.flat.copy_(flat.mul_(self._count))  # torch makes means
+        bucket.flat.copy_(flat.mul_(self._group.size()))  # torch makes means
         yield from ()
 
 
