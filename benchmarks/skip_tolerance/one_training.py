@@ -1,6 +1,6 @@
 """One training in this process, continued where it stopped, and its perplexities at all depths.
 
-    python benchmarks/skip_tolerance/one_training.py ROW SEED FOLDER [--quick]
+    python benchmarks/skip_tolerance/one_training.py ROW SIZE SEED FOLDER [--quick]
 
 Writes FOLDER/result.json at the end.
 """
@@ -14,7 +14,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from depths import perplexities
-from setups import LAYERS_PER_STAGE, NUM_STAGES, RESULT, STEPS, experiment_of, settings_of
+from setups import RESULT, experiment_of, settings_of
+from sizes import NUM_STAGES, QUICK, SIZES, Size
 
 from common.table import machine
 from skippipe.config.experiment import Experiment
@@ -27,14 +28,12 @@ from skippipe.training.loop import open_trainer
 from skippipe.training.signals import StopSignal
 
 DEPTHS = 5
-FFN_SHARE = 3 * 344 / (3 * 344 + 4 * 128)
-"""Part of a layer's matrices that is its feed-forward network."""
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 
-def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any]:
+def measure(name: str, size_name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any]:
     """Train, evaluate, and keep the result."""
-    experiment = experiment_of(name, seed, folder, quick=quick)
+    experiment = experiment_of(name, size_name, seed, folder, quick=quick)
     plans = choose_plans(experiment, None)
     start_s = time.perf_counter()
     with StopSignal() as stop, open_trainer(experiment, plans, ALONE) as trainer:
@@ -49,10 +48,11 @@ def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any
         elapsed_s = trainer.state.elapsed_s
     result = {
         "recipe": name,
+        "size": size_name,
         "seed": seed,
         "settings": settings_of(experiment),
         "steps": experiment.training.max_steps,
-        "compute": compute_share(experiment, plans, quick=quick),
+        "compute": compute_share(experiment, plans, QUICK if quick else SIZES[size_name]),
         "parameters": sum(
             parameter.numel()
             for stage in trainer.state.runner.stages.values()
@@ -69,7 +69,7 @@ def measure(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any
     return result
 
 
-def compute_share(experiment: Experiment, plans: PlanSet, *, quick: bool = False) -> float:
+def compute_share(experiment: Experiment, plans: PlanSet, size: Size) -> float:
     """Return the layer computation of the whole training relative to normal training, by expectation.
 
     Embedding, head and losses are not counted.
@@ -82,12 +82,11 @@ def compute_share(experiment: Experiment, plans: PlanSet, *, quick: bool = False
         for stage, visits in zip(plan.stages, plan.visits, strict=True):
             for layer in range(*stage.layers):
                 done += visits * expected_share(
-                    recipe, layer=layer, num_layers=num_layers, step=step, max_steps=max_steps, ffn_share=FFN_SHARE
+                    recipe, layer=layer, num_layers=num_layers, step=step, max_steps=max_steps, ffn_share=size.ffn_share
                 )
-    steps = max_steps if quick else STEPS
-    return done / (steps * len(plans.main.microbatches) * NUM_STAGES * LAYERS_PER_STAGE)
+    return done / (size.steps * len(plans.main.microbatches) * NUM_STAGES * size.layers_per_stage)
 
 
 if __name__ == "__main__":
-    name, seed, folder = sys.argv[1:4]
-    measure(name, int(seed), Path(folder), quick="--quick" in sys.argv)
+    name, size_name, seed, folder = sys.argv[1:5]
+    measure(name, size_name, int(seed), Path(folder), quick="--quick" in sys.argv)

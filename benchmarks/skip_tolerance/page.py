@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from setups import NORMAL, SAME_COMPUTE
+from sizes import SIZES
 
 from common.figure import Curve, write_curves
 from common.table import QUICK
 
 Result = Mapping[str, Any]
-FIGURE = "results.svg"
 ALIKE = 0.06
 """Compute is called equal where it differs by no more than this share."""
 
 
 def page(results: Sequence[Result], order: Sequence[str]) -> str:
-    """Return the page in Markdown: one row a recipe, in `order`."""
-    rows = _by_recipe(results, order)
-    layers = sorted({int(depth) for result in results for depth in result["perplexity"]}, reverse=True)
-    titles = ["recipe", "steps", "compute", *(f"{depth} layers" for depth in layers)]
-    titles += ["full depth, to normal at equal tokens", "to normal at equal compute", "half to own full depth", "seeds"]
+    """Return the page in Markdown: a table for each size, one row a recipe, in `order`."""
     lines = [
         "# Models trained to work with stages left out",
         "",
@@ -35,15 +31,32 @@ def page(results: Sequence[Result], order: Sequence[str]) -> str:
         "deviation. Compute is that of the layers, relative to normal training. The last columns are ratios of",
         "perplexities, under the same seed, then averaged.",
         "",
+    ]
+    for size in SIZES:
+        if same_size := [result for result in results if result["size"] == size]:
+            lines += [*_section(size, same_size, order), ""]
+    return "\n".join([*lines, *_places(results)]) + "\n"
+
+
+def figure_of(size: str) -> str:
+    """Return the name of a size's figure."""
+    return f"results-{size}.svg"
+
+
+def _section(size: str, results: Sequence[Result], order: Sequence[str]) -> list[str]:
+    rows = _by_recipe(results, order)
+    layers = sorted({int(depth) for result in results for depth in result["perplexity"]}, reverse=True)
+    titles = ["recipe", "steps", "compute", *(f"{depth} layers" for depth in layers)]
+    titles += ["full depth, to normal at equal tokens", "to normal at equal compute", "half to own full depth", "seeds"]
+    return [
+        f"## {size} parameters",
+        "",
         _line(titles),
         _line(["---"] * len(titles)),
         *(_line(_cells(name, found, rows, layers)) for name, found in rows.items()),
         "",
-        f"![Perplexity by number of layers]({FIGURE})",
-        "",
-        *_places(results),
+        f"![Perplexity by number of layers]({figure_of(size)})",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def draw(path: Path, results: Sequence[Result], order: Sequence[str]) -> None:

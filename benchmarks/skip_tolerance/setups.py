@@ -1,16 +1,19 @@
-"""The trainings that are compared: one small byte-level model on Python's own sources, one recipe each."""
+"""The trainings that are compared: a small byte-level model on Python's own sources, one recipe each."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from sizes import NUM_STAGES, QUICK, SIZES
+
 from skippipe.config.experiment import Experiment
 
-NUM_STAGES, LAYERS_PER_STAGE = 6, 2
-STEPS = 700
+LR = 2e-3
+"""Peak learning rate. Half and twice of it are rows of their own."""
 RESULT = "result.json"
 """What a training that is done leaves in its folder."""
 THIRD = 0.33
@@ -39,8 +42,10 @@ class Setup:
     pipeline: Mapping[str, Any] = field(default_factory=lambda: {"skip_ratio": 0})
     recipe: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = STEPS
+    length: Fraction = Fraction(1)
+    """Steps, relative to normal training."""
     num_stages: int = NUM_STAGES
+    lr: float = LR
 
 
 def dropout(probability: float, **others: str) -> dict[str, Any]:
@@ -48,10 +53,12 @@ def dropout(probability: float, **others: str) -> dict[str, Any]:
     return {"probability": probability, "unit": "microbatch", **others}
 
 
-NORMAL, SAME_COMPUTE, SHALLOWER = "normal", "normal, two thirds of the steps", "8 layers, normal"
+NORMAL, SAME_COMPUTE, SHALLOWER = "normal", "normal, two thirds of the steps", "normal, two thirds of the layers"
 SETUPS: dict[str, Setup] = {
     NORMAL: Setup(),
-    SAME_COMPUTE: Setup(steps=STEPS * 2 // 3),
+    "normal, half the learning rate": Setup(lr=LR / 2),
+    "normal, twice the learning rate": Setup(lr=2 * LR),
+    SAME_COMPUTE: Setup(length=Fraction(2, 3)),
     SHALLOWER: Setup(num_stages=4),
     "skip": Setup(SKIP),
     "skip, swaps": Setup(SKIP | {"max_swaps": 1}),
@@ -59,9 +66,9 @@ SETUPS: dict[str, Setup] = {
     "skip, redrawn routes": Setup(SKIP, {"redrawn_routes": 8}),
     "skip, full depth every 10th": Setup(SKIP, {"full_depth_interval": 10}),
     "skip, early exit 0.1": Setup(SKIP, {"early_exit_loss": 0.1}),
-    "skip half, same compute": Setup(SKIP | {"skip_ratio": 0.5}, steps=STEPS * 4 // 3),
+    "skip half, same compute": Setup(SKIP | {"skip_ratio": 0.5}, length=Fraction(4, 3)),
     "mixed 6 3 2, redrawn routes, same compute": Setup(
-        SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}}, {"redrawn_routes": 8}, steps=STEPS * 4 // 3
+        SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}}, {"redrawn_routes": 8}, length=Fraction(4, 3)
     ),
     "mixed 5 3": Setup(SKIP | {"route_lengths": {5: 1, 3: 1}}),
     "mixed 6 4 3 3": Setup(MIXED),
@@ -73,35 +80,38 @@ SETUPS: dict[str, Setup] = {
         SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0, THIRD, 0.66)]}
     ),
     "curriculum, shallow to deep": Setup(SKIP, {"depth_curriculum": GROWING}),
+    "curriculum, shallow to deep, twice the learning rate": Setup(SKIP, {"depth_curriculum": GROWING}, lr=2 * LR),
     "curriculum, shallow to deep, rescaled": Setup(SKIP, {"depth_curriculum": GROWING, "rescale_stages": True}),
     "skip, rescaled": Setup(SKIP, {"rescale_stages": True}),
     "mixed 6 3 2, redrawn routes, rescaled, same compute": Setup(
         SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}},
         {"redrawn_routes": 8, "rescale_stages": True},
-        steps=STEPS * 4 // 3,
+        length=Fraction(4, 3),
     ),
     "layer dropout, LayerSkip": Setup(recipe={"layer_dropout": dropout(0.75)}),
     "layer dropout, uniform": Setup(recipe={"layer_dropout": dropout(1 / 3, over_depth="uniform")}),
     "layer dropout, linear, falling, rescaled": Setup(
         recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling") | {"rescale": True}}
     ),
+    "layer dropout, linear, falling, rescaled, twice the learning rate": Setup(
+        recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling") | {"rescale": True}}, lr=2 * LR
+    ),
     "layer dropout, linear, falling": Setup(
         recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling")}
     ),
     "ffn dropout, uniform": Setup(recipe={"ffn_dropout": dropout(0.5, over_depth="uniform")}),
     "mixed, ffn dropout": Setup(MIXED, {"ffn_dropout": dropout(0.2, over_depth="uniform")}),
-    "skip, as much compute as normal": Setup(SKIP, steps=STEPS * 3 // 2),
+    "skip, as much compute as normal": Setup(SKIP, length=Fraction(3, 2)),
     "mixed, redrawn, swaps, as much compute as normal": Setup(
-        MIXED | {"max_swaps": 1}, {"redrawn_routes": 8}, steps=STEPS * 3 // 2
+        MIXED | {"max_swaps": 1}, {"redrawn_routes": 8}, length=Fraction(3, 2)
     ),
 }
 
 
-def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experiment:
+def experiment_of(name: str, size_name: str, seed: int, folder: Path, *, quick: bool) -> Experiment:
     """Return the experiment of one row, which writes into `folder`; a quick one is tiny and means nothing."""
-    setup = SETUPS[name]
-    steps = 4 if quick else setup.steps
-    width, feed_forward = (32, 48) if quick else (128, 344)
+    setup, size = SETUPS[name], QUICK if quick else SIZES[size_name]
+    steps = size.steps if quick else int(size.steps * setup.length)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cluster.yaml").write_text(CLUSTER.format(count=6, tflop_per_s=0.02, memory_gib=4))
     content = {
@@ -111,9 +121,9 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
         "cluster": str(folder / "cluster.yaml"),
         "model": {
             "options": {
-                "hidden_size": width,
-                "intermediate_size": feed_forward,
-                "num_hidden_layers": setup.num_stages * LAYERS_PER_STAGE,
+                "hidden_size": size.hidden_size,
+                "intermediate_size": size.intermediate_size,
+                "num_hidden_layers": setup.num_stages * size.layers_per_stage,
                 "num_attention_heads": 4,
                 "tie_word_embeddings": True,
             }
@@ -125,14 +135,15 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
         "training": {
             "max_steps": steps,
             "num_microbatches": 20,  # every stage is visited equally often at every mean length used here
-            "micro_batch_size": 1,
+            "micro_batch_size": size.micro_batch_size,
             "sequence_length": 32 if quick else 128,
+            "dtype": size.dtype,
             "device": "cpu",
             "threads": 1,
             "compile": "ffn_dropout" not in setup.recipe,  # not built for both; the same but for rounding
         }
         | dict(setup.training),
-        "optimizer": {"lr": 2e-3},
+        "optimizer": {"lr": setup.lr},
         "lr_scheduler": {"warmup_steps": min(50, steps)},
         "checkpoint": {"interval": 100, "keep_last": 1},
         "evaluation": {"interval": 0},
@@ -141,13 +152,13 @@ def experiment_of(name: str, seed: int, folder: Path, *, quick: bool) -> Experim
     return Experiment.model_validate(content)
 
 
-def finished(name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any] | None:
+def finished(folder: Path, experiment: Experiment) -> dict[str, Any] | None:
     """Return the result of a training of the same settings that is done already."""
     path = folder / RESULT
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
-    return result if result["settings"] == settings_of(experiment_of(name, seed, folder, quick=quick)) else None
+    return result if result["settings"] == settings_of(experiment) else None
 
 
 def settings_of(experiment: Experiment) -> str:

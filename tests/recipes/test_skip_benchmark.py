@@ -30,7 +30,7 @@ def test_quick_run_is_evaluated_at_every_depth_and_kept(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(result["perplexity"]) == ["12", "10", "8", "6", "4"]
-    assert "skip, full depth every 10th" in (tmp_path / "out" / "results.svg").read_text()
+    assert "skip, full depth every 10th" in (tmp_path / "out" / "results-2.4M.svg").read_text()
     for found in result["perplexity"].values():
         assert 200 < found["best"] <= found["mean"] < 300  # of 257 tokens, after 4 steps
     (folder,) = (tmp_path / "work").iterdir()
@@ -62,11 +62,13 @@ def test_compute_of_a_recipe_is_relative_to_normal_training(one_training: Module
     plans: dict[str, PlanSet] = {}
 
     def share(name: str) -> float:
-        experiment = setups.experiment_of(name, 0, tmp_path / name, quick=True)
+        experiment = setups.experiment_of(name, "2.4M", 0, tmp_path / name, quick=True)
         plans[name] = choose_plans(experiment, None)
-        steps = experiment.training.model_copy(update={"max_steps": setups.SETUPS[name].steps})
-        whole = experiment.model_copy(update={"training": steps})
-        return float(one_training.compute_share(whole, plans[name]))
+        size = importlib.import_module("sizes").SIZES["2.4M"]
+        steps = int(size.steps * setups.SETUPS[name].length)
+        training = experiment.training.model_copy(update={"max_steps": steps})
+        whole = experiment.model_copy(update={"training": training})
+        return float(one_training.compute_share(whole, plans[name], size))
 
     assert share("skip, full depth every 10th") == pytest.approx(0.7)
     assert share("curriculum, deep to shallow") == pytest.approx(2 / 3, abs=1e-3)

@@ -1,0 +1,32 @@
+"""Sizes of the model, and how long normal training of each is."""
+
+from dataclasses import dataclass
+
+NUM_STAGES = 6
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama of bytes in six stages. A step has 20 microbatches of `micro_batch_size` x 128 tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers_per_stage: int
+    micro_batch_size: int
+    steps: int
+    """Of normal training."""
+    dtype: str = "float32"
+
+    @property
+    def ffn_share(self) -> float:
+        """Part of a layer's matrices that is its feed-forward network."""
+        feed_forward, attention = 3 * self.intermediate_size, 4 * self.hidden_size
+        return feed_forward / (feed_forward + attention)
+
+
+SIZES = {
+    "2.4M": Size(128, 344, 2, 1, steps=700),  # 0.75 tokens a parameter
+    "1M": Size(112, 304, 1, 8, steps=922),  # 20 tokens a parameter, as in the next
+    "4M": Size(224, 600, 1, 8, steps=3598, dtype="bfloat16"),
+}
+QUICK = Size(32, 48, 2, 1, steps=4)
