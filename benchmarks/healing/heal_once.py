@@ -1,19 +1,15 @@
 """One training in a process of its own, whose memory is measured: from the newest checkpoint to a step.
 
-    python benchmarks/healing/heal_once.py FOLDER WAY STEPS [--quick]
+    python benchmarks/healing/heal_once.py FOLDER STEPS
 
 Prints what it took as JSON.
 """
 
 import json
 import resource
-import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 import click
-from healing_ways import WAYS, healing_experiment
 
 from skippipe.config.experiment_file import load_run
 from skippipe.monitor.metrics import Metric
@@ -28,13 +24,11 @@ ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("way")
 @click.argument("steps", type=int)
-@click.option("--quick", is_flag=True)
-def main(folder: Path, way: str, steps: int, quick: bool) -> None:
+def main(folder: Path, steps: int) -> None:
     """Train the run in FOLDER until STEPS are done."""
-    wanted = healing_experiment(WAYS[way], folder, steps=steps, quick=quick)
-    run = load_run(folder / "run").model_copy(update={"training": wanted.training})
+    run = load_run(folder / "run")
+    run = run.model_copy(update={"training": run.training.model_copy(update={"max_steps": steps})})
     if train(run, choose_plans(run, None), ALONE).stopped:
         raise SystemExit(f"{folder}: stopped in the training; the same command continues there")
     last = read_metrics(run.run_path / "metrics.jsonl")[-1]

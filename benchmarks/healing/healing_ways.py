@@ -16,10 +16,10 @@ CLUSTER = """
 format: skippipe.cluster/1
 name: one process
 nodes:
-  - {name: node, count: 6, region: here, compute_tflop_per_s: 0.3, memory_gib: 8}
+  - {{name: node, count: {count}, region: here, compute_tflop_per_s: 0.3, memory_gib: 8}}
 links:
   contention: none
-  within_region: {latency_ms: 0.1, gbit_per_s: 10}
+  within_region: {{latency_ms: 0.1, gbit_per_s: 10}}
 """
 """Nodes to plan for; one process runs them all."""
 
@@ -28,10 +28,12 @@ links:
 class HealingWay:
     """What differs from one way to another; `lr` is the peak learning rate."""
 
-    lr: float
+    lr: float = 1e-3
     lora: Mapping[str, Any] = field(default_factory=dict)
     pipeline: Mapping[str, Any] = field(default_factory=lambda: {"skip_ratio": 0})
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    chosen: bool = False
+    """Routes leave out those layers alone that `best` leaves out of the model as it comes; each layer is a stage."""
 
 
 ADAPTERS: dict[str, Any] = {"r": 16, "lora_alpha": 32}
@@ -42,25 +44,28 @@ LAYERS_AND_BLOCKS: dict[str, Any] = {
 """`best` leaves out attentions and feed-forward blocks of single layers, so single ones are left out in training."""
 ROUTES: dict[str, Any] = {"route_lengths": {6: 1, 5: 2, 4: 1}, "max_forward_jump": NUM_STAGES - 1}
 WAYS: dict[str, HealingWay] = {
-    "adapters, dropout": HealingWay(1e-3, ADAPTERS, recipe=LAYERS_AND_BLOCKS),
-    "adapters, routes": HealingWay(1e-3, ADAPTERS, ROUTES, {"redrawn_routes": 8}),
+    "adapters, dropout": HealingWay(lora=ADAPTERS, recipe=LAYERS_AND_BLOCKS),
+    "adapters, chosen layers": HealingWay(lora=ADAPTERS, recipe={"redrawn_routes": 8}, chosen=True),
+    "adapters, routes": HealingWay(lora=ADAPTERS, pipeline=ROUTES, recipe={"redrawn_routes": 8}),
     "all weights, dropout": HealingWay(1e-4, recipe=LAYERS_AND_BLOCKS),
 }
 
 
-def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool) -> Experiment:
+def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool, choice: str = "") -> Experiment:
     """Return the experiment that trains in `folder` until so many steps; its rate is constant, so any step may be last.
 
+    `choice` has a `#` for each layer that `best` runs and another character for each one that it leaves out.
     Raises `ConfigError` where the cluster file cannot be read.
     """
-    (folder / "cluster.yaml").write_text(CLUSTER)
+    pipeline = along_choice(choice) if way.chosen else {"num_stages": NUM_STAGES, **way.pipeline}
+    (folder / "cluster.yaml").write_text(CLUSTER.format(count=pipeline["num_stages"]))
     is_slow = check_dtype(torch.device("cpu"), torch.bfloat16, "training.dtype") is not None
     content: dict[str, Any] = {
         "name": "healed",
         "run_dir": str(folder / "run"),
         "cluster": str(folder / "cluster.yaml"),
         "data": {"source": "python_stdlib", "max_bytes": 200_000 if quick else 8_000_000},
-        "pipeline": {"num_stages": NUM_STAGES, "planner": {"max_evaluations": 200}, **way.pipeline},
+        "pipeline": {"planner": {"max_evaluations": 200}, **pipeline},
         "recipe": way.recipe,
         "training": {
             "max_steps": steps,
@@ -78,3 +83,15 @@ def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool
         "logging": {"interval": 1, "wandb": {"mode": "disabled"}},
     }
     return Experiment.model_validate(content)
+
+
+def along_choice(choice: str) -> dict[str, Any]:
+    """Return the pipeline whose routes run all layers of a choice: one in eight all others too, two half of those."""
+    kept = [layer for layer, mark in enumerate(choice) if mark == "#"]
+    between = (len(choice) + len(kept)) // 2
+    return {
+        "num_stages": len(choice),
+        "protected_stages": [layer for layer in kept if layer > 0],  # stage 0 is on every route
+        "route_lengths": {len(choice): 1, between: 2, len(kept): 5},
+        "max_forward_jump": len(choice) - 1,
+    }

