@@ -48,6 +48,7 @@ WAYS: dict[str, HealingWay] = {
     "adapters, chosen layers": HealingWay(lora=ADAPTERS, recipe={"redrawn_routes": 8}, chosen=True),
     "adapters, routes": HealingWay(lora=ADAPTERS, pipeline=ROUTES, recipe={"redrawn_routes": 8}),
     "all weights, dropout": HealingWay(1e-4, recipe=LAYERS_AND_BLOCKS),
+    "all weights, chosen layers": HealingWay(2e-4, recipe={"redrawn_routes": 8}, chosen=True),
 }
 
 

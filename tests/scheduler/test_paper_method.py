@@ -152,6 +152,18 @@ def test_constraints_are_kept() -> None:
     assert finder.find(agent, Constraints(forbidden_slots=frozenset(range(1, 7)))) is None
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_path_along_many_stages_that_it_has_to_visit_is_found_at_once(named: bool) -> None:
+    """What would pass over two of them, with one swap to come back, is not followed."""
+    problem = make_problem(0, [1] * 40, 30, 4, swaps=1)
+    wanted = tuple(stage for stage in range(1, 40) if stage % 4)[:29]
+    rules = problem.rules.model_copy(update={} if named else {"protected_stages": wanted})
+    costs = slot_costs(problem.model_copy(update={"rules": rules}))
+    path = PathFinder(costs, 1).find(Agent(0, 30, 1), Constraints(stages=frozenset(wanted) if named else None))
+    assert path is not None
+    assert {costs.slot_model.stage_of[slot] for slot in path.route} == {0, *wanted}
+
+
 def test_an_agent_waits_out_its_windows() -> None:
     problem = make_problem(0, [1, 1, 1], 3, 2, swaps=0)
     costs = slot_costs(problem)

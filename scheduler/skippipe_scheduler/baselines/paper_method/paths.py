@@ -119,18 +119,23 @@ class PathFinder:
         return found
 
     def _next_stages(self, agent: Agent, label: _Label, constraints: Constraints) -> list[tuple[int, int]]:
-        """Return the stages that may come next (rules of `rules.py`), with the swaps there are then."""
+        """Return the stages that may come next (rules of `rules.py`), with the swaps there are then.
+
+        A stage that has to be visited is passed over only where there is a swap left to come back to it.
+        """
         rules, visited = self.costs.slot_model.problem.rules, [self.costs.slot_model.stage_of[s] for s in label.slots]
         found = []
-        missing = set(rules.protected_stages).difference(visited)
+        wanted = set(rules.protected_stages if constraints.stages is None else constraints.stages).difference(visited)
         frontier = max(visited)
         for stage in range(1, min(rules.num_stages, frontier + rules.max_forward_jump + 1)):
             unwanted = constraints.stages is not None and stage not in constraints.stages
-            unwanted |= len(missing - {stage}) > agent.length - len(visited) - 1
+            unwanted |= len(wanted - {stage}) > agent.length - len(visited) - 1
             if unwanted or stage in visited:
                 continue
-            swaps = label.swaps + (stage < frontier)
-            if frontier - stage <= rules.max_swap_distance and swaps <= rules.max_swaps:
+            reached, swaps = max(frontier, stage), label.swaps + (stage < frontier)
+            passed = [other for other in wanted if other < reached and other != stage]
+            is_near = reached - min([stage, *passed]) <= rules.max_swap_distance
+            if is_near and swaps + len(passed) <= rules.max_swaps:
                 found.append((stage, swaps))
         return found
 
