@@ -10,11 +10,13 @@ from typing import TypeVar
 import torch
 from transformers import PretrainedConfig
 
+from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import ConfigError
 from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.architecture import build_config
+from skippipe.model.compilation import compile_stage, warm_up
 from skippipe.model.cost import model_cost
-from skippipe.model.stage import build_stage
+from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.stage_compute import StageCompute
 
 WARM_UP = 2
@@ -36,6 +38,8 @@ class ProbeWorkload:
     sequence_length: int
     dtype: torch.dtype
     checkpointing: Mode = "none"
+    lora: LoraOptions | None = None
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def measure_tasks(workload: ProbeWorkload, device: torch.device, limit_s: float)
 def sustained_tflop_per_s(workload: ProbeWorkload, times: TaskTimes) -> float:
     """Return the rate of forward and backward, by the planner's count of a layer's FLOP."""
     shape = (workload.micro_batch_size, workload.sequence_length)
-    cost = model_cost(workload.config, *shape, workload.dtype, workload.checkpointing)
+    cost = model_cost(workload.config, *shape, workload.dtype, workload.checkpointing, workload.lora)
     flop = cost.layer_forward_flop * (1 + cost.backward_to_forward) * workload.num_layers
     return flop / (times.forward_s + times.backward_s) / 1e12
 
@@ -124,20 +128,35 @@ def copy_s(workload: ProbeWorkload, device: torch.device) -> float:
     return statistics.median(times)
 
 
+def probe_stage(workload: ProbeWorkload, device: torch.device) -> Stage:
+    """Build what is measured as a run builds its stages, with embedding and head."""
+    stage = build_stage(
+        workload.config,
+        0,
+        workload.num_layers,
+        with_embedding_and_head=True,
+        seed=0,
+        device=device,
+        dtype=workload.dtype,
+        lora=workload.lora,
+    )
+    enable(stage, workload.checkpointing)
+    if workload.compile:
+        compile_stage(stage)
+        shape = (workload.micro_batch_size, workload.sequence_length, workload.config.hidden_size)
+        warm_up(stage, shape, device)
+    stage.train()
+    return stage
+
+
 class _Tasks:
-    """One stage with embedding and head, and the times of its tasks."""
+    """The times of a stage's tasks."""
 
     def __init__(self, workload: ProbeWorkload, device: torch.device) -> None:
-        config, dtype = workload.config, workload.dtype
-        stage = build_stage(
-            config, 0, workload.num_layers, with_embedding_and_head=True, seed=0, device=device, dtype=dtype
-        )
-        enable(stage, workload.checkpointing)
-        stage.train()
-        self._compute = StageCompute(stage, device)
+        self._compute = StageCompute(probe_stage(workload, device), device)
         generator = torch.Generator().manual_seed(0)
         shape = (2, workload.micro_batch_size, workload.sequence_length)
-        self._samples = torch.randint(0, config.vocab_size, shape, generator=generator)  # (2, B, T)
+        self._samples = torch.randint(0, workload.config.vocab_size, shape, generator=generator)  # (2, B, T)
         self._times: defaultdict[str, list[float]] = defaultdict(list)
 
     def repeat(self, limit_s: float) -> dict[str, list[float]]:

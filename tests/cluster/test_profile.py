@@ -8,11 +8,15 @@ import pytest
 import yaml
 from cluster_ranks import start_ranks
 
+from skippipe.cli.commands.profile_command import prepare
 from skippipe.cli.main import main
+from skippipe.cluster import compute_speed
+from skippipe.cluster.compute_speed import TaskTimes, probe_stage, sustained_tflop_per_s
 from skippipe.config.experiment_file import load_experiment
 from skippipe.planning.experiment_plan import plan_request
 from skippipe.planning.measured_for import experiment_measured_for
 from skippipe.planning.workload.experiment_workload import experiment_workload
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe_scheduler.plan.plan import parse_plan
 from skippipe_scheduler.problem.cluster import load_cluster
 
@@ -134,3 +138,22 @@ def test_several_ranks_need_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     results = [rank.finish() for rank in start_ranks(tmp_path, [["profile"]] * 2, [{}] * 2)]
     assert [code for code, _ in results] == [2, 2], results
     assert "--out: give the cluster file to write" in results[0][1]
+
+
+def test_what_is_measured_is_built_as_a_run_builds_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward beside adapters takes half as long: no gradients of the weights."""
+    compiled: list[tuple[int, ...]] = []
+    monkeypatch.setattr(compute_speed, "warm_up", lambda stage, shape, device: compiled.append(shape))
+    alone = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
+    backwards = []
+    for overrides in ([], ["lora.r=2", "training.compile=true"]):
+        device, options = prepare(load_experiment(config, overrides), "cpu", alone)
+        workload = options.workload
+        stage = probe_stage(workload, device)
+        adapters = stage.adapters()
+        assert bool(adapters) == bool(overrides)
+        assert set(stage.trained_parameters()) == set(adapters or stage.global_parameters())
+        assert [layer._compiled_call_impl is not None for layer in stage.layers] == [bool(overrides)] * 2
+        backwards.append(sustained_tflop_per_s(workload, TaskTimes(forward_s=1.0, backward_s=1.0, loss_s=1.0)))
+    assert backwards[1] < 0.8 * backwards[0]
+    assert compiled == [(2, 16, 32)]

@@ -109,6 +109,7 @@ def prepare(
     from skippipe.cluster.links.link_rounds import LinkOptions
     from skippipe.cluster.profile import ProfileOptions
     from skippipe.model.architecture import experiment_model
+    from skippipe.model.compilation import check_compilable
     from skippipe.model.device import check_dtype, choose_device, torch_dtype
     from skippipe.planning.measured_for import experiment_measured_for
     from skippipe.planning.workload.experiment_workload import experiment_workload
@@ -124,6 +125,8 @@ def prepare(
     def choose() -> torch.device:
         found = choose_device(training.device, context.local_rank)
         check_dtype(found, dtype, "training.dtype")
+        if training.compile:
+            check_compilable(found, training.activation_checkpointing)
         return found
 
     chosen = on_all_ranks(context, Topic.PROFILE_DEVICE, choose)
@@ -138,6 +141,8 @@ def prepare(
         training.sequence_length,
         dtype,
         training.activation_checkpointing,
+        experiment.lora,
+        training.compile,
     )
     return chosen, ProfileOptions(
         workload,
