@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from skippipe.checkpoint.huggingface.healing import healing_settings
+from skippipe.checkpoint.layer_choice import read_choice
 from skippipe.config.experiment import Experiment
 from skippipe.model.device import check_dtype
 
@@ -33,7 +35,7 @@ class HealingWay:
     pipeline: Mapping[str, Any] = field(default_factory=lambda: {"skip_ratio": 0})
     recipe: Mapping[str, Any] = field(default_factory=dict)
     chosen: bool = False
-    """Routes leave out those layers alone that `best` leaves out of the model as it comes; each layer is a stage."""
+    """Stages and routes are those of `skippipe import --heal`, along what `best` runs of the model as it comes."""
 
 
 ADAPTERS: dict[str, Any] = {"r": 16, "lora_alpha": 32}
@@ -45,20 +47,23 @@ LAYERS_AND_BLOCKS: dict[str, Any] = {
 ROUTES: dict[str, Any] = {"route_lengths": {6: 1, 5: 2, 4: 1}, "max_forward_jump": NUM_STAGES - 1}
 WAYS: dict[str, HealingWay] = {
     "adapters, dropout": HealingWay(lora=ADAPTERS, recipe=LAYERS_AND_BLOCKS),
-    "adapters, chosen layers": HealingWay(lora=ADAPTERS, recipe={"redrawn_routes": 8}, chosen=True),
+    "adapters, chosen layers": HealingWay(lora=ADAPTERS, chosen=True),
     "adapters, routes": HealingWay(lora=ADAPTERS, pipeline=ROUTES, recipe={"redrawn_routes": 8}),
     "all weights, dropout": HealingWay(1e-4, recipe=LAYERS_AND_BLOCKS),
-    "all weights, chosen layers": HealingWay(2e-4, recipe={"redrawn_routes": 8}, chosen=True),
+    "all weights, chosen layers": HealingWay(2e-4, chosen=True),
 }
 
 
-def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool, choice: str = "") -> Experiment:
+def healing_experiment(
+    way: HealingWay, folder: Path, *, steps: int, quick: bool, choice: Path | None = None
+) -> Experiment:
     """Return the experiment that trains in `folder` until so many steps; its rate is constant, so any step may be last.
 
-    `choice` has a `#` for each layer that `best` runs and another character for each one that it leaves out.
-    Raises `ConfigError` where the cluster file cannot be read.
+    A way along the chosen layers needs their file.
+    Raises `ConfigError` where the cluster file cannot be read, `InputError` where the choice cannot.
     """
-    pipeline = along_choice(choice) if way.chosen else {"num_stages": NUM_STAGES, **way.pipeline}
+    sections = {} if choice is None else healing_settings(read_choice(choice), choice)
+    pipeline = {"num_stages": NUM_STAGES, **way.pipeline, **sections.get("pipeline", {})}
     (folder / "cluster.yaml").write_text(CLUSTER.format(count=pipeline["num_stages"]))
     is_slow = check_dtype(torch.device("cpu"), torch.bfloat16, "training.dtype") is not None
     content: dict[str, Any] = {
@@ -67,7 +72,7 @@ def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool
         "cluster": str(folder / "cluster.yaml"),
         "data": {"source": "python_stdlib", "max_bytes": 200_000 if quick else 8_000_000},
         "pipeline": {"planner": {"max_evaluations": 200}, **pipeline},
-        "recipe": way.recipe,
+        "recipe": {**way.recipe, **sections.get("recipe", {})},
         "training": {
             "max_steps": steps,
             "num_microbatches": 6 if quick else 8,
@@ -84,15 +89,3 @@ def healing_experiment(way: HealingWay, folder: Path, *, steps: int, quick: bool
         "logging": {"interval": 1, "wandb": {"mode": "disabled"}},
     }
     return Experiment.model_validate(content)
-
-
-def along_choice(choice: str) -> dict[str, Any]:
-    """Return the pipeline whose routes run all layers of a choice: one in eight all others too, two half of those."""
-    kept = [layer for layer, mark in enumerate(choice) if mark == "#"]
-    between = (len(choice) + len(kept)) // 2
-    return {
-        "num_stages": len(choice),
-        "protected_stages": [layer for layer in kept if layer > 0],  # stage 0 is on every route
-        "route_lengths": {len(choice): 1, between: 2, len(kept): 5},
-        "max_forward_jump": len(choice) - 1,
-    }

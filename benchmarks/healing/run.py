@@ -64,7 +64,7 @@ def main(
         whole = between if quick else KEEPS
         original = imported(work / "original", source, HealingWay(), budgets[-1], quick=quick)
         before = evaluated(original, work / "before", whole, tokens, questions)
-        choice = before["layers"][str(BAR_KEEP)]
+        choice = saved_choice(original, work / "choice.json", tokens) if WAYS[name].chosen else None
         folder = work / name.replace(", ", "-").replace(" ", "-")
         imported(folder, source, WAYS[name], budgets[-1], quick=quick, choice=choice)
         result: Result = {"name": name, "tokens": tokens, "questions": questions, "quick": quick, "legs": []}
@@ -79,7 +79,9 @@ def main(
     record(WAYS, chosen(WAYS, only), folder_of_results(out, quick, HERE), measure, (TITLE, columns()))
 
 
-def imported(folder: Path, source: Path, way: HealingWay, steps: int, *, quick: bool, choice: str = "") -> Path:
+def imported(
+    folder: Path, source: Path, way: HealingWay, steps: int, *, quick: bool, choice: Path | None = None
+) -> Path:
     """Return the folder with the run of one way, which is made unless it is there."""
     if not (folder / "run" / "config.yaml").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +104,17 @@ def trained(folder: Path, steps: int, expected: Result) -> Result:
     return result
 
 
+def saved_choice(folder: Path, path: Path, tokens: int) -> Path:
+    """Return the file with the layers that `best` runs at the bar's share, which is made unless it is there."""
+    if not path.exists():
+        num_batches = max(1, tokens // load_run(folder / "run").training.sequence_length)
+        options = PerplexityOptions(num_batches=num_batches, save_choice=path)
+        evaluate_model(folder / "run", policies=["best"], keeps=[BAR_KEEP], options=options)
+    return path
+
+
 def evaluated(folder: Path, name: Path, keeps: Sequence[float], tokens: int, questions: int) -> dict[str, Any]:
-    """Return perplexity, share of exact answers and layers by share of the depth, under `best`; measured once."""
+    """Return perplexity and share of exact answers by share of the depth, under `best`; measured unless it is there."""
     path = name.with_name(f"{name.name}-{tokens}-{questions}.json")
     if not path.exists():
         click.echo(f"evaluating {folder.name}, {name.name} ...", err=True)
@@ -117,7 +128,6 @@ def evaluated(folder: Path, name: Path, keeps: Sequence[float], tokens: int, que
     return {
         "perplexity": {str(row["keep"]): row["perplexity"] for row in content["results"]},
         "computed": {str(row["keep"]): row["share_computed"] for row in content["results"]},
-        "layers": {str(row["keep"]): row["layers"] for row in content["results"]},
         "exact": {keep: sum(values) / len(values) for keep, values in answers.items()},
     }
 

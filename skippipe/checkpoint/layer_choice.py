@@ -71,8 +71,8 @@ class LayerChoice(StrictModel):
             if isinstance(layer, HalfLayer):
                 block = "attention" if layer.block == "attention" else "feed-forward block"
                 raise InputError(
-                    f"{place}: of layer {layer.layer} only the {block} runs, which the Hugging Face format cannot say; "
-                    "choose whole layers, with --policy best"
+                    f"{place}: of layer {layer.layer} only the {block} runs, but whole layers are needed here; choose "
+                    "them with --policy best"
                 )
         return self.attention
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from skippipe.checkpoint.huggingface.healing import healing_overrides
 from skippipe.checkpoint.huggingface.loss_check import check_same_loss
 from skippipe.checkpoint.huggingface.new_directory import check_unused
 from skippipe.checkpoint.huggingface.peft_adapter import PeftAdapter, read_adapter
@@ -21,17 +22,20 @@ from skippipe.checkpoint.huggingface.source import (
     plain_config,
 )
 from skippipe.checkpoint.huggingface.stored_tensors import name_some
+from skippipe.checkpoint.layer_choice import read_choice
 from skippipe.checkpoint.reader import Metadata, model_identity
 from skippipe.checkpoint.writer import write_stages
+from skippipe.cluster.description import write_cluster
 from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import InputError, StorageError
-from skippipe.model.architecture import experiment_model
+from skippipe.model.architecture import experiment_model, num_layers
 from skippipe.model.linear.lora import STORED_PREFIX
 from skippipe.model.skeleton import build_skeleton, is_layer_of
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.problem.cluster import load_cluster
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ def import_model(
     config_path: Path | None = None,
     overrides: tuple[str, ...] = (),
     adapter: Path | None = None,
+    heal: Path | None = None,
 ) -> int:
     """Make a run that has not begun from a pretrained model.
 
@@ -60,14 +65,16 @@ def import_model(
         overrides: `key.sub=value` each, as on the command line.
         adapter: A directory with an adapter as peft writes it, to train on; it sets `lora`, but for a dropout that is
             given.
+        heal: A choice of layers, as `skippipe evaluate --save-choice` writes it, along which to train; it sets stages
+            and routes, over which `overrides` win.
 
     Returns:
         The number of the model's parameters.
 
     Raises:
         InputError: `path` cannot be read, is quantised, lacks tensors of the model, or would compute something else
-            than in transformers; `adapter` is none of that model; or `run_dir` is in use; also what planning raises.
-            Nothing is left then.
+            than in transformers; `adapter` or `heal` is none of that model; or `run_dir` is in use; also what planning
+            raises. Nothing is left then.
         InfeasibleError: No plan of the experiment can exist. Nothing is left then.
         StorageError: `run_dir` cannot be written. Nothing is left then.
 
@@ -79,14 +86,19 @@ def import_model(
     """
     check_unused(run_dir)
     source = find_source(path)
+    choice = None if heal is None else read_choice(heal)
+    if choice is not None and heal is not None:
+        overrides = (*healing_overrides(choice, heal), *overrides)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
     _check_tokenizer(tokenizer, model, source)
+    if choice is not None and heal is not None:
+        choice.require_depth(num_layers(model.config), heal)
     complete = False
     try:
         _write_model(source, model, tokenizer, run_dir / MODEL_FOLDER)
         if config_path is None:
-            shutil.copy(TEMPLATES / "cluster.yaml", run_dir)
+            _write_cluster(run_dir / "cluster.yaml", experiment.pipeline.num_stages)
         check_same_loss(experiment_model(experiment), model, path)
         given = None if adapter is None else read_adapter(adapter, experiment_model(experiment))
         if given is not None:
@@ -115,6 +127,14 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     if config_path is None:
         update["cluster"] = str((run_dir / "cluster.yaml").resolve())
     return given.model_copy(update=update)
+
+
+def _write_cluster(path: Path, num_nodes: int) -> None:
+    """Write the cluster of one machine with a process for each stage."""
+    one_machine = load_cluster(TEMPLATES / "cluster.yaml")
+    (node,) = one_machine.nodes
+    nodes = (node.model_copy(update={"count": num_nodes}),)
+    write_cluster(path, one_machine.model_copy(update={"nodes": nodes}), ["One process a stage on one machine."])
 
 
 def _with_adapter(experiment: Experiment, options: LoraOptions) -> Experiment:

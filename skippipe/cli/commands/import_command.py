@@ -12,9 +12,15 @@ from skippipe.cli.user_path import UserPath
 @click.argument("run_dir", metavar="RUN", type=UserPath())
 @click.option("--config", "config_path", type=UserPath(), help="Experiment YAML to train on with.")
 @click.option("--adapter", type=UserPath(), help="Directory of an adapter that peft has written, to train on.")
+@click.option("--heal", type=UserPath(), help="Choice of layers (evaluate --save-choice) along which to train.")
 @click.argument("overrides", nargs=-1)
 def command(
-    path: Path, run_dir: Path, config_path: Path | None, adapter: Path | None, overrides: tuple[str, ...]
+    path: Path,
+    run_dir: Path,
+    config_path: Path | None,
+    adapter: Path | None,
+    heal: Path | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Make the run directory RUN of the pretrained model in DIR (Hugging Face with safetensors, or a .gguf file).
 
@@ -23,7 +29,9 @@ def command(
     """
     from skippipe.checkpoint.huggingface.import_model import import_model
 
-    num_parameters = import_model(path, run_dir, config_path=config_path, overrides=overrides, adapter=adapter)
+    num_parameters = import_model(
+        path, run_dir, config_path=config_path, overrides=overrides, adapter=adapter, heal=heal
+    )
     click.echo(f"{path}: {num_parameters:,} parameters imported to {run_dir}")
     click.echo(f"evaluate:  skippipe evaluate {run_dir}")
     click.echo(f"train on:  skippipe train --config {run_dir / 'config.yaml'}")
