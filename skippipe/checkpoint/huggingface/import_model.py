@@ -86,14 +86,13 @@ def import_model(
     """
     check_unused(run_dir)
     source = find_source(path)
-    choice = None if heal is None else read_choice(heal)
-    if choice is not None and heal is not None:
-        overrides = (*healing_overrides(choice, heal), *overrides)
+    if heal is not None:
+        overrides = (*healing_overrides(read_choice(heal), heal), *overrides)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
     _check_tokenizer(tokenizer, model, source)
-    if choice is not None and heal is not None:
-        choice.require_depth(num_layers(model.config), heal)
+    if heal is not None:
+        read_choice(heal).require_depth(num_layers(model.config), heal)
     complete = False
     try:
         _write_model(source, model, tokenizer, run_dir / MODEL_FOLDER)
