@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from skippipe.checkpoint.huggingface.healing import healing_settings
+from skippipe.checkpoint.huggingface.healing import healing_pipeline
 from skippipe.checkpoint.layer_choice import read_choice
 from skippipe.config.experiment import Experiment
 from skippipe.model.device import check_dtype
@@ -47,10 +47,10 @@ LAYERS_AND_BLOCKS: dict[str, Any] = {
 ROUTES: dict[str, Any] = {"route_lengths": {6: 1, 5: 2, 4: 1}, "max_forward_jump": NUM_STAGES - 1}
 WAYS: dict[str, HealingWay] = {
     "adapters, dropout": HealingWay(lora=ADAPTERS, recipe=LAYERS_AND_BLOCKS),
-    "adapters, chosen layers": HealingWay(lora=ADAPTERS, chosen=True),
+    "adapters, chosen layers": HealingWay(lora=ADAPTERS, recipe={"redrawn_routes": 4}, chosen=True),
     "adapters, routes": HealingWay(lora=ADAPTERS, pipeline=ROUTES, recipe={"redrawn_routes": 8}),
     "all weights, dropout": HealingWay(1e-4, recipe=LAYERS_AND_BLOCKS),
-    "all weights, chosen layers": HealingWay(2e-4, chosen=True),
+    "all weights, chosen layers": HealingWay(2e-4, recipe={"redrawn_routes": 4}, chosen=True),
 }
 
 
@@ -62,8 +62,8 @@ def healing_experiment(
     A way along the chosen layers needs their file.
     Raises `ConfigError` where the cluster file cannot be read, `InputError` where the choice cannot.
     """
-    sections = {} if choice is None else healing_settings(read_choice(choice), choice)
-    pipeline = {"num_stages": NUM_STAGES, **way.pipeline, **sections.get("pipeline", {})}
+    along = {} if choice is None else healing_pipeline(read_choice(choice), choice)
+    pipeline = {"num_stages": NUM_STAGES, **way.pipeline, **along}
     (folder / "cluster.yaml").write_text(CLUSTER.format(count=pipeline["num_stages"]))
     is_slow = check_dtype(torch.device("cpu"), torch.bfloat16, "training.dtype") is not None
     content: dict[str, Any] = {
@@ -72,7 +72,7 @@ def healing_experiment(
         "cluster": str(folder / "cluster.yaml"),
         "data": {"source": "python_stdlib", "max_bytes": 200_000 if quick else 8_000_000},
         "pipeline": {"planner": {"max_evaluations": 200}, **pipeline},
-        "recipe": {**way.recipe, **sections.get("recipe", {})},
+        "recipe": way.recipe,
         "training": {
             "max_steps": steps,
             "num_microbatches": 6 if quick else 8,

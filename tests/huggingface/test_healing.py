@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from pretrained_models import write_pretrained
 from training_runs import ALONE
 
-from skippipe.checkpoint.huggingface.healing import ROUTES_OF_EIGHT, healing_settings
+from skippipe.checkpoint.huggingface.healing import ROUTES_OF_EIGHT, healing_pipeline
 from skippipe.checkpoint.layer_choice import LayerChoice, write_choice
 from skippipe.cli.main import skippipe
 from skippipe.config.experiment_file import load_run
@@ -24,7 +24,6 @@ SHORT = (
     "training.sequence_length=16",
     "data.max_bytes=200_000",
     "pipeline.planner.max_evaluations=20",
-    "recipe.redrawn_routes=1",
 )
 
 
@@ -44,14 +43,12 @@ def choice_of(layers: list[int], num_layers: int, **blocks: Any) -> LayerChoice:
 
 
 def test_neighbouring_layers_make_a_stage() -> None:
-    settings = healing_settings(choice_of([0, 1, 2, 6, 7, 9, 13], 14), PLACE)
-    assert settings["pipeline"] == {
+    assert healing_pipeline(choice_of([0, 1, 2, 6, 7, 9, 13], 14), PLACE) == {
         "num_stages": 7,
         "layers_per_stage": [3, 3, 2, 1, 1, 3, 1],
         "protected_stages": [2, 4, 6],
         "route_lengths": {7: 1, 5: 2, 4: 5},
     }
-    assert settings["recipe"] == {"redrawn_routes": 3}
 
 
 @given(
@@ -61,9 +58,9 @@ def test_the_shortest_routes_run_the_choice_and_layer_0(drawn: tuple[int, set[in
     num_layers, kept = drawn
     if len(kept | {0}) == num_layers:
         with pytest.raises(InputError, match="nothing to heal"):
-            healing_settings(choice_of(sorted(kept), num_layers), PLACE)
+            healing_pipeline(choice_of(sorted(kept), num_layers), PLACE)
         return
-    pipeline = healing_settings(choice_of(sorted(kept), num_layers), PLACE)["pipeline"]
+    pipeline = healing_pipeline(choice_of(sorted(kept), num_layers), PLACE)
     counts = pipeline["layers_per_stage"]
     assert sum(counts) == num_layers
     ends = [sum(counts[: stage + 1]) for stage in range(len(counts))]
@@ -76,7 +73,7 @@ def test_the_shortest_routes_run_the_choice_and_layer_0(drawn: tuple[int, set[in
 
 def test_what_cannot_be_healed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="layer 2 only the attention runs, but whole layers"):
-        healing_settings(choice_of([0, 1], 3, attention=(0, 1, 2)), PLACE)
+        healing_pipeline(choice_of([0, 1], 3, attention=(0, 1, 2)), PLACE)
     write_pretrained(tmp_path / "given", num_hidden_layers=4)
     write_choice(choice_of([0, 1, 3], 5), tmp_path / "choice.json")
     result = CliRunner().invoke(skippipe, _import(tmp_path))

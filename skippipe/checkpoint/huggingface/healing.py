@@ -1,7 +1,7 @@
 """Training on that heals a model along a choice of its layers: what will run is what is trained.
 
 A quarter of the layers left out costs a pretrained model several times its perplexity. Routes that run the chosen
-layers, and all others now and then, bring that back within some 50,000 tokens and keep the whole model as good
+layers, and all others now and then, bring that back within some 150,000 tokens, and keep the whole model as good
 (benchmarks/healing/results.md). Routes that leave out layers at random heal more slowly, and cost the whole model more.
 """
 
@@ -15,12 +15,10 @@ from skippipe.errors import InputError
 ROUTES_OF_EIGHT = {"whole": 1, "between": 2, "chosen": 5}
 """Of eight routes one runs all layers, two about half of those left out, five the chosen ones alone. Chosen: most of
 the training for what will run, and enough for the whole model to stay as good."""
-MOST_REDRAWN_ROUTES = 8
-"""Plans with other routes between, from which each step draws one: one for each stage that may be left out. Chosen."""
 
 
-def healing_settings(choice: LayerChoice, place: Path) -> dict[str, dict[str, Any]]:
-    """Return what an experiment says of routes, by section, to train along a choice, which stands in the file `place`.
+def healing_pipeline(choice: LayerChoice, place: Path) -> dict[str, Any]:
+    """Return the keys of `pipeline` with which an experiment trains along a choice, which stands in the file `place`.
 
     Neighbouring layers that run, or that are left out, make a stage. Every route begins with layer 0.
     Raises `InputError` where of a layer only a half runs, and where nothing is left out.
@@ -34,17 +32,14 @@ def healing_settings(choice: LayerChoice, place: Path) -> dict[str, dict[str, An
     shares: dict[int, int] = {}
     for name, length in lengths.items():
         shares[length] = shares.get(length, 0) + ROUTES_OF_EIGHT[name]
-    redrawn = min(MOST_REDRAWN_ROUTES, len(stages) - len(protected) - 1)
-    pipeline = {
+    return {
         "num_stages": len(stages),
         "layers_per_stage": [count for _, count in stages],
         "protected_stages": protected,
         "route_lengths": shares,
     }
-    return {"pipeline": pipeline, "recipe": {"redrawn_routes": redrawn}}
 
 
 def healing_overrides(choice: LayerChoice, place: Path) -> tuple[str, ...]:
-    """Return `healing_settings` as overrides of an experiment, and raise as it does."""
-    sections = healing_settings(choice, place)
-    return tuple(f"{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items())
+    """Return `healing_pipeline` as overrides of an experiment, and raise as it does."""
+    return tuple(f"pipeline.{key}={value}" for key, value in healing_pipeline(choice, place).items())
