@@ -36,7 +36,7 @@ TITLE = "A pretrained model, healed"
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), help=f"GGUF file or directory; {WHEEL} where not given.")
 @click.option("--only", multiple=True, help="Ways whose names contain this; may be repeated.")
-@click.option("--steps", type=int, multiple=True, help="Budgets, in steps of 2,048 tokens (default: 24, 72, 144).")
+@click.option("--steps", type=int, multiple=True, help="Budgets, in steps of 2,048 tokens (default: 24, 72).")
 @click.option("--tokens", type=click.IntRange(min=256), default=2048, show_default=True, help="Tokens to evaluate on.")
 @click.option("--questions", type=click.IntRange(min=0), default=32, show_default=True, help="Questions of each kind.")
 @click.option("--quick", is_flag=True, help="A tiny random model and two steps; the numbers then mean nothing.")
@@ -53,7 +53,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Import, evaluate, train on, evaluate again; write the table."""
-    budgets = sorted(steps or ((1, 2) if quick else (24, 72, 144)))
+    budgets = sorted(steps or ((1, 2) if quick else (24, 72)))
     tokens, questions = (256, 2) if quick else (tokens, questions)
     work = folder_of_results(work, quick, Path("runs/healing")).resolve()
     work.mkdir(parents=True, exist_ok=True)
