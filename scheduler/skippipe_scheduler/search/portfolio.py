@@ -226,6 +226,8 @@ class PortfolioSearch:
         steps = part * self.effort.steps_left(searches[0].slot_model) / len(searches)
         completeness = min(1.0, steps / self.effort.full_annealing(searches[0].slot_model))
         temperature *= completeness**self.tuning.short_annealing_exponent
+        if searches[0].large:
+            temperature = min(self.tuning.most_temperature_of_large, temperature)
 
         def improve(search: LocalSearch) -> tuple[Budget, Solution]:
             budget = Budget(left.limit_s, left.evaluations, left.stop)
