@@ -4,6 +4,7 @@ import logging
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,6 @@ from skippipe.checkpoint.huggingface.stored_tensors import name_some
 from skippipe.checkpoint.layer_choice import read_choice
 from skippipe.checkpoint.reader import Metadata, model_identity
 from skippipe.checkpoint.writer import write_stages
-from skippipe.cluster.description import write_cluster
 from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.config.lora_options import LoraOptions
@@ -35,7 +35,6 @@ from skippipe.model.linear.lora import STORED_PREFIX
 from skippipe.model.skeleton import build_skeleton, is_layer_of
 from skippipe.planning.experiment_plan import plan_experiment
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.problem.cluster import load_cluster
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +129,7 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
 
 def _write_cluster(path: Path, num_nodes: int) -> None:
     """Write the cluster of one machine with a process for each stage."""
-    one_machine = load_cluster(TEMPLATES / "cluster.yaml")
-    (node,) = one_machine.nodes
-    nodes = (node.model_copy(update={"count": num_nodes}),)
-    write_cluster(path, one_machine.model_copy(update={"nodes": nodes}), ["One process a stage on one machine."])
+    path.write_text(Template((TEMPLATES / "cluster.yaml").read_text()).substitute(num_nodes=num_nodes))
 
 
 def _with_adapter(experiment: Experiment, options: LoraOptions) -> Experiment:
