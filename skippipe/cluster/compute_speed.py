@@ -12,9 +12,9 @@ from transformers import PretrainedConfig
 
 from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import ConfigError
-from skippipe.model.activations.activation_checkpointing import Mode, enable
+from skippipe.model.activations.activation_checkpointing import Mode
 from skippipe.model.architecture import build_config
-from skippipe.model.compilation import compile_stage, warm_up
+from skippipe.model.compilation import make_ready
 from skippipe.model.cost import model_cost
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.stage_compute import StageCompute
@@ -140,11 +140,8 @@ def probe_stage(workload: ProbeWorkload, device: torch.device) -> Stage:
         dtype=workload.dtype,
         lora=workload.lora,
     )
-    enable(stage, workload.checkpointing)
-    if workload.compile:
-        compile_stage(stage)
-        shape = (workload.micro_batch_size, workload.sequence_length, workload.config.hidden_size)
-        warm_up(stage, shape, device)
+    shape = (workload.micro_batch_size, workload.sequence_length, workload.config.hidden_size)
+    make_ready(stage, workload.checkpointing, device, shape if workload.compile else None)
     stage.train()
     return stage
 

@@ -10,7 +10,7 @@ import shutil
 import torch
 
 from skippipe.errors import ConfigError
-from skippipe.model.activations.activation_checkpointing import Mode
+from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.stage import Stage
 
 
@@ -27,6 +27,14 @@ def check_compilable(device: torch.device, mode: Mode) -> None:
             f"training.compile: torch.compile needs the C++ compiler {wanted!r}, which is not on the PATH of this "
             "machine; install it (Debian: apt-get install g++), name another in CXX, or set training.compile to false"
         )
+
+
+def make_ready(stage: Stage, mode: Mode, device: torch.device, compiled_for: tuple[int, int, int] | None) -> None:
+    """Let a stage run as its experiment says: with checkpointed activations, and compiled where a shape is given."""
+    enable(stage, mode)
+    if compiled_for is not None:
+        compile_stage(stage)
+        warm_up(stage, compiled_for, device)
 
 
 def compile_stage(stage: Stage, backend: str = "inductor") -> None:

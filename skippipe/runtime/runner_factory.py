@@ -7,9 +7,8 @@ from transformers import PretrainedConfig
 
 from skippipe.config.experiment import Experiment
 from skippipe.errors import ConfigError, PlanError
-from skippipe.model.activations.activation_checkpointing import enable
 from skippipe.model.architecture import experiment_model
-from skippipe.model.compilation import check_compilable, compile_stage, warm_up
+from skippipe.model.compilation import check_compilable, make_ready
 from skippipe.model.stage import Stage, build_stage
 from skippipe.runtime.distributed_runner import DistributedRunner
 from skippipe.runtime.local_runner import LocalRunner
@@ -126,8 +125,6 @@ def make_stage(plan: Plan, stage: int, config: PretrainedConfig, seed: int, opti
         dtype=options.dtype,
         lora=options.lora,
     )
-    enable(built, options.activation_checkpointing)
-    if options.compile:
-        compile_stage(built)
-        warm_up(built, options.wire.shape, options.device)
+    compiled_for = options.wire.shape if options.compile else None
+    make_ready(built, options.activation_checkpointing, options.device, compiled_for)
     return built

@@ -10,9 +10,9 @@ from cluster_ranks import start_ranks
 
 from skippipe.cli.commands.profile_command import prepare
 from skippipe.cli.main import main
-from skippipe.cluster import compute_speed
 from skippipe.cluster.compute_speed import TaskTimes, probe_stage, sustained_tflop_per_s
 from skippipe.config.experiment_file import load_experiment
+from skippipe.model import compilation
 from skippipe.planning.experiment_plan import plan_request
 from skippipe.planning.measured_for import experiment_measured_for
 from skippipe.planning.workload.experiment_workload import experiment_workload
@@ -143,7 +143,7 @@ def test_several_ranks_need_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_what_is_measured_is_built_as_a_run_builds_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backward beside adapters takes half as long: no gradients of the weights."""
     compiled: list[tuple[int, ...]] = []
-    monkeypatch.setattr(compute_speed, "warm_up", lambda stage, shape, device: compiled.append(shape))
+    monkeypatch.setattr(compilation, "warm_up", lambda stage, shape, device: compiled.append(shape))
     alone = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
     backwards = []
     for overrides in ([], ["lora.r=2", "training.compile=true"]):

@@ -11,11 +11,10 @@ from test_local import ALONE, gradients_and_loss, make_local
 from torch._C._distributed_c10d import HashStore
 
 from skippipe.errors import ConfigError, SkipPipeError
-from skippipe.model import chunked_loss
+from skippipe.model import chunked_loss, compilation
 from skippipe.model.activations.activation_checkpointing import Mode, enable
 from skippipe.model.compilation import check_compilable, compile_stage, warm_up
 from skippipe.model.stage import Stage, build_stage
-from skippipe.runtime import runner_factory
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import compiled_together, make_runner
 
@@ -83,7 +82,7 @@ def test_one_layer_made_by_inductor_equals_the_plain_one() -> None:
 
 
 def test_compiled_run_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_factory, "compile_stage", partial(compile_stage, backend="aot_eager"))
+    monkeypatch.setattr(compilation, "compile_stage", partial(compile_stage, backend="aot_eager"))
     plan = random_plan(3, num_stages=2, num_nodes=2, route_length=2, num_microbatches=2)
     gradients, loss = gradients_and_loss(make_local(plan))
     compiled, compiled_loss = gradients_and_loss(make_local(plan, compile=True))
@@ -120,7 +119,7 @@ def test_selective_checkpointing_is_refused() -> None:
 
 def test_missing_compiler_is_said_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(runner_factory, "compile_stage", lambda *_: pytest.fail("built all the same"))
+    monkeypatch.setattr(compilation, "compile_stage", lambda *_: pytest.fail("built all the same"))
     plan = random_plan(3)
     experiment = make_experiment(training={"compile": True})
     with pytest.raises(ConfigError, match=r"the C\+\+ compiler 'no-such-compiler'.*set training.compile to"):
