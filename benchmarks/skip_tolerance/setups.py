@@ -23,6 +23,8 @@ MIXED = SKIP | {"route_lengths": {6: 1, 4: 1, 3: 2}}
 """As many stages on the mean as `SKIP`."""
 GROWING = [{"share": 1, "skip_ratio": ratio} for ratio in (0.66, THIRD, 0)]
 """A curriculum of routes that begins with 2 of 6 stages and ends with all."""
+HALF_THEN_FULL = [{"share": 2, "skip_ratio": 0.5}, {"share": 3, "skip_ratio": 0}]
+"""A curriculum of routes with four fifths of the stages on the mean, and the last three fifths of the steps whole."""
 CLUSTER = """
 format: skippipe.cluster/1
 name: one process
@@ -58,6 +60,7 @@ SETUPS: dict[str, Setup] = {
     NORMAL: Setup(),
     "normal, half the learning rate": Setup(lr=LR / 2),
     "normal, twice the learning rate": Setup(lr=2 * LR),
+    "normal, four fifths of the steps": Setup(length=Fraction(4, 5)),
     SAME_COMPUTE: Setup(length=Fraction(2, 3)),
     SHALLOWER: Setup(num_stages=4),
     "skip": Setup(SKIP),
@@ -82,6 +85,13 @@ SETUPS: dict[str, Setup] = {
     "curriculum, shallow to deep": Setup(SKIP, {"depth_curriculum": GROWING}),
     "curriculum, shallow to deep, twice the learning rate": Setup(SKIP, {"depth_curriculum": GROWING}, lr=2 * LR),
     "curriculum, shallow to deep, rescaled": Setup(SKIP, {"depth_curriculum": GROWING, "rescale_stages": True}),
+    "curriculum, half depth, then full": Setup(SKIP, {"depth_curriculum": HALF_THEN_FULL}),
+    "curriculum, half depth, then full, rescaled": Setup(
+        SKIP, {"depth_curriculum": HALF_THEN_FULL, "rescale_stages": True}
+    ),
+    "curriculum, half depth, then full, twice the learning rate": Setup(
+        SKIP, {"depth_curriculum": HALF_THEN_FULL}, lr=2 * LR
+    ),
     "skip, rescaled": Setup(SKIP, {"rescale_stages": True}),
     "mixed 6 3 2, redrawn routes, rescaled, same compute": Setup(
         SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}},

@@ -26,7 +26,8 @@ class Size:
 
 SIZES = {
     "2.4M": Size(128, 344, 2, 1, steps=700),  # 0.75 tokens a parameter
-    "1M": Size(112, 304, 1, 8, steps=922),  # 20 tokens a parameter, as in the next
+    "0.25M": Size(56, 152, 1, 4, steps=480),  # 20 tokens a parameter, as in all below
+    "1M": Size(112, 304, 1, 8, steps=922),
     "4M": Size(224, 600, 1, 8, steps=3598, dtype="bfloat16"),
 }
 QUICK = Size(32, 48, 2, 1, steps=4)
