@@ -94,6 +94,9 @@ SETUPS: dict[str, Setup] = {
     "curriculum, half depth, then full, twice the learning rate": Setup(
         SKIP, {"depth_curriculum": HALF_THEN_FULL}, lr=2 * LR
     ),
+    "curriculum, half depth, then full, four times the learning rate": Setup(
+        SKIP, {"depth_curriculum": HALF_THEN_FULL}, lr=4 * LR
+    ),
     "skip, rescaled": Setup(SKIP, {"rescale_stages": True}),
     "mixed 6 3 2, redrawn routes, rescaled, same compute": Setup(
         SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}},

@@ -247,8 +247,16 @@ def test_sequences_that_are_dealt_obey_the_rules(
     if dealt is not None:
         assert_obeyed(dealt, problem)
         assert infeasibility_message(problem) is None
-    elif not protected and len(mix) == 1:
-        assert infeasibility_message(problem) is not None
+
+
+@pytest.mark.parametrize(("stages", "jump", "length", "total"), [(15, 7, 3, 33), (40, 3, 14, 32)])
+def test_tight_rules_are_dealt_too(stages: int, jump: int, length: int, total: int) -> None:
+    """The deal of even visits leaves too few microbatches for the last stages."""
+    rules = Rules(num_stages=stages, route_length=length, max_swaps=0, max_forward_jump=jump)
+    for seed in range(3):
+        dealt = deal_sequences(rules, total, seed)
+        assert dealt is not None
+        assert_obeyed(dealt, problem_with(rules, EvenMicrobatches(even=total)))
 
 
 @pytest.mark.parametrize(

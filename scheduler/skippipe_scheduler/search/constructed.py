@@ -33,13 +33,15 @@ def construct_schedules(
     seed: int,
     robustness: Robustness | None = None,
     announce: Callable[[Solution], None] | None = None,
+    *,
+    few_sequences: bool = True,
 ) -> list[Constructed]:
     """Return schedules with different placements, the best first: as many as `budget` has time for, one at least.
 
-    `announce` is told of each as soon as it is there.
+    `announce` is told of each as soon as it is there; `few_sequences` as for `balanced_sequences`.
     """
     found: list[Constructed] = []
-    sequences = balanced_sequences(slot_model, seed)
+    sequences = balanced_sequences(slot_model, seed, few=few_sequences)
     for placement in _placements(slot_model):
         search = LocalSearch(slot_model, seed, robustness)
         routes = priced_routes(SlotCosts(slot_model, placement), seed, sequences)

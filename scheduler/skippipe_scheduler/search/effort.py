@@ -42,33 +42,66 @@ class SearchEffort:
         return self.tuning.race_part_before_joint if joint_model_follows(slot_model) else self.tuning.race_part
 
     def affordable_starts(self, slot_model: SlotModel) -> int:
-        """Return how many full annealings fit into the race, over all variants."""
+        """Return how many starts there is time for, over all variants: each with a full annealing in the race, or with
+        well balanced loads where these decide.
+        """
         given = slot_model.given_placement() is not None
         most = self.tuning.most_starts_of_given if given else self.tuning.most_starts
         affordable = int(self.race_part(slot_model) * self.steps_left(slot_model) / self.full_annealing(slot_model))
+        if self.loads_decide(slot_model):
+            affordable = self._balanced_starts(slot_model)
         return min(most * self.num_variants, affordable)
+
+    def loads_decide(self, slot_model: SlotModel) -> bool:
+        """Return whether the time is better spent on loads than on exact orders: where transfers share capacities."""
+        return self.budget.evaluations is None and slot_model.shares_capacity
 
     def affordable_variants(self, slot_model: SlotModel) -> int:
         """Return how many variants have time for their first schedules, one at least."""
-        first_s = self.tuning.first_schedule_task_s * slot_model.num_tasks * slowness()
-        return max(1, int(self.tuning.construction_part * self.budget.left_s / first_s))
+        constructed = int(self.tuning.construction_part * self.budget.left_s / self._first_schedule_s(slot_model))
+        if self.loads_decide(slot_model):
+            constructed = min(constructed, self._balanced_starts(slot_model) // self.num_workers)
+        return max(1, constructed)
 
     def balancing_steps(self, slot_model: SlotModel, starts: int) -> int:
         """Return the steps on the loads that each of so many starts of one variant gets."""
-        tuning = self.tuning
+        tuning, part = self.tuning, self._balancing_part(slot_model)
         if self.budget.evaluations is not None:
-            affordable = int(tuning.balancing_part * self.budget.evaluations / starts)
+            affordable = int(part * self.budget.evaluations / starts)
             return max(tuning.least_repeatable_balancing_steps, affordable)
-        step_s = slowness() * (tuning.balancing_step_s + tuning.balancing_slot_s * len(slot_model.stage_of))
-        working_s = tuning.balancing_part * self.num_workers * self.budget.left_s
+        working_s = part * self.num_workers * self.budget.left_s
+        step_s = self._balancing_step_s(slot_model)
         return max(tuning.least_balancing_steps, int(working_s / step_s / starts / self.num_variants))
 
-    def balancing_limit_s(self, starts: int) -> float:
+    def balancing_limit_s(self, slot_model: SlotModel, starts: int) -> float:
         """Return the seconds that the steps on the loads of each start may take, where there is a clock."""
         if self.budget.evaluations is not None:
             return math.inf
-        at_once = min(starts, self.num_workers)
-        return max(1e-3, self.tuning.balancing_part * at_once * self.budget.left_s / starts / self.num_variants)
+        at_once, part = min(starts, self.num_workers), self._balancing_part(slot_model)
+        return max(1e-3, part * at_once * self.budget.left_s / starts / self.num_variants)
+
+    def _balanced_starts(self, slot_model: SlotModel) -> int:
+        """Return how many starts, of all variants, can be balanced well and scheduled."""
+        tuning = self.tuning
+        balancing_s = tuning.balancing_steps_per_slot * len(slot_model.stage_of) * self._balancing_step_s(slot_model)
+        start_s = balancing_s + self._first_schedule_s(slot_model)
+        return int(tuning.balancing_part_of_shared * self.num_workers * self.budget.left_s / start_s)
+
+    def _first_schedule_s(self, slot_model: SlotModel) -> float:
+        return self.tuning.first_schedule_task_s * slot_model.num_tasks * slowness()
+
+    def _balancing_part(self, slot_model: SlotModel) -> float:
+        return self.tuning.balancing_part_of_shared if slot_model.shares_capacity else self.tuning.balancing_part
+
+    def _balancing_step_s(self, slot_model: SlotModel) -> float:
+        tuning = self.tuning
+        slot_s = tuning.shared_balancing_slot_s if slot_model.shares_capacity else tuning.balancing_slot_s
+        return slowness() * (tuning.balancing_step_s + slot_s * len(slot_model.stage_of))
+
+    def looks_for_few_sequences(self, slot_model: SlotModel) -> bool:
+        """Return whether there is time to look for few different sequences of stages."""
+        quick = slot_model.lists_all_sequences and len(slot_model.sequences) <= self.tuning.few_sequences_of
+        return quick or self.budget.repeatable or self.budget.limit_s >= self.tuning.few_sequences_limit_s
 
     def path_set_expansions(self) -> int:
         """Return how many nodes the path search may expand."""

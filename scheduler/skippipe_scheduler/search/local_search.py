@@ -24,8 +24,6 @@ from skippipe_scheduler.search.kernel.anneal import (
 )
 from skippipe_scheduler.search.kernel.arrays import (
     REDUCE_GBIT,
-    SHARED_CAPACITY,
-    SHARED_CARDS,
     Cooling,
     Floats,
     Integers,
@@ -34,7 +32,7 @@ from skippipe_scheduler.search.kernel.arrays import (
     make_queue,
     make_work,
 )
-from skippipe_scheduler.search.kernel.loads import ROWS, anneal_loads
+from skippipe_scheduler.search.kernel.loads import Balancing, anneal_loads, empty_loads
 from skippipe_scheduler.search.kernel.packing import pack
 from skippipe_scheduler.search.kernel.timing import retime
 from skippipe_scheduler.search.tuning import LOCAL_SEARCH, LocalSearchTuning
@@ -64,11 +62,15 @@ class LocalSearch:
         self.steps = 0
         self.rate = tuning.first_chunk / tuning.chunk_s
 
-    def start(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> Solution:
-        """Begin at the best of a few insertion sequences and a dispatch rule for the given placement and routes."""
+    def start(self, placement: SlotPlacement, routes: Sequence[SlotRoute], *, more_rules: bool = False) -> Solution:
+        """Begin at the best of a few insertion sequences and dispatch rules for the given placement and routes.
+
+        With `more_rules`, where cards or capacities are shared, also at schedules in which less is under way at a time.
+        """
         self._allocate(placement, routes)
         costs = SlotCosts(self.slot_model, placement)
-        self._dispatch(costs, routes)
+        more_rules = more_rules and self.slot_model.shares_capacity
+        self._dispatch(costs, routes, self.tuning.shared_dispatch_rules if more_rules else ())
         if self.large:
             self._pack(costs, routes)
             if self.scores[2, 0] < np.inf:
@@ -87,12 +89,13 @@ class LocalSearch:
                     self._keep_better()
         return self._continue()
 
-    def _dispatch(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
+    def _dispatch(self, costs: SlotCosts, routes: Sequence[SlotRoute], more_rules: Sequence[str]) -> None:
         """Try the schedule in which no node rests that has something to do: insertion leaves gaps at a slow stage."""
-        with suppress(DeadlockError):
-            fill_schedule(self.candidate, dispatch_solution(costs, routes, "loss_first").starts)
-            if retime(self.instance, self.candidate, self.queue, -1):
-                self._keep_better()
+        for rule in ("loss_first", *more_rules):
+            with suppress(DeadlockError):
+                fill_schedule(self.candidate, dispatch_solution(costs, routes, rule).starts)
+                if retime(self.instance, self.candidate, self.queue, -1):
+                    self._keep_better()
 
     def _pack(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
         """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
@@ -129,21 +132,21 @@ class LocalSearch:
         """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
-        loads = np.zeros((ROWS, max(ROWS, len(placement), self.queue.sharing.resources.shape[1])))
+        loads = empty_loads(len(placement), self.queue.sharing.resources.shape[1])
         tuning, sharing = self.tuning, self.queue.sharing
         share = tuning.exchange_share / (1 + len(routes) / tuning.exchange_routes) if self.free and exchange else 0.0
         temperature = tuning.load_temperature * min(1.0, tuning.load_temperature_routes / len(routes)) ** 2
         # Where a node stands matters more than one route as soon as it decides what its card or its gradients take.
         heat = 1.0
-        if share and (
-            self.instance.contention in (SHARED_CARDS, SHARED_CAPACITY) or self.instance.stages[REDUCE_GBIT].any()
-        ):
+        trip_weight = tuning.trip_weight_of_shared if self.slot_model.shares_capacity else tuning.trip_weight
+        if share and (self.slot_model.shares_capacity or self.instance.stages[REDUCE_GBIT].any()):
             share, heat = tuning.exchange_share_of_cards, tuning.load_temperature / temperature
         for chunk, begin, end in load_chunks(steps, limit_s, tuning):
             if stop is not None and stop.is_set():
                 break
             cooled, cooling = temperature * tuning.load_cooling**begin, tuning.load_cooling ** (end - begin)
-            anneal_loads(self.instance, changed, self.work, sharing, loads, chunk, cooled, cooling, share, heat)
+            balancing = Balancing(chunk, cooled, cooling, share, heat, trip_weight)
+            anneal_loads(self.instance, changed, self.work, sharing, loads, balancing)
         found = zip(changed.routes.tolist(), changed.lengths.tolist(), strict=True)
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 

@@ -9,7 +9,7 @@ plan reaches the lower bound.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, zip_longest
 from threading import Lock
 
 from skippipe_scheduler.baselines.paper_method.method import best_run, route_sets
@@ -24,7 +24,7 @@ from skippipe_scheduler.search.tuning import PORTFOLIO, PortfolioTuning
 from skippipe_scheduler.slots.count_model import choose_routes
 from skippipe_scheduler.slots.placement import few_placements, random_placement
 from skippipe_scheduler.slots.replica_order import ordered_replicas
-from skippipe_scheduler.slots.routes import balanced_routes, priced_routes
+from skippipe_scheduler.slots.routes import balanced_routes, balanced_sequences, priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution
 
@@ -71,7 +71,7 @@ class PortfolioSearch:
         """Search until the budget is spent, the bound is reached or somebody stops it; return the best plan found."""
         limit_s = 0.0
         if not self.budget.repeatable:
-            self.slot_models = self.slot_models[: self.effort.affordable_variants(self.slot_models[0])]
+            self._choose_variants()
             limit_s = self.tuning.bounds_part * self.budget.limit_s / len(self.slot_models)
         bounds = (lower_bounds(slot_model.problem, limit_s, self.budget.stop) for slot_model in self.slot_models)
         self.bound_s = min(max(of_variant.values()) for of_variant in bounds)
@@ -90,12 +90,24 @@ class PortfolioSearch:
             raise RuntimeError("a portfolio search without a problem")
         return self.best
 
+    def _choose_variants(self) -> None:
+        """Leave out variants for which there is no time; those beside come in turn with the others where loads decide.
+
+        A schedule made without a search does not tell what balanced loads can reach.
+        """
+        first, turns = self.slot_models[0], list(self.slot_models)
+        if self.effort.loads_decide(first):
+            pairs = zip_longest(self.slot_models, self.beside)
+            turns = [slot_model for pair in pairs for slot_model in pair if slot_model is not None]
+        self.slot_models = turns[: self.effort.affordable_variants(first)]
+        self.beside = [variant for variant in self.beside if not any(variant is chosen for chosen in self.slot_models)]
+
     def _resume(self, warm: Solution, pool: ThreadPoolExecutor) -> None:
         """Begin at an older plan: in its own order and, where there is time, with balanced loads in a new one."""
         slot_model = self.slot_models[0]
         anew = self.num_workers if self.effort.steps_left(slot_model) > slot_model.num_tasks else 0
         steps, stop = self.effort.balancing_steps(slot_model, max(1, anew)), self.budget.stop
-        limit_s = self.effort.balancing_limit_s(max(1, anew))
+        limit_s = self.effort.balancing_limit_s(slot_model, max(1, anew))
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
             search = LocalSearch(slot_model, self.seed + index, self.robustness)
@@ -114,8 +126,9 @@ class PortfolioSearch:
         constructed = self._construct(slot_model)
         every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
         bases = every or [found.solution.placement for found in constructed]
-        count = len(every) or max(2, self.effort.affordable_starts(slot_model) // len(self.slot_models))
-        steps, limit_s = self.effort.balancing_steps(slot_model, count), self.effort.balancing_limit_s(count)
+        effort = self.effort
+        count = len(every) or max(2, effort.affordable_starts(slot_model) // len(self.slot_models))
+        steps, limit_s = effort.balancing_steps(slot_model, count), effort.balancing_limit_s(slot_model, count)
 
         def begin(index: int) -> tuple[LocalSearch, Solution] | None:
             if self.budget.exhausted:
@@ -125,7 +138,7 @@ class PortfolioSearch:
             placement, routes = search.balance_loads(
                 *base, steps, exchange=not every, limit_s=limit_s, stop=self.budget.stop
             )
-            return search, search.start(*ordered_replicas(slot_model, placement, routes))
+            return search, search.start(*ordered_replicas(slot_model, placement, routes), more_rules=True)
 
         for begun in pool.map(begin, range(count)):
             if begun is not None:
@@ -139,7 +152,11 @@ class PortfolioSearch:
     def _construct(self, slot_model: SlotModel) -> list[Constructed]:
         """Return schedules that need no search, the best first."""
         budget = self.budget.share(self._construction_part)
-        return construct_schedules(slot_model, budget, self.seed, self.robustness, self._announce)
+        return self._constructed(slot_model, budget)
+
+    def _constructed(self, slot_model: SlotModel, budget: Budget) -> list[Constructed]:
+        few = self.effort.looks_for_few_sequences(slot_model)
+        return construct_schedules(slot_model, budget, self.seed, self.robustness, self._announce, few_sequences=few)
 
     @property
     def _construction_part(self) -> float:
@@ -155,8 +172,7 @@ class PortfolioSearch:
         for slot_model in self.beside:
             if budget.exhausted or self.budget.exhausted:
                 break
-            found = construct_schedules(slot_model, budget.share(0.5), self.seed, self.robustness, self._announce)
-            self._add_better(found[0])
+            self._add_better(self._constructed(slot_model, budget.share(0.5))[0])
 
     def _add_better(self, constructed: Constructed) -> None:
         """Add the search of a schedule that was made without one, where it is better than all so far."""
@@ -175,7 +191,8 @@ class PortfolioSearch:
         if free and index >= len(placements) and slot_model.num_tasks <= self.tuning.random_start_tasks:
             return random_placement(slot_model, seed), balanced_routes(slot_model, seed)
         placement = placements[index % len(placements)]
-        return placement, priced_routes(SlotCosts(slot_model, placement), seed)
+        sequences = balanced_sequences(slot_model, seed, few=self.effort.looks_for_few_sequences(slot_model))
+        return placement, priced_routes(SlotCosts(slot_model, placement), seed, sequences)
 
     def _start_from_count_model(self, slot_model: SlotModel) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""

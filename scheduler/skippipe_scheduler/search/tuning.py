@@ -32,6 +32,11 @@ class PortfolioTuning:
 
     construction_part: float = 0.15
     """Share of the budget for schedules without a search, over all variants; one is made of each at least. Chosen."""
+    few_sequences_limit_s: float = 5.0
+    """Time limit of a search from which routes begin with few different sequences of stages. Chosen: to find these
+    takes half a second with 27 stages, for each start, ..."""
+    few_sequences_of: int = 300
+    """... and next to nothing among so many legal sequences. Chosen."""
     first_schedule_task_s: float = 3.5e-5
     """Seconds that the first schedule of a variant takes for each task; variants without time for it are left out.
     Measured: 9 s with 257,000 tasks (128 stages on 1,000 nodes)."""
@@ -83,6 +88,12 @@ class PortfolioTuning:
 
     balancing_part: float = 0.1
     """Share of the budget for balancing loads before the first exact schedule, whatever the size. Chosen."""
+    balancing_part_of_shared: float = 0.5
+    """The same where transfers share cards or capacities, as loads then tell most of what an order can reach.
+    Benchmark, 8B on 100 nodes."""
+    balancing_steps_per_slot: int = 3000
+    """Steps on the loads for each slot of a start that is not cut short, there; fewer starts and variants rather than
+    fewer steps. Measured on 100 nodes in 10 regions: 300,000 steps reach 18 s, 100,000 18 to 34, a million 17 to 20."""
     least_balancing_steps: int = 100
     """Steps on the loads of every start at least. Chosen."""
     least_repeatable_balancing_steps: int = 1000
@@ -117,6 +128,9 @@ class PortfolioTuning:
     """Seconds that a step on the loads takes ..."""
     balancing_slot_s: float = 4e-9
     """... and for each slot. Measured: 1.7 us with 20 slots (reference-20), 0.5 us with 18 (regions-18)."""
+    shared_balancing_slot_s: float = 1e-7
+    """The same where transfers share cards or capacities, most of it for exchanges of nodes. Measured: 12 us with 100
+    slots."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,10 @@ class LocalSearchTuning:
     large_tasks: int = 1500
     """Schedules with more tasks are changed in place instead of copied at each step. Chosen: copying takes time for
     every task, a step in place for those that it touches."""
+    shared_dispatch_rules: tuple[str, ...] = ("one_forward_one_backward", "shortest_remaining_first")
+    """Rules of `baselines.dispatch` that balanced starts are also tried with where transfers share cards or capacities.
+    Measured, random cluster 26: 10.9 and 14.5 s with these instead of 20.1, as messages of many microbatches under way
+    block each other at the cards."""
     start_waits: tuple[float, ...] = (1.0, 4.0)
     """Longest waits of a task for its node, in mean backward times, that first schedules are tried with. Chosen."""
     packing_waits: tuple[float, ...] = (24.0,)
@@ -159,6 +177,12 @@ class LocalSearchTuning:
     """Rise of the loads' value that is accepted at first, as a share of it. Chosen."""
     load_temperature_routes: int = 60
     """With more routes one route changes the loads less, so the temperature falls with the square. Chosen."""
+    trip_weight: float = 0.2
+    """Weight of the mean round trip beside the loads. Chosen."""
+    trip_weight_of_shared: float = 1.0
+    """The same where transfers share cards or capacities and much of a round trip is transfers: half of it passes
+    before the last node has work, half after the first one has none. Measured on 100 nodes in 10 regions with 300,000
+    steps: 17.9 s on the mean instead of 19.5 with 0.2."""
     load_cooling: float = 0.01
     """Share of the temperature that is left after all steps on the loads. Chosen."""
     load_chunk_s: float = 0.3

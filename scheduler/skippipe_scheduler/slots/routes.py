@@ -9,6 +9,7 @@ import numpy.typing as npt
 from ortools.sat.python import cp_model
 
 from skippipe_scheduler.problem.infeasibility import check_feasible
+from skippipe_scheduler.problem.sequences.dealt_sequences import deal_sequences
 from skippipe_scheduler.problem.sequences.sequence_flow import even_sequences
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
@@ -118,13 +119,17 @@ def _cheapest_with_room(
     return tuple(reversed(route))
 
 
-def balanced_sequences(slot_model: SlotModel, seed: int) -> list[tuple[int, ...]]:
+def balanced_sequences(slot_model: SlotModel, seed: int, *, few: bool = True) -> list[tuple[int, ...]]:
     """Return one stage sequence per microbatch with even coverage; raise `InfeasibleError` naming the rules that
     conflict where there are none.
+
+    With `few`, about half a second goes into few different ones.
     """
     check_feasible(slot_model.problem)
-    found = _few_sequences(slot_model, seed) or even_sequences(slot_model.problem.rules, len(slot_model.origins), seed)
-    if slot_model.problem.rules.route_lengths:
+    rules, total = slot_model.problem.rules, len(slot_model.origins)
+    found = _few_sequences(slot_model, seed) if few else deal_sequences(rules, total, seed)
+    found = found or even_sequences(rules, total, seed)
+    if rules.route_lengths:
         random.Random(seed).shuffle(found)  # else the short ones would all go to the first origins
     return found
 

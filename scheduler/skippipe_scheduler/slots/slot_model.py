@@ -91,6 +91,11 @@ class SlotModel:
         pins = self.problem.pinned or {}
         return tuple(pins.get(node, -1) for node in self.problem.nodes)
 
+    @property
+    def shares_capacity(self) -> bool:
+        """Whether transfers over different links share cards or uplinks."""
+        return self.problem.costs.contention in ("node", "shared")
+
     def given_placement(self) -> SlotPlacement | None:
         """Return the placement that the problem fixes, if it does."""
         if self.problem.stages is None:

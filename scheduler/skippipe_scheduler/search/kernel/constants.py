@@ -67,8 +67,6 @@ MEAN_WEIGHT: Final = 0.03
 # The loads (`loads`).
 POWER: Final = 12
 """Exponent of the soft maximum, which `loads._power` multiplies out. Chosen: of 20 equal loads it is 1.28 times one."""
-TRIP_WEIGHT: Final = 0.2
-"""Weight of the mean round trip beside the loads. Chosen."""
 REDUCTION_WEIGHT: Final = 1.0
 """Weight of the slowest gradient reduction. Measured on 100 nodes in 10 regions: what begins last is hardly hidden."""
 MOST_NEAREST: Final = 62
