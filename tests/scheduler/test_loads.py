@@ -25,7 +25,7 @@ COUNTED = Balancing(0, 0.1, 0.1, 0.0, 1.0, 0.2)
 def test_a_card_carries_all_that_its_routes_send_and_receive() -> None:
     problem = share_links(make_problem(2, [2, 3, 2], 3, 8, fixed=False), "node")
     search, solution = begin(problem)
-    loads = empty_loads(7, 0)
+    loads = empty_loads(search.instance, 0)
     anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, COUNTED)
     sent_s: defaultdict[int, float] = defaultdict(float)
     received_s: defaultdict[int, float] = defaultdict(float)
@@ -44,7 +44,7 @@ def test_cards_and_uplinks_carry_all_that_goes_through_them() -> None:
     problem = share_links(make_problem(2, [2, 3, 2], 3, 8, fixed=False), "shared")
     search, solution = begin(problem)
     resources = search.queue.sharing.resources.shape[1]
-    loads = empty_loads(7, resources)
+    loads = empty_loads(search.instance, resources)
     anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, COUNTED)
     capacities = problem.costs.shared_capacities()
     carried_s = dict.fromkeys(capacities.gbit_per_s, 0.0)
@@ -70,7 +70,7 @@ def test_a_ring_counts_less_with_every_replica_that_comes_nearer() -> None:
         placement = (*range(5 - far), *range(5, 5 + far), *range(5 - far, 5), *range(5 + far, 10))
         search = LocalSearch(slot_model, 0)
         search.start(placement, balanced_routes(slot_model, 0))
-        loads = empty_loads(10, 0)
+        loads = empty_loads(search.instance, 0)
         anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, COUNTED)
         counted_s.append(float(loads.rows[SUMS, REDUCTIONS]))
         exact_s.append(slot_model.problem.reduce_s(slot_model.stages(order_replicas(slot_model, placement)))[0])
@@ -85,7 +85,7 @@ def test_loads_after_many_exchanges_are_those_counted_anew(contention: Contentio
     """Only what an exchange of nodes changes is counted again, and one that is refused leaves no trace."""
     problem = share_links(make_problem(2, [2, 3, 2], 3, 8, fixed=False), contention)
     search, solution = begin(problem)
-    loads = empty_loads(7, search.queue.sharing.resources.shape[1])
+    loads = empty_loads(search.instance, search.queue.sharing.resources.shape[1])
     sharing, work, changed = search.queue.sharing, search.work, search.current
     value_s = anneal_loads(
         search.instance, changed, work, sharing, loads, COUNTED._replace(steps=500, exchange_share=0.6)
@@ -104,7 +104,7 @@ def test_a_link_that_carries_one_message_at_a_time_is_a_load(contention: Content
     problem = share_links(make_problem(2, [2, 3, 2], 3, 8, fixed=False), contention)
     search, solution = begin(problem)
     resources = search.queue.sharing.resources.shape[1]
-    loads = empty_loads(7, resources)
+    loads = empty_loads(search.instance, resources)
     value_s = anneal_loads(search.instance, search.current, search.work, search.queue.sharing, loads, COUNTED)
     sent: Counter[tuple[int, int]] = Counter()
     for route in solution.routes:

@@ -132,7 +132,7 @@ class LocalSearch:
         """
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
         changed = empty_schedule(np.array(placement), padded, lengths, 1)
-        loads = empty_loads(len(placement), self.queue.sharing.resources.shape[1])
+        loads = empty_loads(self.instance, self.queue.sharing.resources.shape[1])
         tuning, sharing = self.tuning, self.queue.sharing
         share = tuning.exchange_share / (1 + len(routes) / tuning.exchange_routes) if self.free and exchange else 0.0
         temperature = tuning.load_temperature * min(1.0, tuning.load_temperature_routes / len(routes)) ** 2

@@ -56,7 +56,7 @@ class Loads(NamedTuple):
     """Working memory."""
 
     rows: Floats  # (2 KEPT, the more of slots, stages, what is shared, and sums), see above
-    messages: Integers  # (slots, slots) from slot to slot, activations and gradients
+    messages: Integers  # (slots, slots) activations and gradients from slot to slot; empty where links are no loads
 
 
 class Balancing(NamedTuple):
@@ -75,9 +75,11 @@ class Balancing(NamedTuple):
     """Weight of the mean round trip beside the loads."""
 
 
-def empty_loads(slots: int, resources: int) -> Loads:
-    """Return working memory for so many slots, and resources that transfers share."""
-    return Loads(np.zeros((2 * KEPT, max(slots, resources, KEPT))), np.zeros((slots, slots), np.int64))
+def empty_loads(instance: Instance, resources: int) -> Loads:
+    """Return working memory for a problem whose transfers share so many resources."""
+    slots = instance.stage_of.shape[0]
+    ends = slots if instance.contention in (SHARED_LINKS, SHARED_CAPACITY) else 0
+    return Loads(np.zeros((2 * KEPT, max(slots, resources, KEPT))), np.zeros((ends, ends), np.int64))
 
 
 @compiled
@@ -158,7 +160,7 @@ def _move_loads(p: Instance, s: Schedule, w: Work, sharing: Sharing, loads: Load
 @called
 def _add_load(p: Instance, s: Schedule, sharing: Sharing, loads: Loads, m: int, sign: int) -> None:
     """Add `m` to the loads of its slots and to the sums (take it away with sign -1)."""
-    if p.contention in (SHARED_LINKS, SHARED_CAPACITY):
+    if loads.messages.shape[0]:
         _add_to_links(p, s, loads, m, sign)
     _add_messages(p, s, sharing, loads, m, sign, NOBODY, NOBODY)
     _add_times(p, s, loads, m, sign)
@@ -243,7 +245,7 @@ def _link_powers(p: Instance, s: Schedule, loads: Loads, source: int, sink: int)
 @called
 def _count_links_of(p: Instance, s: Schedule, loads: Loads, left: int, right: int, sign: float) -> None:
     """Add the powers of all links of two slots to the sum (take them away with sign -1)."""
-    if p.contention not in (SHARED_LINKS, SHARED_CAPACITY):
+    if not loads.messages.shape[0]:
         return
     for slot in range(s.placement.shape[0]):
         if loads.messages[left, slot]:

@@ -47,8 +47,8 @@ def _by_algorithm_s(p: Instance, s: Schedule, sharing: Sharing, first: int, coun
     if p.reduction == TREE:
         return _tree_s(p, s, sharing, first, count, gbit)
     if p.reduction == HIERARCHICAL:
-        return _hierarchical_s(p, s, sharing, first, count, gbit)
-    return 2 * _sent_s(p, s, sharing, first, count, gbit / count, _TO_ALL, count)
+        return _hierarchical_s(p, s, sharing, first, count, gbit, False)
+    return 2 * _sent_s(p, s, sharing, first, count, gbit / count, _TO_ALL, count, False)
 
 
 @called
@@ -56,11 +56,14 @@ def loose_reduction_s(p: Instance, s: Schedule, sharing: Sharing, stage: int) ->
     """Return a reduction time of a stage that falls with every replica that comes nearer to the others.
 
     Of a ring it is the mean of two: every step as slow as its slowest message, and every step as slow as their mean.
-    Replicas may change their order later, so each is followed by the nearest that is not in the ring yet.
+    Replicas may change their order later, so each is followed by the nearest that is not in the ring yet. Of a
+    reduction by region, messages are as if each were alone: to count what they share takes ten times as long.
     """
     first = p.first_slot[stage]
     count = p.first_slot[stage + 1] - first
     gbit = p.stages[REDUCE_GBIT, stage]
+    if p.reduction == HIERARCHICAL and gbit > 0 and count > 1:
+        return _hierarchical_s(p, s, sharing, first, count, gbit, True)
     if p.reduction != RING or gbit == 0 or count < 3 or count > MOST_NEAREST:
         return reduction_s(p, s, sharing, stage)
     here = first
@@ -119,8 +122,13 @@ def _tree_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, 
 
 
 @called
-def _hierarchical_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
-    """Return the seconds of sums within each region, between the regions in two halves, and back."""
+def _hierarchical_s(
+    p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float, alone: bool
+) -> float:
+    """Return the seconds of sums within each region, between the regions in two halves, and back.
+
+    Where `alone`, every message is timed as if there were no other.
+    """
     lanes = count
     regions = 0
     for slot in range(first, first + count):
@@ -133,25 +141,32 @@ def _hierarchical_s(p: Instance, s: Schedule, sharing: Sharing, first: int, coun
         sharing.lanes[slot] = before
         lanes = min(lanes, size)
         regions += before == 0
-    there_s = _sent_s(p, s, sharing, first, count, gbit / lanes, _TO_LANES, lanes)
-    between_s = _sent_s(p, s, sharing, first, count, gbit / lanes / regions, _BETWEEN, lanes)
-    return there_s + 2 * between_s + _sent_s(p, s, sharing, first, count, gbit / lanes, _BACK, lanes)
+    there_s = _sent_s(p, s, sharing, first, count, gbit / lanes, _TO_LANES, lanes, alone)
+    between_s = _sent_s(p, s, sharing, first, count, gbit / lanes / regions, _BETWEEN, lanes, alone)
+    return there_s + 2 * between_s + _sent_s(p, s, sharing, first, count, gbit / lanes, _BACK, lanes, alone)
 
 
 @called
 def _sent_s(
-    p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float, step: int, lanes: int
+    p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float, step: int, lanes: int, alone: bool
 ) -> float:
-    """Return the seconds of a step whose messages leave at once; on a shared card one leaves after the other."""
+    """Return the seconds of a step whose messages leave at once; on a shared card one leaves after the other.
+
+    Where they are `alone`, the slowest message alone counts.
+    """
     slowest_s = 0.0
     for counted in (1, 0, -1):
-        if counted and p.contention != SHARED_CAPACITY:
+        if counted and (alone or p.contention != SHARED_CAPACITY):
             continue
         for source in range(first, first + count):
             for sink in range(first, first + count):
-                if _is_sent(p, s, sharing, source, sink, step, lanes):
+                if not _is_sent(p, s, sharing, source, sink, step, lanes):
+                    continue
+                if alone:
+                    slowest_s = max(slowest_s, _message_s(p, s, source, sink, gbit))
+                else:
                     slowest_s = max(slowest_s, _step_s(p, s, sharing, source, sink, gbit, counted))
-    if p.contention != SHARED_CARDS:
+    if alone or p.contention != SHARED_CARDS:
         return slowest_s
     for source in range(first, first + count):
         latency_s = 0.0
