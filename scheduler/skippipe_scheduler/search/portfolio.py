@@ -258,6 +258,9 @@ class PortfolioSearch:
     def _race(self, pool: ThreadPoolExecutor) -> None:
         """Anneal from every start and keep the finalists."""
         finalists = self.tuning.finalists
+        if self.effort.loads_decide(self.searches[0].slot_model):
+            self.searches.sort(key=lambda search: search.best_solution().key)
+            self.searches = self.searches[: self.tuning.raced_of_balanced]
         if len(self.searches) > finalists and not self._finished():
             self._anneal(pool, self.searches, self.effort.race_part(self.searches[0].slot_model), 1.0)
             self.searches.sort(key=lambda search: search.best_solution().key)

@@ -44,6 +44,8 @@ class PortfolioTuning:
     """Share of what is left of the budget that the race gets. Chosen."""
     race_part_before_joint: float = 0.4
     """The same where the joint model over all routes follows, which needs the time more. Benchmark."""
+    raced_of_balanced: int = 6
+    """Starts in the race where loads decide: those whose balanced loads gave the best schedules. Chosen."""
     finalists: int = 2
     """Searches that go on after the race. Chosen: one for each of two workers."""
 
