@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from setups import NORMAL, SAME_COMPUTE
+from setups import NORMALS
 from sizes import SIZES
 
 from common.figure import Curve, write_curves
@@ -29,7 +29,7 @@ def page(results: Sequence[Result], order: Sequence[str]) -> str:
     lines += [
         "Perplexity of held-out bytes, over every choice of as many stages: mean over the seeds, and their standard",
         "deviation. Compute is that of the layers, relative to normal training. The last columns are ratios of",
-        "perplexities, under the same seed, then averaged.",
+        "perplexities, under the same seed, then averaged; normal training is the one with the best learning rate.",
         "",
     ]
     for size in SIZES:
@@ -80,10 +80,9 @@ def _cells(
     name: str, found: Sequence[Result], rows: Mapping[str, Sequence[Result]], layers: Sequence[int]
 ) -> list[str]:
     compute, deepest = found[0]["compute"], str(layers[0])
-    alike = [
-        name for name in (NORMAL, SAME_COMPUTE) if name in rows and abs(compute / rows[name][0]["compute"] - 1) <= ALIKE
-    ]
-    equal_tokens = [NORMAL] if NORMAL in rows and found[0]["steps"] == rows[NORMAL][0]["steps"] else []
+    normal = {name: rows[name] for name in NORMALS if name in rows}
+    equal_tokens = [name for name, others in normal.items() if others[0]["steps"] == found[0]["steps"]]
+    alike = [name for name, others in normal.items() if abs(compute / others[0]["compute"] - 1) <= ALIKE]
     half = str(layers[0] // 2)
     return [
         name,
@@ -93,7 +92,7 @@ def _cells(
             _spread([_at(result, str(depth)) for result in found if str(depth) in result["perplexity"]])
             for depth in layers
         ),
-        *(_ratio(found, rows, reference, deepest) for reference in (equal_tokens, alike)),
+        *(_ratio(found, [rows[name] for name in names], deepest) for names in (equal_tokens, alike)),
         _spread(
             [
                 _at(result, half) / _at(result, deepest)
@@ -105,11 +104,14 @@ def _cells(
     ]
 
 
-def _ratio(found: Sequence[Result], rows: Mapping[str, Sequence[Result]], reference: Sequence[str], depth: str) -> str:
-    """Return the ratio to the reference under the same seed; a shallower model's is that of its own whole depth."""
-    if not reference:
+def _ratio(found: Sequence[Result], normal: Sequence[Sequence[Result]], depth: str) -> str:
+    """Return the ratio to the best of some normal trainings, under the same seed; a shallower model's is that of its
+    own whole depth.
+    """
+    if not normal:
         return ""
-    by_seed = {row["seed"]: _at(row, depth) for row in rows[reference[0]]}
+    tuned = min(normal, key=lambda results: statistics.fmean(_at(result, depth) for result in results))
+    by_seed = {result["seed"]: _at(result, depth) for result in tuned}
     return _spread([_deepest(result) / by_seed[result["seed"]] for result in found if result["seed"] in by_seed])
 
 

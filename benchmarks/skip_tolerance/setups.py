@@ -121,6 +121,8 @@ SETUPS: dict[str, Setup] = {
         MIXED | {"max_swaps": 1}, {"redrawn_routes": 8}, length=Fraction(3, 2)
     ),
 }
+NORMALS = [name for name in SETUPS if name.startswith(NORMAL) and name != SHALLOWER]
+"""Trainings of all stages, at several learning rates and lengths."""
 
 
 def experiment_of(name: str, size_name: str, seed: int, folder: Path, *, quick: bool) -> Experiment:
