@@ -3,10 +3,9 @@
 A slot's load is the largest of its work, of what its network card sends and receives where cards are shared, and, by
 Little's law (1961), of the time its microbatches are held divided by how many it can hold. Where a link carries one
 message at a time, what it carries is a load of its own, and where capacities are shared fairly, what cards and uplinks
-carry. The value is a soft maximum of the loads (their 12-norm),
-plus one of the gradient reductions (their 8-norm) and a share of the mean round trip. Simulated annealing lowers the
-value with the moves of `moves`; the norms are kept as sums of powers, so that a step costs time only for the routes
-that it changes.
+carry. The value is a soft maximum of the loads (their 12-norm), plus one of the gradient reductions (their 8-norm) and
+a share of the mean round trip. Simulated annealing lowers the value with the moves of `moves`; the norms are kept as
+sums of powers, so that a step costs time only for the routes that it changes.
 """
 
 import math
