@@ -55,7 +55,7 @@ def dropout(probability: float, **others: str) -> dict[str, Any]:
     return {"probability": probability, "unit": "microbatch", **others}
 
 
-NORMAL, SAME_COMPUTE, SHALLOWER = "normal", "normal, two thirds of the steps", "normal, two thirds of the layers"
+NORMAL, SHALLOWER = "normal", "normal, two thirds of the layers"
 SETUPS: dict[str, Setup] = {
     NORMAL: Setup(),
     "normal, half the learning rate": Setup(lr=LR / 2),
@@ -63,7 +63,7 @@ SETUPS: dict[str, Setup] = {
     "normal, four times the learning rate": Setup(lr=4 * LR),
     "normal, four fifths of the steps": Setup(length=Fraction(4, 5)),
     "normal, four fifths of the steps, twice the learning rate": Setup(length=Fraction(4, 5), lr=2 * LR),
-    SAME_COMPUTE: Setup(length=Fraction(2, 3)),
+    "normal, two thirds of the steps": Setup(length=Fraction(2, 3)),
     SHALLOWER: Setup(num_stages=4),
     "skip": Setup(SKIP),
     "skip, swaps": Setup(SKIP | {"max_swaps": 1}),

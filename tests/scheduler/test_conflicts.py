@@ -247,6 +247,8 @@ def test_sequences_that_are_dealt_obey_the_rules(
     if dealt is not None:
         assert_obeyed(dealt, problem)
         assert infeasibility_message(problem) is None
+    elif not protected and len(mix) == 1 and (rules.route_length - 1) * rules.max_forward_jump != rules.num_stages - 1:
+        assert infeasibility_message(problem) is not None  # but where the last stage takes nothing but longest jumps
 
 
 def test_visits_that_are_rounded_the_other_way_let_the_last_stages_be_reached() -> None:

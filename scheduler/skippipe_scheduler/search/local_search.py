@@ -69,8 +69,10 @@ class LocalSearch:
         """
         self._allocate(placement, routes)
         costs = SlotCosts(self.slot_model, placement)
-        more_rules = more_rules and self.slot_model.shares_capacity
-        self._dispatch(costs, routes, self.tuning.shared_dispatch_rules if more_rules else ())
+        self._dispatch(costs, routes, "loss_first")
+        if more_rules and self.slot_model.shares_capacity:
+            for rule in self.tuning.shared_dispatch_rules:
+                self._dispatch(costs, routes, rule)
         if self.large:
             self._pack(costs, routes)
             if self.scores[2, 0] < np.inf:
@@ -89,13 +91,12 @@ class LocalSearch:
                     self._keep_better()
         return self._continue()
 
-    def _dispatch(self, costs: SlotCosts, routes: Sequence[SlotRoute], more_rules: Sequence[str]) -> None:
-        """Try the schedule in which no node rests that has something to do: insertion leaves gaps at a slow stage."""
-        for rule in ("loss_first", *more_rules):
-            with suppress(DeadlockError):
-                fill_schedule(self.candidate, dispatch_solution(costs, routes, rule).starts)
-                if retime(self.instance, self.candidate, self.queue, -1):
-                    self._keep_better()
+    def _dispatch(self, costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> None:
+        """Try the schedule of a rule, in which no node rests without reason: insertion leaves gaps at a slow stage."""
+        with suppress(DeadlockError):
+            fill_schedule(self.candidate, dispatch_solution(costs, routes, rule).starts)
+            if retime(self.instance, self.candidate, self.queue, -1):
+                self._keep_better()
 
     def _pack(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
         """Try schedules in which the origin with the longest work left goes first, with what then fits best."""

@@ -123,7 +123,7 @@ class PortfolioSearch:
 
     def _start_searches(self, slot_model: SlotModel, pool: ThreadPoolExecutor) -> None:
         """Add searches from several placements and routes, each with its loads balanced first."""
-        constructed = self._construct(slot_model)
+        constructed = self._construct(slot_model, self.budget.share(self._construction_part))
         every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
         bases = every or [found.solution.placement for found in constructed]
         effort = self.effort
@@ -149,12 +149,8 @@ class PortfolioSearch:
             if slot_model.lists_all_sequences:  # else one path has too many sets of stages to go through
                 self._start_from_path_sets(slot_model)
 
-    def _construct(self, slot_model: SlotModel) -> list[Constructed]:
+    def _construct(self, slot_model: SlotModel, budget: Budget) -> list[Constructed]:
         """Return schedules that need no search, the best first."""
-        budget = self.budget.share(self._construction_part)
-        return self._constructed(slot_model, budget)
-
-    def _constructed(self, slot_model: SlotModel, budget: Budget) -> list[Constructed]:
         few = self.effort.looks_for_few_sequences(slot_model)
         return construct_schedules(slot_model, budget, self.seed, self.robustness, self._announce, few_sequences=few)
 
@@ -172,7 +168,7 @@ class PortfolioSearch:
         for slot_model in self.beside:
             if budget.exhausted or self.budget.exhausted:
                 break
-            self._add_better(self._constructed(slot_model, budget.share(0.5))[0])
+            self._add_better(self._construct(slot_model, budget.share(0.5))[0])
 
     def _add_better(self, constructed: Constructed) -> None:
         """Add the search of a schedule that was made without one, where it is better than all so far."""
