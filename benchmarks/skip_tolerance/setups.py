@@ -25,6 +25,10 @@ GROWING = [{"share": 1, "skip_ratio": ratio} for ratio in (0.66, THIRD, 0)]
 """A curriculum of routes that begins with 2 of 6 stages and ends with all."""
 HALF_THEN_FULL = [{"share": 2, "skip_ratio": 0.5}, {"share": 3, "skip_ratio": 0}]
 """A curriculum of routes with four fifths of the stages on the mean, and the last three fifths of the steps whole."""
+THIRD_THEN_FULL = [{"share": 3, "skip_ratio": 0.66}, {"share": 7, "skip_ratio": 0}]
+"""The same compute with a shorter and shallower beginning."""
+GROWING_THEN_FULL = [{"share": 1, "skip_ratio": 0.66}, {"share": 1, "skip_ratio": THIRD}, {"share": 3, "skip_ratio": 0}]
+"""The same compute, and a beginning in two phases."""
 CLUSTER = """
 format: skippipe.cluster/1
 name: one process
@@ -96,6 +100,12 @@ SETUPS: dict[str, Setup] = {
     ),
     "curriculum, half depth, then full, four times the learning rate": Setup(
         SKIP, {"depth_curriculum": HALF_THEN_FULL}, lr=4 * LR
+    ),
+    "curriculum, a third of the depth, then full, four times the learning rate": Setup(
+        SKIP, {"depth_curriculum": THIRD_THEN_FULL}, lr=4 * LR
+    ),
+    "curriculum, shallow to deep, then full, four times the learning rate": Setup(
+        SKIP, {"depth_curriculum": GROWING_THEN_FULL}, lr=4 * LR
     ),
     "skip, rescaled": Setup(SKIP, {"rescale_stages": True}),
     "mixed 6 3 2, redrawn routes, rescaled, same compute": Setup(
