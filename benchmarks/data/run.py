@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import click
 from corpus import write_lines, write_text
 
-from common.command import chosen, folder_of_results, record
-from common.table import MARKS, Columns, Result, machine
+from common.command import chosen, folder_of_results
+from common.promises import Row, record_promises
+from common.table import Result
 from skippipe.config.data_options import DataOptions
 from skippipe.data.sources import text_pieces
 from skippipe.data.tokenizer import build_tokenizer, save_for_transformers
@@ -154,7 +154,7 @@ def kills(corpora: Corpora, wanted: int) -> Result:
     }
 
 
-def rows(corpora: Corpora, quick: bool) -> dict[str, Callable[[], Result]]:
+def rows(corpora: Corpora, quick: bool) -> dict[str, Row]:
     """Return the rows by name."""
     return {
         "2 GB of text, bytes": partial(whole, corpora, lambda made: made.text(2_000_000_000), "bytes"),
@@ -168,21 +168,6 @@ def rows(corpora: Corpora, quick: bool) -> dict[str, Callable[[], Result]]:
     }
 
 
-COLUMNS: Columns = {
-    "what is done": lambda result: result["name"],
-    "what follows": lambda result: "; ".join(f"{key}: {value}" for key, value in result["follows"].items()),
-    "as promised": lambda result: MARKS[result["met"]],
-}
-
-
-def measure(name: str, row: Callable[[], Result], quick: bool) -> Result:
-    """Run one row; return what followed, and where and when."""
-    known: Result = {"name": name, "quick": quick, "date": datetime.now(UTC).date().isoformat()}
-    found = row()
-    met = found.pop("met")
-    return known | machine(HERE.parents[1]) | {"follows": found, "met": met}
-
-
 @click.command()
 @click.option("--only", multiple=True, help="Rows whose names contain this; the others keep their results.")
 @click.option("--quick", is_flag=True, help="A thousandth of the text, into a temporary folder.")
@@ -190,14 +175,8 @@ def main(only: tuple[str, ...], quick: bool) -> None:
     """Run the rows and write results.json and results.md beside this file."""
     with tempfile.TemporaryDirectory() as place:
         found = rows(Corpora(Path(place), 1000 if quick else 1), quick)
-        page = ("Tokenising much text", COLUMNS)
-        record(
-            found,
-            chosen(found, only),
-            folder_of_results(None, quick, HERE),
-            lambda name: measure(name, found[name], quick),
-            page,
-        )
+        folder = folder_of_results(None, quick, HERE)
+        record_promises(found, chosen(found, only), folder, ("Tokenising much text", "what is done"), quick=quick)
 
 
 if __name__ == "__main__":

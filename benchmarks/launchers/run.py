@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import click
 import psutil
 
-from common.command import chosen, record
+from common.command import chosen
 from common.hosts import Hosts, why_not
 from common.one_machine import free_port
+from common.promises import Row, record_promises, unless
 from common.small_experiment import small_experiment
-from common.table import MARKS, Columns, Result, machine
 from skippipe.config.experiment_file import save_experiment
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.metrics_file import read_metrics
@@ -280,9 +279,9 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def rows(folder: Path, reference: Sequence[float]) -> dict[str, Callable[[], dict[str, Any]]]:
+def rows(folder: Path, reference: Sequence[float]) -> dict[str, Row]:
     """Return all rows by name."""
-    found: dict[str, Callable[[], dict[str, Any]]] = {}
+    found: dict[str, Row] = {}
     for number, launch in enumerate(LAUNCHES):
         for index, moment in enumerate(MOMENTS):
             victim = (number + index) % RANKS
@@ -297,7 +296,7 @@ def rows(folder: Path, reference: Sequence[float]) -> dict[str, Callable[[], dic
     for launch in ("static", "c10d"):
         for victim in range(2):
             what = "host of the store" if victim == 0 else "another host"
-            found[f"{launch}: {what} cut off"] = partial(cut_a_host, folder, launch, victim)
+            found[f"{launch}: {what} cut off"] = unless(why_not(), partial(cut_a_host, folder, launch, victim))
     found["static: nothing to do, started again"] = partial(restart_the_finished, folder, "static", 10)
     return found
 
@@ -315,22 +314,6 @@ def reference_losses(folder: Path) -> list[float]:
     return [entry[Metric.TRAIN_LOSS] for entry in read_metrics(run.run_dir / "metrics.jsonl")]
 
 
-COLUMNS: Columns = {
-    "what happens": lambda result: result["name"],
-    "what follows": lambda result: "; ".join(f"{key}: {value}" for key, value in result["follows"].items()),
-    "as promised": lambda result: MARKS[result["met"]],
-}
-
-
-def measure(name: str, row: Callable[[], dict[str, Any]]) -> Result:
-    """Run one row; return what followed, and where and when."""
-    known: Result = {"name": name, "quick": False, "date": datetime.now(UTC).date().isoformat()}
-    problem = why_not() if "cut off" in name else None
-    found = {"not run": problem, "met": None} if problem else row()
-    met, output = found.pop("met"), found.pop("output", None)
-    return known | machine(HERE.parents[1]) | {"follows": found, "met": met} | ({"output": output} if output else {})
-
-
 @click.command()
 @click.option("--only", multiple=True, help="Rows whose names contain this; the others keep their results.")
 def main(only: tuple[str, ...]) -> None:
@@ -339,8 +322,7 @@ def main(only: tuple[str, ...]) -> None:
         folder = Path(place)
         names = chosen(rows(folder, ()), only)
         found = rows(folder, reference_losses(folder))
-        page = ("Kills, lost agents, frozen and cut hosts", COLUMNS)
-        record(found, names, HERE, lambda name: measure(name, found[name]), page)
+        record_promises(found, names, HERE, ("Kills, lost agents, frozen and cut hosts", "what happens"))
 
 
 if __name__ == "__main__":

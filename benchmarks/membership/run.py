@@ -8,22 +8,20 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import click
 from member_crew import MemberCrew
 
-from common.command import chosen, record
+from common.command import chosen, folder_of_results
 from common.hosts import Hosts, why_not
-from common.table import MARKS, Columns, Result, machine
+from common.promises import Row, record_promises, unless
+from common.table import Result
 
 HERE = Path(__file__).parent
 MEMBERS = 7
@@ -142,7 +140,7 @@ def spread(times_s: Sequence[float]) -> str:
     return f"{statistics.median(times_s):.3f} s (longest {max(times_s):.3f} s)"
 
 
-def rows(quick: bool) -> dict[str, Callable[[], Result]]:
+def rows(quick: bool) -> dict[str, Row]:
     """Return the rows by name."""
     scale = 10 if quick else 1
     return {
@@ -150,26 +148,10 @@ def rows(quick: bool) -> dict[str, Callable[[], Result]]:
         "the same beside 4 busy processes": lambda: deaths(50 // scale, 4),
         f"stopped or starved for less than {SILENCE_S:g} s": lambda: pauses(100 // scale),
         f"stopped for longer than {SILENCE_S:g} s": lambda: stops(20 // scale),
-        "a cable cut": lambda: islands(10 // scale, [3]),
-        "islands of 5 and 2": lambda: islands(10 // scale, [0, 1]),
+        "a cable cut": unless(why_not(), lambda: islands(10 // scale, [3])),
+        "islands of 5 and 2": unless(why_not(), lambda: islands(10 // scale, [0, 1])),
         "nothing": lambda: quiet(20 / scale),
     }
-
-
-COLUMNS: Columns = {
-    "what happens": lambda result: result["name"],
-    "what follows": lambda result: "; ".join(f"{key}: {value}" for key, value in result["follows"].items()),
-    "as promised": lambda result: MARKS[result["met"]],
-}
-
-
-def measure(name: str, row: Callable[[], Result], quick: bool) -> Result:
-    """Run one row; return what followed, and where and when."""
-    known: Result = {"name": name, "quick": quick, "date": datetime.now(UTC).date().isoformat()}
-    problem = why_not() if name in ("a cable cut", "islands of 5 and 2") else None
-    found: dict[str, Any] = {"not run": problem, "met": None} if problem else row()
-    met = found.pop("met")
-    return known | machine(HERE.parents[1]) | {"follows": found, "met": met}
 
 
 @click.command()
@@ -179,8 +161,8 @@ def main(only: tuple[str, ...], quick: bool) -> None:
     """Run the rows and write results.json and results.md beside this file."""
     found = rows(quick)
     title = f"Losses among {MEMBERS} members, a silence of {SILENCE_S:g} s being one"
-    folder = Path(tempfile.mkdtemp()) if quick else HERE
-    record(found, chosen(found, only), folder, lambda name: measure(name, found[name], quick), (title, COLUMNS))
+    folder = folder_of_results(None, quick, HERE)
+    record_promises(found, chosen(found, only), folder, (title, "what happens"), quick=quick)
 
 
 if __name__ == "__main__":
