@@ -5,12 +5,15 @@ import random
 import pytest
 import torch
 from tiny_decoders import ARCHITECTURES, decoder_of, model_of, tiny
+from torch import Tensor
 
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.generation.checked_texts import CheckedTexts
-from skippipe.inference.generation.drafts.automatic_draft import AutomaticDraft
+from skippipe.inference.generation import speculative
+from skippipe.inference.generation.checked_texts import CheckedTexts, DraftLayers
+from skippipe.inference.generation.drafts import automatic_draft
+from skippipe.inference.generation.drafts.automatic_draft import LOST_SHARE, AutomaticDraft
 from skippipe.inference.generation.drafts.drafter import FixedDraft
-from skippipe.inference.generation.drafts.gain import Chances, PassTimes, Speed, best_length
+from skippipe.inference.generation.drafts.gain import Chances, PassTimes, Speed, best_length, most_affordable
 from skippipe.inference.generation.drafts.layer_search import LayerSearch
 from skippipe.inference.generation.drafts.layer_watch import LayerWatch
 from skippipe.inference.generation.drafts.lookup_draft import RepeatedText
@@ -173,15 +176,50 @@ def test_times_between_measured_ones_are_interpolated() -> None:
         times.add(1, duration_s)
     times.add(5, 2.0)
     assert [times.seconds(count) for count in (1, 3, 5, 9)] == pytest.approx([1.2, 1.6, 2.0, 2.0])
+    assert [times.at_most_s(count) for count in (1, 3, 5, 9)] == pytest.approx([1.2, 1.6, 2.0, 2.8])
+
+
+def test_a_single_time_is_that_of_each_token_at_most() -> None:
+    times = PassTimes()
+    times.add(1, 0.5)
+    assert (times.seconds(4), times.at_most_s(4)) == (0.5, 2.0)
+    times.add(2, 0.4)
+    assert times.at_most_s(4) == 0.4
 
 
 def test_speed_is_that_of_late_but_never_below_the_whole_model() -> None:
     speed = Speed()
     assert speed.rate(0.5) == 2
     speed.add(8, 1.0)
-    assert (speed.rate(0.5), speed.saved_s(0.5)) == (8, 3)
+    assert speed.rate(0.5) == 8
     speed.add(1, 30.0)
-    assert (speed.rate(0.5), speed.saved_s(0.5)) == (2, 0)
+    assert speed.rate(0.5) == 2
+
+
+def test_as_many_tokens_are_drafted_as_may_be_lost() -> None:
+    seconds = [1.0, 1.1, 1.2, 2.0].__getitem__
+    assert [most_affordable(seconds, 3, may_take_s) for may_take_s in (0.9, 1.0, 1.15, 1.2, 5.0)] == [0, 0, 1, 2, 3]
+    assert most_affordable(seconds, 0, 5.0) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drafts_that_never_stay_lose_little(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are drawn at random, and each one more to check takes a fifth of a pass of the whole model."""
+    clock, check = [0.0], CheckedTexts.check
+
+    def timed_check(texts: CheckedTexts, layers: DraftLayers | None, count: int) -> Tensor:
+        clock[0] += 1 + 0.2 * count
+        return check(texts, layers, count)
+
+    monkeypatch.setattr(CheckedTexts, "check", timed_check)
+    for module in (automatic_draft, speculative):
+        monkeypatch.setattr(module, "now_s", lambda device: clock[0])
+    decoder, new = decoder_of(tiny("llama", vocab_size=16, num_hidden_layers=2)), 200
+    prompt = [1, 2, 3, 4] * 6
+    sampling = Sampling(do_sample=True, top_k=0, seed=seed)
+    result = speculate(decoder, AutomaticDraft(decoder, [24], new), [prompt], max_new_tokens=new, sampling=sampling)
+    assert result.drafted > 0
+    assert clock[0] <= new - 1 + LOST_SHARE * new + 1e-9  # the prompts gave the first token
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Drafts that choose themselves, again before each check: a lookup in the text, some layers, or none.
 
 Each is worth what it is expected to bring less what its time would bring otherwise, by chances and times that are
-measured while decoding. Where neither is worth its time, the whole model decodes token by token.
+measured while decoding. Where neither is worth its time, the whole model decodes token by token. What drafts may lose
+until that is known is limited from the first one on, as in conservative bandits (Wu et al. 2016, arXiv 1602.04282):
+only what is left of a small part of the time, and what they have gained, may be put at risk.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.checked_texts import CheckedTexts
 from skippipe.inference.generation.drafts.clock import now_s
 from skippipe.inference.generation.drafts.drafter import DraftedTokens, Drafter
-from skippipe.inference.generation.drafts.gain import PassTimes, Speed
+from skippipe.inference.generation.drafts.gain import PassTimes, Speed, most_affordable
 from skippipe.inference.generation.drafts.layer_draft import LayerDraft
 from skippipe.inference.generation.drafts.layer_search import LayerSearch
 from skippipe.inference.generation.drafts.lookup_draft import LookupDraft
@@ -23,14 +25,16 @@ from skippipe.inference.generation.sampling import TokenChoice
 
 MOST_DRAFTED = 15
 """Tokens before a check."""
-FIRST_PASSES = 2
-"""Tokens behind the prompts that are decoded without a draft: the first warms up, the other is timed."""
-PLAIN_EVERY = 24
-"""After so many checks of drafts a token is decoded without, which tells what that takes now."""
+PLAIN_EVERY = 48
+"""After so many checks of drafts two tokens are decoded without, as at the beginning. The second one tells what that
+takes: the first is slower, as it finds other things in the processor's caches."""
 MARGIN = 0.05
 """Tokens that a draft has to gain at least: what is measured is not exact."""
 SEARCH_SHARE = 0.015
 """Part of the time of decoding without drafts that the search for layers may take."""
+LOST_SHARE = 0.01
+"""Part of the time of decoding without drafts that drafts may lose: a token's time at least. With the search it stays
+below the 3% by which an answer may be slower than without drafts."""
 SAVED_SHARE = 0.1
 """Part of the time saved by drafts that it may take beside that."""
 STEP = 2
@@ -68,8 +72,13 @@ class AutomaticDraft(Drafter):
         self._used: LookupDraft | LayerDraft | None = None
         """What made the newest proposal."""
         self._running = [True] * len(lengths)
-        self._plain = self._since_plain = 0
+        self._since_plain = PLAIN_EVERY
+        """Checks of drafts since a token without was timed."""
+        self._was_plain = False
         self._searched_s = self._longest_s = self._start_s = 0.0
+        self._gained_s = 0.0
+        """Seconds that drafts have saved, less those that they have lost."""
+        self._has_given_up = False
         self._looked_up = self._by_layers = 0
 
     @property
@@ -88,45 +97,61 @@ class AutomaticDraft(Drafter):
 
     def propose(self, texts: CheckedTexts, choice: TokenChoice, running: Tensor, room: int) -> DraftedTokens:
         """Draft with what gains most, if anything does."""
-        self._running, self._used, room = running.tolist(), None, min(room, MOST_DRAFTED)
+        self._used, room = None, min(room, MOST_DRAFTED)
         self._start_s = now_s(self._device)
-        self._lookup.read(texts, self._padding)
-        if room == 0 or self._plain < FIRST_PASSES or self._since_plain >= PLAIN_EVERY:
+        if room == 0 or self._since_plain >= PLAIN_EVERY or self._has_given_up:
             return DraftedTokens()
         whole_s = self._checks.seconds(1)
-        rate = self._speed.rate(whole_s)
+        may_take_s = whole_s + max(1.0, LOST_SHARE * self._max_new_tokens) * whole_s + self._gained_s
+        if self._checks.at_most_s(2) > may_take_s:
+            self._has_given_up = True
+            return DraftedTokens()
+        self._running, rate = running.tolist(), self._speed.rate(whole_s)
         self._search_on(texts, rate, whole_s)
         layers, least = self._search.found, 1 - rate * whole_s + MARGIN
-        looked_up = self._lookup.worth(self._running, room, rate) if self._looks_up else least
-        if layers is not None and layers.worth(self._running, room, rate) > max(looked_up, least):
-            self._used = layers
-            return layers.propose(texts, choice, self._running, room, rate)
+        looked_up = self._look_up(texts, room, rate, may_take_s) if self._looks_up else least
+        if layers is not None:
+            room = most_affordable(layers.at_most_s, room, may_take_s)
+            if layers.worth(self._running, room, rate) > max(looked_up, least):
+                self._used = layers
+                return layers.propose(texts, choice, self._running, room, rate)
         if looked_up > least:
             self._used = self._lookup
             return self._lookup.propose(texts)
         return DraftedTokens()
 
+    def _look_up(self, texts: CheckedTexts, room: int, rate: float, may_take_s: float) -> float:
+        """Return what a lookup gains that takes at most so long."""
+        self._lookup.read(texts, self._padding)
+        return self._lookup.worth(self._running, most_affordable(self._lookup.at_most_s, room, may_take_s), rate)
+
     def learn(self, proposal: DraftedTokens, stays: Sequence[Tensor], check_s: float) -> None:
         """See what stayed, and how long the check took."""
         kept = sum(bool(stayed.all()) for stayed in stays)
-        self._since_plain += 1
+        was_plain, self._was_plain = self._was_plain, self._used is None
+        if self._used is None:
+            if was_plain:
+                self._since_plain = 0
+                self._checks.add(1, check_s)
+        else:
+            self._since_plain += 1
+            self._learn_of_draft(proposal, stays, check_s, kept)
+        if 1 in self._checks:
+            self._speed.add(kept + 1, now_s(self._device) - self._start_s)
+
+    def _learn_of_draft(self, proposal: DraftedTokens, stays: Sequence[Tensor], check_s: float, kept: int) -> None:
+        self._gained_s += (kept + 1) * self._checks.seconds(1) - (now_s(self._device) - self._start_s)
         if isinstance(self._used, LayerDraft):
             self._used.learn(self._running, stays, check_s)
             self._by_layers += kept
         elif self._used is not None:
             self._used.learn(self._running, stays)
-            self._looked_up += kept
-        else:
-            self._since_plain, self._plain = 0, self._plain + 1
-        if self._plain < FIRST_PASSES:
-            return
-        if not isinstance(self._used, LayerDraft):
             self._checks.add(len(proposal.chances) + 1, check_s)
-        self._speed.add(kept + 1, now_s(self._device) - self._start_s)
+            self._looked_up += kept
 
     def _search_on(self, texts: CheckedTexts, rate: float, whole_s: float) -> None:
         """Search for layers, where there is time for a step."""
-        may_take_s = SEARCH_SHARE * self._max_new_tokens * whole_s + SAVED_SHARE * self._speed.saved_s(whole_s)
+        may_take_s = SEARCH_SHARE * self._max_new_tokens * whole_s + SAVED_SHARE * max(0.0, self._gained_s)
         if self._searched_s + max(STEP * whole_s, self._longest_s) <= may_take_s:
             self._search.go_on(texts, self._running, rate)
             done_s = now_s(self._device)

@@ -67,29 +67,38 @@ class PassTimes:
         (first, last), (first_s, last_s) = self._lengths[at - 1 : at + 1], self._medians_s[at - 1 : at + 1]
         return first_s + (last_s - first_s) * (num_tokens - first) / (last - first)
 
+    def at_most_s(self, num_tokens: int) -> float:
+        """Return the same, but above the longest one each token takes as long as the others on the mean.
+
+        Where a single length is known, that is as long as decoding token by token.
+        """
+        longest, first = self._lengths[-1], self._lengths[0]
+        first_s, longest_s = self._medians_s[0], self._medians_s[-1]
+        token_s = (longest_s - first_s) / (longest - first) if longest > first else longest_s / longest
+        return self.seconds(num_tokens) + max(0, num_tokens - longest) * max(0.0, token_s)
+
 
 class Speed:
-    """How fast tokens come: of late, and altogether beside decoding without drafts."""
+    """How fast tokens have come of late."""
 
     def __init__(self, *, memory: int = 10) -> None:
         self._forget = 1 - 1 / memory
-        self._recent_tokens = self._recent_s = 0.0
-        self._tokens, self._duration_s = 0, 0.0
+        self._tokens = self._duration_s = 0.0
 
     def add(self, num_tokens: int, duration_s: float) -> None:
         """See how many tokens a draft and its check brought, and how long both took."""
-        self._recent_tokens = self._recent_tokens * self._forget + num_tokens
-        self._recent_s = self._recent_s * self._forget + duration_s
-        self._tokens, self._duration_s = self._tokens + num_tokens, self._duration_s + duration_s
+        self._tokens = self._tokens * self._forget + num_tokens
+        self._duration_s = self._duration_s * self._forget + duration_s
 
     def rate(self, whole_s: float) -> float:
         """Return the tokens of a second: those of late, or of the whole model's `whole_s` a token if these are more."""
-        recent = self._recent_tokens / self._recent_s if self._recent_s else 0.0
+        recent = self._tokens / self._duration_s if self._duration_s else 0.0
         return max(recent, 1 / whole_s)
 
-    def saved_s(self, whole_s: float) -> float:
-        """Return the seconds that drafts have saved, where the whole model takes `whole_s` for a token."""
-        return max(self._tokens * whole_s - self._duration_s, 0.0)
+
+def most_affordable(at_most_s: Callable[[int], float], room: int, may_take_s: float) -> int:
+    """Return how many of up to `room` tokens can be drafted in a time, if none of them stays."""
+    return next((number for number in range(room, 0, -1) if at_most_s(number) <= may_take_s), 0)
 
 
 def best_length(chances: Sequence[float], seconds: Callable[[int], float], rate: float) -> tuple[int, float]:

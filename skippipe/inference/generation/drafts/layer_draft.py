@@ -43,6 +43,10 @@ class LayerDraft:
         check_s = self._checks.seconds(num_drafted + 1) or self._all_checks.seconds(num_drafted + 1)
         return num_drafted * self._steps.seconds(1) + check_s
 
+    def at_most_s(self, num_drafted: int) -> float:
+        """Return what they may take, with their check."""
+        return num_drafted * self._steps.seconds(1) + self._all_checks.at_most_s(num_drafted + 1)
+
     def worth(self, running: Sequence[bool], room: int, rate: float) -> float:
         """Return what is gained by as many tokens as are worth their time."""
         return best_length([self._chances.mean ** sum(running)] * room, self.seconds, rate)[1]

@@ -43,6 +43,10 @@ class LookupDraft:
         for row, (text, unused) in enumerate(zip(self._texts, padding, strict=True)):
             text.extend(texts.ids[row, unused + len(text) : texts.length].tolist())
 
+    def at_most_s(self, num_drafted: int) -> float:
+        """Return what the check of so many drafted tokens may take."""
+        return self._checks.at_most_s(num_drafted + 1)
+
     def worth(self, running: Sequence[bool], room: int, rate: float) -> float:
         """Look up to `room` tokens up; return what is gained by as many as are worth their time."""
         self._found, self._levels = [], []
