@@ -107,10 +107,18 @@ def _cells(
 def _ratio(found: Sequence[Result], normal: Sequence[Sequence[Result]], depth: str) -> str:
     """Return the ratio to the best of some normal trainings, under the same seed; a shallower model's is that of its
     own whole depth.
+
+    The best is that of the seeds that all of them have: the others would be compared with other data.
     """
     if not normal:
         return ""
-    tuned = min(normal, key=lambda results: statistics.fmean(_at(result, depth) for result in results))
+    shared = set.intersection(*({result["seed"] for result in results} for results in normal))
+    tuned = min(
+        normal,
+        key=lambda results: statistics.fmean(
+            _at(result, depth) for result in results if result["seed"] in shared or not shared
+        ),
+    )
     by_seed = {result["seed"]: _at(result, depth) for result in tuned}
     return _spread([_deepest(result) / by_seed[result["seed"]] for result in found if result["seed"] in by_seed])
 

@@ -57,6 +57,18 @@ def test_a_figure_shows_every_recipe_and_is_the_same_again(one_training: ModuleT
     assert [label in figures[0] for label in (">normal<", ">skip<", ">mixed")] == [True, True, False]
 
 
+def test_learning_rates_of_normal_training_are_compared_under_the_same_seeds(one_training: ModuleType) -> None:
+    """The second rate is worse where both were run; the first one's other seed has harder data."""
+    page = importlib.import_module("page")
+
+    def results(*perplexities: float) -> list[dict[str, object]]:
+        return [{"seed": seed, "perplexity": {"6": {"mean": mean}}} for seed, mean in enumerate(perplexities)]
+
+    assert page._ratio(results(3.0, 8.0), [results(4.0, 8.0), results(5.0)], "6") == "0.875 ± 0.177"
+    assert page._ratio(results(3.0), [results(4.0, 8.0), results(3.0)], "6") == "1.000"
+    assert page._ratio(results(3.0), [], "6") == ""
+
+
 def test_compute_of_a_recipe_is_relative_to_normal_training(one_training: ModuleType, tmp_path: Path) -> None:
     setups = importlib.import_module("setups")
     plans: dict[str, PlanSet] = {}
