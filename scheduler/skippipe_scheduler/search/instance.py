@@ -31,13 +31,13 @@ def make_instance(slot_model: SlotModel, robustness: Robustness | None, jitter_f
     names = problem.nodes
     tables = (costs.forward_s, costs.backward_s, costs.loss_s)
     links = np.zeros((4, len(names), len(names)))
-    for a, source in enumerate(names):
-        for b, sink in enumerate(names):
-            if a != b:
-                links[TRANSFER_S, a, b] = costs.transfer_s[source][sink]
-                links[OCCUPANCY_S, a, b] = costs.occupancy_s(source, sink)
-                links[LATENCY_S, a, b] = costs.latency_s[source][sink] if costs.latency_s else 0.0
-                links[GBIT_PER_S, a, b] = costs.gbit_per_s[source][sink] if costs.gbit_per_s else 1.0
+    links[TRANSFER_S] = slot_model.transfer_s
+    links[LATENCY_S] = slot_model.latency_s
+    links[GBIT_PER_S] = slot_model.gbit_per_s if costs.gbit_per_s else 1.0 - np.eye(len(names))
+    if costs.contention != "none":
+        for rank, source in enumerate(names):
+            others = [sink for sink in names if sink != source]
+            links[OCCUPANCY_S, rank, np.arange(len(names)) != rank] = [costs.occupancy_s(source, s) for s in others]
     fixed_s, gbit = _reductions(slot_model)
     return Instance(
         node_s=np.array([[table[name] for name in names] for table in tables]),

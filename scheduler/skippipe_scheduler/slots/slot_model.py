@@ -4,10 +4,13 @@ fills it.
 Routes name slots, so they stay what they are when two nodes change places; only the costs move.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
 
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequences
@@ -91,6 +94,27 @@ class SlotModel:
         pins = self.problem.pinned or {}
         return tuple(pins.get(node, -1) for node in self.problem.nodes)
 
+    @cached_property
+    def transfer_s(self) -> npt.NDArray[np.float64]:
+        """Seconds of a transfer from node to node, by rank, (N, N); 0 from a node to itself."""
+        return self._by_rank(self.problem.costs.transfer_s)
+
+    @cached_property
+    def latency_s(self) -> npt.NDArray[np.float64]:
+        """The same of its latency; 0 where the problem gives none."""
+        return self._by_rank(self.problem.costs.latency_s)
+
+    @cached_property
+    def gbit_per_s(self) -> npt.NDArray[np.float64]:
+        """Bandwidth from node to node, by rank, (N, N); 0 where the problem gives none."""
+        return self._by_rank(self.problem.costs.gbit_per_s)
+
+    def _by_rank(self, table: Mapping[str, Mapping[str, float]] | None) -> npt.NDArray[np.float64]:
+        names = self.problem.nodes
+        if table is None:
+            return np.zeros((len(names), len(names)))
+        return np.array([[0.0 if source == sink else table[source][sink] for sink in names] for source in names])
+
     @property
     def shares_capacity(self) -> bool:
         """Whether transfers over different links share cards or uplinks."""
@@ -130,9 +154,7 @@ class SlotCosts:
         self.loss_s = [costs.loss_s[name] for name in names]
         self.memory = [costs.memory[name] for name in names]
         self.overhead_s = costs.task_overhead_s
-        self.transfer_s = [
-            [0.0 if source == sink else costs.transfer_s[source][sink] for sink in names] for source in names
-        ]
+        self.transfer_s: list[list[float]] = slot_model.transfer_s[np.ix_(placement, placement)].tolist()
         self.reduce_s = problem.reduce_s(slot_model.stages(placement))
         self._chains: dict[SlotRoute, Chain] = {}
 
