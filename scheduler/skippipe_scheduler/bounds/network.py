@@ -39,7 +39,7 @@ class Network:
         self.loss_s = np.array([costs.loss_s[name] for name in names])
         self.memory = np.array([costs.memory[name] for name in names])
         self.overhead_s = costs.task_overhead_s
-        self.one_way_s: Matrix = np.array([[0.0 if a == b else costs.transfer_s[a][b] for b in names] for a in names])
+        self.one_way_s: Matrix = self.slot_model.transfer_s
         self.both_ways_s = self.one_way_s + self.one_way_s.T
         self.reduce_s = self._reduce_s()
         self.visit_s: Matrix = np.array(self.work_s) + 2 * self.overhead_s

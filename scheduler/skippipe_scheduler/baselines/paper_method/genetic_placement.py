@@ -42,10 +42,10 @@ def genetic_placement(slot_model: SlotModel, budget: Budget, seed: int) -> SlotP
 
 class _GeneticAlgorithm:
     def __init__(self, slot_model: SlotModel, generator: random.Random) -> None:
-        names, transfer_s = slot_model.problem.nodes, slot_model.problem.costs.transfer_s
+        transfer_s = slot_model.transfer_s
         self.sizes = slot_model.problem.sizes
         self.generator = generator
-        self.edge_s = [[0.0 if a == b else (transfer_s[a][b] + transfer_s[b][a]) / 2 for b in names] for a in names]
+        self.edge_s: list[list[float]] = ((transfer_s + transfer_s.T) / 2).tolist()
         self.apart_s: dict[tuple[frozenset[int], frozenset[int]], float] = {}
         self.population: list[tuple[float, tuple[int, ...], Groups]] = []
         """(cost in seconds, groups in the order of the tour, groups), best first."""
