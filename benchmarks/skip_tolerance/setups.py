@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from sizes import NUM_STAGES, QUICK, SIZES
 from skippipe.config.experiment import Experiment
 
 LR = 2e-3
-"""Peak learning rate. Half and twice of it are rows of their own."""
+"""Peak learning rate. Other multiples of it are rows of their own."""
+MULTIPLES = {1: "", 0.5: "half", 2: "twice", 4: "four times", 8: "eight times"}
+"""Multiples of the learning rate that rows may have, and how their names say it."""
 RESULT = "result.json"
 """What a training that is done leaves in its folder."""
 THIRD = 0.33
@@ -59,14 +61,18 @@ def dropout(probability: float, **others: str) -> dict[str, Any]:
     return {"probability": probability, "unit": "microbatch", **others}
 
 
+def rates(name: str, setup: Setup, *multiples: float) -> dict[str, Setup]:
+    """Return a row for each multiple of the learning rate."""
+    return {
+        name + (f", {MULTIPLES[multiple]} the learning rate" if multiple != 1 else ""): replace(setup, lr=multiple * LR)
+        for multiple in multiples
+    }
+
+
 NORMAL, SHALLOWER = "normal", "normal, two thirds of the layers"
 SETUPS: dict[str, Setup] = {
-    NORMAL: Setup(),
-    "normal, half the learning rate": Setup(lr=LR / 2),
-    "normal, twice the learning rate": Setup(lr=2 * LR),
-    "normal, four times the learning rate": Setup(lr=4 * LR),
-    "normal, four fifths of the steps": Setup(length=Fraction(4, 5)),
-    "normal, four fifths of the steps, twice the learning rate": Setup(length=Fraction(4, 5), lr=2 * LR),
+    **rates(NORMAL, Setup(), 1, 0.5, 2, 4, 8),
+    **rates("normal, four fifths of the steps", Setup(length=Fraction(4, 5)), 1, 2, 4),
     "normal, two thirds of the steps": Setup(length=Fraction(2, 3)),
     SHALLOWER: Setup(num_stages=4),
     "skip": Setup(SKIP),
@@ -88,25 +94,14 @@ SETUPS: dict[str, Setup] = {
     "curriculum, deep to shallow": Setup(
         SKIP, {"depth_curriculum": [{"share": 1, "skip_ratio": ratio} for ratio in (0, THIRD, 0.66)]}
     ),
-    "curriculum, shallow to deep": Setup(SKIP, {"depth_curriculum": GROWING}),
-    "curriculum, shallow to deep, twice the learning rate": Setup(SKIP, {"depth_curriculum": GROWING}, lr=2 * LR),
+    **rates("curriculum, shallow to deep", Setup(SKIP, {"depth_curriculum": GROWING}), 1, 2),
     "curriculum, shallow to deep, rescaled": Setup(SKIP, {"depth_curriculum": GROWING, "rescale_stages": True}),
-    "curriculum, half depth, then full": Setup(SKIP, {"depth_curriculum": HALF_THEN_FULL}),
+    **rates("curriculum, half depth, then full", Setup(SKIP, {"depth_curriculum": HALF_THEN_FULL}), 1, 2, 4),
     "curriculum, half depth, then full, rescaled": Setup(
         SKIP, {"depth_curriculum": HALF_THEN_FULL, "rescale_stages": True}
     ),
-    "curriculum, half depth, then full, twice the learning rate": Setup(
-        SKIP, {"depth_curriculum": HALF_THEN_FULL}, lr=2 * LR
-    ),
-    "curriculum, half depth, then full, four times the learning rate": Setup(
-        SKIP, {"depth_curriculum": HALF_THEN_FULL}, lr=4 * LR
-    ),
-    "curriculum, a third of the depth, then full, four times the learning rate": Setup(
-        SKIP, {"depth_curriculum": THIRD_THEN_FULL}, lr=4 * LR
-    ),
-    "curriculum, shallow to deep, then full, four times the learning rate": Setup(
-        SKIP, {"depth_curriculum": GROWING_THEN_FULL}, lr=4 * LR
-    ),
+    **rates("curriculum, a third of the depth, then full", Setup(SKIP, {"depth_curriculum": THIRD_THEN_FULL}), 1, 2, 4),
+    **rates("curriculum, shallow to deep, then full", Setup(SKIP, {"depth_curriculum": GROWING_THEN_FULL}), 1, 2, 4, 8),
     "skip, rescaled": Setup(SKIP, {"rescale_stages": True}),
     "mixed 6 3 2, redrawn routes, rescaled, same compute": Setup(
         SKIP | {"route_lengths": {6: 1, 3: 1, 2: 3}},
@@ -115,11 +110,12 @@ SETUPS: dict[str, Setup] = {
     ),
     "layer dropout, LayerSkip": Setup(recipe={"layer_dropout": dropout(0.75)}),
     "layer dropout, uniform": Setup(recipe={"layer_dropout": dropout(1 / 3, over_depth="uniform")}),
-    "layer dropout, linear, falling, rescaled": Setup(
-        recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling") | {"rescale": True}}
-    ),
-    "layer dropout, linear, falling, rescaled, twice the learning rate": Setup(
-        recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling") | {"rescale": True}}, lr=2 * LR
+    **rates(
+        "layer dropout, linear, falling, rescaled",
+        Setup(recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling") | {"rescale": True}}),
+        1,
+        2,
+        4,
     ),
     "layer dropout, linear, falling": Setup(
         recipe={"layer_dropout": dropout(0.8, over_depth="linear", over_steps="falling")}
