@@ -58,8 +58,8 @@ class MemberProtocol:
         self.vote: EpochVote | None = None
         self.ending: str | None = None
         self.failure: SkipPipeError | None = None
-        self.heard: set[str] = set()
-        """Incarnations that have said hello."""
+        self.heard: dict[str, int] = {}
+        """The latest epoch in which each incarnation has said hello."""
         self.applicants: dict[str, Member] = {}
         self.applying = False
         self.events: deque[MembershipEvent] = deque(maxlen=_EVENTS)
@@ -136,6 +136,14 @@ class MemberProtocol:
         """Keep an event for whoever logs them."""
         self.events.append(MembershipEvent(what, name, words, seconds))
 
+    def behind(self) -> Sequence[str]:
+        """Return which members of the present epoch live, and may not know yet that it has begun."""
+        if self.epoch is None or self.vote is None:
+            return []
+        number, reachable = self.epoch.number, self.vote.reachable
+        others = [member for member in self.epoch.members if member.name in reachable and member != self.own]
+        return [member.name for member in others if self.heard.get(member.incarnation, -1) < number]
+
     def newcomers(self, members: Sequence[Member]) -> Sequence[Member]:
         """Return the applicants that can be taken in beside these."""
         names = {member.name for member in members}
@@ -185,7 +193,7 @@ class MemberProtocol:
             case Hello() if message.receiver != self.own.incarnation:
                 self._reply(way_back, Mistaken(receiver=message.receiver))
             case Hello():
-                self.heard.add(sender.incarnation)
+                self.heard[sender.incarnation] = max(message.epoch, self.heard.get(sender.incarnation, 0))
                 if self.applying:
                     self._connect([sender])  # one more who can take this process in
                 self._take_epochal(sender, message, way_back)
@@ -276,6 +284,7 @@ class MemberProtocol:
         self.links.drop([name for name, member in self.links.members.items() if member not in known])
         self._connect(epoch.members)
         self.links.expect_all()
+        self._greet_all()
         for name in arrived:
             self._send(name, Decided(epoch=-1, value=epoch))
         for name, loss in self.links.losses().items():

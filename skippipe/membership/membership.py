@@ -29,6 +29,8 @@ _IDLE_TURN_S = 0.5
 _APPLY_S = 0.5
 _CONNECT_S = 1.0
 """How long a proposer waits for the connection to an applicant of whom it has heard: some round trips of a far link."""
+_FAREWELL_S = 5.0
+"""How long one that leaves waits for others that live and have not come to the present epoch."""
 _LOOK_S = 0.2
 """How long who begins waits for the others' hellos until it looks whether they live, and from then on does so."""
 _NOBODY = "0" * 32
@@ -217,7 +219,13 @@ class Membership:
                 self._post(vote.decide(question, decision))
 
     def leave(self) -> None:
-        """End in good order: the others see that this process left."""
+        """End in good order: the others see that this process left.
+
+        It first waits until all of them know of the present epoch: of who knows it, nobody else may be left to tell.
+        """
+        protocol = self._protocol
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or protocol.failure or not protocol.behind(), _FAREWELL_S)
         self._finish("leave")
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A run of light processes that are members and do nothing else, and what they tell."""
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 
 from skippipe.errors import SkipPipeError
 from skippipe.membership.epoch import Member
+from skippipe.membership.epoch_vote import EpochVote, Outgoing
 from skippipe.membership.membership import Membership
+from skippipe.membership.messages import Decided, Proposal, VoteMessage
 
 SECRET = "the secret of these tests"
 SILENCE_S = 0.5
@@ -154,6 +157,20 @@ def obey(membership: Membership, what: str) -> None:
             membership.suspect(name, "a transfer failed")
         case ["hold", seconds]:
             hold_lock(float(seconds))
+        case ["lose", count]:
+            lose_decisions(int(count))
+
+
+def lose_decisions(count: int) -> None:
+    """Lose so many messages that tell what the next epoch is, as on a link that breaks."""
+    receive, lost = EpochVote.receive, itertools.count()
+
+    def receive_or_lose(self: EpochVote, sender: str, message: VoteMessage) -> Outgoing:
+        if isinstance(message, Proposal | Decided) and next(lost) < count:
+            return []
+        return receive(self, sender, message)
+
+    EpochVote.receive = receive_or_lose  # type: ignore[method-assign]  # the fault is put in here alone
 
 
 def hold_lock(duration_s: float) -> None:

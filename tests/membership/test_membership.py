@@ -98,6 +98,20 @@ def test_an_epoch_ends_without_a_loss_where_a_member_asks_or_leaves() -> None:
         assert {words for words, _ in members.wait("ended", ["n1", "n2"]).values()} == {"n0 lost (left)"}
 
 
+def test_who_leaves_has_seen_that_all_know_the_last_epoch() -> None:
+    """The words that tell it to n2 are lost three times; were the others gone by then, it would decide alone."""
+    with member_processes(3) as members:
+        members.command("n2", "lose 3")
+        members.command("n1", "end")
+        members.wait("ended", ["n0", "n1", "n2"])
+        told = members.wait("epoch", ["n0", "n1"])
+        members.command("n0", "leave")
+        members.command("n1", "leave")
+        last = members.wait("epoch", ["n2"])["n2"][0]
+        assert last == told["n0"][0] == told["n1"][0]
+        assert last.decision["by"] == "n0"
+
+
 def test_one_that_was_killed_comes_back_and_another_is_new() -> None:
     with member_processes(3) as members:
         kill(members, "n0")

@@ -120,8 +120,12 @@ def _open_group(
         closing(Membership.open(name, host, secret, silence_s, data_port=links.port)) as membership,
     ):
         begin_together(membership, context, run.experiment.comm.timeout_s, assignment.drivers[0])
-        yield ServingGroup(membership, links, assignment, context.rank)
-        membership.leave()
+        group = ServingGroup(membership, links, assignment, context.rank)
+        try:
+            yield group
+        finally:
+            if group.end_code is not None:  # all have agreed on the end, be it an error's
+                membership.leave()
 
 
 def _load(
