@@ -1,6 +1,6 @@
 """One training in this process, continued where it stopped, and its perplexities at all depths.
 
-    python benchmarks/skip_tolerance/one_training.py ROW SIZE SEED FOLDER [--quick]
+    python benchmarks/skip_tolerance/one_training.py ROW SIZE SEED FOLDER [--prose TEXTS] [--quick]
 
 Writes FOLDER/result.json at the end.
 """
@@ -13,9 +13,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import click
 from depths import perplexities
-from setups import RESULT, experiment_of, settings_of
-from sizes import NUM_STAGES, QUICK, SIZES, Size
+from setups import RESULT, SETUPS, experiment_of, settings_of, size_of
+from sizes import NUM_STAGES, SIZES, Size
 
 from common.table import machine
 from skippipe.config.experiment import Experiment
@@ -31,9 +32,9 @@ DEPTHS = 5
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 
-def measure(name: str, size_name: str, seed: int, folder: Path, *, quick: bool) -> dict[str, Any]:
+def measure(name: str, size_name: str, seed: int, folder: Path, *, quick: bool, prose: Path | None) -> dict[str, Any]:
     """Train, evaluate, and keep the result."""
-    experiment = experiment_of(name, size_name, seed, folder, quick=quick)
+    experiment = experiment_of(name, size_name, seed, folder, quick=quick, prose=prose)
     plans = choose_plans(experiment, None)
     start_s = time.perf_counter()
     with StopSignal() as stop, open_trainer(experiment, plans, ALONE) as trainer:
@@ -52,7 +53,7 @@ def measure(name: str, size_name: str, seed: int, folder: Path, *, quick: bool) 
         "seed": seed,
         "settings": settings_of(experiment),
         "steps": experiment.training.max_steps,
-        "compute": compute_share(experiment, plans, QUICK if quick else SIZES[size_name]),
+        "compute": compute_share(experiment, plans, size_of(size_name, quick=quick)),
         "parameters": sum(
             parameter.numel()
             for stage in trainer.state.runner.stages.values()
@@ -87,6 +88,17 @@ def compute_share(experiment: Experiment, plans: PlanSet, size: Size) -> float:
     return done / (size.steps * len(plans.main.microbatches) * NUM_STAGES * size.layers_per_stage)
 
 
+@click.command()
+@click.argument("row", type=click.Choice(list(SETUPS)))
+@click.argument("size", type=click.Choice(list(SIZES)))
+@click.argument("seed", type=int)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--prose", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--quick", is_flag=True)
+def main(row: str, size: str, seed: int, folder: Path, prose: Path | None, quick: bool) -> None:
+    """Train one row under one seed."""
+    measure(row, size, seed, folder, quick=quick, prose=prose)
+
+
 if __name__ == "__main__":
-    name, size_name, seed, folder = sys.argv[1:5]
-    measure(name, size_name, int(seed), Path(folder), quick="--quick" in sys.argv)
+    main()

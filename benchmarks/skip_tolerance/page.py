@@ -49,7 +49,7 @@ def _section(size: str, results: Sequence[Result], order: Sequence[str]) -> list
     titles = ["recipe", "steps", "compute", *(f"{depth} layers" for depth in layers)]
     titles += ["full depth, to normal at equal tokens", "to normal at equal compute", "half to own full depth", "seeds"]
     return [
-        f"## {size} parameters",
+        f"## {size.removesuffix('-prose')} parameters, {'prose' if SIZES[size].prose else 'code'}",
         "",
         _line(titles),
         _line(["---"] * len(titles)),

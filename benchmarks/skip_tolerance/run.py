@@ -1,6 +1,7 @@
 """How well recipes make models that work with stages left out, in one command; see benchmarks/README.md.
 
-    python benchmarks/skip_tolerance/run.py [--size SIZE] [--only NAME ...] [--seed N ...] [--jobs N] [--quick]
+    python benchmarks/skip_tolerance/run.py [--size SIZE] [--prose TEXTS] [--only NAME ...] [--seed N ...] [--jobs N]
+        [--quick]
 
 Every training runs in a process of its own, on one core, and is kept when it is done: what stopped continues.
 """
@@ -28,6 +29,11 @@ HERE = Path(__file__).resolve().parent
 
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="2.4M", show_default=True, help="Of the model.")
+@click.option(
+    "--prose",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="Folder of text files, for a size on prose.",
+)
 @click.option("--only", multiple=True, help="Recipes whose names contain this; may be repeated.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0, 1, 2), show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at a time.")
@@ -45,16 +51,27 @@ HERE = Path(__file__).resolve().parent
     help="Folder of results.md, .json and .svg (default: beside run.py; with --quick, a temporary one).",
 )
 def main(
-    size: str, only: tuple[str, ...], seeds: tuple[int, ...], jobs: int, quick: bool, work: Path, out: Path | None
+    size: str,
+    prose: Path | None,
+    only: tuple[str, ...],
+    seeds: tuple[int, ...],
+    jobs: int,
+    quick: bool,
+    work: Path,
+    out: Path | None,
 ) -> None:
     """Train and evaluate the recipes that are not done yet; write the table after each, and print it."""
+    if SIZES[size].prose != (prose is not None):
+        raise click.UsageError(
+            f"size {size} is trained on {'prose: give --prose TEXTS' if SIZES[size].prose else 'code'}"
+        )
     names = chosen(SETUPS, only)
     out = folder_of_results(out, quick, HERE)
     out.mkdir(parents=True, exist_ok=True)
     todo = [(name, seed) for seed in seeds for name in names]
 
     def trained_pair(pair: tuple[str, int]) -> dict[str, Any] | None:
-        return trained(pair[0], size, pair[1], work, quick)
+        return trained(*pair, size=size, prose=prose, work=work, quick=quick)
 
     failed = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -68,14 +85,15 @@ def main(
         raise click.ClickException(f"failed: {'; '.join(failed)}; see the messages above")
 
 
-def trained(name: str, size: str, seed: int, work: Path, quick: bool) -> dict[str, Any] | None:
+def trained(name: str, seed: int, *, size: str, prose: Path | None, work: Path, quick: bool) -> dict[str, Any] | None:
     """Return the result of one training, from before or from a process of its own; None where that fails."""
     slug = re.sub(r"\W+", "-", name)
     folder = work.resolve() / f"{'quick' if quick else size}-{slug}-{seed}"
-    result = finished(folder, experiment_of(name, size, seed, folder, quick=quick))
+    result = finished(folder, experiment_of(name, size, seed, folder, quick=quick, prose=prose))
     if result is None:
         click.echo(f"{name}, seed {seed} ...", err=True)
         command = [sys.executable, str(HERE / "one_training.py"), name, size, str(seed), str(folder)]
+        command += ["--prose", str(prose)] if prose else []
         command += ["--quick"] * quick
         with (folder / "log.txt").open("a") as log:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sizes import NUM_STAGES, QUICK, SIZES
+from sizes import NUM_STAGES, QUICK, SIZES, Size
 
 from skippipe.config.experiment import Experiment
 
@@ -131,9 +131,21 @@ NORMALS = [name for name in SETUPS if name.startswith(NORMAL) and name != SHALLO
 """Trainings of all stages, at several learning rates and lengths."""
 
 
-def experiment_of(name: str, size_name: str, seed: int, folder: Path, *, quick: bool) -> Experiment:
-    """Return the experiment of one row, which writes into `folder`; a quick one is tiny and means nothing."""
-    setup, size = SETUPS[name], QUICK if quick else SIZES[size_name]
+def size_of(size_name: str, *, quick: bool) -> Size:
+    """Return a size; a quick one is tiny, on the same kind of text."""
+    size = SIZES[size_name]
+    return replace(QUICK, prose=size.prose) if quick else size
+
+
+def experiment_of(
+    name: str, size_name: str, seed: int, folder: Path, *, quick: bool, prose: Path | None = None
+) -> Experiment:
+    """Return the experiment of one row, which writes into `folder`; a quick one is tiny and means nothing.
+
+    `prose` is the folder of the text files that a size on prose is trained on.
+    """
+    setup, size = SETUPS[name], size_of(size_name, quick=quick)
+    text = {"source": "text", "paths": [str(prose)]} if size.prose else {"source": "python_stdlib"}
     steps = size.steps if quick else int(size.steps * setup.length)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cluster.yaml").write_text(CLUSTER.format(count=6, tflop_per_s=0.02, memory_gib=4))
@@ -151,7 +163,7 @@ def experiment_of(name: str, size_name: str, seed: int, folder: Path, *, quick: 
                 "tie_word_embeddings": True,
             }
         },
-        "data": {"source": "python_stdlib", "max_bytes": 500_000 if quick else 10_000_000},
+        "data": text | {"max_bytes": 500_000 if quick else 10_000_000},
         "pipeline": {"num_stages": setup.num_stages, "planner": {"max_evaluations": 2000 if not quick else 20}}
         | dict(setup.pipeline),
         "recipe": setup.recipe,

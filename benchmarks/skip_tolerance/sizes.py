@@ -1,6 +1,6 @@
-"""Sizes of the model, and how long normal training of each is."""
+"""Sizes of the model, how long normal training of each is, and on what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NUM_STAGES = 6
 
@@ -16,6 +16,8 @@ class Size:
     steps: int
     """Of normal training."""
     dtype: str = "float32"
+    prose: bool = False
+    """Whether the text is prose, and not Python's own sources."""
 
     @property
     def ffn_share(self) -> float:
@@ -30,4 +32,5 @@ SIZES = {
     "1M": Size(112, 304, 1, 8, steps=922),
     "4M": Size(224, 600, 1, 8, steps=3598, dtype="bfloat16"),
 }
+SIZES["0.25M-prose"] = replace(SIZES["0.25M"], prose=True)
 QUICK = Size(32, 48, 2, 1, steps=4)
