@@ -12,17 +12,20 @@ from crowding import at_most_s
 from hypothesis import given, settings, strategies as st
 from small_problems import make_problem, problems, share_links
 
+from skippipe_scheduler.baselines.dispatch import dispatch_solution
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Robustness
 from skippipe_scheduler.plan.plan import Plan, Solver
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.search.kernel.dispatching import ANY_NUMBER, dispatch
+from skippipe_scheduler.search.kernel.timing import retime
 from skippipe_scheduler.search.local_search import LocalSearch, load_chunks
 from skippipe_scheduler.search.tuning import LOCAL_SEARCH
 from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.routes import balanced_routes
-from skippipe_scheduler.slots.slot_model import SlotModel
+from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 from skippipe_scheduler.slots.solution import Solution
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
@@ -51,10 +54,36 @@ def test_every_schedule_is_valid_and_timed_exactly(problem: Problem, contention:
         assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(problems(), CONTENTIONS, st.integers(0, 5))
+def test_a_dispatch_is_the_rule_among_shared_transfers(problem: Problem, contention: str, seed: int) -> None:
+    """Timed anew in its own order it is the same, and where nothing is shared it is that of the rule."""
+    problem = share_links(problem, contention)
+    slot_model = SlotModel(problem)
+    placement = slot_model.given_placement() or tuple(range(len(problem.nodes)))
+    routes = balanced_routes(slot_model, seed)
+    search = LocalSearch(slot_model, seed)
+    search.start(placement, routes)
+    schedule, costs = search.candidate, SlotCosts(slot_model, placement)
+    if not dispatch(search.instance, schedule, search.queue, search.dispatching, ANY_NUMBER):
+        assert problem.rules.max_swaps, "only swaps can make full nodes wait for each other"
+        return
+    found, rows = schedule.starts.copy(), [each.copy() for each in (schedule.times_s, schedule.tasks, schedule.counts)]
+    assert retime(search.instance, schedule, search.queue, -1)
+    assert schedule.starts == pytest.approx(found, rel=1e-9, abs=1e-9)
+    assert schedule.times_s == pytest.approx(rows[0], rel=1e-9, abs=1e-9)
+    assert (schedule.tasks == rows[1]).all()
+    assert (schedule.counts == rows[2]).all()
+    if contention == "none":
+        starts = dispatch_solution(costs, routes, "loss_first").starts
+        for row, expected in zip(found, starts, strict=True):
+            assert row[: len(expected)] == pytest.approx(expected)
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(problems(), st.integers(1, 300))
-def test_changing_in_place_keeps_schedules_valid(problem: Problem, steps: int) -> None:
-    search, _ = begin(problem)
+@given(problems(), CONTENTIONS, st.integers(1, 300))
+def test_changing_large_schedules_keeps_them_valid(problem: Problem, contention: str, steps: int) -> None:
+    search, _ = begin(share_links(problem, contention))
     search.large = True
     found = search.improve(Budget(1.0, steps))
     plan = plan_of(search, found)

@@ -3,17 +3,15 @@
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 
 import numpy as np
 
-from skippipe_scheduler.baselines.dispatch import dispatch_solution
 from skippipe_scheduler.budget import Budget
-from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.options import Robustness
 from skippipe_scheduler.search.instance import fill_schedule, make_instance, sharing_of
 from skippipe_scheduler.search.kernel.anneal import (
     anneal,
+    anneal_dispatched,
     anneal_in_place,
     construct,
     copy_schedule,
@@ -32,6 +30,8 @@ from skippipe_scheduler.search.kernel.arrays import (
     make_queue,
     make_work,
 )
+from skippipe_scheduler.search.kernel.dispatching import ANY_NUMBER, dispatch, make_dispatching
+from skippipe_scheduler.search.kernel.jit import slowness
 from skippipe_scheduler.search.kernel.loads import Balancing, anneal_loads, empty_loads
 from skippipe_scheduler.search.kernel.packing import pack
 from skippipe_scheduler.search.kernel.timing import retime
@@ -59,20 +59,27 @@ class LocalSearch:
         self.scores: Floats = np.full((3, 2), np.inf)
         self.large = slot_model.num_tasks > tuning.large_tasks
         self.temperature = tuning.temperature * max(1.0, tuning.small_tasks / slot_model.num_tasks)
+        self.most_begun = ANY_NUMBER
+        """Microbatches that an origin has under way at a time in schedules that are dispatched."""
         self.steps = 0
         self.rate = tuning.first_chunk / tuning.chunk_s
 
-    def start(self, placement: SlotPlacement, routes: Sequence[SlotRoute], *, more_rules: bool = False) -> Solution:
-        """Begin at the best of a few insertion sequences and dispatch rules for the given placement and routes.
+    def start(self, placement: SlotPlacement, routes: Sequence[SlotRoute], *, fewer_begun: bool = False) -> Solution:
+        """Begin at the best of a few insertion sequences and a dispatch for the given placement and routes.
 
-        With `more_rules`, where cards or capacities are shared, also at schedules in which less is under way at a time.
+        With `fewer_begun`, where cards or capacities are shared, also at schedules in which less is under way at a
+        time: messages of many microbatches block each other there.
         """
         self._allocate(placement, routes)
         costs = SlotCosts(self.slot_model, placement)
-        self._dispatch(costs, routes, "loss_first")
-        if more_rules and self.slot_model.shares_capacity:
-            for rule in self.tuning.shared_dispatch_rules:
-                self._dispatch(costs, routes, rule)
+        self._dispatch(ANY_NUMBER)
+        if self.large and slowness() > 1 and self.scores[2, 0] < np.inf:
+            return self._continue()  # where nothing is compiled, all else would take minutes
+        if fewer_begun and self.slot_model.shares_capacity:
+            most_begun = int(self.instance.memory.max()) // 2
+            while most_begun:
+                self._dispatch(most_begun)
+                most_begun //= 2
         if self.large:
             self._pack(costs, routes)
             if self.scores[2, 0] < np.inf:
@@ -91,12 +98,13 @@ class LocalSearch:
                     self._keep_better()
         return self._continue()
 
-    def _dispatch(self, costs: SlotCosts, routes: Sequence[SlotRoute], rule: str) -> None:
-        """Try the schedule of a rule, in which no node rests without reason: insertion leaves gaps at a slow stage."""
-        with suppress(DeadlockError):
-            fill_schedule(self.candidate, dispatch_solution(costs, routes, rule).starts)
-            if retime(self.instance, self.candidate, self.queue, -1):
-                self._keep_better()
+    def _dispatch(self, most_begun: int) -> None:
+        """Try the schedule in which no node rests without reason: insertion leaves gaps at a slow stage."""
+        before_s = self.scores[2, 0]
+        if dispatch(self.instance, self.candidate, self.queue, self.dispatching, most_begun):
+            self._keep_better()
+        if self.scores[2, 0] < before_s:
+            self.most_begun = most_begun
 
     def _pack(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
         """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
@@ -239,6 +247,7 @@ class LocalSearch:
         width = max(self.width, _needed_width(routes, len(placement)))
         make: Callable[[], Schedule] = lambda: empty_schedule(np.array(placement), padded, lengths, width)  # noqa: E731
         self.current, self.candidate, self.best = make(), make(), make()
+        self.dispatching = make_dispatching(len(routes), len(placement), width)
         self.scores[:] = np.inf
 
     def _padded(self, routes: Sequence[SlotRoute]) -> Integers:
@@ -270,7 +279,19 @@ class LocalSearch:
 
     def _anneal(self, cooling: Cooling) -> int:
         clock = Budget(1.0)
-        if self.large:
+        if self.large and self.slot_model.shares_capacity:
+            schedules = self.current, self.candidate, self.best
+            spent = anneal_dispatched(
+                self.instance,
+                *schedules,
+                self.work,
+                self.queue,
+                self.dispatching,
+                self.scores,
+                cooling,
+                self.most_begun,
+            )
+        elif self.large:
             spent = anneal_in_place(self.instance, self.current, self.best, self.work, self.queue, self.scores, cooling)
         else:
             schedules = self.current, self.candidate, self.best

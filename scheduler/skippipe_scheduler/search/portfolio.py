@@ -138,7 +138,7 @@ class PortfolioSearch:
             placement, routes = search.balance_loads(
                 *base, steps, exchange=not every, limit_s=limit_s, stop=self.budget.stop
             )
-            return search, search.start(*ordered_replicas(slot_model, placement, routes), more_rules=True)
+            return search, search.start(*ordered_replicas(slot_model, placement, routes), fewer_begun=True)
 
         for begun in pool.map(begin, range(count)):
             if begun is not None:

@@ -149,10 +149,6 @@ class LocalSearchTuning:
     large_tasks: int = 1500
     """Schedules with more tasks are changed in place instead of copied at each step. Chosen: copying takes time for
     every task, a step in place for those that it touches."""
-    shared_dispatch_rules: tuple[str, ...] = ("one_forward_one_backward", "shortest_remaining_first")
-    """Rules of `baselines.dispatch` that balanced starts are also tried with where transfers share cards or capacities.
-    Measured, random cluster 26: 10.9 and 14.5 s with these instead of 20.1, as messages of many microbatches under way
-    block each other at the cards."""
     start_waits: tuple[float, ...] = (1.0, 4.0)
     """Longest waits of a task for its node, in mean backward times, that first schedules are tried with. Chosen."""
     packing_waits: tuple[float, ...] = (24.0,)

@@ -6,7 +6,7 @@ Pisinger (2006), though their shares stay. A worse schedule is accepted as in si
 and Vecchi, 1983): with probability exp(-rise / temperature).
 
 Small schedules are copied, so that after each step every task starts as early as its node's order allows. Large ones
-are changed in place and put back where a step is refused.
+are changed in place and put back where a step is refused; large ones whose transfers are shared are dispatched anew.
 """
 
 import math
@@ -43,6 +43,7 @@ from skippipe_scheduler.search.kernel.constants import (
     SHORTEST_WAIT,
     WAIT_DOUBLINGS,
 )
+from skippipe_scheduler.search.kernel.dispatching import Dispatching, dispatch
 from skippipe_scheduler.search.kernel.insertion import fits_width, insert, remove, restore
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import (
@@ -317,4 +318,49 @@ def anneal_in_place(
             if is_better(scores):
                 copy_schedule(best, current)
                 _set_scores(scores, BEST, CURRENT)
+    return cooling.steps
+
+
+@compiled
+def anneal_dispatched(
+    p: Instance,
+    current: Schedule,
+    candidate: Schedule,
+    best: Schedule,
+    w: Work,
+    q: Queue,
+    d: Dispatching,
+    scores: Floats,
+    cooling: Cooling,
+    most_begun: int,
+) -> int:
+    """Search like `anneal` over routes alone, for schedules whose transfers are too many to insert among the others.
+
+    The order is that of a dispatch (with `most_begun`), so that each step takes the time of all tasks; the placement
+    stays.
+    """
+    for step in range(cooling.steps):
+        if scores[BEST, ITERATION_S] <= cooling.goal_s:
+            return step
+        copy_schedule(candidate, current)
+        count = select_destroyed(candidate, w)
+        snapshot(candidate, w, count)
+        perturb(p, candidate, w, count)
+        if uniform(w.random) < CHANGE_TWICE:
+            perturb(p, candidate, w, count)
+        if not obeys_rules(p, candidate, w, count):
+            continue
+        changed = dispatch(p, candidate, q, d, most_begun)
+        if changed:
+            evaluate(p, candidate, q, scores[CANDIDATE])
+        if changed and scores[CANDIDATE, SCORE] <= _acceptable(
+            w, scores[CURRENT, SCORE], _temperature_s(cooling, step)
+        ):
+            copy_schedule(current, candidate)
+            _set_scores(scores, CURRENT, CANDIDATE)
+            if is_better(scores):
+                copy_schedule(best, current)
+                _set_scores(scores, BEST, CURRENT)
+        else:
+            undo_visits(p, candidate, w, count)
     return cooling.steps

@@ -72,13 +72,13 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
             slot = origin
             origin += 1
         else:
-            task = _next(pending_s, pending, waiting) if shares_links else pending[waiting - 1]
+            task = take_next(pending_s, pending, waiting) if shares_links else pending[waiting - 1]
             waiting -= 1
             m = task >> INDEX_BITS
             index = task & INDEX_MASK
             slot = routes[m, hop_of(index, lengths[m])]
             source = routes[m, hop_of(index - 1, lengths[m])]
-            # `_next` has left the time of the transfer where it took the last entry away.
+            # `take_next` has left the time of the transfer where it took the last entry away.
             arrival_s = pending_s[waiting]
             if source != slot:
                 here = placement[source]
@@ -86,7 +86,7 @@ def retime(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
                 longer = factor(factors, sample, task + _TRANSFERS)
                 if shares_links:
                     occupied_s = links[OCCUPANCY_S, here, there] * longer
-                    arrival_s = _occupy_s(link_free_s, slot_s, source, slot, arrival_s, occupied_s, shares_cards)
+                    arrival_s = occupy_s(link_free_s, slot_s, source, slot, arrival_s, occupied_s, shares_cards)
                 arrival_s += links[TRANSFER_S, here, there] * longer
             ready_s[m] = arrival_s
             following[m] = index
@@ -105,7 +105,7 @@ def _retime_shared(p: Instance, s: Schedule, q: Queue, sample: int) -> bool:
     while waiting or q.sharing.state[COUNT]:
         gets_ready = waiting > 0 and q.pending_s[0] <= next_end_s(q.sharing)
         if gets_ready:
-            task = _next(q.pending_s, q.pending, waiting)
+            task = take_next(q.pending_s, q.pending, waiting)
             waiting -= 1
             now_s = q.pending_s[waiting]
         else:
@@ -161,9 +161,9 @@ def run_tasks(p: Instance, s: Schedule, q: Queue, sample: int, slot: int, by_tim
         q.slot_s[FREE, slot] = end_s + p.overhead_s
         place += 1
         if kind == FORWARD:
-            _begin_stay(s.counts, s.tasks, s.times_s, slot, m, start_s)
+            begin_stay(s.counts, s.tasks, s.times_s, slot, m, start_s)
         elif kind == BACKWARD:
-            _end_stay(s.counts, s.tasks, s.times_s, slot, m, end_s)
+            end_stay(s.counts, s.tasks, s.times_s, slot, m, end_s)
         # The output leaves for the next task of the microbatch, which cannot run before it has arrived.
         q.following[m] = -1
         if index < 2 * length:
@@ -187,7 +187,7 @@ def has_run_all(s: Schedule, q: Queue) -> bool:
 
 
 @inlined
-def _occupy_s(
+def occupy_s(
     link_free_s: Floats, slot_s: Floats, source: int, slot: int, ready_s: float, occupied_s: float, shares_cards: bool
 ) -> float:
     """Return when a transfer starts that is ready then, and keep its link (and both cards) busy for `occupied_s`."""
@@ -202,7 +202,7 @@ def _occupy_s(
 
 
 @inlined
-def _begin_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: int, start_s: float) -> None:
+def begin_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: int, start_s: float) -> None:
     """The slot holds `m` from the start of its forward on."""
     held = counts[HELD, slot]
     tasks[HELD, slot, held] = m
@@ -211,7 +211,7 @@ def _begin_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m
 
 
 @inlined
-def _end_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: int, end_s: float) -> None:
+def end_stay(counts: Integers, tasks: Integers, times_s: Floats, slot: int, m: int, end_s: float) -> None:
     """The slot lets go of `m` at the end of its backward; of those it has held, `m` came late, so from the back."""
     held = counts[HELD, slot] - 1
     while tasks[HELD, slot, held] != m:
@@ -261,7 +261,7 @@ def push(pending_s: Floats, pending: Integers, count: int, ready_s: float, task:
 
 
 @inlined
-def _next(pending_s: Floats, pending: Integers, count: int) -> int:
+def take_next(pending_s: Floats, pending: Integers, count: int) -> int:
     """Take the earliest transfer out of the heap of `count`; it is left in the last place."""
     # Sift down: the last entry goes to the root, and the earlier child moves up as long as it comes before it.
     last = count - 1
