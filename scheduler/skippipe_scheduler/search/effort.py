@@ -80,6 +80,14 @@ class SearchEffort:
         at_once, part = min(starts, self.num_workers), self._balancing_part(slot_model)
         return max(1e-3, part * at_once * self.budget.left_s / starts / self.num_variants)
 
+    def trial_steps(self, slot_model: SlotModel, placements: int) -> int:
+        """Return the steps on the loads with which each of so many placements is tried."""
+        return max(1, int(self.tuning.trial_part * self.balancing_steps(slot_model, placements)))
+
+    def trial_limit_s(self, slot_model: SlotModel, placements: int) -> float:
+        """Return the seconds that they may take, where there is a clock."""
+        return self.tuning.trial_part * self.balancing_limit_s(slot_model, placements)
+
     def _balanced_starts(self, slot_model: SlotModel) -> int:
         """Return how many starts, of all variants, can be balanced well and scheduled."""
         tuning = self.tuning

@@ -81,7 +81,8 @@ class LocalSearch:
                 self._dispatch(most_begun)
                 most_begun //= 2
         if self.large:
-            self._pack(costs, routes)
+            if not self.slot_model.shares_capacity or self.scores[2, 0] == np.inf:
+                self._pack(costs, routes)
             if self.scores[2, 0] < np.inf:
                 return self._continue()
         trips_s = np.array([costs.chain(route).round_trip_s for route in routes])

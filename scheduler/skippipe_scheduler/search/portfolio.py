@@ -9,6 +9,7 @@ plan reaches the lower bound.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, zip_longest
 from threading import Lock
 
@@ -125,21 +126,13 @@ class PortfolioSearch:
         """Add searches from several placements and routes, each with its loads balanced first."""
         constructed = self._construct(slot_model, self.budget.share(self._construction_part))
         every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
-        bases = every or [found.solution.placement for found in constructed]
+        bases: Sequence[SlotPlacement] = every or [found.solution.placement for found in constructed]
+        if not every and len(bases) > 1 and self.effort.loads_decide(slot_model):
+            bases = self._try_placements(slot_model, bases, pool)
         effort = self.effort
         count = len(every) or max(2, effort.affordable_starts(slot_model) // len(self.slot_models))
         steps, limit_s = effort.balancing_steps(slot_model, count), effort.balancing_limit_s(slot_model, count)
-
-        def begin(index: int) -> tuple[LocalSearch, Solution] | None:
-            if self.budget.exhausted:
-                return None
-            search = LocalSearch(slot_model, self.seed + index, self.robustness)
-            base = self._start_of(slot_model, index, bases)
-            placement, routes = search.balance_loads(
-                *base, steps, exchange=not every, limit_s=limit_s, stop=self.budget.stop
-            )
-            return search, search.start(*ordered_replicas(slot_model, placement, routes), fewer_begun=True)
-
+        begin = partial(self._begin_at, slot_model, bases, steps, limit_s, not every)
         for begun in pool.map(begin, range(count)):
             if begun is not None:
                 self._add(*begun)
@@ -148,6 +141,41 @@ class PortfolioSearch:
             self._start_from_count_model(slot_model)
             if slot_model.lists_all_sequences:  # else one path has too many sets of stages to go through
                 self._start_from_path_sets(slot_model)
+
+    def _try_placements(
+        self, slot_model: SlotModel, placements: Sequence[SlotPlacement], pool: ThreadPoolExecutor
+    ) -> Sequence[SlotPlacement]:
+        """Return the better half of the placements, by what loads that are balanced for a short time make of each.
+
+        What is constructed does not tell: nodes have to be exchanged before reductions and round trips are short.
+        """
+        count, effort = len(placements), self.effort
+        limits = effort.trial_steps(slot_model, count), effort.trial_limit_s(slot_model, count)
+        begin = partial(self._begin_at, slot_model, placements, *limits, True)
+        tried = [(index, begun) for index, begun in enumerate(pool.map(begin, range(count))) if begun is not None]
+        for _, begun in tried:
+            self._add(*begun)
+        best = sorted(tried, key=lambda each: each[1][1].key)[: (count + 1) // 2]
+        return [placements[index] for index, _ in best] or placements
+
+    def _begin_at(
+        self,
+        slot_model: SlotModel,
+        placements: Sequence[SlotPlacement],
+        steps: int,
+        limit_s: float,
+        exchange: bool,
+        index: int,
+    ) -> tuple[LocalSearch, Solution] | None:
+        """Return search `index` and its first schedule, for balanced loads (`exchange` of nodes, too); None if late."""
+        if self.budget.exhausted:
+            return None
+        search = LocalSearch(slot_model, self.seed + index, self.robustness)
+        base = self._start_of(slot_model, index, placements)
+        placement, routes = search.balance_loads(
+            *base, steps, exchange=exchange, limit_s=limit_s, stop=self.budget.stop
+        )
+        return search, search.start(*ordered_replicas(slot_model, placement, routes), fewer_begun=True)
 
     def _construct(self, slot_model: SlotModel, budget: Budget) -> list[Constructed]:
         """Return schedules that need no search, the best first."""
