@@ -95,8 +95,8 @@ class PortfolioTuning:
     Benchmark, 8B on 100 nodes."""
     trial_part: float = 0.3
     """Share of that time in which all placements are tried, before the better half of them gets it. Measured, 300
-    nodes: after 2.5 s on the loads the three best of eight reach 40 to 44 s and the others 53 to 66; after 8 s 30 to 35, and
-    48 to 63."""
+    nodes: after 2.5 s on the loads the three best of eight reach 40 to 44 s and the others 53 to 66; after 8 s 30 to
+    35, and 48 to 63."""
     balancing_steps_per_slot: int = 3000
     """Steps on the loads for each slot of a start that is not cut short, there; fewer starts and variants rather than
     fewer steps. Measured on 100 nodes in 10 regions: 300,000 steps reach 18 s, 100,000 18 to 34, a million 17 to 20."""

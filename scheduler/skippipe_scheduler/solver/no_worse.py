@@ -31,8 +31,9 @@ def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) ->
     if problem is None:
         return plan
     start = _best_start(full_pipeline, problem, request.options)
-    splits = problem.costs.weight_s is not None  # which shortens the plan, and not yet the start
-    if start is None or (start.iteration_s >= plan.predicted.iteration_s and not splits):
+    # What the search makes of a start may be much shorter: it splits backwards, and balances loads of shared cards.
+    gains = problem.costs.weight_s is not None or SlotModel(problem).shares_capacity
+    if start is None or (start.iteration_s >= plan.predicted.iteration_s and not gains):
         return plan
     steps = request.options.max_evaluations
     options = replace(
