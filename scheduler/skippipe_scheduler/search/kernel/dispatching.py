@@ -94,7 +94,7 @@ def dispatch(p: Instance, s: Schedule, q: Queue, d: Dispatching, most_begun: int
         else:
             number = take_next(d.event_s, d.events, pending)
             pending -= 1
-            kind = number & 3
+            kind = number & ((1 << _KIND_BITS) - 1)
             task = number >> _KIND_BITS
             if kind == _FREE:
                 slot = task
