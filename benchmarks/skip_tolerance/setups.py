@@ -14,8 +14,8 @@ from skippipe.config.experiment import Experiment
 
 LR = 2e-3
 """Peak learning rate. Other multiples of it are rows of their own."""
-MULTIPLES = {1: "", 0.5: "half", 2: "twice", 4: "four times", 8: "eight times"}
-"""Multiples of the learning rate that rows may have, and how their names say it."""
+MULTIPLES = {0.5: "half", 2: "twice", 4: "four times", 8: "eight times"}
+"""Multiples of the learning rate that rows may have beside 1, and how their names say it."""
 RESULT = "result.json"
 """What a training that is done leaves in its folder."""
 THIRD = 0.33

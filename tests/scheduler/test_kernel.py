@@ -80,8 +80,8 @@ def test_a_dispatch_is_the_rule_among_shared_transfers(problem: Problem, content
             assert row[: len(expected)] == pytest.approx(expected)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(problems(), CONTENTIONS, st.integers(1, 200))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(problems(), CONTENTIONS, st.integers(1, 300))
 def test_changing_large_schedules_keeps_them_valid(problem: Problem, contention: str, steps: int) -> None:
     search, _ = begin(share_links(problem, contention))
     search.large = True

@@ -237,6 +237,16 @@ def _acceptable(w: Work, current: float, temperature_s: float) -> float:
     return current - temperature_s * math.log(uniform(w.random))
 
 
+@called
+def _accept(current: Schedule, candidate: Schedule, best: Schedule, scores: Floats) -> None:
+    """Go on from the candidate, and keep it where it is the best so far."""
+    copy_schedule(current, candidate)
+    _set_scores(scores, CURRENT, CANDIDATE)
+    if is_better(scores):
+        copy_schedule(best, current)
+        _set_scores(scores, BEST, CURRENT)
+
+
 @inlined
 def _temperature_s(cooling: Cooling, step: int) -> float:
     """Return the temperature of a step; it falls by as much at each."""
@@ -269,11 +279,7 @@ def anneal(
             continue
         evaluate(p, candidate, q, scores[CANDIDATE])
         if scores[CANDIDATE, SCORE] <= _acceptable(w, scores[CURRENT, SCORE], _temperature_s(cooling, step)):
-            copy_schedule(current, candidate)
-            _set_scores(scores, CURRENT, CANDIDATE)
-            if is_better(scores):
-                copy_schedule(best, current)
-                _set_scores(scores, BEST, CURRENT)
+            _accept(current, candidate, best, scores)
         else:
             undo_visits(p, candidate, w, count)
             if step % RETURN_TO_BEST == 0:
@@ -356,11 +362,7 @@ def anneal_dispatched(
         if changed and scores[CANDIDATE, SCORE] <= _acceptable(
             w, scores[CURRENT, SCORE], _temperature_s(cooling, step)
         ):
-            copy_schedule(current, candidate)
-            _set_scores(scores, CURRENT, CANDIDATE)
-            if is_better(scores):
-                copy_schedule(best, current)
-                _set_scores(scores, BEST, CURRENT)
+            _accept(current, candidate, best, scores)
         else:
             undo_visits(p, candidate, w, count)
     return cooling.steps
