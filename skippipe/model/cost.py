@@ -10,7 +10,6 @@ from transformers import PretrainedConfig
 
 from skippipe.config.lora_options import LoraOptions
 from skippipe.model.activations.activation_checkpointing import Mode
-from skippipe.model.activations.activation_memory import activation_memory
 from skippipe.model.architecture import num_experts, num_layers
 from skippipe.model.architecture_traits import traits_of
 from skippipe.model.linear.lora import add_adapters
@@ -36,12 +35,6 @@ class ModelCost:
     """Head and loss, forward and backward (three times the forward, twice where the head is frozen)."""
     activation_bytes: int
     """Hidden state of one microbatch, (B, T, D), in the run's dtype."""
-    layer_resident_bytes: int
-    """What one layer keeps between forward and backward; see `ActivationMemory` for this and the next four."""
-    stage_resident_bytes: int
-    embedding_and_head_resident_bytes: int
-    working_bytes: int
-    embedding_and_head_working_bytes: int
     backward_to_forward: float
     """FLOP of a layer's backward relative to its forward; with its forward once more where it is computed again.
 
@@ -66,6 +59,8 @@ def model_cost(
 ) -> ModelCost:
     """Return the cost of the model; built on the meta device, so no weights take memory.
 
+    What activations take is asked of `activation_memory`, which runs the layers for it.
+
     `mode` is the activation checkpointing; with `lora` adapters are trained, and all else is frozen. In a mixture of
     experts only the active share of each layer's experts counts as computed.
     """
@@ -89,7 +84,6 @@ def model_cost(
     activation_bytes = tokens * config.hidden_size * dtype.itemsize
     head_flop = 2 * tokens * config.hidden_size * config.vocab_size
     head_trained = skeleton.model.get_output_embeddings().weight.requires_grad
-    memory = activation_memory(skeleton, micro_batch_size, sequence_length, dtype, mode, lora)
     layer_forward_flop = 2 * active * tokens + attention_flop
     backward_flop = 2 * layer_forward_flop - 2 * frozen * tokens
     return ModelCost(
@@ -102,11 +96,6 @@ def model_cost(
         ffn_share=tokens * token_cost(skeleton).ffn_flop / layer_forward_flop,
         loss_flop=(3 if head_trained else 2) * head_flop,
         activation_bytes=activation_bytes,
-        layer_resident_bytes=memory.layer_bytes,
-        stage_resident_bytes=memory.stage_bytes,
-        embedding_and_head_resident_bytes=memory.embedding_and_head_bytes,
-        working_bytes=memory.working_bytes,
-        embedding_and_head_working_bytes=memory.embedding_and_head_working_bytes,
         backward_to_forward=backward_flop / layer_forward_flop + (mode == "full"),
         weight_to_forward=2 * tokens * deferrable / layer_forward_flop,
         weight_resident_bytes=_weight_kept_bytes(skeleton, tokens, dtype),

@@ -9,6 +9,7 @@ from skippipe.errors import PlanError
 from skippipe.model.architecture import experiment_model
 from skippipe.monitor.terminal import say
 from skippipe.planning.recipe_plans import check_recipe_plans
+from skippipe.planning.workload.experiment_workload import share_activation_memory
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.runner_factory import make_runner
@@ -57,6 +58,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
     order = open_samples(experiment, plan, context)
+    share_activation_memory(experiment, context)
     memory = MemoryReport.of_plans(experiment, plans, context, hardware.device_types)
     check_room(experiment, plan, memory.estimates, context, hardware.device_types)
     off = why_off(experiment, context, hardware.device_types)

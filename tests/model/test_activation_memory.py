@@ -13,10 +13,9 @@ from transformers import PretrainedConfig
 from skippipe.config.lora_options import LoraOptions
 from skippipe.model import chunked_loss
 from skippipe.model.activations.activation_checkpointing import Mode, enable
-from skippipe.model.activations.activation_memory import activation_memory, forget_gradient
+from skippipe.model.activations.activation_memory import ActivationCase, activation_memory, forget_gradient
 from skippipe.model.activations.live_memory import LiveMemory
 from skippipe.model.architecture_traits import ARCHITECTURES
-from skippipe.model.skeleton import build_skeleton
 from skippipe.model.stage import Stage, build_stage
 
 SHAPE = 2, 32
@@ -70,7 +69,7 @@ def loss_bytes(stage: Stage, config: PretrainedConfig, dtype: torch.dtype) -> in
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_estimate_is_what_real_tensors_take(architecture: str, dtype_name: str, mode: Mode) -> None:
     config, dtype = tiny(architecture), getattr(torch, dtype_name)
-    estimate = activation_memory(build_skeleton(config, dtype), *SHAPE, dtype, mode)
+    estimate = activation_memory(ActivationCase(config, *SHAPE, dtype, mode))
     stage = real_stage(config, dtype, mode)
     kept, working = body_bytes(stage, config.hidden_size, dtype)
     assert estimate.stage_bytes + LAYERS * estimate.layer_bytes == pytest.approx(kept, rel=0.01)
@@ -83,21 +82,21 @@ def test_estimate_is_what_real_tensors_take(architecture: str, dtype_name: str, 
 @pytest.mark.parametrize("mode", ["none", "full"])
 def test_adapters_keep_less_than_whole_weights(mode: Mode) -> None:
     config, lora = tiny("llama", tie_word_embeddings=False), LoraOptions(r=2)
-    skeleton, dtype = build_skeleton(config, torch.float32), torch.float32
-    estimate = activation_memory(skeleton, *SHAPE, dtype, mode, lora)
+    dtype = torch.float32
+    estimate = activation_memory(ActivationCase(config, *SHAPE, dtype, mode, lora))
     stage = real_stage(config, dtype, mode, lora)
     kept, working = body_bytes(stage, config.hidden_size, dtype)
     assert estimate.stage_bytes + LAYERS * estimate.layer_bytes == pytest.approx(kept, rel=0.01)
     assert estimate.working_bytes == pytest.approx(working, rel=0.12)
     real = loss_bytes(stage, config, dtype)
     assert real <= estimate.embedding_and_head_working_bytes
-    whole = activation_memory(skeleton, *SHAPE, dtype, mode)
+    whole = activation_memory(ActivationCase(config, *SHAPE, dtype, mode))
     assert estimate.embedding_and_head_working_bytes < whole.embedding_and_head_working_bytes
 
 
 def test_head_of_a_large_vocabulary_is_the_peak_of_an_origin() -> None:
     config = tiny("llama", vocab_size=2048)
-    estimate = activation_memory(build_skeleton(config, torch.float32), *SHAPE, torch.float32, "none")
+    estimate = activation_memory(ActivationCase(config, *SHAPE, torch.float32, "none"))
     real = loss_bytes(real_stage(config, torch.float32, "none"), config, torch.float32)
     assert estimate.embedding_and_head_working_bytes == pytest.approx(real, rel=0.01)
     assert real > 3 * SHAPE[0] * SHAPE[1] * 2048 * 4
@@ -107,7 +106,7 @@ def test_head_of_a_large_vocabulary_is_the_peak_of_an_origin() -> None:
 def test_logits_of_an_origin_are_those_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked_loss, "CHUNK_TOKENS", 8)
     config = tiny("llama", vocab_size=4096)
-    estimate = activation_memory(build_skeleton(config, torch.float32), *SHAPE, torch.float32, "full")
+    estimate = activation_memory(ActivationCase(config, *SHAPE, torch.float32, "full"))
     real = loss_bytes(real_stage(config, torch.float32, "full"), config, torch.float32)
     assert estimate.embedding_and_head_working_bytes == pytest.approx(real, rel=0.01)
     head_bytes = 4096 * config.hidden_size * 4
@@ -123,11 +122,11 @@ def test_large_model_is_quick_and_asked_once() -> None:
         num_key_value_heads=32,
         num_hidden_layers=32,
     )
-    skeleton = build_skeleton(config, torch.bfloat16)
-    estimate = activation_memory(skeleton, 4, 4096, torch.bfloat16, "full")
+    case = ActivationCase(config, 4, 4096, torch.bfloat16, "full")
+    estimate = activation_memory(case)
     assert estimate.layer_bytes >= 4 * 4096 * 4096 * 2
     start_s = time.perf_counter()
-    assert activation_memory(skeleton, 4, 4096, torch.bfloat16, "full") is estimate
+    assert activation_memory(case) is estimate
     assert time.perf_counter() - start_s < 0.5
 
 

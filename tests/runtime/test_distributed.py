@@ -28,7 +28,7 @@ from skippipe.runtime.runner_factory import make_runner
 from skippipe_scheduler.plan.plan import Plan
 
 WORLD_SIZE = 5
-NUM_RANDOM = 52
+NUM_RANDOM = 32
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 

@@ -1,20 +1,26 @@
 """Memory as a run sees it: estimated before, measured while it runs, refused where it cannot fit."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore
 from training_runs import ALONE, make_experiment, ranks_plan, small_plan, train_alone, train_on_ranks, write_inputs
 
 from skippipe.cli.main import main
 from skippipe.errors import InfeasibleError
+from skippipe.model.activations.activation_memory import ActivationCase, ActivationMemory, activation_memory
 from skippipe.monitor.live.run_status import read_status
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.reports import write_run_report
-from skippipe.planning.workload.experiment_workload import experiment_workload
+from skippipe.planning.workload import experiment_workload as workload_module
+from skippipe.planning.workload.experiment_workload import experiment_workload, share_activation_memory
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training.measurement.memory_report import check_room, estimate_memory
 from skippipe.training.measurement.peak_memory import PeakMemory
 
@@ -45,6 +51,26 @@ def test_run_shows_estimate_and_peak(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.count("memory by plan") == 2
     page = write_run_report(tmp_path / "run").read_text()
     assert "memory at its peak" in page
+
+
+def test_rank_0_measures_the_activations_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, store = make_experiment(tmp_path), HashStore()
+    asked: list[ActivationCase] = []
+    told: list[ActivationMemory] = []
+
+    def measured(case: ActivationCase) -> ActivationMemory:
+        asked.append(case)
+        return activation_memory(case)
+
+    monkeypatch.setattr(workload_module, "activation_memory", measured)
+    monkeypatch.setattr(workload_module, "tell_activation_memory", lambda _, memory: told.append(memory))
+    with ThreadPoolExecutor(3) as pool:
+        contexts = [DistributedContext(rank, 3, rank, 10.0, store) for rank in range(3)]
+        list(pool.map(partial(share_activation_memory, experiment), contexts))
+    (case,) = asked
+    assert told == [activation_memory(case)] * 3
+    share_activation_memory(experiment, ALONE)
+    assert len(asked) == 1
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ temporary gradients are.
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -46,37 +46,50 @@ class _Trace:
     working_bytes: int
 
 
-_measured: dict[tuple[str, int, int, torch.dtype, Mode, str], ActivationMemory] = {}
+@dataclass(frozen=True)
+class ActivationCase:
+    """What the activation memory of a microbatch depends on."""
+
+    config: PretrainedConfig
+    micro_batch_size: int
+    sequence_length: int
+    dtype: torch.dtype
+    mode: Mode
+    lora: LoraOptions = field(default_factory=LoraOptions)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Samples and tokens of each, (B, T)."""
+        return self.micro_batch_size, self.sequence_length
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from others."""
+        return config_to_json(self.config), self.shape, self.dtype, self.mode, self.lora.model_dump_json()
 
 
-def activation_memory(
-    skeleton: Skeleton,
-    micro_batch_size: int,
-    sequence_length: int,
-    dtype: torch.dtype,
-    mode: Mode,
-    lora: LoraOptions | None = None,
-) -> ActivationMemory:
-    """Return the activation memory of the model for samples (B, T); quick where the same was asked before."""
-    options = LoraOptions() if lora is None else lora
-    config_json = config_to_json(skeleton.model.config)
-    key = config_json, micro_batch_size, sequence_length, dtype, mode, options.model_dump_json()
-    if key not in _measured:
-        _measured[key] = _measure(skeleton, (micro_batch_size, sequence_length), dtype, mode, options)
-    return _measured[key]
+_measured: dict[tuple[object, ...], ActivationMemory] = {}
 
 
-def _measure(
-    skeleton: Skeleton, shape: tuple[int, int], dtype: torch.dtype, mode: Mode, lora: LoraOptions
-) -> ActivationMemory:
+def activation_memory(case: ActivationCase) -> ActivationMemory:
+    """Return the activation memory; it takes half a second, nothing where the same was asked or told before."""
+    if case.key not in _measured:
+        tell_activation_memory(case, _measure(case))
+    return _measured[case.key]
+
+
+def tell_activation_memory(case: ActivationCase, memory: ActivationMemory) -> None:
+    """Answer with `memory` from now on: another process has measured it."""
+    _measured[case.key] = memory
+
+
+def _measure(case: ActivationCase) -> ActivationMemory:
+    skeleton = build_skeleton(case.config, case.dtype)
     kinds = Counter(_kind(skeleton, index) for index in range(len(skeleton.layers)))
     first = {_kind(skeleton, index): index for index in reversed(range(len(skeleton.layers)))}
     one_of_each = tuple(sorted(first.values()))
-    traces = {
-        kind: _StageTrace(skeleton.model.config, tuple(sorted((*one_of_each, index))), shape, dtype, mode, lora)
-        for kind, index in first.items()
-    }
-    short = _StageTrace(skeleton.model.config, one_of_each, shape, dtype, mode, lora)
+    traces = {kind: _StageTrace(case, skeleton, tuple(sorted((*one_of_each, index)))) for kind, index in first.items()}
+    short = _StageTrace(case, skeleton, one_of_each)
     body, origin = short.body(), short.origin()
     longer = {kind: trace.body() for kind, trace in traces.items()}
     layer_bytes = {kind: trace.kept_bytes - body.kept_bytes for kind, trace in longer.items()}
@@ -93,26 +106,19 @@ def _measure(
 class _StageTrace:
     """A stage of the given layers on fake tensors; tasks as `StageCompute` runs them."""
 
-    def __init__(
-        self,
-        config: PretrainedConfig,
-        layers: tuple[int, ...],
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        mode: Mode,
-        lora: LoraOptions,
-    ) -> None:
-        skeleton = build_skeleton(shortened(config, layers), dtype)
-        if lora.enabled:
-            add_adapters(skeleton, range(len(layers)), lora, seed=0)
+    def __init__(self, case: ActivationCase, whole: Skeleton, layers: tuple[int, ...]) -> None:
+        config = whole.model.config
+        skeleton = build_skeleton(shortened(config, layers), case.dtype)
+        if case.lora.enabled:
+            add_adapters(skeleton, range(len(layers)), case.lora, seed=0)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
             _give_fake_weights(skeleton.model)
         self._stage = Stage(skeleton, 0, len(layers), with_embedding_and_head=True).train()
-        enable(self._stage, mode)
-        self._shape = shape
-        self._hidden_shape = (*shape, config.hidden_size)
-        self._dtype = dtype
+        enable(self._stage, case.mode)
+        self._shape = case.shape
+        self._hidden_shape = (*case.shape, config.hidden_size)
+        self._dtype = case.dtype
 
     def body(self) -> _Trace:
         """Forward of a received hidden state (B, T, D), and backward."""

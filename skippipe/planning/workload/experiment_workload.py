@@ -2,14 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from skippipe.config.experiment import Experiment
+from skippipe.model.activations.activation_memory import (
+    ActivationCase,
+    ActivationMemory,
+    activation_memory,
+    tell_activation_memory,
+)
 from skippipe.model.architecture import experiment_model
 from skippipe.model.cost import model_cost
 from skippipe.model.device import torch_dtype
 from skippipe.model.dropout.probability import mean_share
 from skippipe.runtime.gradients.compression import int8_gradient_bytes, powersgd_gradient_bytes
 from skippipe.runtime.gradients.reduction import BUCKET_BYTES, BUCKETS_IN_FLIGHT
+from skippipe.runtime.ranks.agreement import on_first_rank
+from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.transport.wire import Wire
 from skippipe_scheduler.problem.workload import Workload
 
@@ -31,6 +41,7 @@ def experiment_workload(experiment: Experiment) -> Workload:
     shape = (training.micro_batch_size, training.sequence_length)
     model = experiment_model(experiment)
     cost = model_cost(model, *shape, dtype, training.activation_checkpointing, experiment.lora)
+    memory = activation_memory(activation_case(experiment))
     sent = torch_dtype(experiment.comm.activation_dtype or training.dtype)
     gradient_bytes, optimizer_bytes = _trained_bytes(experiment, dtype.itemsize)
     sharded = experiment.optimizer.traits.shards_state
@@ -58,13 +69,13 @@ def experiment_workload(experiment: Experiment) -> Workload:
         + cost.embedding_and_head_trained_parameters * (gradient_bytes + optimizer_bytes),
         layer_shared_bytes=cost.layer_trained_parameters * optimizer_bytes if sharded else 0,
         # Between its input and its weight gradient a microbatch may hold more than what was kept for its backward.
-        layer_resident_bytes=max(cost.layer_resident_bytes, cost.weight_resident_bytes if splits else 0),
-        stage_resident_bytes=cost.stage_resident_bytes,
+        layer_resident_bytes=max(memory.layer_bytes, cost.weight_resident_bytes if splits else 0),
+        stage_resident_bytes=memory.stage_bytes,
         # The gradient of an early exit waits for the origin's backward.
-        embedding_and_head_resident_bytes=cost.embedding_and_head_resident_bytes
+        embedding_and_head_resident_bytes=memory.embedding_and_head_bytes
         + (experiment.recipe.num_losses - 1) * cost.activation_bytes,
-        working_bytes=cost.working_bytes,
-        embedding_and_head_working_bytes=cost.embedding_and_head_working_bytes,
+        working_bytes=memory.working_bytes,
+        embedding_and_head_working_bytes=memory.embedding_and_head_working_bytes,
         message_bytes=MESSAGES_PER_RECEIVE * window * activation_bytes,
         layer_copy_bytes=cost.layer_trained_parameters * copied_bytes,
         embedding_and_head_copy_bytes=cost.embedding_and_head_trained_parameters * (dtype.itemsize + optimizer_bytes),
@@ -76,6 +87,28 @@ def experiment_workload(experiment: Experiment) -> Workload:
         backward_to_forward=cost.backward_to_forward,
         weight_share=cost.weight_to_forward / cost.backward_to_forward if splits else 0.0,
     )
+
+
+def activation_case(experiment: Experiment) -> ActivationCase:
+    """Return what the activation memory of an experiment's microbatch depends on."""
+    training = experiment.training
+    return ActivationCase(
+        experiment_model(experiment),
+        training.micro_batch_size,
+        training.sequence_length,
+        torch_dtype(training.dtype),
+        training.activation_checkpointing,
+        experiment.lora,
+    )
+
+
+def share_activation_memory(experiment: Experiment, context: DistributedContext) -> None:
+    """Let rank 0 measure the activation memory for all: processes of one machine would keep each other busy with it."""
+    if context.store is None:
+        return
+    case = activation_case(experiment)
+    content = on_first_rank(context, Topic.ACTIVATION_MEMORY, lambda: asdict(activation_memory(case)))
+    tell_activation_memory(case, ActivationMemory(**content))
 
 
 def _gradient_bytes(experiment: Experiment, shapes: Sequence[tuple[int, ...]]) -> int:

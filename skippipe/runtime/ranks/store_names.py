@@ -45,6 +45,8 @@ class Topic(StrEnum):
     """Whether each rank has the tokens of its text."""
     SAME_TOKENS = "same-tokens"
     """Which tokens each rank has."""
+    ACTIVATION_MEMORY = "activation-memory"
+    """What a microbatch keeps in a stage, from rank 0."""
     ROOM = "room"
     """Whether each rank's GPU has the memory."""
     DEVICE = "device"
