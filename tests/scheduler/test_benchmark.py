@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from processes import ForkedProcess, preloaded, run_program
 from small_problems import make_problem
 
 from skippipe_scheduler.errors import ProblemError
@@ -103,11 +104,13 @@ def test_experiments_on_clusters_are_planned_beside_the_full_pipeline(tmp_path: 
 
 
 def test_no_such_row_is_said(tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / "run.py"), "--data", str(tmp_path), "--only", "mars"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 2
-    assert "no row's name contains 'mars'" in done.stderr
-    assert "regions-64 60 s" in done.stderr
+    output, command = tmp_path / "output.txt", ["--data", str(tmp_path), "--only", "mars"]
+    process = preloaded().Process(target=run_program, args=(FOLDER / "run.py", command, output, tmp_path))
+    process.start()
+    code, printed = ForkedProcess(process, output).finish(60)
+    assert code == 2
+    assert "no row's name contains 'mars'" in printed
+    assert "regions-64 60 s" in printed
 
 
 def test_drawn_problems_are_repeatable_and_can_be_planned(instances: ModuleType) -> None:
