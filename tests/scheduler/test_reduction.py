@@ -57,6 +57,14 @@ def test_search_and_simulator_agree(seed: int, sizes: tuple[int, int, int], redu
     assert solution.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(15))
+def test_search_and_simulator_agree_where_all_send_to_all_over_shared_uplinks(seed: int) -> None:
+    problem = reducing(seed, (7, 5, 3), "direct", contention="shared")
+    assert problem.costs.uplinks
+    search, solution = begin(problem)
+    assert solution.iteration_s == pytest.approx(simulate(plan_of(search, solution)).iteration_s, rel=1e-9)
+
+
 @pytest.mark.parametrize("replicas", range(1, 10))
 def test_times_of_equal_links(replicas: int) -> None:
     nodes = (tuple(f"node-{index}" for index in range(replicas)), (f"node-{replicas}",), (f"node-{replicas + 1}",))

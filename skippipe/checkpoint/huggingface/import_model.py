@@ -86,12 +86,13 @@ def import_model(
     check_unused(run_dir)
     source = find_source(path)
     if heal is not None:
-        overrides = (*healing_overrides(read_choice(heal), heal), *overrides)
+        choice = read_choice(heal)
+        overrides = (*healing_overrides(choice, heal), *overrides)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
     _check_tokenizer(tokenizer, model, source)
     if heal is not None:
-        read_choice(heal).require_depth(num_layers(model.config), heal)
+        choice.require_depth(num_layers(model.config), heal)
     complete = False
     try:
         _write_model(source, model, tokenizer, run_dir / MODEL_FOLDER)

@@ -48,7 +48,51 @@ def _by_algorithm_s(p: Instance, s: Schedule, sharing: Sharing, first: int, coun
         return _tree_s(p, s, sharing, first, count, gbit)
     if p.reduction == HIERARCHICAL:
         return _hierarchical_s(p, s, sharing, first, count, gbit, False)
+    if p.contention == SHARED_CAPACITY:
+        return 2 * _sent_to_all_s(p, s, sharing, first, count, gbit / count)
     return 2 * _sent_s(p, s, sharing, first, count, gbit / count, _TO_ALL, count, False)
+
+
+@called
+def _sent_to_all_s(p: Instance, s: Schedule, sharing: Sharing, first: int, count: int, gbit: float) -> float:
+    """Return the seconds of a step in which all send to all, where they share capacities.
+
+    Nobody has to count messages: each card has one for every other replica, and an uplink those of all that are behind
+    it to all that are not.
+    """
+    nodes, deepest = sharing.uplinks_of.shape
+    for slot in range(first, first + count):
+        _count_behind(s, sharing, slot, 1)
+    slowest_s = 0.0
+    for source in range(first, first + count):
+        here = s.placement[source]
+        for sink in range(first, first + count):
+            there = s.placement[sink]
+            if source == sink:
+                continue
+            # Where nothing limits a card, its capacity is infinite.
+            narrower = min(sharing.resources[CAPACITY, here], sharing.resources[CAPACITY, nodes + there])
+            wire_s = max(gbit / p.links[GBIT_PER_S, here, there], gbit * (count - 1) / narrower)
+            for number in range(2, 2 + 2 * deepest):
+                resource = used_resource(sharing, here, there, number)
+                if resource != NOBODY:
+                    behind = sharing.counts[USERS, resource - (resource - 2 * nodes) % 2]
+                    users = behind * (count - behind)
+                    wire_s = max(wire_s, gbit * users / sharing.resources[CAPACITY, resource])
+            slowest_s = max(slowest_s, p.links[LATENCY_S, here, there] + wire_s)
+    for slot in range(first, first + count):
+        _count_behind(s, sharing, slot, -1)
+    return slowest_s
+
+
+@inlined
+def _count_behind(s: Schedule, sharing: Sharing, slot: int, counted: int) -> None:
+    """Count, at the way out of each uplink, that the slot's node is behind it; with `counted` -1, no more."""
+    nodes, deepest = sharing.uplinks_of.shape
+    for depth in range(deepest):
+        uplink = sharing.uplinks_of[s.placement[slot], depth]
+        if uplink != NOBODY:
+            sharing.counts[USERS, 2 * nodes + 2 * uplink] += counted
 
 
 @called
