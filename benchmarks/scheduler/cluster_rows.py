@@ -56,7 +56,7 @@ def across_regions(case: Case, num_nodes: int, num_stages: int) -> Measured:
     made = regions_cluster(case.data / "traces" / "skyplane" / "regions.csv", num_nodes, case.seed)
     with _file(made.model_dump(mode="json", by_alias=True, exclude_none=True)) as cluster:
         sizes = f"pipeline.num_stages={num_stages}", f"training.num_microbatches={2 * num_nodes}"
-        experiment = experiment_of(case, "n100", *sizes, f"cluster={cluster}", "pipeline.reduction=hierarchical")
+        experiment = experiment_of(case, "n100", *sizes, f"cluster={cluster}")
         return against_full_pipeline(case, experiment, MOST_ELSEWHERE, jitter=True)
 
 
