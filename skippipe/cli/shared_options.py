@@ -26,7 +26,9 @@ class WordList(click.ParamType[tuple[str, ...]]):
         self, value: str | tuple[str, ...], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         """Split the text into words."""
-        return value if isinstance(value, tuple) else tuple(value.split())
+        if isinstance(value, tuple):
+            return value
+        return tuple(value.split()) or self.fail("expected at least one word after it", param, ctx)
 
 
 class FloatList(click.ParamType[tuple[float, ...]]):
@@ -41,9 +43,10 @@ class FloatList(click.ParamType[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(part) for part in value.replace(",", " ").split())
+            numbers = tuple(float(part) for part in value.replace(",", " ").split())
         except ValueError:
-            self.fail(f"{value!r}: expected numbers such as 1.0 0.67 0.5", param, ctx)
+            numbers = ()
+        return numbers or self.fail(f"{value!r}: expected numbers such as 1.0 0.67 0.5", param, ctx)
 
 
 class PolicyCommand(click.Command):

@@ -12,7 +12,7 @@ from skippipe.planning.recipe_plans import check_recipe_plans
 from skippipe.planning.workload.experiment_workload import share_activation_memory
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.ranks.context import DistributedContext
-from skippipe.runtime.runner_factory import make_runner
+from skippipe.runtime.runner_factory import check_plan, make_runner
 from skippipe.training.measurement.memory_report import MemoryReport, check_room
 from skippipe.training.recovery.open_membership import open_recovery
 from skippipe.training.recovery.recovery_choice import why_off
@@ -55,6 +55,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
             f"the plan has {len(plan.microbatches)} microbatches, training.num_microbatches is "
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
+    check_plan(plan, experiment_model(experiment).num_hidden_layers, context.world_size)
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
     order = open_samples(experiment, plan, context)

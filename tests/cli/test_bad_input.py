@@ -104,12 +104,20 @@ def test_too_little_memory_has_no_plan(tmp_path: Path, capsys: pytest.CaptureFix
 def test_plan_for_another_number_of_ranks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from skippipe.config.experiment_file import load_experiment
     from skippipe.errors import PlanError
-    from skippipe.runtime.runner_factory import check_plan
+    from skippipe.runtime.ranks.context import DistributedContext
+    from skippipe.training.loop import open_trainer
 
-    plan = random_plan(0)
-    with pytest.raises(PlanError, match="3 processes run but the plan has 5 nodes"):
-        check_plan(plan, plan.num_layers, world_size=3)
+    monkeypatch.chdir(tmp_path)
+    plan = random_plan(0, num_stages=2, route_length=2, num_microbatches=4, layers_per_stage=2)
+    ranks = [DistributedContext(0, 3, 0, 10.0), DistributedContext(5, 6, 0, 10.0)]  # more and fewer than nodes
+    for rank in ranks:
+        with (
+            pytest.raises(PlanError, match=f"{rank.world_size} processes run but the plan has 5 nodes; start 5"),
+            open_trainer(load_experiment(Path(write(tmp_path))), plan, rank),
+        ):
+            pass
 
 
 def test_plan_for_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.layer_choice import LayerChoice, read_choice
 from skippipe.checkpoint.reader import latest_checkpoint
+from skippipe.cli.commands.evaluate_command import evaluation_table
 from skippipe.cli.commands.validate_command import validate_file
 from skippipe.cli.main import main
 from skippipe.data.samples import SampleOrder
@@ -142,11 +143,24 @@ def test_command_prints_one_json_object(run_dir: Path, capsys: pytest.CaptureFix
     assert [row["kept_stages"] for row in printed["results"]] == [3, 2]
 
 
+def test_changes_are_relative_to_full_depth_in_any_order_where_it_was_evaluated(run_dir: Path) -> None:
+    def changes(*keeps: float) -> list[str]:
+        evaluation = evaluate_model(run_dir, policies=["random"], keeps=keeps, options=PerplexityOptions(num_batches=1))
+        return [line.split()[-1] for line in [*evaluation_table(evaluation)][2:]]
+
+    part, whole = changes(0.67, 1.0)
+    assert whole == "+0.0%"
+    assert part == changes(1.0, 0.67)[1] != whole
+    assert changes(0.67) == ["-"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--keep", "0.1"], "the smallest share is 0.33"),
         (["--keep", "1.5"], "expected a share above 0"),
+        (["--keep", "--batches", "1"], "expected numbers such as 1.0 0.67 0.5"),
+        (["--policy", "--batches", "1"], "expected at least one word after it"),
         (["--policy", "unifed"], "did you mean 'unified'"),
         (["--prompt-length", "16"], "one has to be left"),
         (["--sequence-length", "9999"], "context is 2048"),

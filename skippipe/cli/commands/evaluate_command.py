@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ FILE = UserPath()
 @click.option("--show-layers", is_flag=True, help="Draw which layers ran under each policy at each share.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)
 @click.option(
-    "--lm-eval-tasks", "tasks", type=WordList(), default="", help="Tasks of lm-eval to run too: names or YAML files."
+    "--lm-eval-tasks", "tasks", type=WordList(), default=(), help="Tasks of lm-eval to run too: names or YAML files."
 )
 @click.option("--include-path", type=FILE, help="Folder with more tasks of lm-eval.")
 @click.option("--limit", type=click.IntRange(min=1), help="Documents of each task; all where not given.")
@@ -117,21 +116,18 @@ def _task_options(tasks: tuple[str, ...], **given: Any) -> "TaskOptions | None":
 
 
 def evaluation_table(evaluation: "Evaluation") -> Iterator[str]:
-    """Yield perplexity by depth as a table; the last column is relative to the first row of each policy."""
+    """Yield perplexity by depth as a table; the last column is relative to full depth, where that was evaluated."""
     yield f"{evaluation.model}, {evaluation.checkpoint}, {evaluation.tokens:,} tokens"
     numbers = f"{'keep':>6}{'stages':>8}{'layers':>8}{'computed':>10}{'perplexity':>12}{'std':>9}{'change':>9}"
     width = _policy_width(evaluation)
     yield f"{'policy':<{width}}{numbers}"
-    for policy, rows in groupby(evaluation.results, key=lambda row: row.policy):
-        reference = None
-        for row in rows:
-            reference = reference or row.perplexity
-            change = row.perplexity / reference
-            yield (
-                f"{policy:<{width}}{row.keep:>6.2f}{row.kept_stages or '-':>8}{row.kept_layers:>8.4g}"
-                f"{row.share_computed:>10.1%}{_short(row.perplexity):>12}{_short(row.perplexity_std):>9}"
-                + (f"{change - 1:>+9.1%}" if change < 10 else f"{f'x {change:.3g}':>12}")
-            )
+    whole = next((row.perplexity for row in evaluation.results if row.share_computed == 1), None)  # of any policy
+    for row in evaluation.results:
+        yield (
+            f"{row.policy:<{width}}{row.keep:>6.2f}{row.kept_stages or '-':>8}{row.kept_layers:>8.4g}"
+            f"{row.share_computed:>10.1%}{_short(row.perplexity):>12}{_short(row.perplexity_std):>9}"
+            + _change(None if whole is None else row.perplexity / whole)
+        )
 
 
 def tasks_table(evaluation: "Evaluation") -> Iterator[str]:
@@ -168,6 +164,12 @@ def layers_table(evaluation: "Evaluation") -> Iterator[str]:
 
 def _policy_width(evaluation: "Evaluation") -> int:
     return max(13, *map(len, evaluation.policies)) + 1
+
+
+def _change(ratio: float | None) -> str:
+    if ratio is None:
+        return f"{'-':>9}"
+    return f"{ratio - 1:>+9.1%}" if ratio < 10 else f"{f'x {ratio:.3g}':>12}"
 
 
 def _short(value: float) -> str:
