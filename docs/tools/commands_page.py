@@ -83,4 +83,4 @@ def _default(option: click.Option) -> str:
     if option.required:
         return "has to be given"
     default = option.to_info_dict()["default"]
-    return "" if option.is_flag or option.multiple or default is None else f"`{default}`"
+    return "" if option.is_flag or option.multiple or default in (None, "", ()) else f"`{default}`"

@@ -55,7 +55,8 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
             f"the plan has {len(plan.microbatches)} microbatches, training.num_microbatches is "
             f"{training.num_microbatches}; make them equal, or make a new plan"
         )
-    check_plan(plan, experiment_model(experiment).num_hidden_layers, context.world_size)
+    config = experiment_model(experiment)
+    check_plan(plan, config.num_hidden_layers, context.world_size)
     check_recipe_plans(experiment, plans)
     hardware = check_start(experiment, plan, context)
     order = open_samples(experiment, plan, context)
@@ -67,7 +68,7 @@ def open_trainer(experiment: Experiment, plans: Plan | PlanSet, context: Distrib
     if off is None:
         membership = open_recovery(experiment, plans, context)
     with membership as recovery:
-        runner = make_runner(experiment, plans, experiment_model(experiment), context)
+        runner = make_runner(experiment, plans, config, context)
         with (
             closing(runner),
             owned_run_directory(experiment.run_path, context) as owner,

@@ -36,18 +36,16 @@ def experiment_workload(experiment: Experiment) -> Workload:
 
     It is the same whatever machine asks: `Workload.on` says what of it counts on a node.
     """
-    training = experiment.training
-    dtype = torch_dtype(training.dtype)
-    shape = (training.micro_batch_size, training.sequence_length)
-    model = experiment_model(experiment)
-    cost = model_cost(model, *shape, dtype, training.activation_checkpointing, experiment.lora)
-    memory = activation_memory(activation_case(experiment))
+    training, case = experiment.training, activation_case(experiment)
+    shape, dtype = case.shape, case.dtype
+    cost = model_cost(case.config, *shape, dtype, case.mode, case.lora)
+    memory = activation_memory(case)
     sent = torch_dtype(experiment.comm.activation_dtype or training.dtype)
     gradient_bytes, optimizer_bytes = _trained_bytes(experiment, dtype.itemsize)
     sharded = experiment.optimizer.traits.shards_state
     splits = experiment.pipeline.split_backward
     kept_bytes = optimizer_bytes if not sharded else 0
-    activation_bytes = Wire((*shape, model.hidden_size), sent, experiment.comm.activation_compression).size_bytes
+    activation_bytes = Wire((*shape, case.config.hidden_size), sent, experiment.comm.activation_compression).size_bytes
     copied_bytes = dtype.itemsize + kept_bytes
     offloaded_bytes = optimizer_bytes if experiment.optimizer.offload else 0
     window = min(experiment.comm.receive_window, training.num_microbatches)
