@@ -24,7 +24,8 @@ MUCH_SLOWER = 1.1
 def load_or_solve_recipe_plans(experiment: Experiment, main: Plan) -> PlanSet:
     """Return the main plan with the further ones that the recipe needs; new ones are written beside it.
 
-    What is solved shares one more time limit of the planner. Raises what solving raises, naming the plan.
+    Those that are there already are replaced when the run begins. What is solved shares one more time limit of the
+    planner. Raises what solving raises, naming the plan.
     """
     if experiment.recipe.needs_further_plans and experiment.pipeline.num_stages != len(main.stages):
         raise PlanError(
@@ -40,7 +41,8 @@ def load_or_solve_recipe_plans(experiment: Experiment, main: Plan) -> PlanSet:
     solved = {name: _solve(name, requests[name].with_options(time_limit_s=limit_s)) for name in missing}
     plan_set = PlanSet(main, {name: plan or solved[name] for name, plan in kept.items()})
     for name, plan in solved.items():
-        plan.save(_path(experiment, name))
+        if not _path(experiment, name).exists():
+            plan.save(_path(experiment, name))
     if experiment.recipe.redrawn_routes > 1:
         warn_of_draws(plan_set)
     return plan_set

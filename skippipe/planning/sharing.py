@@ -35,7 +35,10 @@ def choose_plans(experiment: Experiment, path: Path | None) -> PlanSet:
 
 
 def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
-    """Return the plan of `path`, else RUN/plan.json where it fits the experiment, else solve one and keep it there."""
+    """Return the plan of `path`, else RUN/plan.json where it fits the experiment, else solve one.
+
+    It is kept there at once where there is none; one that is there is replaced when the run begins under the new one.
+    """
     if path is not None:
         return load_plan(path)
     request = plan_request(experiment)
@@ -44,10 +47,21 @@ def choose_plan(experiment: Experiment, path: Path | None) -> Plan:
         plan = load_kept_plan(kept)
         difference = request.difference_from(plan)
         if difference is None:
+            _warn_of_other_costs(kept, request.other_costs_of(plan))
             return plan
         logger.warning("%s: made for other %s than the experiment's; solving a new plan", kept, difference)
-    else:
-        logger.info("solving a plan, at most %g s", request.options.time_limit_s)
+        return solve_plan(request)
+    logger.info("solving a plan, at most %g s", request.options.time_limit_s)
     plan = solve_plan(request)
     plan.save(kept)
     return plan
+
+
+def _warn_of_other_costs(kept: Path, costs: str | None) -> None:
+    if costs is not None:
+        logger.warning(
+            "%s: made for other %s than the experiment's, and followed all the same, so that the run goes on as it "
+            "began; remove it to have the run planned again",
+            kept,
+            costs,
+        )

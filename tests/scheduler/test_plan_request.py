@@ -12,6 +12,7 @@ from skippipe_scheduler.baselines.full_and_blind import full_pipeline_problem
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import peak_held
 from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, StageNodes
 from skippipe_scheduler.problem.rules import RouteLimits, Rules, skip_rules
 from skippipe_scheduler.problem.stage_sizes import size_variants
@@ -85,6 +86,9 @@ CHANGES: dict[str, Callable[[Problem, Plan], Problem]] = {
     "links": lambda problem, plan: _with_costs(problem, transfer_s={}),
     "contention": lambda problem, plan: _with_costs(problem, contention="node"),
     "splits of backwards": lambda problem, plan: _with_costs(problem, weight_s=dict(problem.costs.forward_s)),
+    "memory": lambda problem, plan: _with_costs(
+        problem, memory={node: max(0, peak_held(tasks) - 1) for node, tasks in plan.order.items()}
+    ),
 }
 
 
@@ -94,9 +98,25 @@ def test_a_plan_for_something_else_is_named(problem: Problem, plan: Plan, name: 
     assert PlanRequest(CHANGES[name](problem, plan)).difference_from(plan) == name
 
 
-def test_task_times_and_what_is_open_make_no_difference(problem: Problem, plan: Plan) -> None:
-    slower = _with_costs(problem, forward_s={node: 2 * taken_s for node, taken_s in problem.costs.forward_s.items()})
-    assert PlanRequest(slower).difference_from(plan) is None
+CHANGED_COSTS: dict[str, Callable[[Problem, Plan], Problem]] = {
+    "task times": lambda problem, plan: _with_costs(
+        problem, forward_s={node: 2 * taken_s for node, taken_s in problem.costs.forward_s.items()}
+    ),
+    "memory": lambda problem, plan: _with_costs(
+        problem, memory={node: held + 1 for node, held in problem.costs.memory.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED_COSTS)
+def test_a_plan_that_could_only_be_slower_fits_and_is_named(problem: Problem, plan: Plan, name: str) -> None:
+    assert PlanRequest(problem).other_costs_of(plan) is None
+    request = PlanRequest(CHANGED_COSTS[name](problem, plan))
+    assert request.difference_from(plan) is None
+    assert request.other_costs_of(plan) == name
+
+
+def test_what_is_open_makes_no_difference(problem: Problem, plan: Plan) -> None:
     other_sizes = problem.model_copy(update={"stage_sizes": (1, 2, 3)})
     for source in ("rule", "auto"):
         assert PlanRequest(other_sizes, stage_size_source=source).difference_from(plan) is None

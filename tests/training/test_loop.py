@@ -20,7 +20,7 @@ from skippipe.checkpoint.reader import complete_checkpoints, read_metadata
 from skippipe.cli.commands.train_command import command
 from skippipe.cli.main import main
 from skippipe.data.samples import SampleOrder
-from skippipe.errors import PlanError, SkipPipeError, StoppedError, StorageError
+from skippipe.errors import CheckpointError, PlanError, SkipPipeError, StoppedError, StorageError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.monitor.report.run_record import read_run_record
 from skippipe.planning.sharing import choose_plan, share_plans
@@ -283,6 +283,39 @@ def test_plan_is_solved_once_and_again_when_the_cluster_changes(
     other = choose_plan(experiment, None)
     assert other.costs.transfer_s != plan.costs.transfer_s
     assert "made for other links" in caplog.text
+    assert (tmp_path / "run" / "plan.json").read_bytes() == kept  # until a run begins under the other
+
+
+def test_a_plan_for_other_speeds_is_followed_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = share_plans(make_experiment(tmp_path), None, ALONE).main
+    assert choose_plan(make_experiment(tmp_path), None) == plan
+    assert caplog.text == ""
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("compute_tflop_per_s: 0.05", "compute_tflop_per_s: 0.04"))
+    assert choose_plan(make_experiment(tmp_path), None) == plan
+    assert "made for other task times than the experiment's, and followed all the same" in caplog.text
+    assert "remove it to have the run planned again" in caplog.text
+
+
+def test_a_start_that_is_refused_leaves_the_plan_as_it_was(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path, training={"max_steps": 1})
+    train_alone(experiment, share_plans(experiment, None, ALONE).main)
+    kept = (tmp_path / "run" / "plan.json").read_bytes()
+    other = make_experiment(tmp_path, training={"max_steps": 2, "dtype": "bfloat16"})
+    with pytest.raises(CheckpointError, match=r"training\.dtype: bfloat16"):
+        train_alone(other, share_plans(other, None, ALONE).main)
+    assert (tmp_path / "run" / "plan.json").read_bytes() == kept
+
+
+def test_a_run_that_is_done_keeps_what_it_was_trained_with(tmp_path: Path) -> None:
+    train_alone(make_experiment(tmp_path, training={"max_steps": 1}))
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert tmp_path / "run" / "trace" / "rank-0.jsonl" in files
+    again = make_experiment(tmp_path, training={"max_steps": 1}, logging={"interval": 7})
+    done = train_alone(again, small_plan(num_stages=2, layers_per_stage=3))
+    assert (done.first_step, done.step) == (1, 1)
+    for path, content in files.items():
+        assert path.read_bytes() == content, path
 
 
 def test_plan_is_solved_again_when_a_node_is_pinned_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -300,6 +333,7 @@ def test_plan_is_solved_again_when_backwards_may_be_split(tmp_path: Path, caplog
     split = choose_plan(make_experiment(tmp_path, pipeline={"split_backward": True}), None)
     assert split.costs.weight_s is not None
     assert "made for other splits of backwards" in caplog.text
+    split.save(tmp_path / "run" / "plan.json")  # as a run does when it begins
     assert choose_plan(make_experiment(tmp_path, pipeline={"split_backward": True}), None) == split
 
 

@@ -8,6 +8,7 @@ from skippipe_scheduler.baselines.full_and_blind import as_full_pipeline, full_p
 from skippipe_scheduler.errors import InfeasibleError, ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.simulate import peak_held
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.problem.stage_layout import StageSizesChoice
@@ -132,9 +133,9 @@ class PlanRequest:
         return (even or problem).model_copy(update={"stage_sizes": held})
 
     def difference_from(self, plan: Plan) -> str | None:
-        """Return the first thing in which `plan` differs from what is asked for, or None: what is open never does.
+        """Return the first thing for which `plan` is no plan of what is asked for, or None: what is open never is.
 
-        Nor do task times: a plan has those of each node at its stage, a problem those of a stage of mean size.
+        Nor are task times and memory that the plan does not need (`other_costs_of`): it would only be slower.
         """
         problem, layers = self.problem, plan.layers_per_stage
         if isinstance(problem, LayerSplitProblem):
@@ -163,4 +164,27 @@ class PlanRequest:
             "uplinks": (plan.costs.uplinks, problem.costs.uplinks),
             "splits of backwards": (bool(plan.costs.weight_s), bool(problem.costs.weight_s)),
         }
-        return next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
+        difference = next((name for name, (stored, wanted) in comparisons.items() if stored != wanted), None)
+        if difference is not None:
+            return difference
+        memory = problem.costs.memory
+        return "memory" if any(peak_held(plan.order[node]) > memory[node] for node in plan.nodes) else None
+
+    def other_costs_of(self, plan: Plan) -> str | None:
+        """Return which costs of a plan that has no `difference_from` this request are not those asked for, or None.
+
+        Its routes and order can be run all the same; another plan may be faster.
+        """
+        problem = self.resolve(plan)
+        given, wanted, weight = plan.costs, problem.costs, problem.stage_weight
+        at_stage = {node: weight[stage] for node, stage in plan.stage_of.items()}
+        comparisons = {
+            "task times": [
+                (given.forward_s, {node: wanted.forward_s[node] * share for node, share in at_stage.items()}),
+                (given.backward_s, {node: wanted.backward_s[node] * share for node, share in at_stage.items()}),
+                (given.loss_s, {node: wanted.loss_s[node] for node in given.loss_s}),
+                (given.task_overhead_s, wanted.task_overhead_s),
+            ],
+            "memory": [(given.memory, wanted.memory)],
+        }
+        return next((name for name, pairs in comparisons.items() if any(old != new for old, new in pairs)), None)

@@ -49,11 +49,16 @@ class RunRecords:
         self._storage = StorageWatch(self._experiment.checkpoint.timeout_s)
 
     def open_disk(self, order: SampleOrder) -> None:
-        """Write config.yaml and the plans once on each disk, and the tokenizer where a process of it reads text."""
+        """Write config.yaml and the plans once on each disk, and the tokenizer where a process of it reads text.
+
+        A run with no step left keeps those that it was trained with.
+        """
         state = self._state
+        is_done = state.step >= self._experiment.training.max_steps and (self._run_dir / "config.yaml").exists()
         if state.disks.is_first:
             check_nothing_beyond(self._experiment, state.step)
-            record_inputs(self._experiment, state.plans, state.disks.nonce)
+            if not is_done:
+                record_inputs(self._experiment, state.plans, state.disks.nonce)
         if order.is_read and state.context.rank == next(iter(self._readers(state.disks.own)), None):
             keep_tokenizer(self._experiment.data, order.cache.tokenizer, self._run_dir, anew=not state.step)
 
