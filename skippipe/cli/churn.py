@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import OutputFile, UserPath
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ OPTIONS = (
         "--cost", "costs", multiple=True, metavar="NAME=SECONDS", help="Another cost of a loss, e.g. restart."
     ),
     click.option("--evaluations", type=click.IntRange(0, 10**6), help="Steps of search for each set of nodes [300]."),
-    click.option("--report", type=UserPath(), help="HTML page to write about the replayed trace."),
+    click.option("--report", type=OutputFile(), help="HTML page to write about the replayed trace."),
 )
 
 

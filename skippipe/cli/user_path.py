@@ -40,6 +40,20 @@ class UserPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutputFile(UserPath):
+    """A file that the command writes at its end; where that cannot be, it is said at once."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check what can be checked without writing."""
+        path: Path = super().convert(value, param, ctx)
+        if path.is_dir():
+            self.fail(f"{path} is a folder; name a file in it", param, ctx)
+        present = next(parent for parent in path.absolute().parents if parent.exists())
+        if not os.access(present, os.W_OK | os.X_OK):
+            self.fail(f"{path} cannot be written: {present} is closed to this user; name another place", param, ctx)
+        return path
+
+
 class HostPort(click.ParamType["Place"]):
     """An address and a port of it."""
 

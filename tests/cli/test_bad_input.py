@@ -94,6 +94,37 @@ def test_bad_experiments(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cluster.yaml", "experiment.yaml"]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "--config", "nothing.yaml", "--out"),
+        ("plan", "--config", "nothing.yaml", "--report"),
+        ("simulate", "nothing.json", "--trace"),
+        ("simulate", "nothing.json", "--churn", "nothing.csv", "--report"),
+        ("evaluate", "nothing", "--plot"),
+        ("evaluate", "nothing", "--save-choice"),
+        ("report", "nothing", "--out"),
+        ("profile", "--out"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_said_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    code, message = run(capsys, *arguments, tmp_path)
+    assert code == 2
+    assert f"'{arguments[-1]}': {tmp_path} is a folder; name a file in it" in message
+
+
+@pytest.mark.parametrize("policy", ["full", "stages:0,2"])
+def test_a_share_that_nobody_would_look_at_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], policy: str
+) -> None:
+    code, message = run(capsys, "generate", tmp_path, "--prompt", "x", "--policy", policy, "--keep", 0.5)
+    assert code == 2
+    assert f"--keep 0.5: --policy {policy} runs " in message
+    assert "whatever the share; leave --keep out" in message
+
+
 def test_too_little_memory_has_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = change_cluster(nodes=[{**CLUSTER["nodes"][0], "memory_gib": 0.0001}])
     code, message = run(capsys, "plan", "--config", write(tmp_path, small))

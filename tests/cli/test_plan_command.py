@@ -28,7 +28,7 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_explanation_names_the_critical_path_and_the_busiest_node(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = plan(capsys, "--explain")
+    printed = json.loads(plan(capsys, "--explain", "--json"))["explanation"]
     assert "Critical path: " in printed
     assert "Busiest node: worker-" in printed
     assert "Stage 1 is bound by the work of its 1 replica" in printed

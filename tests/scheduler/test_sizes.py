@@ -8,7 +8,7 @@ from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.problem.problem import EvenMicrobatches
 from skippipe_scheduler.problem.rules import Rules
-from skippipe_scheduler.problem.stage_sizes import least_sizes, size_choices, size_variants
+from skippipe_scheduler.problem.stage_sizes import least_sizes, size_choices, size_variants, with_room_for_pins
 from skippipe_scheduler.problem.workload import stage_sizes
 from skippipe_scheduler.solver.solve import solve, solve_variants
 
@@ -51,6 +51,20 @@ def test_choices_use_every_node_and_give_early_stages_more_and_more(num_stages: 
     assert origins == sorted(origins)
     assert list(choices[-1][1:]) == sorted(choices[-1][1:], reverse=True)
     assert least_sizes(choices) == tuple(map(min, zip(*choices, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("pinned", "sizes"),
+    [
+        ({}, (3, 2, 1)),
+        ({"a": 2, "b": 2}, (2, 2, 2)),
+        ({"a": 2, "b": 2, "c": 2, "d": 1}, (2, 1, 3)),
+        ({"a": 2, "b": 2, "c": 2, "d": 2}, (1, 1, 4)),
+        (dict.fromkeys("abcde", 2), (3, 2, 1)),
+    ],
+)
+def test_sizes_that_nobody_gives_have_room_for_pins(pinned: dict[str, int], sizes: tuple[int, ...]) -> None:
+    assert with_room_for_pins((3, 2, 1), pinned) == sizes
 
 
 def test_too_few_nodes() -> None:

@@ -186,11 +186,14 @@ def check_pins(pinned: Mapping[str, int], nodes: Sequence[str], sizes: Sequence[
             raise ValueError(f"pinned: unknown node {node!r}; {nearest(node, [*nodes])}")
         if not 0 <= stage < len(sizes):
             raise ValueError(f"pinned: node {node!r} is at stage {stage}; stages are 0 to {len(sizes) - 1}")
-    for stage, count in sorted(Counter(pinned.values()).items()):
+    pins = Counter(pinned.values())
+    for stage, count in sorted(pins.items()):
         if count > sizes[stage]:
+            others = sum(max(1, pins[other]) for other in range(len(sizes)) if other != stage)
+            remedy = " or give other stage_sizes" if count + others <= len(nodes) else ""
             raise ValueError(
-                f"pinned: {count} nodes are at stage {stage}, stage_sizes has room for {sizes[stage]}; "
-                "pin fewer nodes there or give other stage_sizes"
+                f"pinned: {count} nodes are at stage {stage}, which has room for {sizes[stage]} of {len(nodes)} nodes; "
+                f"pin fewer nodes there{remedy}"
             )
 
 

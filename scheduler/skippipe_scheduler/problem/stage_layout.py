@@ -7,7 +7,7 @@ from typing import Literal
 from skippipe_scheduler.errors import ProblemError, nearest
 from skippipe_scheduler.problem.problem import check_pins, open_stages
 from skippipe_scheduler.problem.rules import Rules
-from skippipe_scheduler.problem.stage_sizes import StageSizes, even_sizes, least_sizes, size_choices
+from skippipe_scheduler.problem.stage_sizes import StageSizes, even_sizes, least_sizes, size_choices, with_room_for_pins
 
 StagePlacement = Sequence[Sequence[str]] | Mapping[int, Sequence[str]]
 StageSizesChoice = Sequence[int] | Literal["auto", "even"]
@@ -63,13 +63,14 @@ class StageLayout:
         """Return the sizes that the stages may get, those to begin with first."""
         if stages is not None:
             return [tuple(len(nodes) for nodes in stages)]
+        if self.stage_sizes is not None and not isinstance(self.stage_sizes, str):
+            return [tuple(self.stage_sizes)]
         if self.stage_sizes == "even":
             first = even_sizes(num_nodes, rules.num_stages)
-            return list(dict.fromkeys([first, first[::-1]]))
-        if self.stage_sizes is not None and self.stage_sizes != "auto":
-            return [tuple(self.stage_sizes)]
-        choices = size_choices(num_nodes, rules)
-        return choices if self.stage_sizes == "auto" else choices[:1]
+            choices = [first, first[::-1]]
+        else:
+            choices = size_choices(num_nodes, rules)[: None if self.stage_sizes == "auto" else 1]
+        return list(dict.fromkeys(with_room_for_pins(sizes, self.pinned or {}) for sizes in choices))
 
 
 @dataclass(frozen=True)

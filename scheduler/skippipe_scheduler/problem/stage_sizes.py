@@ -5,7 +5,8 @@ an origin for the whole round trip and the last stage of a route for a moment. W
 early stages want more replicas. Which of the two counts depends on the network, so the sizes between are raced.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.problem.problem import EvenMicrobatches, Problem, open_stages, pins_within
@@ -65,6 +66,21 @@ def keeps_pins(problem: Problem, sizes: StageSizes) -> bool:
     """Return whether all pins fit and no stage opens to free nodes, whose memory may not suffice for it."""
     pinned = problem.pinned or {}
     return pins_within(pinned, sizes) == pinned and open_stages(pinned, sizes) <= open_stages(pinned, problem.sizes)
+
+
+def with_room_for_pins(sizes: StageSizes, pinned: Mapping[str, int]) -> StageSizes:
+    """Return the sizes, with more replicas where more nodes are pinned, taken from where most are free, the last first.
+
+    Where no sizes have room for all pins, they are as they were.
+    """
+    pins = Counter(pinned.values())
+    least = [max(1, pins[stage]) for stage in range(len(sizes))]
+    if sum(least) > sum(sizes):
+        return sizes
+    roomy = [max(size, needed) for size, needed in zip(sizes, least, strict=True)]
+    while sum(roomy) > sum(sizes):
+        roomy[max(range(len(roomy)), key=lambda stage: (roomy[stage] - least[stage], stage))] -= 1
+    return tuple(roomy)
 
 
 def even_sizes(num_nodes: int, num_stages: int) -> StageSizes:

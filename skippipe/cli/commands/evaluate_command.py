@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, FloatList, GreedyCommand, WordList, node_names
-from skippipe.cli.user_path import SEED, UserPath
+from skippipe.cli.user_path import SEED, OutputFile, UserPath
 
 if TYPE_CHECKING:
     from skippipe.inference.evaluation.lm_eval_tasks import TaskOptions
@@ -43,8 +43,8 @@ FILE = UserPath()
 @click.option("--absent", multiple=True, metavar="NODE", help=ABSENT)
 @click.option("--text", multiple=True, type=FILE, help="Text to measure on, instead of the run's held-out text.")
 @click.option("--calibration", multiple=True, type=FILE, help="Text for calibrated policies, not the training text.")
-@click.option("--out", type=FILE, help="Write the result to this file too.")
-@click.option("--plot", type=FILE, help="Draw perplexity against compute, all policies in one picture (HTML).")
+@click.option("--out", type=OutputFile(), help="Write the result to this file too.")
+@click.option("--plot", type=OutputFile(), help="Draw perplexity against compute, all policies in one picture (HTML).")
 @click.option(
     "--questions",
     type=click.IntRange(min=0),
@@ -52,7 +52,9 @@ FILE = UserPath()
     show_default=True,
     help="Questions of each kind to answer: copying, addition, JSON repair.",
 )
-@click.option("--save-choice", type=FILE, help="Write the layers of the one policy and share here, for file:CHOICE.")
+@click.option(
+    "--save-choice", type=OutputFile(), help="Write the layers of the one policy and share here, for file:CHOICE."
+)
 @click.option("--show-layers", is_flag=True, help="Draw which layers ran under each policy at each share.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=DEVICE)
 @click.option(

@@ -9,6 +9,7 @@ import click
 
 from skippipe.cli.shared_options import ABSENT, DEVICE, POLICIES, PolicyCommand, node_names
 from skippipe.cli.user_path import SEED, UserPath
+from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,7 @@ class _Drafted(click.IntRange):
 @click.argument("path", metavar="RUN_OR_DIR", type=FILE)
 @click.option("--prompt", "prompts", multiple=True, required=True, help="Text to continue; several make a batch.")
 @click.option("--policy", default="full", show_default=True, help=POLICIES)
-@click.option("--keep", type=float, default=1.0, show_default=True, help="Share of the layers' compute.")
+@click.option("--keep", type=float, help="Share of the layers' compute; all of it where not given.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write, at most."
 )
@@ -109,7 +110,7 @@ def _as_json(
 
 def _text_options(
     policy: str,
-    keep: float,
+    keep: float | None,
     max_new_tokens: int,
     num_drafted: int | Literal["auto"] | None,
     calibration: tuple[Path, ...],
@@ -121,4 +122,18 @@ def _text_options(
 
     chosen = Sampling(**sampling)
     chosen.processors()
-    return TextOptions(policy, keep, max_new_tokens, chosen, num_drafted, calibration)
+    if keep is not None and keep != 1:
+        _check_chooses(policy, keep)
+    return TextOptions(policy, 1.0 if keep is None else keep, max_new_tokens, chosen, num_drafted, calibration)
+
+
+def _check_chooses(policy: str, keep: float) -> None:
+    """Raise `ConfigError` where the policy does not choose by a share."""
+    from skippipe.inference.policies.registry import find_policy
+
+    entry, _ = find_policy(policy)
+    if entry.decides_keep or policy == "full":
+        raise ConfigError(
+            f"--keep {keep:g}: --policy {policy} runs {entry.summary}, whatever the share; leave --keep out, or choose "
+            "another policy, such as --policy unified"
+        )

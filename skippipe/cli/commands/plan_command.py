@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from skippipe.cli.user_path import SEED, UserPath
+from skippipe.cli.user_path import SEED, OutputFile, UserPath
 from skippipe.errors import ConfigError
 
 # What solves is imported where it is called, so that `skippipe plan --help` answers at once; types cost nothing.
@@ -41,8 +41,8 @@ _TRIED_PART, _LEAST_TRIED_S, _MOST_TRIED_PART = 0.2, 1.0, 0.5
 @click.option("--time-limit", "time_limit_s", type=float, help="Seconds for the plan, its two baselines and a report.")
 @click.option("--seed", type=SEED, help="Seed of the search.")
 @click.option("--warm", "warm_path", type=UserPath(), help="Plan file to begin the search at.")
-@click.option("--out", type=UserPath(), help="Plan file to write.")
-@click.option("--report", type=UserPath(), help="HTML page to write.")
+@click.option("--out", type=OutputFile(), help="Plan file to write.")
+@click.option("--report", type=OutputFile(), help="HTML page to write.")
 @click.option("--explain", "with_explanation", is_flag=True, help="Say what the iteration time is made of.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @click.argument("overrides", nargs=-1)
@@ -74,7 +74,6 @@ def command(
     if seed is not None:
         request = request.with_options(seed=seed)
     limit_s = request.options.time_limit_s
-    with_explanation &= not as_json
     tried_s = 0.0
     if with_explanation and experiment is not None:
         tried_s = min(max(_LEAST_TRIED_S, _TRIED_PART * limit_s), _MOST_TRIED_PART * limit_s)
@@ -93,26 +92,32 @@ def command(
         from skippipe.monitor.report import write_plan_report
 
         write_plan_report(report, result.plan, result.baselines, binds)
+    explanation = _explanation(experiment, result, binds, tried_s) if with_explanation else []
     if as_json:
-        click.echo(json.dumps(_summary(result, out)))
+        explained = {"explanation": "\n".join(explanation)} if with_explanation else {}
+        click.echo(json.dumps(_summary(result, out) | explained))
         return
     from skippipe.monitor.terminal import say
 
     say(plan_table(result))
-    if memory:
-        say(memory)
-    if with_explanation:
-        from skippipe_scheduler.analysis.explain import explain
-
-        say(explain(result.plan))
-        say(binds)
-        if experiment is not None:
-            from skippipe.planning.tried_changes import what_helps
-
-            say(what_helps(experiment, result.plan, result.problem, tried_s))
+    for text in (memory, *explanation):
+        if text:
+            say(text)
     for path in (out, report):
         if path is not None:
             click.echo(f"written: {path}")
+
+
+def _explanation(experiment: "Experiment | None", result: "PlanWithBaselines", binds: str, tried_s: float) -> list[str]:
+    """Return what the iteration time is made of, which bound binds, and what would help, tried out."""
+    from skippipe_scheduler.analysis.explain import explain
+
+    texts = [explain(result.plan), binds]
+    if experiment is not None:
+        from skippipe.planning.tried_changes import what_helps
+
+        texts.append(what_helps(experiment, result.plan, result.problem, tried_s))
+    return texts
 
 
 def search_limit_s(limit_s: float, begun_s: float, writes_report: bool) -> float:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import OutputFile, UserPath
 from skippipe.errors import ConfigError
 from skippipe.runtime.ranks import time_limits
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("profile")
-@click.option("--out", type=UserPath(), help="Cluster file to write.")
+@click.option("--out", type=OutputFile(), help="Cluster file to write.")
 @click.option("--config", "config_path", type=UserPath(), help="Experiment whose tasks are measured.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where no --config says it.")
 @click.option(

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from skippipe.cli.user_path import UserPath
+from skippipe.cli.user_path import OutputFile, UserPath
 
 FILE = UserPath()
 
 
 @click.command("report")
 @click.argument("paths", metavar="RUN ...", nargs=-1, required=True, type=FILE)
-@click.option("--out", type=FILE, help="HTML page to write; RUN/report.html where not given.")
+@click.option("--out", type=OutputFile(), help="HTML page to write; RUN/report.html where not given.")
 def command(paths: tuple[Path, ...], out: Path | None) -> None:
     """Write one self-contained HTML page and print its path.
 

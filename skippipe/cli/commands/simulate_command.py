@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from skippipe.cli.churn import ChurnArguments, churn_options, simulate_churn
-from skippipe.cli.user_path import SEED, UserPath
+from skippipe.cli.user_path import SEED, OutputFile, UserPath
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MOST_NUMBER = 1e9
 @click.command("simulate")
 @click.argument("plan_path", metavar="PLAN", type=UserPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-@click.option("--trace", type=UserPath(), help="Chrome/Perfetto trace to write.")
+@click.option("--trace", type=OutputFile(), help="Chrome/Perfetto trace to write.")
 @click.option("--cluster", "cluster_path", type=UserPath(), help="Cluster file with other times.")
 @click.option(
     "--jitter", "jitter_sigma", type=click.FloatRange(0, MOST_JITTER), default=0.0, help="Sigma of lognormal jitter."
