@@ -178,7 +178,7 @@ class PlanRequest:
         problem = self.resolve(plan)
         given, wanted, weight = plan.costs, problem.costs, problem.stage_weight
         at_stage = {node: weight[stage] for node, stage in plan.stage_of.items()}
-        comparisons = {
+        comparisons: dict[str, list[tuple[object, object]]] = {
             "task times": [
                 (given.forward_s, {node: wanted.forward_s[node] * share for node, share in at_stage.items()}),
                 (given.backward_s, {node: wanted.backward_s[node] * share for node, share in at_stage.items()}),
