@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from crowding import at_most_s
 from hypothesis import given, settings, strategies as st
@@ -19,6 +21,8 @@ from skippipe_scheduler.plan.plan import Plan, Solver
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.search.kernel.anneal import construct, insert_sequence
+from skippipe_scheduler.search.kernel.arrays import START
 from skippipe_scheduler.search.kernel.dispatching import ANY_NUMBER, dispatch
 from skippipe_scheduler.search.kernel.timing import retime
 from skippipe_scheduler.search.local_search import LocalSearch, load_chunks
@@ -65,6 +69,7 @@ def test_a_dispatch_is_the_rule_among_shared_transfers(problem: Problem, content
     search = LocalSearch(slot_model, seed)
     search.start(placement, routes)
     schedule, costs = search.candidate, SlotCosts(slot_model, placement)
+    schedule.routes[:] = search.begun_with
     if not dispatch(search.instance, schedule, search.queue, search.dispatching, ANY_NUMBER):
         assert problem.rules.max_swaps, "only swaps can make full nodes wait for each other"
         return
@@ -124,6 +129,42 @@ def test_one_microbatch_takes_its_round_trip() -> None:
     trip_s = sum(costs.forward_s[name] + costs.backward_s[name] for name in names) + costs.loss_s[names[0]]
     trip_s += sum(costs.transfer_s[a][b] + costs.transfer_s[b][a] for a, b in hops)
     assert solution.iteration_s == pytest.approx(trip_s)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 1000), st.lists(st.integers(1, 4), min_size=3, max_size=4))
+def test_a_microbatch_alone_goes_through_the_fastest_replicas(seed: int, sizes: list[int]) -> None:
+    problem = make_problem(seed, [1, *sizes], len(sizes), 1)
+    search, _ = begin(problem)
+    instance, schedule, sequence = search.instance, search.candidate, np.array([0])
+    schedule.routes[:] = search.begun_with
+    stages = [int(instance.stage_of[slot]) for slot in schedule.routes[0, : schedule.lengths[0]]]
+    ends_s = {}
+    for route in product(*(search.slot_model.slots_of[stage] for stage in stages)):
+        schedule.routes[0, : len(route)] = route
+        assert construct(instance, schedule, search.work, search.queue, sequence, 0.0, False)
+        ends_s[route] = schedule.starts[0, 2 * len(route)]
+    assert construct(instance, schedule, search.work, search.queue, sequence, 0.0, True)
+    assert schedule.starts[0, 2 * len(stages)] == pytest.approx(min(ends_s.values()))
+    assert ends_s[tuple(schedule.routes[0, : len(stages)].tolist())] == pytest.approx(min(ends_s.values()))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problems(), st.integers(0, 5), st.floats(0, 8))
+def test_other_replicas_never_end_later_and_keep_the_stages(problem: Problem, seed: int, wait_s: float) -> None:
+    search, _ = begin(problem, seed)
+    instance, schedule, work = search.instance, search.candidate, search.work
+    *others, last = range(len(schedule.routes))
+    ends_s = []
+    for rerouted in (False, True):
+        schedule.routes[:] = search.begun_with
+        stages = instance.stage_of[schedule.routes]
+        assert construct(instance, schedule, work, search.queue, np.array(others, np.int64), wait_s, True)
+        assert insert_sequence(instance, schedule, work, search.queue, np.array([last]), wait_s, rerouted)
+        ends_s.append(work.chain_s[START, 2 * schedule.lengths[last]])
+        assert (instance.stage_of[schedule.routes] == stages).all()
+        assert (schedule.routes[:, 0] == search.begun_with[:, 0]).all()
+    assert ends_s[1] <= ends_s[0]
 
 
 def test_search_improves_and_repeats() -> None:

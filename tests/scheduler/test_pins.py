@@ -143,7 +143,10 @@ def test_full_pipeline_opens_no_stage_to_nodes_that_may_not_fit_it() -> None:
         ({"n0": 4}, "pinned: node 'n0' is at stage 4; stages are 0 to 3"),
         ({"n0": -1}, "pinned: node 'n0' is at stage -1"),
         ({"n0": 2, "n1": 2}, "at stage 2, which has room for 1 of 6 nodes; pin fewer nodes there or give other stage"),
-        ({f"n{rank}": 2 for rank in range(4)}, "4 nodes are at stage 2, which has room for 1 of 6 nodes; pin fewer nodes there(?! or)"),
+        (
+            {f"n{rank}": 2 for rank in range(4)},
+            "4 nodes are at stage 2, which has room for 1 of 6 nodes; pin fewer nodes there(?! or)",
+        ),
     ],
 )
 def test_pins_that_do_not_fit(pinned: dict[str, int], message: str) -> None:

@@ -1,9 +1,13 @@
 """Plans made from older plans: what can stay stays, the rest is found again."""
 
+from collections.abc import Sequence
+from statistics import fmean
+
 import pytest
 from small_problems import make_problem
 
 from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.replan import replan, without_node
@@ -36,10 +40,15 @@ def test_any_node_can_be_lost(node: str) -> None:
 
 
 def test_a_little_search_comes_near_a_long_one() -> None:
-    smaller = without_node(PROBLEM, PLAN, PLAN.stages[2].nodes[0])
-    fresh = solve(smaller, SolveOptions(max_evaluations=20000))
-    quick = replan(PLAN, smaller, SolveOptions(max_evaluations=5000))
-    assert quick.predicted.iteration_s < 1.1 * fresh.predicted.iteration_s
+    """On the mean over a node of each stage: one alone is a matter of luck."""
+    smaller = [without_node(PROBLEM, PLAN, stage.nodes[0]) for stage in PLAN.stages]
+    fresh = [solve(problem, SolveOptions(max_evaluations=8000)) for problem in smaller]
+    quick = [replan(PLAN, problem, SolveOptions(max_evaluations=2000)) for problem in smaller]
+    assert _mean_s(quick) < 1.1 * _mean_s(fresh)
+
+
+def _mean_s(plans: Sequence[Plan]) -> float:
+    return fmean(plan.predicted.iteration_s for plan in plans)
 
 
 def test_only_replica_of_a_stage_is_replaced() -> None:

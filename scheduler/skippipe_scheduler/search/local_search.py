@@ -33,7 +33,6 @@ from skippipe_scheduler.search.kernel.arrays import (
 from skippipe_scheduler.search.kernel.dispatching import ANY_NUMBER, dispatch, make_dispatching
 from skippipe_scheduler.search.kernel.jit import slowness
 from skippipe_scheduler.search.kernel.loads import Balancing, anneal_loads, empty_loads
-from skippipe_scheduler.search.kernel.packing import pack
 from skippipe_scheduler.search.kernel.timing import retime
 from skippipe_scheduler.search.tuning import LOCAL_SEARCH, LocalSearchTuning
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
@@ -80,24 +79,40 @@ class LocalSearch:
             while most_begun:
                 self._dispatch(most_begun)
                 most_begun //= 2
+        trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
+        origins = np.array([route[0] for route in routes])
         if self.large:
             if not self.slot_model.shares_capacity or self.scores[2, 0] == np.inf:
-                self._pack(costs, routes)
+                sequence = self._longest_left(origins, trips_s)
+                self._construct(sequence, self.tuning.large_start_wait)
+                self._construct(sequence, self.tuning.large_start_wait, rerouted=True)
             if self.scores[2, 0] < np.inf:
                 return self._continue()
-        trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
-        turn: dict[int, int] = {}
-        turns = [turn.setdefault(route[0], 0) for route in routes]
-        for index, route in enumerate(routes):
-            turns[index] = turn[route[0]]
-            turn[route[0]] += 1
-        waves = np.lexsort((-trips_s, np.array(turns)))
-        waits_s = np.array(self.tuning.start_waits) * np.mean(self.instance.node_s[1])
+        waves = np.lexsort((-trips_s, turns_of(origins)))
         for sequence in (waves, np.argsort(-trips_s, kind="stable")):
-            for wait_s in waits_s:
-                if construct(self.instance, self.candidate, self.work, self.queue, sequence, float(wait_s)):
-                    self._keep_better()
+            for wait in self.tuning.start_waits:
+                self._construct(sequence, wait)
         return self._continue()
+
+    def _construct(self, sequence: Integers, wait: float, *, rerouted: bool = False) -> None:
+        """Try the schedule of an insertion sequence, in which no task waits longer than `wait` mean backward times.
+
+        One with other replicas (`rerouted`) has to be better by far: loads are no longer balanced then.
+        """
+        wait_s = wait * float(np.mean(self.instance.node_s[1]))
+        self.candidate.routes[:] = self.begun_with  # whatever an earlier try has made of them
+        if construct(self.instance, self.candidate, self.work, self.queue, sequence, wait_s, rerouted):
+            self._keep_better(self.tuning.rerouting_gain if rerouted else 0.0)
+
+    def _longest_left(self, origins: Integers, trips_s: Floats) -> Integers:
+        """Return a sequence in which the origin with the most time left comes next, as in list scheduling."""
+        shuffled = np.random.default_rng(self.seed).permutation(len(origins))
+        memory = self.instance.memory[self.candidate.placement]
+        left_s = np.zeros(len(origins))
+        for origin in np.unique(origins):
+            row = shuffled[origins[shuffled] == origin]
+            left_s[row] = trips_s[row][::-1].cumsum()[::-1] / memory[origin]
+        return np.argsort(-left_s, kind="stable")
 
     def _dispatch(self, most_begun: int) -> None:
         """Try the schedule in which no node rests without reason: insertion leaves gaps at a slow stage."""
@@ -106,24 +121,6 @@ class LocalSearch:
             self._keep_better()
         if self.scores[2, 0] < before_s:
             self.most_begun = most_begun
-
-    def _pack(self, costs: SlotCosts, routes: Sequence[SlotRoute]) -> None:
-        """Try schedules in which the origin with the longest work left goes first, with what then fits best."""
-        trips_s = np.array([costs.chain(route).round_trip_s for route in routes])
-        origins = np.array([route[0] for route in routes])
-        shuffled = np.random.default_rng(self.seed).permutation(len(routes))
-        rows = [shuffled[origins[shuffled] == origin] for origin in range(len(self.slot_model.slots_of[0]))]
-        members = np.full((len(rows), max(len(row) for row in rows)), -1)
-        left_s = np.zeros(len(routes))
-        for origin, row in enumerate(rows):
-            members[origin, : len(row)] = row
-            left_s[row] = trips_s[row][::-1].cumsum()[::-1] / costs.memory[origin]
-        turns = origins[np.argsort(-left_s, kind="stable")]
-        choices = self.tuning.packing_choices
-        for factor in self.tuning.packing_waits:
-            wait_s = factor * float(np.mean(self.instance.node_s[1]))
-            if pack(self.instance, self.candidate, self.work, self.queue, turns, members.copy(), wait_s, choices):
-                self._keep_better()
 
     def balance_loads(
         self,
@@ -178,7 +175,8 @@ class LocalSearch:
         fill_schedule(self.candidate, solution.starts)
         retime(self.instance, self.candidate, self.queue, -1)
         wait_s = self.tuning.repair_wait * float(np.mean(self.instance.node_s[1]))
-        if insert_sequence(self.instance, self.candidate, self.work, self.queue, np.array(missing, np.int64), wait_s):
+        sequence = np.array(missing, np.int64)
+        if insert_sequence(self.instance, self.candidate, self.work, self.queue, sequence, wait_s, False):
             self._keep_better()
             return self._continue()
         return self.start(solution.placement, solution.routes)
@@ -192,7 +190,7 @@ class LocalSearch:
         sequence = np.argsort([row[0] for row in solution.starts], kind="stable")
         for factor in self.tuning.greedy_waits:
             wait_s = factor * float(self.instance.node_s[1].max())
-            if construct(self.instance, self.candidate, self.work, self.queue, sequence, wait_s):
+            if construct(self.instance, self.candidate, self.work, self.queue, sequence, wait_s, False):
                 self._keep_better()
             if not budget.repeatable and budget.exhausted:
                 break
@@ -245,6 +243,7 @@ class LocalSearch:
 
     def _allocate(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])
+        self.begun_with = padded
         width = max(self.width, _needed_width(routes, len(placement)))
         make: Callable[[], Schedule] = lambda: empty_schedule(np.array(placement), padded, lengths, width)  # noqa: E731
         self.current, self.candidate, self.best = make(), make(), make()
@@ -257,9 +256,10 @@ class LocalSearch:
             row[: len(route)] = route
         return table
 
-    def _keep_better(self) -> None:
+    def _keep_better(self, by: float = 0.0) -> None:
+        """Keep the candidate where it is better than the best, by this share at least."""
         evaluate(self.instance, self.candidate, self.queue, self.scores[0])
-        if is_better(self.scores):
+        if is_better(self.scores) and not self.scores[0, 0] > (1 - by) * self.scores[2, 0]:
             copy_schedule(self.best, self.candidate)
             self.scores[2] = self.scores[0]
 
@@ -301,6 +301,15 @@ class LocalSearch:
         memory = self.tuning.rate_memory
         self.rate = memory * self.rate + (1 - memory) * rate
         return spent
+
+
+def turns_of(origins: Integers) -> Integers:
+    """Return of each microbatch how many of its origin come before it."""
+    turns = np.zeros(len(origins), np.int64)
+    for origin in np.unique(origins):
+        mine = origins == origin
+        turns[mine] = np.arange(mine.sum())
+    return turns
 
 
 def load_chunks(steps: int, limit_s: float, tuning: LocalSearchTuning) -> Iterator[tuple[int, float, float]]:

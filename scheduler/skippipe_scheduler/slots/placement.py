@@ -1,8 +1,9 @@
 """Placements to begin from, before any search."""
 
 import random
-from collections.abc import Iterator
-from itertools import combinations, islice
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations, groupby, islice
 
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 
@@ -10,9 +11,11 @@ from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement
 def regional_placement(slot_model: SlotModel) -> SlotPlacement:
     """Return a placement that gives every region its share of every stage, so that routes can stay near.
 
-    Within a region, nodes with much memory and fast ones hold early stages, where microbatches stay longest.
+    Within a region, nodes with much memory hold early stages, where microbatches stay longest. Of those with equal
+    memory the fastest are origins, and the other stages get fast and slow ones alike.
     """
     problem, costs = slot_model.problem, slot_model.problem.costs
+    names = problem.nodes
     regions = problem.regions or ("",) * len(problem.nodes)
     ranks = range(len(problem.nodes))
     by_region = sorted(ranks, key=lambda rank: (regions.index(regions[rank]), rank))
@@ -21,11 +24,24 @@ def regional_placement(slot_model: SlotModel) -> SlotPlacement:
     for region in dict.fromkeys(regions):
         stages = sorted(stage for rank, stage in dealt if regions[rank] == region)
         nodes = [rank for rank in by_region if regions[rank] == region]
-        names = problem.nodes
         nodes.sort(key=lambda rank: (-costs.memory[names[rank]], costs.backward_s[names[rank]], rank))
-        for stage, rank in zip(stages, nodes, strict=True):
-            held[stage].append(rank)
+        begin = 0
+        for _, alike in groupby(nodes, key=lambda rank: costs.memory[names[rank]]):
+            equal = list(alike)
+            for stage, rank in zip(_in_turns(stages[begin : begin + len(equal)]), equal, strict=True):
+                held[stage].append(rank)
+            begin += len(equal)
     return with_pins(slot_model, tuple(rank for replicas in held for rank in replicas))
+
+
+def _in_turns(stages: Sequence[int]) -> list[int]:
+    """Return the stages in the sequence in which nodes get them, the fastest first: stage 0, then others in turns."""
+    given: Counter[int] = Counter()
+    turns = []
+    for stage in stages:
+        turns.append((given[stage] if stage else -1, stage))
+        given[stage] += 1
+    return [stage for _, stage in sorted(turns)]
 
 
 def random_placement(slot_model: SlotModel, seed: int) -> SlotPlacement:

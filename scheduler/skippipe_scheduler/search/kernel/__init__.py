@@ -7,7 +7,7 @@ placement says which node fills it.
 anneal        large neighbourhood search under simulated annealing: the steps of the search
 moves         what a step takes out, and how it changes routes
 insertion     how whole microbatches get into a schedule, and out of it
-packing       the first schedule of large problems
+rerouting     the fastest replicas for a route
 dispatching   a schedule event by event, among all shared transfers
 timing        exact times and the score of a schedule; reduction_time that of gradients
 loads         routes and placement under bounds instead of exact times

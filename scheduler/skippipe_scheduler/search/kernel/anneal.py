@@ -37,6 +37,7 @@ from skippipe_scheduler.search.kernel.constants import (
     LONGEST_FIRST,
     NO_LIMIT_S,
     ONLY_EXCHANGE_NODES,
+    REROUTE,
     RETIME_EVERY,
     RETURN_TO_BEST,
     SAME_SCORE_S,
@@ -44,7 +45,7 @@ from skippipe_scheduler.search.kernel.constants import (
     WAIT_DOUBLINGS,
 )
 from skippipe_scheduler.search.kernel.dispatching import Dispatching, dispatch
-from skippipe_scheduler.search.kernel.insertion import fits_width, insert, remove, restore
+from skippipe_scheduler.search.kernel.insertion import commit, find, fits_width, remove, restore
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import (
     longest_first,
@@ -57,6 +58,7 @@ from skippipe_scheduler.search.kernel.moves import (
     snapshot,
     undo_visits,
 )
+from skippipe_scheduler.search.kernel.rerouting import find_rerouted
 from skippipe_scheduler.search.kernel.tasks import below, uniform
 from skippipe_scheduler.search.kernel.timing import fits_memory, iteration_s, retime, score_s
 
@@ -71,17 +73,20 @@ def count_visits(p: Instance, s: Schedule, w: Work) -> None:
             w.visits[p.stage_of[s.routes[m, hop]]] += 1
 
 
-def construct(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float) -> bool:
+def construct(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float, rerouted: bool) -> bool:
     """Insert the microbatches in `sequence` into an empty schedule and start everything as early as possible.
 
-    Returns False where a slot would get more tasks than its row holds. Not compiled itself, which would take seconds.
+    If `rerouted`, each goes through the replicas that are fastest then. Returns False where a slot would get more tasks
+    than its row holds. Not compiled itself, which would take seconds.
     """
     s.counts[:] = 0
-    return insert_sequence(p, s, w, q, sequence, wait_s)
+    return insert_sequence(p, s, w, q, sequence, wait_s, rerouted)
 
 
 @compiled
-def insert_sequence(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float) -> bool:
+def insert_sequence(
+    p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integers, wait_s: float, rerouted: bool
+) -> bool:
     """Insert the microbatches in `sequence` into a schedule that is timed; False where it cannot take them.
 
     That is where a slot would get more tasks than its row holds or, already before, more than its memory.
@@ -89,11 +94,22 @@ def insert_sequence(p: Instance, s: Schedule, w: Work, q: Queue, sequence: Integ
     if not fits_memory(p, s):
         return False
     for index in range(sequence.shape[0]):
-        if not fits_width(s, sequence[index]):
+        if not _insert(p, s, w, sequence[index], wait_s, math.inf, rerouted):
             return False
-        insert(p, s, w.chain_s, sequence[index], wait_s, math.inf)
     count_visits(p, s, w)
     return retime(p, s, q, -1)
+
+
+@called
+def _insert(p: Instance, s: Schedule, w: Work, m: int, wait_s: float, limit_s: float, rerouted: bool) -> bool:
+    """Put `m` at the earliest place, as `find` or `find_rerouted` does; False where there is none, or a row is full."""
+    if rerouted:
+        found = find_rerouted(p, s, w, m, wait_s, limit_s) and fits_width(s, m)
+    else:
+        found = fits_width(s, m) and find(p, s, w.chain_s, m, wait_s, limit_s)
+    if found:
+        commit(p, s, w.chain_s, m)
+    return found
 
 
 @compiled
@@ -196,8 +212,9 @@ def _destroy_and_repair(p: Instance, s: Schedule, w: Work, count: int, routes: b
     if uniform(w.random) < LONGEST_FIRST:
         longest_first(p, s, w, count)
     wait_s = _wait_s(p, w)
+    rerouted = routes and uniform(w.random) < REROUTE
     for index in range(count):
-        if not fits_width(s, w.chosen[index]) or not insert(p, s, w.chain_s, w.chosen[index], wait_s, limit_s):
+        if not _insert(p, s, w, w.chosen[index], wait_s, limit_s, rerouted):
             # None of the chosen stays in, not even those that were placed before this one.
             for before in range(index):
                 remove(s, w.chosen[before])

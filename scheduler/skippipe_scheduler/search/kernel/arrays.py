@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from skippipe_scheduler.problem.gradient_reduction import Reduction
 from skippipe_scheduler.problem.sharing.contention import Contention
+from skippipe_scheduler.search.kernel.constants import LABELS
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -40,6 +41,7 @@ COUNT, SEARCHES = 0, 1
 NOBODY: Final = -1
 CURRENT, CANDIDATE, BEST = 0, 1, 2
 ITERATION_S, SCORE = 0, 1
+END_OF_FORWARD, PROMISE = 0, 1
 LENGTH: Final = -1
 INDEX_BITS, INDEX_MASK = 10, 1023
 """A task is a microbatch, shifted, and the index in its chain; routes have at most 511 stages."""
@@ -127,6 +129,10 @@ class Work(NamedTuple):
     saved_s: Floats  # (MOST_CHOSEN, K) starts before the step
     visits: Integers  # (stages,)
     chain_s: Floats  # (RELEASE | START | DURATION | DELAY, K)
+    route: Integers  # (P,) slots of a route before others are tried
+    labels: Integers  # (P, LABELS) slots that a route may go through, the most promising of each hop first
+    parents: Integers  # (P, LABELS) which label of the hop before each comes from
+    labels_s: Floats  # (END_OF_FORWARD | PROMISE, P, LABELS), PROMISE is the end of all if nothing delays the rest
 
 
 def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, width: int) -> Schedule:
@@ -173,6 +179,10 @@ def make_work(instance: Instance, routes: Integers, seed: int) -> Work:
         saved_s=np.zeros((MOST_CHOSEN, tasks)),
         visits=np.zeros(instance.stages.shape[1], np.int64),
         chain_s=np.zeros((4, tasks)),
+        route=np.zeros(longest, np.int64),
+        labels=np.zeros((longest, LABELS), np.int64),
+        parents=np.zeros((longest, LABELS), np.int64),
+        labels_s=np.zeros((2, longest, LABELS)),
     )
 
 

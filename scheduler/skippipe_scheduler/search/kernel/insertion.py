@@ -36,21 +36,12 @@ from skippipe_scheduler.search.kernel.tasks import delay_s, duration_s, hop_of, 
 
 
 @called
-def insert(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit_s: float) -> bool:
-    """Put all tasks of `m` at the earliest place where no task waits more than `wait_s` for its node.
-
-    Returns False, with nothing put in, as soon as it is clear that `m` would end after `limit_s`, or where with a
-    limit no place is found in a few attempts.
-    """
-    if not find(p, s, chain_s, m, wait_s, limit_s):
-        return False
-    commit(p, s, chain_s, m)
-    return True
-
-
-@called
 def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit_s: float) -> bool:
-    """Write the place that `insert` takes into `chain_s`; return what it returns."""
+    """Write the earliest place for all tasks of `m` into `chain_s`; no task waits more than `wait_s` for its node.
+
+    Returns False as soon as it is clear that `m` would end after `limit_s`, or where with a limit no place is found in
+    a few attempts.
+    """
     length = s.lengths[m]
     for index in range(2 * length + 1):
         chain_s[DURATION, index] = duration_s(p, s, m, index)
@@ -95,7 +86,7 @@ def _delayed(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, f
         last = 2 * length - hop
         end_s = chain_s[START, last] + chain_s[DURATION, last]
         # No room for as long as this hop would hold the microbatch: its forward waits for the next end of a stay.
-        room_s = _room_from(p, s, s.routes[m, hop], chain_s[START, hop], end_s)
+        room_s = room_from(p, s, s.routes[m, hop], chain_s[START, hop], end_s)
         if room_s > chain_s[START, hop]:
             chain_s[RELEASE, hop] = max(chain_s[RELEASE, hop], room_s)
             moved = min(moved, hop)
@@ -119,7 +110,7 @@ def _place(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, fir
             # The node still pays its overhead for this microbatch's task before.
             before = length if index == 2 * length else hop_of(index, length)
             now_s = max(now_s, chain_s[START, before] + chain_s[DURATION, before] + p.overhead_s)
-        now_s = _gap_from(s, slot, now_s, chain_s[DURATION, index] + p.overhead_s)
+        now_s = gap_from(s, slot, now_s, chain_s[DURATION, index] + p.overhead_s)
         if index:
             excess_s = max(excess_s, now_s - arrival_s - wait_s)
         chain_s[START, index] = now_s
@@ -128,7 +119,7 @@ def _place(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, fir
 
 
 @inlined
-def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
+def gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
     """Return the earliest start from `now_s` on at which the slot is free for `taken_s`."""
     count = s.counts[BUSY, slot]
     # By bisection the first task that starts at `now_s` or later.
@@ -150,7 +141,7 @@ def _gap_from(s: Schedule, slot: int, now_s: float, taken_s: float) -> float:
 
 
 @called
-def _room_from(p: Instance, s: Schedule, slot: int, first_s: float, last_s: float) -> float:
+def room_from(p: Instance, s: Schedule, slot: int, first_s: float, last_s: float) -> float:
     """Return `first_s` if the slot can hold one more over the whole interval, else when to try again.
 
     The stays are in order of their starts. What is held rises only where a stay starts, so it is enough to count there
