@@ -30,7 +30,7 @@ def hear(arguments: Sequence[str]) -> None:
 def leave_interrupts() -> None:
     """Let a command take Ctrl-C as it likes from now on; one that trains sets a handler of its own."""
     if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt_work)
 
 
 def end_with(code: int) -> None:
@@ -48,6 +48,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _say("interrupted")
     os._exit(INTERRUPTED)
+
+
+def _interrupt_work(number: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`, but end at once while a module is imported: libraries make another error of it there,
+    or none.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _interrupt(number, frame)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _set(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:

@@ -25,12 +25,13 @@ LAST_LINE: Final = "..."
 """How YAML ends a document."""
 
 
-def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read and validate the experiment of a YAML file.
 
     Args:
         path: The file; what it leaves out comes from its `base:` files, then from the defaults. A relative path in a
-            file starts at that file, but run_dir at the working directory; `~` and `$NAME` are replaced.
+            file starts at that file, but run_dir at the working directory; `~` and `$NAME` are replaced. In the
+            config.yaml of a run, run_dir is where that lies, wherever the run began.
         overrides: `key.sub=value` each; they win over the files. A relative path in them starts at the working
             directory.
 
@@ -47,9 +48,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         >>> experiment.pipeline.num_stages
         3
     """
+    path = Path(path)
     given = parse_overrides(overrides)
     try:
-        merged = OmegaConf.merge(_read(path, seen=()), OmegaConf.create(given))
+        merged = OmegaConf.merge(_read(path, seen=()), _where_it_lies(path), OmegaConf.create(given))
         resolved = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, RecursionError) as reason:
         key = getattr(reason, "full_key", None)
@@ -57,7 +59,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return validate_experiment(resolved, str(path), overrides)
 
 
-def load_run(run_dir: Path) -> Experiment:
+def load_run(run_dir: str | Path) -> Experiment:
     """Read the experiment of a run.
 
     Args:
@@ -74,10 +76,11 @@ def load_run(run_dir: Path) -> Experiment:
         >>> load_run(Path("runs/tiny")).training.max_steps
         2
     """
+    run_dir = Path(run_dir)
     path = run_dir / "config.yaml"
     if not path.exists():
         raise InputError(f"{run_dir}: not a run directory (no config.yaml)")
-    return load_experiment(path).model_copy(update={"run_dir": str(run_dir)})
+    return load_experiment(path)
 
 
 def validate_experiment(content: Any, place: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -135,6 +138,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> DictConfig:
     if not isinstance(merged, DictConfig):
         raise ConfigError(f"{path}: cannot be merged with its base {base}")
     return merged
+
+
+def _where_it_lies(path: Path) -> dict[str, str]:
+    """Return the run directory of a file that a run keeps of its experiment: it may have been moved, or named from
+    another working directory; nothing for other files.
+    """
+    is_of_run = path.name == "config.yaml" and read_text(path, ConfigError).startswith(FIRST_LINE)
+    return {"run_dir": str(path.parent)} if is_of_run else {}
 
 
 def _check_whole(path: Path) -> None:

@@ -47,7 +47,7 @@ class LoadedModel:
 
 
 def load_model(
-    path: Path, *, device: str = "auto", num_stages: int | None = None, absent: Collection[str] = ()
+    path: str | Path, *, device: str = "auto", num_stages: int | None = None, absent: Collection[str] = ()
 ) -> LoadedModel:
     """Load the newest checkpoint of a run, or a Hugging Face directory with safetensors.
 
@@ -72,6 +72,7 @@ def load_model(
         >>> load_model(Path("runs/tiny"), absent=["worker-2"]).decoder.absence
         "stage 1 has no node left: answered at 2 of 3 stages (67% of the layers' compute)"
     """
+    path = Path(path)
     chosen = choose_device(device)
     if is_directory(path):
         stages_without((), absent)

@@ -30,7 +30,8 @@ class TextSource:
 
     def __init__(self, model: LoadedModel, *, sequence_length: int | None = None) -> None:
         self._model, self._experiment = model, model.experiment
-        self.sequence_length = sequence_length or model.experiment.training.sequence_length
+        trained_on = model.experiment.training.sequence_length
+        self.sequence_length = sequence_length or min(trained_on, model.decoder.context)
         check_length(model.decoder.config, self.sequence_length, "--sequence-length")
         self._vocabulary = model.decoder.vocabulary
         self.batch_size = model.experiment.training.micro_batch_size

@@ -78,7 +78,7 @@ class MetricsWriter:
             raise
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Read the metrics of every step of a run.
 
     Args:
@@ -95,6 +95,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         >>> [(record["step"], record["tokens"]) for record in read_metrics(Path("runs/tiny/metrics.jsonl"))]
         [(1, 512), (2, 1024)]
     """
+    path = Path(path)
     return [entry for entry in metrics_lines(path) if entry is not None]
 
 

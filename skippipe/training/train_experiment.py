@@ -9,7 +9,7 @@ from skippipe.training.trainer import TrainingSummary
 
 
 def train_experiment(
-    experiment: Experiment, plan_path: Path | None = None, stop: StopSignal | None = None
+    experiment: Experiment, plan_path: str | Path | None = None, stop: StopSignal | None = None
 ) -> TrainingSummary:
     """Train the experiment's model along its plan, from the run's newest checkpoint if there is one.
 
@@ -36,4 +36,5 @@ def train_experiment(
         >>> summary.step
         2
     """
+    plan_path = None if plan_path is None else Path(plan_path)
     return train_launched(experiment, plan_path, stop)

@@ -56,6 +56,45 @@ def test_a_signal_while_python_imports(
     assert len(said.splitlines()) <= 1
 
 
+INTERRUPTED_IMPORT = """
+import sys, types, signal
+from importlib.machinery import ModuleSpec
+from skippipe.cli import early_signals
+
+class Library:
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self) if name == "library" else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            pass
+
+sys.meta_path.insert(0, Library())
+early_signals.hear(["plan"])
+early_signals.leave_interrupts()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("work can be interrupted")
+import library
+print("swallowed")
+"""
+"""A library that makes something else of Ctrl-C while it is imported."""
+
+
+def test_ctrl_c_within_an_import_ends_at_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "work can be interrupted\n"), done.stderr
+    assert done.stderr == "skippipe: interrupted\n"
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     helped = SIGNAL_AT_IMPORT.format(program="skippipe", arguments=["train", "--help"], module="click", name="SIGHUP")

@@ -167,6 +167,7 @@ def test_interrupt_writes_the_best_so_far(tmp_path: Path) -> None:
     printed, errors = process.communicate(timeout=90)
     assert process.returncode == 0, errors
     assert "this plan" in printed
+    assert "the full pipeline was searched for 0." in printed
     assert parse_plan(out).predicted.iteration_s > 0
 
 

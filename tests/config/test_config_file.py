@@ -45,8 +45,8 @@ def test_base_file_is_merged_below(experiment_file: Path) -> None:
 
 def test_written_experiment_reads_back_equal(experiment_file: Path, tmp_path: Path) -> None:
     experiment = load_experiment(experiment_file)
-    save_experiment(experiment, tmp_path / "out" / "config.yaml")
-    assert load_experiment(tmp_path / "out" / "config.yaml") == experiment
+    save_experiment(experiment, tmp_path / "out" / "experiment.yaml")
+    assert load_experiment(tmp_path / "out" / "experiment.yaml") == experiment
 
 
 @pytest.mark.parametrize(

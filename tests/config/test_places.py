@@ -101,6 +101,22 @@ def test_run_directory_can_be_moved(file: Path, tmp_path: Path, monkeypatch: pyt
     assert again.data.paths == experiment.data.paths
 
 
+def test_config_of_a_run_is_about_the_run_that_it_lies_in(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any working directory, and after the run was moved or copied."""
+    monkeypatch.chdir(tmp_path)
+    save_experiment(load_experiment(file), tmp_path / "runs" / "case" / "config.yaml")
+    shutil.copytree(tmp_path / "runs" / "case", tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    assert load_experiment(tmp_path / "copy" / "config.yaml").run_path == tmp_path / "copy"
+    assert load_experiment("config.yaml").run_path.resolve() == tmp_path / "copy"
+    assert load_experiment(tmp_path / "runs" / "case" / "config.yaml").run_path == tmp_path / "runs" / "case"
+    assert load_experiment("config.yaml", ["run_dir=other"]).run_path == Path("other")
+    shutil.copy("config.yaml", "mine.yaml")
+    assert load_experiment("mine.yaml").run_dir == load_experiment(file).run_dir
+
+
 def test_home_on_the_command_line(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from pretrained_models import write_pretrained
 from torch.nn.functional import cross_entropy
 from training_runs import losses, make_experiment
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.checkpoint.reader import complete_checkpoints, latest_checkpoint, read_metadata
 from skippipe.cli.main import skippipe
-from skippipe.config.experiment_file import load_experiment, save_experiment
+from skippipe.config.experiment_file import load_experiment, load_run, save_experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import ByteTokenizer, save_for_transformers
@@ -118,6 +119,18 @@ def test_a_stored_dtype_is_kept(tmp_path: Path) -> None:
     write_model(tmp_path / "given", torch.bfloat16)
     import_model(tmp_path / "given", tmp_path / "run", overrides=SMALL)
     assert read_metadata(latest_checkpoint(tmp_path / "run")).dtype == "bfloat16"  # type: ignore[arg-type]
+
+
+def test_an_experiment_that_is_not_given_fits_small_models(tmp_path: Path) -> None:
+    write_pretrained(tmp_path / "given", num_hidden_layers=2, max_position_embeddings=64)
+    planner = ("pipeline.planner.max_evaluations=20",)
+    import_model(str(tmp_path / "given"), str(tmp_path / "run"), overrides=planner)
+    experiment = load_run(str(tmp_path / "run"))
+    assert (experiment.pipeline.num_stages, experiment.pipeline.skip_ratio) == (2, 0)
+    assert experiment.training.sequence_length == 64
+    for name in ("run", "given"):
+        result = call("evaluate", tmp_path / name, "--policy", "full", "--keep", "1.0", "--batches", "1", "--json")
+        assert result.exit_code == 0, result.output
 
 
 def test_mistakes(tmp_path: Path) -> None:

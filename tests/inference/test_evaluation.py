@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -103,6 +104,28 @@ def test_random_stages_average_over_what_each_batch_drew(run_dir: Path) -> None:
     assert result.share_computed == pytest.approx(2 / 3)
     assert result.samples == 40 * BATCHES
     assert json.loads((run_dir / "evaluation.json").read_text())["results"][0]["perplexity"] == result.perplexity
+
+
+def test_a_policy_that_says_itself_how_much_runs_is_measured_once(run_dir: Path) -> None:
+    policies = ["skipdecode:warm_up=1,min=2,max=4", "ffn-skip:threshold=0.5,warm_up=1", "skipdecode:max=6"]
+    options = PerplexityOptions(num_batches=1)
+    results = evaluate_model(run_dir, policies=policies, keeps=[1.0, 0.7], options=options).results
+    assert [result.policy for result in results] == [*policies[:2], policies[2], policies[2]]
+    assert results[0].keep == results[0].share_computed == pytest.approx(0.5, abs=0.02)
+    assert results[1].keep == results[1].share_computed < 1
+
+
+def test_results_of_a_run_that_cannot_be_written_are_there_all_the_same(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").unlink(missing_ok=True)
+    (tmp_path / "run" / "evaluation.json").mkdir()
+    options = PerplexityOptions(num_batches=1)
+    evaluation = evaluate_model(tmp_path / "run", policies=["full"], keeps=[1.0], options=options)
+    assert evaluation.results[0].perplexity > 1
+    assert "evaluation.json: cannot be written" in caplog.text
+    assert "the results are not kept in the run" in caplog.text
 
 
 def test_same_seed_same_numbers(run_dir: Path) -> None:

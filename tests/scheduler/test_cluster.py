@@ -184,6 +184,10 @@ def test_bad_input_is_named(tmp_path: Path, old: str, new: str, message: str) ->
             "  between_nodes: [{nodes: [a, b-9], latency_ms: 1, gbit_per_s: 1}]\n",
             r"between_nodes\.0: unknown node 'b-9'; did you mean 'b-",
         ),
+        (
+            "  between_nodes: [{nodes: [b-0, b-0], latency_ms: 1, gbit_per_s: 1}]\n",
+            r"between_nodes\.0: b-0 to itself; a link joins two nodes",
+        ),
     ],
 )
 def test_bad_links_are_named(tmp_path: Path, addition: str, message: str) -> None:

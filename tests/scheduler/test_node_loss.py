@@ -45,19 +45,27 @@ def test_the_account_of_a_loss_is_complete(seed: int, contention: Contention, sh
     assert lost not in loss.dry_s
 
 
-def test_a_node_lost_at_once_runs_nothing_and_one_lost_after_the_end_costs_only_its_gradients() -> None:
+def test_a_node_lost_at_once_runs_nothing_and_one_lost_before_the_reductions_costs_its_gradients() -> None:
     plan = random_plan(7)
     node = plan.microbatches[0].route[0]
     at_once = simulate_loss(plan, {node: 0.0})
     assert node not in {task.node for task in at_once.timeline.tasks}
     assert at_once.timeline.cut == ()
-    late = simulate_loss(plan, {node: plan.predicted.iteration_s + 1})
+    late = simulate_loss(plan, {node: plan.predicted.pipeline_s})
     assert late.timeline.tasks == simulate(plan).tasks
     assert late.unfinished == ()
     assert late.lost_work_s == pytest.approx(simulate(plan).busy_s[node])
     assert set(late.open_tasks.values()) == {0}
     reduced = {span.stage for span in late.timeline.reductions}
     assert reduced == set(range(len(plan.stages))) - {plan.stage_of[node]}
+
+
+def test_a_node_lost_after_the_end_costs_nothing() -> None:
+    plan = random_plan(7)
+    node = plan.microbatches[0].route[0]
+    loss = simulate_loss(plan, {node: plan.predicted.iteration_s})
+    assert (loss.ended, loss.lost_work_s, loss.unfinished) == (True, 0.0, ())
+    assert loss.timeline == simulate(plan)
 
 
 def test_a_loss_by_hand() -> None:

@@ -33,7 +33,7 @@ def to_chrome_trace(timeline: Timeline) -> dict[str, Any]:
     return {"traceEvents": [*events, *_reductions(timeline, len(process))], "displayTimeUnit": "ms"}
 
 
-def save_chrome_trace(path: Path, timeline: Timeline) -> None:
+def save_chrome_trace(path: str | Path, timeline: Timeline) -> None:
     """Write a timeline as a Chrome trace, which https://ui.perfetto.dev and chrome://tracing show.
 
     Each node is a process of the trace, with its tasks, its outgoing transfers, and how many microbatches it holds.
@@ -50,6 +50,7 @@ def save_chrome_trace(path: Path, timeline: Timeline) -> None:
         >>> Path("trace.json").read_text()[:16]
         '{"traceEvents": '
     """
+    path = Path(path)
     write_atomically(path, json.dumps(to_chrome_trace(timeline)))
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline, simulate
@@ -33,7 +34,10 @@ class NodeLoss:
     unfinished_work_s: float
     """The part of it that went into microbatches that cannot finish."""
     lost_gradient_s: float
-    """The part that went into finished microbatches on a lost node, whose gradients went with it."""
+    """The part that went into finished microbatches on a lost node, whose gradients went with it; none once all
+    gradients are reduced."""
+    ended: bool
+    """Whether the iteration had ended before any node was lost."""
     timeline: Timeline
     """What happened until nobody could go on."""
 
@@ -76,7 +80,11 @@ def simulate_loss(
         >>> len(loss.unfinished) > 0, 0 < loss.lost_work_s <= loss.done_s
         (True, True)
     """
-    timeline = simulate(plan, slowdown=slowdown, jitter_sigma=jitter_sigma, seed=seed, lost_s=lost_s)
+    conditions: dict[str, Any] = {"slowdown": slowdown, "jitter_sigma": jitter_sigma, "seed": seed}
+    timeline = simulate(plan, **conditions)
+    ended = min(lost_s.values(), default=0.0) >= timeline.iteration_s
+    if not ended:
+        timeline = simulate(plan, **conditions, lost_s=lost_s)
     planned = Counter(task.microbatch for tasks in plan.order.values() for task in tasks)
     finished = {
         microbatch
@@ -90,7 +98,7 @@ def simulate_loss(
     for task in (*timeline.tasks, *timeline.cut):
         if task.microbatch not in finished:
             unfinished_work_s += task.end_s - task.start_s
-        elif task.node in lost_s:
+        elif task.node in lost_s and not ended:
             lost_gradient_s += task.end_s - task.start_s
         if task.node in dry_s:
             dry_s[task.node] = max(dry_s[task.node], task.end_s)
@@ -102,5 +110,6 @@ def simulate_loss(
         done_s=sum(timeline.busy_s.values()),
         unfinished_work_s=unfinished_work_s,
         lost_gradient_s=lost_gradient_s,
+        ended=ended,
         timeline=timeline,
     )

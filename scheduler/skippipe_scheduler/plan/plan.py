@@ -177,8 +177,9 @@ class Plan(StrictModel):
         """SHA-256 of the canonical text, 16 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan file, whole or not at all; raise `SkipPipeError` where it cannot be written."""
+        path = Path(path)
         write_atomically(path, self.to_json())
 
 

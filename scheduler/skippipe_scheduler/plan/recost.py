@@ -28,7 +28,8 @@ def recost(plan: Plan, cluster: Cluster) -> Plan:
     for name, node in nodes.items():
         if node.forward_s is None or node.backward_s is None or node.loss_s is None:
             raise ProblemError(
-                f"cluster {cluster.name}: node {name!r} has compute_tflop_per_s; give forward_s, backward_s and loss_s"
+                f"cluster {cluster.name}: node {name!r} has compute_tflop_per_s; give forward_s, "
+                "backward_s and loss_s, or make the plan on this cluster"
             )
         weight = plan.layers_per_stage[plan.stage_of[name]] / mean
         forward_s[name], backward_s[name] = node.forward_s * weight, node.backward_s * weight

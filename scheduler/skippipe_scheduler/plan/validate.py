@@ -15,7 +15,7 @@ EARLIER: Mapping[Operation, Sequence[Operation]] = {"F": (), "L": ("F",), "B": (
 """The tasks of a microbatch that stand before one of its others on the same node."""
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: str | Path) -> Plan:
     """Read a plan file and prove it.
 
     Args:
@@ -33,6 +33,7 @@ def load_plan(path: Path) -> Plan:
         >>> load_plan(Path("plan.json")) == plan
         True
     """
+    path = Path(path)
     plan = parse_plan(path)
     try:
         validate(plan)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.files import describe
+from skippipe_scheduler.files import describe_made
 from skippipe_scheduler.problem.cluster import Cluster, Link, MeasuredFor, Node
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import Reduction
@@ -105,7 +105,7 @@ def build_problem(
             rules=rules,
         )
     except ValidationError as reason:
-        raise ProblemError(f"{reason.title}: {describe(reason)}") from None
+        raise ProblemError(describe_made(reason)) from None
 
 
 def _costs(

@@ -380,7 +380,7 @@ class Cluster(StrictModel):
         return graph
 
 
-def load_cluster(path: Path) -> Cluster:
+def load_cluster(path: str | Path) -> Cluster:
     """Read a cluster file.
 
     Args:
@@ -396,6 +396,7 @@ def load_cluster(path: Path) -> Cluster:
         >>> load_cluster(Path("configs/clusters/three-regions.yaml")).name
         'three-regions'
     """
+    path = Path(path)
     return parse_yaml(Cluster, read_yaml(path, ProblemError), str(path), ProblemError)
 
 
@@ -417,6 +418,8 @@ def _check_ends(key: str, kind: str, entries: Sequence[PairLink], known: list[st
             for end in (source, destination):
                 if end not in known:
                     raise ValueError(f"{key}.{index}: unknown {kind} {end!r}; {nearest(end, known)}")
+            if kind == "node" and source == destination:
+                raise ValueError(f"{key}.{index}: {source} to itself; a link joins two nodes, name the other one")
             direction = (entry.both_ways is None, (source, destination))
             if direction in seen:
                 raise ValueError(f"{key}.{index}: {source} to {destination} is given twice; keep one of them")

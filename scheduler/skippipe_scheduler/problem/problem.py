@@ -214,7 +214,7 @@ def open_stages(pinned: Mapping[str, int], sizes: Sequence[int]) -> set[int]:
     return {stage for stage, size in enumerate(sizes) if taken[stage] < size}
 
 
-def load_problem(path: Path) -> Problem:
+def load_problem(path: str | Path) -> Problem:
     """Read a problem file.
 
     Args:
@@ -231,13 +231,14 @@ def load_problem(path: Path) -> Problem:
         >>> load_problem(Path("problem.json")).num_stages
         3
     """
+    path = Path(path)
     content = read_json(path, ProblemError)
     if content.get("format") != FORMAT:
         raise ProblemError(f"{path}: format is {content.get('format')!r}, expected {FORMAT!r}")
     return parse(Problem, content, str(path), ProblemError)
 
 
-def write_problem(problem: Problem, path: Path) -> None:
+def write_problem(problem: Problem, path: str | Path) -> None:
     """Write a problem file.
 
     Args:
@@ -252,4 +253,5 @@ def write_problem(problem: Problem, path: Path) -> None:
         >>> load_problem(Path("problem.json")) == problem
         True
     """
+    path = Path(path)
     write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")

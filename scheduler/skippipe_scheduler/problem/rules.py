@@ -11,7 +11,7 @@ from typing import Annotated, Self, TypedDict, Unpack
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from skippipe_scheduler.errors import ProblemError
-from skippipe_scheduler.files import Count, PositiveCount, StrictModel, describe
+from skippipe_scheduler.files import Count, PositiveCount, StrictModel, describe_made
 from skippipe_scheduler.problem.workload import route_length
 
 RouteLength = Annotated[int, Field(ge=2)]
@@ -177,7 +177,7 @@ def skip_rules(
             **limits,
         )
     except ValidationError as reason:
-        raise ProblemError(f"{reason.title}: {describe(reason)}") from None
+        raise ProblemError(describe_made(reason)) from None
 
 
 def first_offence(sequence: Sequence[int], rules: Rules) -> str | None:

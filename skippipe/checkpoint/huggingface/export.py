@@ -33,7 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 def export_run(
-    run_dir: Path, target: Path, *, step: int | None = None, dtype: str | None = None, choice: Path | None = None
+    run_dir: str | Path,
+    target: str | Path,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    choice: str | Path | None = None,
 ) -> Path:
     """Write a checkpoint of a run as a Hugging Face directory.
 
@@ -62,6 +67,9 @@ def export_run(
         >>> [path.name for path in Path("exported").glob("*.safetensors")]
         ['model.safetensors']
     """
+    run_dir = Path(run_dir)
+    target = Path(target)
+    choice = None if choice is None else Path(choice)
     experiment = load_run(run_dir)
     checkpoint = require_sound_checkpoint(run_dir) if step is None else checkpoint_path(run_dir, step)
     check_unused(target)

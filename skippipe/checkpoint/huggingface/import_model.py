@@ -2,13 +2,14 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from skippipe.checkpoint.huggingface.healing import healing_overrides
@@ -30,7 +31,7 @@ from skippipe.config.experiment import Experiment, ModelOptions
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.config.lora_options import LoraOptions
 from skippipe.errors import InputError, StorageError
-from skippipe.model.architecture import experiment_model, num_layers
+from skippipe.model.architecture import LONGEST_CONTEXT, experiment_model, num_layers
 from skippipe.model.linear.lora import STORED_PREFIX
 from skippipe.model.skeleton import build_skeleton, is_layer_of
 from skippipe.planning.experiment_plan import plan_experiment
@@ -39,17 +40,19 @@ from skippipe_scheduler.plan.plan import Plan
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
+FEWEST_TO_SKIP = 3
+"""Stages of which a third can be left out: one goes, and another beside the first stays."""
 TEMPLATES = Path(str(files("skippipe.checkpoint.huggingface")))
 
 
 def import_model(
-    path: Path,
-    run_dir: Path,
+    path: str | Path,
+    run_dir: str | Path,
     *,
-    config_path: Path | None = None,
+    config_path: str | Path | None = None,
     overrides: tuple[str, ...] = (),
-    adapter: Path | None = None,
-    heal: Path | None = None,
+    adapter: str | Path | None = None,
+    heal: str | Path | None = None,
 ) -> int:
     """Make a run that has not begun from a pretrained model.
 
@@ -83,6 +86,10 @@ def import_model(
         >>> import_model(Path("pretrained"), Path("runs/imported"), overrides=overrides)
         279488
     """
+    path, run_dir = Path(path), Path(run_dir)
+    config_path = None if config_path is None else Path(config_path)
+    adapter = None if adapter is None else Path(adapter)
+    heal = None if heal is None else Path(heal)
     check_unused(run_dir)
     source = find_source(path)
     if heal is not None:
@@ -90,6 +97,8 @@ def import_model(
         overrides = (*healing_overrides(choice, heal), *overrides)
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
+    if config_path is None:
+        experiment = _experiment(None, (*_fitting(model.config), *overrides), run_dir)
     _check_tokenizer(tokenizer, model, source)
     if heal is not None:
         choice.require_depth(num_layers(model.config), heal)
@@ -126,6 +135,19 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     if config_path is None:
         update["cluster"] = str((run_dir / "cluster.yaml").resolve())
     return given.model_copy(update=update)
+
+
+def _fitting(config: PretrainedConfig) -> Iterator[str]:
+    """Yield overrides of the experiment for one machine where the model is too small for it."""
+    options = load_experiment(TEMPLATES / "imported.yaml")
+    layers = num_layers(config)
+    if layers < options.pipeline.num_stages:
+        yield f"pipeline.num_stages={layers}"
+    if layers < FEWEST_TO_SKIP:
+        yield "pipeline.skip_ratio=0"
+    context = getattr(config, LONGEST_CONTEXT)
+    if context < options.training.sequence_length:
+        yield f"training.sequence_length={context}"
 
 
 def _write_cluster(path: Path, num_nodes: int) -> None:

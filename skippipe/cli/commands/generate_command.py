@@ -131,8 +131,8 @@ def _check_chooses(policy: str, keep: float) -> None:
     """Raise `ConfigError` where the policy does not choose by a share."""
     from skippipe.inference.policies.registry import find_policy
 
-    entry, _ = find_policy(policy)
-    if entry.decides_keep or policy == "full":
+    entry, argument = find_policy(policy)
+    if entry.decides(argument) or policy == "full":
         raise ConfigError(
             f"--keep {keep:g}: --policy {policy} runs {entry.summary}, whatever the share; leave --keep out, or choose "
             "another policy, such as --policy unified"

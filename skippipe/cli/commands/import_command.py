@@ -1,6 +1,7 @@
 """`skippipe import`: a pretrained model as a run that has not begun."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -33,5 +34,5 @@ def command(
         path, run_dir, config_path=config_path, overrides=overrides, adapter=adapter, heal=heal
     )
     click.echo(f"{path}: {num_parameters:,} parameters imported to {run_dir}")
-    click.echo(f"evaluate:  skippipe evaluate {run_dir}")
-    click.echo(f"train on:  skippipe train --config {run_dir / 'config.yaml'}")
+    click.echo(f"evaluate:  skippipe evaluate {quote(str(run_dir))}")
+    click.echo(f"train on:  skippipe train --config {quote(str(run_dir / 'config.yaml'))}")

@@ -12,6 +12,8 @@ from skippipe.cli.user_path import SEED, OutputFile, UserPath
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from skippipe_scheduler.analysis.critical_path import CriticalPath
     from skippipe_scheduler.analysis.jitter import JitterSummary
     from skippipe_scheduler.analysis.node_loss import NodeLoss
@@ -75,10 +77,10 @@ def command(
             )
         _print(*simulate_churn(plan, arguments, seed), as_json=as_json)
         return
-    slowdown = dict(_node_number("--slow", entry, plan.nodes, "FACTOR", least=None) for entry in slow)
+    slowdown = _by_node("--slow", (_node_number("--slow", entry, plan.nodes, "FACTOR", least=None) for entry in slow))
     conditions = {"slowdown": slowdown, "jitter_sigma": jitter_sigma, "seed": seed}
     if lose:
-        lost_s = dict(_node_number("--lose", entry, plan.nodes, "SECONDS", least=0.0) for entry in lose)
+        lost_s = _by_node("--lose", (_node_number("--lose", entry, plan.nodes, "SECONDS", least=0.0) for entry in lose))
         summary, text = _with_loss(plan, lost_s, conditions, trace)
     else:
         summary, text = _complete(plan, conditions, trace, samples)
@@ -189,7 +191,12 @@ def _loss_table(plan: "Plan", loss: "NodeLoss") -> list[str]:
     )
     share = loss.lost_work_s / loss.done_s if loss.done_s else 0.0
     return [
-        f"lost: {lost}; the other nodes run dry by {loss.all_dry_s:.4f} s",
+        f"lost: {lost}; "
+        + (
+            f"the iteration has ended before, at {loss.timeline.iteration_s:.4f} s"
+            if loss.ended
+            else f"the other nodes run dry by {loss.all_dry_s:.4f} s"
+        ),
         f"{len(loss.unfinished)} of {len(plan.microbatches)} microbatches cannot finish{': ' if ids else ''}{ids}",
         f"{loss.lost_work_s:.4f} s of computation out of {loss.done_s:.4f} s ({share:.1%}) are lost: "
         f"{loss.unfinished_work_s:.4f} s for unfinished microbatches, {loss.lost_gradient_s:.4f} s for gradients that "
@@ -200,6 +207,16 @@ def _loss_table(plan: "Plan", loss: "NodeLoss") -> list[str]:
             for node, end_s in loss.dry_s.items()
         ),
     ]
+
+
+def _by_node(option: str, entries: "Iterable[tuple[str, float]]") -> dict[str, float]:
+    """Return the entries by node; raise `ConfigError` where one is there twice."""
+    found: dict[str, float] = {}
+    for node, number in entries:
+        if node in found:
+            raise ConfigError(f"{option} {node}={number:g}: {node} has {found[node]:g} already; give one of them")
+        found[node] = number
+    return found
 
 
 def _node_number(

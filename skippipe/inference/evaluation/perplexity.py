@@ -1,5 +1,6 @@
 """Perplexity of a model against the share of its layers' compute that is kept."""
 
+import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from skippipe.data.samples import Batch
-from skippipe.errors import InputError, NodeLostError
+from skippipe.errors import InputError, NodeLostError, SkipPipeError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import layers_run, segments, share_computed
 from skippipe.inference.evaluation.choice_saving import check_choice, save_choice
@@ -24,6 +25,8 @@ from skippipe.inference.policies.construction import build_policy
 from skippipe.inference.policies.registry import find_policy
 from skippipe.inference.text_source import TextSource
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskResult, write_evaluation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class PerplexityOptions:
     """Positions at the start of each sample that count as prompt: decode-only policies run them in full, and their
     predictions are not measured."""
     sequence_length: int | None = None
-    """Positions of a sample; the model's `training.sequence_length` where not given."""
+    """Positions of a sample; the model's `training.sequence_length` where not given, but at most its context."""
     num_stages: int | None = None
     """Into how many stages `evaluate_model` cuts the model; `evaluate` takes the model as it is."""
     text: tuple[Path, ...] = ()
@@ -97,7 +100,6 @@ def evaluate(
     Raises:
         InputError: Something is wrong with text, policy, share or tasks; nothing has been measured then.
         NodeLostError: A process that served layers is gone.
-        SkipPipeError: The run's evaluation.json cannot be written.
 
     Examples:
         >>> options = PerplexityOptions(num_batches=1)
@@ -150,10 +152,18 @@ def evaluate(
         tasks=of_tasks,
     )
     if model.run_dir is not None and not absent:
-        write_evaluation(evaluation, model.run_dir / "evaluation.json")
+        _keep(evaluation, model.run_dir / "evaluation.json")
     if options.save_choice is not None:
         save_choice(evaluation, built[0][2], model.decoder, options.save_choice)
     return evaluation
+
+
+def _keep(evaluation: Evaluation, path: Path) -> None:
+    """Write what is kept in a run; that may be somebody else's."""
+    try:
+        write_evaluation(evaluation, path)
+    except SkipPipeError as reason:
+        logger.warning("%s; the results are not kept in the run", reason)
 
 
 class _Measurement:
@@ -214,7 +224,8 @@ def _build_policies(
 ) -> Iterator[tuple[str, float | None, Policy]]:
     """Yield each policy at each share; once without a share where it decides that itself."""
     for name in names:
-        if find_policy(name)[0].decides_keep:
+        entry, argument = find_policy(name)
+        if entry.decides(argument):
             yield name, None, build_policy(name, context)
         else:
             for keep in keeps:

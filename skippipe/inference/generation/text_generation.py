@@ -10,7 +10,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.drafts.automatic_draft import AutomaticDraft
 from skippipe.inference.generation.drafts.drafter import Drafter, FixedDraft
-from skippipe.inference.generation.generation import Generated, generate
+from skippipe.inference.generation.generation import Generated, check_prompts, generate
 from skippipe.inference.generation.sampling import Sampling
 from skippipe.inference.generation.speculative import Speculated, draft_layers, speculate
 from skippipe.inference.model_loading import LoadedModel
@@ -117,6 +117,7 @@ def generate_texts(
     policy = build_policy(options.policy, context).sample(0)
     layers = draft_layers(policy, decoder) if options.num_drafted is not None else ()
     limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.end_ids}
+    check_prompts(decoder, ids, options.max_new_tokens)  # before anything is printed
     start_s = time.perf_counter()
     result: Generated | Speculated
     with streaming(tokenizer, ids[0] if stream else None) as on_tokens:

@@ -67,11 +67,13 @@ def build(context: PolicyContext) -> Policy:
     )
     if not 0 <= rule.first < rule.last <= decoder.num_layers or rule.span < 1 or rule.warm_up < 0:
         raise InputError(f"--policy ffn-skip: {context.argument}: no region or span within {decoder.num_layers} layers")
+    if chosen["threshold"] != unset:
+        return FfnSkip(decoder.all_layers, rule)
     if context.keep == 1.0:
         rule = replace(rule, threshold=NEVER)
-    elif chosen["threshold"] == unset and decoder.absent_stages:
+    elif decoder.absent_stages:
         raise InputError("--policy ffn-skip: it is calibrated with all stages there; give a whole rule, threshold= too")
-    elif chosen["threshold"] == unset:
+    else:
         rule = _Calibration(decoder, context.calibration_tokens()[:, :-1], rule.warm_up).rule(context.keep)
     return FfnSkip(decoder.all_layers, rule)
 

@@ -50,6 +50,8 @@ class PolicyEntry:
     """An example of what may follow the name and a colon; empty where nothing may."""
     decides_keep: bool = False
     """Whether the argument alone says what runs: then it has to be given, and --keep says nothing."""
+    decided_by: tuple[str, ...] = ()
+    """Options that together say how much runs, where all of them are in the argument: then --keep says nothing."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -64,6 +66,11 @@ class PolicyEntry:
     def usage(self) -> str:
         """How it is written: the name, with an argument where that has to be there."""
         return f"{self.name}:{self.argument}" if self.decides_keep else self.name
+
+    def decides(self, argument: str) -> bool:
+        """Return whether the policy says with this argument how much runs, whatever --keep is."""
+        given = {option.partition("=")[0] for option in argument.split(",")}
+        return self.decides_keep or bool(self.decided_by and given.issuperset(self.decided_by))
 
     def builder(self) -> PolicyBuilder:
         """Return the function that builds the policy."""
@@ -105,13 +112,20 @@ OWN = (
         decides_keep=True,
     ),
     PolicyEntry("unified", "layers spread evenly, after a full prompt", f"{_PACKAGE}.unified:build"),
-    PolicyEntry("skipdecode", "fewer layers for later tokens", f"{_PACKAGE}.skipdecode:build", argument="warm_up=2"),
+    PolicyEntry(
+        "skipdecode",
+        "fewer layers for later tokens",
+        f"{_PACKAGE}.skipdecode:build",
+        argument="warm_up=2",
+        decided_by=("min", "max"),
+    ),
     PolicyEntry("exit", "the first layers", f"{_PACKAGE}.early_exit:build"),
     PolicyEntry(
         "ffn-skip",
         "all attention, feed-forward blocks skipped token by token",
         f"{_PACKAGE}.ffn_skip:build",
         argument="warm_up=16",
+        decided_by=("threshold",),
     ),
 )
 """SkipPipe's own policies, in the order in which help texts list them."""
