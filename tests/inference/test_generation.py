@@ -269,7 +269,10 @@ def test_speculation_prints_what_full_depth_does(run_dir: Path, capsys: pytest.C
         (["--prompt", "x", "--max-new-tokens", "5000"], "has room for 2047"),
         (["--prompt", "x", "--policy", "exit", "--keep", "0.01"], "the smallest share is 0.17"),
         (["--prompt", "x", "--do-sample", "--temperature", "0"], "temperature"),
-        (["--prompt", "x", "--temperature", "0.5"], "temperature is 0.5, and the likeliest token is taken"),
+        (
+            ["--prompt", "x", "--temperature", "0.5"],
+            "--temperature 0.5: without --do-sample",
+        ),
         (["--prompt", "x", "--do-sample", "--top-p", "1.5"], "top_p is 1.5; it is a probability"),
         (["--prompt", ""], "it is empty"),
         ([], "Missing option '--prompt'"),

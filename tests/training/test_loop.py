@@ -76,8 +76,8 @@ def test_a_step_costs_one_sum_over_all_ranks(tmp_path: Path, monkeypatch: pytest
     for steps in (2, 7):
         sums.clear()
         train_alone(make_experiment(tmp_path, f"steps-{steps}", training={"max_steps": steps}, **quiet))
-        counts.append(len(sums))
-    assert counts[1] - counts[0] == 5
+        counts.append(sums.count(max(sums)))  # the writer of checkpoints has sums of its own while it waits
+    assert counts == [2, 7]
 
 
 class StopAfter:

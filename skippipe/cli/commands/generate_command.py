@@ -121,6 +121,12 @@ def _text_options(
     from skippipe.inference.generation.text_generation import TextOptions
 
     chosen = Sampling(**sampling)
+    for name in () if chosen.do_sample else ("temperature", "top_k", "top_p"):
+        if sampling[name] != getattr(Sampling, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {sampling[name]:g}: without --do-sample the likeliest token is taken; "
+                "give that too, or leave this out"
+            )
     chosen.processors()
     if keep is not None and keep != 1:
         _check_chooses(policy, keep)

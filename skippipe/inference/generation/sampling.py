@@ -48,12 +48,6 @@ class Sampling:
 
     def processors(self) -> LogitsProcessorList:
         """Return what turns logits into scores; raise `InputError` for values that make no sense."""
-        for name in () if self.do_sample else ("temperature", "top_k", "top_p"):
-            if getattr(self, name) != getattr(Sampling, name):
-                raise InputError(
-                    f"sampling: {name} is {getattr(self, name):g}, and the likeliest token is taken; set do_sample "
-                    "(--do-sample) to draw from several, or leave it out"
-                )
         if not 0 < self.top_p <= 1:
             raise InputError(f"sampling: top_p is {self.top_p:g}; it is a probability, above 0 and up to 1")
         chosen = LogitsProcessorList()

@@ -39,8 +39,8 @@ from skippipe_scheduler.search.kernel.tasks import delay_s, duration_s, hop_of, 
 def find(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, limit_s: float) -> bool:
     """Write the earliest place for all tasks of `m` into `chain_s`; no task waits more than `wait_s` for its node.
 
-    Returns False as soon as it is clear that `m` would end after `limit_s`, or where with a limit no place is found in
-    a few attempts.
+    Returns False where after an attempt in vain `m` would end after `limit_s`, or where with a limit no place is found
+    in a few attempts; a place found at once may end later.
     """
     length = s.lengths[m]
     for index in range(2 * length + 1):

@@ -38,7 +38,8 @@ def find_rerouted(p: Instance, s: Schedule, w: Work, m: int, wait_s: float, limi
     for hop in range(length):
         w.route[hop] = s.routes[m, hop]
     _take_fastest(p, s, w, m, w.chain_s[START, 0], end_s)
-    if not find(p, s, w.chain_s, m, wait_s, end_s):
+    better = find(p, s, w.chain_s, m, wait_s, end_s)
+    if not better or w.chain_s[START, last] + w.chain_s[DURATION, last] > end_s:
         for hop in range(length):
             s.routes[m, hop] = w.route[hop]
         find(p, s, w.chain_s, m, wait_s, limit_s)
