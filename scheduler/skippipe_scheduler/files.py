@@ -25,7 +25,7 @@ LARGEST_FILE_BYTES: Final = 256 * 2**20
 LARGEST_INTEGER: Final = 2**63 - 1
 MOST_DIGITS: Final = 20
 """Of a whole number with its sign; Python itself refuses some thousand digits, with an error of its own."""
-_NO_KEY: Final = "top level: "
+_NO_KEY: Final = "top level"
 """Where something is wrong with several keys together."""
 CONTROL: Final = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of characters that are no text: control characters, halves of pairs, breaks of lines."""
@@ -63,7 +63,7 @@ def describe(error: ValidationError) -> str:
             location = (*key, *location[len(key) + 1 :])
             message += other["msg"].replace("Input should be", " or", 1) if len(location) == len(key) else ""
             break
-    place = ".".join(str(part) for part in location) or _NO_KEY.removesuffix(": ")
+    place = ".".join(str(part) for part in location) or _NO_KEY
     place = place if place.isprintable() else repr(place)
     given = first.get("input")
     shown = repr(given)
@@ -77,7 +77,8 @@ def describe(error: ValidationError) -> str:
 def describe_made(error: ValidationError) -> str:
     """Return the same for what no file holds: its kind stands before a key, and nothing before what has none."""
     text = describe(error)
-    return text.removeprefix(_NO_KEY) if text.startswith(_NO_KEY) else f"{error.title}: {text}"
+    without_key = text.removeprefix(f"{_NO_KEY}: ")
+    return without_key if without_key != text else f"{error.title}: {text}"
 
 
 def read_text(path: Path, error: type[InputError]) -> str:

@@ -57,7 +57,7 @@ def test_a_signal_while_python_imports(
 
 
 INTERRUPTED_IMPORT = """
-import sys, types, signal
+import sys, signal
 from importlib.machinery import ModuleSpec
 from skippipe.cli import early_signals
 

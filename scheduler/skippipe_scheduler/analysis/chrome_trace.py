@@ -50,8 +50,7 @@ def save_chrome_trace(path: str | Path, timeline: Timeline) -> None:
         >>> Path("trace.json").read_text()[:16]
         '{"traceEvents": '
     """
-    path = Path(path)
-    write_atomically(path, json.dumps(to_chrome_trace(timeline)))
+    write_atomically(Path(path), json.dumps(to_chrome_trace(timeline)))
 
 
 def _task(process: int, task: TaskSpan, remark: str = "") -> dict[str, Any]:

@@ -179,8 +179,7 @@ class Plan(StrictModel):
 
     def save(self, path: str | Path) -> None:
         """Write the plan file, whole or not at all; raise `SkipPipeError` where it cannot be written."""
-        path = Path(path)
-        write_atomically(path, self.to_json())
+        write_atomically(Path(path), self.to_json())
 
 
 def parse_plan(path: Path) -> Plan:

@@ -253,5 +253,4 @@ def write_problem(problem: Problem, path: str | Path) -> None:
         >>> load_problem(Path("problem.json")) == problem
         True
     """
-    path = Path(path)
-    write_atomically(path, problem.model_dump_json(indent=1, exclude_none=True) + "\n")
+    write_atomically(Path(path), problem.model_dump_json(indent=1, exclude_none=True) + "\n")

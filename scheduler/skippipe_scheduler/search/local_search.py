@@ -259,7 +259,7 @@ class LocalSearch:
     def _keep_better(self, by: float = 0.0) -> None:
         """Keep the candidate where it is better than the best, by this share at least."""
         evaluate(self.instance, self.candidate, self.queue, self.scores[0])
-        if is_better(self.scores) and not self.scores[0, 0] > (1 - by) * self.scores[2, 0]:
+        if is_better(self.scores) and self.scores[0, 0] <= (1 - by) * self.scores[2, 0]:
             copy_schedule(self.best, self.candidate)
             self.scores[2] = self.scores[0]
 

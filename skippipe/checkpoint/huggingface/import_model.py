@@ -98,7 +98,7 @@ def import_model(
     experiment = _experiment(config_path, overrides, run_dir)
     model, tokenizer = load_pretrained(source), load_tokenizer(source)
     if config_path is None:
-        experiment = _experiment(None, (*_fitting(model.config), *overrides), run_dir)
+        experiment = _experiment(None, (*_fitting(experiment, model.config), *overrides), run_dir)
     _check_tokenizer(tokenizer, model, source)
     if heal is not None:
         choice.require_depth(num_layers(model.config), heal)
@@ -137,16 +137,15 @@ def _experiment(config_path: Path | None, overrides: tuple[str, ...], run_dir: P
     return given.model_copy(update=update)
 
 
-def _fitting(config: PretrainedConfig) -> Iterator[str]:
-    """Yield overrides of the experiment for one machine where the model is too small for it."""
-    options = load_experiment(TEMPLATES / "imported.yaml")
+def _fitting(experiment: Experiment, config: PretrainedConfig) -> Iterator[str]:
+    """Yield overrides of an experiment for which the model is too small."""
     layers = num_layers(config)
-    if layers < options.pipeline.num_stages:
+    if layers < experiment.pipeline.num_stages:
         yield f"pipeline.num_stages={layers}"
     if layers < FEWEST_TO_SKIP:
         yield "pipeline.skip_ratio=0"
     context = getattr(config, LONGEST_CONTEXT)
-    if context < options.training.sequence_length:
+    if context < experiment.training.sequence_length:
         yield f"training.sequence_length={context}"
 
 

@@ -12,8 +12,6 @@ from skippipe.cli.user_path import SEED, OutputFile, UserPath
 from skippipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from skippipe_scheduler.analysis.critical_path import CriticalPath
     from skippipe_scheduler.analysis.jitter import JitterSummary
     from skippipe_scheduler.analysis.node_loss import NodeLoss
@@ -77,10 +75,10 @@ def command(
             )
         _print(*simulate_churn(plan, arguments, seed), as_json=as_json)
         return
-    slowdown = _by_node("--slow", (_node_number("--slow", entry, plan.nodes, "FACTOR", least=None) for entry in slow))
+    slowdown = _by_node("--slow", slow, plan.nodes, "FACTOR", least=None)
     conditions = {"slowdown": slowdown, "jitter_sigma": jitter_sigma, "seed": seed}
     if lose:
-        lost_s = _by_node("--lose", (_node_number("--lose", entry, plan.nodes, "SECONDS", least=0.0) for entry in lose))
+        lost_s = _by_node("--lose", lose, plan.nodes, "SECONDS", least=0.0)
         summary, text = _with_loss(plan, lost_s, conditions, trace)
     else:
         summary, text = _complete(plan, conditions, trace, samples)
@@ -209,10 +207,13 @@ def _loss_table(plan: "Plan", loss: "NodeLoss") -> list[str]:
     ]
 
 
-def _by_node(option: str, entries: "Iterable[tuple[str, float]]") -> dict[str, float]:
-    """Return the entries by node; raise `ConfigError` where one is there twice."""
+def _by_node(
+    option: str, entries: tuple[str, ...], nodes: tuple[str, ...], unit: str, *, least: float | None
+) -> dict[str, float]:
+    """Read entries as `_node_number` does; raise `ConfigError` where a node is there twice."""
     found: dict[str, float] = {}
-    for node, number in entries:
+    for entry in entries:
+        node, number = _node_number(option, entry, nodes, unit, least=least)
         if node in found:
             raise ConfigError(f"{option} {node}={number:g}: {node} has {found[node]:g} already; give one of them")
         found[node] = number

@@ -37,7 +37,8 @@ def find_rerouted(p: Instance, s: Schedule, w: Work, m: int, wait_s: float, limi
     end_s = w.chain_s[START, last] + w.chain_s[DURATION, last]
     for hop in range(length):
         w.route[hop] = s.routes[m, hop]
-    _take_fastest(p, s, w, m, w.chain_s[START, 0], end_s)
+    if not _take_fastest(p, s, w, m, w.chain_s[START, 0], end_s):
+        return True
     better = find(p, s, w.chain_s, m, wait_s, end_s)
     if not better or w.chain_s[START, last] + w.chain_s[DURATION, last] > end_s:
         for hop in range(length):
@@ -47,8 +48,11 @@ def find_rerouted(p: Instance, s: Schedule, w: Work, m: int, wait_s: float, limi
 
 
 @called
-def _take_fastest(p: Instance, s: Schedule, w: Work, m: int, begin_s: float, end_s: float) -> None:
-    """Let the route of `m`, which begins at `begin_s` and may end at `end_s`, go through the fastest replicas."""
+def _take_fastest(p: Instance, s: Schedule, w: Work, m: int, begin_s: float, end_s: float) -> bool:
+    """Let the route of `m`, which begins at `begin_s` and may end at `end_s`, go through the fastest replicas.
+
+    Returns whether these are others.
+    """
     slot = s.routes[m, 0]
     node = s.placement[slot]
     w.labels[0, 0] = slot
@@ -60,9 +64,12 @@ def _take_fastest(p: Instance, s: Schedule, w: Work, m: int, begin_s: float, end
         count = _label(p, s, w, hop, p.stage_of[s.routes[m, hop]], count, end_s, hop == length - 1)
     # Back from the most promising end, which comes first.
     place = 0
+    changed = False
     for hop in range(length - 1, 0, -1):
+        changed = changed or s.routes[m, hop] != w.labels[hop, place]
         s.routes[m, hop] = w.labels[hop, place]
         place = w.parents[hop, place]
+    return changed
 
 
 @called
