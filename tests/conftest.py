@@ -1,4 +1,4 @@
-"""Makes the helper modules of tests/ importable from every test, and shares one browser."""
+"""Makes the helper modules of tests/ importable from every test, judges examples alike, and shares one browser."""
 
 import gc
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from skippipe.cli.main import FULL_COLLECTION_INTERVAL
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent))
 gc.set_threshold(*gc.get_threshold()[:2], FULL_COLLECTION_INTERVAL)  # as in the processes of the commands
+settings.register_profile("tests", deadline=None)  # a whole test has a timeout; one example may meet a busy machine
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

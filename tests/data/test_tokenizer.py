@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from skippipe.config.data_options import DataOptions
@@ -21,7 +21,6 @@ def tokenizer_of(name: str) -> Tokenizer:
 TRAINED = tokenizer_of("bpe:300")
 
 
-@settings(deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), TRAINED], ids=["bytes", "bpe"])
 def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:

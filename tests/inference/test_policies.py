@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from tiny_decoders import decoder_of, tiny
 
 from skippipe.cli.shared_options import POLICIES
@@ -39,7 +39,6 @@ def twelve() -> Decoder:
     return decoder_of(tiny("llama", num_hidden_layers=12))
 
 
-@settings(deadline=None)  # the first example builds the model
 @given(num_stages=st.integers(1, 12), data=st.data(), index=st.integers(0, 100), seed=st.integers(0, 5))
 def test_random_stages_are_a_sorted_subset_with_stage_zero(
     num_stages: int, data: st.DataObject, index: int, seed: int

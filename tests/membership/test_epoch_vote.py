@@ -219,7 +219,7 @@ def test_the_last_words_of_the_dead_change_nothing_that_the_living_began_later()
     assert members_after(network) == ["n3", "n4"]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_two_living_members_ever_hold_different_epochs(seed: int) -> None:
     """Messages wait, are lost or doubled; members die, seem silent, learn of deaths or not, in any order."""

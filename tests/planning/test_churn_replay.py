@@ -240,7 +240,7 @@ def traces(draw: st.DrawFn) -> FailureTrace:
     return FailureTrace(20 * WHOLE_S, changes(*entries))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(trace=traces())
 def test_useful_and_lost_time_add_up_for_any_trace(trace: FailureTrace) -> None:
     for method in METHODS:

@@ -48,7 +48,7 @@ def plain_gradients(plan: Plan, *, tied: bool, layers: list[list[int]]) -> tuple
 
 
 @given(st.integers(0, 1000), st.integers(2, 4), st.booleans())
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_gradients_equal_the_plain_model_on_the_same_routes(seed: int, route_length: int, tied: bool) -> None:
     plan = random_plan(seed, route_length=route_length, num_microbatches=3, layers_per_stage=2)
     layers = [

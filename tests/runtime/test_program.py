@@ -32,7 +32,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
     programs = compile_programs(plan, activation_bytes=128)
     proof = prove(programs, plan)
@@ -42,7 +42,7 @@ def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
 
 
 @given(plans())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_plan_without_lost_nodes_compiles_to_proved_programs(plan: Plan) -> None:
     lost = {node for stage in plan.stages for node in stage.nodes[1:]}
     found = replan_without(plan, lost, SolveOptions(time_limit_s=0.0))
@@ -51,7 +51,7 @@ def test_a_plan_without_lost_nodes_compiles_to_proved_programs(plan: Plan) -> No
 
 
 @given(plans(), st.integers(1, 9))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_evaluation_visits_every_stage_in_order(plan: Plan, num_microbatches: int) -> None:
     programs = compile_evaluation(plan, 128, num_microbatches)
     prove_transfers(programs)

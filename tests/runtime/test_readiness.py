@@ -79,7 +79,7 @@ class Weather:
 
 
 @given(plans(), st.integers(0, 100))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_plan_ends_within_memory_in_any_weather(plan: Plan, seed: int) -> None:
     weather = Weather(plan, seed)
     weather.run()

@@ -85,7 +85,7 @@ def test_frozen_weights_stay_without_gradients() -> None:
 
 
 @given(st.integers(0, 500), st.booleans(), st.sampled_from(MODES))
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 def test_one_process_gives_the_same_with_a_split_plan(seed: int, tied: bool, mode: Mode) -> None:
     shape = {"num_microbatches": 3, "layers_per_stage": 2}
     whole = gradients_and_loss(make_local(random_plan(seed, **shape), tied=tied))  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def split_plan(seed: int = 1):  # type: ignore[no-untyped-def]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_split_plans_compile_to_proved_programs(seed: int, memory: int) -> None:
     plan = random_plan(seed, split=0.6, memory=memory)
     programs = compile_programs(plan, activation_bytes=128)

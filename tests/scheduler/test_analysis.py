@@ -19,7 +19,7 @@ def span(operation: Operation, microbatch: int, start_s: float, end_s: float) ->
     contention=st.sampled_from(["none", "link", "node", "shared"]),
     jitter_sigma=st.sampled_from([0.0, 0.5]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_parts_of_a_node_add_up_to_the_iteration(seed: int, contention: Contention, jitter_sigma: float) -> None:
     plan = random_plan(seed, contention=contention)
     timeline = simulate(plan, jitter_sigma=jitter_sigma, seed=seed)
@@ -36,7 +36,7 @@ def test_the_parts_of_a_node_add_up_to_the_iteration(seed: int, contention: Cont
 
 
 @given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node", "shared"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_links_carry_every_transfer_and_are_never_overfull(seed: int, contention: Contention) -> None:
     plan = random_plan(seed, contention=contention)
     timeline = simulate(plan)

@@ -24,7 +24,7 @@ def assert_no_bound_exceeds(bounds: Mapping[str, float], iteration_s: float) -> 
         assert bound_s <= iteration_s + 1e-9, name
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_no_bound_exceeds_the_time_of_a_plan(problem: Problem, seed: int) -> None:
     plan = solve(problem, SolveOptions(seed=seed, max_evaluations=200))
@@ -52,7 +52,7 @@ VARIANTS: dict[str, Callable[[Problem], Problem]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(problem=problems())
 def test_no_bound_exceeds_the_time_of_a_plan_of_a_variant(variant: str, problem: Problem) -> None:
     changed = VARIANTS[variant](problem)
@@ -72,7 +72,7 @@ def problem_of_plan(plan: Plan, *, fixed: bool) -> Problem:
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node", "shared"]), st.booleans(), st.integers(1, 3))
 def test_no_bound_exceeds_the_time_of_a_random_plan(
     seed: int, contention: Contention, fixed: bool, memory: int

@@ -33,7 +33,7 @@ def accepted(automaton: Automaton) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.integers(2, 7), st.data())
 def test_the_automaton_accepts_the_legal_sequences(num_stages: int, data: st.DataObject) -> None:
     lengths = data.draw(st.sets(st.integers(2, num_stages), min_size=1, max_size=2))
@@ -70,7 +70,7 @@ def routes_of(network: Network) -> Iterator[tuple[int, Sequence[int], Sequence[i
                     yield origin, classes, nodes
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(problems())
 def test_shortest_trips_are_those_of_the_shortest_routes(problem: Problem) -> None:
     network = Network(problem)
@@ -83,7 +83,7 @@ def test_shortest_trips_are_those_of_the_shortest_routes(problem: Problem) -> No
     assert (trips.out_s + trips.home_s <= trips.trip_s - own_s + 1e-9).all()
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 1000), st.sets(st.integers(0, 4), max_size=2))
 def test_trips_avoid_other_origins(seed: int, chosen: set[int]) -> None:
     network = Network(make_problem(seed, [1, 2, 1, 1], 3, 2, fixed=False))
@@ -109,7 +109,7 @@ def test_nodes_that_are_alike_can_be_exchanged() -> None:
     assert list(Network(changed).alike) == [*first[:5], 5]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(problems(), st.integers(0, 1000))
 def test_priced_routes_are_close_below_the_cheapest(problem: Problem, seed: int) -> None:
     network = Network(problem)
@@ -174,7 +174,7 @@ def test_idle_ends_of_a_chain_of_nodes() -> None:
 
 
 @given(st.lists(st.floats(0.1, 5.0), min_size=1, max_size=4), st.integers(1, 8), st.data())
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 def test_shares_are_the_best_division(each_s: list[float], items: int, data: st.DataObject) -> None:
     def time_s(worker: int, count: int) -> float:
         return each_s[worker] * count

@@ -33,7 +33,7 @@ def tiny_problems(draw: st.DrawFn) -> Problem:
     return share_links(problem, draw(st.sampled_from(["none", "link", "node"])))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(tiny_problems())
 def test_the_planner_finds_the_optimum(problem: Problem) -> None:
     plan = solve(problem, SolveOptions(max_evaluations=6000))
@@ -41,7 +41,7 @@ def test_the_planner_finds_the_optimum(problem: Problem) -> None:
     assert plan.predicted.iteration_s == pytest.approx(least_s, rel=1e-9)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(tiny_problems())
 def test_no_bound_is_above_the_optimum(problem: Problem) -> None:
     least_s = optimum_s(problem)
@@ -54,7 +54,7 @@ def test_no_bound_is_above_the_optimum(problem: Problem) -> None:
         assert predicted.iteration_s == pytest.approx(least_s, rel=1e-9)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(st.integers(0, 1000), st.sampled_from([(1, 1), (2, 1), (2, 2), (2, 1, 1)]), st.integers(1, 4), st.integers(1, 2))
 def test_no_bound_of_nodes_that_are_alike_is_above_the_optimum(
     seed: int, sizes: tuple[int, ...], microbatches: int, memory: int
@@ -73,7 +73,7 @@ def test_two_microbatches_agree_with_all_interleavings(seed: int, sizes: tuple[i
     assert optimum_s(problem) == pytest.approx(best_by_enumeration_s(problem), rel=1e-12)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node"]), st.integers(1, 2))
 def test_no_random_plan_beats_the_optimum(seed: int, contention: str, memory: int) -> None:
     plan = random_plan(

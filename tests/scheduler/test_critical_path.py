@@ -87,7 +87,7 @@ def test_a_queue_shows_the_transfer_that_is_in_the_way() -> None:
 
 
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, jitter_sigma=st.sampled_from([0.0, 0.5]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_pieces_touch_and_add_up(seed: int, contention: Contention, jitter_sigma: float) -> None:
     plan = random_plan(seed, contention=contention, num_microbatches=8)
     timeline = simulate(plan, jitter_sigma=jitter_sigma, seed=seed)
@@ -102,7 +102,7 @@ def test_pieces_touch_and_add_up(seed: int, contention: Contention, jitter_sigma
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None:
     """Without queues; with them a delay can also change who comes first, and help."""
     plan = random_plan(seed)
@@ -115,7 +115,7 @@ def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None
 
 
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_reasons_fit_the_pieces(seed: int, contention: Contention) -> None:
     plan = random_plan(seed, contention=contention)
     path = critical_path(plan)

@@ -58,7 +58,7 @@ def start(problem: Problem, seed: int = 0) -> tuple[SlotPlacement, Sequence[Slot
     return slot_model.given_placement() or random_placement(slot_model, seed), balanced_routes(slot_model, seed)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(problems(), st.integers(0, 5), st.sampled_from(list(DISPATCH_RULES)))
 def test_plans_are_valid_and_timed_as_the_rule_ran_them(problem: Problem, seed: int, rule: str) -> None:
     placement, routes = start(problem, seed)
@@ -73,7 +73,7 @@ def test_plans_are_valid_and_timed_as_the_rule_ran_them(problem: Problem, seed: 
     assert slots_of_plan(plan) == (placement, routes)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 1000), st.sampled_from(list(DISPATCH_RULES)), st.integers(1, 2))
 def test_nothing_deadlocks_where_stages_ascend(seed: int, rule: str, memory: int) -> None:
     problem = make_problem(seed, [2, 2, 1, 2], 3, 8, memory=memory, swaps=0)

@@ -58,7 +58,7 @@ def varied_problems(draw: st.DrawFn) -> Problem:
     return problem
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(varied_problems(), st.integers(0, 3), st.sampled_from([1, 60]))
 def test_plans_of_the_planner_pass(problem: Problem, seed: int, evaluations: int) -> None:
     content = content_of(solve(problem, SolveOptions(seed=seed, max_evaluations=evaluations)))
@@ -164,7 +164,7 @@ def _alike(content: Content) -> list[Content]:
     return [{"id": index, "route": content["microbatches"][0]["route"]} for index in range(6)]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.integers(0, 10_000), CONTENTIONS, st.integers(1, 3), st.data())
 def test_exchanged_tasks_are_judged_alike(seed: int, contention: str, memory: int, data: st.DataObject) -> None:
     """Exchange two neighbours in a node's order: deadlocks, memory and times are seen alike, and to rounding."""

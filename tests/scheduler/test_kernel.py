@@ -48,7 +48,7 @@ def plan_of(search: LocalSearch, solution: Solution) -> Plan:
     return finished_plan(search.slot_model, solution, 0.0, SOLVER, None)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(problems(), CONTENTIONS, st.integers(0, 5), st.integers(0, 400))
 def test_every_schedule_is_valid_and_timed_exactly(problem: Problem, contention: str, seed: int, steps: int) -> None:
     search, solution = begin(share_links(problem, contention), seed)
@@ -58,7 +58,7 @@ def test_every_schedule_is_valid_and_timed_exactly(problem: Problem, contention:
         assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(problems(), CONTENTIONS, st.integers(0, 5))
 def test_a_dispatch_is_the_rule_among_shared_transfers(problem: Problem, contention: str, seed: int) -> None:
     """Timed anew in its own order it is the same, and where nothing is shared it is that of the rule."""
@@ -85,7 +85,7 @@ def test_a_dispatch_is_the_rule_among_shared_transfers(problem: Problem, content
             assert row[: len(expected)] == pytest.approx(expected)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(problems(), CONTENTIONS, st.integers(1, 300))
 def test_changing_large_schedules_keeps_them_valid(problem: Problem, contention: str, steps: int) -> None:
     search, _ = begin(share_links(problem, contention))
@@ -96,7 +96,7 @@ def test_changing_large_schedules_keeps_them_valid(problem: Problem, contention:
     assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(problems(), st.integers(1, 2000))
 def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
     slot_model = SlotModel(problem)
@@ -108,7 +108,7 @@ def test_lighter_loads_obey_the_rules(problem: Problem, steps: int) -> None:
 
 
 @given(st.integers(1, 10**6), st.floats(1e-6, 1e-3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_chunks_of_steps_keep_to_the_clock(steps: int, step_s: float) -> None:
     limit_s, gone, done, begin_s = 0.02, 0.0, 0, time.perf_counter()
     for chunk, begin, end in load_chunks(steps, limit_s, LOCAL_SEARCH):
@@ -131,7 +131,7 @@ def test_one_microbatch_takes_its_round_trip() -> None:
     assert solution.iteration_s == pytest.approx(trip_s)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 4), min_size=3, max_size=4))
 def test_a_microbatch_alone_goes_through_the_fastest_replicas(seed: int, sizes: list[int]) -> None:
     problem = make_problem(seed, [1, *sizes], len(sizes), 1)
@@ -149,7 +149,7 @@ def test_a_microbatch_alone_goes_through_the_fastest_replicas(seed: int, sizes: 
     assert ends_s[tuple(schedule.routes[0, : len(stages)].tolist())] == pytest.approx(min(ends_s.values()))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(problems(), st.integers(0, 5), st.floats(0, 8))
 def test_other_replicas_never_end_later_and_keep_the_stages(problem: Problem, seed: int, wait_s: float) -> None:
     search, _ = begin(problem, seed)

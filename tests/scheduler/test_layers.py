@@ -77,7 +77,7 @@ def test_a_slow_stage_gets_fewer_layers(slow: int, skip_ratio: float) -> None:
     assert plan.predicted.iteration_s < 1.05 * best_s
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(
     st.lists(st.sampled_from([0.5, 1.0, 4.0]), min_size=3, max_size=5),
     st.sampled_from([0.0, 0.34]),

@@ -45,7 +45,7 @@ def losses(draw: st.DrawFn) -> tuple[Plan, set[str]]:
 
 
 @given(losses())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_iteration_goes_on_without_the_lost_nodes(loss: tuple[Plan, set[str]]) -> None:
     plan, lost = loss
     found = replan_without(plan, lost, MENDED)
@@ -108,7 +108,7 @@ def test_a_replica_that_is_left_alone_reduces_nothing() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(3, 6), st.data())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_routes_leave_out_stages_that_nobody_holds(seed: int, num_stages: int, data: st.DataObject) -> None:
     plan = random_plan(
         seed,

@@ -13,7 +13,7 @@ CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
 
 
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, share=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_happened_before_the_loss_stays(seed: int, contention: Contention, share: float) -> None:
     plan = random_plan(seed, contention=contention)
     whole = simulate(plan)
@@ -28,7 +28,7 @@ def test_what_happened_before_the_loss_stays(seed: int, contention: Contention, 
 
 
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, share=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_account_of_a_loss_is_complete(seed: int, contention: Contention, share: float) -> None:
     plan = random_plan(seed, contention=contention)
     lost = plan.nodes[seed % len(plan.nodes)]

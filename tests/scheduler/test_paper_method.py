@@ -26,7 +26,7 @@ from skippipe_scheduler.problem.sequences.listed_sequences import stage_sequence
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_plans_of_random_problems_are_valid_and_exact(problem: Problem, seed: int) -> None:
     plan = solve_paper_method(problem, seed=seed, max_generations=20)

@@ -53,7 +53,7 @@ def is_allowed(slot_model: SlotModel, placement: SlotPlacement) -> bool:
     return at_home and sorted(names) == sorted(slot_model.problem.nodes)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(pinned_problems())
 def test_plans_keep_the_pins(problem: Problem) -> None:
     plan = solve(problem, SHORT)
@@ -65,7 +65,7 @@ def test_plans_keep_the_pins(problem: Problem) -> None:
     assert keeps_pins(problem, blind)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(pinned_problems(), st.integers(0, 100))
 def test_placements_to_begin_from_keep_the_pins(problem: Problem, seed: int) -> None:
     slot_model = SlotModel(problem)
@@ -76,7 +76,7 @@ def test_placements_to_begin_from_keep_the_pins(problem: Problem, seed: int) -> 
         assert is_allowed(slot_model, lighter)
 
 
-@settings(max_examples=5, deadline=None, derandomize=True)
+@settings(max_examples=5, derandomize=True)
 @given(pinned_problems(), st.data())
 def test_plans_from_older_plans_keep_the_pins(problem: Problem, data: st.DataObject) -> None:
     free = solve(problem.model_copy(update={"pinned": None}), SHORT)

@@ -33,7 +33,7 @@ def test_nodes_with_more_memory_hold_earlier_stages() -> None:
     assert [{memory[name] for name in nodes} for nodes in stages] == [{3}, {2}, {1}]
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.data(), st.lists(st.integers(1, 4), min_size=2, max_size=5))
 def test_every_node_has_one_place_whatever_regions_and_memory_are(data: st.DataObject, sizes: list[int]) -> None:
     problem = make_problem(1, sizes, 2, max(4, sizes[0]), fixed=False)

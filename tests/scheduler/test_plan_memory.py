@@ -31,7 +31,7 @@ WORKLOAD = Workload(
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_peaks_of_random_plans(seed: int) -> None:
     plan = random_plan(seed)
     timeline = simulate(plan)

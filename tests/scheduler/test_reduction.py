@@ -42,7 +42,7 @@ def reducing(
     return Problem.model_validate(content | {"stage_bytes": stage_bytes, "reduction": reduction, "regions": regions})
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.integers(0, 1000),
     st.tuples(st.integers(1, 7), st.integers(1, 5), st.integers(1, 3)),

@@ -23,7 +23,7 @@ from skippipe_scheduler.problem.sequences.sampled_sequences import sample_sequen
     distance=st.integers(0, 3),
     jump=st.integers(1, 5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_enumeration_is_what_the_judge_accepts(
     num_stages: int, data: st.DataObject, swaps: int, distance: int, jump: int
 ) -> None:

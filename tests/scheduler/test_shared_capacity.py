@@ -117,7 +117,7 @@ def networks(draw: st.DrawFn) -> tuple[dict[Resource, float], list[tuple[float, 
     return capacity, sorted(flows, key=lambda entry: entry[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(networks())
 def test_shares_are_max_min_fair_at_every_instant_and_all_bytes_arrive(
     network: tuple[dict[Resource, float], list[tuple[float, Flow]]],
@@ -152,7 +152,7 @@ def test_shares_are_max_min_fair_at_every_instant_and_all_bytes_arrive(
             assert bottlenecks or flow.gbit_per_s == flow.most_gbit_per_s
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_without_capacities_it_is_contention_on_links(seed: int, lost_share: float) -> None:
     plan = random_plan(seed, contention="link", num_microbatches=9)
@@ -165,7 +165,7 @@ def test_without_capacities_it_is_contention_on_links(seed: int, lost_share: flo
         assert len(fluid.tasks) == len(queued.tasks)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_sharing_only_delays_and_no_link_carries_two(seed: int) -> None:
     plan = random_plan(seed, contention="shared", num_nodes=7, num_microbatches=10)

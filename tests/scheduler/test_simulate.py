@@ -120,7 +120,7 @@ def test_memory_peak_by_hand(order: str, peak: int) -> None:
 
 
 @given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node", "shared"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> None:
     plan = random_plan(seed, contention=contention)
     timeline = simulate(plan)
@@ -144,7 +144,7 @@ def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> Non
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_contention_only_delays(seed: int) -> None:
     free, link, node = (
         simulate(random_plan(seed, contention=contention)).pipeline_s for contention in ("none", "link", "node")
@@ -259,7 +259,7 @@ def test_a_deadlock_of_many_names_three() -> None:
 
 
 @given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node", "shared"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_nothing_waits_without_a_reason(seed: int, contention: Contention) -> None:
     """A transfer is ready when its task ends; a task starts as soon as its node is free and its input is there."""
     plan = random_plan(seed, contention=contention)

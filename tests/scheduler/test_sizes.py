@@ -34,7 +34,7 @@ def test_choices_of_known_cases(num_nodes: int, rules: Rules, choices: list[tupl
     assert size_choices(num_nodes, rules) == list(dict.fromkeys(choices))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 12), st.data())
 def test_choices_use_every_node_and_give_early_stages_more_and_more(num_stages: int, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(2, num_stages), min_size=1, max_size=3, unique=True))

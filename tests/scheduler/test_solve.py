@@ -20,7 +20,7 @@ from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_plans_of_random_problems_are_valid(problem: Problem, seed: int) -> None:
     plan = solve(problem, SolveOptions(seed=seed, max_evaluations=60))

@@ -78,7 +78,7 @@ def test_a_weight_gradient_before_its_backward_deadlocks() -> None:
         simulate_order([("a", "b")], order, with_weights(0.75))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), CONTENTIONS, st.integers(1, 3))
 def test_random_split_plans_are_valid_for_both_checkers(seed: int, contention: str, memory: int) -> None:
     plan = random_plan(seed, split=0.5, contention=contention, memory=memory)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_random_split_plans_are_valid_for_both_checkers(seed: int, contention: s
         assert spans[span.node, span.operation, span.microbatch] == pytest.approx((span.start_s, span.end_s))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), CONTENTIONS)
 def test_analysis_and_critical_path_add_up(seed: int, contention: str) -> None:
     plan = random_plan(seed, split=0.7, contention=contention)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ Content = dict[str, Any]
     memory=st.integers(1, 4),
     contention=st.sampled_from(["none", "link", "node", "shared"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_random_plans_are_valid(seed: int, num_nodes: int, num_microbatches: int, memory: int, contention: Any) -> None:
     validate(
         random_plan(seed, num_nodes=num_nodes, num_microbatches=num_microbatches, memory=memory, contention=contention)

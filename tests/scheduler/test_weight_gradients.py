@@ -86,7 +86,7 @@ def test_same_seed_and_budget_give_the_same_plan() -> None:
     assert any(plans[0].split_of.values())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000), st.sampled_from(["none", "link", "node"]), st.integers(1, 3))
 def test_never_longer_and_always_valid(seed: int, contention: Contention, memory: int) -> None:
     plan = random_plan(seed, contention=contention, memory=memory)
@@ -102,7 +102,7 @@ def test_never_longer_and_always_valid(seed: int, contention: Contention, memory
     assert first_offence_of(json.loads(split.to_json())) is None
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(problems(), st.sampled_from(["none", "link"]), st.integers(0, 3), st.floats(0.1, 0.9))
 def test_plans_of_the_planner_are_valid_and_above_the_bound(
     problem: Problem, contention: Contention, seed: int, share: float
