@@ -245,7 +245,10 @@ def plan_table(result: "PlanWithBaselines") -> str:
             f"{plan.solver.wall_s:.1f} s: with more time it may be faster, and this plan less so beside it"
         )
     if result.why_slower:
-        lines += ["this plan is slower than the full pipeline:", f"  {result.why_slower}"]
+        lines += [
+            "this plan is slower than the full pipeline, which a skip ratio of 0 gives:",
+            f"  {result.why_slower}",
+        ]
     lines.append("relative time: iteration / full pipeline's; reduction: what is not hidden")
     return "\n".join(lines)
 
