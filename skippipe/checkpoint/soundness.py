@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from skippipe.checkpoint.held_files import held_files
+from skippipe.checkpoint.held_files import HELD, held_files
 from skippipe.checkpoint.reader import (
     NO_DIRECTORY,
     TensorFileKind,
@@ -126,6 +126,8 @@ def _damage(checkpoint: Path, kinds: Iterable[TensorFileKind], share: slice) -> 
             for part, metadata in parts_of(checkpoint)
             for name in held_files(part, metadata.files)
         ]
+        if not any(path.parent == checkpoint for path, _ in records):
+            raise CheckpointError(f"{checkpoint}/{HELD}: none of its files is on this disk")
         for path, record in sorted(records, key=lambda entry: entry[0])[share]:
             if path.name.startswith(tuple(kinds)):
                 check_hash(path, record)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ from skippipe.runtime.runner import Runner
 from skippipe_scheduler.files import write_atomically
 
 logger = logging.getLogger(__name__)
+_FORMER: Final = ".former"
+"""What the name of a checkpoint ends in while another one takes its place."""
 
 
 class OptimizerState(Protocol):
@@ -403,15 +405,28 @@ def kept_base(checkpoint: Path, run_dir: Path) -> BaseCheckpoint:
         aside = aside_path(own)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(source, aside)
-        if own.exists():  # of a run that was given up for this one
-            shutil.rmtree(own)
-        aside.rename(own)
+        _put_in_place(aside, own)  # one that is there is of a run that was given up for this one
     return reference_to(own)
 
 
 def aside_path(final: Path) -> Path:
     """Return where a checkpoint lies while it is not complete."""
     return final.with_name(f".{final.name}.tmp")
+
+
+def _former_path(final: Path) -> Path:
+    """Return where the checkpoint that had this name lies while another one takes its place."""
+    return final.with_name(f".{final.name}{_FORMER}")
+
+
+def restore_replaced(run_dir: Path) -> None:
+    """Give a checkpoint its name again where its replacement was interrupted before that one had the name."""
+    for former in checkpoints_folder(run_dir).glob(f".step-*{_FORMER}"):
+        final = former.with_name(former.name.removeprefix(".").removesuffix(_FORMER))
+        if final.exists():
+            shutil.rmtree(former, ignore_errors=True)
+        else:
+            former.rename(final)
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -446,11 +461,19 @@ def _finish(aside: Path, final: Path, metadata: Metadata, check: Callable[[], No
     write_atomically(aside / METADATA, json.dumps(content, indent=1) + "\n", check=check)
     _flush(aside)
     check()
-    if final.exists():  # of a start that ended after this very step
-        shutil.rmtree(final)
+    _put_in_place(aside, final)  # one that is there is of a start that ended after this very step
+    note_last_completed(final)
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    """Give a complete checkpoint its name; one that has that name is kept until then."""
+    former = _former_path(final)
+    shutil.rmtree(former, ignore_errors=True)
+    if final.exists():
+        final.rename(former)
     aside.rename(final)
     _flush(final.parent)
-    note_last_completed(final)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

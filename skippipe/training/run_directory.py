@@ -11,7 +11,7 @@ from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, remove_marks
 from skippipe.checkpoint.reader import LATEST, found_checkpoints
 from skippipe.checkpoint.soundness import damage_on_any_rank, newest_sound_checkpoint, set_aside
-from skippipe.checkpoint.writer import remove_unfinished
+from skippipe.checkpoint.writer import remove_unfinished, restore_replaced
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import save_experiment
 from skippipe.errors import CheckpointError, ConfigError, InputError
@@ -87,6 +87,8 @@ def choose_checkpoint(
     gathering = None if peers is None and remote is None else Gathering(context, disks, peers, remote)
     if resume == "never":
         return None
+    if disks.is_first:
+        restore_replaced(experiment.run_path)
     if resume != "auto":
         named = Path(resume)
         damage = damage_on_any_rank(named, context) if gathering is None else gathering.bring(named, stages)

@@ -20,7 +20,7 @@ from typing import Final, Literal
 import psutil
 from filelock import FileLock
 
-from skippipe.checkpoint.disks.run_disks import ONE_DISK, RunDisks, cannot_be_written, open_run_disks, remove_marks
+from skippipe.checkpoint.disks.run_disks import ONE_DISK, RunDisks, cannot_be_written, open_run_disks, remove_mark
 from skippipe.errors import InputError, StorageError
 from skippipe.runtime.ranks.agreement import on_all_ranks
 from skippipe.runtime.ranks.context import DistributedContext
@@ -163,7 +163,7 @@ class RunOwner:
             found = read_owner(self._run_dir)
             if found is not None and self._own is not None and found.nonce == self._own.nonce:
                 (self._run_dir / OWNER_FILE).unlink()
-                remove_marks(self._run_dir)
+                remove_mark(self._run_dir, self.disks.nonce)
                 if {path.name for path in self._run_dir.iterdir()} <= {LOCK_FILE}:
                     (self._run_dir / LOCK_FILE).unlink(missing_ok=True)
                     self._run_dir.rmdir()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from skippipe_scheduler.plan.plan import Plan, Solver
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import AutoMicrobatches, Problem
+from skippipe_scheduler.search import local_search
 from skippipe_scheduler.search.kernel.anneal import construct, insert_sequence
 from skippipe_scheduler.search.kernel.arrays import START
 from skippipe_scheduler.search.kernel.dispatching import ANY_NUMBER, dispatch
@@ -94,6 +96,29 @@ def test_changing_large_schedules_keeps_them_valid(problem: Problem, contention:
     plan = plan_of(search, found)
     validate(plan)
     assert found.iteration_s == pytest.approx(simulate(plan).iteration_s, rel=1e-9)
+
+
+@settings(max_examples=20, derandomize=True)
+@given(problems(), st.integers(100, 300))
+def test_large_schedules_that_are_timed_with_jitter_stay_valid(problem: Problem, steps: int) -> None:
+    search, _ = begin(problem, robustness=Robustness(sigma=0.3, samples=2))
+    search.large = True
+    validate(plan_of(search, search.improve(Budget(1.0, steps))))
+
+
+def test_large_schedules_begin_alike_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    slot_model = SlotModel(make_problem(3, [6, 4, 4, 4, 4, 4], 4, 24, memory=3))
+    placement, routes = slot_model.given_placement(), balanced_routes(slot_model, 0)
+    assert placement is not None
+
+    def begun(slowness: float, *, repeatable: bool) -> Solution:
+        monkeypatch.setattr(local_search, "slowness", lambda: slowness)
+        tuning = replace(LOCAL_SEARCH, large_tasks=1)
+        return LocalSearch(slot_model, 0, None, tuning, repeatable=repeatable).start(placement, routes)
+
+    expected = begun(1.0, repeatable=True)
+    assert begun(50.0, repeatable=True) == expected
+    assert begun(50.0, repeatable=False).iteration_s > expected.iteration_s
 
 
 @settings(max_examples=30, derandomize=True)

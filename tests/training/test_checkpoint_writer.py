@@ -1,5 +1,6 @@
 """Checkpoints written while training goes on: what they hold, who waits for whom, and what a failure leaves."""
 
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,17 @@ from skippipe.checkpoint.reader import (
     complete_checkpoints,
     file_sha256,
     model_identity,
+    read_metadata,
 )
 from skippipe.checkpoint.report_board import FileReport, ReportBoard
-from skippipe.checkpoint.writer import CheckpointWriter, aside_path
+from skippipe.checkpoint.soundness import newest_sound_checkpoint
+from skippipe.checkpoint.writer import (
+    CheckpointWriter,
+    aside_path,
+    remove_unfinished,
+    restore_replaced,
+    write_stages,
+)
 from skippipe.config.experiment import CheckpointOptions
 from skippipe.errors import CheckpointError, StorageError
 from skippipe.model.architecture import experiment_model
@@ -98,6 +107,36 @@ class Saving:
 @pytest.fixture
 def saving(tmp_path: Path) -> Saving:
     return Saving(tmp_path)
+
+
+@pytest.mark.parametrize("killed_before", ["the new one", "the old one goes"])
+def test_a_step_saved_again_is_there_at_every_moment(
+    saving: Saving, monkeypatch: pytest.MonkeyPatch, killed_before: str
+) -> None:
+    saving.save(1)
+    assert saving.writer.finish()
+    final = checkpoint_path(saving.run_dir, 1)
+    rename, remove = Path.rename, shutil.rmtree
+
+    def killed_rename(path: Path, target: Path) -> Path:
+        if killed_before == "the new one" and target == final:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    def killed_remove(path: Path, ignore_errors: bool = False) -> None:
+        if killed_before == "the old one goes" and path.exists() and path.name.endswith(".former"):
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=ignore_errors)
+
+    with monkeypatch.context() as killing:
+        killing.setattr(Path, "rename", killed_rename)
+        killing.setattr(shutil, "rmtree", killed_remove)
+        with pytest.raises(KeyboardInterrupt):
+            write_stages(saving.run_dir, read_metadata(final), [{"weight": torch.ones(2)}])
+    restore_replaced(saving.run_dir)
+    remove_unfinished(saving.run_dir)
+    assert newest_sound_checkpoint(saving.run_dir) == (final, {})
+    assert [path.name for path in final.parent.iterdir()] == [final.name]
 
 
 @pytest.mark.parametrize("asked_before", range(5))

@@ -39,7 +39,7 @@ def traced(trace: Trace, node: str) -> TracedStep:
     return TracedStep(STEP, [*spans, *waits])
 
 
-def readings_of(plan: Plan, real: Plan, silent: str = "") -> LinkReadings:
+def readings_of(plan: Plan, real: Plan, silent: str = "", garbled: str = "") -> LinkReadings:
     """Return readings of a run that is planned as one plan and takes the times of the other."""
     trace = simulated_trace(real, [STEP])
 
@@ -47,6 +47,8 @@ def readings_of(plan: Plan, real: Plan, silent: str = "") -> LinkReadings:
         if member.name == silent:
             raise CommunicationError("no answer")
         assert name == TRACED
+        if member.name == garbled:
+            return b"garbage"
         return packed(traced(trace, member.name))
 
     members = [Member(name=node, host="h", port=1, incarnation="0" * 32) for node in plan.nodes]
@@ -78,9 +80,12 @@ def test_a_slow_link_is_read_and_the_others_are_as_planned(plan: Plan) -> None:
 
 
 def test_a_member_that_gives_no_answer_leaves_its_links_out(plan: Plan) -> None:
-    found = read(readings_of(plan, plan, silent=plan.nodes[0]))
-    assert found
-    assert not any(plan.nodes[0] in pair for pair in found)
+    for found in (
+        read(readings_of(plan, plan, silent=plan.nodes[0])),
+        read(readings_of(plan, plan, garbled=plan.nodes[0])),
+    ):
+        assert found
+        assert not any(plan.nodes[0] in pair for pair in found)
 
 
 def test_what_is_packed_comes_back(plan: Plan) -> None:

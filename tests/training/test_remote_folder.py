@@ -8,16 +8,21 @@ import fsspec
 import pytest
 from training_runs import ALONE, losses, make_experiment, train_alone
 
-from skippipe.checkpoint.disks.remote_folder import RemoteFolder
+from skippipe.checkpoint.disks.gathering import Gathering
+from skippipe.checkpoint.disks.remote_folder import RemoteFolder, Uploads
+from skippipe.checkpoint.disks.run_disks import ONE_DISK
 from skippipe.checkpoint.reader import (
     METADATA,
     FileRecord,
     Metadata,
     checkpoint_path,
+    checkpoints_folder,
     file_sha256,
     metadata_sha256,
     read_metadata,
+    reference_to,
 )
+from skippipe.checkpoint.soundness import newest_sound_checkpoint
 from skippipe.errors import CheckpointError, ConfigError, StorageError
 from skippipe.monitor.metrics_file import read_metrics
 from skippipe.training.records.collecting import collect_run
@@ -58,11 +63,11 @@ def test_a_checkpoint_counts_once_all_of_it_is_there(remote: RemoteFolder, tmp_p
     assert remote.steps() == [3]
     assert remote.view(path).sound == (NAME,)
     (path / NAME).unlink()
-    remote.fetch(path, NAME, files[NAME])
+    remote.fetch(path.name, NAME, files[NAME], path)
     assert (path / NAME).read_text() == "first"
     other = FileRecord(size_bytes=5, sha256="0" * 64)
     with pytest.raises(StorageError, match="remote_save_folder"):
-        remote.fetch(path, NAME, other)
+        remote.fetch(path.name, NAME, other, path)
     assert [file.name for file in path.iterdir() if file.name.startswith(".")] == []
 
 
@@ -73,7 +78,7 @@ def test_files_of_another_state_of_a_step_are_never_taken_for_it(remote: RemoteF
     path, newer = saved(tmp_path, 3, "again")
     assert not remote.complete(path, lambda: False)  # a file of the same size is there, of the state before
     assert remote.view(path).sound == (NAME,)
-    remote.fetch(path, NAME, files[NAME])
+    remote.fetch(path.name, NAME, files[NAME], path)
     assert (path / NAME).read_text() == "first"
     saved(tmp_path, 3, "again")
     remote.bring(path, newer)
@@ -88,8 +93,67 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     (stored,) = (tmp_path / "there").rglob(f"*{NAME}")
     stored.write_text("fIrst")
     with pytest.raises(CheckpointError, match="SHA-256 differs"):
-        remote.fetch(path, NAME, files[NAME])
+        remote.fetch(path.name, NAME, files[NAME], path)
     assert (path / NAME).read_text() == "first"
+
+
+def test_a_newer_state_here_counts_before_the_one_of_its_step_there(tmp_path: Path) -> None:
+    remote, run = RemoteFolder(str(tmp_path / "there")), tmp_path / "run"
+    path, files = saved(checkpoints_folder(run), 3, "first")
+    remote.bring(path, files)
+    assert remote.complete(path, lambda: True)
+    saved(checkpoints_folder(run), 3, "again")  # the same step once more, and not brought there yet
+    assert Gathering(ALONE, ONE_DISK, None, remote).newest(run, None) == (path, {})
+    assert (path / NAME).read_text() == "again"
+
+
+def test_an_older_one_counts_where_what_is_there_of_the_newest_is_damaged(tmp_path: Path) -> None:
+    remote, run = RemoteFolder(str(tmp_path / "there")), tmp_path / "run"
+    for step in (2, 3):
+        path, files = saved(checkpoints_folder(run), step, "first")
+        remote.bring(path, files)
+        assert remote.complete(path, lambda: True)
+    shutil.rmtree(path)
+    (stored,) = (tmp_path / "there" / path.name).rglob(f"*{NAME}")
+    stored.write_text("fIrst")
+    found, damaged = Gathering(ALONE, ONE_DISK, None, remote).newest(run, None)
+    assert (found, [*damaged]) == (checkpoint_path(run, 2), [path])
+    assert "SHA-256 differs" in damaged[path]
+    assert [entry.name for entry in path.parent.iterdir()] == ["step-00000002"]
+
+
+def test_a_fetch_that_was_interrupted_leaves_nothing_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote, run = RemoteFolder(str(tmp_path / "there")), tmp_path / "run"
+    for step in (2, 3):
+        path, files = saved(checkpoints_folder(run), step, "first")
+        remote.bring(path, files)
+        assert remote.complete(path, lambda: True)
+    shutil.rmtree(path)
+
+    def killed(*_: object) -> None:
+        assert newest_sound_checkpoint(run) == (checkpoint_path(run, 2), {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RemoteFolder, "fetch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Gathering(ALONE, ONE_DISK, None, remote).newest(run, None)
+    assert newest_sound_checkpoint(run) == (checkpoint_path(run, 2), {})
+
+
+def test_a_file_that_has_become_shorter_holds_up_no_later_checkpoint(tmp_path: Path) -> None:
+    base, _ = saved(tmp_path / "run", 0, "weights")
+    uploads = Uploads(str(tmp_path / "there"), keep_last=3)
+    reference = reference_to(base)
+    (base / NAME).write_text("short")
+    for step, on_base in ((5, True), (6, False)):
+        path, files = saved(tmp_path / "run", step, "text")
+        metadata = read_metadata(path)
+        based = metadata.model_copy(update={"base": reference}) if on_base else metadata
+        uploads.begin(path, files, based, completes=True)
+    uploads.close(20.0)
+    assert RemoteFolder(str(tmp_path / "there")).steps() == [6]
 
 
 def test_older_ones_go_but_for_what_others_stand_on(remote: RemoteFolder, tmp_path: Path) -> None:

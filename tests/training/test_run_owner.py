@@ -15,6 +15,7 @@ import pytest
 from torch._C._distributed_c10d import HashStore
 from training_runs import ALONE, make_experiment, small_plan, train_alone
 
+from skippipe.checkpoint.disks.run_disks import named_disk
 from skippipe.errors import InputError, StorageError
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.training import run_owner
@@ -49,6 +50,12 @@ def left_by(folder: Path, **changes: Any) -> Owner:
 
 def of_process(number: int, **changes: Any) -> dict[str, Any]:
     return {"process": number, "started_s": psutil.Process(number).create_time(), **changes}
+
+
+def test_one_that_ends_leaves_the_marks_of_the_next_start(tmp_path: Path) -> None:
+    with owned_run_directory(tmp_path / "run", ALONE):
+        first = named_disk(tmp_path / "run", "of-the-next")
+    assert named_disk(tmp_path / "run", "of-the-next") == first
 
 
 def test_directory_is_owned_while_entered_and_an_empty_one_removed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Copies of stages in the memory of another node."""
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -70,6 +71,46 @@ def test_no_label_of_the_copy_before_is_found_beside_a_new_one() -> None:
             for step in (1, 6):
                 copies.between_steps(step, partial(state, step))
         assert exchange.found == [None, None]
+
+
+class FailingExchange(Exchange):
+    """Cannot ask anybody at first, and then gets an answer that is no label."""
+
+    def __init__(self) -> None:
+        super().__init__(KEYS)
+        self.failures: list[Callable[[], bytes]] = [self._no_descriptors, lambda: b"?"]
+
+    def fetch(
+        self, source: Source, name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True
+    ) -> bytes | None:
+        if self.failures and name.startswith(LABEL_OF):
+            return self.failures.pop(0)()
+        return super().fetch(source, name, silence_s, wanted)
+
+    def _no_descriptors(self) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_the_keeper_outlives_what_fails_once() -> None:
+    with closing(Exchange(KEYS)) as theirs, closing(FailingExchange()) as own:
+        ports = {HOLDER: theirs.port, KEEPER: own.port}
+        members = {
+            node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=ports.get(node, 1))
+            for node in PLAN.nodes
+        }
+        with (
+            closing(StageCopies(theirs, PLAN.nodes, 1, silence_s=1.0)) as holder,
+            closing(StageCopies(own, PLAN.nodes, 1, silence_s=1.0)) as keeper,
+        ):
+            keeper.begin_epoch(PLAN, members, KEEPER)
+            holder.begin_epoch(PLAN, members, HOLDER)
+            limit_s = time.monotonic() + 20
+
+            def check() -> None:
+                assert time.monotonic() < limit_s, "the copy is never kept"
+
+            holder.before_sum(1, partial(state, 1), check)
+            assert own.failures == []
 
 
 def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -> None:

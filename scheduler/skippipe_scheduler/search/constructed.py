@@ -43,7 +43,7 @@ def construct_schedules(
     found: list[Constructed] = []
     sequences = balanced_sequences(slot_model, seed, few=few_sequences)
     for placement in _placements(slot_model):
-        search = LocalSearch(slot_model, seed, robustness)
+        search = LocalSearch(slot_model, seed, robustness, repeatable=budget.repeatable)
         routes = priced_routes(SlotCosts(slot_model, placement), seed, sequences)
         found.append(Constructed(search, search.start(placement, routes)))
         if announce is not None:

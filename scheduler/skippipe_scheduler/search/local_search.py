@@ -40,7 +40,10 @@ from skippipe_scheduler.slots.solution import Solution
 
 
 class LocalSearch:
-    """Improves one schedule of a problem by slot; all randomness comes from `seed`."""
+    """Improves one schedule of a problem by slot; all randomness comes from `seed`.
+
+    Where it need not be `repeatable`, it begins with less where nothing is compiled.
+    """
 
     def __init__(
         self,
@@ -48,8 +51,10 @@ class LocalSearch:
         seed: int,
         robustness: Robustness | None = None,
         tuning: LocalSearchTuning = LOCAL_SEARCH,
+        *,
+        repeatable: bool = False,
     ) -> None:
-        self.slot_model, self.seed, self.tuning = slot_model, seed, tuning
+        self.slot_model, self.seed, self.tuning, self.repeatable = slot_model, seed, tuning, repeatable
         self.free = slot_model.given_placement() is None
         self.instance = make_instance(slot_model, robustness, tuning.jitter_factors)
         self.work = make_work(self.instance, self._padded([()]), seed)
@@ -72,7 +77,7 @@ class LocalSearch:
         self._allocate(placement, routes)
         costs = SlotCosts(self.slot_model, placement)
         self._dispatch(ANY_NUMBER)
-        if self.large and slowness() > 1 and self.scores[2, 0] < np.inf:
+        if self.large and not self.repeatable and slowness() > 1 and self.scores[2, 0] < np.inf:
             return self._continue()  # where nothing is compiled, all else would take minutes
         if fewer_begun and self.slot_model.shares_capacity:
             most_begun = int(self.instance.memory.max()) // 2
@@ -292,7 +297,7 @@ class LocalSearch:
                 cooling,
                 self.most_begun,
             )
-        elif self.large:
+        elif self.large and not len(self.instance.factors):  # timed with jitter, tasks do not stay in place
             spent = anneal_in_place(self.instance, self.current, self.best, self.work, self.queue, self.scores, cooling)
         else:
             schedules = self.current, self.candidate, self.best

@@ -91,6 +91,9 @@ class PortfolioSearch:
             raise RuntimeError("a portfolio search without a problem")
         return self.best
 
+    def _local_search(self, slot_model: SlotModel, seed: int) -> LocalSearch:
+        return LocalSearch(slot_model, seed, self.robustness, repeatable=self.budget.repeatable)
+
     def _choose_variants(self) -> None:
         """Leave out variants for which there is no time; those beside come in turn with the others where loads decide.
 
@@ -111,7 +114,7 @@ class PortfolioSearch:
         limit_s = self.effort.balancing_limit_s(slot_model, max(1, anew))
 
         def begin(index: int) -> tuple[LocalSearch, Solution]:
-            search = LocalSearch(slot_model, self.seed + index, self.robustness)
+            search = self._local_search(slot_model, self.seed + index)
             if index == 0:
                 return search, search.repair(warm)
             return search, search.start(
@@ -170,7 +173,7 @@ class PortfolioSearch:
         """Return search `index` and its first schedule, for balanced loads (`exchange` of nodes, too); None if late."""
         if self.budget.exhausted:
             return None
-        search = LocalSearch(slot_model, self.seed + index, self.robustness)
+        search = self._local_search(slot_model, self.seed + index)
         base = self._start_of(slot_model, index, placements)
         placement, routes = search.balance_loads(
             *base, steps, exchange=exchange, limit_s=limit_s, stop=self.budget.stop
@@ -225,7 +228,7 @@ class PortfolioSearch:
         choice = choose_routes(costs, self.budget, self.seed, self.num_workers, part=part)
         if len(self.slot_models) == 1:
             self.bound_s = max(self.bound_s, choice.bound_s)
-        search = LocalSearch(slot_model, self.seed + self.tuning.most_starts + 1, self.robustness)
+        search = self._local_search(slot_model, self.seed + self.tuning.most_starts + 1)
         self._add(search, search.start(placement, choice.routes))
 
     def _start_from_path_sets(self, slot_model: SlotModel) -> None:
@@ -235,7 +238,7 @@ class PortfolioSearch:
         costs = SlotCosts(slot_model, placement)
         sets = islice(route_sets(costs, budget, self.seed), self.tuning.path_sets)
         for index, routes in enumerate(sets):
-            search = LocalSearch(slot_model, self.seed + self.tuning.most_starts + 2 + index, self.robustness)
+            search = self._local_search(slot_model, self.seed + self.tuning.most_starts + 2 + index)
             self._add(search, search.resume(best_run(costs, routes)))
 
     def _add(self, search: LocalSearch, solution: Solution) -> None:
@@ -321,7 +324,7 @@ class PortfolioSearch:
         if slot_model.given_placement() is not None and len(self.slot_models) == 1:
             self.bound_s = max(self.bound_s, min(result.bound_s, solution.iteration_s))
         if result.routes is not None:
-            search = LocalSearch(slot_model, self.seed + self.tuning.most_starts, self.robustness)
+            search = self._local_search(slot_model, self.seed + self.tuning.most_starts)
             found = Solution(solution.placement, result.routes, result.starts, solution.iteration_s, solution.score)
             self._add(search, search.resume(found))
             self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[: tuning.finalists]

@@ -146,7 +146,8 @@ class _Trials:
         steps = max(_LEAST_STEPS, int(_STEPS_PER_TASK * slot_model.num_tasks / self._slowness))
         placement = slot_model.given_placement() or regional_placement(slot_model)
         routes = priced_routes(SlotCosts(slot_model, placement), self.options.seed)
-        search = LocalSearch(slot_model, self.options.seed, self.options.robustness)
+        options = self.options
+        search = LocalSearch(slot_model, options.seed, options.robustness, repeatable=self.budget.repeatable)
         search.start(*search.balance_loads(placement, routes, steps))
         used = Budget(self.budget.limit_s / _TRIALS, None, self.options.stop)
         if self.budget.evaluations is not None:

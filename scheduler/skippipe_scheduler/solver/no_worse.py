@@ -74,6 +74,6 @@ def _best_start(full_pipeline: Plan, problem: Problem, options: SolveOptions) ->
     from skippipe_scheduler.search.local_search import LocalSearch
 
     slot_model = SlotModel(problem)
-    search = LocalSearch(slot_model, options.seed)
+    search = LocalSearch(slot_model, options.seed, repeatable=options.max_evaluations is not None)
     found = [search.repair(start) for start in schedules_without_stages(full_pipeline, problem, options.seed)]
     return min(found, key=lambda start: start.key, default=None)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from skippipe.checkpoint.held_files import FileName, held_files
 from skippipe.checkpoint.reader import METADATA, Metadata, check_hash, check_size, read_metadata_alone
@@ -13,6 +13,8 @@ from skippipe_scheduler.files import StrictModel, parse, parse_json, read_text
 
 LayerRange = tuple[int, int]
 """First layer of a stage, and the one after its last."""
+REMOTE: Final = -1
+"""Stands for the remote folder where others are disks."""
 
 
 class DiskView(StrictModel):
@@ -80,14 +82,15 @@ def whole_checkpoint(views: Mapping[int, DiskView]) -> WholeCheckpoint | str:
     """Return what the disks have together, or what is missing where that is not a whole checkpoint.
 
     Disks may have saved different states under one number, where some were away when the run went back: only files of
-    one and the same metadata belong together, and of two whole ones that of more disks counts.
+    one and the same metadata belong together, and of two whole ones that of more disks counts; the remote folder, which
+    may be late, counts as the last of them.
     """
     versions: dict[str, list[int]] = defaultdict(list)
     for disk, view in views.items():
         if view.metadata:
             versions[view.metadata].append(disk)
     problems = []
-    for text, disks in sorted(versions.items(), key=lambda entry: (-len(entry[1]), entry[1])):
+    for text, disks in sorted(versions.items(), key=lambda entry: (-len(entry[1]), REMOTE in entry[1], entry[1])):
         metadata = parse(Metadata, parse_json(text, METADATA, CheckpointError), METADATA, CheckpointError)
         holders = {name: [disk for disk in disks if name in views[disk].sound] for name in metadata.files}
         missing = [name for name, found in holders.items() if not found]

@@ -5,25 +5,30 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from skippipe.checkpoint.disks.disk_view import DiskView, LayerRange, WholeCheckpoint, needed_files, whole_checkpoint
+from skippipe.checkpoint.disks.disk_view import (
+    REMOTE,
+    DiskView,
+    LayerRange,
+    WholeCheckpoint,
+    needed_files,
+    whole_checkpoint,
+)
 from skippipe.checkpoint.disks.peer_files import PeerFiles, mapped
 from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written
 from skippipe.checkpoint.held_files import note_held_files
 from skippipe.checkpoint.reader import METADATA, FileRecord, Metadata, checkpoint_path
-from skippipe.checkpoint.soundness import DAMAGED, HASHED_BYTES_PER_S, refuse, saved_steps, size_bytes
+from skippipe.checkpoint.soundness import DAMAGED, HASHED_BYTES_PER_S, refuse, saved_steps, size_bytes, what_is_wrong
 from skippipe.errors import CheckpointError
-from skippipe.runtime.ranks.agreement import all_gather_json, on_all_ranks, on_first_rank
+from skippipe.runtime.ranks.agreement import all_gather_json, on_first_rank
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe_scheduler.files import parse, replace_file
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-REMOTE: Final = -1
-"""Stands for the remote folder where others are disks."""
 SLOWEST_BYTES_PER_S = 125_000
 """Links of less than 1 Mbit/s are taken for ones that hang, beyond the timeout of the run."""
 
@@ -56,7 +61,9 @@ class Gathering:
         return None, damaged
 
     def bring(self, checkpoint: Path, stages: Sequence[LayerRange] | None) -> str | None:
-        """Bring a checkpoint here, as `newest` does; return what is wrong where the disks do not have it whole."""
+        """Bring a checkpoint here, as `newest` does; return what is wrong where the disks do not have it whole, or what
+        came is not what was saved.
+        """
         offered: list[str] = []
         try:
             views, ranges = self._look(checkpoint, stages, offered)
@@ -65,7 +72,7 @@ class Gathering:
                 return whole
             needed = sorted(whole.metadata.files) if ranges is None else needed_files(whole.metadata, ranges)
             total_bytes = sum(record.size_bytes for record in whole.metadata.files.values())
-            on_all_ranks(
+            problems = all_gather_json(
                 self._context,
                 Topic.DISK_FETCHED,
                 lambda: self._if_first(lambda: self._complete(checkpoint, whole, needed)),
@@ -74,7 +81,10 @@ class Gathering:
         finally:
             if self._peers is not None:
                 self._peers.withdraw(offered)
+        problem = next((found for found in problems if found is not None), None)
         base = whole.metadata.base
+        if problem is not None:
+            return str(problem)
         return None if base is None else self.bring(checkpoint.with_name(base.name), stages)
 
     def _look(
@@ -113,23 +123,27 @@ class Gathering:
                 self._peers.offer(offered[-1], partial(mapped, checkpoint / name))
         return view.model_dump(mode="json")
 
-    def _complete(self, checkpoint: Path, whole: WholeCheckpoint, needed: Sequence[str]) -> None:
-        """Fetch what this disk lacks of the files that it needs."""
+    def _complete(self, checkpoint: Path, whole: WholeCheckpoint, needed: Sequence[str]) -> str | None:
+        """Fetch what this disk lacks of the files that it needs; return what is wrong with what came."""
         own = self._disks.own
         held, missing = whole.held_by(own), whole.to_fetch(own, needed)
         fetch = {name: partial(self._fetch, disk, checkpoint, name, whole.metadata) for name, disk in missing.items()}
-        add_files(checkpoint, whole.text, held, fetch)
+        try:
+            add_files(checkpoint, whole.text, held, fetch)
+        except CheckpointError as reason:
+            return what_is_wrong(reason, checkpoint)
+        return None
 
-    def _fetch(self, disk: int, checkpoint: Path, name: str, metadata: Metadata) -> None:
-        """Bring one file of a disk here."""
+    def _fetch(self, disk: int, checkpoint: Path, name: str, metadata: Metadata, folder: Path) -> None:
+        """Bring one file of a disk's checkpoint into a folder here."""
         record = metadata.files[name]
         if disk == REMOTE:
             assert self._remote is not None
-            self._remote.fetch(checkpoint, name, record)
+            self._remote.fetch(checkpoint.name, name, record, folder)
             return
         assert self._peers is not None
         check = partial(check_content, checkpoint / name, record)
-        self._peers.fetch_file(disk, _offered(checkpoint, name), checkpoint / name, check=check)
+        self._peers.fetch_file(disk, _offered(checkpoint, name), folder / name, check=check)
 
     def _steps(self, run_dir: Path) -> list[int]:
         elsewhere = self._remote.steps() if self._remote is not None and self._context.rank == 0 else []
@@ -145,31 +159,41 @@ class Gathering:
         return action() if self._disks.is_first else None
 
 
-def add_files(checkpoint: Path, text: str, held: Sequence[str], fetch: Mapping[str, Callable[[], None]]) -> None:
+def add_files(checkpoint: Path, text: str, held: Sequence[str], fetch: Mapping[str, Callable[[Path], None]]) -> None:
     """Bring more files of a checkpoint to this disk, which has those that are `held`.
+
+    Where none is, the checkpoint has its name only once all are here: without files it would count as the newest.
 
     Args:
         checkpoint: Where it lies, or is to lie.
         text: That of its metadata.json.
         held: Its files that are here and sound.
-        fetch: What brings each other file here.
+        fetch: What brings each other file into a folder here.
 
     Raises:
         StorageError: The run directory cannot be written.
     """
-    if not held and checkpoint.exists():  # another state of the same number, or nothing sound
-        aside = checkpoint.with_name(DAMAGED + checkpoint.name)
-        shutil.rmtree(aside, ignore_errors=True)
-        checkpoint.rename(aside)
+    folder = checkpoint if held else checkpoint.with_name(f".{checkpoint.name}.fetched.tmp")
     try:
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        note_held_files(checkpoint, held)  # a damaged file counts no more
-        replace_file(checkpoint / METADATA, text.encode())
+        if not held:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        note_held_files(folder, held)  # a damaged file counts no more
+        replace_file(folder / METADATA, text.encode())
         for bring in fetch.values():
-            bring()
-        note_held_files(checkpoint, [*held, *fetch])
+            bring(folder)
+        note_held_files(folder, [*held, *fetch])
+        if not held:
+            if checkpoint.exists():  # another state of the same number, or nothing sound
+                aside = checkpoint.with_name(DAMAGED + checkpoint.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                checkpoint.rename(aside)
+            folder.rename(checkpoint)
     except OSError as reason:
         raise cannot_be_written(checkpoint, reason) from None
+    finally:
+        if not held:
+            shutil.rmtree(folder, ignore_errors=True)
     if fetch:
         logger.info("%s: %d files fetched from elsewhere", checkpoint, len(fetch))
 

@@ -104,10 +104,9 @@ def bring_part(
         return
     held = view.sound if view is not None and view.metadata == part.text else ()
 
-    def bring(name: str, disk: int) -> None:
-        path = checkpoint / name
-        check = partial(check_content, path, part.metadata.files[name])
-        peers.fetch_file(disk, f"{NEWEST}/{name}", path, wanted, check)
+    def bring(name: str, disk: int, folder: Path) -> None:
+        check = partial(check_content, checkpoint / name, part.metadata.files[name])
+        peers.fetch_file(disk, f"{NEWEST}/{name}", folder / name, wanted, check)
 
     add_files(checkpoint, part.text, held, {name: partial(bring, name, disk) for name, disk in missing.items()})
 

@@ -72,22 +72,28 @@ class RemoteFolder:
             sound = tuple(name for name, record in files if sizes.get(_stored(name, record)) == record.size_bytes)
             return DiskView(metadata=(kept / METADATA).read_text(encoding="utf-8"), sound=sound)
 
-    def fetch(self, checkpoint: Path, name: str, record: FileRecord) -> None:
-        """Bring a file to a checkpoint here, in pieces; raise `CheckpointError` where it is not what was saved."""
-        aside = checkpoint / f".{name}{PARTIAL}"
+    def fetch(self, checkpoint: str, name: str, record: FileRecord, folder: Path) -> None:
+        """Bring a file of a checkpoint into a folder here; raise `CheckpointError` where it is not what was saved."""
+        aside = folder / f".{name}{PARTIAL}"
         try:
-            self._get(self._at(checkpoint.name, _stored(name, record)), aside)
+            self._get(self._at(checkpoint, _stored(name, record)), aside)
             if file_sha256(aside) != record.sha256:
-                raise CheckpointError(f"{self.url}: {checkpoint.name}/{name} is not what was saved (SHA-256 differs)")
-            aside.replace(checkpoint / name)
+                raise CheckpointError(f"{self.url}: {checkpoint}/{name} is not what was saved (SHA-256 differs)")
+            aside.replace(folder / name)
         finally:
             aside.unlink(missing_ok=True)
 
     def bring(self, checkpoint: Path, records: Mapping[str, FileRecord]) -> None:
-        """Bring files of a checkpoint on this disk there, as far as they are not."""
+        """Bring files of a checkpoint on this disk there, as far as they are not.
+
+        Raises `CheckpointError` where one here has not its size, and `FileNotFoundError` where it is gone.
+        """
         sizes = self._sizes(checkpoint.name)
         for name, record in records.items():
             if sizes.get(_stored(name, record)) != record.size_bytes:
+                found_bytes = (checkpoint / name).stat().st_size
+                if found_bytes != record.size_bytes:
+                    raise CheckpointError(f"{checkpoint / name}: {found_bytes} bytes, saved were {record.size_bytes}")
                 self._put(checkpoint / name, self._at(checkpoint.name, _stored(name, record)))
 
     def complete(self, checkpoint: Path, wanted: Callable[[], bool]) -> bool:
@@ -213,7 +219,7 @@ class Uploads:
             path = saved.checkpoint.with_name(base)
             if self._folder.view(path).metadata == "":
                 self._folder.bring(path, read_metadata_alone(path).files)
-                self._folder.complete(path, lambda: True)
+                self._folder.complete(path, lambda: self._is_wanted(saved))
         self._folder.bring(saved.checkpoint, saved.records)
         if not saved.completes:
             return

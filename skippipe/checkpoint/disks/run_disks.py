@@ -80,7 +80,7 @@ def open_run_disks(run_dir: Path, context: DistributedContext) -> Iterator[RunDi
     finally:
         with suppress(OSError):  # what stands in the way of the directory has been said
             if not is_needed:
-                (run_dir / f"{MARK}{nonce}").unlink()
+                remove_mark(run_dir, nonce)
 
 
 def named_disk(run_dir: Path, nonce: str) -> str:
@@ -103,7 +103,12 @@ def named_disk(run_dir: Path, nonce: str) -> str:
         raise cannot_be_written(run_dir, reason) from None
 
 
-def remove_marks(run_dir: Path, but: str = "") -> None:
+def remove_mark(run_dir: Path, nonce: str) -> None:
+    """Remove what tells disks apart in one start; the marks of another that begins meanwhile stay."""
+    (run_dir / f"{MARK}{nonce}").unlink(missing_ok=True)
+
+
+def remove_marks(run_dir: Path, but: str) -> None:
     """Remove what tells disks apart, but for what this start needs."""
     for mark in run_dir.glob(f"{MARK}*"):
         if mark.name != f"{MARK}{but}":

@@ -51,7 +51,9 @@ class CopyLabel(NamedTuple):
 
     @classmethod
     def from_bytes(cls, label: bytes) -> Self:
-        """Return what `to_bytes` has written."""
+        """Return what `to_bytes` has written; raise `CommunicationError` where it is something else."""
+        if not label[MARK_BYTES:].isdigit():
+            raise CommunicationError(f"{label[:64]!r} is no label of a copy")
         return cls(label[:MARK_BYTES], int(label[MARK_BYTES:]))
 
 
@@ -83,6 +85,7 @@ class StageCopies:
         self._kept: dict[int, KeptCopy] = {}
         self._sources: dict[int, Member] = {}
         self._absent: frozenset[int] = frozenset()
+        self._said = ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._keep_all, name="stage-copies", daemon=True)
         if every:
@@ -192,6 +195,13 @@ class StageCopies:
                     self._keep(stage, member)
                 except CommunicationError as reason:  # it is lost, which others say, or it will answer later
                     logger.debug("no copy of stage %d: %s", stage, reason)
+                except Exception as reason:  # the holder waits for this thread; too many open files end some day
+                    self._say_once(f"no copy of stage {stage} for now: {type(reason).__name__}: {reason}")
+
+    def _say_once(self, words: str) -> None:
+        if words != self._said:
+            logger.warning(words)
+        self._said = words
 
     def _keep(self, stage: int, member: "Member") -> None:
         """Fetch the holder's copy where it is another one than that which is kept."""

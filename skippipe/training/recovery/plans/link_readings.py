@@ -29,8 +29,11 @@ def packed(traced: TracedStep) -> bytes:
 
 
 def unpacked(content: bytes) -> str:
-    """Return the lines that were packed."""
-    return zlib.decompressobj().decompress(content, LARGEST_BYTES).decode()
+    """Return the lines that were packed; raise `CommunicationError` where it is something else."""
+    try:
+        return zlib.decompressobj().decompress(content, LARGEST_BYTES).decode()
+    except (zlib.error, UnicodeDecodeError) as reason:
+        raise CommunicationError(f"no traced step: {reason}") from None
 
 
 class LinkReadings:
@@ -69,8 +72,7 @@ class LinkReadings:
         for member in self._members:
             try:
                 content = self._fetch(member, TRACED)
+                lines += "" if content is None else unpacked(content)
             except CommunicationError as reason:
                 logger.debug("nothing is known of what %s has done: %s", member.name, reason)
-                continue
-            lines += "" if content is None else unpacked(content)
         return link_paces(self._plan, self._planned_s, trace_of(json_objects(lines.splitlines())))
