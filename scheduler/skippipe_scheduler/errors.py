@@ -60,6 +60,12 @@ class InfeasibleError(SkipPipeError):
         self.stage = stage
 
 
+def refuse_text(values: object, what: str) -> None:
+    """Raise `InputError` where `values` is one text in place of several: each of its letters would count as one."""
+    if isinstance(values, str):
+        raise InputError(f"{what}: {values!r} is one text; give a list of them, [{values!r}]")
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return 'did you mean ...?' with the entry of `known` nearest to `word`, or all of `known`."""
     close = difflib.get_close_matches(word, known, n=1)

@@ -6,6 +6,7 @@ from threading import Event
 from typing import Literal
 
 from skippipe_scheduler.budget import Budget
+from skippipe_scheduler.errors import InputError
 
 _MARGIN = 0.94
 """Share of the time limit that the search may use; the rest is for exact times and writing the plan. Chosen."""
@@ -80,6 +81,10 @@ class SolveOptions:
     """Called with every improvement."""
     stop: Event | None = None
     """Ends the search early, from any thread."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.time_limit_s, int | float) or not self.time_limit_s > 0:
+            raise InputError(f"time_limit_s: {self.time_limit_s!r}; give seconds above 0")
 
     def budget(self, num_tasks: int = 0) -> Budget:
         """Start the budget of a whole solve, whose plan has so many tasks."""

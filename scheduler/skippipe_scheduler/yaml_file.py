@@ -169,9 +169,8 @@ def parse_yaml(model: type[Model], content: dict[str, Any], place: str, error: t
 
 def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
-        if isinstance(part, str):
-            field = _keys(model)[part]
-            model = next(_models(field))
+        annotation = _keys(model).get(str(part))  # none for a place in a list, nor for a name that the file gives
+        model = next(_models(annotation), model)
     path = ".".join(map(str, location))
     return f"unknown key {path!r}; {nearest(str(location[-1]), list(_keys(model)))}"
 

@@ -21,6 +21,8 @@ LOST_STAGE_WAYS = ("routes_around", "stop")
 """`LostStage`; spelled out here so that the help loads nothing."""
 LONGEST_S = 1e9
 DAY_S = 24 * 3600.0
+MOST_LOSSES = 100_000
+"""Drawn for one replay. Chosen: they take minutes; a day of the most restless public trace has a few hundred."""
 SECONDS = click.FloatRange(0, LONGEST_S, min_open=True)
 
 OPTIONS = (
@@ -111,12 +113,16 @@ def _trace(plan: "Plan", arguments: ChurnArguments, seed: int) -> "FailureTrace"
     from skippipe.planning.churn.trace_files import load_trace
 
     if arguments.churn is not None:
-        trace = load_trace(arguments.churn, plan, rejoin_s=arguments.rejoin_s or 0.0, seed=seed)
-        return trace if arguments.duration_s is None else trace.until(arguments.duration_s)
+        rejoin_s = arguments.rejoin_s or 0.0
+        return load_trace(arguments.churn, plan, rejoin_s=rejoin_s, duration_s=arguments.duration_s, seed=seed)
     rejoin_s = math.inf if arguments.rejoin_s is None else arguments.rejoin_s
-    return drawn_losses(
-        plan.nodes, arguments.mtbf_s or math.inf, arguments.duration_s or DAY_S, rejoin_s=rejoin_s, seed=seed
-    )
+    mtbf_s, duration_s = arguments.mtbf_s or math.inf, arguments.duration_s or DAY_S
+    if duration_s / mtbf_s > MOST_LOSSES:
+        raise ConfigError(
+            f"--mtbf {mtbf_s:g}: that is {duration_s / mtbf_s:.3g} losses in {duration_s:g} s, {MOST_LOSSES:,} are "
+            "replayed at most; give a longer time between losses or a shorter --duration"
+        )
+    return drawn_losses(plan.nodes, mtbf_s, duration_s, rejoin_s=rejoin_s, seed=seed)
 
 
 def _cost(entry: str) -> tuple[str, float]:

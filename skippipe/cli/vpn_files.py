@@ -36,7 +36,11 @@ def write_vpn(
     for name in chosen:
         if name.startswith(".") or "/" in name:
             raise InputError(f"{cluster_path}: a node named {name!r} can have no file of that name; rename it")
-    given = {node: Endpoint.of(place) for node, place in map(_split, endpoints)}
+    given: dict[str, Endpoint] = {}
+    for node, place in map(_split, endpoints):
+        if node in given:
+            raise InputError(f"--endpoint {node}={place}: {node} has one already; give one of them")
+        given[node] = Endpoint.of(place)
     addresses = _network(network)
     hosts = vpn_hosts(chosen, given, addresses)
     check_unused(target)

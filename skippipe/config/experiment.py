@@ -207,7 +207,8 @@ class CheckpointOptions(Section):
     patience_s: PositiveFloat = 20.0
     """Seconds that a step may still take after a signal; then it is given up, and what was finished before is saved."""
     resume: Literal["auto", "never"] | str = "auto"
-    """auto: the newest complete checkpoint of the run, if any; never; or a checkpoint directory."""
+    """auto: the newest complete checkpoint of the run, if any; never; one of the run's by its name (step-00000010); or
+    the path of a checkpoint directory, from the working directory."""
     remote_save_folder: str | None = Field(default=None, examples=["s3://bucket/runs/tiny"])
     """A second place for checkpoints, of this run alone: a URL that fsspec reads (s3, gs, sftp and others), or a path.
     They are brought there in the background, and a start goes on from there where the run directory has less."""

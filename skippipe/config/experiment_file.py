@@ -15,6 +15,7 @@ from skippipe.config.key_names import suggestion
 from skippipe.config.places import anchor, relative_inside
 from skippipe.config.written_values import as_meant
 from skippipe.errors import ConfigError, InputError, StorageError
+from skippipe_scheduler.errors import refuse_text
 from skippipe_scheduler.files import check_text, describe, read_text, write_atomically
 from skippipe_scheduler.yaml_file import parse_yaml_text, read_yaml
 
@@ -48,6 +49,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         >>> experiment.pipeline.num_stages
         3
     """
+    refuse_text(overrides, "overrides")
     path = Path(path)
     given = parse_overrides(overrides)
     try:

@@ -27,10 +27,12 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def suggestion(key: str, model: type[BaseModel]) -> str:
     """Return '; did you mean ...?' with the key of `model` nearest to `key`, or its top-level keys."""
-    known = list(dict.fromkeys(known_keys(model)))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    known = [name for name in dict.fromkeys(known_keys(model)) if not key.startswith(f"{name}.")]
+    section, _, last = key.rpartition(".")
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    close = sorted(same, key=lambda name: (not name.startswith(f"{section}."), name.count(".")))
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:
-        last = key.rsplit(".", maxsplit=1)[-1]
-        by_last = {name.rsplit(".", maxsplit=1)[-1]: name for name in known}
+        by_last = {name.rpartition(".")[2]: name for name in reversed(known)}  # of two, the first stays
         close = [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.6)]
     return f"; did you mean {close[0]!r}?" if close else f"; top-level keys are {', '.join(model.model_fields)}"

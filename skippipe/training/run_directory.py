@@ -9,7 +9,7 @@ from skippipe.checkpoint.disks.gathering import Gathering
 from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.checkpoint.disks.remote_folder import RemoteFolder
 from skippipe.checkpoint.disks.run_disks import RunDisks, cannot_be_written, remove_marks
-from skippipe.checkpoint.reader import LATEST, found_checkpoints
+from skippipe.checkpoint.reader import DIRECTORY, LATEST, checkpoints_folder, found_checkpoints
 from skippipe.checkpoint.soundness import damage_on_any_rank, newest_sound_checkpoint, set_aside
 from skippipe.checkpoint.writer import remove_unfinished, restore_replaced
 from skippipe.config.experiment import Experiment
@@ -90,10 +90,10 @@ def choose_checkpoint(
     if disks.is_first:
         restore_replaced(experiment.run_path)
     if resume != "auto":
-        named = Path(resume)
+        named = checkpoints_folder(experiment.run_path) / resume if DIRECTORY.fullmatch(resume) else Path(resume)
         damage = damage_on_any_rank(named, context) if gathering is None else gathering.bring(named, stages)
-        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: _check_named(resume, damage))
-        return Path(resume)
+        on_first_rank(context, Topic.DAMAGED_CHECKPOINTS, lambda: _check_named(named, damage))
+        return named
     if gathering is None:
         newest, damaged = newest_sound_checkpoint(experiment.run_path, context)
     else:
@@ -104,9 +104,9 @@ def choose_checkpoint(
     return newest
 
 
-def _check_named(resume: str, damage: str | None) -> None:
+def _check_named(named: Path, damage: str | None) -> None:
     if damage is not None:
-        raise CheckpointError(f"checkpoint.resume: {resume}: {damage.removeprefix(f'{resume}: ')}; use another")
+        raise CheckpointError(f"checkpoint.resume: {named}: {damage.removeprefix(f'{named}: ')}; use another")
 
 
 def check_nothing_beyond(experiment: Experiment, step: int) -> None:

@@ -150,6 +150,7 @@ def test_a_trace_is_replayed_by_all_methods(path: str, plan: Plan, tmp_path: Pat
         (("--mtbf", "9", "--slow", "node-1=2"), "are of one iteration"),
         (("--mtbf", "9", "--cost", "restart"), "--cost restart: expected NAME=SECONDS"),
         (("--mtbf", "9", "--cost", "reboot=1"), "there is no such cost"),
+        (("--mtbf", "1e-9", "--duration", "10"), "--mtbf 1e-09: that is 1e+10 losses in 10 s, 100,000 are replayed"),
         (("--mtbf", "nan"), "--mtbf nan: expected a number"),
         (("--churn", "missing.csv"), "missing.csv: no such file"),
     ],

@@ -100,6 +100,7 @@ def test_files_are_private_and_keys_in_use_stay(cluster: Path, tmp_path: Path) -
         (["a-9=host"], [], NETWORK, "no node 'a-9'; "),
         (["a-1=host"], ["a-0"], NETWORK, "no node 'a-1'"),
         (["a-0"], [], NETWORK, "not NODE=HOST"),
+        (["a-0=host", "a-0=other"], [], NETWORK, "a-0=other: a-0 has one already"),
         (["a-0=host:0"], [], NETWORK, "a port of 1 to 65535"),
         (["a-0=host\nPostUp = rm"], [], NETWORK, "not HOST or HOST:PORT"),
         (["a-0=host"], ["b"], NETWORK, "has no node 'b'"),

@@ -7,7 +7,7 @@ import pytest
 from skippipe.config.experiment import Experiment
 from skippipe.config.experiment_file import load_experiment, save_experiment
 from skippipe.config.key_names import known_keys
-from skippipe.errors import ConfigError
+from skippipe.errors import ConfigError, SkipPipeError
 
 MINIMAL = """
 cluster: cluster.yaml
@@ -55,6 +55,7 @@ def test_written_experiment_reads_back_equal(experiment_file: Path, tmp_path: Pa
         ("trainng.max_steps=3", "did you mean 'training"),
         ("training.max_step=3", "did you mean 'training.max_steps'"),
         ("max_steps=3", "did you mean 'training.max_steps'"),
+        ("training.seed=5", "did you mean 'seed'"),
         ("training.max_steps=many", "training.max_steps"),
         ("training.max_steps=0", "greater than or equal to 1"),
         ("pipeline.skip_ratio=1.5", "less than 1"),
@@ -71,6 +72,11 @@ def test_mistakes_name_the_key_and_the_remedy(experiment_file: Path, override: s
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_one_text_in_place_of_overrides_is_refused(experiment_file: Path) -> None:
+    with pytest.raises(SkipPipeError, match=r"overrides: 'training.max_steps=3' is one text"):
+        load_experiment(experiment_file, "training.max_steps=3")
 
 
 @pytest.mark.parametrize(

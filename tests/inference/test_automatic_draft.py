@@ -32,6 +32,21 @@ def prompts(count: int) -> list[list[int]]:
     return [[generator.randrange(64) for _ in range(generator.randint(2, 24))] for _ in range(count)]
 
 
+def token_costs(monkeypatch: pytest.MonkeyPatch, share: float) -> tuple[list[float], list[int]]:
+    """Have a pass take 1 and this share more for each drafted token; return the clock, and how many each pass had."""
+    clock, counts, check = [0.0], list[int](), CheckedTexts.check
+
+    def timed_check(texts: CheckedTexts, layers: DraftLayers | None, count: int) -> Tensor:
+        clock[0] += 1 + share * count
+        counts.append(count)
+        return check(texts, layers, count)
+
+    monkeypatch.setattr(CheckedTexts, "check", timed_check)
+    for module in (automatic_draft, speculative):
+        monkeypatch.setattr(module, "now_s", lambda device: clock[0])
+    return clock, counts
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_output_is_greedy_decoding(architecture: str, rows: int) -> None:
@@ -47,6 +62,17 @@ def test_output_is_greedy_decoding(architecture: str, rows: int) -> None:
         assert result.tokens == expected
         assert result.tokens == [list(row) for row in zip(*told, strict=True)]
         told.clear()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tokens_are_kept_from_lookups_or_layers_in_all_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    token_costs(monkeypatch, 0.01)
+    decoder = decoder_of(tiny("llama", vocab_size=2, num_hidden_layers=2))
+    asked = [[0, 1] * 6] * rows
+    drafter = AutomaticDraft(decoder, list(map(len, asked)), 60)
+    result = speculate(decoder, drafter, asked, max_new_tokens=60)
+    assert result.accepted > 0
+    assert sum(result.kept_from.values()) == result.accepted
 
 
 @pytest.mark.parametrize("rows", [2, 3])
@@ -205,20 +231,12 @@ def test_as_many_tokens_are_drafted_as_may_be_lost() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_drafts_that_never_stay_lose_little(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens are drawn at random, and each one more to check takes a fifth of a pass of the whole model."""
-    clock, check = [0.0], CheckedTexts.check
-
-    def timed_check(texts: CheckedTexts, layers: DraftLayers | None, count: int) -> Tensor:
-        clock[0] += 1 + 0.2 * count
-        return check(texts, layers, count)
-
-    monkeypatch.setattr(CheckedTexts, "check", timed_check)
-    for module in (automatic_draft, speculative):
-        monkeypatch.setattr(module, "now_s", lambda device: clock[0])
+    clock, counts = token_costs(monkeypatch, 0.2)
     decoder, new = decoder_of(tiny("llama", vocab_size=16, num_hidden_layers=2)), 200
     prompt = [1, 2, 3, 4] * 6
     sampling = Sampling(do_sample=True, top_k=0, seed=seed)
     result = speculate(decoder, AutomaticDraft(decoder, [24], new), [prompt], max_new_tokens=new, sampling=sampling)
-    assert result.drafted > 0
+    assert sum(count > 0 for count in counts) >= 4  # one wrong draft does not end them
     assert clock[0] <= new - 1 + LOST_SHARE * new + 1e-9  # the prompts gave the first token
 
 

@@ -347,7 +347,8 @@ def test_several_policies_make_one_table_and_one_picture(
     assert not stop.value.code
     table = capsys.readouterr().out
     drawn = {tuple(line.split()[:2]): line.split()[2:] for line in table.split("layers from 0 on")[1].splitlines()[1:]}
-    assert drawn["full", "0.80"] == ["######", "-"]
+    assert drawn["full", "1.00"] == ["######", "-"]
+    assert ("full", "0.80") not in drawn  # the same once more
     assert drawn["best", "0.80"][0].count("#") in (4, 5), "it may run less than was asked for where that is better"
     assert drawn["skipdecode", "0.80"] == ["#++###", "-"]
     assert drawn["ffn-skip", "0.80"] == ["##~~~#", "-"]
@@ -358,5 +359,5 @@ def test_several_policies_make_one_table_and_one_picture(
     assert len(whole) == 1, "all policies are the same model at full depth"
     lines = depth_figure({"run": evaluation}).data
     assert [line.name for line in lines] == policies
-    assert all(len(line.x) == 2 for line in lines)
+    assert [len(line.x) for line in lines] == [1, 2, 2, 2]
     assert all(policy in page.read_text() for policy in policies)

@@ -52,6 +52,23 @@ def test_public_formats_tell_which_share_of_the_nodes_is_there(name: str, tmp_pa
     assert numbers(trace) == [(4.0, 3, 0), *replaced]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.csv", "100,node-2,lost\n"),
+        ("bamboo.csv", "0,add,a\n0,add,b\n100000,remove,b\n"),
+        ("counts.csv", "0,4\n100,3\n"),
+        ("sailor.json", '[{"Time": 0, "GPUs": 4}, {"Time": 100, "GPUs": 3}]'),
+    ],
+)
+def test_a_loss_at_the_end_of_a_file_counts_where_the_trace_goes_on(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert load_trace(tmp_path / name, PLAN).num_losses == 0  # it ends there
+    trace = load_trace(tmp_path / name, PLAN, duration_s=600.0)
+    assert (trace.duration_s, trace.num_losses) == (600.0, 1)
+    assert trace.present_share(PLAN.nodes) < 1
+
+
 def test_hours_are_read_as_hours(tmp_path: Path) -> None:
     assert read(tmp_path, "0.5,4\n1.0,2\n1.5,4\n", "aws-hours.csv").duration_s == 3600.0
 

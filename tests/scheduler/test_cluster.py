@@ -124,9 +124,19 @@ def test_a_region_can_have_its_own_inner_link_and_default_fills_the_rest(tmp_pat
         ("name: test", "name: test\nname: again", "duplicate key name"),
         ("name: test", "name: [", "not valid YAML"),
         ("name: test", "format: skippipe.cluster/9\nname: test", r"format: .*'skippipe.cluster/1'"),
-        ("gbit_per_s: 16", "gbit_per_s: -16", r"links\.within_region\.gbit_per_s: .*greater than 0.*-16"),
+        (
+            "gbit_per_s: 16",
+            "gbit_per_s: -16",
+            r"links\.within_region\.gbit_per_s: .*greater than or equal to.*-16",
+        ),
         ("gbit_per_s: 16", "gbit_per_s: .nan", r"links\.within_region\.gbit_per_s: .*finite"),
         ("gbit_per_s: 16", "gbit_per_s: .inf", r"links\.within_region\.gbit_per_s: .*finite"),
+        ("gbit_per_s: 16", "gbit_per_s: 1e300", r"links\.within_region\.gbit_per_s: .*less than or equal to"),
+        (
+            "links:",
+            "links:\n  uplink_gbit_per_s: {Iowa: {up: 1, down: 1, latency: 3}}",
+            r"unknown key 'links\.uplink_gbit_per_s\.Iowa\..*latency'; known are up, down",
+        ),
         ("gbit_per_s: 16", "gbit_per_s: fast", r"links\.within_region\.gbit_per_s: .*number.*'fast'"),
         (
             "latency_ms: 48",

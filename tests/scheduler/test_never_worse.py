@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
 
 import pytest
 from test_build import WORKLOAD, build
 
+from skippipe_scheduler.analysis.jitter import sample_iterations
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import parse
-from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.options import Robustness, SolveOptions
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.cluster import Cluster
 from skippipe_scheduler.problem.costs import Costs
@@ -169,6 +171,19 @@ def test_random_clusters(random_clusters: ModuleType, seed: int, may_be_slower: 
     plan, full, blind = (p.predicted.iteration_s for p in (result.plan, result.full_pipeline, result.network_blind))
     assert plan <= blind
     assert (plan > full) == bool(result.why_slower) == may_be_slower
+
+
+def test_judged_under_jitter_a_plan_is_no_worse_than_blind_skipping(random_clusters: ModuleType) -> None:
+    jitter = Robustness(sigma=0.5, samples=4)
+    for seed in range(4):
+        options = SolveOptions(max_evaluations=3, robustness=jitter)
+        result = solve_with_baselines(random_clusters.random_request(seed, options, random_clusters.Size(12, 6, 20)))
+        mean_s = [
+            fmean(sample_iterations(plan, jitter.samples, jitter_sigma=jitter.sigma))
+            for plan in (result.plan, result.network_blind)
+        ]
+        assert mean_s[0] <= mean_s[1]
+        assert not result.why_slower or "jitter" in result.why_slower
 
 
 def test_sizes_of_even_stages() -> None:

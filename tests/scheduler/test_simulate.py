@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
 from skippipe_scheduler.analysis.chrome_trace import to_chrome_trace
-from skippipe_scheduler.errors import DeadlockError
+from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.plan.plan import Operation, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
 from skippipe_scheduler.problem.costs import Costs
@@ -35,6 +35,19 @@ def costs(contention: Contention = "none", transfer_s: float = 0.5, overhead_s: 
         latency_s=latency,
         gbit_per_s=bandwidth,
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"slowdown": {"node-99": 2.0}}, "slowdown: the plan has no node 'node-99'"),
+        ({"lost_s": {"node-99": 0.0}}, "lost_s: the plan has no node 'node-99'"),
+        ({"jitter_sigma": -1.0}, "jitter_sigma: -1"),
+    ],
+)
+def test_what_the_plan_does_not_have_is_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        simulate(random_plan(1), **arguments)
 
 
 def tasks(text: str) -> list[Task]:

@@ -143,6 +143,14 @@ def test_run_goes_on_from_the_sound_one_and_keeps_the_damaged_one(
     assert complete_checkpoints(run_dir) == [checkpoint(run_dir, 4)]
 
 
+def test_a_checkpoint_of_the_run_is_resumed_by_its_name(run_dir: Path) -> None:
+    shutil.rmtree(checkpoint(run_dir, 3))
+    assert train_alone(resumed(run_dir, checkpoint={"resume": "step-00000002"})).first_step == 2
+    missing = resumed(run_dir, checkpoint={"resume": "step-00000009"})
+    with pytest.raises(CheckpointError, match=f"{checkpoint(run_dir, 9)}: no such checkpoint directory"):
+        train_alone(missing)
+
+
 def test_without_a_sound_checkpoint_the_run_is_refused_and_left_as_it_is(run_dir: Path) -> None:
     for step in (1, 2, 3):
         blank(checkpoint(run_dir, step) / METADATA)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from skippipe_scheduler.errors import DeadlockError
+from skippipe_scheduler.errors import DeadlockError, PlanError, nearest
 from skippipe_scheduler.plan.plan import Operation, Plan, Predicted, Task, split_backwards
 from skippipe_scheduler.plan.shared_links import SharedLinks
 from skippipe_scheduler.problem.costs import Costs
@@ -148,6 +148,7 @@ def simulate(
 
     Raises:
         DeadlockError: The order of the plan makes nodes wait for each other; the message names them.
+        PlanError: A node is none of the plan's, or the sigma is negative.
 
     Examples:
         >>> timeline = simulate(plan)
@@ -156,6 +157,12 @@ def simulate(
         >>> simulate(plan, slowdown={"turin-0": 3.0}).busy_s["turin-0"] > timeline.busy_s["turin-0"]
         True
     """
+    for what, named in (("slowdown", slowdown), ("lost_s", lost_s)):
+        unknown = sorted(set(named or ()).difference(plan.nodes))
+        if unknown:
+            raise PlanError(f"{what}: the plan has no node {unknown[0]!r}; {nearest(unknown[0], plan.nodes)}")
+    if jitter_sigma < 0:
+        raise PlanError(f"jitter_sigma: {jitter_sigma:g}; give a number of at least 0")
     return simulate_order(
         [microbatch.route for microbatch in plan.microbatches],
         plan.order,

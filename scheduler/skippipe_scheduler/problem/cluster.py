@@ -23,7 +23,8 @@ FORMAT = "skippipe.cluster/1"
 MOST_NODES = 4096
 """Nodes of one cluster: a plan has a cost for each pair of them."""
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""Of the units that cluster files have; what lies beyond is a mistake, and products of such numbers are infinite."""
 NamePair = tuple[str, str]
 Device = Literal["cpu", "cuda"]
 """What a node computes on: on a CPU, messages and the copy for a checkpoint lie in its own memory."""
@@ -127,7 +128,7 @@ class Link(StrictModel):
         0.12
     """
 
-    latency_ms: Annotated[float, Field(ge=0, examples=[48.1])]
+    latency_ms: Annotated[float, Field(ge=0, le=1e9, examples=[48.1])]
     """Milliseconds, one way."""
     gbit_per_s: Positive = Field(examples=[0.188])
     """Bandwidth, one way."""

@@ -7,7 +7,7 @@ plan follows from the plan of all nodes and from who is missing alone: when ever
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from skippipe_scheduler.errors import InfeasibleError, PlanError, nearest
+from skippipe_scheduler.errors import InfeasibleError, PlanError, nearest, refuse_text
 from skippipe_scheduler.options import LostStage, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.costs import Costs
@@ -75,6 +75,7 @@ def replan_without(plan: Plan, lost: Collection[str], options: SolveOptions, *, 
 
 def _absent_stages(plan: Plan, lost: Collection[str], lost_stage: LostStage) -> tuple[int, ...]:
     """Return the stages without a living node; raise where that must not be."""
+    refuse_text(lost, "lost nodes")
     unknown = sorted(node for node in lost if node not in plan.stage_of)
     if unknown:
         raise PlanError(f"lost node {unknown[0]!r} is not in the plan; {nearest(unknown[0], [*plan.nodes])}")

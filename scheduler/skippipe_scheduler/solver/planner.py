@@ -8,7 +8,7 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.layer_split import choose_layers
-from skippipe_scheduler.solver.no_worse import no_worse_than_full, why_slower
+from skippipe_scheduler.solver.no_worse import best_plan, no_worse_than_full, why_slower
 from skippipe_scheduler.solver.plan_request import PlanRequest
 from skippipe_scheduler.solver.replan import replan
 from skippipe_scheduler.solver.solve import solve_network_blind, solve_variants
@@ -110,7 +110,7 @@ def solve_with_baselines(
     chosen = own.resolve(plan)
     options = with_part(_BLIND_PART, 0).options
     blind = solve_network_blind(chosen, options, stages=tuple(stage.nodes for stage in plan.stages))
-    if blind.predicted.iteration_s < plan.predicted.iteration_s and not options.robustness:
+    if best_plan((plan, blind), options) is blind:
         plan = blind.model_copy(update={"solver": plan.solver})
     slower = plan.predicted.iteration_s > full_pipeline.predicted.iteration_s
     return PlanWithBaselines(chosen, plan, full_pipeline, blind, why_slower(plan, full_pipeline, own) if slower else "")

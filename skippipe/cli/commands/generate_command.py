@@ -119,6 +119,7 @@ def _text_options(
     """Return what is asked for; what the sampling refuses is said before a model is loaded."""
     from skippipe.inference.generation.sampling import Sampling
     from skippipe.inference.generation.text_generation import TextOptions
+    from skippipe.inference.policies.registry import check_keep
 
     chosen = Sampling(**sampling)
     for name in () if chosen.do_sample else ("temperature", "top_k", "top_p"):
@@ -128,18 +129,5 @@ def _text_options(
                 "give that too, or leave this out"
             )
     chosen.processors()
-    if keep is not None and keep != 1:
-        _check_chooses(policy, keep)
+    check_keep(policy, 1.0 if keep is None else keep)
     return TextOptions(policy, 1.0 if keep is None else keep, max_new_tokens, chosen, num_drafted, calibration)
-
-
-def _check_chooses(policy: str, keep: float) -> None:
-    """Raise `ConfigError` where the policy does not choose by a share."""
-    from skippipe.inference.policies.registry import find_policy
-
-    entry, argument = find_policy(policy)
-    if entry.decides(argument) or policy == "full":
-        raise ConfigError(
-            f"--keep {keep:g}: --policy {policy} runs {entry.summary}, whatever the share; leave --keep out, or choose "
-            "another policy, such as --policy unified"
-        )

@@ -25,6 +25,7 @@ from skippipe.inference.policies.construction import build_policy
 from skippipe.inference.policies.registry import find_policy
 from skippipe.inference.text_source import TextSource
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation, TaskResult, write_evaluation
+from skippipe_scheduler.errors import refuse_text
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,13 @@ class PerplexityOptions:
     """File for the layers that ran, of one policy at one share, for `file:CHOICE` and `export`."""
     tasks: TaskOptions | None = None
     """Tasks of lm-eval to run after each perplexity."""
+
+    def __post_init__(self) -> None:
+        refuse_text(self.text, "text")
+        refuse_text(self.calibration, "calibration")
+        for name, least in (("num_batches", 1), ("repeats", 1), ("prompt_length", 0), ("questions", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: {getattr(self, name)}; give at least {least}")
 
 
 def evaluate_model(
@@ -112,6 +120,7 @@ def evaluate(
         >>> evaluation.results[0].perplexity < 257  # what guessing among the 257 tokens would have
         True
     """
+    refuse_text(policies, "policies")
     options = options or PerplexityOptions()
     tasks = Tasks(options.tasks) if options.tasks is not None else None
     text = TextSource(model, sequence_length=options.sequence_length)
@@ -222,13 +231,13 @@ def _in_one_step(model: LoadedModel, run: Callable[[], Iterable[TaskResult]]) ->
 def _build_policies(
     names: Sequence[str], keeps: Sequence[float], context: PolicyContext
 ) -> Iterator[tuple[str, float | None, Policy]]:
-    """Yield each policy at each share; once without a share where it decides that itself."""
+    """Yield each policy at each share; once without a share where it decides that itself, and full depth once."""
     for name in names:
         entry, argument = find_policy(name)
         if entry.decides(argument):
             yield name, None, build_policy(name, context)
         else:
-            for keep in keeps:
+            for keep in keeps if name != "full" else [1.0]:
                 yield name, keep, build_policy(name, context.with_keep(keep))
 
 

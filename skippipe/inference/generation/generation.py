@@ -84,6 +84,10 @@ def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_to
 
     Prompt and answer together must fit into the model's context.
     """
+    if not prompts:
+        raise InputError("prompts: there are none; give at least one")
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: give at least 1")
     vocabulary = decoder.vocabulary
     for index, prompt in enumerate(prompts):
         room = decoder.context - len(prompt)

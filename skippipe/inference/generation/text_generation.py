@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.drafts.automatic_draft import AutomaticDraft
@@ -16,8 +17,10 @@ from skippipe.inference.generation.speculative import Speculated, draft_layers, 
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.construction import build_policy
+from skippipe.inference.policies.registry import check_keep
 from skippipe.inference.prompt_tokenizer import PromptTokenizer, streaming
 from skippipe.inference.text_source import TextSource
+from skippipe_scheduler.errors import refuse_text
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,14 @@ class TextOptions:
     """
     calibration: tuple[Path, ...] = ()
     """Text for policies that are calibrated; the text that the model is trained on where there is none."""
+
+    def __post_init__(self) -> None:
+        refuse_text(self.calibration, "calibration")
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: {self.max_new_tokens}; give at least 1")
+        drafted = self.num_drafted
+        if drafted not in (None, "auto") and not (isinstance(drafted, int) and drafted >= 1):
+            raise InputError(f"num_drafted: {drafted!r}; give a number of at least 1, 'auto' or None")
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,8 @@ def generate_texts(
         >>> continuation.num_tokens, round(continuation.result.share_of_generated, 2)
         (8, 0.5)
     """
+    refuse_text(prompts, "prompts")
+    check_keep(options.policy, options.keep)
     tokenizer, decoder = PromptTokenizer(model), model.decoder
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     text = TextSource(model)

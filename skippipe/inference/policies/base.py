@@ -92,6 +92,10 @@ class FixedLayers(Policy):
     stages_run: int | None = None
     """How many stages these are, where stages were chosen."""
 
+    def __post_init__(self) -> None:
+        if not self.layers or any(isinstance(layer, int) and layer < 0 for layer in self.layers):
+            raise InputError(f"layers {list(self.layers)}: give at least one, counted from 0")
+
     @property
     def num_stages(self) -> int | None:
         """Stages that run, where stages were chosen."""

@@ -27,10 +27,13 @@ def counts_as_changes(counts: Sequence[tuple[float, int]]) -> list[MachineChange
     ]
 
 
-def on_nodes(machines: Sequence[MachineChange], plan: Plan, source: str, *, seed: int = 0) -> FailureTrace:
+def on_nodes(
+    machines: Sequence[MachineChange], plan: Plan, source: str, *, duration_s: float | None = None, seed: int = 0
+) -> FailureTrace:
     """Return the trace of a plan's nodes, of which as large a share is there as of the machines at their most.
 
-    It begins when there are the most machines for the first time. Which nodes are lost is drawn from the seed. A
+    It begins when there are the most machines for the first time, and ends with the last row where no `duration_s` is
+    given. Which nodes are lost is drawn from the seed. A
     machine that comes takes the place of the lost node whose stage has the smallest share of its nodes left, as
     somebody would choose who brings a machine; of several, of the one that has been away for longest.
     """
@@ -58,7 +61,8 @@ def on_nodes(machines: Sequence[MachineChange], plan: Plan, source: str, *, seed
                 node = _most_needed(plan, away)
                 away.remove(node)
                 events.append((time_s, node, True))
-    return make_trace(events, plan.nodes, machines[-1].time_s - begin_s, source)
+    end_s = machines[-1].time_s - begin_s if duration_s is None else duration_s
+    return make_trace(events, plan.nodes, end_s, source)
 
 
 def _most_needed(plan: Plan, away: Sequence[str]) -> str:

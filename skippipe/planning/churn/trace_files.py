@@ -38,7 +38,9 @@ _SAMPLES = TypeAdapter(list[_Sample])
 _ITERATIONS = TypeAdapter(dict[int, list[Count]])
 
 
-def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) -> FailureTrace:
+def load_trace(
+    path: Path, plan: Plan, *, rejoin_s: float = 0.0, duration_s: float | None = None, seed: int = 0
+) -> FailureTrace:
     """Read a trace for the nodes of a plan; the format follows from the content.
 
     Args:
@@ -46,6 +48,7 @@ def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) 
             nodes. Others tell of machines: `on_nodes` says what becomes of these.
         plan: The plan.
         rejoin_s: When a node is back whose loss alone the file has (CheckFree), in seconds.
+        duration_s: Where the trace ends, in seconds; where the file says, or with its last event, if not given.
         seed: Chooses the nodes that stand for the machines.
 
     Raises:
@@ -53,7 +56,7 @@ def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) 
     """
     text = read_text(path, InputError)
     if text.lstrip()[:1] in ("[", "{"):
-        return _from_json(text, path, plan, rejoin_s, seed)
+        return _from_json(text, path, plan, rejoin_s, duration_s, seed)
     rows = [
         (f"{path}:{number}", tuple(cell.strip() for cell in line.split(",")))
         for number, line in enumerate(text.splitlines(), 1)
@@ -61,11 +64,11 @@ def load_trace(path: Path, plan: Plan, *, rejoin_s: float = 0.0, seed: int = 0) 
     ]
     kinds = {row[1][-1] in (*EVENTS, END) for row in rows}
     if kinds == {True}:
-        return _own_nodes(rows, path, plan)
-    return on_nodes(_machines(rows, path), plan, str(path), seed=seed)
+        return _own_nodes(rows, path, plan, duration_s)
+    return on_nodes(_machines(rows, path), plan, str(path), duration_s=duration_s, seed=seed)
 
 
-def _own_nodes(rows: Sequence[TraceRow], path: Path, plan: Plan) -> FailureTrace:
+def _own_nodes(rows: Sequence[TraceRow], path: Path, plan: Plan, duration_s: float | None) -> FailureTrace:
     """Return the trace of rows time_s,node,event."""
     events, end_s = [], None
     for place, cells in rows:
@@ -74,7 +77,7 @@ def _own_nodes(rows: Sequence[TraceRow], path: Path, plan: Plan) -> FailureTrace
             end_s = time_s
         else:
             events.append((time_s, _cell(cells, 1, place), EVENTS[cells[-1]]))
-    return make_trace(events, plan.nodes, end_s, str(path))
+    return make_trace(events, plan.nodes, end_s if duration_s is None else duration_s, str(path))
 
 
 def _machines(rows: Sequence[TraceRow], path: Path) -> list[MachineChange]:
@@ -96,20 +99,22 @@ def _machines(rows: Sequence[TraceRow], path: Path) -> list[MachineChange]:
     return [MachineChange(time_s, kinds["remove"], kinds["add"]) for time_s, kinds in sorted(moved.items())]
 
 
-def _from_json(text: str, path: Path, plan: Plan, rejoin_s: float, seed: int) -> FailureTrace:
+def _from_json(text: str, path: Path, plan: Plan, rejoin_s: float, duration_s: float | None, seed: int) -> FailureTrace:
     """Return the trace of Sailor's counts, or of CheckFree's iterations."""
     content = parse_json(text, str(path), InputError)
     try:
         if isinstance(content, list):
             counts = [(sample.time_s, sample.machines) for sample in _SAMPLES.validate_python(content)]
-            return on_nodes(counts_as_changes(counts), plan, str(path), seed=seed)
+            return on_nodes(counts_as_changes(counts), plan, str(path), duration_s=duration_s, seed=seed)
         failures = _ITERATIONS.validate_python(content)
     except ValidationError as reason:
         raise InputError(f"{path}: not a known trace ({describe(reason)}); known are {FORMATS}") from None
-    return _from_iterations(failures, path, plan, rejoin_s)
+    return _from_iterations(failures, path, plan, rejoin_s, duration_s)
 
 
-def _from_iterations(failures: dict[int, list[int]], path: Path, plan: Plan, rejoin_s: float) -> FailureTrace:
+def _from_iterations(
+    failures: dict[int, list[int]], path: Path, plan: Plan, rejoin_s: float, duration_s: float | None
+) -> FailureTrace:
     """Return the trace of iterations at which nodes fail, the last of each list being the end.
 
     Nodes are numbered stage by stage, so that those of a stage, which fail together there, do so here.
@@ -123,7 +128,8 @@ def _from_iterations(failures: dict[int, list[int]], path: Path, plan: Plan, rej
         for iteration in failures[position * len(failures) // len(nodes)][:-1]:
             lost_s = iteration * iteration_s
             events += [(lost_s, node, False), (lost_s + rejoin_s, node, True)]
-    return make_trace(events, plan.nodes, failures[0][-1] * iteration_s, str(path))
+    end_s = failures[0][-1] * iteration_s if duration_s is None else duration_s
+    return make_trace(events, plan.nodes, end_s, str(path))
 
 
 def _cell(cells: Sequence[str], index: int, place: str) -> str:

@@ -6,6 +6,7 @@ has happened, a search that has less time than that runs the same functions as p
 
 import hashlib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+logger = logging.getLogger(__name__)
 _WORTH_COMPILING_S = 15.0
 """Seconds of a time limit from which the kernel is compiled first. Chosen: with less, Python has a plan sooner."""
 _SLOWNESS = 350.0
@@ -42,6 +44,8 @@ def prepare(limit_s: float | None) -> None:
     compiled_before = any(cache_folder().rglob("anneal.anneal-*.nbi"))
     if limit_s is not None and limit_s < _WORTH_COMPILING_S and not compiled_before:
         numba_config.DISABLE_JIT = 1
+    elif not compiled_before:
+        logger.info("compiling the search, once for each installation: 20 s to a minute")
 
 
 def slowness() -> float:

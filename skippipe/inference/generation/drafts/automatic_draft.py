@@ -35,6 +35,9 @@ SEARCH_SHARE = 0.015
 LOST_SHARE = 0.01
 """Part of the time of decoding without drafts that drafts may lose: a token's time at least. With the search it stays
 below the 3% by which an answer may be slower than without drafts."""
+RISKED_PART = 1 / 3
+"""Part of what drafts may still lose that a draft of several tokens may: where tokens are dear to check, the first long
+one took all of it, and nothing was drafted in the rest of a text that repeats itself."""
 SAVED_SHARE = 0.1
 """Part of the time saved by drafts that it may take beside that."""
 STEP = 2
@@ -102,10 +105,11 @@ class AutomaticDraft(Drafter):
         if room == 0 or self._since_plain >= PLAIN_EVERY or self._has_given_up:
             return DraftedTokens()
         whole_s = self._checks.seconds(1)
-        may_take_s = whole_s + max(1.0, LOST_SHARE * self._max_new_tokens) * whole_s + self._gained_s
-        if self._checks.at_most_s(2) > may_take_s:
+        may_lose_s = max(1.0, LOST_SHARE * self._max_new_tokens) * whole_s + self._gained_s
+        if self._checks.at_most_s(2) > whole_s + may_lose_s:
             self._has_given_up = True
             return DraftedTokens()
+        may_take_s = max(self._checks.at_most_s(2), whole_s + RISKED_PART * may_lose_s)
         self._running, rate = running.tolist(), self._speed.rate(whole_s)
         self._search_on(texts, rate, whole_s)
         layers, least = self._search.found, 1 - rate * whole_s + MARGIN
@@ -140,14 +144,15 @@ class AutomaticDraft(Drafter):
             self._speed.add(kept + 1, now_s(self._device) - self._start_s)
 
     def _learn_of_draft(self, proposal: DraftedTokens, stays: Sequence[Tensor], check_s: float, kept: int) -> None:
+        kept_tokens = kept * sum(self._running)
         self._gained_s += (kept + 1) * self._checks.seconds(1) - (now_s(self._device) - self._start_s)
         if isinstance(self._used, LayerDraft):
             self._used.learn(self._running, stays, check_s)
-            self._by_layers += kept
+            self._by_layers += kept_tokens
         elif self._used is not None:
             self._used.learn(self._running, stays)
             self._checks.add(len(proposal.chances) + 1, check_s)
-            self._looked_up += kept
+            self._looked_up += kept_tokens
 
     def _search_on(self, texts: CheckedTexts, rate: float, whole_s: float) -> None:
         """Search for layers, where there is time for a step."""
