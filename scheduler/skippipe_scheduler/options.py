@@ -10,7 +10,7 @@ from skippipe_scheduler.errors import InputError
 
 _MARGIN = 0.94
 """Share of the time limit that the search may use; the rest is for exact times and writing the plan. Chosen."""
-_EXACT_TASK_S = 4e-5
+EXACT_TASK_S = 4e-5
 """Seconds for the exact times of each task, where that is more. Measured: 9 s for 257,000 tasks."""
 _LEAST_PART = 0.3
 """But this share of the time limit at least. Chosen."""
@@ -88,5 +88,5 @@ class SolveOptions:
 
     def budget(self, num_tasks: int = 0) -> Budget:
         """Start the budget of a whole solve, whose plan has so many tasks."""
-        searched_s = min(self.time_limit_s * _MARGIN, self.time_limit_s - num_tasks * _EXACT_TASK_S)
+        searched_s = min(self.time_limit_s * _MARGIN, self.time_limit_s - num_tasks * EXACT_TASK_S)
         return Budget(max(_LEAST_PART * self.time_limit_s, searched_s), self.max_evaluations, self.stop)

@@ -177,7 +177,9 @@ def read_metadata(directory: Path) -> Metadata:
 def read_metadata_alone(directory: Path) -> Metadata:
     """Return a checkpoint's metadata, whatever files there are; raise `CheckpointError` where it is damaged."""
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: {NO_DIRECTORY}")
+        others = sorted(path.name for path in directory.parent.glob("step-*"))
+        beside = f"; {directory.parent} has {', '.join(others)}" if others else ""
+        raise CheckpointError(f"{directory}: {NO_DIRECTORY}{beside}")
     path = directory / METADATA
     content = read_json(path, CheckpointError)
     metadata = parse(Metadata, content, str(path), CheckpointError)

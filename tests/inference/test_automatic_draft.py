@@ -235,7 +235,7 @@ def test_drafts_that_never_stay_lose_little(seed: int, monkeypatch: pytest.Monke
     decoder, new = decoder_of(tiny("llama", vocab_size=16, num_hidden_layers=2)), 200
     prompt = [1, 2, 3, 4] * 6
     sampling = Sampling(do_sample=True, top_k=0, seed=seed)
-    result = speculate(decoder, AutomaticDraft(decoder, [24], new), [prompt], max_new_tokens=new, sampling=sampling)
+    speculate(decoder, AutomaticDraft(decoder, [24], new), [prompt], max_new_tokens=new, sampling=sampling)
     assert sum(count > 0 for count in counts) >= 4  # one wrong draft does not end them
     assert clock[0] <= new - 1 + LOST_SHARE * new + 1e-9  # the prompts gave the first token
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from skippipe_scheduler.analysis.jitter import sample_iterations
-from skippipe_scheduler.options import SolveOptions
+from skippipe_scheduler.options import EXACT_TASK_S, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem, StageNodes
@@ -22,6 +22,8 @@ from skippipe_scheduler.solver.solve import solve
 
 _PART = 0.25
 """Share of a solve's budget for the search that goes on where the full pipeline is the better start. Chosen."""
+_JUDGED_PART = 0.1
+"""Share of the time limit that may go into the mean times of two plans under jitter. Chosen."""
 
 
 def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) -> Plan:
@@ -47,8 +49,15 @@ def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) ->
 
 
 def best_plan(plans: Sequence[Plan], options: SolveOptions) -> Plan:
-    """Return the plan that takes least, on the mean over jitter where plans are judged by that."""
+    """Return the plan that takes least, on the mean over jitter where plans are judged by that.
+
+    Where that mean takes too long to find, it is the first.
+    """
     jitter = options.robustness
+    if jitter is not None and options.max_evaluations is None:
+        num_tasks = sum(len(tasks) for plan in plans for tasks in plan.order.values())
+        if jitter.samples * num_tasks * EXACT_TASK_S > _JUDGED_PART * options.time_limit_s:
+            return plans[0]
 
     def judged_s(plan: Plan) -> float:
         if jitter is None:

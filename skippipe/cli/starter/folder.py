@@ -35,7 +35,7 @@ def write_starter(target: Path) -> tuple[Path, ...]:
         for name, source in files.items():
             _copy(source, target / name)
     except OSError as reason:
-        raise StorageError(f"{target}: {reason}") from None
+        raise StorageError(f"{target}: cannot be written ({reason.strerror or reason}); name another folder") from None
     return tuple(files)
 
 
