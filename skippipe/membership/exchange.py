@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import zmq
 
+from skippipe.errors import CommunicationError
 from skippipe.membership.download import PIECE_BYTES, Downloads, Source
 from skippipe.membership.keys import RunKeys, bind_port
 
@@ -109,9 +110,9 @@ class Exchange:
     def _while_open(self, action: Callable[[], Result | None]) -> Result | None:
         try:
             return action()
-        except zmq.ZMQError:
-            if not self._closed.is_set():
-                raise
+        except zmq.ZMQError as reason:
+            if not self._closed.is_set():  # as with too many open files
+                raise CommunicationError(f"a question to another process failed: {reason}") from None
             return None
 
     def close(self) -> None:

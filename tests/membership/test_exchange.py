@@ -1,5 +1,6 @@
 """Contents that one process has ready for others."""
 
+import errno
 import os
 import random
 import socket
@@ -11,12 +12,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import zmq
 from member_processes import SECRET
 from strangers import announce
 
 from skippipe.checkpoint.disks.peer_files import PeerFiles
 from skippipe.errors import CommunicationError, InputError
-from skippipe.membership.download import PIECE_BYTES, Source, fetch
+from skippipe.membership.download import PIECE_BYTES, Downloads, Source, fetch
 from skippipe.membership.epoch import Member
 from skippipe.membership.exchange import Exchange
 from skippipe.membership.keys import run_keys
@@ -41,6 +43,17 @@ def test_contents_arrive_as_they_were_offered(exchange: Exchange, size: int) -> 
     content = random.Random(size).randbytes(size)
     exchange.offer("weights", content)
     assert fetched(exchange, "weights") == content
+
+
+def test_a_socket_that_cannot_be_opened_is_an_answer_that_does_not_come(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    monkeypatch.setattr(Downloads, "content", fail)
+    with pytest.raises(CommunicationError, match="Too many open files"):
+        exchange.fetch(Source("127.0.0.1", exchange.port), "weights", 5.0)
 
 
 @pytest.mark.parametrize("size", [0, 5 * PIECE_BYTES + 7])
