@@ -83,8 +83,8 @@ class SolveOptions:
     """Ends the search early, from any thread."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.time_limit_s, int | float) or not self.time_limit_s > 0:
-            raise InputError(f"time_limit_s: {self.time_limit_s!r}; give seconds above 0")
+        if not isinstance(self.time_limit_s, int | float) or not self.time_limit_s >= 0:
+            raise InputError(f"time_limit_s: {self.time_limit_s!r}; give a number of seconds")
 
     def budget(self, num_tasks: int = 0) -> Budget:
         """Start the budget of a whole solve, whose plan has so many tasks."""

@@ -11,7 +11,7 @@ from independent_checker import first_offence_of
 from small_problems import make_problem, problems, slot_costs
 
 from skippipe_scheduler.baselines.paper_method import solve_paper_method
-from skippipe_scheduler.errors import InfeasibleError, ProblemError
+from skippipe_scheduler.errors import InfeasibleError, InputError, ProblemError
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
@@ -169,6 +169,12 @@ def test_progress_reports_only_improvements() -> None:
     solve(problem, SolveOptions(max_evaluations=300, progress=lambda progress: seen.append(progress.iteration_s)))
     assert seen
     assert seen == sorted(set(seen), reverse=True)
+
+
+@pytest.mark.parametrize("limit_s", [-1, float("nan"), "3"])
+def test_a_limit_that_is_no_time_is_refused(limit_s: Any) -> None:
+    with pytest.raises(InputError, match=r"time_limit_s: .*give a number of seconds"):
+        SolveOptions(time_limit_s=limit_s)
 
 
 def test_rules_that_no_route_can_obey_are_named() -> None:
