@@ -44,6 +44,16 @@ def saved(folder: Path, step: int, text: str) -> tuple[Path, dict[str, FileRecor
     return path, files
 
 
+def newest_only_there(remote: RemoteFolder, run: Path) -> Path:
+    """Bring steps 2 and 3 of a run there, and remove the newer one here; return its path."""
+    for step in (2, 3):
+        path, files = saved(checkpoints_folder(run), step, "first")
+        remote.bring(path, files)
+        assert remote.complete(path, lambda: True)
+    shutil.rmtree(path)
+    return path
+
+
 @pytest.fixture(params=["memory://place/run", "path"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteFolder:
     """Return an empty folder in memory, or on the disk."""
@@ -109,11 +119,7 @@ def test_a_newer_state_here_counts_before_the_one_of_its_step_there(tmp_path: Pa
 
 def test_an_older_one_counts_where_what_is_there_of_the_newest_is_damaged(tmp_path: Path) -> None:
     remote, run = RemoteFolder(str(tmp_path / "there")), tmp_path / "run"
-    for step in (2, 3):
-        path, files = saved(checkpoints_folder(run), step, "first")
-        remote.bring(path, files)
-        assert remote.complete(path, lambda: True)
-    shutil.rmtree(path)
+    path = newest_only_there(remote, run)
     (stored,) = (tmp_path / "there" / path.name).rglob(f"*{NAME}")
     stored.write_text("fIrst")
     found, damaged = Gathering(ALONE, ONE_DISK, None, remote).newest(run, None)
@@ -126,11 +132,7 @@ def test_a_fetch_that_was_interrupted_leaves_nothing_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote, run = RemoteFolder(str(tmp_path / "there")), tmp_path / "run"
-    for step in (2, 3):
-        path, files = saved(checkpoints_folder(run), step, "first")
-        remote.bring(path, files)
-        assert remote.complete(path, lambda: True)
-    shutil.rmtree(path)
+    newest_only_there(remote, run)
 
     def killed(*_: object) -> None:
         assert newest_sound_checkpoint(run) == (checkpoint_path(run, 2), {})

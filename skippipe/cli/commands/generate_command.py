@@ -129,5 +129,6 @@ def _text_options(
                 "give that too, or leave this out"
             )
     chosen.processors()
-    check_keep(policy, 1.0 if keep is None else keep)
-    return TextOptions(policy, 1.0 if keep is None else keep, max_new_tokens, chosen, num_drafted, calibration)
+    share = 1.0 if keep is None else keep
+    check_keep(policy, share)
+    return TextOptions(policy, share, max_new_tokens, chosen, num_drafted, calibration)

@@ -169,8 +169,10 @@ def describe_policies() -> dict[str, str]:
 
 def check_keep(policy: str, keep: float) -> None:
     """Raise `InputError` for another share than 1 where the policy does not choose by a share."""
+    if keep == 1:
+        return
     entry, argument = find_policy(policy)
-    if keep != 1 and (entry.decides(argument) or policy == "full"):
+    if entry.decides(argument) or policy == "full":
         raise InputError(
             f"--keep {keep:g}: --policy {policy} runs {entry.summary}, whatever the share; leave --keep out, or choose "
             "another policy, such as --policy unified"
