@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from skippipe.inference.depth_schedule import LayerSelection, Segment
+from skippipe.inference.depth_schedule import LayerSelection, Segment, check_known
 from skippipe.inference.key_value_cache import RouteCache
 from skippipe.model.architecture import rope_border
 from skippipe.model.chunked_loss import mean_cross_entropy
@@ -162,7 +162,11 @@ class Decoder:
 
         Returns:
             The logits, in the dtype of the model.
+
+        Raises:
+            InputError: The route has a layer that the model does not.
         """
+        check_known(route, self.num_layers)
         if len(route) == 1 and route[0].served == input_ids.shape[1] and self.is_here(route[0].layers):
             model = self._part("model", route[0].layers, lambda: self._whole(route[0].layers))
             arguments = self._arguments(input_ids, position_ids, attention_mask, cache)
@@ -184,7 +188,11 @@ class Decoder:
             labels: The next tokens, already shifted, (B, T).
             route: Which layers run for how many of the positions; every segment serves a prefix of them.
             first: The first position that counts.
+
+        Raises:
+            InputError: The route has a layer that the model does not.
         """
+        check_known(route, self.num_layers)
         hidden = self._walked(input_ids, route)
         return mean_cross_entropy(self.head, (), hidden[:, first:], labels[:, first:])
 

@@ -8,8 +8,9 @@ sequence is computed at once by running each layer on the prefix that it serves.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from skippipe.errors import InputError
 from skippipe.model.cost import TokenCost
-from skippipe.model.layer_halves import Block, HalfLayer, LayerOrHalf
+from skippipe.model.layer_halves import Block, HalfLayer, LayerOrHalf, index_of
 
 LayerSelection = tuple[LayerOrHalf, ...]
 """Indices of layers, or halves of layers, in the order in which they run."""
@@ -42,13 +43,12 @@ class Segment:
 def segments(layers_of: Sequence[LayerSelection]) -> tuple[Segment, ...]:
     """Return the segments of a sequence, in order; `layers_of` has the layers of each position.
 
-    Raises `ValueError` where layers come back, or run in another order, after a position that left them out.
+    Raises `InputError` where layers come back, or run in another order, after a position that left them out.
     """
     served = dict.fromkeys(layers_of[0], 0)
     before = layers_of[0]
     for layers in layers_of:
-        if layers != before:
-            _check_shrinks(before, layers)
+        check_shrinks(before, layers)
         before = layers
         for layer in layers:
             served[layer] += 1
@@ -59,6 +59,27 @@ def segments(layers_of: Sequence[LayerSelection]) -> tuple[Segment, ...]:
         else:
             found.append(Segment((layer,), count))
     return tuple(found)
+
+
+def check_shrinks(before: LayerSelection, layers: LayerSelection) -> None:
+    """Raise `InputError` where `layers` cannot follow those of the position `before`, whose keys they attend to."""
+    rest = iter(before)
+    if layers != before and not all(layer in rest for layer in layers):
+        raise InputError(
+            f"layers {_listed(layers)} follow {_listed(before)}: from one position to the next, layers may only go, "
+            "and the others keep their order; correct the policy"
+        )
+
+
+def check_known(route: Sequence[Segment], num_layers: int) -> None:
+    """Raise `InputError` for a layer that a model of `num_layers` does not have."""
+    for layer in (layer for segment in route for layer in segment.layers):
+        if not 0 <= index_of(layer) < num_layers:
+            raise InputError(f"layer {layer}: the model has {num_layers} layers, counted from 0; correct the policy")
+
+
+def _listed(layers: Sequence[LayerOrHalf]) -> str:
+    return ", ".join(map(str, layers)) or "none"
 
 
 def share_computed(
@@ -90,9 +111,3 @@ def half_flop(block: Block, layer_flop: float, cost: TokenCost) -> float:
 def layers_run(layers: LayerSelection) -> float:
     """Return how many layers run; a half is half a layer."""
     return sum(0.5 if isinstance(layer, HalfLayer) else 1.0 for layer in layers)
-
-
-def _check_shrinks(before: LayerSelection, layers: LayerSelection) -> None:
-    rest = iter(before)
-    if not all(layer in rest for layer in layers):
-        raise ValueError(f"layers {layers} follow {before}: depth may only shrink, in the same order")

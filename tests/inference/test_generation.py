@@ -121,6 +121,24 @@ def test_a_layer_that_was_left_out_cannot_come_back() -> None:
         decoder.logits(token, [Segment((0, 1, 5), 1)], cache=cache)
 
 
+class DeeperAfterPrompt(Policy):
+    def layers_at(self, position: int, prompt_length: int) -> tuple[int, ...]:
+        return (0, 5) if position < prompt_length else (0, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (DeeperAfterPrompt(), "layers 0, 1, 5 follow 0, 5: from one position to the next, layers may only go"),
+        (FixedLayers((0, 6)), "layer 6: the model has 6 layers, counted from 0"),
+    ],
+)
+def test_a_policy_that_no_model_can_follow_is_refused(policy: Policy, told: str) -> None:
+    decoder, _ = decoder_and("llama", "full", 1.0)
+    with pytest.raises(InputError, match=told):
+        generate(decoder, policy, [[3]], max_new_tokens=2)
+
+
 def test_rows_end_at_the_end_of_text_and_tokens_are_told_as_they_come() -> None:
     decoder, policy = decoder_and("llama", "full", 1.0)
     whole = generate(decoder, policy, PROMPTS, max_new_tokens=NEW).tokens

@@ -161,7 +161,7 @@ def test_segments_join_what_runs_equally_far() -> None:
 
 @pytest.mark.parametrize("layers_of", [[(0,), (0, 1)], [(0, 1, 2), (0, 2, 1)], [(0, 1), (0,), (0, 1)]])
 def test_layers_that_come_back_are_refused(layers_of: Sequence[tuple[int, ...]]) -> None:
-    with pytest.raises(ValueError, match="may only shrink"):
+    with pytest.raises(InputError, match="layers may only go"):
         segments(layers_of)
 
 

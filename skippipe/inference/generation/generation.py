@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skippipe.errors import InputError, NodeLostError
 from skippipe.inference.decoder import Decoder
-from skippipe.inference.depth_schedule import Flop, LayerSelection, Segment, segments
+from skippipe.inference.depth_schedule import Flop, LayerSelection, Segment, check_shrinks, segments
 from skippipe.inference.generation.flop_counter import FlopCounter
 from skippipe.inference.generation.sampling import Sampling, TokenChoice
 from skippipe.inference.key_value_cache import RouteCache
@@ -248,6 +248,7 @@ class _Loop:
     def _step(self) -> Tensor:
         """Run the newest token of each row."""
         layers = self._layers_at(self.length - 1)
+        check_shrinks(self._layers_at(self.length - 2), layers)
         newest = slice(self.length - 1, self.length)
         position_ids = self._batch.position_ids[:, newest]  # (B, 1)
         if self._meter is not None:

@@ -130,13 +130,15 @@ def generate_texts(
     policy = build_policy(options.policy, context).sample(0)
     layers = draft_layers(policy, decoder) if options.num_drafted is not None else ()
     limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.end_ids}
-    check_prompts(decoder, ids, options.max_new_tokens)  # before anything is printed
+    # What may be refused is, before anything is printed.
+    check_prompts(decoder, ids, options.max_new_tokens)
+    drafter = _drafter(decoder, layers, ids, options) if options.num_drafted is not None else None
     start_s = time.perf_counter()
     result: Generated | Speculated
     with streaming(tokenizer, ids[0] if stream else None) as on_tokens:
         limits |= {"sampling": options.sampling, "on_tokens": on_tokens}
-        if options.num_drafted is not None:
-            result = speculate(decoder, _drafter(decoder, layers, ids, options), ids, **limits)
+        if drafter is not None:
+            result = speculate(decoder, drafter, ids, **limits)
         else:
             result = generate(decoder, policy, ids, progress=model.progress, **limits)
     duration_s = time.perf_counter() - start_s
