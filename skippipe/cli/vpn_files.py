@@ -51,7 +51,7 @@ def write_vpn(
 
 
 def _split(text: str) -> tuple[str, str]:
-    node, equals, place = text.partition("=")
+    node, equals, place = text.rpartition("=")  # a name may have one, too
     if not equals:
         raise InputError(f"--endpoint: {text!r} is not NODE=HOST[:PORT]")
     return node, place

@@ -86,6 +86,8 @@ def test_a_loss_is_accounted_for(plan: Plan, path: str, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--slow", "nobody=2"], "the plan has no node 'nobody'"),
+        (["--slow", "rack=3=2"], "the plan has no node 'rack=3'"),
+        (["--slow", "node-0"], "--slow node-0: expected NODE=FACTOR"),
         (["--slow", "node-0=2", "--slow", "node-0=3"], "--slow node-0=3: node-0 has 2 already; give one of them"),
         (["--slow", "node-0=0"], "expected NODE=FACTOR with a positive number and at most 1e+09"),
         (["--slow", "node-0=1e300"], "at most 1e+09"),

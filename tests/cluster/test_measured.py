@@ -1,9 +1,11 @@
 """A cluster file made of a run's trace: from a simulated iteration on skewed clocks, the true costs come back."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
+from random_plans import with_splits
 from simulated_trace import simulated_trace
 
 from skippipe.cluster.measured import measured_cluster, write_measured
@@ -100,6 +102,17 @@ def test_a_split_backward_is_timed_as_one(plan: Plan) -> None:
             split.tasks.append(task)
     found, expected = (measured_cluster(plan, ASSUMED, trace).members() for trace in (split, whole))
     assert [node.backward_s for node in found] == [node.backward_s for node in expected]
+
+
+def test_weight_gradients_keep_their_part_of_the_backward(plan: Plan) -> None:
+    split = with_splits(plan, 1.0, random.Random(0))
+    fast = recost(split, make_cluster((0.01,) * 5))
+    parts, found = (
+        {node: part_s / costs.backward_s[node] for node, part_s in (costs.weight_s or {}).items()}
+        for costs in (split.costs, fast.costs)
+    )
+    assert found == pytest.approx(parts)
+    assert min(task.end_s - task.start_s for task in simulate(fast).tasks) > 0
 
 
 def test_without_a_trace_costs_stay(plan: Plan) -> None:

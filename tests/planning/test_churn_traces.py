@@ -85,6 +85,20 @@ def test_nodes_that_fail_with_their_stage_do_so_here(tmp_path: Path) -> None:
     assert at_once.changes == (NodeChange(3 * iteration_s, lost, lost),)
 
 
+def test_a_node_that_is_away_does_not_fail_again(tmp_path: Path) -> None:
+    content = {str(node): [3, 5, 20, 50] if node == 4 else [50] for node in range(9)}
+    iteration_s = PLAN.predicted.iteration_s
+    trace = read(tmp_path, json.dumps(content), "failures.json", rejoin_s=4 * iteration_s)
+    lost = frozenset({[node for stage in PLAN.stages for node in stage.nodes][4]})
+    assert [change.time_s / iteration_s for change in trace.changes] == pytest.approx([3, 7, 20, 24])
+    assert [(change.lost, change.back) for change in trace.changes] == [(lost, frozenset()), (frozenset(), lost)] * 2
+
+
+def test_names_with_a_comma_are_quoted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the plan has no node 'rack 3, slot 1'"):
+        read(tmp_path, '1, "rack 3, slot 1", lost\n9,,end\n')
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -2,9 +2,12 @@ import pytest
 from small_problems import make_problem
 
 from skippipe_scheduler.baselines.full_and_blind import MAX_SIZE_VARIANTS, full_pipeline_problem, network_blind
+from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
+from skippipe_scheduler.solver.plan_request import PlanRequest
+from skippipe_scheduler.solver.planner import solve_with_baselines
 from skippipe_scheduler.solver.solve import SolveOptions, solve, solve_full_pipeline, solve_network_blind
 
 QUICK = SolveOptions(max_evaluations=150)
@@ -56,6 +59,16 @@ def test_blind_plan_is_timed_with_the_true_costs_on_the_given_placement() -> Non
     assert [stage.nodes for stage in blind.stages] == stages
     assert blind.costs == plan.costs
     assert simulate(blind).iteration_s == blind.predicted.iteration_s
+
+
+def test_the_bound_of_a_blind_plan_is_that_of_the_problem_not_of_its_placement() -> None:
+    problem = make_problem(0, [2, 2, 2], 2, 8, fixed=False)
+    bound_s = max(lower_bounds(problem, 0.0).values())
+    worst = [problem.nodes[:2], problem.nodes[2:4], problem.nodes[4:]]
+    assert max(lower_bounds(make_problem(0, [2, 2, 2], 2, 8), 0.0).values()) > 1.01 * bound_s
+    assert solve_network_blind(problem, QUICK, worst).predicted.lower_bound_s == bound_s
+    result = solve_with_baselines(PlanRequest(problem, QUICK))
+    assert result.network_blind.predicted.lower_bound_s == result.plan.predicted.lower_bound_s
 
 
 def test_knowing_the_network_pays() -> None:

@@ -30,10 +30,10 @@ WORKLOAD = Workload(
 )
 
 
-@given(st.integers(0, 10_000))
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.7]))
 @settings(max_examples=40)
-def test_peaks_of_random_plans(seed: int) -> None:
-    plan = random_plan(seed)
+def test_peaks_of_random_plans(seed: int, split: float) -> None:
+    plan = random_plan(seed, split=split)
     timeline = simulate(plan)
     needs = stage_needs(WORKLOAD, plan.layers_per_stage, [len(stage.nodes) for stage in plan.stages])
     estimates = plan_memory(plan, WORKLOAD)

@@ -11,12 +11,16 @@ from random_plans import share_capacities
 from small_problems import make_problem, share_links
 from test_kernel import begin, plan_of
 
+from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, reduction_s
-from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.problem.problem import Problem, StageNodes
 from skippipe_scheduler.problem.sharing.capacities import Duplex, SharedCapacities, Uplink
+from skippipe_scheduler.slots.least_reductions import least_reductions_s
+from skippipe_scheduler.slots.replica_order import order_replicas
+from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
 
@@ -164,3 +168,47 @@ def test_the_search_orders_the_replicas(reduction: str) -> None:
     orders_s = [problem.reduce_s((order, *others))[0] for order in permutations(first)]
     assert problem.reduce_s((first, *others))[0] == pytest.approx(min(orders_s))
     assert max(orders_s) > 1.1 * min(orders_s)
+
+
+@settings(max_examples=60, derandomize=True)
+@given(st.integers(0, 1000), st.integers(1, 9), st.sampled_from(["ring", "tree"]), st.sampled_from(["link", "shared"]))
+def test_no_order_of_the_replicas_reduces_in_less_than_the_least(
+    seed: int, replicas: int, reduction: str, contention: str
+) -> None:
+    problem = reducing(seed, (replicas, 1, 1), reduction, contention=contention)
+    nodes, others = list(problem.nodes[:replicas]), ((problem.nodes[replicas],), (problem.nodes[replicas + 1],))
+    least_s = least_reductions_s(problem, (tuple(nodes), *others))
+    model = SlotModel(problem)
+    orders = [
+        *random_orders(nodes, seed),
+        [problem.nodes[rank] for rank in order_replicas(model, tuple(range(replicas + 2)))],
+    ]
+    found_s = [problem.reduce_s((tuple(order[:replicas]), *others))[0] for order in orders]
+    assert least_s[0] <= min(found_s) * (1 + 1e-12)
+    assert least_s[1:] == (0, 0)
+    if replicas <= 5:  # then all orders are tried
+        assert least_s[0] == pytest.approx(found_s[-1])
+
+
+def random_orders(nodes: list[str], seed: int) -> list[list[str]]:
+    generator = random.Random(seed)
+    return [generator.sample(nodes, len(nodes)) for _ in range(60)]
+
+
+@pytest.mark.parametrize("reduction", ["ring", "tree", "direct", "hierarchical"])
+@settings(max_examples=8, derandomize=True)
+@given(seed=st.integers(0, 1000), sizes=st.sampled_from([(1, 4, 1), (2, 3, 2), (1, 7, 1)]))
+def test_bounds_of_a_given_placement_hold_for_every_order_of_replicas(
+    reduction: str, seed: int, sizes: tuple[int, ...]
+) -> None:
+    problem = reducing(seed, sizes, reduction)
+    ends = [sum(sizes[: stage + 1]) for stage in range(len(sizes))]
+    stages = tuple(StageNodes(nodes=problem.nodes[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    given_stages = problem.model_copy(update={"stages": stages, "stage_sizes": None})
+    plan = solve(given_stages, SolveOptions(max_evaluations=300))
+    bounds = lower_bounds(given_stages)
+    assert max(bounds.values()) <= plan.predicted.iteration_s * (1 + 1e-9)
+    if reduction in ("ring", "tree"):
+        turned = tuple(StageNodes(nodes=stage.nodes[::-1]) for stage in stages)
+        other = given_stages.model_copy(update={"stages": turned})
+        assert lower_bounds(other, 0.0) == pytest.approx(lower_bounds(given_stages, 0.0))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
 from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.slots.least_reductions import least_reductions_s
 from skippipe_scheduler.slots.slot_model import SlotModel
 
 Vector = npt.NDArray[np.float64]
@@ -118,7 +119,7 @@ class Network:
     def _reduce_s(self) -> tuple[float, ...]:
         """Return the least gradient reduction time of each class."""
         if self.placement is not None:
-            stages = self.problem.reduce_s(self.slot_model.stages(self.placement))
+            stages = least_reductions_s(self.problem, self.slot_model.stages(self.placement))
         else:
             stages = self.problem.costs.reduce_s or (0.0,) * self.problem.num_stages
         return stages if self.by_stage else (stages[0], min(stages[1:]))

@@ -14,6 +14,8 @@ NodePair = tuple[str, str]
 def recost(plan: Plan, cluster: Cluster) -> Plan:
     """Return `plan` with the task and transfer times of `cluster`; memory and reductions stay.
 
+    Weight gradients keep their part of the backward of each node.
+
     Raises `ProblemError` where the nodes are others, or have a rate instead of times (which needs a model).
     """
     nodes = {node.name: node for node in cluster.members()}
@@ -41,9 +43,14 @@ def recost(plan: Plan, cluster: Cluster) -> Plan:
         latency_s[source][destination] = link.latency_ms / 1e3
         gbit_per_s[source][destination] = link.gbit_per_s
         transfer_s[source][destination] = link.latency_ms / 1e3 + costs.activation_bytes * 8e-9 / link.gbit_per_s
+    weight_s = None
+    if costs.weight_s is not None:
+        parts = {name: whole_s / costs.backward_s[name] for name, whole_s in costs.weight_s.items()}
+        weight_s = {name: part * backward_s[name] for name, part in parts.items()}
     changed = {
         "forward_s": forward_s,
         "backward_s": backward_s,
+        "weight_s": weight_s,
         "loss_s": loss_s,
         "task_overhead_s": cluster.task_overhead_s,
         "transfer_s": transfer_s,

@@ -15,6 +15,8 @@ from skippipe_scheduler.problem.sharing.capacities import NO_CAPACITIES, SharedC
 Reduction = Literal["ring", "tree", "direct", "hierarchical"]
 """Algorithms of an all-reduce: round a ring, over a binomial tree, from everyone to everyone in two halves, or so in
 each region and then between the regions."""
+BY_ORDER: frozenset[Reduction] = frozenset({"ring", "tree"})
+"""Those for which the planner chooses an order of the replicas."""
 
 
 Ends = tuple[str, str]

@@ -167,15 +167,27 @@ class Problem(StrictModel):
         """
         if self.costs.reduce_s is not None:
             return self.costs.reduce_s
-        if self.stage_bytes is None or self.costs.latency_s is None or self.costs.gbit_per_s is None:
+        links = self.reduction_links()
+        if links is None or self.stage_bytes is None:
             return (0.0,) * self.num_stages
-        cards_shared = shares_cards(self.costs.contention)
-        capacities = self.costs.shared_capacities()
-        region_of = dict(zip(self.nodes, self.regions or (), strict=False))
-        links = LinkSpeeds(self.costs.latency_s, self.costs.gbit_per_s, cards_shared, capacities, region_of)
         return tuple(
             0.0 if len(nodes) == 1 else reduction_s(self.reduction, links, nodes, size_bytes * 8e-9)
             for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)
+        )
+
+    def reduction_links(self) -> LinkSpeeds | None:
+        """Return the links that reductions go over; None where their seconds are given, or nothing is reduced."""
+        costs = self.costs
+        if (
+            costs.reduce_s is not None
+            or self.stage_bytes is None
+            or costs.latency_s is None
+            or costs.gbit_per_s is None
+        ):
+            return None
+        region_of = dict(zip(self.nodes, self.regions or (), strict=False))
+        return LinkSpeeds(
+            costs.latency_s, costs.gbit_per_s, shares_cards(costs.contention), costs.shared_capacities(), region_of
         )
 
 

@@ -11,6 +11,7 @@ from skippipe_scheduler.options import Robustness
 from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.slots.placement import regional_placement
 from skippipe_scheduler.slots.region_groups import grouped_placements
+from skippipe_scheduler.slots.replica_order import order_replicas
 from skippipe_scheduler.slots.routes import balanced_sequences, priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement
 from skippipe_scheduler.slots.solution import Solution
@@ -57,7 +58,7 @@ def _placements(slot_model: SlotModel) -> list[SlotPlacement]:
     """Return placements, the most promising first."""
     given = slot_model.given_placement()
     if given is not None:
-        return [given]
+        return [order_replicas(slot_model, given)]
     found = dict.fromkeys([regional_placement(slot_model), *grouped_placements(slot_model)])
     return sorted(found, key=lambda placement: _promise_s(SlotCosts(slot_model, placement)))
 

@@ -1,7 +1,8 @@
 """The joint model: routes and order together, for one placement, as intervals in CP-SAT.
 
-Times are whole units rounded down, so the model is a relaxation: its bound is valid, also where links are
-shared. An order read from it is timed again exactly before anyone believes it.
+Times are whole units rounded down, and reductions take what the best order of replicas may, so the model is a
+relaxation: its bound is valid, also where links are shared. An order read from it is timed again exactly before anyone
+believes it.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from ortools.sat.python import cp_model
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.search.tuning import JOINT_MODEL
 from skippipe_scheduler.slots.candidate_routes import count_routes, list_routes
+from skippipe_scheduler.slots.least_reductions import least_reductions_s
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotRoute
 from skippipe_scheduler.slots.solution import Solution, Starts
 
@@ -85,6 +87,8 @@ class _JointModel:
         self.model = cp_model.CpModel()
         self.costs = costs
         self.solution = solution
+        slot_model = costs.slot_model
+        self.reduce_s = least_reductions_s(slot_model.problem, slot_model.stages(costs.placement))
         self.unit_s = solution.iteration_s / JOINT_MODEL.units
         self.horizon = JOINT_MODEL.units + 1
         slots = range(len(costs.placement))
@@ -148,7 +152,7 @@ class _JointModel:
                 span = model.new_int_var(0, self.horizon, "")
                 self.held[slot].append(model.new_optional_interval_var(forward, span, end, present, ""))
                 self.visits[slot].append(present)
-                reduce_s = costs.reduce_s[costs.slot_model.stage_of[slot]]
+                reduce_s = self.reduce_s[costs.slot_model.stage_of[slot]]
                 after = self._units(costs.backward_s[slot] + reduce_s)
                 model.add(self.makespan >= backward + after).only_enforce_if(present)
         origin = next(iter(choice))[0]

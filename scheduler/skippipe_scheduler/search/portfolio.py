@@ -24,7 +24,7 @@ from skippipe_scheduler.search.local_search import LocalSearch
 from skippipe_scheduler.search.tuning import PORTFOLIO, PortfolioTuning
 from skippipe_scheduler.slots.count_model import choose_routes
 from skippipe_scheduler.slots.placement import few_placements, random_placement
-from skippipe_scheduler.slots.replica_order import ordered_replicas
+from skippipe_scheduler.slots.replica_order import order_replicas, ordered_replicas
 from skippipe_scheduler.slots.routes import balanced_routes, balanced_sequences, priced_routes
 from skippipe_scheduler.slots.slot_model import SlotCosts, SlotModel, SlotPlacement, SlotRoute
 from skippipe_scheduler.slots.solution import Solution
@@ -223,7 +223,7 @@ class PortfolioSearch:
 
     def _start_from_count_model(self, slot_model: SlotModel) -> None:
         """Add a search from the routes of the count model, whose bound is one of the problem's."""
-        placement = slot_model.given_placement() or ()
+        placement = order_replicas(slot_model, slot_model.given_placement() or ())
         costs, part = SlotCosts(slot_model, placement), self.tuning.count_model_part
         choice = choose_routes(costs, self.budget, self.seed, self.num_workers, part=part)
         if len(self.slot_models) == 1:
@@ -233,7 +233,7 @@ class PortfolioSearch:
 
     def _start_from_path_sets(self, slot_model: SlotModel) -> None:
         """Add searches from routes that groups of microbatches share (`skippipe_scheduler.baselines.paper_method`)."""
-        placement = slot_model.given_placement() or ()
+        placement = order_replicas(slot_model, slot_model.given_placement() or ())
         budget = Budget(0.0, self.effort.path_set_expansions(), self.budget.stop)
         costs = SlotCosts(slot_model, placement)
         sets = islice(route_sets(costs, budget, self.seed), self.tuning.path_sets)

@@ -1,29 +1,35 @@
 """The order of a stage's replicas, which decides how its gradients travel: round a ring, or up and down a tree.
 
-Replicas are alike for routes, so their order is free. A short way round is looked for: the nearest next, then exchanges
-of two replicas that shorten the reduction.
+Replicas are alike for routes, so their order is free. Of few replicas all orders are tried. Else a short way round is
+looked for: the nearest next, then exchanges of two replicas that shorten the reduction.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import permutations
+from typing import TypeVar
 
-from skippipe_scheduler.problem.gradient_reduction import LinkSpeeds, reduction_s
+from skippipe_scheduler.problem.gradient_reduction import BY_ORDER, LinkSpeeds, Reduction, reduction_s
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.slot_model import SlotModel, SlotPlacement, SlotRoute
 
+_Replica = TypeVar("_Replica")
+_MOST_ORDERS = 120
+"""Orders of which all are tried. Chosen: two milliseconds a stage."""
 _EXCHANGED = 16
 """Replicas up to which exchanges are tried. Chosen: their number grows with the square."""
 
 
 def order_replicas(slot_model: SlotModel, placement: SlotPlacement) -> SlotPlacement:
     """Return the placement with the replicas of each stage in an order that reduces their gradients fast."""
-    ordered = list(placement)
-    links = _links(slot_model.problem)
+    ordered, problem = list(placement), slot_model.problem
+    links = problem.reduction_links() if problem.reduction in BY_ORDER else None
     if links is None:
         return placement
     for stage, slots in enumerate(slot_model.slots_of):
         if len(slots) > 2:
             nodes = [placement[slot] for slot in slots]
-            for slot, rank in zip(slots, _ordered(slot_model.problem, links, stage, nodes), strict=True):
+            for slot, rank in zip(slots, _ordered(problem, links, stage, nodes), strict=True):
                 ordered[slot] = rank
     return tuple(ordered)
 
@@ -37,14 +43,12 @@ def ordered_replicas(
     return ordered, [tuple(slot_of[placement[slot]] for slot in route) for route in routes]
 
 
-def _links(problem: Problem) -> LinkSpeeds | None:
-    """Return the links where the order of replicas makes a difference."""
-    costs = problem.costs
-    if problem.reduction in ("direct", "hierarchical") or costs.reduce_s is not None or problem.stage_bytes is None:
-        return None
-    if costs.latency_s is None or costs.gbit_per_s is None:
-        return None
-    return LinkSpeeds(costs.latency_s, costs.gbit_per_s, capacities=costs.shared_capacities())
+def all_orders(kind: Reduction, replicas: Sequence[_Replica]) -> list[list[_Replica]]:
+    """Return all orders that make a difference to a reduction, none where they are many."""
+    fixed = 1 if kind == "ring" else 0  # a ring is the same from each of its nodes
+    if math.factorial(len(replicas) - fixed) > _MOST_ORDERS:
+        return []
+    return [[*replicas[:fixed], *rest] for rest in permutations(replicas[fixed:])]
 
 
 def _ordered(problem: Problem, links: LinkSpeeds, stage: int, ranks: Sequence[int]) -> list[int]:
@@ -67,6 +71,9 @@ def _ordered(problem: Problem, links: LinkSpeeds, stage: int, ranks: Sequence[in
             left.remove(order[-1])
         return order
 
+    orders = all_orders(problem.reduction, ranks)
+    if orders:
+        return min(orders, key=seconds)
     starts = ranks if len(ranks) <= _EXCHANGED else ranks[:1]
     best = min([[*ranks], *map(nearest_next, starts)], key=seconds)
     return _exchanged(best, seconds) if len(ranks) <= _EXCHANGED else best

@@ -26,8 +26,6 @@ BLIND_PLACEMENT_PART = 0.2
 """Share of the budget in which the network-blind baseline gets a placement, where none is given. Chosen."""
 BLIND_ROUTES_PART = 0.8
 """Share of what is left then in which it gets its routes. Chosen: the rest times them at the true costs."""
-BLIND_BOUNDS_PART = 0.05
-"""Share of the time limit for its lower bounds. Chosen: as in the portfolio search."""
 
 __all__ = ["SolveOptions", "solve", "solve_full_pipeline", "solve_network_blind", "solve_variants"]
 
@@ -139,8 +137,8 @@ def solve_network_blind(problem: Problem, options: SolveOptions, stages: Sequenc
         search.greedy_insert(blind.solution, budget),
         key=lambda candidate: candidate.iteration_s,
     )
-    bounds = lower_bounds(fixed, 0.0 if budget.repeatable else BLIND_BOUNDS_PART * options.time_limit_s, budget.stop)
-    plan = finished_plan(slot_model, solution, max(bounds.values()), _solver(options, budget), None)
+    bound_s = max(lower_bounds(problem, 0.0).values())
+    plan = finished_plan(slot_model, solution, bound_s, _solver(options, budget), None)
     return _split(plan, fixed, budget, options)
 
 

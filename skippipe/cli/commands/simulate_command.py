@@ -224,7 +224,8 @@ def _node_number(
     option: str, entry: str, nodes: tuple[str, ...], unit: str, *, least: float | None
 ) -> tuple[str, float]:
     """Read NODE=NUMBER; the number is at least `least`, or positive where that is None."""
-    node, _, number = entry.partition("=")
+    node, equals, number = entry.rpartition("=")  # a name may have one, too
+    node = node if equals else entry
     if node not in nodes:
         raise ConfigError(f"{option} {entry}: the plan has no node {node!r}; it has {', '.join(nodes)}")
     try:

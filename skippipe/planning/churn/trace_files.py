@@ -1,5 +1,6 @@
 """Failure traces from files: a simple CSV of a plan's own nodes, and the formats of public traces of other machines."""
 
+import csv
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -57,11 +58,9 @@ def load_trace(
     text = read_text(path, InputError)
     if text.lstrip()[:1] in ("[", "{"):
         return _from_json(text, path, plan, rejoin_s, duration_s, seed)
-    rows = [
-        (f"{path}:{number}", tuple(cell.strip() for cell in line.split(",")))
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and tuple(line.strip().split(",")) != HEADER
-    ]
+    cells = csv.reader(text.splitlines(), skipinitialspace=True)
+    rows = [(f"{path}:{cells.line_num}", tuple(cell.strip() for cell in row)) for row in cells]
+    rows = [(place, row) for place, row in rows if any(row) and row != HEADER]
     kinds = {row[1][-1] in (*EVENTS, END) for row in rows}
     if kinds == {True}:
         return _own_nodes(rows, path, plan, duration_s)
@@ -117,7 +116,8 @@ def _from_iterations(
 ) -> FailureTrace:
     """Return the trace of iterations at which nodes fail, the last of each list being the end.
 
-    Nodes are numbered stage by stage, so that those of a stage, which fail together there, do so here.
+    Nodes are numbered stage by stage, so that those of a stage, which fail together there, do so here. One that is away
+    cannot fail again.
     """
     if not failures or sorted(failures) != list(range(len(failures))) or not all(failures.values()):
         raise InputError(f"{path}: expected nodes 0, 1, 2, ... with the iterations at which each fails and the end")
@@ -125,9 +125,12 @@ def _from_iterations(
     nodes = [node for stage in plan.stages for node in stage.nodes]
     events: list[tuple[float, str, bool]] = []
     for position, node in enumerate(nodes):
-        for iteration in failures[position * len(failures) // len(nodes)][:-1]:
+        back_s = 0.0
+        for iteration in sorted(failures[position * len(failures) // len(nodes)][:-1]):
             lost_s = iteration * iteration_s
-            events += [(lost_s, node, False), (lost_s + rejoin_s, node, True)]
+            if lost_s >= back_s:
+                back_s = lost_s + rejoin_s
+                events += [(lost_s, node, False), (back_s, node, True)]
     end_s = failures[0][-1] * iteration_s if duration_s is None else duration_s
     return make_trace(events, plan.nodes, end_s, str(path))
 
