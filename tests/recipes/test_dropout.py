@@ -107,6 +107,16 @@ def assert_alike(measured: dict[str, Tensor], expected: dict[str, Tensor]) -> No
         )
 
 
+def test_another_dropout_takes_the_place_of_the_first() -> None:
+    once, twice = make_stage(), make_stage()
+    make_dropout(twice).begin(3, 1)
+    for stage in (once, twice):
+        make_dropout(stage).begin(5, 2)
+    hidden = inputs(0)
+    assert torch.equal(once(hidden), twice(hidden))
+    assert [*once.state_dict()] == [*twice.state_dict()]
+
+
 def test_probability_has_the_shape_of_layerskip() -> None:
     options = DropoutOptions(probability=0.4, over_steps="growing")
 

@@ -46,6 +46,10 @@ MAX_STEPS = 100_000
 """More than are taken: the runs are stopped."""
 BEYOND = 3
 """Steps that are taken in the last epoch."""
+RECIPE = {
+    "layer_dropout": {"probability": 0.5, "over_depth": "uniform"},
+    "ffn_dropout": {"probability": 0.5, "over_depth": "uniform"},
+}
 
 
 def first_stage_alone_plan(time_scale_s: float = 1.0) -> Plan:
@@ -111,6 +115,7 @@ class Run:
             | recovery,
             emulation=emulation,
             optimizer={"lr": lr, "backend": backend},
+            recipe=RECIPE,
         )
         (folder / "cluster.yaml").write_text(CLUSTER.replace("count: 4", f"count: {len(plan.nodes)}"))
         self.arguments = write_inputs(experiment, plan, folder)
@@ -275,7 +280,9 @@ def reference_losses(run: Run, num_steps: int) -> list[float]:
     further = {path.stem: along(main, load_plan(path)) for path in sorted(epochs.iterdir())}
     names = [name for name in further if name.endswith(".plan")]
     lr = run.experiment.optimizer.lr
-    experiment = make_experiment(run.folder, "alone", training={"max_steps": MAX_STEPS}, optimizer={"lr": lr})
+    experiment = make_experiment(
+        run.folder, "alone", training={"max_steps": MAX_STEPS}, optimizer={"lr": lr}, recipe=RECIPE
+    )
     with open_trainer(experiment, PlanSet(main, further), ALONE) as trainer:
         last_steps = [*(event.step for event in run.events), num_steps]
         schedule = EpochSchedule(last_steps, [MAIN_PLAN, *names], joining_steps(run))

@@ -19,7 +19,10 @@ from skippipe.model.stage import Stage
 
 
 class StageDropout:
-    """Lets the layers of one stage leave out what the recipe says; it needs to know which microbatch is computed."""
+    """Lets the layers of one stage leave out what the recipe says; it needs to know which microbatch is computed.
+
+    It takes the place of another that the stage had before, as in the epoch of other members.
+    """
 
     def __init__(
         self,
@@ -36,11 +39,12 @@ class StageDropout:
         self._max_steps, self._seed = max_steps, seed
         self._step = self._microbatch = 0
         layers = stage.layers
-        for place, layer in enumerate(layers):
-            index = stage.first + place
+        for place, wrapped in enumerate(layers):
+            index, layer = stage.first + place, _whole(wrapped)
             if recipe.ffn_dropout.probability > 0:
                 name = _ffn_name(layer, stage)
-                setattr(layer, name, LeftOut(getattr(layer, name), partial(self._run_ffn, index), torch.zeros_like))
+                ffn = _whole(getattr(layer, name))
+                setattr(layer, name, LeftOut(ffn, partial(self._run_ffn, index), torch.zeros_like))
             if recipe.layer_dropout.probability > 0:
                 layers[place] = LeftOut(layer, partial(self._run_layer, index), _unchanged, partial(self._scale, index))
 
@@ -114,6 +118,11 @@ class LeftOut(nn.Module):
         cut_options = {name: _cut(option, index, num_samples) for name, option in options.items()}
         computed = self.inner(hidden[index], *cut_arguments, **cut_options)  # (K, T, D)
         return left_out.index_copy(0, index, rescaled(left_out[index], computed, self._scale()))
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    """Return a module without what an earlier dropout put around it."""
+    return module.inner if isinstance(module, LeftOut) else module
 
 
 def rescaled(start: Tensor, end: Tensor, scale: float) -> Tensor:
