@@ -59,10 +59,10 @@ class RecoveryOptions(Section):
     its nodes is back (not for stage 0, which holds embedding and head); or the run stops. One word alone stands for
     that way, else stop."""
     copy_interval: Annotated[int, Field(ge=0)] = Field(default=20, examples=[5])
-    """Steps from one copy of a stage that one node alone holds, in the memory of another node, to the next; 0: no
-    copies. With 1 every step waits for its copy, and no loss of a single node costs more than the interrupted step.
-    Where replicas share out the optimizer state, each also keeps that of another one's part, never behind; with 0
-    what a lost one held begins anew."""
+    """Steps from one copy of a stage that one node alone holds, in the memory of another node, to the next, more where
+    sending a copy takes longer; 0: no copies. With 1 every step waits for its copy, and no loss of a single node costs
+    more than the interrupted step. Where replicas share out the optimizer state, each also keeps that of another one's
+    part, never behind; with 0 what a lost one held begins anew."""
     planning_s: Annotated[float, Field(ge=0, le=3600)] = Field(default=1.0, examples=[5.0])
     """Seconds in which a plan for the nodes that are left is improved, while they wait for it."""
     plans_ahead: bool = True

@@ -7,6 +7,7 @@ fetch; what arrives is checked against the hash that the other side made.
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -84,10 +85,10 @@ class Exchange:
         with self._lock:
             self._contents.pop(name, None)
 
-    def asked_within(self, name: str, duration_s: float) -> bool:
-        """Whether somebody has asked for a name, there or not, in the last seconds."""
+    def asked_after(self, name: str, before: str) -> bool:
+        """Whether somebody has asked for a name, there or not, and for the name `before` only earlier or never."""
         with self._lock:
-            return time.monotonic() - self._asked_s.get(name, float("-inf")) < duration_s
+            return self._asked_s.get(name, -math.inf) > self._asked_s.get(before, -math.inf)
 
     def fetch(
         self, source: Source, name: str, silence_s: float, wanted: Callable[[], bool] = lambda: True

@@ -1,11 +1,13 @@
 """Copies of stages in the memory of another node."""
 
 import errno
+import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 
+import pytest
 import torch
 from random_plans import random_plan
 
@@ -14,7 +16,7 @@ from skippipe.membership.epoch import Member
 from skippipe.membership.exchange import Exchange
 from skippipe.membership.keys import run_keys
 from skippipe.planning.copied_stages import keepers
-from skippipe.training.recovery.stage_copies import LABEL_OF, CopyLabel, StageCopies, kept_name
+from skippipe.training.recovery.stage_copies import LABEL_OF, CopyLabel, StageCopies, kept_name, offered_name
 from skippipe.training.recovery.stage_state import StageState
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.solver.lost_nodes import replan_without
@@ -111,6 +113,51 @@ def test_the_keeper_outlives_what_fails_once() -> None:
 
             holder.before_sum(1, partial(state, 1), check)
             assert own.failures == []
+
+
+class HeldUpExchange(Exchange):
+    """Gives no copy away while `held_up`."""
+
+    def __init__(self) -> None:
+        super().__init__(KEYS)
+        self.held_up = True
+
+    def _answer(self, question: list[bytes]) -> list[bytes | memoryview] | None:
+        answer = super()._answer(question)
+        return None if self.held_up and json.loads(question[0])[0] == offered_name(2) else answer
+
+
+def test_a_copy_on_its_way_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(HeldUpExchange()) as theirs, closing(Exchange(KEYS)) as own:
+        ports = {HOLDER: theirs.port, KEEPER: own.port}
+        members = {
+            node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=ports.get(node, 1))
+            for node in PLAN.nodes
+        }
+        with (
+            closing(StageCopies(theirs, PLAN.nodes, 5, silence_s=20.0)) as holder,
+            closing(StageCopies(own, PLAN.nodes, 5, silence_s=20.0)) as keeper,
+        ):
+            keeper.begin_epoch(PLAN, members, KEEPER)
+            holder.begin_epoch(PLAN, members, HOLDER)
+
+            def wait_until(is_so: Callable[[], bool]) -> None:
+                deadline_s = time.monotonic() + 20
+                while not is_so():
+                    assert time.monotonic() < deadline_s
+                    time.sleep(0.02)
+
+            holder.between_steps(1, partial(state, 1))
+            wait_until(lambda: theirs.asked_after(offered_name(2), LABEL_OF + offered_name(2)))
+            for step in range(2, 20):
+                holder.between_steps(step, partial(state, step))
+            assert [message for message in caplog.messages if "longer to send than 5 steps" in message] != []
+            assert len(caplog.messages) == 1
+            theirs.held_up = False
+            wait_until(lambda: keeper.kept_steps == {2: 1})
+            wait_until(lambda: not theirs.asked_after(offered_name(2), LABEL_OF + offered_name(2)))
+            holder.between_steps(20, partial(state, 20))
+            wait_until(lambda: keeper.kept_steps == {2: 20})
 
 
 def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -> None:

@@ -1,6 +1,7 @@
 """Copies of stages that one node alone holds, in the memory of another: what is left of a stage when its node is lost.
 
-The holder makes one between two steps, every so many; the keeper fetches it in the background.
+The holder makes one between two steps, every so many; the keeper fetches it in the background. A copy that is on its
+way is not replaced: where it takes longer than those steps, the next one is made when it has arrived.
 
 With an interval of 1 nothing is lost with the holder. Before it gives its part to the sum by which all take a step, it
 makes a copy of the state before that step and of its gradients, and waits until the keeper has both: whether the others
@@ -114,11 +115,19 @@ class StageCopies:
             self._withdraw(name)
 
     def between_steps(self, step: int, make: Callable[[], StageState]) -> None:
-        """Make a copy where it is due; nothing else changes the state meanwhile."""
+        """Make a copy where it is due and the one before has arrived; nothing else changes the state meanwhile."""
         due = self._copied_step is None or step - self._copied_step >= self._every
-        if self._held is not None and self._every > 1 and due:
-            self._offer_copy(self._held, step, make())
-            self._copied_step = step
+        if self._held is None or self._every == 1 or not due:
+            return
+        name = offered_name(self._held)
+        if self._exchange.asked_after(name, LABEL_OF + name):  # a keeper asks for the label before and behind a copy
+            self._say_once(
+                f"a copy of stage {self._held} takes longer to send than {self._every} steps (recovery.copy_interval): "
+                "copies are as far apart as the network lets them be"
+            )
+            return
+        self._offer_copy(self._held, step, make())
+        self._copied_step = step
 
     def before_sum(self, step: int, make: Callable[[], StageState], check: Callable[[], None]) -> None:
         """With an interval of 1: make a copy after `step`, with the next one's gradients, and wait until it is kept.
