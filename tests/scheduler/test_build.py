@@ -114,10 +114,12 @@ def test_times_of_another_workload_are_told() -> None:
     assert doubts(make_cluster().model_copy(update={"measured_for": told})) == []
     (other,) = doubts(measured_for(forward_tflop=0.5, about="a small one"))
     assert other == (
-        "the times were measured for forwards of 0.5 TFLOP (a small one), here they have 2; times are multiplied by 4 "
-        "(forward), 4 (backward) and 4 (loss); max_in_flight is kept, give memory_gib to have it follow the model. "
-        "Measure with skippipe profile"
+        "the times were measured for other tasks (a small one); they are multiplied by 4 (forward: 2 TFLOP in place "
+        "of 0.5), 4 (backward: 4 TFLOP in place of 1), 4 (loss: 3 TFLOP in place of 0.75); max_in_flight is kept, give "
+        "memory_gib to have it follow the model. Measure with skippipe profile"
     )
+    (second_loss,) = doubts(measured_for(forward_tflop=2.0, loss_tflop=1.5))
+    assert "they are multiplied by 2 (loss: 3 TFLOP in place of 1.5); max_in_flight" in second_loss
     (slower,) = doubts(measured_for(forward_tflop=2.0, dtype="float32"))
     assert slower.startswith("the times were measured in float32, the experiment computes in bfloat16")
     rates = make_cluster().model_copy(update={"nodes": make_cluster().nodes[:5]})

@@ -1,6 +1,7 @@
 """Learning rate, decay, master copies and state of AdamW."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import CheckpointError
 from skippipe.training.optimizer import AdamW, learning_rate_factor
+from skippipe.training.optimizer.zero import DeepSpeedZero
 
 NO_WARMUP = SchedulerOptions(warmup_steps=0, min_lr_ratio=1.0)
 
@@ -89,6 +91,16 @@ def test_single_parameters_can_have_a_higher_rate() -> None:
         assert [name for name in parameters if f"{name}.lr_scale" in kept] == ([first] if scale > 1 else [])
     assert torch.allclose(moved[1][first], 2 * moved[0][first], atol=1e-6)
     assert all(torch.equal(moved[1][name], moved[0][name]) for name in others)
+
+
+def test_deepspeed_refuses_a_parameter_with_a_rate_of_its_own() -> None:
+    options = OptimizerOptions(backend="deepspeed_zero1")
+    alone: Any = None
+    optimizer = DeepSpeedZero(make_parameters(), options, NO_WARMUP, 3, replicas=alone, guard=alone)
+    with pytest.raises(
+        CheckpointError, match=r"vector\.lr_scale: this stage was rebuilt .* 1\.1, which deepspeed_zero1"
+    ):
+        optimizer.load({"vector.lr_scale": torch.tensor(1.1)}, step=0)
 
 
 def test_master_copies_collect_what_bfloat16_cannot_hold() -> None:

@@ -198,14 +198,18 @@ def doubts_about_times(cluster: Cluster, workload: Workload, num_stages: int, dt
         ]
     doubts = []
     factors = time_factors(measured_for, tasks)
-    if factors != (1.0, 1.0, 1.0):
+    others = [
+        f"{factor:.3g} ({task}: {flop / 1e12:.3g} TFLOP in place of {flop / factor / 1e12:.3g})"
+        for task, flop, factor in zip(OfTasks._fields, tasks, factors, strict=True)
+        if factor != 1.0
+    ]
+    if others:
         what = f" ({measured_for.about})" if measured_for.about else ""
         in_flight = any(node.max_in_flight is not None for node in cluster.nodes)
         kept = "; max_in_flight is kept, give memory_gib to have it follow the model" if in_flight else ""
         doubts.append(
-            f"the times were measured for forwards of {measured_for.forward_tflop:.3g} TFLOP{what}, here they have "
-            f"{tasks.forward / 1e12:.3g}; times are multiplied by {factors.forward:.3g} (forward), "
-            f"{factors.backward:.3g} (backward) and {factors.loss:.3g} (loss){kept}. Measure with skippipe profile"
+            f"the times were measured for other tasks{what}; they are multiplied by {', '.join(others)}{kept}. "
+            "Measure with skippipe profile"
         )
     if measured_for.dtype not in (None, dtype):
         doubts.append(

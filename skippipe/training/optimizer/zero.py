@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
+from skippipe.errors import CheckpointError
 from skippipe.training.optimizer.clipping import clip_factor, squared_norm_of
 from skippipe.training.optimizer.interface import Guard
-from skippipe.training.optimizer.master_adamw import MASTER, MOMENTS, STEP
+from skippipe.training.optimizer.master_adamw import LR_SCALE, MASTER, MOMENTS, STEP
 from skippipe.training.optimizer.settings import factor_of, is_fused, parameter_groups, schedule_after, stored_state
 
 BUCKET_NUMBERS = 16 * 2**20
@@ -133,7 +134,17 @@ class DeepSpeedZero:
         return self._guard(lambda: dict(self._collected(names)))
 
     def load(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Continue after `step` steps; see `OptimizerBackend`."""
+        """Continue after `step` steps; see `OptimizerBackend`.
+
+        Raises `CheckpointError` where a parameter has a learning rate of its own: parameters lie in flat tensors here.
+        """
+        scaled = [name for name in state if name.endswith(f".{LR_SCALE}")]
+        if scaled:
+            raise CheckpointError(
+                f"optimizer: {scaled[0]}: this stage was rebuilt after a loss, and its learning rate is multiplied by "
+                f"{float(state[scaled[0]]):g}, which {self._options.backend} cannot; continue with "
+                "optimizer.backend=zero_redundancy or replicated"
+            )
         self._zero.refresh_fp32_params()
         self._inner.state.clear()
         for name in self.names:
