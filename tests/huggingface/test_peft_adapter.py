@@ -1,5 +1,6 @@
 """Adapters beside peft: gradients, files to and from it, what it computes with them, and what cannot be taken in."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
-from skippipe.checkpoint.huggingface.peft_adapter import export_adapter, read_adapter
+from skippipe.checkpoint.huggingface.peft_adapter import UNKNOWN_HERE, export_adapter, read_adapter
 from skippipe.cli.main import skippipe
 from skippipe.config.experiment_file import load_run
 from skippipe.config.lora_options import LoraOptions
@@ -135,6 +136,12 @@ def test_an_adapter_comes_in_as_it_went_out(folder: Path) -> None:
         ({"peft_type": "IA3"}, "peft_type is IA3; only LORA"),
         ({"use_dora": True}, "use_dora is True, which is not supported; merge that adapter"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"alora_invocation_tokens": [200, 201]}, r"alora_invocation_tokens is \[200, 201\]"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+        ({"velora_config": {"num_groups": 64}}, "velora_config"),
+        ({"monteclora_config": {"num_samples": 8}}, "monteclora_config"),
+        ({"layers_to_transform": 0}, "layers_to_transform is 0, which is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"r": 4}, r"lora_A.weight: shape \(2, "),
@@ -148,6 +155,21 @@ def test_other_adapters_are_refused(folder: Path, tmp_path: Path, changed: dict[
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     with pytest.raises(InputError, match=message):
         read_adapter(tmp_path / "adapter", experiment_model(load_run(folder / "run")))
+
+
+def test_every_variant_of_peft_is_known_by_its_key() -> None:
+    peft = pytest.importorskip("peft")
+    variants = {option.name for option in dataclasses.fields(peft.LoraConfig) if option.metadata.get("is_lora_variant")}
+    assert variants <= set(UNKNOWN_HERE)
+
+
+def test_an_adapter_that_peft_has_written_is_read(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    given = AutoModelForCausalLM.from_pretrained(folder / "given")
+    options = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(given, options).save_pretrained(tmp_path)
+    found = read_adapter(tmp_path, experiment_model(load_run(folder / "run")))
+    assert set(found.options.target_modules) == {"q_proj", "down_proj"}
 
 
 def test_a_run_without_adapter_has_none_to_export(folder: Path) -> None:

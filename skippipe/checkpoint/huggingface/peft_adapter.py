@@ -28,11 +28,13 @@ from skippipe_scheduler.files import parse, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNKNOWN_HERE: Final = (
-    *("alpha_pattern", "arrow_config", "exclude_modules", "layer_replication", "layers_to_transform", "lora_bias"),
-    *("rank_pattern", "target_parameters", "trainable_token_indices", "use_dora", "use_qalora"),
+    *("alora_invocation_tokens", "alpha_pattern", "arrow_config", "exclude_modules", "kasa_config"),
+    *("layer_replication", "layers_to_transform", "lora_bias", "monteclora_config", "rank_pattern"),
+    *("target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config"),
 )
 """Options of peft under which an adapter is another one than here, unless they are off."""
-OFF: Final[tuple[Any, ...]] = (None, False, {}, [], "none")
+OFF: Final = ("null", "false", "{}", "[]", '"none"')
+"""Values of these options that turn them off, in JSON: there 0, which names a layer, is not false."""
 CHANGES_WEIGHTS: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of `init_lora_weights` that change the weights beside the adapter, too."""
 
@@ -100,7 +102,7 @@ def read_adapter(folder: Path, config: PretrainedConfig) -> PeftAdapter:
     known = parse(AdapterConfig, content, str(path), InputError)
     if known.peft_type != "LORA":
         raise InputError(f"{path}: peft_type is {known.peft_type}; only LORA can be imported")
-    another = next((key for key in UNKNOWN_HERE if content.get(key) not in OFF), None)
+    another = next((key for key in UNKNOWN_HERE if json.dumps(content.get(key)) not in OFF), None)
     if content.get("bias", "none") != "none":
         another = "bias"
     if str(content.get("init_lora_weights")).startswith(CHANGES_WEIGHTS):
@@ -108,7 +110,7 @@ def read_adapter(folder: Path, config: PretrainedConfig) -> PeftAdapter:
     if another is not None:
         raise InputError(
             f"{path}: {another} is {content[another]!r}, which is not supported; merge that adapter into its model "
-            "with peft (merge_and_unload), and import the model"
+            "with peft (merge_and_unload) where peft can, and import the model"
         )
     options = LoraOptions.model_validate(
         known.model_dump(exclude={"peft_type"}) | {"modules_to_save": known.modules_to_save or ()}
