@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.checkpoint.huggingface.peft_adapter import UNKNOWN_HERE, export_adapter, read_adapter
+from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
 from skippipe.cli.main import skippipe
 from skippipe.config.experiment_file import load_run
 from skippipe.config.lora_options import LoraOptions
@@ -128,6 +129,27 @@ def test_an_adapter_comes_in_as_it_went_out(folder: Path) -> None:
     own, copied = (load_file(folder / name / "adapter_model.safetensors") for name in ("adapter", "copied"))
     assert own.keys() == copied.keys()
     assert all(torch.equal(tensor, copied[name]) for name, tensor in own.items())
+
+
+def test_an_adapter_keeps_its_dtype_beside_weights_in_another(folder: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(folder / "given").bfloat16().save_pretrained(tmp_path / "given")
+    shutil.copy(folder / "given" / "tokenizer.json", tmp_path / "given")
+    shutil.copy(folder / "given" / "tokenizer_config.json", tmp_path / "given")
+    import_model(
+        tmp_path / "given",
+        tmp_path / "run",
+        config_path=folder / "experiment.yaml",
+        overrides=SHORT,
+        adapter=folder / "adapter",
+    )
+    assert read_metadata(latest_checkpoint(tmp_path / "run")).dtype == "bfloat16"  # type: ignore[arg-type]
+    export_adapter(tmp_path / "run", tmp_path / "copied")
+    own, copied = (load_file(path / "adapter_model.safetensors") for path in (folder / "adapter", tmp_path / "copied"))
+    assert {tensor.dtype for tensor in own.values()} == {torch.float32}
+    assert all(tensor.equal(copied[name]) and tensor.dtype == copied[name].dtype for name, tensor in own.items())
+    export_adapter(tmp_path / "run", tmp_path / "halved", dtype="bfloat16")
+    halved = load_file(tmp_path / "halved" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in halved.values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,35 @@ def test_a_head_equal_to_the_embedding_is_tied(tmp_path: Path, stored: set[str])
 
 
 @pytest.mark.parametrize(
+    ("norms", "others", "said", "expected"),
+    [
+        (torch.float32, torch.float32, "bfloat16", torch.float32),
+        (torch.float32, torch.bfloat16, None, torch.float32),
+        (torch.float16, torch.bfloat16, "float16", torch.float32),
+        (torch.bfloat16, torch.bfloat16, "float32", torch.bfloat16),
+        (torch.float64, torch.float16, None, torch.float64),
+    ],
+)
+def test_no_stored_number_is_rounded(
+    tmp_path: Path, norms: torch.dtype, others: torch.dtype, said: str | None, expected: torch.dtype
+) -> None:
+    write_pretrained(tmp_path / "given")
+
+    def convert(tensors: Tensors) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.to(norms if "norm" in name else others)
+        # Of older files: no part of the model, so its dtype does not count.
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4, dtype=torch.float64)
+
+    change(tmp_path / "given", convert, dtype=said)
+    model = load_pretrained(find_source(tmp_path / "given"))
+    stored = load_file(tmp_path / "given" / "model.safetensors")
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, stored[name].to(expected)), name
+
+
+@pytest.mark.parametrize(
     ("names", "settings", "expected"),
     [
         ((), {"quantization_config": {"quant_method": "gptq", "bits": 4}}, '"quant_method": "gptq"'),

@@ -213,7 +213,7 @@ def _write_checkpoint(
     stage_of_layer = {layer: index for index, stage in enumerate(plan.stages) for layer in range(*stage.layers)}
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     if adapter is not None:
-        tensors |= {name: tensor.to(model.dtype) for name, tensor in adapter.tensors.items()}
+        tensors |= adapter.tensors  # in the dtype it came in: peft trains in fp32 beside weights in bfloat16
     for name, tensor in tensors.items():
         layer = is_layer_of(name.removeprefix(STORED_PREFIX), skeleton)
         stages[0 if layer is None else stage_of_layer[layer]][name] = tensor

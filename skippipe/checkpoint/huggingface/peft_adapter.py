@@ -66,7 +66,7 @@ def export_adapter(run_dir: Path, target: Path, *, step: int | None = None, dtyp
         run_dir: The run's directory.
         target: The directory to write; it must not exist, or be empty.
         step: The optimizer step of the checkpoint; the newest one where not given.
-        dtype: What the tensors are converted to, as `torch` names it; as trained where not given.
+        dtype: What the tensors are converted to, as `torch` names it; as in the checkpoint where not given.
 
     Returns:
         The directory of the checkpoint that was read.
@@ -87,9 +87,10 @@ def export_adapter(run_dir: Path, target: Path, *, step: int | None = None, dtyp
     shapes = trained_shapes(config, options)
     tensors = load_model_tensors(checkpoint, shapes)
     _check_names(checkpoint, tensors, shapes)
-    stored = torch_dtype(dtype or metadata.dtype)
+    if dtype is not None:
+        tensors = {name: tensor.to(torch_dtype(dtype)) for name, tensor in tensors.items()}
     with new_directory(target) as folder:
-        renamed = {_in_file(name): tensor.to(stored).contiguous() for name, tensor in tensors.items()}
+        renamed = {_in_file(name): tensor.contiguous() for name, tensor in tensors.items()}
         save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(_config_of(options, config, shapes), indent=2) + "\n")
     return checkpoint

@@ -14,7 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
 from skippipe.checkpoint.huggingface.gguf_tensors import check_all_used
-from skippipe.checkpoint.huggingface.stored_tensors import check_not_quantised, name_some
+from skippipe.checkpoint.huggingface.stored_tensors import check_not_quantised, dtype_that_holds, name_some
 from skippipe.errors import InputError
 from skippipe.model.architecture_traits import traits_of
 from skippipe.model.skeleton import build_skeleton
@@ -62,7 +62,9 @@ def find_source(path: Path) -> WeightSource:
 
 
 def load_pretrained(source: WeightSource) -> PreTrainedModel:
-    """Return the whole model on the CPU in the dtype it is stored in, GGUF dequantised to fp32.
+    """Return the whole model on the CPU in the dtype that holds all it is stored in, GGUF dequantised to fp32.
+
+    What dtype config.json says is not asked: files in another one are published.
 
     A head that the file has beside the embedding and that differs from it is used, as transformers does, whatever the
     configuration says: it is corrected then.
@@ -70,14 +72,16 @@ def load_pretrained(source: WeightSource) -> PreTrainedModel:
     Raises `InputError` where it cannot be read, is quantised, or lacks or has tensors that the model does not; and
     `ConfigError` where its architecture cannot be split into stages.
     """
+    dtype = torch.float32
     if source.gguf_file is None:
         stored = check_not_quantised(source.folder)
         traits_of(str(read_json(source.folder / "config.json", InputError).get("model_type")), str(source))
         _check_experts(source, stored)
+        dtype = dtype_that_holds(stored)
     model: PreTrainedModel
     found: dict[str, Any]
     with _quiet():
-        options = {"dtype": "auto", "ignore_mismatched_sizes": True, "output_loading_info": True}
+        options = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
         model, found = _load(AutoModelForCausalLM, source, **options, **_only_safe(source))
     traits_of(model.config.model_type, str(source))
     _check_complete(source, found)

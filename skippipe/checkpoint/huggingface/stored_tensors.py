@@ -7,8 +7,11 @@ since each of the three is missing in some published directories.
 import json
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
+from typing import Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from skippipe.errors import InputError
@@ -16,7 +19,7 @@ from skippipe_scheduler.files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
+PLAIN_TYPES: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CAUSAL_MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$|position_ids$|inv_freq$")
 """Tensors that older releases of transformers stored and that follow from the configuration."""
 
@@ -95,6 +98,12 @@ def check_not_quantised(folder: Path) -> dict[str, str]:
             "take those from which they were made (bfloat16, float16 or float32), or a .gguf file"
         )
     return types
+
+
+def dtype_that_holds(types: Mapping[str, str]) -> torch.dtype:
+    """Return the narrowest dtype in which no stored tensor of the model is rounded: fp32 for bf16 and fp16 together."""
+    plain = {kind for key, kind in types.items() if not CAUSAL_MASKS.search(key)} & PLAIN_TYPES.keys()
+    return reduce(torch.promote_types, (PLAIN_TYPES[kind] for kind in plain)) if plain else torch.float32
 
 
 def name_some(names: list[str], most: int = 8) -> str:
