@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 
 from skippipe.checkpoint.held_files import FileName, held_files
 from skippipe.errors import CheckpointError, SkipPipeError
+from skippipe.model.architecture_traits import traits_of
 from skippipe_scheduler.files import Count, Seconds, StrictModel, parse, read_json, read_text, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -270,9 +271,12 @@ def model_identity(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def check_model(directory: Path, metadata: Metadata, config: PretrainedConfig) -> None:
-    """Raise `CheckpointError` naming the first difference where the checkpoint is of another model."""
-    expected = model_identity(config)
-    for key in sorted(metadata.model.keys() | expected.keys()):
+    """Raise `CheckpointError` naming the first difference where the checkpoint is of another model.
+
+    Dropout is a setting of the training, which may change.
+    """
+    expected, dropout = model_identity(config), traits_of(config.model_type).dropout_options
+    for key in sorted((metadata.model.keys() | expected.keys()).difference(dropout)):
         stored, wanted = metadata.model.get(key), expected.get(key)
         if stored != wanted:
             raise CheckpointError(

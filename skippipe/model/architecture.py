@@ -72,14 +72,19 @@ def build_config(architecture: str, options: Mapping[str, object]) -> Pretrained
 
 
 def config_from_directory(directory: Path) -> PretrainedConfig:
-    """Read config.json of a local Hugging Face directory; nothing is downloaded and no code of it is run."""
+    """Read config.json of a local Hugging Face directory; nothing is downloaded and no code of it is run.
+
+    Dropout is off, whatever the file says: published ones hold that of their own training.
+    """
     if not (directory / "config.json").is_file():
         raise ConfigError(f"model.directory: {directory} has no config.json")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as reason:
         raise ConfigError(f"model.directory: {directory}/config.json: {' '.join(str(reason).split())}") from None
-    traits_of(config.model_type, f"model.directory: {directory}")
+    for key in traits_of(config.model_type, f"model.directory: {directory}").dropout_options:
+        if hasattr(config, key):
+            setattr(config, key, 0.0)
     return _checked(config, f"model.directory: {directory}/config.json")
 
 

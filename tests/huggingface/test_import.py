@@ -9,16 +9,18 @@ from click.testing import CliRunner, Result
 from pretrained_models import write_pretrained
 from torch.nn.functional import cross_entropy
 from training_runs import losses, make_experiment
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
-from skippipe.checkpoint.reader import complete_checkpoints, latest_checkpoint, read_metadata
+from skippipe.checkpoint.reader import check_model, complete_checkpoints, latest_checkpoint, read_metadata
 from skippipe.cli.main import skippipe
 from skippipe.config.experiment_file import load_experiment, load_run, save_experiment
 from skippipe.data.samples import SampleOrder
 from skippipe.data.token_cache import open_cache
 from skippipe.data.tokenizer import ByteTokenizer, save_for_transformers
 from skippipe.errors import InputError, SkipPipeError
+from skippipe.model.architecture import experiment_model
 
 SMALL = (
     "training.sequence_length=16",
@@ -119,6 +121,20 @@ def test_a_stored_dtype_is_kept(tmp_path: Path) -> None:
     write_model(tmp_path / "given", torch.bfloat16)
     import_model(tmp_path / "given", tmp_path / "run", overrides=SMALL)
     assert read_metadata(latest_checkpoint(tmp_path / "run")).dtype == "bfloat16"  # type: ignore[arg-type]
+
+
+def test_dropout_of_an_imported_model_is_off_and_stays_in_what_is_exported(tmp_path: Path) -> None:
+    write_pretrained(tmp_path / "given", "gpt2", resid_pdrop=0.1, embd_pdrop=0.2, attn_pdrop=0.3)
+    import_model(tmp_path / "given", tmp_path / "run", overrides=SMALL)
+    config = experiment_model(load_run(tmp_path / "run"))
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)
+    export_run(tmp_path / "run", tmp_path / "out")
+    given, out = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("given", "out"))
+    assert out == given
+    checkpoint = latest_checkpoint(tmp_path / "run")
+    assert checkpoint is not None
+    # A checkpoint that was trained with dropout is of the same model.
+    check_model(checkpoint, read_metadata(checkpoint), AutoConfig.from_pretrained(tmp_path / "run" / "model"))
 
 
 def test_an_experiment_that_is_not_given_fits_small_models(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from skippipe.model.architecture import (
     fingerprint,
     num_layers,
 )
-from skippipe.model.architecture_traits import ARCHITECTURES
+from skippipe.model.architecture_traits import ARCHITECTURES, TRAITS
 from skippipe.model.skeleton import build_skeleton
 
 
@@ -56,6 +56,13 @@ def test_names_of_hugging_face_and_of_the_architecture_are_both_known() -> None:
 def test_dropout_is_off_unless_asked_for() -> None:
     assert tiny("gpt2").resid_pdrop == 0.0
     assert tiny("gpt2", resid_pdrop=0.1).resid_pdrop == 0.1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_of_a_directory_is_off(architecture: str, tmp_path: Path) -> None:
+    options = dict.fromkeys(TRAITS[architecture].dropout_options, 0.1)
+    tiny(architecture, **options).save_pretrained(tmp_path)
+    assert config_to_json(config_from_directory(tmp_path)) == config_to_json(tiny(architecture))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
