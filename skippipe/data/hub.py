@@ -27,6 +27,11 @@ def hub_problem() -> str | None:
     return problem_of(constants.ENDPOINT, LIMIT_S)
 
 
+def hub_problem_for(name: str) -> str | None:
+    """Return why the hub cannot be asked for `name`; None where it can, and where `name` is a path of this machine."""
+    return None if Path(name).exists() else hub_problem()
+
+
 def problem_of(address: str, limit_s: float) -> str | None:
     """Return why there is no answer from `address` within `limit_s` seconds; None where there is one, whatever it is.
 
@@ -57,7 +62,7 @@ def pretrained_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    problem = None if Path(name).exists() else hub_problem()
+    problem = hub_problem_for(name)
     place = {} if problem is None else {"local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place)

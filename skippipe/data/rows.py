@@ -7,7 +7,7 @@ from typing import Any
 
 from skippipe.config.data_options import DataOptions
 from skippipe.data.corpus_files import CorpusFile, find_files, open_binary, open_text
-from skippipe.data.hub import hub_problem
+from skippipe.data.hub import hub_problem_for
 from skippipe.errors import DataError
 
 ROWS_AT_ONCE = 1024
@@ -70,7 +70,7 @@ def _hub_rows(options: DataOptions) -> Iterator[tuple[str, Any]]:
     except DataError:
         raise
     except Exception as reason:  # the library raises errors of many kinds for a bad file or a missing network
-        why = hub_problem() or f"{type(reason).__name__}: {_first_line(reason)}"
+        why = hub_problem_for(options.dataset or "") or f"{type(reason).__name__}: {_first_line(reason)}"
         raise DataError(
             f"data: {options.dataset} cannot be read ({why}); check the name, the file's content and the network"
         ) from None
@@ -81,7 +81,7 @@ def _dataset(datasets: Any, options: DataOptions) -> Any:
     if (Path(name) / "dataset_info.json").exists() or (Path(name) / "dataset_dict.json").exists():
         stored = datasets.load_from_disk(name)
         return stored[options.split] if hasattr(stored, "keys") else stored
-    if not Path(name).exists() and hub_problem() is not None:
+    if hub_problem_for(name) is not None:
         datasets.config.HF_HUB_OFFLINE = True
     return datasets.load_dataset(name, options.subset, split=options.split, revision=options.revision, streaming=True)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import datasets
 import pytest
@@ -55,6 +56,15 @@ def test_a_dataset_of_the_hub_is_refused_at_once() -> None:
     with pytest.raises(DataError, match=f"NOBODY/nothing cannot be read .{CLOSED} cannot be reached"):
         next(row_texts(DataOptions(source="huggingface", dataset="NOBODY/nothing")))
     assert time.monotonic() - start_s < 5
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize(("split", "reason"), [("train", "JSON"), ("validation", "Bad split: validation")])
+def test_what_is_wrong_with_a_local_dataset_is_said_without_a_network(tmp_path: Path, split: str, reason: str) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "one"}\nno JSON\n')
+    with pytest.raises(DataError, match=f"cannot be read .*{reason}") as error:
+        list(row_texts(DataOptions(source="huggingface", dataset=str(tmp_path), split=split)))
+    assert CLOSED not in str(error.value)
 
 
 def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
