@@ -41,6 +41,8 @@ def prepended(folder: Path) -> Any:
     """Write and return an encoding that begins every text with a space, as Llama's first ones do."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    without_first_space = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), *without_first_space])
     special = ["<unk>", "<s>", "</s>"]
     core.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=200, special_tokens=special, show_progress=False))
     return _saved(core, folder, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})

@@ -52,6 +52,14 @@ class PromptTokenizer:
             return text
         return self._own.decode(ids)
 
+    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Return what tokens add to the text of the prompt before them.
+
+        Decoded alone, the first may read otherwise: Llama's first tokenizers leave out the space that begins a text.
+        """
+        whole = self.decode([*prompt, *tokens])
+        return whole[len(self.decode(prompt)) :]
+
 
 def _ends_of(model: LoadedModel) -> tuple[int, ...]:
     """Return `eos_token_id` of generation_config.json, as generation in transformers does, or else of config.json."""

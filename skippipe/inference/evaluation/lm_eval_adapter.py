@@ -112,7 +112,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
     def _generated(
         self, task: str, policy: Policy, prompts: Sequence[list[int]], options: "_GenerationOptions", seed: int
     ) -> list[str]:
-        decode = self._tokenizer.decode
+        decode = self._tokenizer.decode  # of the answer alone, as lm-eval's own model does
         result = generate(
             self._decoder,
             policy.for_length(options.max_new_tokens),

@@ -142,7 +142,7 @@ def generate_texts(
         else:
             result = generate(decoder, policy, ids, progress=model.progress, **limits)
     duration_s = time.perf_counter() - start_s
-    texts = [tokenizer.decode(tokens) for tokens in result.tokens]
+    texts = [tokenizer.continuation(prompt, tokens) for prompt, tokens in zip(ids, result.tokens, strict=True)]
     return Continuation(texts, result, duration_s, model.progress.num_known)
 
 
