@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from skippipe.inference.depth_schedule import LayerSelection, Segment, check_known
 from skippipe.inference.key_value_cache import RouteCache
-from skippipe.model.architecture import rope_border
+from skippipe.model.architecture import rope_borders
 from skippipe.model.chunked_loss import mean_cross_entropy
 from skippipe.model.cost import TokenCost, token_cost
 from skippipe.model.layer_halves import HalfLayer, half_module, index_of
@@ -123,18 +123,19 @@ class Decoder:
         """How many token ids the model knows."""
         return int(self.skeleton.model.get_input_embeddings().num_embeddings)
 
-    @property
-    def rope_border(self) -> int | None:
-        """After how many positions longrope takes its other factors, where the text has to be read again for them."""
-        return rope_border(self.config)
+    def rope_border(self, seen: int, length: int) -> int | None:
+        """Return where longrope takes its other factors behind `seen` positions, in a text of `length` tokens.
+
+        A pass that goes beyond turns all its tokens by them, earlier ones too. None: they stay the same.
+        """
+        return next((border for border in rope_borders(self.config) if seen <= border < length), None)
 
     def must_read_again(self, seen: int, length: int) -> bool:
         """Whether keys of the first `seen` positions are of no use for a text of `length` tokens.
 
         The rule is that of generation in transformers: the text is read once more when it passes the border.
         """
-        border = self.rope_border
-        return border is not None and 0 < seen <= border < length
+        return self.skeleton.traits.reads_again and seen > 0 and self.rope_border(seen, length) is not None
 
     def layers_of_stages(self, stages: Sequence[int]) -> tuple[int, ...]:
         """Return the layers of these stages, in the order in which the stages are given."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
@@ -112,14 +113,13 @@ def check_length(config: PretrainedConfig, length: int, where: str) -> None:
         )
 
 
-def rope_border(config: PretrainedConfig) -> int | None:
-    """Return after how many positions longrope takes its other factors, where generation reads the text again then."""
-    option = traits_of(config.model_type).rope_border
-    is_longrope = any(rope.get("rope_type") == "longrope" for rope in _rope_parameters(config))
-    return int(getattr(config, option)) if option is not None and is_longrope else None
+def rope_borders(config: PretrainedConfig) -> list[int]:
+    """Return after how many positions longrope takes its other factors, once or for each type of layers that has it."""
+    longropes = (rope for rope in _rope_parameters(config) if rope.get("rope_type") == "longrope")
+    return [int(rope["original_max_position_embeddings"]) for rope in longropes]
 
 
-def _rope_parameters(config: PretrainedConfig) -> list[dict[str, object]]:
+def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
     """Return how queries and keys are rotated: once, or for each type of layers."""
     given = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in given.values() if isinstance(value, dict)]

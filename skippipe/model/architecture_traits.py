@@ -43,8 +43,8 @@ class ArchitectureTraits:
     """The option for the experts of a layer, of mixtures."""
     dropout_options: tuple[str, ...] = ("attention_dropout",)
     """Off unless asked for: dropout would make the same run differ between one process and several."""
-    rope_border: str | None = None
-    """The option after whose positions generation reads a text again, where longrope takes other factors there."""
+    reads_again: bool = False
+    """Whether generation reads a text again where longrope takes other factors; transformers does so for some alone."""
     older_options: tuple[str, ...] = ("rope_theta", "rope_scaling")
     """Names that a published config.json has for options which are called otherwise now; transformers takes both."""
     undeclared_options: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ TRAITS = {
     "phi3": ArchitectureTraits(
         dropout_options=("attention_dropout", "resid_pdrop", "embd_pdrop"),
         undeclared_options=("head_dim",),
-        rope_border="original_max_position_embeddings",
+        reads_again=True,
         older_options=("rope_theta", "rope_scaling", "partial_rotary_factor"),
     ),
     "olmo2": ArchitectureTraits(residual_reader="mlp", undeclared_options=("head_dim",)),  # the norm follows the block

@@ -70,18 +70,27 @@ def speculate(
 ) -> Speculated:
     """Continue prompts as one batch; `drafter` drafts tokens before each check. Other arguments as in `generate`.
 
-    Raises `InputError` where prompt and answer do not fit into the context.
+    Raises `InputError` for what `check_speculation` refuses.
     """
-    check_prompts(decoder, prompts, max_new_tokens)
-    longest = max(map(len, prompts))
-    if decoder.must_read_again(longest, longest + max_new_tokens):
-        raise InputError(
-            f"--speculative: prompt and answer pass position {decoder.rope_border}, where the model's longrope takes "
-            "other factors; leave --speculative out, or ask for fewer new tokens"
-        )
+    check_speculation(decoder, prompts, max_new_tokens)
     rounds = _Rounds(decoder, prompts, max_new_tokens, sampling or Sampling(), end_tokens(eos_id), on_tokens)
     rounds.run(drafter)
     return Speculated(rounds.answers(), rounds.drafted, rounds.accepted, rounds.checks, drafter.kept_from)
+
+
+def check_speculation(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise `InputError` for what `check_prompts` refuses, and where longrope takes other factors behind the prompts.
+
+    A check that goes beyond that position turns other tokens by them than decoding token by token does.
+    """
+    check_prompts(decoder, prompts, max_new_tokens)
+    longest = max(map(len, prompts))
+    border = decoder.rope_border(longest, longest + max_new_tokens)
+    if border is not None:
+        raise InputError(
+            f"--speculative: prompt and answer pass position {border}, where the model's longrope takes "
+            "other factors; leave --speculative out, or ask for fewer new tokens"
+        )
 
 
 def draft_layers(policy: Policy, decoder: Decoder) -> LayerSelection:

@@ -13,7 +13,7 @@ from skippipe.inference.generation.drafts.automatic_draft import AutomaticDraft
 from skippipe.inference.generation.drafts.drafter import Drafter, FixedDraft
 from skippipe.inference.generation.generation import Generated, check_prompts, generate
 from skippipe.inference.generation.sampling import Sampling
-from skippipe.inference.generation.speculative import Speculated, draft_layers, speculate
+from skippipe.inference.generation.speculative import Speculated, check_speculation, draft_layers, speculate
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import PolicyContext
 from skippipe.inference.policies.construction import build_policy
@@ -131,7 +131,8 @@ def generate_texts(
     layers = draft_layers(policy, decoder) if options.num_drafted is not None else ()
     limits: dict[str, Any] = {"max_new_tokens": options.max_new_tokens, "eos_id": tokenizer.end_ids}
     # What may be refused is, before anything is printed.
-    check_prompts(decoder, ids, options.max_new_tokens)
+    check = check_prompts if options.num_drafted is None else check_speculation
+    check(decoder, ids, options.max_new_tokens)
     drafter = _drafter(decoder, layers, ids, options) if options.num_drafted is not None else None
     start_s = time.perf_counter()
     result: Generated | Speculated
