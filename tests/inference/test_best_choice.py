@@ -92,6 +92,17 @@ def test_best_is_at_least_as_good_as_what_it_starts_from(unit: str, keep: float)
     assert list(chosen) == list(dict.fromkeys(chosen))
 
 
+@pytest.mark.parametrize("unit", ["layers", "halves"])
+def test_a_share_below_one_stage_is_reached(unit: str) -> None:
+    made = decoder_of(tiny("llama", num_hidden_layers=6, initializer_range=0.2), [(0, 3), (3, 6)])
+    context = PolicyContext(made, 0.2, calibration=lambda: TEXT)
+    chosen = build_policy(f"best:{unit},tries=4", context).layers_at(0, 0)
+    assert 0 < share_computed([chosen] * 12, 6, made.cost) <= 1 / 6 + 1e-9
+    for policy, smallest in (f"best:{unit}", "0.17"), ("best:stages", "0.50"):
+        with pytest.raises(InputError, match=f"the smallest share is {smallest}"):
+            build_policy(policy, context.with_keep(0.05))
+
+
 def test_idle_layers_and_halves_are_left_out() -> None:
     made = decoder(8, idle=(2, 5))
     context = PolicyContext(made, 0.75, calibration=lambda: TEXT)

@@ -105,7 +105,9 @@ def _known(context: PolicyContext, tokens: Tensor, parts: Sequence[Part]) -> Ite
     """Yield the choices of other policies that are made of these parts: `unified`, and those one by one."""
     decoder = context.decoder
     count, there = decoder.num_layers, set(decoder.all_layers)
-    selections = [best_stages(context, "influence").layers_at(0, 0)]
+    selections = []
+    if round(context.keep * len(decoder.stages)) >= 1:  # a share of a few layers may be less than any stage
+        selections.append(best_stages(context, "influence").layers_at(0, 0))
     if (spread := int(count * context.keep + 1e-9)) > 1:
         selections.append(tuple(layer for layer in unified_layers(count, spread) if layer in there))
     influence = block_influence(decoder, tokens[:, :-1], [(layer,) for layer in decoder.all_layers])
