@@ -49,13 +49,18 @@ class TextSource:
         return own_tokenizer(self._model)
 
     def validation_batches(self, count: int, files: Sequence[Path] = ()) -> list[Batch]:
-        """Return at most `count` batches, (B, T) inputs and labels: of held-out text, or of `files`."""
-        if not files:
-            return [self.order.validation_batch(index, self.batch_size) for index in range(count)]
-        samples = self._samples(files)  # (N, T + 1)
-        whole = max(len(samples) // self.batch_size, 1)
-        firsts = range(0, min(whole, count) * self.batch_size, self.batch_size)
-        batches = [samples[first : first + self.batch_size] for first in firsts]
+        """Return at most `count` batches, (B, T) inputs and labels: of held-out text, or of `files`.
+
+        No sample is in two of them. All are of one size, so the last samples may be left out; it is smaller than
+        `batch_size` only where there are no more samples.
+        """
+        samples = self._samples(files) if files else None  # (N, T + 1)
+        available = self.order.num_samples["validation"] if samples is None else len(samples)
+        size = min(self.batch_size, available)
+        indices = range(min(available // size, count))
+        if samples is None:
+            return [self.order.validation_batch(index, size) for index in indices]
+        batches = [samples[index * size : (index + 1) * size] for index in indices]
         return [(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()) for batch in batches]
 
     def calibration_tokens(self, files: Sequence[Path] = ()) -> Tensor:

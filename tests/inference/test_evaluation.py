@@ -30,6 +30,7 @@ from skippipe.inference.evaluation.perplexity import PerplexityOptions, evaluate
 from skippipe.inference.evaluation.question_kinds import KINDS
 from skippipe.inference.generation.text_generation import TextOptions, generate_texts
 from skippipe.inference.model_loading import load_model
+from skippipe.inference.text_source import TextSource
 from skippipe.model.architecture import experiment_model
 from skippipe.monitor.evaluation_results import DepthResult, Evaluation
 from skippipe.monitor.report.figures.curves import depth_figure
@@ -229,6 +230,22 @@ def test_truncated_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
 def test_run_without_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SkipPipeError, match="not a run directory"):
         evaluate_model(tmp_path, policies=["full"], keeps=[1.0])
+
+
+def test_no_held_out_sample_is_measured_twice(run_dir: Path) -> None:
+    model = load_model(run_dir, device="cpu")
+    source = TextSource(model)
+    available = source.order.num_samples["validation"]
+    order = [source.order.validation_batch(index, 1)[0] for index in range(available)]
+    for source.batch_size in (available // 2 + 1, 2, available, available + 3):
+        size = min(source.batch_size, available)
+        whole = available // size * size
+        batches = source.validation_batches(available + 9)
+        assert torch.equal(torch.cat([input_ids for input_ids, _ in batches]), torch.cat(order[:whole]))
+        assert {len(input_ids) for input_ids, _ in batches} == {size}
+    options = PerplexityOptions(num_batches=available)
+    found = evaluate_model(run_dir, policies=["full"], keeps=[1.0], options=options)
+    assert found.tokens == available // 2 * 2 * source.sequence_length
 
 
 def test_exported_directory_gives_the_same_numbers_and_text(

@@ -27,7 +27,7 @@ FILE = UserPath()
     type=click.IntRange(min=1),
     default=24,
     show_default=True,
-    help="Batches of held-out text to measure on.",
+    help="Batches of held-out text to measure on, at most.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=4, show_default=True, help="Random choices a batch.")
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random choices.")
