@@ -129,7 +129,9 @@ def test_halves_are_timed() -> None:
         ("best:layer", "did you mean 'layers'"),
         ("best:halves,stages", "say one of"),
         ("best:time", "time is for halves"),
-        ("best:tries=few", "expected a number"),
+        ("best:tries=few", "expected a whole number"),
+        ("best:tries=nan", "'tries=nan': expected a whole number after tries="),
+        ("best:width=1.5", "'width=1.5': expected a whole number after width="),
         ("best:width=0", "a width from 1"),
     ],
 )

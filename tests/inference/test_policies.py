@@ -93,13 +93,28 @@ def test_given_stages_run_in_their_order(six: Decoder) -> None:
         ("unifed", "did you mean 'unified'"),
         ("exit:3", "takes nothing"),
         ("skipdecode:warmup=1", "unknown option 'warmup=1'"),
-        ("skipdecode:warm_up=few", "expected a number"),
+        ("skipdecode:warm_up=few", "'warm_up=few': expected a whole number after warm_up="),
+        ("skipdecode:warm_up=nan", "'warm_up=nan': expected a whole number after warm_up="),
+        ("skipdecode:max=inf", "'max=inf': expected a whole number after max="),
+        ("skipdecode:min=2.7,max=5", "'min=2.7': expected a whole number after min="),
+        ("ffn-skip:span=nan", "'span=nan': expected a whole number after span="),
+        ("ffn-skip:first=1.5", "'first=1.5': expected a whole number after first="),
+        ("ffn-skip:threshold=nan", "'threshold=nan': expected a finite number after threshold="),
+        ("ffn-skip:threshold=high", "'threshold=high': expected a finite number after threshold="),
         ("skipdecode:min=5,max=4", "from 4 to 5 of 6 layers"),
     ],
 )
 def test_mistakes_are_named(six: Decoder, specification: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         policy(six, specification)
+
+
+def test_options_take_the_numbers_that_their_defaults_are(six: Decoder) -> None:
+    context = PolicyContext(six, 0.5, argument="whole=2.0,part=2.5")
+    assert context.options({"whole": 1, "part": 0.0, "other": 3}) == {"whole": 2.0, "part": 2.5, "other": 3}
+    assert context.options({"whole": 1.0, "part": 0.0}) == {"whole": 2.0, "part": 2.5}
+    with pytest.raises(InputError, match=r"'part=2\.5': expected a whole number after part="):
+        context.options({"whole": 1, "part": 0})
 
 
 def slow_unified(num_layers: int, speed_up: float) -> list[int]:

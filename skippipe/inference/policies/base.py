@@ -1,5 +1,6 @@
 """What a policy is: which layers run at which position, or which feed-forward blocks are skipped for which token."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -134,16 +135,20 @@ class PolicyContext:
         return replace(self, keep=keep)
 
     def options(self, defaults: Mapping[str, float]) -> dict[str, float]:
-        """Return the argument, `key=value,...`, over the defaults; raise `InputError` for an unknown key."""
+        """Return the argument, `key=value,...`, over the defaults; raise `InputError` for an unknown key.
+
+        Values are finite numbers, and whole ones where the default is an `int`; others are refused too.
+        """
         values = dict(defaults)
         for part in filter(None, self.argument.split(",")):
             key, _, value = part.partition("=")
             if key not in values:
                 raise InputError(f"--policy: unknown option {part!r}; there are {', '.join(f'{k}=' for k in defaults)}")
-            try:
-                values[key] = float(value)
-            except ValueError:
-                raise InputError(f"--policy: {part!r}: expected a number after {key}=") from None
+            values[key] = number = _number(value)
+            if isinstance(defaults[key], int) and not number.is_integer():
+                raise InputError(f"--policy: {part!r}: expected a whole number after {key}=")
+            if not math.isfinite(number):
+                raise InputError(f"--policy: {part!r}: expected a finite number after {key}=")
         return values
 
     def calibration_tokens(self) -> Tensor:
@@ -151,6 +156,14 @@ class PolicyContext:
         if self.calibration is None:
             raise InputError("--policy: this policy is calibrated on text, and there is none; give --calibration FILE")
         return self.calibration()
+
+
+def _number(text: str) -> float:
+    """Return the number that a text spells; nan where it spells none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def fixed_layers(policy: Policy, decoder: Decoder) -> LayerSelection | None:
