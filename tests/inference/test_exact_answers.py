@@ -1,6 +1,7 @@
 """Questions made from a seed, and models that answer them."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from torch import nn
 
 from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
-from skippipe.inference.evaluation.exact_answers import ExactAnswers
+from skippipe.inference.evaluation.exact_answers import SPARE_TOKENS, ExactAnswers
 from skippipe.inference.evaluation.question_kinds import EXAMPLES, KINDS, ExactQuestion, questions
 from skippipe.inference.model_loading import LoadedModel
-from skippipe.inference.policies.base import FixedLayers
+from skippipe.inference.policies.base import FixedLayers, Policy
 
 ROOT = Path(__file__).parents[2]
 STARTS = {"copying": "text: ", "addition": "\n", "json_repair": "broken: "}
@@ -75,6 +76,20 @@ def test_exact_answers_are_counted_and_nothing_else(reciter: LoadedModel) -> Non
     assert [rows[kind].documents for kind in asked] == [18, 3, 1]
     assert rows["some"].standard_error == pytest.approx((2 / 9 / 3) ** 0.5)
     assert {(row.metric, row.share_computed, row.keep) for row in rows.values()} == {("exact_match", 0.5, 0.5)}
+
+
+def test_a_depth_is_spread_over_what_is_read_of_an_answer(reciter: LoadedModel) -> None:
+    lengths = []
+
+    @dataclass(frozen=True)
+    class Spread(FixedLayers):
+        def for_length(self, num_generated: int) -> Policy:
+            lengths.append(num_generated)
+            return self
+
+    asked = {"right": [ExactQuestion("it is right:", "yes")]}
+    list(ExactAnswers(reciter, asked).run(Spread((1,)), "spread", None))
+    assert lengths == [len(b" yes\n") + SPARE_TOKENS - 1], "the last token is not read"
 
 
 def test_questions_that_do_not_fit_are_refused(reciter: LoadedModel) -> None:

@@ -2,30 +2,35 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from slow_model import SlowModel
-from tiny_decoders import ARCHITECTURES, hugging_face, model_of, tiny
+from tiny_decoders import ARCHITECTURES, decoder_of, hugging_face, model_of, tiny
 from training_runs import make_experiment, small_plan, train_alone
 from transformers import GenerationConfig, PreTrainedModel
 
+from skippipe import TextOptions, generate_texts
 from skippipe.cli.main import main
+from skippipe.config.experiment_file import load_experiment
 from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Segment
 from skippipe.inference.generation.drafts.drafter import FixedDraft
-from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.generation import Generated, generate
 from skippipe.inference.generation.sampling import Sampling
 from skippipe.inference.generation.speculative import speculate
 from skippipe.inference.key_value_cache import RouteCache
+from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import FixedLayers, Policy, PolicyContext
 from skippipe.inference.policies.construction import build_policy
 from skippipe.model.architecture_traits import ARCHITECTURES as EVERY
 from skippipe.model.skeleton import find_parts
 
+ROOT = Path(__file__).parents[2]
 NEW = 8
 PROMPTS = [[5, 17, 3, 60, 22, 9], [44], [1, 2, 3, 40]]
 
@@ -223,6 +228,18 @@ def test_share_counts_prompt_and_answer_apart() -> None:
     of_answers = 6 * sum(flop(len(prompt) + step + 1) for prompt in PROMPTS for step in range(NEW - 1))
     assert generated.flop.whole == pytest.approx(of_prompts + of_answers)
     assert generated.flop.computed == pytest.approx(of_prompts + 0.5 * of_answers)
+
+
+@pytest.mark.parametrize("max_new_tokens", [3, 4, 8])
+def test_a_depth_that_shrinks_reaches_its_smallest_and_so_the_share(max_new_tokens: int) -> None:
+    experiment = load_experiment(ROOT / "configs" / "experiments" / "tiny.yaml")
+    decoder = decoder_of(tiny("llama", num_hidden_layers=6, vocab_size=257))
+    model = LoadedModel(decoder, "tiny", "as made here", experiment, None)
+    options = TextOptions("skipdecode", 0.5, max_new_tokens)
+    result = generate_texts(model, ["import"], options).result
+    assert isinstance(result, Generated)
+    assert 0.48 < result.share_of_generated <= 0.5, "the last new token is not read"
+    assert generate_texts(model, ["import"], replace(options, max_new_tokens=1)).num_tokens == 1
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.cli.main import main
 from skippipe.errors import InputError
+from skippipe.inference.depth_schedule import flop_of
 from skippipe.inference.model_loading import load_model
 from skippipe.inference.policies.base import FixedLayers, PolicyContext
 from skippipe.inference.policies.construction import build_policy
@@ -264,6 +265,16 @@ def test_long_texts_are_cut_from_the_left_or_measured_in_windows(
         adapter.generate_until([Instance("generate_until", {}, (text, {"max_gen_toks": 8}), 0, ("a", 0, 1))])
     with pytest.raises(InputError, match=r"'num_beams': 4.* is not supported"):
         adapter.generate_until([Instance("generate_until", {}, (text, {"num_beams": 4}), 0, ("a", 0, 1))])
+
+
+def test_a_depth_is_spread_over_what_is_read_of_an_answer(run_dir: Path) -> None:
+    model = load_model(run_dir, device="cpu")
+    policy = build_policy("skipdecode", PolicyContext(model.decoder, 0.5))
+    adapter = PolicyModel(model.decoder, PromptTokenizer(model), policy, batch_size=1)
+    adapter.generate_until([Instance("generate_until", {}, ("line", {"max_gen_toks": 4}), 0, ("a", 0, 1))])
+    layers_of = [policy.for_length(3).layers_at(position, 4) for position in range(4 + 3)]
+    expected = flop_of(layers_of, model.decoder.num_layers, model.decoder.cost)
+    assert adapter.flop["a"].share == pytest.approx(expected.share, rel=1e-9)
 
 
 def test_full_depth_is_what_lm_evals_own_model_says(run_dir: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from skippipe.errors import InputError
 from skippipe.inference.depth_schedule import Flop
 from skippipe.inference.evaluation.question_kinds import ExactQuestion
-from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.generation import generate, positions_after_prompt
 from skippipe.inference.model_loading import LoadedModel
 from skippipe.inference.policies.base import Policy
 from skippipe.inference.prompt_tokenizer import PromptTokenizer
@@ -55,7 +55,7 @@ class ExactAnswers:
         count = self._most_new_tokens(batch)
         generated = generate(
             self._model.decoder,
-            policy.for_length(count),
+            policy.for_length(positions_after_prompt(count)),
             [self._tokenizer.encode(question.prompt) for question in batch],
             max_new_tokens=count,
             eos_id=self._tokenizer.end_ids,

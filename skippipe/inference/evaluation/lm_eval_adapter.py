@@ -20,7 +20,7 @@ from skippipe.errors import InputError
 from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import Flop
 from skippipe.inference.evaluation.scoring import Passage, Score, batches, score
-from skippipe.inference.generation.generation import generate
+from skippipe.inference.generation.generation import generate, positions_after_prompt
 from skippipe.inference.generation.sampling import Sampling
 from skippipe.inference.policies.base import Policy
 from skippipe.inference.prompt_tokenizer import PromptTokenizer
@@ -115,7 +115,7 @@ class PolicyModel(TemplateLM):  # type: ignore[misc]  # lm-eval is optional and 
         decode = self._tokenizer.decode  # of the answer alone, as lm-eval's own model does
         result = generate(
             self._decoder,
-            policy.for_length(options.max_new_tokens),
+            policy.for_length(positions_after_prompt(options.max_new_tokens)),
             prompts,
             max_new_tokens=options.max_new_tokens,
             sampling=Sampling(**options.sampling, seed=seed),

@@ -109,6 +109,11 @@ def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_to
             )
 
 
+def positions_after_prompt(max_new_tokens: int) -> int:
+    """Return over how many positions an answer spreads its depth: all new tokens but the last, which no layer reads."""
+    return max(1, max_new_tokens - 1)
+
+
 @torch.inference_mode()
 def generate(
     decoder: Decoder,

@@ -11,7 +11,7 @@ from skippipe.inference.decoder import Decoder
 from skippipe.inference.depth_schedule import LayerSelection
 from skippipe.inference.generation.drafts.automatic_draft import AutomaticDraft
 from skippipe.inference.generation.drafts.drafter import Drafter, FixedDraft
-from skippipe.inference.generation.generation import Generated, check_prompts, generate
+from skippipe.inference.generation.generation import Generated, check_prompts, generate, positions_after_prompt
 from skippipe.inference.generation.sampling import Sampling
 from skippipe.inference.generation.speculative import Speculated, check_speculation, draft_layers, speculate
 from skippipe.inference.model_loading import LoadedModel
@@ -124,7 +124,7 @@ def generate_texts(
         decoder,
         options.keep,
         seed=options.sampling.seed,
-        num_generated=options.max_new_tokens,
+        num_generated=positions_after_prompt(options.max_new_tokens),
         calibration=lambda: text.calibration_tokens(options.calibration).to(decoder.device),
     )
     policy = build_policy(options.policy, context).sample(0)
