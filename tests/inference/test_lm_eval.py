@@ -191,10 +191,16 @@ def test_what_is_written_ends_at_the_first_stop(
     assert rows["said", "full", "exact_match"]["value"] == 1.0
 
 
-def test_every_policy_runs_every_kind_of_task(capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path) -> None:
+def test_every_policy_runs_every_kind_of_task(
+    capsys: pytest.CaptureFixture[str], run_dir: Path, tasks: Path, tmp_path: Path
+) -> None:
+    choice = tmp_path / "choice.json"
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run_dir), "--policy", "best", "--keep", "0.8", "--save-choice", str(choice)])
+    capsys.readouterr()
     lost = ",".join(small_plan().stages[1].nodes)
     policies = ["full", "random", "stages:0,2,1", f"without:{lost}", "best", "best:gradient", "exit", "unified"]
-    policies += ["skipdecode", "ffn-skip"]
+    policies += ["skipdecode", "ffn-skip", f"file:{choice}"]
     assert {policy.partition(":")[0] for policy in policies} == {entry.name for entry in OWN}
     chosen = {"policy": " ".join(policies), "keep": "0.8", "include_path": tasks, "num_fewshot": 1}
     rows = evaluate(capsys, run_dir, "both", "rolling", "writing", **chosen)
