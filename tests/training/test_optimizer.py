@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from skippipe.config.experiment import OptimizerOptions, SchedulerOptions
 from skippipe.errors import CheckpointError
 from skippipe.training.optimizer import AdamW, learning_rate_factor
+from skippipe.training.optimizer.settings import new_state
 from skippipe.training.optimizer.zero import DeepSpeedZero
 
 NO_WARMUP = SchedulerOptions(warmup_steps=0, min_lr_ratio=1.0)
@@ -91,6 +92,16 @@ def test_single_parameters_can_have_a_higher_rate() -> None:
         assert [name for name in parameters if f"{name}.lr_scale" in kept] == ([first] if scale > 1 else [])
     assert torch.allclose(moved[1][first], 2 * moved[0][first], atol=1e-6)
     assert all(torch.equal(moved[1][name], moved[0][name]) for name in others)
+
+
+def test_parameters_without_moments_go_on_at_a_later_step() -> None:
+    fresh, later = make_parameters(), make_parameters()
+    options = OptimizerOptions(lr=0.01)
+    run(AdamW(fresh, options, NO_WARMUP, max_steps=9), fresh, range(1))
+    optimizer = AdamW(later, options, NO_WARMUP, max_steps=9)
+    optimizer.load(new_state(later), step=5)
+    run(optimizer, later, range(1))
+    assert all(torch.equal(fresh[name], later[name]) for name in fresh)
 
 
 def test_deepspeed_refuses_a_parameter_with_a_rate_of_its_own() -> None:

@@ -160,6 +160,47 @@ def test_a_copy_on_its_way_is_not_replaced(caplog: pytest.LogCaptureFixture) -> 
             wait_until(lambda: keeper.kept_steps == {2: 20})
 
 
+def test_a_copy_is_kept_until_the_next_keeper_has_one() -> None:
+    coming = [KEEPER]  # until it has come, node-0 keeps the copy
+    assert keepers(PLAN, [node for node in PLAN.nodes if node not in coming])[2] == (HOLDER, "node-0")
+    with ExitStack() as stack:
+        exchanges = {node: stack.enter_context(closing(Exchange(KEYS))) for node in (HOLDER, KEEPER, "node-0")}
+        members = {
+            node: Member(
+                name=node,
+                host="127.0.0.1",
+                port=1,
+                incarnation="0" * 32,
+                data_port=exchanges[node].port if node in exchanges else 1,
+            )
+            for node in PLAN.nodes
+        }
+        holder, keeper, before = (
+            stack.enter_context(closing(StageCopies(exchanges[node], PLAN.nodes, 5, silence_s=1.0)))
+            for node in (HOLDER, KEEPER, "node-0")
+        )
+
+        def wait_until_kept(kept: StageCopies, steps: dict[int, int]) -> None:
+            deadline_s = time.monotonic() + 20
+            while kept.kept_steps != steps:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+
+        for copies, node in ((holder, HOLDER), (before, "node-0")):
+            copies.begin_epoch(PLAN, members, node, coming)
+        holder.between_steps(400, partial(state, 400))
+        wait_until_kept(before, {2: 400})
+        for copies, node in ((holder, HOLDER), (before, "node-0")):
+            copies.begin_epoch(PLAN, members, node)
+        time.sleep(1.5)  # the one that has come has nothing yet, however often it is asked
+        assert before.kept_steps == {2: 400}
+        keeper.begin_epoch(PLAN, members, KEEPER)
+        holder.between_steps(401, partial(state, 401))
+        wait_until_kept(keeper, {2: 401})
+        wait_until_kept(before, {})
+        assert kept_step(Source("127.0.0.1", exchanges["node-0"].port)) is None
+
+
 def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -> None:
     with ExitStack() as stack:
         exchanges = {node: stack.enter_context(closing(Exchange(KEYS))) for node in (HOLDER, KEEPER, "node-0")}

@@ -56,6 +56,16 @@ def parameter_groups(
     ]
 
 
+def new_state(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state, as a checkpoint stores it, of parameters that have taken no step."""
+    moments = {
+        f"{name}.{moment}": torch.zeros_like(parameter, dtype=torch.float32, device="cpu")
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+    }
+    return moments | {f"{name}.{STEP}": torch.tensor(0.0) for name in parameters}
+
+
 def stored_state(state: Mapping[str, Tensor], name: str, shape: torch.Size, step: int) -> dict[str, Tensor]:
     """Return the stored state of one parameter by key; raise `CheckpointError` where it is missing or misshapen.
 

@@ -12,6 +12,7 @@ from skippipe.runtime.ranks.agreement import all_gather_json
 from skippipe.runtime.ranks.store_names import Topic
 from skippipe.runtime.runner_factory import make_runner_of_epoch, make_unconnected_runner
 from skippipe.training.measurement.memory_report import estimate_memory
+from skippipe.training.optimizer.settings import new_state
 from skippipe.training.records.run_checkpoints import RunCheckpoints
 from skippipe.training.records.run_records import RunRecords
 from skippipe.training.recovery.progress import ProgressReport, Settlement
@@ -220,7 +221,9 @@ class RecoverableTraining:
         if resharing is not None and found.place == "a replica" and step and not held.optimizer:
             resharing.take_weights()
         else:
-            state.optimizer.load(held.optimizer, step - can_step)
+            # At step 0, as in the checkpoint of an import, there are weights alone.
+            optimizer = held.optimizer if held.step else new_state(state.runner.parameters())
+            state.optimizer.load(optimizer, step - can_step)
         if can_step and sums is not None:
             for name, parameter in state.runner.parameters().items():
                 parameter.grad = held.gradients[name].to(parameter.device)

@@ -1,7 +1,8 @@
 """Copies of stages that one node alone holds, in the memory of another: what is left of a stage when its node is lost.
 
 The holder makes one between two steps, every so many; the keeper fetches it in the background. A copy that is on its
-way is not replaced: where it takes longer than those steps, the next one is made when it has arrived.
+way is not replaced: where it takes longer than those steps, the next one is made when it has arrived. Where another
+node becomes the keeper, the one before keeps what it has until the other has as new a copy.
 
 With an interval of 1 nothing is lost with the holder. Before it gives its part to the sum by which all take a step, it
 makes a copy of the state before that step and of its gradients, and waits until the keeper has both: whether the others
@@ -85,6 +86,8 @@ class StageCopies:
         self._lock = threading.Lock()
         self._kept: dict[int, KeptCopy] = {}
         self._sources: dict[int, Member] = {}
+        self._successors: dict[int, Member] = {}
+        """Who keeps in this process's place, by stage: what is kept here goes when they have it."""
         self._absent: frozenset[int] = frozenset()
         self._said = ""
         self._closed = threading.Event()
@@ -108,11 +111,11 @@ class StageCopies:
         self._copied_step = None
         with self._lock:
             self._sources = {stage: members[holder] for stage, (holder, keeper) in roles.items() if keeper == own}
-            gone = [stage for stage in self._kept if stage not in self._sources and stage not in self._absent]
-            for stage in gone:
-                del self._kept[stage]
-        for name in map(kept_name, gone):
-            self._withdraw(name)
+            others = {stage: members[keeper] for stage, (_, keeper) in roles.items() if keeper != own}
+            self._successors = {stage: member for stage, member in others.items() if stage in self._kept}
+            needed = self._sources.keys() | self._successors.keys() | self._absent
+            gone = [stage for stage in self._kept if stage not in needed]
+        self._drop(gone)
 
     def between_steps(self, step: int, make: Callable[[], StageState]) -> None:
         """Make a copy where it is due and the one before has arrived; nothing else changes the state meanwhile."""
@@ -195,13 +198,22 @@ class StageCopies:
 
         return self._exchange.fetch(Source(member.host, member.data_port), name, self._silence_s, wanted)
 
+    def _drop(self, stages: Collection[int]) -> None:
+        """Keep no copies of these stages any more."""
+        with self._lock:
+            for stage in stages:
+                self._kept.pop(stage, None)
+        for name in map(kept_name, stages):
+            self._withdraw(name)
+
     def _keep_all(self) -> None:
         while not self._closed.wait(self._poll_s):
             with self._lock:
-                sources = dict(self._sources)
-            for stage, member in sources.items():
+                work = [(self._keep, *each) for each in self._sources.items()]
+                work += [(self._hand_over, *each) for each in self._successors.items()]
+            for act, stage, member in work:
                 try:
-                    self._keep(stage, member)
+                    act(stage, member)
                 except CommunicationError as reason:  # it is lost, which others say, or it will answer later
                     logger.debug("no copy of stage %d: %s", stage, reason)
                 except Exception as reason:  # the holder waits for this thread; too many open files end some day
@@ -211,6 +223,19 @@ class StageCopies:
         if words != self._said:
             logger.warning(words)
         self._said = words
+
+    def _hand_over(self, stage: int, member: "Member") -> None:
+        """Drop what is kept of a stage once the member that keeps it now has as new a copy."""
+
+        def wanted() -> bool:
+            return self._successors.get(stage) == member and not self._closed.is_set()
+
+        label = self._fetch(member, LABEL_OF + kept_name(stage), wanted)
+        with self._lock:
+            if label is None or not wanted() or CopyLabel.from_bytes(label).step < self._kept[stage].label.step:
+                return
+            del self._successors[stage]
+        self._drop([stage])
 
     def _keep(self, stage: int, member: "Member") -> None:
         """Fetch the holder's copy where it is another one than that which is kept."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from skippipe.errors import InfeasibleError
 from skippipe.runtime.plans.plan_set import PlanSet
+from skippipe.training.optimizer.settings import new_state
 from skippipe.training.recovery.lost_stage.situation import Situation
 from skippipe.training.recovery.lost_stage.take_over import take_over
 from skippipe.training.recovery.stage_state import StageState
@@ -74,14 +75,8 @@ def rebuilt(below: StageState, above: StageState, parameters: tuple[str, ...], n
         one = below.parameters[_moved_by(-num_layers, name)]
         other = above.parameters[_moved_by(num_layers, name)]
         mean[name] = (share * one.float() + (1 - share) * other.float()).to(one.dtype)
-    moments = {
-        f"{name}.{moment}": torch.zeros_like(tensor, dtype=torch.float32)
-        for name, tensor in mean.items()
-        for moment in ("exp_avg", "exp_avg_sq")
-    }
-    numbers = {f"{name}.step": torch.tensor(0.0) for name in mean}
-    numbers |= {f"{name}.lr_scale": torch.tensor(LR_SCALE) for name in mean}
-    return StageState(below.step, below.elapsed_s, mean, moments | numbers)
+    scales = {f"{name}.lr_scale": torch.tensor(LR_SCALE) for name in mean}
+    return StageState(below.step, below.elapsed_s, mean, new_state(mean) | scales)
 
 
 def _moved_by(num_layers: int, name: str) -> str:
