@@ -1,5 +1,6 @@
 """The compiled search: its times are those of the simulator, its schedules obey all rules, its results repeat."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,6 +121,29 @@ def test_large_schedules_begin_alike_where_nothing_is_compiled(monkeypatch: pyte
     expected = begun(1.0, repeatable=True)
     assert begun(50.0, repeatable=True) == expected
     assert begun(50.0, repeatable=False).iteration_s > expected.iteration_s
+
+
+def test_many_microbatches_are_dispatched_alone_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Insertions of a thousand tasks take up to three minutes in plain Python, whatever the time limit."""
+    few, many = (SlotModel(make_problem(3, [2, 2, 2], 2, count, memory=9)) for count in (20, 21))
+    assert (few.num_tasks, many.num_tasks) == (100, 105)
+    inserted: list[int] = []
+
+    def count(*arguments: Any) -> bool:
+        inserted.append(1)
+        return construct(*arguments)
+
+    monkeypatch.setattr(local_search, "slowness", lambda: 350.0)
+    monkeypatch.setattr(local_search, "construct", count)
+    for slot_model, is_inserted in ((few, True), (many, False)):
+        inserted.clear()
+        placement = slot_model.given_placement()
+        assert placement is not None
+        search = LocalSearch(slot_model, 0)
+        begun = search.start(placement, balanced_routes(slot_model, 0))
+        again = search.greedy_insert(begun, Budget(0.0))
+        assert math.isfinite(begun.iteration_s + again.iteration_s)
+        assert bool(inserted) == is_inserted
 
 
 @settings(max_examples=30, derandomize=True)

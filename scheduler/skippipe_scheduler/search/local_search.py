@@ -77,8 +77,8 @@ class LocalSearch:
         self._allocate(placement, routes)
         costs = SlotCosts(self.slot_model, placement)
         self._dispatch(ANY_NUMBER)
-        if self.large and not self.repeatable and slowness() > 1 and self.scores[2, 0] < np.inf:
-            return self._continue()  # where nothing is compiled, all else would take minutes
+        if self._inserting_takes_minutes and self.scores[2, 0] < np.inf:
+            return self._continue()
         if fewer_begun and self.slot_model.shares_capacity:
             most_begun = int(self.instance.memory.max()) // 2
             while most_begun:
@@ -98,6 +98,12 @@ class LocalSearch:
             for wait in self.tuning.start_waits:
                 self._construct(sequence, wait)
         return self._continue()
+
+    @property
+    def _inserting_takes_minutes(self) -> bool:
+        """Whether all but a dispatch would go far beyond a time limit: nothing is compiled."""
+        many = self.slot_model.num_tasks > self.tuning.most_inserted_in_python
+        return many and slowness() > 1 and not self.repeatable
 
     def _construct(self, sequence: Integers, wait: float, *, rerouted: bool = False) -> None:
         """Try the schedule of an insertion sequence, in which no task waits longer than `wait` mean backward times.
@@ -189,9 +195,14 @@ class LocalSearch:
     def greedy_insert(self, solution: Solution, budget: Budget) -> Solution:
         """Begin at the routes of a solution, its microbatches inserted in the sequence of their starts.
 
-        One insertion at least is made; the others as far as `budget` has time for them.
+        One insertion at least is made; the others as far as `budget` has time for them. Where nothing is compiled, the
+        microbatches of large problems are dispatched instead.
         """
         self._allocate(solution.placement, solution.routes)
+        if self._inserting_takes_minutes:
+            self._dispatch(ANY_NUMBER)
+            if self.scores[2, 0] < np.inf:
+                return self._continue()
         sequence = np.argsort([row[0] for row in solution.starts], kind="stable")
         for factor in self.tuning.greedy_waits:
             wait_s = factor * float(self.instance.node_s[1].max())
