@@ -189,7 +189,8 @@ class Trainer:
         if loss is not None and not saved:
             raise StorageError(
                 f"step {state.step}: the last checkpoint could not be saved in {self.experiment.run_path}, see the "
-                "warning above; make room or set run_dir, and start again to continue from the newest complete one"
+                "warning above; where the disk is the reason, make room or set run_dir, where a stage is missing, have "
+                "a node of it; then start again to continue from the newest complete one"
             )
         has_other_plans = self.recoverable is not None and self.recoverable.has_other_plans
         if loss is not None and self.context.world_size > 1 and not has_other_plans:
@@ -304,7 +305,7 @@ class Trainer:
         missing = [] if self.recoverable is None else self.recoverable.missing_stages()
         if missing:
             if self.state.runner.rank == 0:
-                logger.warning("step %d: no checkpoint, as nobody has stage %d or a copy of it", step, missing[0])
+                logger.warning("step %d: no checkpoint, as nobody has stage %d or a copy of it; start one of its nodes", step, missing[0])
             return
         on_all_ranks(self.context, Topic.OWNER, self._owner.check)
         self.context.check()
