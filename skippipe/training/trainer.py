@@ -305,7 +305,8 @@ class Trainer:
         missing = [] if self.recoverable is None else self.recoverable.missing_stages()
         if missing:
             if self.state.runner.rank == 0:
-                logger.warning("step %d: no checkpoint, as nobody has stage %d or a copy of it; start one of its nodes", step, missing[0])
+                words = "step %d: no checkpoint, as nobody has stage %d or a copy of it; start one of its nodes"
+                logger.warning(words, step, missing[0])
             return
         on_all_ranks(self.context, Topic.OWNER, self._owner.check)
         self.context.check()
