@@ -160,7 +160,10 @@ READERS: Final[dict[str, Callable[[Path], Any]]] = {
     "evaluation.json": lambda folder: read_evaluation(folder / "evaluation.json").by_policy(),
     "metrics.jsonl": lambda folder: run_record._read_steps(folder / "metrics.jsonl"),
     "memory.json": lambda folder: run_record._read_memory(folder / "memory.json"),
-    "trace/rank-0.jsonl": lambda folder: (run_record._read_trace(folder / "trace"), read_trace(folder / "trace")),
+    "trace/rank-0.jsonl": lambda folder: (
+        run_record._read_trace(folder / "trace", ("n0", "n1")),
+        read_trace(folder / "trace"),
+    ),
     "owner.json": lambda folder: (
         read_owner(folder),
         str(read_owner(folder)),

@@ -14,6 +14,7 @@ from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.reports import write_comparison_report, write_plan_report, write_run_report
 from skippipe.monitor.report.run_record import read_run_record
 from skippipe.monitor.report.summary import nodes_table, plans_table, runs_table
+from skippipe.monitor.run_events import MembershipChange
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 
@@ -42,6 +43,30 @@ def test_trace_shows_the_recorded_step_nearest_the_median(run_dir: Path, plan: P
     assert measured is not None
     assert measured.step == 10
     assert len(measured.spans) == len(simulate(plan).tasks)
+
+
+@pytest.mark.parametrize("num_lost", [1, 5])
+def test_trace_shows_a_step_of_all_present_nodes_after_a_loss(run_dir: Path, plan: Plan, num_lost: int) -> None:
+    lost, present = plan.nodes[:num_lost], plan.nodes[num_lost:]
+    for node in lost:
+        path = run_dir / "trace" / f"{node}.jsonl"
+        path.write_text(path.read_text().replace('"step": 10,', '"step": 4,').replace('"step": 20,', '"step": 5,'))
+    MembershipChange(
+        epoch=1,
+        lost=dict.fromkeys(lost, "connection closed"),
+        joined=(),
+        members=present,
+        absent_stages=(),
+        restored=(),
+        reason="lost",
+        step=6,
+        interrupted=True,
+        durations_s={},
+        total_s=1.5,
+    ).append_to(run_dir)
+    measured = read_run_record(run_dir).measured
+    assert measured is not None
+    assert (measured.step, {span.node for span in measured.spans}) == (10, {*present})
 
 
 def test_damaged_trace_lines_are_left_out(run_dir: Path) -> None:

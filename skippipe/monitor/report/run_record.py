@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,16 +123,17 @@ def read_run_record(folder: Path) -> RunRecord:
                 "give the run directory that `skippipe train` wrote"
             )
     steps, damaged = _read_steps(folder / "metrics.jsonl")
+    experiment, plan, changes = load_run(folder), load_plan(folder / "plan.json"), read_changes(folder)
     return RunRecord(
         folder=folder,
-        experiment=load_run(folder),
-        plan=load_plan(folder / "plan.json"),
+        experiment=experiment,
+        plan=plan,
         steps=steps,
         damaged_lines=damaged,
         evaluation=read_evaluation(folder / "evaluation.json") if (folder / "evaluation.json").exists() else None,
-        measured=_read_trace(folder / "trace"),
+        measured=_read_trace(folder / "trace", changes[-1].members if changes else plan.nodes),
         memory=_read_memory(folder / "memory.json"),
-        changes=read_changes(folder),
+        changes=changes,
     )
 
 
@@ -152,8 +153,11 @@ def _read_memory(path: Path) -> list[RankMemory]:
     return parse(Memory, read_json(path, InputError), str(path), InputError).ranks if path.exists() else []
 
 
-def _read_trace(folder: Path) -> MeasuredIteration | None:
-    """Return the recorded step whose duration is nearest the median of all recorded ones."""
+def _read_trace(folder: Path, present: Collection[str]) -> MeasuredIteration | None:
+    """Return a recorded step of as many present nodes as possible: the one of the median duration, or the nearest.
+
+    A lost node leaves the trace of its last steps behind, which the others have long forgotten.
+    """
     by_step: dict[int, list[ChartSpan]] = defaultdict(list)
     for path in sorted(folder.glob("*.jsonl")):
         in_name = re.search(r"step-(\d+)", path.stem)
@@ -164,7 +168,9 @@ def _read_trace(folder: Path) -> MeasuredIteration | None:
                 by_step[step if isinstance(step, int) else 0].append(span)
     if not by_step:
         return None
-    durations_s = {step: end_s(spans) for step, spans in by_step.items()}
+    num_present = {step: len({span.node for span in spans}.intersection(present)) for step, spans in by_step.items()}
+    most = max(num_present.values())
+    durations_s = {step: end_s(spans) for step, spans in by_step.items() if num_present[step] == most}
     median_s = statistics.median(durations_s.values())
     chosen = min(durations_s, key=lambda step: abs(durations_s[step] - median_s))
     return MeasuredIteration(chosen, by_step[chosen])
