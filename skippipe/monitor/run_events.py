@@ -76,6 +76,9 @@ class MembershipChange(StrictModel):
     time: str = Field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     """When the new epoch ran, in UTC."""
     epoch: Count
+    """The new epoch, counted over all starts of the run; its plan is kept under this number."""
+    epoch_of_start: Count | None = None
+    """The same, counted from the start in which it began; None where that is not told."""
     lost: dict[str, str]
     """Nodes that are no longer in it, each with the reason why it counts as lost."""
     joined: tuple[str, ...]

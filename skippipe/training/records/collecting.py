@@ -121,12 +121,14 @@ def _take(run_dir: Path, name: str, peers: PeerFiles, rank: int) -> None:
 
 
 def _merged_lines(path: Path, other: Path) -> str:
-    """Return the lines of two files of events, each once, in the order of their steps."""
+    """Return the lines of two files of events, each once, in the order of their times."""
     found: dict[str, dict[str, Any]] = {}
     for line in (*json_lines(path), *json_lines(other)):
         if line is not None:
             found.setdefault(json.dumps(line), line)
-    return "".join(f"{text}\n" for text in sorted(found, key=lambda text: found[text].get("epoch", 0)))
+    # Times are whole seconds; of the epochs of one start, which may begin in the same, each has a higher number.
+    order = sorted(found, key=lambda text: (str(found[text].get("time", "")), found[text].get("epoch", 0)))
+    return "".join(f"{text}\n" for text in order)
 
 
 def _offered(name: str) -> str:

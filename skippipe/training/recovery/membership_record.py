@@ -1,6 +1,7 @@
 """What is kept of a change of membership: one line on the terminal, one event, and the plan that began with it."""
 
 import logging
+import re
 from pathlib import Path
 
 from skippipe.errors import InputError, SkipPipeError
@@ -12,6 +13,7 @@ Incarnations = dict[str, str]
 """The members of an epoch by name, and which process each of them is."""
 KNOWN_EPOCHS = 20
 """As many at the end are known; those of which no change is recorded are one or two."""
+_PLAN_NAME = re.compile(r"epoch-(\d+)\.[a-z]+\.json")
 
 
 class KnownEpochs:
@@ -37,22 +39,33 @@ class KnownEpochs:
         if not is_shared:
             return last
         try:
-            recorded = max((change.epoch for change in read_changes(self._run_dir)[-1:]), default=0)
+            changes = read_changes(self._run_dir)[-1:]
         except InputError as reason:
             logger.warning("%s", reason)
             return last
-        return self._members.get(recorded, last)
+        numbers = (change.epoch if change.epoch_of_start is None else change.epoch_of_start for change in changes)
+        return self._members.get(max(numbers, default=0), last)
 
 
 def record(change: MembershipChange, plans: PlanSet, run_dir: Path) -> None:
-    """Say and write down a change, and keep the plans that began with it; a failure to write is logged."""
+    """Say and write down a change, and keep the plans that began with it; a failure to write is logged.
+
+    Every start of a run counts its epochs from 1. What is kept counts on from the epochs that are kept already.
+    """
     logger.warning("%s", change)
     folder = run_dir / "epochs"
+    number = max(change.epoch, _last_kept(folder) + 1)
     try:
         folder.mkdir(exist_ok=True)
-        plans.main.save(folder / f"epoch-{change.epoch:04d}.plan.json")
+        plans.main.save(folder / f"epoch-{number:04d}.plan.json")
         if plans.joining is not None:
-            plans.joining.save(folder / f"epoch-{change.epoch:04d}.joining.json")
+            plans.joining.save(folder / f"epoch-{number:04d}.joining.json")
     except (OSError, SkipPipeError) as reason:
-        logger.warning("the plan of epoch %d is not kept (%s)", change.epoch, reason)
-    change.append_to(run_dir)
+        logger.warning("the plan of epoch %d is not kept (%s)", number, reason)
+    change.model_copy(update={"epoch": number, "epoch_of_start": change.epoch}).append_to(run_dir)
+
+
+def _last_kept(folder: Path) -> int:
+    """Return the highest number of an epoch whose plan is kept, 0 where none is."""
+    names = (_PLAN_NAME.fullmatch(path.name) for path in folder.glob("epoch-*.json"))
+    return max((int(name[1]) for name in names if name), default=0)
