@@ -104,6 +104,18 @@ def test_parameters_without_moments_go_on_at_a_later_step() -> None:
     assert all(torch.equal(fresh[name], later[name]) for name in fresh)
 
 
+def test_learning_rate_is_the_runs_where_all_parameters_have_a_higher_one() -> None:
+    parameters = make_parameters()
+    optimizer = AdamW(parameters, OptimizerOptions(lr=0.1), SchedulerOptions(warmup_steps=4), max_steps=6)
+    optimizer.load({f"{name}.lr_scale": torch.tensor(1.1) for name in parameters}, 0)
+    assert optimizer.lr == pytest.approx(0.025)
+    run(optimizer, parameters, range(1))
+    assert optimizer.lr == pytest.approx(0.05)
+    state = {name: tensor.clone() for name, tensor in optimizer.state(parameters).items()}
+    optimizer.load(state, 3)
+    assert optimizer.lr == pytest.approx(0.1)
+
+
 def test_deepspeed_refuses_a_parameter_with_a_rate_of_its_own() -> None:
     options = OptimizerOptions(backend="deepspeed_zero1")
     alone: Any = None

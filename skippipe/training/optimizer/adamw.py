@@ -37,8 +37,8 @@ class AdamW(WholeGradients):
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step."""
-        return float(self._schedule.get_last_lr()[0])
+        """Learning rate of the next step, without the scales of single parameters."""
+        return self._options.lr * self._factor(self._schedule.last_epoch)
 
     @property
     def names(self) -> tuple[str, ...]:
