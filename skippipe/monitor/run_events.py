@@ -85,6 +85,8 @@ class MembershipChange(StrictModel):
     """Nodes that have come, or come back."""
     members: tuple[str, ...]
     """All nodes of the new epoch, in rank order."""
+    num_nodes: Count | None = None
+    """Nodes of the run's plan, present or not; None where that is not told."""
     absent_stages: tuple[int, ...]
     """Stages that nobody holds now."""
     restored: tuple[RestoredStage, ...]
@@ -109,12 +111,12 @@ class MembershipChange(StrictModel):
         who = [f"{node} lost ({cause})" for node, cause in self.lost.items()]
         who += [f"{node} joined" for node in self.joined]
         who += [each.words(self.step) for each in self.restored]
-        num_all = len({*self.members, *self.lost})
+        of_all = "" if self.num_nodes is None else f" of {self.num_nodes}"
         around = f", around stage {', '.join(map(str, self.absent_stages))}" if self.absent_stages else ""
         step = f"step {self.step + 1} {'again' if self.interrupted else 'next'}"
         planning_s = self.durations_s.get("planning", 0.0)
         return (
-            f"{', '.join(who) or self.reason}; going on with {len(self.members)} of {num_all} nodes{around}, "
+            f"{', '.join(who) or self.reason}; going on with {len(self.members)}{of_all} nodes{around}, "
             f"new plan {planning_s:.2f} s, {step}, {self.total_s:.1f} s"
         )
 

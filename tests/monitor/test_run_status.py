@@ -257,3 +257,8 @@ def written_step(run_dir: Path) -> int:
     found = read_status(run_dir)
     assert found is not None
     return found.step
+
+
+@pytest.mark.parametrize(("num_nodes", "words"), [(4, "going on with 2 of 4 nodes,"), (None, "going on with 2 nodes,")])
+def test_a_change_counts_the_nodes_of_the_plan(num_nodes: int | None, words: str) -> None:
+    assert words in str(LOSS.model_copy(update={"num_nodes": num_nodes}))

@@ -64,6 +64,7 @@ def test_deaths_at_every_point_of_a_recovery_are_outlived(tmp_path: Path) -> Non
     changes = read_changes(tmp_path / "run")
     assert sorted(node for change in changes for node in change.lost) == sorted(faults)
     assert {change.step for change in changes} == {STEP}
+    assert {change.num_nodes for change in changes} == {len(nodes)}
 
 
 def test_a_process_that_dies_before_it_has_said_hello_is_named_at_once(tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ class RunRecovery:
                     lost={node: causes.get(node, reason) for node in before if now.get(node) != before[node]},
                     joined=tuple(node for node in now if before.get(node) != now[node]),
                     members=tuple(epoch.names),
+                    num_nodes=len(self._plans.whole.main.nodes),
                     absent_stages=trainer.plans.main.rules.absent_stages or (),
                     restored=self._restored,
                     pace_change=decision.pace_change,
