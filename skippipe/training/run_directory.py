@@ -119,5 +119,22 @@ def check_nothing_beyond(experiment: Experiment, step: int) -> None:
         )
 
 
+def check_nothing_beyond_elsewhere(experiment: Experiment, step: int) -> None:
+    """Raise `ConfigError` where the remote folder holds checkpoints of steps after `step`: auto would go on from them.
+
+    With resume: auto it is not asked: what is newer there is damaged, and was passed over.
+    """
+    resume, url = experiment.checkpoint.resume, experiment.checkpoint.remote_save_folder
+    if url is None or resume == "auto":
+        return
+    beyond = [f"step-{found:08d}" for found in RemoteFolder(url).steps() if found > step]
+    if beyond:
+        raise ConfigError(
+            f"checkpoint.resume: {resume!r} starts after step {step}, but checkpoint.remote_save_folder {url} has "
+            f"{', '.join(beyond)} already; choose another remote_save_folder, or move those checkpoints away from "
+            "there, or use checkpoint.resume=auto"
+        )
+
+
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))

@@ -28,6 +28,7 @@ from skippipe.training.records.run_checkpoints import RunCheckpoints
 from skippipe.training.records.run_records import RunRecords
 from skippipe.training.recovery.recoverable_training import RecoverableTraining
 from skippipe.training.recovery.run_recovery import RunRecovery
+from skippipe.training.run_directory import check_nothing_beyond_elsewhere
 from skippipe.training.run_owner import RunOwner
 from skippipe.training.signals import StopSignal
 from skippipe.training.startup import Hardware
@@ -121,6 +122,8 @@ class Trainer:
         owned = ParameterCounts(sum(parameter.numel() for parameter in held) if trained else 0, trained)
         counts = all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: list(owned))
         total = ParameterCounts(*map(sum, zip(*counts, strict=True)))
+        step = self.state.step
+        on_first_rank(self.context, Topic.CHECKPOINTS, lambda: check_nothing_beyond_elsewhere(self.experiment, step))
         on_all_ranks(self.context, Topic.DISK_RECORDS, lambda: self.records.open_disk(self.order))
         self.records.spread_tokenizer()
         invitation = None if self._recovery is None else self._recovery.invitation

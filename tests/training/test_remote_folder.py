@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -196,6 +197,45 @@ def test_a_run_goes_on_from_there_when_its_disk_is_gone(tmp_path: Path) -> None:
     found = collect_run(experiment.run_path, ALONE)
     assert found == checkpoint_path(experiment.run_path, 2)
     assert what_is_missing(found) == []
+
+
+def test_a_run_sent_back_is_never_taken_on_by_steps_that_lie_there(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    saving = {"remote_save_folder": str(there), "interval": 2}
+    quiet: dict[str, Any] = {"evaluation": {"interval": 0}}
+    experiment = make_experiment(tmp_path, checkpoint=saving, **quiet)
+    train_alone(experiment)
+    run = experiment.run_path
+    shutil.rmtree(checkpoint_path(run, 6))  # as the refusal of what is local advises
+    records = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")}
+    cases = [
+        ("run", "step-00000004", "starts after step 4, but .*/there has step-00000006"),
+        ("other", str(checkpoint_path(run, 4)), "starts after step 4, but .*/there has step-00000006"),
+        ("third", "never", "starts after step 0, but .*/there has step-00000002, step-00000004, step-00000006"),
+    ]
+    for name, resume, message in cases:
+        back = make_experiment(tmp_path, name, checkpoint=saving | {"resume": resume}, **quiet)
+        with pytest.raises(ConfigError, match=rf"{message} already; choose another remote_save_folder"):
+            train_alone(back)
+        assert name == "run" or not (back.run_path / "config.yaml").exists()
+    assert {name: (run / name).read_bytes() for name in records} == records
+    shutil.rmtree(there / "step-00000006")
+    back = make_experiment(
+        tmp_path, training={"max_steps": 5}, checkpoint=saving | {"resume": "step-00000004"}, **quiet
+    )
+    assert train_alone(back).first_step == 4
+    assert train_alone(experiment).first_step == 5
+
+
+def test_a_start_passes_over_what_is_damaged_there(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    saving = {"remote_save_folder": str(there), "interval": 2}
+    experiment = make_experiment(tmp_path, evaluation={"interval": 0}, checkpoint=saving)
+    train_alone(experiment)
+    shutil.rmtree(checkpoint_path(experiment.run_path, 6))
+    for path in (there / "step-00000006").glob("*.safetensors"):
+        path.write_bytes(b"short")
+    assert train_alone(experiment).first_step == 4
 
 
 def what_is_missing(checkpoint: Path) -> list[str]:
