@@ -167,6 +167,26 @@ def test_wandb_offline_is_one_run_over_a_resume(tmp_path: Path) -> None:
     assert read_metadata(complete_checkpoints(tmp_path / "run")[-1]).wandb_id == run_id
 
 
+def test_wandb_has_a_run_of_its_own_for_a_branch(tmp_path: Path) -> None:
+    import wandb
+
+    offline: dict[str, Any] = {"logging": {"wandb": {"mode": "offline"}}}
+    train_alone(make_experiment(tmp_path, training={"max_steps": 2}, **offline))
+    start = complete_checkpoints(tmp_path / "run")[-1]
+    branch = make_experiment(
+        tmp_path, "branch", training={"max_steps": 3}, checkpoint={"resume": str(start)}, **offline
+    )
+    assert train_alone(branch).first_step == 2
+    (tmp_path / "branch" / "wandb_id").unlink()
+    train_alone(make_experiment(tmp_path, "branch", training={"max_steps": 4}, **offline))
+    wandb.teardown()
+    first, second = ((tmp_path / name / "wandb_id").read_text().strip() for name in ("run", "branch"))
+    assert first != second
+    saved = [read_metadata(complete_checkpoints(tmp_path / name)[-1]).wandb_id for name in ("run", "branch")]
+    assert saved == [first, second]
+    assert {folder.name.split("-")[3] for folder in (tmp_path / "branch" / "wandb").glob("offline-run-*")} == {second}
+
+
 def test_wandb_disabled_leaves_nothing(tmp_path: Path) -> None:
     train_alone(make_experiment(tmp_path, training={"max_steps": 1}))
     assert not (tmp_path / "run" / "wandb").exists()

@@ -8,6 +8,7 @@ from skippipe.checkpoint.model_tensors import check_adapters, load_parameters
 from skippipe.checkpoint.reader import (
     BaseCheckpoint,
     Metadata,
+    checkpoints_folder,
     latest_checkpoint,
     load_tensors,
     model_identity,
@@ -58,7 +59,9 @@ class RunCheckpoints:
             return
         metadata = on_all_ranks(context, Topic.CHECKPOINT_LOADED, lambda: self._load(checkpoint))
         self._state.applied = self._state.contributed = self._records.reported = self._state.step
-        self._records.wandb_id = metadata.wandb_id
+        # Another run's W&B run stays that one's alone.
+        if checkpoint.parent.resolve() == checkpoints_folder(self._experiment.run_path).resolve():
+            self._records.wandb_id = metadata.wandb_id
 
     def close(self, *, in_order: bool) -> None:
         """End the writing; where the run ended in order, wait until what is saved here is in the second place."""
