@@ -118,6 +118,25 @@ def test_command_without_a_run_ends_with_exit_code_2(tmp_path: Path, capsys: pyt
     assert "no such directory; give the run directory" in lines[0]
 
 
+def test_perplexity_stands_with_its_checkpoint(run_dir: Path, full_plan: Plan, tmp_path: Path) -> None:
+    newest, old = "Measured: step-00000024 of skip.", "Measured: step-00000006 of skip."
+    remark = "Skip is at step 24, so these are not its newest weights"
+    page = write_run_report(run_dir).read_text()
+    assert (newest in page, remark in page) == (True, False)
+    file = run_dir / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint": "step-00000006"}))
+    page = write_run_report(run_dir).read_text()
+    assert (old in page, remark in page) == (True, True)
+    out, other = tmp_path / "page.html", write_run(tmp_path / "other", full_plan, "full depth")
+    write_comparison_report(out, {"skip": run_dir, "full depth": other}, "Both", {})
+    page = out.read_text()
+    assert all(text in page for text in ("step-00000006 of skip; step-00000024 of full depth.", remark))
+    assert "Full depth is at step" not in page
+    (run_dir / "metrics.jsonl").unlink()
+    page = write_run_report(run_dir).read_text()
+    assert (old in page, "is at step" in page) == (True, False)
+
+
 def test_command_shows_several_runs_or_evaluations_in_one_page(run_dir: Path, full_plan: Plan, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", full_plan, "full depth")
     files = [run_dir / "evaluation.json", other / "evaluation.json", tmp_path / "copy.json"]

@@ -264,16 +264,34 @@ def _depth(runs: Mapping[str, RunRecord]) -> list[PageSection]:
     if not evaluated:
         text = "Not measured yet: run `skippipe evaluate RUN`, then write this page again."
         return [PageSection("Perplexity with part of the depth", text)]
-    return [depth_section(evaluated)]
+    return [depth_section(evaluated, list(filter(None, (_other_step(name, run) for name, run in runs.items()))))]
 
 
-def depth_section(evaluated: Mapping[str, Evaluation]) -> PageSection:
-    """Return perplexity against the depth computed, as a picture and a table."""
+def _other_step(name: str, run: RunRecord) -> str | None:
+    """Return a sentence where a run was evaluated at another step than the last that its metrics have."""
+    last = run.last(Metric.STEP)
+    if run.evaluation is None or last is None or run.evaluation.checkpoint == f"step-{int(last):08d}":
+        return None
+    return (
+        f"{_capital(name)} is at step {int(last)}, so these are not its newest weights: `skippipe evaluate RUN` "
+        "measures the newest checkpoint."
+    )
+
+
+def depth_section(evaluated: Mapping[str, Evaluation], remarks: Sequence[str] = ()) -> PageSection:
+    """Return perplexity against the depth computed, as a picture and a table; `remarks` stand above them."""
     policies = ", ".join(sorted({policy for evaluation in evaluated.values() for policy in evaluation.policies}))
     caption = f"What runs is chosen by: {policies}. Error bars: standard deviation over repeated choices."
     if len(evaluated) > 1:
         caption += " A policy has one colour and marker, a model one line style."
-    text = "How well the trained model does when only a part of it runs. Lower and flatter is better."
+    measured = "; ".join(f"{evaluation.checkpoint} of {name}" for name, evaluation in evaluated.items())
+    text = " ".join(
+        [
+            "How well the trained model does when only a part of it runs. Lower and flatter is better.",
+            f"Measured: {measured}.",
+            *remarks,
+        ]
+    )
     picture = Picture(depth_figure(evaluated), caption)
     tables = [depth_table(evaluated)]
     if any(evaluation.tasks for evaluation in evaluated.values()):
