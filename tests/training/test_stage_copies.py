@@ -3,7 +3,7 @@
 import errno
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -28,6 +28,14 @@ HOLDER, KEEPER = "node-2", "node-3"
 
 def state(step: int) -> StageState:
     return StageState(step, 1.5, {"weight": torch.full((2, 3), float(step))}, {"weight.exp_avg": torch.ones(2, 3)})
+
+
+def members_at(ports: Mapping[str, int]) -> dict[str, Member]:
+    """Return all nodes as members; the exchange of each is at its port, 1 where nobody is asked."""
+    return {
+        node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=ports.get(node, 1))
+        for node in PLAN.nodes
+    }
 
 
 def kept_step(source: Source) -> int | None:
@@ -64,10 +72,7 @@ class WatchedExchange(Exchange):
 
 def test_no_label_of_the_copy_before_is_found_beside_a_new_one() -> None:
     with closing(WatchedExchange()) as exchange:
-        members = {
-            node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=exchange.port)
-            for node in PLAN.nodes
-        }
+        members = members_at(dict.fromkeys(PLAN.nodes, exchange.port))
         with closing(StageCopies(exchange, PLAN.nodes, 5, silence_s=1.0)) as copies:
             copies.begin_epoch(PLAN, members, HOLDER)
             for step in (1, 6):
@@ -95,11 +100,7 @@ class FailingExchange(Exchange):
 
 def test_the_keeper_outlives_what_fails_once() -> None:
     with closing(Exchange(KEYS)) as theirs, closing(FailingExchange()) as own:
-        ports = {HOLDER: theirs.port, KEEPER: own.port}
-        members = {
-            node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=ports.get(node, 1))
-            for node in PLAN.nodes
-        }
+        members = members_at({HOLDER: theirs.port, KEEPER: own.port})
         with (
             closing(StageCopies(theirs, PLAN.nodes, 1, silence_s=1.0)) as holder,
             closing(StageCopies(own, PLAN.nodes, 1, silence_s=1.0)) as keeper,
@@ -129,11 +130,7 @@ class HeldUpExchange(Exchange):
 
 def test_a_copy_on_its_way_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
     with closing(HeldUpExchange()) as theirs, closing(Exchange(KEYS)) as own:
-        ports = {HOLDER: theirs.port, KEEPER: own.port}
-        members = {
-            node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=ports.get(node, 1))
-            for node in PLAN.nodes
-        }
+        members = members_at({HOLDER: theirs.port, KEEPER: own.port})
         with (
             closing(StageCopies(theirs, PLAN.nodes, 5, silence_s=20.0)) as holder,
             closing(StageCopies(own, PLAN.nodes, 5, silence_s=20.0)) as keeper,
@@ -165,16 +162,7 @@ def test_a_copy_is_kept_until_the_next_keeper_has_one() -> None:
     assert keepers(PLAN, [node for node in PLAN.nodes if node not in coming])[2] == (HOLDER, "node-0")
     with ExitStack() as stack:
         exchanges = {node: stack.enter_context(closing(Exchange(KEYS))) for node in (HOLDER, KEEPER, "node-0")}
-        members = {
-            node: Member(
-                name=node,
-                host="127.0.0.1",
-                port=1,
-                incarnation="0" * 32,
-                data_port=exchanges[node].port if node in exchanges else 1,
-            )
-            for node in PLAN.nodes
-        }
+        members = members_at({node: exchange.port for node, exchange in exchanges.items()})
         holder, keeper, before = (
             stack.enter_context(closing(StageCopies(exchanges[node], PLAN.nodes, 5, silence_s=1.0)))
             for node in (HOLDER, KEEPER, "node-0")
