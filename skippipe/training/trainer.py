@@ -122,8 +122,11 @@ class Trainer:
         owned = ParameterCounts(sum(parameter.numel() for parameter in held) if trained else 0, trained)
         counts = all_gather_json(self.context, Topic.NUM_PARAMETERS, lambda: list(owned))
         total = ParameterCounts(*map(sum, zip(*counts, strict=True)))
-        step = self.state.step
-        on_first_rank(self.context, Topic.CHECKPOINTS, lambda: check_nothing_beyond_elsewhere(self.experiment, step))
+        if self.experiment.checkpoint.remote_save_folder is not None:
+            after = self.state.step
+            on_first_rank(
+                self.context, Topic.CHECKPOINTS, lambda: check_nothing_beyond_elsewhere(self.experiment, after)
+            )
         on_all_ranks(self.context, Topic.DISK_RECORDS, lambda: self.records.open_disk(self.order))
         self.records.spread_tokenizer()
         invitation = None if self._recovery is None else self._recovery.invitation

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
-from skippipe.checkpoint.reader import check_model, complete_checkpoints, latest_checkpoint, read_metadata
+from skippipe.checkpoint.reader import check_model, complete_checkpoints, read_metadata, require_checkpoint
 from skippipe.cli.main import skippipe
 from skippipe.config.experiment_file import load_experiment, load_run, save_experiment
 from skippipe.data.samples import SampleOrder
@@ -112,7 +112,7 @@ def test_an_experiment_is_given(tmp_path: Path) -> None:
     assert imported.cluster == experiment.cluster
     assert imported.training == experiment.training
     assert imported.model.directory == imported.data.tokenizer == str((tmp_path / "run" / "model").resolve())
-    metadata = read_metadata(latest_checkpoint(tmp_path / "run"))  # type: ignore[arg-type]
+    metadata = read_metadata(require_checkpoint(tmp_path / "run"))
     assert (metadata.step, metadata.tokens) == (0, 0)
     assert len(metadata.files) == 3
 
@@ -120,7 +120,7 @@ def test_an_experiment_is_given(tmp_path: Path) -> None:
 def test_a_stored_dtype_is_kept(tmp_path: Path) -> None:
     write_model(tmp_path / "given", torch.bfloat16)
     import_model(tmp_path / "given", tmp_path / "run", overrides=SMALL)
-    assert read_metadata(latest_checkpoint(tmp_path / "run")).dtype == "bfloat16"  # type: ignore[arg-type]
+    assert read_metadata(require_checkpoint(tmp_path / "run")).dtype == "bfloat16"
 
 
 def test_dropout_of_an_imported_model_is_off_and_stays_in_what_is_exported(tmp_path: Path) -> None:
@@ -131,8 +131,7 @@ def test_dropout_of_an_imported_model_is_off_and_stays_in_what_is_exported(tmp_p
     export_run(tmp_path / "run", tmp_path / "out")
     given, out = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("given", "out"))
     assert out == given
-    checkpoint = latest_checkpoint(tmp_path / "run")
-    assert checkpoint is not None
+    checkpoint = require_checkpoint(tmp_path / "run")
     # A checkpoint that was trained with dropout is of the same model.
     check_model(checkpoint, read_metadata(checkpoint), AutoConfig.from_pretrained(tmp_path / "run" / "model"))
 

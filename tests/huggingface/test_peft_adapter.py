@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from skippipe.checkpoint.huggingface.export import export_run
 from skippipe.checkpoint.huggingface.import_model import import_model
 from skippipe.checkpoint.huggingface.peft_adapter import UNKNOWN_HERE, export_adapter, read_adapter
-from skippipe.checkpoint.reader import latest_checkpoint, read_metadata
+from skippipe.checkpoint.reader import read_metadata, require_checkpoint
 from skippipe.cli.main import skippipe
 from skippipe.config.experiment_file import load_run
 from skippipe.config.lora_options import LoraOptions
@@ -142,7 +142,7 @@ def test_an_adapter_keeps_its_dtype_beside_weights_in_another(folder: Path, tmp_
         overrides=SHORT,
         adapter=folder / "adapter",
     )
-    assert read_metadata(latest_checkpoint(tmp_path / "run")).dtype == "bfloat16"  # type: ignore[arg-type]
+    assert read_metadata(require_checkpoint(tmp_path / "run")).dtype == "bfloat16"
     export_adapter(tmp_path / "run", tmp_path / "copied")
     own, copied = (load_file(path / "adapter_model.safetensors") for path in (folder / "adapter", tmp_path / "copied"))
     assert {tensor.dtype for tensor in own.values()} == {torch.float32}

@@ -3,8 +3,8 @@
 import errno
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 
 import pytest
@@ -36,6 +36,33 @@ def members_at(ports: Mapping[str, int]) -> dict[str, Member]:
         node: Member(name=node, host="127.0.0.1", port=1, incarnation="0" * 32, data_port=ports.get(node, 1))
         for node in PLAN.nodes
     }
+
+
+@contextmanager
+def holder_and_keeper(
+    theirs: Exchange, own: Exchange, every: int, silence_s: float
+) -> Iterator[tuple[StageCopies, StageCopies]]:
+    """Yield the copies of the process that holds stage 2, with the exchange `theirs`, and of the one that keeps it.
+
+    Closes the exchanges, too.
+    """
+    members = members_at({HOLDER: theirs.port, KEEPER: own.port})
+    with (
+        closing(theirs),
+        closing(own),
+        closing(StageCopies(theirs, PLAN.nodes, every, silence_s)) as holder,
+        closing(StageCopies(own, PLAN.nodes, every, silence_s)) as keeper,
+    ):
+        keeper.begin_epoch(PLAN, members, KEEPER)
+        holder.begin_epoch(PLAN, members, HOLDER)
+        yield holder, keeper
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
 
 
 def kept_step(source: Source) -> int | None:
@@ -99,21 +126,15 @@ class FailingExchange(Exchange):
 
 
 def test_the_keeper_outlives_what_fails_once() -> None:
-    with closing(Exchange(KEYS)) as theirs, closing(FailingExchange()) as own:
-        members = members_at({HOLDER: theirs.port, KEEPER: own.port})
-        with (
-            closing(StageCopies(theirs, PLAN.nodes, 1, silence_s=1.0)) as holder,
-            closing(StageCopies(own, PLAN.nodes, 1, silence_s=1.0)) as keeper,
-        ):
-            keeper.begin_epoch(PLAN, members, KEEPER)
-            holder.begin_epoch(PLAN, members, HOLDER)
-            limit_s = time.monotonic() + 20
+    own = FailingExchange()
+    with holder_and_keeper(Exchange(KEYS), own, 1, silence_s=1.0) as (holder, _):
+        limit_s = time.monotonic() + 20
 
-            def check() -> None:
-                assert time.monotonic() < limit_s, "the copy is never kept"
+        def check() -> None:
+            assert time.monotonic() < limit_s, "the copy is never kept"
 
-            holder.before_sum(1, partial(state, 1), check)
-            assert own.failures == []
+        holder.before_sum(1, partial(state, 1), check)
+        assert own.failures == []
 
 
 class HeldUpExchange(Exchange):
@@ -129,32 +150,19 @@ class HeldUpExchange(Exchange):
 
 
 def test_a_copy_on_its_way_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    with closing(HeldUpExchange()) as theirs, closing(Exchange(KEYS)) as own:
-        members = members_at({HOLDER: theirs.port, KEEPER: own.port})
-        with (
-            closing(StageCopies(theirs, PLAN.nodes, 5, silence_s=20.0)) as holder,
-            closing(StageCopies(own, PLAN.nodes, 5, silence_s=20.0)) as keeper,
-        ):
-            keeper.begin_epoch(PLAN, members, KEEPER)
-            holder.begin_epoch(PLAN, members, HOLDER)
-
-            def wait_until(is_so: Callable[[], bool]) -> None:
-                deadline_s = time.monotonic() + 20
-                while not is_so():
-                    assert time.monotonic() < deadline_s
-                    time.sleep(0.02)
-
-            holder.between_steps(1, partial(state, 1))
-            wait_until(lambda: theirs.asked_after(offered_name(2), LABEL_OF + offered_name(2)))
-            for step in range(2, 20):
-                holder.between_steps(step, partial(state, step))
-            assert [message for message in caplog.messages if "longer to send than 5 steps" in message] != []
-            assert len(caplog.messages) == 1
-            theirs.held_up = False
-            wait_until(lambda: keeper.kept_steps == {2: 1})
-            wait_until(lambda: not theirs.asked_after(offered_name(2), LABEL_OF + offered_name(2)))
-            holder.between_steps(20, partial(state, 20))
-            wait_until(lambda: keeper.kept_steps == {2: 20})
+    theirs = HeldUpExchange()
+    with holder_and_keeper(theirs, Exchange(KEYS), 5, silence_s=20.0) as (holder, keeper):
+        holder.between_steps(1, partial(state, 1))
+        wait_until(lambda: theirs.asked_after(offered_name(2), LABEL_OF + offered_name(2)))
+        for step in range(2, 20):
+            holder.between_steps(step, partial(state, step))
+        assert [message for message in caplog.messages if "longer to send than 5 steps" in message] != []
+        assert len(caplog.messages) == 1
+        theirs.held_up = False
+        wait_until(lambda: keeper.kept_steps == {2: 1})
+        wait_until(lambda: not theirs.asked_after(offered_name(2), LABEL_OF + offered_name(2)))
+        holder.between_steps(20, partial(state, 20))
+        wait_until(lambda: keeper.kept_steps == {2: 20})
 
 
 def test_a_copy_is_kept_until_the_next_keeper_has_one() -> None:
@@ -168,24 +176,18 @@ def test_a_copy_is_kept_until_the_next_keeper_has_one() -> None:
             for node in (HOLDER, KEEPER, "node-0")
         )
 
-        def wait_until_kept(kept: StageCopies, steps: dict[int, int]) -> None:
-            deadline_s = time.monotonic() + 20
-            while kept.kept_steps != steps:
-                assert time.monotonic() < deadline_s
-                time.sleep(0.02)
-
         for copies, node in ((holder, HOLDER), (before, "node-0")):
             copies.begin_epoch(PLAN, members, node, coming)
         holder.between_steps(400, partial(state, 400))
-        wait_until_kept(before, {2: 400})
+        wait_until(lambda: before.kept_steps == {2: 400})
         for copies, node in ((holder, HOLDER), (before, "node-0")):
             copies.begin_epoch(PLAN, members, node)
         time.sleep(1.5)  # the one that has come has nothing yet, however often it is asked
         assert before.kept_steps == {2: 400}
         keeper.begin_epoch(PLAN, members, KEEPER)
         holder.between_steps(401, partial(state, 401))
-        wait_until_kept(keeper, {2: 401})
-        wait_until_kept(before, {})
+        wait_until(lambda: keeper.kept_steps == {2: 401})
+        wait_until(lambda: before.kept_steps == {})
         assert kept_step(Source("127.0.0.1", exchanges["node-0"].port)) is None
 
 
@@ -210,10 +212,7 @@ def test_the_keeper_has_the_newest_copy_and_keeps_it_when_the_holder_is_lost() -
         for step in range(1, 9):  # copied after steps 1 and 6
             copies[HOLDER].between_steps(step, partial(state, step))
         source = Source("127.0.0.1", exchanges[KEEPER].port)
-        deadline_s = time.monotonic() + 20
-        while kept_step(source) != 6:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.05)
+        wait_until(lambda: kept_step(source) == 6)
         assert copies[KEEPER].absent_states == {}
         lost = replan_without(PLAN, [HOLDER], SolveOptions(max_evaluations=1), lost_stage="routes_around")
         copies[KEEPER].begin_epoch(lost, members, KEEPER)

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from skippipe_scheduler.plan.plan import Operation, Plan, Task, split_backwards
+from skippipe_scheduler.plan.plan import Operation, Plan, split_backwards
 from skippipe_scheduler.plan.simulate import TaskSpan, Timeline, TransferSpan, ends_hold, inputs, simulate
 from skippipe_scheduler.problem.costs import Costs
 
@@ -122,7 +122,7 @@ def held_over_time(tasks: Sequence[TaskSpan]) -> tuple[tuple[float, int], ...]:
     for task in tasks:
         if task.operation == "F":
             changes.append((task.start_s, changes[-1][1] + 1))
-        elif ends_hold(Task(task.operation, task.microbatch), split):
+        elif ends_hold(task, split):
             changes.append((task.end_s, changes[-1][1] - 1))
     return tuple(changes)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.plan.plan import Operation, Plan, Task
+from skippipe_scheduler.plan.plan import Operation, Plan
 from skippipe_scheduler.plan.simulate import Timeline, ends_hold, simulate
 from skippipe_scheduler.problem.cluster import Device, Node
 from skippipe_scheduler.problem.memory import GIB, StageNeed, size_text, stage_needs
@@ -152,7 +152,7 @@ def _loads(
         if task.operation == "F":
             changes[task.node].append((task.start_s, 1, "held", 1))
         changes[task.node] += [(task.start_s, 1, "working", working_bytes), (task.end_s, 0, "working", 0)]
-        if ends_hold(Task(task.operation, task.microbatch), plan.split_of[task.node]):
+        if ends_hold(task, plan.split_of[task.node]):
             changes[task.node].append((task.end_s, 0, "held", -1))
     for transfer in timeline.transfers:
         last = transfer.hop == len(plan.microbatches[transfer.microbatch].route) - 1

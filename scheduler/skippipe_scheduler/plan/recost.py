@@ -45,8 +45,7 @@ def recost(plan: Plan, cluster: Cluster) -> Plan:
         transfer_s[source][destination] = link.latency_ms / 1e3 + costs.activation_bytes * 8e-9 / link.gbit_per_s
     weight_s = None
     if costs.weight_s is not None:
-        parts = {name: whole_s / costs.backward_s[name] for name, whole_s in costs.weight_s.items()}
-        weight_s = {name: part * backward_s[name] for name, part in parts.items()}
+        weight_s = {name: part_s / costs.backward_s[name] * backward_s[name] for name, part_s in costs.weight_s.items()}
     changed = {
         "forward_s": forward_s,
         "backward_s": backward_s,

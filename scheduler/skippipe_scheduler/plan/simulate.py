@@ -247,7 +247,7 @@ def peak_held(tasks: Sequence[Task], split: Set[int] | None = None) -> int:
     return peak
 
 
-def ends_hold(task: Task, split: Set[int]) -> bool:
+def ends_hold(task: Task | TaskSpan, split: Set[int]) -> bool:
     """Return whether the end of a node's task lets go of the microbatch, where the backwards of `split` are split."""
     return task.operation == ("W" if task.microbatch in split else "B")
 

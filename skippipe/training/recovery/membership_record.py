@@ -39,12 +39,15 @@ class KnownEpochs:
         if not is_shared:
             return last
         try:
-            changes = read_changes(self._run_dir)[-1:]
+            changes = read_changes(self._run_dir)
         except InputError as reason:
             logger.warning("%s", reason)
             return last
-        numbers = (change.epoch if change.epoch_of_start is None else change.epoch_of_start for change in changes)
-        return self._members.get(max(numbers, default=0), last)
+        if not changes:
+            return self._members.get(0, last)
+        newest = changes[-1]
+        number = newest.epoch if newest.epoch_of_start is None else newest.epoch_of_start
+        return self._members.get(number, last)
 
 
 def record(change: MembershipChange, plans: PlanSet, run_dir: Path) -> None:
