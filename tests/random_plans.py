@@ -1,4 +1,4 @@
-"""Random valid plans for property tests: skips, swaps, uneven replicas, replicas without a microbatch."""
+"""Random valid plans for property tests: skips, swaps, relays, uneven replicas, replicas without a microbatch."""
 
 import random
 from collections.abc import Sequence
@@ -25,12 +25,14 @@ def random_plan(
     swaps: int = 1,
     time_scale_s: float = 1.0,
     split: float = 0.0,
+    relays: float = 0.0,
     beside: Plan | None = None,
 ) -> Plan:
     """Return a valid plan drawn from `seed`; its order is a random legal one that never waits for memory.
 
-    `split` is the share of backwards whose weight gradient is a task of its own, anywhere behind. Nodes and their
-    stages are those of the plan `beside` where it is given.
+    `split` is the share of backwards whose weight gradient is a task of its own, anywhere behind; `relays` that of the
+    nodes not on a route that pass its messages on. Nodes and their stages are those of the plan `beside` where it is
+    given.
     """
     generator = random.Random(seed)
     if beside is not None:
@@ -41,14 +43,18 @@ def random_plan(
     stages = [stage.nodes for stage in beside.stages] if beside else _random_placement(generator, nodes, num_stages)
     routes = _random_routes(generator, stages, rules, num_microbatches)
     costs = _random_costs(generator, nodes, num_stages, memory, contention, time_scale_s)
-    order = _random_order(generator, nodes, routes, memory)
+    paths = [_random_path(generator, nodes, route, relays) if relays else route for route in routes]
+    order = _random_order(generator, nodes, routes, paths, memory)
     plan = Plan(
         nodes=nodes,
         stages=tuple(
             PlanStage(layers=(index * layers_per_stage, (index + 1) * layers_per_stage), nodes=replicas)
             for index, replicas in enumerate(stages)
         ),
-        microbatches=tuple(Route(id=index, route=route) for index, route in enumerate(routes)),
+        microbatches=tuple(
+            Route(id=index, route=route, path=path if relays else None)
+            for index, (route, path) in enumerate(zip(routes, paths, strict=True))
+        ),
         order=order,
         costs=costs,
         rules=rules,
@@ -108,6 +114,17 @@ def _random_routes(
             visits[stage] += 1
         routes.append(tuple(generator.choice(stages[stage]) for stage in sequence))
     return routes
+
+
+def _random_path(
+    generator: random.Random, nodes: Sequence[str], route: tuple[str, ...], share: float
+) -> tuple[str, ...]:
+    """Return the route with other nodes behind any of its own, perhaps several behind each other."""
+    path = list(route)
+    for node in generator.sample(list(nodes), len(nodes)):
+        if node not in route and generator.random() < share:
+            path.insert(generator.randint(1, len(path)), node)
+    return tuple(path)
 
 
 def _random_costs(
@@ -173,12 +190,21 @@ def share_capacities(costs: Costs, generator: random.Random) -> Costs:
 
 
 def _random_order(
-    generator: random.Random, nodes: Sequence[str], routes: Sequence[tuple[str, ...]], memory: int
+    generator: random.Random,
+    nodes: Sequence[str],
+    routes: Sequence[tuple[str, ...]],
+    paths: Sequence[tuple[str, ...]],
+    memory: int,
 ) -> dict[str, tuple[Task, ...]]:
     """Run tasks one at a time at random; a microbatch enters only where every node of its route has room for it."""
+    kinds = [{node: "" if node in route else "R" for node in path} for route, path in zip(routes, paths, strict=True)]
     chains = [
-        [*((node, "F") for node in route), (route[0], "L"), *((node, "B") for node in reversed(route))]
-        for route in routes
+        [
+            *((node, f"{kind[node]}F") for node in path),
+            (path[0], "L"),
+            *((node, f"{kind[node]}B") for node in reversed(path)),
+        ]
+        for path, kind in zip(paths, kinds, strict=True)
     ]
     position = [0] * len(routes)
     held = dict.fromkeys(nodes, 0)

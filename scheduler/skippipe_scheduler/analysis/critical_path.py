@@ -20,7 +20,6 @@ from skippipe_scheduler.plan.simulate import (
     TransferSpan,
     inputs,
     simulate,
-    transfer_ends,
 )
 from skippipe_scheduler.problem.sharing.contention import Contention, Resource, occupied_resources
 
@@ -148,7 +147,7 @@ class _PathTracer:
                 self.before_on_node[span] = last[span.node]
             last[span.node] = span
         self.last = last
-        self.arrival = inputs(plan, timeline)
+        self.arrival = inputs(timeline)
         self.before_on_link = _queues(timeline, plan.costs.contention)
         self.segments: list[PathSegment] = []
 
@@ -202,8 +201,7 @@ class _PathTracer:
                 PathSegment(kind, span.source, span.destination, span.microbatch, span.start_s, end_s, reason)
             )
             if not waited:
-                maker, _ = transfer_ends(span, len(self.plan.microbatches[span.microbatch].route))
-                return self.task[span.source, maker, span.microbatch]
+                return self.task[span.source, span.maker, span.microbatch]
             kind, end_s = "queueing", span.start_s
             span = self.before_on_link[span]
 

@@ -68,7 +68,7 @@ def _cause(segment: PathSegment) -> str:
             return "gradient reduction"
         case "queueing":
             return "transfers that queue"
-        case "transfer":
+        case "transfer" | "forward relay" | "backward relay":
             return "transfers"
         case "overhead":
             return "overhead after tasks"

@@ -148,7 +148,7 @@ def _nodes(plan: Plan, timeline: Timeline) -> tuple[NodeAnalysis, ...]:
     for span in timeline.reductions:
         for node in plan.stages[span.stage].nodes:
             reduction_s[node] = span.end_s - span.start_s
-    arrivals = inputs(plan, timeline)
+    arrivals = inputs(timeline)
     regions = plan.regions or (None,) * len(plan.nodes)
     return tuple(
         _node(plan, timeline, node, region, tasks[node], arrivals, reduction_s[node])

@@ -19,14 +19,15 @@ from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.rules import Rules
 
 FORMAT: Final = "skippipe.plan/1"
-Operation = Literal["F", "L", "B", "W"]
+Operation = Literal["F", "L", "B", "W", "RF", "RB"]
 
 
 class Task(NamedTuple):
-    """One entry of a node's order: F forward, L loss at the origin, B backward.
+    """One entry of a node's order: F forward, L loss at the origin, B backward, RF and RB the two of a relay.
 
     Where the order has a W of the microbatch, its backward is split there: B is the input gradient, which the node
-    before it on the route waits for, and W the weight gradient.
+    before it on the route waits for, and W the weight gradient. A relay computes nothing: RF passes the activation on,
+    RB the gradient.
     """
 
     operation: Operation
@@ -54,6 +55,18 @@ class Route(StrictModel):
     """Number of the microbatch: 0, 1, 2, ... without gaps."""
     route: Annotated[tuple[str, ...], Field(min_length=2, examples=[["iowa-0", "oregon-1", "london-0"]])]
     """The nodes, in the order of the forward; the loss is at the first, and the backward goes the same way back."""
+    path: tuple[str, ...] | None = Field(default=None, examples=[["iowa-0", "iowa-1", "oregon-1", "london-0"]])
+    """The nodes of the route and, between them, those that only relay its messages; the route where not given."""
+
+    @property
+    def whole_path(self) -> tuple[str, ...]:
+        """All nodes by way of which the microbatch goes, origin first."""
+        return self.path or self.route
+
+    @property
+    def relays(self) -> frozenset[str]:
+        """The nodes that pass its messages on and compute nothing."""
+        return frozenset(self.whole_path) - frozenset(self.route)
 
 
 class Predicted(StrictModel):
@@ -114,7 +127,7 @@ class Plan(StrictModel):
     """The routes, one for each microbatch of an iteration."""
     order: dict[str, tuple[Task, ...]] = Field(examples=[{"iowa-0": [["F", 0], ["F", 1], ["L", 0], ["B", 0]]}])
     """What each node runs, in sequence: F forward, L loss at the origin, B backward, W weight gradient of a split
-    backward, each with its microbatch."""
+    backward, RF and RB forward and backward of a relay, each with its microbatch."""
     costs: Costs
     rules: Rules
     predicted: Predicted

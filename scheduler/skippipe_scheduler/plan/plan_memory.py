@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from skippipe_scheduler.errors import InfeasibleError
-from skippipe_scheduler.plan.plan import Operation, Plan
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline, ends_hold, simulate
 from skippipe_scheduler.problem.cluster import Device, Node
 from skippipe_scheduler.problem.memory import GIB, StageNeed, size_text, stage_needs
@@ -142,24 +142,22 @@ def _loads(
     """Follow every node through the iteration.
 
     A received message takes room from the start of its transfer until the task that uses it begins; from there it
-    counts as what that task keeps or works with. A gradient takes room until it has been sent. An activation that is
-    sent is kept anyway, until its backward.
+    counts as what that task keeps or works with. A gradient takes room until it has been sent, and so does what a
+    relay passes on. Any other activation that is sent is kept anyway, until its backward.
     """
     begins = {(task.node, task.operation, task.microbatch): task.start_s for task in timeline.tasks}
     changes: dict[str, list[tuple[float, int, str, int]]] = defaultdict(list)
     for task in timeline.tasks:
-        working_bytes = needs[task.node].working_bytes
+        working_bytes = 0 if task.operation in ("RF", "RB") else needs[task.node].working_bytes
         if task.operation == "F":
             changes[task.node].append((task.start_s, 1, "held", 1))
         changes[task.node] += [(task.start_s, 1, "working", working_bytes), (task.end_s, 0, "working", 0)]
         if ends_hold(task, plan.split_of[task.node]):
             changes[task.node].append((task.end_s, 0, "held", -1))
     for transfer in timeline.transfers:
-        last = transfer.hop == len(plan.microbatches[transfer.microbatch].route) - 1
-        used: Operation = "B" if transfer.direction == "backward" else ("L" if last else "F")
-        until_s = begins[transfer.destination, used, transfer.microbatch]
+        until_s = begins[transfer.destination, transfer.user, transfer.microbatch]
         changes[transfer.destination] += [(transfer.start_s, 1, "message", 1), (until_s, 0, "message", -1)]
-        if transfer.direction == "backward":
+        if transfer.direction == "backward" or transfer.maker == "RF":
             changes[transfer.source] += [(transfer.ready_s, 1, "message", 1), (transfer.end_s, 0, "message", -1)]
     loads = {}
     for node in plan.nodes:

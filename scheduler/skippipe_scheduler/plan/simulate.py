@@ -20,17 +20,19 @@ from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.sharing.contention import Resource, occupied_resources
 
 Direction = Literal["forward", "backward"]
-OperationName = Literal["forward", "loss", "backward", "weight gradient"]
+OperationName = Literal["forward", "loss", "backward", "weight gradient", "forward relay", "backward relay"]
 OPERATION_NAMES: Mapping[Operation, OperationName] = {
     "F": "forward",
     "L": "loss",
     "B": "backward",
     "W": "weight gradient",
+    "RF": "forward relay",
+    "RB": "backward relay",
 }
 
 
 class TaskSpan(NamedTuple):
-    """One task of a node; `hop` is its position on the route."""
+    """One task of a node; `hop` is its position on the path, which is the route where nobody relays."""
 
     node: str
     operation: Operation
@@ -44,7 +46,8 @@ class TransferSpan(NamedTuple):
     """One transfer: ready when its task ended, start when its link was free, end when it arrived.
 
     From `free_s` on the link can carry the next one (equal to `start_s` where links are not shared).
-    `hop` numbers the hops 0 .. P-1 in both directions; hop P-1 joins the last node of the route and the origin.
+    `hop` numbers the hops of the path from 0 in both directions; the last joins its last node and the origin.
+    `maker` is the operation at the source whose output it is, `user` the one at the destination that waits for it.
     """
 
     source: str
@@ -52,6 +55,8 @@ class TransferSpan(NamedTuple):
     microbatch: int
     hop: int
     direction: Direction
+    maker: Operation
+    user: Operation
     ready_s: float
     start_s: float
     end_s: float
@@ -164,7 +169,7 @@ def simulate(
     if jitter_sigma < 0:
         raise PlanError(f"jitter_sigma: {jitter_sigma:g}; give a number of at least 0")
     return simulate_order(
-        [microbatch.route for microbatch in plan.microbatches],
+        [microbatch.whole_path for microbatch in plan.microbatches],
         plan.order,
         plan.costs,
         stages=[stage.nodes for stage in plan.stages],
@@ -177,7 +182,7 @@ def simulate(
 
 
 def simulate_order(
-    routes: Sequence[tuple[str, ...]],
+    paths: Sequence[tuple[str, ...]],
     order: Mapping[str, Sequence[Task]],
     costs: Costs,
     *,
@@ -188,7 +193,7 @@ def simulate_order(
     seed: int = 0,
     lost_s: Mapping[str, float] | None = None,
 ) -> Timeline:
-    """Return the timeline of `order`, where microbatch m takes `routes[m]` (origin first).
+    """Return the timeline of `order`, where microbatch m takes `paths[m]` (origin first).
 
     `slowdown` multiplies a node's task times; `jitter_sigma` multiplies every task and transfer by a lognormal
     factor of that sigma (median 1). `stages` and `reduce_s` add the gradient reductions.
@@ -196,7 +201,7 @@ def simulate_order(
     timeline then ends where nobody can go on, and a stage is reduced only if its replicas are all there and done.
     Raises `DeadlockError` where the order makes nodes wait for each other, naming them.
     """
-    run = _SimulationRun(routes, order, costs, slowdown or {}, jitter_sigma, random.Random(seed), lost_s or {})
+    run = _SimulationRun(paths, order, costs, slowdown or {}, jitter_sigma, random.Random(seed), lost_s or {})
     run.execute()
     nodes = [node for stage in stages for node in stage] or list(order)
     last_end_s = dict.fromkeys(nodes, 0.0)
@@ -216,21 +221,9 @@ def simulate_order(
     return Timeline(tuple(run.tasks), tuple(run.transfers), tuple(reductions), busy_s, peak_memory, tuple(run.cut))
 
 
-def transfer_ends(span: TransferSpan, route_length: int) -> tuple[Operation, Operation]:
-    """Return the operation that makes a transfer and the one that uses it, on a route of `route_length` stages."""
-    turns = span.hop == route_length - 1
-    if span.direction == "forward":
-        return "F", "L" if turns else "F"
-    return "L" if turns else "B", "B"
-
-
-def inputs(plan: Plan, timeline: Timeline) -> dict[tuple[str, Operation, int], TransferSpan]:
+def inputs(timeline: Timeline) -> dict[tuple[str, Operation, int], TransferSpan]:
     """Return the transfer that brings its input to each task (node, operation, microbatch) that has one."""
-    found: dict[tuple[str, Operation, int], TransferSpan] = {}
-    for span in timeline.transfers:
-        _, user = transfer_ends(span, len(plan.microbatches[span.microbatch].route))
-        found[span.destination, user, span.microbatch] = span
-    return found
+    return {(span.destination, span.user, span.microbatch): span for span in timeline.transfers}
 
 
 def peak_held(tasks: Sequence[Task], split: Set[int] | None = None) -> int:
@@ -252,8 +245,9 @@ def ends_hold(task: Task | TaskSpan, split: Set[int]) -> bool:
     return task.operation == ("W" if task.microbatch in split else "B")
 
 
-_Event = tuple[float, int, int, str, str, Task, Direction]
-"""A transfer that becomes ready, by time: seconds, microbatch, hop, source, destination, the task that uses it."""
+_Event = tuple[float, int, int, str, str, Task, Operation, Direction]
+"""A transfer that becomes ready, by time: seconds, microbatch, hop, source, destination, the task that uses it, and
+the operation that made it."""
 
 
 class _Offer(NamedTuple):
@@ -268,7 +262,7 @@ class _SimulationRun:
 
     def __init__(
         self,
-        routes: Sequence[tuple[str, ...]],
+        paths: Sequence[tuple[str, ...]],
         order: Mapping[str, Sequence[Task]],
         costs: Costs,
         slowdown: Mapping[str, float],
@@ -276,16 +270,21 @@ class _SimulationRun:
         generator: random.Random,
         lost_s: Mapping[str, float],
     ) -> None:
-        self.routes, self.order, self.costs, self.slowdown = routes, order, costs, slowdown
+        self.paths, self.order, self.costs, self.slowdown = paths, order, costs, slowdown
         self.jitter_sigma, self.generator, self.lost_s = jitter_sigma, generator, lost_s
         self.split = {node: split_backwards(tasks) for node, tasks in order.items()}
+        self.relayed = {
+            node: {task.microbatch for task in tasks if task.operation == "RF"} for node, tasks in order.items()
+        }
         self.table_s: dict[Operation, Mapping[str, float]] = {
             "F": costs.forward_s,
             "L": costs.loss_s,
             "B": costs.backward_s,
             "W": costs.weight_s or {},
+            "RF": dict.fromkeys(order, 0.0),
+            "RB": dict.fromkeys(order, 0.0),
         }
-        self.hop_of = [{node: hop for hop, node in enumerate(route)} for route in routes]
+        self.hop_of = [{node: hop for hop, node in enumerate(path)} for path in paths]
         self.tasks: list[TaskSpan] = []
         self.transfers: list[TransferSpan] = []
         self.cut: list[TaskSpan] = []
@@ -295,7 +294,7 @@ class _SimulationRun:
         """When each node has ended its last task and its overhead."""
         self.resource_free_s: dict[Resource, float] = {}
         """When each link or network card that is shared has sent its last transfer."""
-        self.arrived_s = {(route[0], Task("F", microbatch)): 0.0 for microbatch, route in enumerate(routes)}
+        self.arrived_s = {(path[0], Task("F", microbatch)): 0.0 for microbatch, path in enumerate(paths)}
         """When the input of each task of each node was there."""
         self.ready: list[_Event] = []
         self.sharing: SharedLinks[_Offer] | None = None
@@ -356,27 +355,34 @@ class _SimulationRun:
 
     def _pass_on(self, node: str, task: Task, hop: int, end_s: float) -> None:
         """Hand the output of a finished task to its successor."""
-        route = self.routes[task.microbatch]
-        last = len(route) - 1
-        if task.operation == "F":
-            following = hop + 1 if hop < last else 0
-            successor: Operation = "F" if hop < last else "L"
-            self._send(node, route[following], Task(successor, task.microbatch), hop, "forward", end_s)
+        path = self.paths[task.microbatch]
+        last = len(path) - 1
+        if task.operation in ("F", "RF"):
+            destination = path[hop + 1] if hop < last else path[0]
+            self._send(node, task, destination, hop, "forward", end_s)
         elif task.operation == "L":
-            self._send(node, route[last], Task("B", task.microbatch), last, "backward", end_s)
-        elif task.operation == "B":
+            self._send(node, task, path[last], last, "backward", end_s)
+        elif task.operation in ("B", "RB"):
             self.arrived_s[node, Task("W", task.microbatch)] = end_s
             if hop > 0:
-                self._send(node, route[hop - 1], Task("B", task.microbatch), hop - 1, "backward", end_s)
+                self._send(node, task, path[hop - 1], hop - 1, "backward", end_s)
 
-    def _send(
-        self, source: str, destination: str, successor: Task, hop: int, direction: Direction, ready_s: float
-    ) -> None:
-        heapq.heappush(self.ready, (ready_s, successor.microbatch, hop, source, destination, successor, direction))
+    def _send(self, source: str, maker: Task, destination: str, hop: int, direction: Direction, ready_s: float) -> None:
+        """Hand the output of a task to the next one of its microbatch."""
+        microbatch = maker.microbatch
+        user: Operation
+        if microbatch in self.relayed[destination]:
+            user = "RF" if direction == "forward" else "RB"
+        elif direction == "forward":
+            user = "F" if hop < len(self.paths[microbatch]) - 1 else "L"
+        else:
+            user = "B"
+        event = ready_s, microbatch, hop, source, destination, Task(user, microbatch), maker.operation, direction
+        heapq.heappush(self.ready, event)
 
     def _deliver(self, event: _Event) -> None:
         """Start a transfer as soon as what it needs is free, and let its destination go on."""
-        ready_s, _, _, source, destination, _, _ = event
+        ready_s, _, _, source, destination, _, _, _ = event
         gone_s = self._gone_s(event)
         start_s = free_s = ready_s
         factor = self._factor()
@@ -400,7 +406,7 @@ class _SimulationRun:
         elif ready_s <= sharing.next_end_s:
             event = heapq.heappop(self.ready)
             factor = self._factor()
-            _, _, _, source, destination, _, _ = event
+            _, _, _, source, destination, _, _, _ = event
             if ready_s < self._gone_s(event):
                 gbit = (self.costs.activation_bytes or 0) * 8e-9 * factor
                 sharing.offer((source, destination), _Offer(event, factor), gbit, ready_s)
@@ -412,18 +418,20 @@ class _SimulationRun:
 
     def _gone_s(self, event: _Event) -> float:
         """Return when the first of a transfer's ends is lost."""
-        _, _, _, source, destination, _, _ = event
+        _, _, _, source, destination, _, _, _ = event
         return min(self.lost_s.get(source, math.inf), self.lost_s.get(destination, math.inf))
 
     def _arrive(self, event: _Event, start_s: float, free_s: float, end_s: float) -> None:
         """Hand a transfer to its destination, unless one of its ends is lost before."""
-        ready_s, microbatch, hop, source, destination, successor, direction = event
+        ready_s, microbatch, hop, source, destination, user, maker, direction = event
         if end_s > self._gone_s(event):
             return
         self.transfers.append(
-            TransferSpan(source, destination, microbatch, hop, direction, ready_s, start_s, end_s, free_s)
+            TransferSpan(
+                source, destination, microbatch, hop, direction, maker, user.operation, ready_s, start_s, end_s, free_s
+            )
         )
-        self.arrived_s[destination, successor] = end_s
+        self.arrived_s[destination, user] = end_s
         self._advance(destination)
 
     def _who_waits(self) -> str:

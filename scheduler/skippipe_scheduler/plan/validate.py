@@ -5,13 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from skippipe_scheduler.errors import PlanError
-from skippipe_scheduler.plan.plan import Operation, Plan, Task, parse_plan
+from skippipe_scheduler.plan.plan import Operation, Plan, Route, Task, parse_plan
 from skippipe_scheduler.plan.simulate import OPERATION_NAMES, peak_held, simulate
 from skippipe_scheduler.problem.rules import coverage_offence, first_offence, length_offence
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE_S = 1e-9
-EARLIER: Mapping[Operation, Sequence[Operation]] = {"F": (), "L": ("F",), "B": ("F", "L"), "W": ("B",)}
+EARLIER: Mapping[Operation, Sequence[Operation]] = {
+    "F": (),
+    "L": ("F",),
+    "B": ("F", "L"),
+    "W": ("B",),
+    "RF": (),
+    "RB": ("RF",),
+}
 """The tasks of a microbatch that stand before one of its others on the same node."""
 
 
@@ -144,8 +151,23 @@ def _check_routes(plan: Plan) -> None:
         offence = first_offence([plan.stage_of[node] for node in microbatch.route], plan.rules)
         if offence:
             raise PlanError(f"microbatches.{index}: the route {offence}")
+        _check_path(plan, microbatch)
     if not plan.microbatches:
         raise PlanError("microbatches: there are none")
+
+
+def _check_path(plan: Plan, microbatch: Route) -> None:
+    path, place = microbatch.whole_path, f"microbatches.{microbatch.id}: the path"
+    unknown = [node for node in path if node not in plan.stage_of]
+    if unknown:
+        raise PlanError(f"{place} has the unknown node {unknown[0]!r}")
+    repeated = [node for node, times in Counter(path).items() if times > 1]
+    if repeated:
+        raise PlanError(f"{place} comes to {repeated[0]!r} twice")
+    if path[0] != microbatch.route[0]:
+        raise PlanError(f"{place} begins at {path[0]!r}, the route at {microbatch.route[0]!r}")
+    if tuple(node for node in path if node in microbatch.route) != microbatch.route:
+        raise PlanError(f"{place} has other nodes of the route, or has them in another order")
 
 
 def _check_coverage(plan: Plan) -> None:
@@ -165,6 +187,8 @@ def _check_order(plan: Plan) -> None:
         for node in microbatch.route:
             expected[node] += [Task("F", microbatch.id), Task("B", microbatch.id)]
         expected[microbatch.route[0]].append(Task("L", microbatch.id))
+        for node in microbatch.relays:
+            expected[node] += [Task("RF", microbatch.id), Task("RB", microbatch.id)]
     splittable: dict[str, set[Task]] = {node: set() for node in plan.nodes}
     for microbatch in plan.microbatches:
         for node in microbatch.route[1:]:

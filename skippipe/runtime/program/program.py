@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import networkx
 
-from skippipe_scheduler.plan.plan import Operation, Plan, Task
+from skippipe_scheduler.plan.plan import Plan, Task
 from skippipe_scheduler.plan.simulate import Direction, TaskSpan, Timeline, TransferSpan, simulate, simulate_order
 
 
@@ -114,7 +114,7 @@ def _compile(
 ) -> tuple[Program, ...]:
     lists: dict[str, list[Instruction]] = {node: [] for node in plan.nodes}
     num_hops = max((len(route) for route in routes), default=1)
-    for event in _global_order(routes, order, timeline):
+    for event in _global_order(order, timeline):
         if isinstance(event, TaskSpan):
             if event.operation == "F" and event.hop == 0:
                 lists[event.node].append(Instruction(Opcode.LOAD, event.microbatch, 0))
@@ -135,9 +135,7 @@ def _compile(
     )
 
 
-def _global_order(
-    routes: Sequence[tuple[str, ...]], order: Mapping[str, Sequence[Task]], timeline: Timeline
-) -> list[TaskSpan | TransferSpan]:
+def _global_order(order: Mapping[str, Sequence[Task]], timeline: Timeline) -> list[TaskSpan | TransferSpan]:
     """Return all tasks and transfers in one order that respects every dependency and, within that, planned time."""
     span_of = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
     graph: networkx.DiGraph[TaskSpan | TransferSpan] = networkx.DiGraph()
@@ -145,13 +143,9 @@ def _global_order(
     for node, tasks in order.items():
         networkx.add_path(graph, [span_of[node, task.operation, task.microbatch] for task in tasks])
     for transfer in timeline.transfers:
-        last = transfer.hop == len(routes[transfer.microbatch]) - 1
-        forward = transfer.direction == "forward"
-        producer: Operation = "F" if forward else ("L" if last else "B")
-        consumer: Operation = ("L" if last else "F") if forward else "B"
-        successor = span_of.get((transfer.destination, consumer, transfer.microbatch))
+        successor = span_of.get((transfer.destination, transfer.user, transfer.microbatch))
         if successor is not None:  # an evaluation has no backward
-            graph.add_edge(span_of[transfer.source, producer, transfer.microbatch], transfer)
+            graph.add_edge(span_of[transfer.source, transfer.maker, transfer.microbatch], transfer)
             graph.add_edge(transfer, successor)
     return list(networkx.lexicographical_topological_sort(graph, key=_planned_time))
 
