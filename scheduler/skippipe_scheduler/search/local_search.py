@@ -65,6 +65,8 @@ class LocalSearch:
         self.temperature = tuning.temperature * max(1.0, tuning.small_tasks / slot_model.num_tasks)
         self.most_begun = ANY_NUMBER
         """Microbatches that an origin has under way at a time in schedules that are dispatched."""
+        self.relaying = False
+        """Whether the schedule at hand has nodes that only relay."""
         self.steps = 0
         self.rate = tuning.first_chunk / tuning.chunk_s
 
@@ -169,8 +171,15 @@ class LocalSearch:
         return tuple(changed.placement.tolist()), [tuple(row[:length]) for row, length in found]
 
     def resume(self, solution: Solution) -> Solution:
-        """Begin at a given solution, whose order is kept and timed anew."""
+        """Begin at a given solution, whose order is kept and timed anew.
+
+        Where nodes relay in it, all routes must visit every stage in order; the search then goes on over what each
+        microbatch leaves out, too.
+        """
         self._allocate(solution.placement, solution.routes)
+        if solution.relays:
+            self.relaying = True
+            self.candidate.relays[:] = solution.relays
         fill_schedule(self.candidate, solution.starts)
         if retime(self.instance, self.candidate, self.queue, -1):
             self._keep_better()
@@ -232,7 +241,7 @@ class LocalSearch:
             temperature_s = temperature * self.temperature * self.scores[2, 1]
             exponent = self.tuning.cooling_exponent
             from_s, to_s = temperature_s * (1 - before) ** exponent, temperature_s * (1 - until) ** exponent
-            spent = self._anneal(Cooling(chunk, from_s, to_s, limit_s))
+            spent = self._anneal(Cooling(chunk, from_s, to_s, limit_s, self.relaying))
             budget.spent += max(1, spent)
             if report and self.scores[2, 0] < reached:
                 report(self.best_solution())
@@ -255,6 +264,7 @@ class LocalSearch:
             tuple(tuple(row[: 2 * length + 1]) for row, length in zip(self.best.starts.tolist(), lengths, strict=True)),
             float(self.scores[2, 0]),
             float(self.scores[2, 1]),
+            tuple(tuple(map(bool, row)) for row in self.best.relays.tolist()) if self.relaying else (),
         )
 
     def _allocate(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
@@ -265,6 +275,7 @@ class LocalSearch:
         self.current, self.candidate, self.best = make(), make(), make()
         self.dispatching = make_dispatching(len(routes), len(placement), width)
         self.scores[:] = np.inf
+        self.relaying = False
 
     def _padded(self, routes: Sequence[SlotRoute]) -> Integers:
         table = np.zeros((len(self.slot_model.origins), self.slot_model.longest), np.int64)
@@ -308,7 +319,7 @@ class LocalSearch:
                 cooling,
                 self.most_begun,
             )
-        elif self.large and not len(self.instance.factors):  # timed with jitter, tasks do not stay in place
+        elif self.large and not self.relaying and not len(self.instance.factors):  # with jitter nothing stays in place
             spent = anneal_in_place(self.instance, self.current, self.best, self.work, self.queue, self.scores, cooling)
         else:
             schedules = self.current, self.candidate, self.best

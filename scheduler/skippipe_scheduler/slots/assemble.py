@@ -15,17 +15,16 @@ def draft_plan(slot_model: SlotModel, solution: Solution) -> Plan:
     problem, costs = slot_model.problem, SlotCosts(slot_model, solution.placement)
     names = [problem.nodes[rank] for rank in costs.placement]
     order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
-    chains = [costs.chain(route) for route in solution.routes]
-    # A loss may take no time: then it comes before the task that starts with it.
+    operations = [_chain(solution, microbatch) for microbatch in range(len(solution.routes))]
+    # A relay takes no time, and a loss may take none: they come before the task that starts with them.
     sequence = sorted(
-        (start_s, index != len(solution.routes[microbatch]), index, microbatch)
+        (start_s, operations[microbatch][index][1] not in ("L", "RF", "RB"), index, microbatch)
         for microbatch, row in enumerate(solution.starts)
         for index, start_s in enumerate(row)
     )
     for _, _, index, microbatch in sequence:
-        length = len(solution.routes[microbatch])
-        operation: Operation = "F" if index < length else "L" if index == length else "B"
-        order[names[chains[microbatch].slots[index]]].append(Task(operation, microbatch))
+        slot, operation = operations[microbatch][index]
+        order[names[slot]].append(Task(operation, microbatch))
     resolved = problem.costs.model_copy(
         update={
             "forward_s": dict(zip(names, costs.forward_s, strict=True)),
@@ -39,16 +38,35 @@ def draft_plan(slot_model: SlotModel, solution: Solution) -> Plan:
         nodes=problem.nodes,
         regions=problem.regions,
         stages=_stages(layers, slot_model.stages(costs.placement)),
-        microbatches=tuple(
-            Route(id=microbatch, route=tuple(names[slot] for slot in route))
-            for microbatch, route in enumerate(solution.routes)
-        ),
+        microbatches=tuple(_route(solution, microbatch, names) for microbatch in range(len(solution.routes))),
         order={name: tuple(tasks) for name, tasks in order.items()},
         costs=resolved,
         rules=problem.rules,
         predicted=Predicted(iteration_s=0.0, pipeline_s=0.0, reduce_exposed_s=0.0, lower_bound_s=0.0),
         solver=Solver(name="skippipe", version="0", seed=0, time_limit_s=0.0, wall_s=0.0),
     )
+
+
+def _relays(solution: Solution, microbatch: int) -> tuple[bool, ...]:
+    """Return hop by hop whether the slot only relays."""
+    return solution.relays[microbatch] if solution.relays else (False,) * len(solution.routes[microbatch])
+
+
+def _chain(solution: Solution, microbatch: int) -> list[tuple[int, Operation]]:
+    """Return the slot and the operation of each task of a microbatch."""
+    way = list(zip(solution.routes[microbatch], _relays(solution, microbatch), strict=True))
+    ahead: list[tuple[int, Operation]] = [(slot, "RF" if relays else "F") for slot, relays in way]
+    back: list[tuple[int, Operation]] = [(slot, "RB" if relays else "B") for slot, relays in reversed(way)]
+    return [*ahead, (way[0][0], "L"), *back]
+
+
+def _route(solution: Solution, microbatch: int, names: Sequence[str]) -> Route:
+    path = tuple(names[slot] for slot in solution.routes[microbatch])
+    relays = _relays(solution, microbatch)
+    if not any(relays):
+        return Route(id=microbatch, route=path)
+    route = tuple(node for node, only_relays in zip(path, relays, strict=True) if not only_relays)
+    return Route(id=microbatch, route=route, path=path)
 
 
 def finished_plan(

@@ -17,6 +17,8 @@ class Solution:
     """Seconds at which every task of every microbatch starts."""
     iteration_s: float
     score: float
+    relays: tuple[tuple[bool, ...], ...] = ()
+    """Of every microbatch, hop by hop, whether the slot only relays; none where no slot does."""
 
     @property
     def key(self) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """A plan that is no worse than the baselines computed with it, and why it may be all the same.
 
-The full pipeline is no plan where stages are to be left out, but its placement and order with stages left out are;
-network-blind skipping is one as it is.
+The full pipeline is no plan where stages are to be left out, but its placement and order with stages left out are.
+Where a link past such a stage is slower than the two by way of it, a node of that stage may relay the messages, so that
+they go as in the full pipeline. Network-blind skipping is a plan as it is.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.slots.solution import Solution
 from skippipe_scheduler.solver.leave_stages_out import schedules_without_stages
 from skippipe_scheduler.solver.plan_request import PlanRequest
+from skippipe_scheduler.solver.relays import plan_with_relays
 from skippipe_scheduler.solver.solve import solve
 
 _PART = 0.25
@@ -27,16 +29,11 @@ _JUDGED_PART = 0.1
 
 
 def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) -> Plan:
-    """Return the better of a plan and of the full pipeline with stages left out, where the request allows its sizes."""
+    """Return the best of a plan and of the full pipeline with stages left out, where the request allows its sizes."""
     if plan.rules == full_pipeline.rules and request.leaves_sizes_open(request.resolve(full_pipeline)):
         return best_plan((plan, full_pipeline), request.options)
     problem = _problem_of(full_pipeline, request)
     if problem is None:
-        return plan
-    start = _best_start(full_pipeline, problem, request.options)
-    # What the search makes of a start may be much shorter: it splits backwards, and balances loads of shared cards.
-    gains = problem.costs.weight_s is not None or SlotModel(problem).shares_capacity
-    if start is None or (start.iteration_s >= plan.predicted.iteration_s and not gains):
         return plan
     steps = request.options.max_evaluations
     options = replace(
@@ -44,8 +41,16 @@ def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) ->
         time_limit_s=_PART * request.options.time_limit_s,
         max_evaluations=None if steps is None else max(1, int(_PART * steps)),
     )
-    found = solve(problem, options, layers=request.layers_per_stage, warm=start)
-    return best_plan((plan, found), request.options)
+    start = _best_start(full_pipeline, problem, request.options)
+    # What the search makes of a start may be much shorter: it splits backwards, and balances loads of shared cards.
+    gains = problem.costs.weight_s is not None or SlotModel(problem).shares_capacity
+    if start is not None and (start.iteration_s < plan.predicted.iteration_s or gains):
+        found = solve(problem, options, layers=request.layers_per_stage, warm=start)
+        plan = best_plan((plan, found), request.options)
+    if plan.predicted.iteration_s <= full_pipeline.predicted.iteration_s:
+        return plan
+    relayed = plan_with_relays(full_pipeline, problem, options)
+    return plan if relayed is None else best_plan((plan, relayed), request.options)
 
 
 def best_plan(plans: Sequence[Plan], options: SolveOptions) -> Plan:
@@ -73,7 +78,9 @@ def why_slower(plan: Plan, full_pipeline: Plan, request: PlanRequest) -> str:
         return "it is judged by its mean under jitter, not by the time without any that stands here"
     if _problem_of(full_pipeline, request) is None:
         return "its stages have other sizes or nodes, which are given or which memory asks for"
-    return "past a stage left out its routes take slower links than through that stage"
+    return (
+        "past a stage left out its routes take slower links than through that stage, and relays there gain too little"
+    )
 
 
 def _problem_of(full_pipeline: Plan, request: PlanRequest) -> Problem | None:

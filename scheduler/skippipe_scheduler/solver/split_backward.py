@@ -95,7 +95,7 @@ class SplitSearch:
     def __init__(self, plan: Plan, budget: Budget, generator: random.Random) -> None:
         self.plan, self.budget, self.generator = plan, budget, generator
         self.weight_s = plan.costs.weight_s or {}
-        self.routes = [microbatch.route for microbatch in plan.microbatches]
+        self.paths = [microbatch.whole_path for microbatch in plan.microbatches]
         self.splittable = {
             (node, microbatch.id) for microbatch in plan.microbatches for node in microbatch.route[1:]
         } & {(node, microbatch.id) for node in self.weight_s for microbatch in plan.microbatches}
@@ -131,7 +131,7 @@ class SplitSearch:
     def _simulate(self, order: Order) -> Timeline:
         stages = [stage.nodes for stage in self.plan.stages]
         return simulate_order(
-            self.routes, order, self.plan.costs, stages=stages, reduce_s=self.plan.costs.reduce_s or ()
+            self.paths, order, self.plan.costs, stages=stages, reduce_s=self.plan.costs.reduce_s or ()
         )
 
     def _all_at_once(self) -> Order:
@@ -162,7 +162,7 @@ class SplitSearch:
         }
         costs = self.plan.costs.model_copy(update={"backward_s": self.plan.costs.backward_s | shorter})
         spans: dict[str, list[TaskSpan]] = {node: [] for node in order}
-        for span in simulate_order(self.routes, bare, costs).tasks:
+        for span in simulate_order(self.paths, bare, costs).tasks:
             spans[span.node].append(span)
         return {node: tuple(self._filled(node, spans[node], split_backwards(order[node]))) for node in order}
 

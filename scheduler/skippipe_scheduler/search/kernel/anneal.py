@@ -33,6 +33,7 @@ from skippipe_scheduler.search.kernel.constants import (
     CHANGE_ROUTES,
     CHANGE_TWICE,
     EXCHANGE_NODES,
+    EXCHANGE_RELAYS,
     EXCHANGE_TASKS,
     LONGEST_FIRST,
     NO_LIMIT_S,
@@ -48,6 +49,7 @@ from skippipe_scheduler.search.kernel.dispatching import Dispatching, dispatch
 from skippipe_scheduler.search.kernel.insertion import commit, find, fits_width, remove, restore
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.moves import (
+    exchange_relays,
     longest_first,
     may_exchange,
     obeys_rules,
@@ -152,6 +154,7 @@ def copy_schedule(target: Schedule, source: Schedule) -> None:
         target.lengths[m] = source.lengths[m]
         for hop in range(source.lengths[m]):
             target.routes[m, hop] = source.routes[m, hop]
+            target.relays[m, hop] = source.relays[m, hop]
         for index in range(2 * source.lengths[m] + 1):
             target.starts[m, index] = source.starts[m, index]
     for slot in range(source.placement.shape[0]):
@@ -224,8 +227,11 @@ def _destroy_and_repair(p: Instance, s: Schedule, w: Work, count: int, routes: b
 
 
 @called
-def _propose(p: Instance, s: Schedule, w: Work, q: Queue, free_placement: bool) -> int:
+def _propose(p: Instance, s: Schedule, w: Work, q: Queue, free_placement: bool, relays: bool) -> int:
     """Make one random change; return how many microbatches were inserted again, -1 where a rule forbids it."""
+    if relays and uniform(w.random) < EXCHANGE_RELAYS:
+        exchange_relays(s, w)
+        return 0 if fits_memory(p, s) else -1
     if uniform(w.random) < EXCHANGE_TASKS:
         return 0 if _exchange_tasks(s, w) and fits_memory(p, s) else -1
     exchange = free_placement and uniform(w.random) < EXCHANGE_NODES
@@ -290,7 +296,7 @@ def anneal(
         if scores[BEST, ITERATION_S] <= cooling.goal_s:
             return step
         copy_schedule(candidate, current)
-        count = _propose(p, candidate, w, q, free_placement)
+        count = _propose(p, candidate, w, q, free_placement, cooling.relays)
         # Exchanged tasks may deadlock; whole microbatches inserted never do.
         if count < 0 or not retime(p, candidate, q, -1):
             continue
@@ -360,20 +366,25 @@ def anneal_dispatched(
     """Search like `anneal` over routes alone, for schedules whose transfers are too many to insert among the others.
 
     The order is that of a dispatch (with `most_begun`), so that each step takes the time of all tasks; the placement
-    stays.
+    stays. Where only relays are exchanged, so does the order.
     """
     for step in range(cooling.steps):
         if scores[BEST, ITERATION_S] <= cooling.goal_s:
             return step
         copy_schedule(candidate, current)
-        count = select_destroyed(candidate, w)
-        snapshot(candidate, w, count)
-        perturb(p, candidate, w, count)
-        if uniform(w.random) < CHANGE_TWICE:
+        count = 0
+        if cooling.relays and uniform(w.random) < EXCHANGE_RELAYS:
+            exchange_relays(candidate, w)
+            changed = fits_memory(p, candidate) and retime(p, candidate, q, -1)
+        else:
+            count = select_destroyed(candidate, w)
+            snapshot(candidate, w, count)
             perturb(p, candidate, w, count)
-        if not obeys_rules(p, candidate, w, count):
-            continue
-        changed = dispatch(p, candidate, q, d, most_begun)
+            if uniform(w.random) < CHANGE_TWICE:
+                perturb(p, candidate, w, count)
+            if not obeys_rules(p, candidate, w, count):
+                continue
+            changed = dispatch(p, candidate, q, d, most_begun)
         if changed:
             evaluate(p, candidate, q, scores[CANDIDATE])
         if changed and scores[CANDIDATE, SCORE] <= _acceptable(

@@ -70,12 +70,16 @@ class Instance(NamedTuple):
 
 
 class Cooling(NamedTuple):
-    """One stretch of an annealing: temperatures in seconds of the score, and an iteration time that is good enough."""
+    """One stretch of an annealing: temperatures in seconds of the score, and an iteration time that is good enough.
+
+    If it `relays`, routes visit all stages in order, and microbatches also exchange where their nodes only relay.
+    """
 
     steps: int
     from_s: float
     to_s: float
     goal_s: float
+    relays: bool
 
 
 class Schedule(NamedTuple):
@@ -84,6 +88,7 @@ class Schedule(NamedTuple):
     placement: Integers  # (slots,) node
     routes: Integers  # (M, P) slots
     lengths: Integers  # (M,)
+    relays: Integers  # (M, P) 1 where the slot only relays, which takes no time and holds nothing
     starts: Floats  # (M, K)
     counts: Integers  # (BUSY | HELD, slots) entries in the rows below
     tasks: Integers  # (BUSY | HELD, slots, width): tasks by start; microbatches by the start of their forward
@@ -142,6 +147,7 @@ def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, wid
         placement=placement.copy(),
         routes=routes.copy(),
         lengths=lengths.copy(),
+        relays=np.zeros_like(routes),
         starts=np.zeros((len(routes), 2 * routes.shape[1] + 1)),
         counts=np.zeros((2, slots), np.int64),
         tasks=np.zeros((2, slots, width), np.int64),

@@ -25,6 +25,9 @@ SHORTEST_WAIT: Final = 0.5
 WAIT_DOUBLINGS: Final = 5
 """So many longest waits, each twice the one before: 0.5, 1, 2, 4 and 8 mean backward times. Study."""
 
+EXCHANGE_RELAYS: Final = 0.5
+"""Share of the steps, where nodes relay, that exchange what two microbatches leave out. Chosen."""
+
 # What a step takes out (`moves.select_destroyed`).
 USUAL_SELECTION: Final = 6
 """Microbatches that a usual step takes out at most; 2 at least. Study."""

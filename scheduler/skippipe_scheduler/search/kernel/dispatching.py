@@ -35,7 +35,7 @@ from skippipe_scheduler.search.kernel.arrays import (
 )
 from skippipe_scheduler.search.kernel.fair_sharing import clear, next_end_s, next_to_end, offer, set_out, stop, take_off
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
-from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of
+from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of, only_relays
 from skippipe_scheduler.search.kernel.timing import begin_stay, end_stay, occupy_s, push, take_next
 
 _WAITING, _HELD, _RUNNING, _TOUCHED = 0, 1, 2, 3
@@ -161,7 +161,8 @@ def _let_go(s: Schedule, d: Dispatching, slot: int) -> None:
     """A slot has ended its task; behind a backward it holds one microbatch less."""
     task = d.state[_RUNNING, slot]
     d.state[_RUNNING, slot] = NOBODY
-    if (task & INDEX_MASK) > s.lengths[task >> INDEX_BITS]:
+    m, index = task >> INDEX_BITS, task & INDEX_MASK
+    if index > s.lengths[m] and not only_relays(s, m, index):
         d.state[_HELD, slot] -= 1
 
 
@@ -176,9 +177,10 @@ def _choose(p: Instance, s: Schedule, d: Dispatching, slot: int, most_begun: int
         task = d.waiting[slot, place]
         index = task & INDEX_MASK
         length = s.lengths[task >> INDEX_BITS]
-        if index < length and held >= (room if index else min(room, most_begun)):
+        relays = only_relays(s, task >> INDEX_BITS, index)
+        if index < length and not relays and held >= (room if index else min(room, most_begun)):
             continue
-        kind = 0 if index == length else 1 if index > length else 2
+        kind = 0 if index == length or relays else 1 if index > length else 2
         sooner = best == NOBODY or kind < best_kind
         if not sooner and kind == best_kind:
             earlier_s = d.arrived_s[slot, best] - d.arrived_s[slot, place]
@@ -207,7 +209,9 @@ def _start(p: Instance, s: Schedule, d: Dispatching, slot: int, place: int, now_
     s.times_s[BUSY_FROM, slot, turn] = now_s
     s.times_s[BUSY_TO, slot, turn] = end_s + p.overhead_s
     d.state[_RUNNING, slot] = task
-    if index < s.lengths[m]:
+    if only_relays(s, m, index):
+        pass
+    elif index < s.lengths[m]:
         d.state[_HELD, slot] += 1
         begin_stay(s.counts, s.tasks, s.times_s, slot, m, now_s)
     elif index > s.lengths[m]:

@@ -32,7 +32,7 @@ from skippipe_scheduler.search.kernel.arrays import (
 )
 from skippipe_scheduler.search.kernel.constants import EPSILON_S, FEW_ATTEMPTS, MANY_ATTEMPTS, NO_LIMIT_S
 from skippipe_scheduler.search.kernel.jit import called, inlined
-from skippipe_scheduler.search.kernel.tasks import delay_s, duration_s, hop_of, slot_of
+from skippipe_scheduler.search.kernel.tasks import delay_s, duration_s, hop_of, only_relays, slot_of
 
 
 @called
@@ -83,6 +83,8 @@ def _delayed(p: Instance, s: Schedule, chain_s: Floats, m: int, wait_s: float, f
         chain_s[RELEASE, 0] = chain_s[START, 0] + excess_s
         moved = 0
     for hop in range(length):
+        if only_relays(s, m, hop):
+            continue
         last = 2 * length - hop
         end_s = chain_s[START, last] + chain_s[DURATION, last]
         # No room for as long as this hop would hold the microbatch: its forward waits for the next end of a stay.
@@ -204,8 +206,9 @@ def commit(p: Instance, s: Schedule, chain_s: Floats, m: int) -> None:
         s.counts[BUSY, slot] += 1
         s.starts[m, index] = start_s
     for hop in range(length):
-        last = 2 * length - hop
-        _hold(s, s.routes[m, hop], m, chain_s[START, hop], chain_s[START, last] + chain_s[DURATION, last])
+        if not only_relays(s, m, hop):
+            last = 2 * length - hop
+            _hold(s, s.routes[m, hop], m, chain_s[START, hop], chain_s[START, last] + chain_s[DURATION, last])
 
 
 @inlined
@@ -252,7 +255,8 @@ def remove(s: Schedule, m: int) -> None:
     for index in range(2 * length + 1):
         _take_out(s, BUSY, slot_of(s, m, index), m << INDEX_BITS | index)
     for hop in range(length):
-        _take_out(s, HELD, s.routes[m, hop], m)
+        if not only_relays(s, m, hop):
+            _take_out(s, HELD, s.routes[m, hop], m)
 
 
 @called

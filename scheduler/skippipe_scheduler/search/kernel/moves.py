@@ -151,6 +151,17 @@ def _hop_at(p: Instance, s: Schedule, m: int, stage: int) -> int:
 
 
 @called
+def exchange_relays(s: Schedule, w: Work) -> None:
+    """Let each of two microbatches leave out what the other did: stages stay visited as often as before."""
+    first = below(w.random, s.routes.shape[0])
+    second = below(w.random, s.routes.shape[0])
+    for hop in range(s.lengths[first]):
+        relays = s.relays[first, hop]
+        s.relays[first, hop] = s.relays[second, hop]
+        s.relays[second, hop] = relays
+
+
+@called
 def _exchange_replicas(p: Instance, s: Schedule, first: int, second: int, hop: int) -> None:
     """Two microbatches exchange the replicas they use of a stage that both visit."""
     other = _hop_at(p, s, second, p.stage_of[s.routes[first, hop]])

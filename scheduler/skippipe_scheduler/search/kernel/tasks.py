@@ -30,10 +30,18 @@ def slot_of(s: Schedule, m: int, index: int) -> int:
 
 
 @inlined
+def only_relays(s: Schedule, m: int, index: int) -> bool:
+    """Return whether task `index` of microbatch `m` only relays: it takes no time and begins or ends no stay."""
+    return s.relays[m, hop_of(index, s.lengths[m])] != 0
+
+
+@inlined
 def duration_s(p: Instance, s: Schedule, m: int, index: int) -> float:
     """Return the duration of task `index` of microbatch `m`."""
     slot = slot_of(s, m, index)
     node = s.placement[slot]
+    if only_relays(s, m, index):
+        return 0.0
     if index < s.lengths[m]:
         return p.node_s[FORWARD, node] * p.stages[WEIGHT, p.stage_of[slot]]
     if index == s.lengths[m]:

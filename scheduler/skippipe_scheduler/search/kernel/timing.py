@@ -41,7 +41,7 @@ from skippipe_scheduler.search.kernel.constants import MEAN_WEIGHT, ORIGIN_WEIGH
 from skippipe_scheduler.search.kernel.fair_sharing import clear, next_end_s, next_to_end, offer, set_out, stop, take_off
 from skippipe_scheduler.search.kernel.jit import called, compiled, inlined
 from skippipe_scheduler.search.kernel.reduction_time import reduction_s
-from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of
+from skippipe_scheduler.search.kernel.tasks import duration_s, hop_of, only_relays
 
 _TRANSFERS = 1000003
 """Added to the number of a task it gives the number of the transfer before it, for random factors."""
@@ -153,6 +153,9 @@ def run_tasks(p: Instance, s: Schedule, q: Queue, sample: int, slot: int, by_tim
         taken_s = p.node_s[kind, s.placement[slot]] * factor(p.factors, sample, task)
         if kind != LOSS:
             taken_s *= p.stages[WEIGHT, p.stage_of[slot]]
+        relays = only_relays(s, m, index)
+        if relays:
+            taken_s = 0.0
         start_s = max(q.ready_s[m], q.slot_s[FREE, slot])
         end_s = start_s + taken_s
         s.starts[m, index] = start_s
@@ -160,7 +163,9 @@ def run_tasks(p: Instance, s: Schedule, q: Queue, sample: int, slot: int, by_tim
         s.times_s[BUSY_TO, slot, place] = end_s + p.overhead_s
         q.slot_s[FREE, slot] = end_s + p.overhead_s
         place += 1
-        if kind == FORWARD:
+        if relays:
+            pass
+        elif kind == FORWARD:
             begin_stay(s.counts, s.tasks, s.times_s, slot, m, start_s)
         elif kind == BACKWARD:
             end_stay(s.counts, s.tasks, s.times_s, slot, m, end_s)
@@ -345,6 +350,8 @@ def fits_memory(p: Instance, s: Schedule) -> bool:
             task = s.tasks[BUSY, slot, place]
             index = task & INDEX_MASK
             length = s.lengths[task >> INDEX_BITS]
+            if only_relays(s, task >> INDEX_BITS, index):
+                continue
             if index < length:
                 held += 1
                 if held > memory:
