@@ -55,7 +55,9 @@ class Route(StrictModel):
     """Number of the microbatch: 0, 1, 2, ... without gaps."""
     route: Annotated[tuple[str, ...], Field(min_length=2, examples=[["iowa-0", "oregon-1", "london-0"]])]
     """The nodes, in the order of the forward; the loss is at the first, and the backward goes the same way back."""
-    path: tuple[str, ...] | None = Field(default=None, examples=[["iowa-0", "iowa-1", "oregon-1", "london-0"]])
+    path: tuple[str, ...] | None = Field(
+        default=None, min_length=2, examples=[["iowa-0", "iowa-1", "oregon-1", "london-0"]]
+    )
     """The nodes of the route and, between them, those that only relay its messages; the route where not given."""
 
     @property

@@ -166,8 +166,9 @@ def _check_path(plan: Plan, microbatch: Route) -> None:
         raise PlanError(f"{place} comes to {repeated[0]!r} twice")
     if path[0] != microbatch.route[0]:
         raise PlanError(f"{place} begins at {path[0]!r}, the route at {microbatch.route[0]!r}")
-    if tuple(node for node in path if node in microbatch.route) != microbatch.route:
-        raise PlanError(f"{place} has other nodes of the route, or has them in another order")
+    visited = tuple(node for node in path if node in microbatch.route)
+    if visited != microbatch.route:
+        raise PlanError(f"{place} comes to {', '.join(visited)}; the route is {', '.join(microbatch.route)}")
 
 
 def _check_coverage(plan: Plan) -> None:
