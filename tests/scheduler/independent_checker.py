@@ -94,6 +94,7 @@ def _routes(content: Content) -> Iterator[str]:
         if not set(microbatch["route"]) <= set(stage_of):
             yield f"microbatch {index} visits an unknown node"
             return
+        yield from _path_offences(microbatch, set(stage_of))
         stages = [stage_of[node] for node in microbatch["route"]]
         if stages[0] != 0 or len(set(stages)) < len(stages):
             yield f"microbatch {index} does not start at stage 0, or visits a stage twice"
@@ -111,6 +112,20 @@ def _routes(content: Content) -> Iterator[str]:
             yield f"microbatch {index} swaps too far"
         if any(jump - absent > rules["max_forward_jump"] for jump, absent in zip(jumps, over, strict=True)):
             yield f"microbatch {index} jumps too far"
+
+
+def _path_offences(microbatch: Content, nodes: set[str]) -> Iterator[str]:
+    """The path is the route with other nodes behind any of its own."""
+    route, path = microbatch["route"], _path(microbatch)
+    if not set(path) <= nodes or len(set(path)) < len(path):
+        yield f"microbatch {microbatch['id']} comes to an unknown node, or to one twice"
+    if path[:1] != route[:1] or [node for node in path if node in route] != route:
+        yield f"the path of microbatch {microbatch['id']} is not its route and more"
+
+
+def _path(microbatch: Content) -> list[str]:
+    path: list[str] = microbatch["path"] if "path" in microbatch else microbatch["route"]
+    return path
 
 
 def _lengths(content: Content) -> Iterator[str]:
@@ -145,6 +160,8 @@ def _orders(content: Content) -> Iterator[str]:
     for index, microbatch in enumerate(content["microbatches"]):
         wanted.update((node, operation, index) for node in microbatch["route"] for operation in "FB")
         wanted[microbatch["route"][0], "L", index] += 1
+        relays = set(_path(microbatch)) - set(microbatch["route"])
+        wanted.update((node, operation, index) for node in relays for operation in ("RF", "RB"))
     found = Counter((node, *task) for node, tasks in content["order"].items() for task in tasks)
     for index, microbatch in enumerate(content["microbatches"]):
         for node in set(microbatch["route"][1:]) & set(content["costs"].get("weight_s") or {}):
@@ -179,9 +196,8 @@ def times_s(content: Content, spans: Spans) -> dict[str, float]:
     pipeline_s = max(end_s for _, end_s in spans.values())
     stage_of = _stage_of(content)
     last_s = dict.fromkeys(stage_of.values(), 0.0)
-    for (node, operation, _), (_, end_s) in spans.items():
-        if operation in "BW":
-            last_s[stage_of[node]] = max(last_s[stage_of[node]], end_s)
+    for (node, _, _), (_, end_s) in spans.items():
+        last_s[stage_of[node]] = max(last_s[stage_of[node]], end_s)
     reduced_s = max(
         last_s[stage] + duration_s for stage, duration_s in enumerate(content["costs"]["reduce_s"]) if stage in last_s
     )
@@ -212,9 +228,10 @@ def replay(content: Content) -> Spans | None:
     a round brings what happens next: a transfer gets ready, or the last byte of one leaves.
     """
     costs, spans = content["costs"], Spans()
-    chains = [_chain(microbatch["route"]) for microbatch in content["microbatches"]]
+    chains = [_chain(microbatch) for microbatch in content["microbatches"]]
     arrived_s = {(chain[0][0], "F", index): 0.0 for index, chain in enumerate(chains)}
     duration_s = {"F": costs["forward_s"], "L": costs["loss_s"], "B": costs["backward_s"], "W": costs.get("weight_s")}
+    duration_s |= dict.fromkeys(("RF", "RB"), dict.fromkeys(content["nodes"], 0.0))
     left = {node: [(node, *task) for task in tasks] for node, tasks in content["order"].items()}
     idle_from_s: dict[str, float] = {}
     shared_from_s: dict[Any, float] = {}
@@ -303,9 +320,12 @@ def _weight_gradient(backward: tuple[str, str, int]) -> tuple[str, int]:
     return "W", backward[2]
 
 
-def _chain(route: list[str]) -> list[tuple[str, str]]:
+def _chain(microbatch: Content) -> list[tuple[str, str]]:
     """Return the tasks of a microbatch: forward, loss at the origin, backward the same way in reverse."""
-    return [*((node, "F") for node in route), (route[0], "L"), *((node, "B") for node in reversed(route))]
+    path = _path(microbatch)
+    kind = {node: "" if node in microbatch["route"] else "R" for node in path}
+    forward = [(node, f"{kind[node]}F") for node in path]
+    return [*forward, (path[0], "L"), *((node, f"{kind[node]}B") for node in reversed(path))]
 
 
 def _shared(contention: str, source: str, sink: str) -> list[Any]:

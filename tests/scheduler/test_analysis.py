@@ -9,19 +9,24 @@ from skippipe_scheduler.plan.plan import Operation
 from skippipe_scheduler.plan.simulate import TaskSpan, peak_held, simulate
 from skippipe_scheduler.problem.sharing.contention import Contention
 
+RELAYS = pytest.mark.parametrize("relays", [0.0, 0.5])
+
 
 def span(operation: Operation, microbatch: int, start_s: float, end_s: float) -> TaskSpan:
     return TaskSpan("a", operation, microbatch, 0, start_s, end_s)
 
 
+@RELAYS
 @given(
     seed=st.integers(0, 10_000),
     contention=st.sampled_from(["none", "link", "node", "shared"]),
     jitter_sigma=st.sampled_from([0.0, 0.5]),
 )
 @settings(max_examples=100)
-def test_the_parts_of_a_node_add_up_to_the_iteration(seed: int, contention: Contention, jitter_sigma: float) -> None:
-    plan = random_plan(seed, contention=contention)
+def test_the_parts_of_a_node_add_up_to_the_iteration(
+    relays: float, seed: int, contention: Contention, jitter_sigma: float
+) -> None:
+    plan = random_plan(seed, contention=contention, relays=relays)
     timeline = simulate(plan, jitter_sigma=jitter_sigma, seed=seed)
     analysis = analyse(plan, timeline)
     assert [node.node for node in analysis.nodes] == list(plan.nodes)
@@ -35,10 +40,11 @@ def test_the_parts_of_a_node_add_up_to_the_iteration(seed: int, contention: Cont
         assert sum(node.load) * timeline.iteration_s / LOAD_PARTS == pytest.approx(node.busy_s)
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node", "shared"]))
 @settings(max_examples=40)
-def test_links_carry_every_transfer_and_are_never_overfull(seed: int, contention: Contention) -> None:
-    plan = random_plan(seed, contention=contention)
+def test_links_carry_every_transfer_and_are_never_overfull(relays: float, seed: int, contention: Contention) -> None:
+    plan = random_plan(seed, contention=contention, relays=relays)
     timeline = simulate(plan)
     analysis = analyse(plan, timeline)
     assert sum(link.num_transfers for link in analysis.links) == len(timeline.transfers)

@@ -14,6 +14,7 @@ from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.sharing.contention import Contention
 
 CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
+RELAYS = pytest.mark.parametrize("relays", [0.0, 0.5])
 
 
 def two_microbatches(contention: Contention) -> Plan:
@@ -86,10 +87,11 @@ def test_a_queue_shows_the_transfer_that_is_in_the_way() -> None:
     assert path.segments[path.segments.index(queueing[0]) + 1].reason == "link"
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, jitter_sigma=st.sampled_from([0.0, 0.5]))
 @settings(max_examples=100)
-def test_pieces_touch_and_add_up(seed: int, contention: Contention, jitter_sigma: float) -> None:
-    plan = random_plan(seed, contention=contention, num_microbatches=8)
+def test_pieces_touch_and_add_up(relays: float, seed: int, contention: Contention, jitter_sigma: float) -> None:
+    plan = random_plan(seed, contention=contention, num_microbatches=8, relays=relays)
     timeline = simulate(plan, jitter_sigma=jitter_sigma, seed=seed)
     path = critical_path(plan, timeline)
     assert path.segments[0].start_s == 0.0
@@ -101,11 +103,12 @@ def test_pieces_touch_and_add_up(seed: int, contention: Contention, jitter_sigma
         assert sum(total_s.values()) == pytest.approx(timeline.iteration_s)
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=40)
-def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None:
+def test_a_longer_task_on_the_path_makes_the_iteration_longer(relays: float, seed: int) -> None:
     """Without queues; with them a delay can also change who comes first, and help."""
-    plan = random_plan(seed)
+    plan = random_plan(seed, relays=relays)
     path = critical_path(plan)
     node, longer_s = plan.nodes[seed % len(plan.nodes)], 0.01
     on_path = sum((segment.kind, segment.node) == ("forward", node) for segment in path.segments)
@@ -114,13 +117,14 @@ def test_a_longer_task_on_the_path_makes_the_iteration_longer(seed: int) -> None
     assert simulate(slower).iteration_s >= path.iteration_s + on_path * longer_s - 1e-9
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS)
 @settings(max_examples=40)
-def test_reasons_fit_the_pieces(seed: int, contention: Contention) -> None:
-    plan = random_plan(seed, contention=contention)
+def test_reasons_fit_the_pieces(relays: float, seed: int, contention: Contention) -> None:
+    plan = random_plan(seed, contention=contention, relays=relays)
     path = critical_path(plan)
     for before, segment in itertools.pairwise(path.segments):
-        if segment.kind in ("forward", "loss", "backward"):
+        if segment.kind in ("forward", "loss", "backward", "forward relay", "backward relay"):
             expected = {"transfer": "input"}.get(before.kind, "node")
             assert (segment.destination, segment.reason) == (None, expected)
         elif segment.kind in ("transfer", "queueing"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from independent_checker import Content, first_offence_of, replay, times_s
 from random_plans import random_plan
 from small_problems import problems, share_links
-from test_validate import OFFENCES
+from test_validate import OFFENCES, RELAY_OFFENCES, relayed_content
 
 from skippipe_scheduler.errors import DeadlockError, PlanError
 from skippipe_scheduler.plan.plan import Plan
@@ -74,6 +74,14 @@ def test_offences_that_the_validator_names_are_found(damage: Callable[[Content],
     assert first_offence_of(content) is None
     damage(content)
     assert first_offence_of(content) is not None, expected
+
+
+@pytest.mark.parametrize("damage", [damage for damage, _ in RELAY_OFFENCES], ids=lambda damage: damage.__name__)
+def test_offences_of_relays_are_found(damage: Callable[[Content], None]) -> None:
+    content = relayed_content()
+    assert first_offence_of(content) is None
+    damage(content)
+    assert first_offence_of(content) is not None
 
 
 def plan_with_stages(content: Content, stages: list[int]) -> None:
@@ -164,11 +172,14 @@ def _alike(content: Content) -> list[Content]:
     return [{"id": index, "route": content["microbatches"][0]["route"]} for index in range(6)]
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @settings(max_examples=150, derandomize=True)
 @given(st.integers(0, 10_000), CONTENTIONS, st.integers(1, 3), st.data())
-def test_exchanged_tasks_are_judged_alike(seed: int, contention: str, memory: int, data: st.DataObject) -> None:
+def test_exchanged_tasks_are_judged_alike(
+    relays: float, seed: int, contention: str, memory: int, data: st.DataObject
+) -> None:
     """Exchange two neighbours in a node's order: deadlocks, memory and times are seen alike, and to rounding."""
-    plan = random_plan(seed, contention=contention, memory=memory)  # type: ignore[arg-type]
+    plan = random_plan(seed, contention=contention, memory=memory, relays=relays)  # type: ignore[arg-type]
     content = content_of(plan)
     assert first_offence_of(content) is None
     tasks = content["order"][data.draw(st.sampled_from([node for node in plan.nodes if plan.order[node]]))]

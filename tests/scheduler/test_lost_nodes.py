@@ -39,13 +39,14 @@ def losses(draw: st.DrawFn) -> tuple[Plan, set[str]]:
         memory=draw(st.integers(1, 3)),
         contention=draw(st.sampled_from(["none", "link", "node"])),
         split=draw(st.sampled_from([0.0, 0.5])),
+        relays=draw(st.sampled_from([0.0, 0.5])),
     )
     spare = [node for stage in plan.stages for node in draw(st.permutations(stage.nodes))[1:]]
     return plan, set(draw(st.lists(st.sampled_from(spare), min_size=1, unique=True)))
 
 
 @given(losses())
-@settings(max_examples=30)
+@settings(max_examples=60)
 def test_the_iteration_goes_on_without_the_lost_nodes(loss: tuple[Plan, set[str]]) -> None:
     plan, lost = loss
     found = replan_without(plan, lost, MENDED)
@@ -57,6 +58,7 @@ def test_the_iteration_goes_on_without_the_lost_nodes(loss: tuple[Plan, set[str]
         assert stage.nodes == tuple(node for node in before.nodes if node not in lost)
     assert [microbatch.id for microbatch in found.microbatches] == [microbatch.id for microbatch in plan.microbatches]
     assert (found.rules, found.costs.contention) == (plan.rules, plan.costs.contention)
+    assert all(microbatch.path is None for microbatch in found.microbatches), "messages go direct"
     for before_it, after in zip(plan.microbatches, found.microbatches, strict=True):
         for node, other in zip(before_it.route[1:], after.route[1:], strict=True):
             assert other == node or node in lost, "only a lost node is left"
@@ -107,9 +109,12 @@ def test_a_replica_that_is_left_alone_reduces_nothing() -> None:
     assert reduce_s == tuple(0.0 if index == stage else taken_s for index, taken_s in enumerate(plan.costs.reduce_s))
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @given(st.integers(0, 10_000), st.integers(3, 6), st.data())
 @settings(max_examples=25)
-def test_routes_leave_out_stages_that_nobody_holds(seed: int, num_stages: int, data: st.DataObject) -> None:
+def test_routes_leave_out_stages_that_nobody_holds(
+    relays: float, seed: int, num_stages: int, data: st.DataObject
+) -> None:
     plan = random_plan(
         seed,
         num_nodes=num_stages + 4,
@@ -118,6 +123,7 @@ def test_routes_leave_out_stages_that_nobody_holds(seed: int, num_stages: int, d
         num_microbatches=data.draw(st.integers(1, 10)),
         swaps=data.draw(st.integers(0, 2)),
         split=data.draw(st.sampled_from([0.0, 0.5])),
+        relays=relays,
     )
     absent = data.draw(st.sets(st.integers(1, num_stages - 1), min_size=1, max_size=num_stages - 2))
     lost = {node for stage in absent for node in plan.stages[stage].nodes}
@@ -130,6 +136,7 @@ def test_routes_leave_out_stages_that_nobody_holds(seed: int, num_stages: int, d
     assert len(found.microbatches) == len(plan.microbatches)
     length = min(plan.rules.route_length, num_stages - len(absent))
     assert {len(microbatch.route) for microbatch in found.microbatches} == {length}
+    assert all(microbatch.path is None for microbatch in found.microbatches), "messages go direct"
     assert found.visits[0] == len(plan.microbatches)
     limits = ("max_swaps", "max_swap_distance", "max_forward_jump", "uniform_coverage")
     assert [getattr(found.rules, name) for name in limits] == [getattr(plan.rules, name) for name in limits]

@@ -10,12 +10,14 @@ from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.sharing.contention import Contention
 
 CONTENTIONS = st.sampled_from(["none", "link", "node", "shared"])
+RELAYS = pytest.mark.parametrize("relays", [0.0, 0.5])
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, share=st.floats(0, 1))
 @settings(max_examples=60)
-def test_what_happened_before_the_loss_stays(seed: int, contention: Contention, share: float) -> None:
-    plan = random_plan(seed, contention=contention)
+def test_what_happened_before_the_loss_stays(relays: float, seed: int, contention: Contention, share: float) -> None:
+    plan = random_plan(seed, contention=contention, relays=relays)
     whole = simulate(plan)
     lost, second = plan.nodes[seed % len(plan.nodes)], share * whole.iteration_s
     loss = simulate_loss(plan, {lost: second})
@@ -27,10 +29,11 @@ def test_what_happened_before_the_loss_stays(seed: int, contention: Contention, 
         assert transfer.end_s <= second or lost not in (transfer.source, transfer.destination)
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=CONTENTIONS, share=st.floats(0, 1))
 @settings(max_examples=60)
-def test_the_account_of_a_loss_is_complete(seed: int, contention: Contention, share: float) -> None:
-    plan = random_plan(seed, contention=contention)
+def test_the_account_of_a_loss_is_complete(relays: float, seed: int, contention: Contention, share: float) -> None:
+    plan = random_plan(seed, contention=contention, relays=relays)
     lost = plan.nodes[seed % len(plan.nodes)]
     loss = simulate_loss(plan, {lost: share * plan.predicted.iteration_s})
     ran = {(task.node, task.operation, task.microbatch) for task in loss.timeline.tasks}

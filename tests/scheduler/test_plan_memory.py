@@ -2,12 +2,14 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from random_plans import random_plan
+from random_plans import random_plan, with_exact_times
 
 from skippipe_scheduler.errors import InfeasibleError
+from skippipe_scheduler.plan.plan import Plan, PlanStage, Route, Task
 from skippipe_scheduler.plan.plan_memory import check_memory, memory_of_one_process, plan_memory
 from skippipe_scheduler.plan.simulate import simulate
 from skippipe_scheduler.problem.memory import stage_needs
+from skippipe_scheduler.problem.rules import Rules
 from skippipe_scheduler.problem.workload import Workload
 
 WORKLOAD = Workload(
@@ -30,10 +32,11 @@ WORKLOAD = Workload(
 )
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.7]))
 @settings(max_examples=40)
-def test_peaks_of_random_plans(seed: int, split: float) -> None:
-    plan = random_plan(seed, split=split)
+def test_peaks_of_random_plans(relays: float, seed: int, split: float) -> None:
+    plan = random_plan(seed, split=split, relays=relays)
     timeline = simulate(plan)
     needs = stage_needs(WORKLOAD, plan.layers_per_stage, [len(stage.nodes) for stage in plan.stages])
     estimates = plan_memory(plan, WORKLOAD)
@@ -57,6 +60,32 @@ def test_peaks_of_random_plans(seed: int, split: float) -> None:
         # What the planner lets a node hold, it has room for.
         limit_bytes = need.fixed_bytes + estimate.held * need.resident_bytes
         assert need.held(limit_bytes) == estimate.held
+
+
+def relaying_plan() -> Plan:
+    """Return a plan of three nodes in which the second one only passes a microbatch on."""
+    drawn = random_plan(1, num_nodes=3, num_stages=3, route_length=3, num_microbatches=1)
+    first, second, third = nodes = drawn.nodes
+    order = {first: "F L B", second: "RF RB", third: "F B"}
+    changed = {
+        "stages": tuple(PlanStage(layers=(index, index + 1), nodes=(node,)) for index, node in enumerate(nodes)),
+        "microbatches": (Route(id=0, route=(first, third), path=nodes),),
+        "order": {node: tuple(Task(name, 0) for name in names.split()) for node, names in order.items()},  # type: ignore[arg-type]
+        "rules": Rules(num_stages=3, route_length=2, uniform_coverage=False),
+    }
+    return with_exact_times(drawn.model_copy(update=changed))
+
+
+def test_a_relay_has_room_for_the_message_and_for_nothing_else() -> None:
+    plan = relaying_plan()
+    relay = plan_memory(plan, WORKLOAD)[1]
+    assert (relay.held, relay.activation_bytes, relay.working_bytes) == (0, 0, 0)
+    assert relay.message_bytes == WORKLOAD.activation_bytes
+    assert relay.total_bytes == relay.state_bytes + relay.copy_bytes + relay.message_bytes
+
+
+def test_stages_that_only_relay_take_nothing_of_the_one_process() -> None:
+    assert memory_of_one_process(relaying_plan(), WORKLOAD).activation_bytes == 2 * (100 + 30) + 20
 
 
 def test_one_process_holds_one_microbatch_in_all_its_stages() -> None:

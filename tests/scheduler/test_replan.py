@@ -10,6 +10,7 @@ from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.solver.relays import with_relays
 from skippipe_scheduler.solver.replan import replan, without_node
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 
@@ -71,6 +72,17 @@ def test_slower_node_gets_less_to_do() -> None:
     found = replan(PLAN, slower(PROBLEM, node, 6.0), SolveOptions(max_evaluations=4000))
     validate(found)
     assert sum(node in route.route for route in found.microbatches) < before
+
+
+def test_a_plan_that_relays_gives_one_whose_messages_go_direct() -> None:
+    fuller = solve(make_problem(5, [3, 2, 2, 2], 4, 12), SolveOptions(max_evaluations=50))
+    kept = [{PLAN.stage_of[node] for node in microbatch.route} for microbatch in PLAN.microbatches]
+    relayed = with_relays(fuller, kept, PROBLEM.rules)
+    assert any(microbatch.relays for microbatch in relayed.microbatches)
+    for problem in (PROBLEM, without_node(PROBLEM, relayed, PROBLEM.nodes[0])):
+        found = replan(relayed, problem, SolveOptions(max_evaluations=1))
+        validate(found)
+        assert all(microbatch.path is None for microbatch in found.microbatches)
 
 
 def test_other_rules_begin_anew() -> None:

@@ -152,10 +152,11 @@ def test_shares_are_max_min_fair_at_every_instant_and_all_bytes_arrive(
             assert bottlenecks or flow.gbit_per_s == flow.most_gbit_per_s
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0, 1))
-def test_without_capacities_it_is_contention_on_links(seed: int, lost_share: float) -> None:
-    plan = random_plan(seed, contention="link", num_microbatches=9)
+def test_without_capacities_it_is_contention_on_links(relays: float, seed: int, lost_share: float) -> None:
+    plan = random_plan(seed, contention="link", num_microbatches=9, relays=relays)
     shared = plan.model_copy(update={"costs": plan.costs.model_copy(update={"contention": "shared"})})
     for options in ({}, {"jitter_sigma": 0.3}, {"lost_s": {plan.nodes[1]: lost_share * plan.predicted.iteration_s}}):
         queued, fluid = (simulate(each, **options) for each in (plan, shared))
@@ -165,10 +166,11 @@ def test_without_capacities_it_is_contention_on_links(seed: int, lost_share: flo
         assert len(fluid.tasks) == len(queued.tasks)
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @settings(max_examples=40)
 @given(st.integers(0, 10_000))
-def test_sharing_only_delays_and_no_link_carries_two(seed: int) -> None:
-    plan = random_plan(seed, contention="shared", num_nodes=7, num_microbatches=10)
+def test_sharing_only_delays_and_no_link_carries_two(relays: float, seed: int) -> None:
+    plan = random_plan(seed, contention="shared", num_nodes=7, num_microbatches=10, relays=relays)
     validate(plan)
     timeline = simulate(plan)
     alone = plan.costs.model_copy(update={"contention": "none", "card_gbit_per_s": None, "uplinks": None})

@@ -11,12 +11,19 @@ from random_plans import random_plan
 
 from skippipe_scheduler.analysis.chrome_trace import to_chrome_trace
 from skippipe_scheduler.errors import DeadlockError, PlanError
-from skippipe_scheduler.plan.plan import Operation, Task
-from skippipe_scheduler.plan.simulate import peak_held, simulate, simulate_order
+from skippipe_scheduler.plan.plan import Operation, Plan, Task
+from skippipe_scheduler.plan.simulate import (
+    Timeline,
+    TransferSpan,
+    peak_held,
+    simulate,
+    simulate_order,
+)
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.sharing.contention import Contention
 
 LINE = ("a", "b", "c")
+RELAYS = pytest.mark.parametrize("relays", [0.0, 0.5])
 
 
 def costs(contention: Contention = "none", transfer_s: float = 0.5, overhead_s: float = 0.0) -> Costs:
@@ -51,7 +58,7 @@ def test_what_the_plan_does_not_have_is_refused(arguments: dict[str, Any], words
 
 
 def tasks(text: str) -> list[Task]:
-    return [Task(part[0], int(part[1:])) for part in text.split()]  # type: ignore[arg-type]
+    return [Task(part.rstrip("0123456789"), int(part.lstrip("RFLBW"))) for part in text.split()]  # type: ignore[arg-type]
 
 
 def test_one_microbatch_on_a_line_is_the_sum_of_its_parts() -> None:
@@ -132,10 +139,11 @@ def test_memory_peak_by_hand(order: str, peak: int) -> None:
     assert peak_held(tasks(order)) == peak
 
 
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node", "shared"]))
 @settings(max_examples=60)
-def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> None:
-    plan = random_plan(seed, contention=contention)
+def test_spans_obey_every_rule_of_time(relays: float, seed: int, contention: Contention) -> None:
+    plan = random_plan(seed, contention=contention, relays=relays)
     timeline = simulate(plan)
     assert len(timeline.tasks) == sum(len(entries) for entries in plan.order.values())
     for node, entries in plan.order.items():
@@ -151,16 +159,18 @@ def test_spans_obey_every_rule_of_time(seed: int, contention: Contention) -> Non
             assert transfer.end_s >= transfer.start_s + alone_s - 1e-9
         else:
             assert transfer.end_s == pytest.approx(transfer.start_s + alone_s)
-        operations: tuple[Operation, ...] = ("F", "L") if transfer.direction == "forward" else ("B",)
+        operations: tuple[Operation, ...] = ("F", "L", "RF") if transfer.direction == "forward" else ("B", "RB")
         receivers = [ends.get((transfer.destination, operation, transfer.microbatch)) for operation in operations]
         assert any(receiver is not None and receiver.start_s >= transfer.end_s - 1e-9 for receiver in receivers)
 
 
+@RELAYS
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20)
-def test_contention_only_delays(seed: int) -> None:
+def test_contention_only_delays(relays: float, seed: int) -> None:
     free, link, node = (
-        simulate(random_plan(seed, contention=contention)).pipeline_s for contention in ("none", "link", "node")
+        simulate(random_plan(seed, contention=contention, relays=relays)).pipeline_s
+        for contention in ("none", "link", "node")
     )
     assert free <= link + 1e-9
     assert free <= node + 1e-9
@@ -174,8 +184,9 @@ def test_jitter_is_seeded_and_slow_nodes_cost_time() -> None:
     assert simulate(plan, slowdown=dict.fromkeys(plan.nodes, 2.0)).iteration_s > nominal
 
 
-def test_trace_holds_every_span() -> None:
-    plan = random_plan(2, contention="node")
+@RELAYS
+def test_trace_holds_every_span(relays: float) -> None:
+    plan = random_plan(2, contention="node", relays=relays)
     timeline = simulate(plan)
     events = json.loads(json.dumps(to_chrome_trace(timeline)))["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
@@ -197,8 +208,9 @@ def test_trace_holds_every_span() -> None:
     assert shown == sorted(expected)
 
 
-def test_bars_of_one_trace_thread_never_overlap() -> None:
-    timeline = simulate(random_plan(2, num_nodes=4, num_microbatches=12, contention="link"))
+@RELAYS
+def test_bars_of_one_trace_thread_never_overlap(relays: float) -> None:
+    timeline = simulate(random_plan(2, num_nodes=4, num_microbatches=12, contention="link", relays=relays))
     events = [event for event in to_chrome_trace(timeline)["traceEvents"] if event["ph"] == "X"]
 
     def lane(event: dict[str, Any]) -> tuple[int, int]:
@@ -209,8 +221,9 @@ def test_bars_of_one_trace_thread_never_overlap() -> None:
             assert before["ts"] + before["dur"] <= after["ts"] * (1 + 1e-12)
 
 
-def test_trace_counts_the_microbatches_held() -> None:
-    plan = random_plan(2)
+@RELAYS
+def test_trace_counts_the_microbatches_held(relays: float) -> None:
+    plan = random_plan(2, relays=relays)
     timeline = simulate(plan)
     counters = [event for event in to_chrome_trace(timeline)["traceEvents"] if event["ph"] == "C"]
     for rank, node in enumerate(timeline.busy_s):
@@ -271,19 +284,29 @@ def test_a_deadlock_of_many_names_three() -> None:
         simulate_order([route], order, costs())
 
 
+def ends_by_the_rules(plan: Plan, transfer: TransferSpan) -> tuple[Operation, Operation]:
+    """What a transfer's source has done and its destination does next, by their places on the path."""
+    microbatch = plan.microbatches[transfer.microbatch]
+    last = transfer.hop == len(microbatch.whole_path) - 1
+    made: Operation = "F" if transfer.direction == "forward" else "L" if last else "B"
+    used: Operation = "B" if transfer.direction == "backward" else "L" if last else "F"
+    relay: Operation = "RF" if transfer.direction == "forward" else "RB"
+    relays = microbatch.relays
+    return relay if transfer.source in relays else made, relay if transfer.destination in relays else used
+
+
+@RELAYS
 @given(seed=st.integers(0, 10_000), contention=st.sampled_from(["none", "link", "node", "shared"]))
 @settings(max_examples=40)
-def test_nothing_waits_without_a_reason(seed: int, contention: Contention) -> None:
+def test_nothing_waits_without_a_reason(relays: float, seed: int, contention: Contention) -> None:
     """A transfer is ready when its task ends; a task starts as soon as its node is free and its input is there."""
-    plan = random_plan(seed, contention=contention)
+    plan = random_plan(seed, contention=contention, relays=relays)
     timeline = simulate(plan)
     spans = {(span.node, span.operation, span.microbatch): span for span in timeline.tasks}
     arrival_s = {}
     for transfer in timeline.transfers:
-        route = plan.microbatches[transfer.microbatch].route
-        last = transfer.hop == len(route) - 1
-        made: Operation = "F" if transfer.direction == "forward" else "L" if last else "B"
-        used: Operation = "B" if transfer.direction == "backward" else "L" if last else "F"
+        made, used = ends_by_the_rules(plan, transfer)
+        assert (transfer.maker, transfer.user) == (made, used)
         assert transfer.ready_s == spans[transfer.source, made, transfer.microbatch].end_s
         assert contention != "none" or transfer.start_s == transfer.ready_s
         arrival_s[transfer.destination, used, transfer.microbatch] = transfer.end_s
@@ -304,3 +327,86 @@ def test_jitter_reaches_every_task_and_transfer() -> None:
     for transfer in jittered.transfers:
         usual = plan.costs.transfer_s[transfer.source][transfer.destination]
         assert transfer.end_s - transfer.start_s != pytest.approx(usual, rel=1e-9)
+
+
+RELAYED = {"a": tasks("F0 L0 B0"), "b": tasks("RF0 RB0"), "c": tasks("F0 B0")}
+
+
+def starts_s(timeline: Timeline) -> dict[str, float]:
+    """Start of every task, by its node, operation and microbatch in one word."""
+    return {f"{span.node} {span.operation}{span.microbatch}": span.start_s for span in timeline.tasks}
+
+
+def test_a_relay_costs_a_transfer_each_way_and_no_work() -> None:
+    timeline = simulate_order([("a", "b", "c")], RELAYED, costs())
+    assert starts_s(timeline) == pytest.approx(
+        {
+            **{"a F0": 0, "b RF0": 1.5, "c F0": 2.0, "a L0": 3.5},
+            **{"c B0": 4.25, "b RB0": 6.75, "a B0": 7.25},
+        }
+    )
+    assert timeline.pipeline_s == pytest.approx(9.25)
+    assert (timeline.busy_s["b"], timeline.peak_memory["b"]) == (0.0, 0)
+    assert [(span.source, span.destination, span.maker, span.user) for span in timeline.transfers] == [
+        ("a", "b", "F", "RF"),
+        ("b", "c", "RF", "F"),
+        ("c", "a", "F", "L"),
+        ("a", "c", "L", "B"),
+        ("c", "b", "B", "RB"),
+        ("b", "a", "RB", "B"),
+    ]
+
+
+def test_a_relay_behind_the_last_node_passes_on_to_the_loss() -> None:
+    timeline = simulate_order([("a", "c", "b")], RELAYED, costs())
+    assert starts_s(timeline) == pytest.approx(
+        {
+            **{"a F0": 0, "c F0": 1.5, "b RF0": 3.0, "a L0": 3.5},
+            **{"b RB0": 4.25, "c B0": 4.75, "a B0": 7.25},
+        }
+    )
+    assert [(span.maker, span.user) for span in timeline.transfers if "b" in (span.source, span.destination)] == [
+        ("F", "RF"),
+        ("RF", "L"),
+        ("L", "RB"),
+        ("RB", "B"),
+    ]
+
+
+def test_a_relay_waits_for_its_turn_and_holds_up_what_stands_behind_it() -> None:
+    """Its message is there at 1.5, but the node has a forward before it, until 3.6; overhead follows both."""
+    order = {
+        "a": tasks("F0 F1 F2 L0 L1 L2 B0 B1 B2"),
+        "b": tasks("F1 RF0 F2 B1 B2 RB0"),
+        "c": tasks("F0 B0"),
+    }
+    found = starts_s(simulate_order([("a", "b", "c"), ("a", "b"), ("a", "b")], order, costs(overhead_s=0.1)))
+    assert [found["b F1"], found["b RF0"], found["b F2"], found["c F0"]] == pytest.approx([2.6, 3.7, 3.8, 4.2])
+
+
+@pytest.mark.parametrize(("contention", "through_b", "direct"), [("link", 1.1, 0.7), ("node", 1.4, 1.0)])
+def test_messages_of_a_relay_queue_like_others(contention: Contention, through_b: float, direct: float) -> None:
+    """Two go to c at once, one by way of b: with "node" they meet at the card of a, and at that of c."""
+    order = {"a": tasks("F0 F1 L0 L1 B0 B1"), "b": tasks("RF0 RB0"), "c": tasks("F1 F0 B1 B0")}
+    fast = costs(contention).model_copy(update={"forward_s": dict.fromkeys(LINE, 0.1)})
+    spans = simulate_order([("a", "b", "c"), ("a", "c")], order, fast).transfers
+    arrivals = {span.microbatch: span.end_s for span in spans if (span.destination, span.user) == ("c", "F")}
+    assert arrivals == pytest.approx({0: through_b, 1: direct})
+
+
+@pytest.mark.parametrize(
+    ("lost_s", "ran"),
+    [
+        (1.2, ["a F0"]),  # on its way to the relay
+        (1.6, ["a F0", "b RF0"]),  # on its way from there
+        (2.5, ["a F0", "b RF0", "c F0", "a L0", "c B0"]),  # the gradient finds nobody
+    ],
+)
+def test_what_goes_through_a_lost_relay_stops_there(lost_s: float, ran: list[str]) -> None:
+    assert list(starts_s(simulate_order([("a", "b", "c")], RELAYED, costs(), lost_s={"b": lost_s}))) == ran
+
+
+def test_a_relay_that_waits_for_ever_is_named() -> None:
+    order = RELAYED | {"b": tasks("RB0 RF0")}
+    with pytest.raises(DeadlockError, match="b waits for the input of the backward relay of microbatch 0"):
+        simulate_order([("a", "b", "c")], order, costs())

@@ -78,10 +78,11 @@ def test_a_weight_gradient_before_its_backward_deadlocks() -> None:
         simulate_order([("a", "b")], order, with_weights(0.75))
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), CONTENTIONS, st.integers(1, 3))
-def test_random_split_plans_are_valid_for_both_checkers(seed: int, contention: str, memory: int) -> None:
-    plan = random_plan(seed, split=0.5, contention=contention, memory=memory)  # type: ignore[arg-type]
+def test_random_split_plans_are_valid_for_both_checkers(relays: float, seed: int, contention: str, memory: int) -> None:
+    plan = random_plan(seed, split=0.5, contention=contention, memory=memory, relays=relays)  # type: ignore[arg-type]
     validate(plan)
     content = content_of(plan)
     assert first_offence_of(content) is None
@@ -91,10 +92,11 @@ def test_random_split_plans_are_valid_for_both_checkers(seed: int, contention: s
         assert spans[span.node, span.operation, span.microbatch] == pytest.approx((span.start_s, span.end_s))
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @settings(max_examples=20)
 @given(st.integers(0, 10_000), CONTENTIONS)
-def test_analysis_and_critical_path_add_up(seed: int, contention: str) -> None:
-    plan = random_plan(seed, split=0.7, contention=contention)  # type: ignore[arg-type]
+def test_analysis_and_critical_path_add_up(relays: float, seed: int, contention: str) -> None:
+    plan = random_plan(seed, split=0.7, contention=contention, relays=relays)  # type: ignore[arg-type]
     analysis, path = analyse(plan), critical_path(plan)
     assert path.iteration_s == pytest.approx(analysis.iteration_s)
     assert sum(path.by_kind.values()) == pytest.approx(analysis.iteration_s)

@@ -15,6 +15,7 @@ from skippipe_scheduler.plan.validate import load_plan, validate
 Content = dict[str, Any]
 
 
+@pytest.mark.parametrize("relays", [0.0, 0.5])
 @given(
     seed=st.integers(0, 10_000),
     num_nodes=st.integers(4, 8),
@@ -23,14 +24,16 @@ Content = dict[str, Any]
     contention=st.sampled_from(["none", "link", "node", "shared"]),
 )
 @settings(max_examples=40)
-def test_random_plans_are_valid(seed: int, num_nodes: int, num_microbatches: int, memory: int, contention: Any) -> None:
-    validate(
-        random_plan(seed, num_nodes=num_nodes, num_microbatches=num_microbatches, memory=memory, contention=contention)
-    )
+def test_random_plans_are_valid(
+    relays: float, seed: int, num_nodes: int, num_microbatches: int, memory: int, contention: Any
+) -> None:
+    shape = {"num_nodes": num_nodes, "num_microbatches": num_microbatches, "memory": memory}
+    validate(random_plan(seed, contention=contention, relays=relays, **shape))  # type: ignore[arg-type]
 
 
-def test_plan_file_round_trips(tmp_path: Path) -> None:
-    plan = random_plan(3)
+@pytest.mark.parametrize("relays", [0.0, 0.5])
+def test_plan_file_round_trips(tmp_path: Path, relays: float) -> None:
+    plan = random_plan(3, relays=relays)
     plan.save(tmp_path / "plan.json")
     loaded = load_plan(tmp_path / "plan.json")
     assert loaded == plan
@@ -218,6 +221,130 @@ def test_every_offence_is_named(tmp_path: Path, damage: Callable[[Content], None
         load_plan(path)
     assert str(caught.value).startswith(str(path))
     assert caught.value.exit_code == 2
+
+
+def relayed_content() -> Content:
+    """Return a plan in which two nodes relay messages of microbatch 0, neither of them as the last on the path."""
+    drawn = random_plan(5, contention="link", memory=3, num_microbatches=9, relays=0.5)
+    content: Content = json.loads(drawn.to_json())
+    return content
+
+
+def relay_of(content: Content) -> str:
+    """Return the first relay of microbatch 0."""
+    microbatch = content["microbatches"][0]
+    return str(next(node for node in microbatch["path"] if node not in microbatch["route"]))
+
+
+def break_unknown_on_path(content: Content) -> None:
+    content["microbatches"][0]["path"].append("ghost")
+
+
+def break_twice_on_path(content: Content) -> None:
+    content["microbatches"][0]["path"].append(relay_of(content))
+
+
+def break_route_node_twice_on_path(content: Content) -> None:
+    content["microbatches"][0]["path"].append(content["microbatches"][0]["route"][1])
+
+
+def break_path_origin(content: Content) -> None:
+    path = content["microbatches"][0]["path"]
+    path.remove(relay_of(content))
+    path.insert(0, next(node for node in content["nodes"] if node not in path))
+
+
+def break_path_order(content: Content) -> None:
+    microbatch = content["microbatches"][0]
+    path, (_, second, third, *_) = microbatch["path"], microbatch["route"]
+    microbatch["path"] = [{second: third, third: second}.get(node, node) for node in path]
+
+
+def break_path_without_a_node_of_the_route(content: Content) -> None:
+    content["microbatches"][0]["path"].remove(content["microbatches"][0]["route"][-1])
+
+
+def break_path_of_one(content: Content) -> None:
+    content["microbatches"][0]["path"] = content["microbatches"][0]["route"][:1]
+
+
+def break_path_empty(content: Content) -> None:
+    content["microbatches"][0]["path"] = []
+
+
+def break_relay_without_tasks(content: Content) -> None:
+    order = content["order"][relay_of(content)]
+    order[:] = [task for task in order if task not in (["RF", 0], ["RB", 0])]
+
+
+def break_relay_one_way(content: Content) -> None:
+    content["order"][relay_of(content)].remove(["RB", 0])
+
+
+def break_relay_forward_missing(content: Content) -> None:
+    content["order"][relay_of(content)].remove(["RF", 0])
+
+
+def break_relay_not_on_path(content: Content) -> None:
+    content["microbatches"][0]["path"].remove(relay_of(content))
+
+
+def break_relay_on_route(content: Content) -> None:
+    content["order"][content["microbatches"][0]["route"][1]] += [["RF", 0], ["RB", 0]]
+
+
+def break_relay_twice(content: Content) -> None:
+    content["order"][relay_of(content)].append(["RF", 0])
+
+
+def break_relay_that_computes(content: Content) -> None:
+    order = content["order"][relay_of(content)]
+    order[order.index(["RF", 0])] = ["F", 0]
+
+
+def break_relay_backward_first(content: Content) -> None:
+    order = content["order"][relay_of(content)]
+    forward, backward = order.index(["RF", 0]), order.index(["RB", 0])
+    order[forward], order[backward] = order[backward], order[forward]
+
+
+RELAY_OFFENCES: list[tuple[Callable[[Content], None], str]] = [
+    (break_unknown_on_path, "microbatches.0: the path has the unknown node 'ghost'"),
+    (break_twice_on_path, "microbatches.0: the path comes to 'node-\\d' twice"),
+    (break_route_node_twice_on_path, "microbatches.0: the path comes to 'node-\\d' twice"),
+    (break_path_origin, "microbatches.0: the path begins at 'node-\\d', the route at 'node-\\d'"),
+    (break_path_order, "microbatches.0: the path comes to node-\\d, .*; the route is node-"),
+    (break_path_without_a_node_of_the_route, "microbatches.0: the path comes to node-\\d, .*; the route is node-"),
+    (break_path_of_one, "microbatches.0.path: .* at least 2 items"),
+    (break_path_empty, "microbatches.0.path: .* at least 2 items"),
+    (break_relay_without_tasks, "the backward relay of microbatch 0 is missing"),
+    (break_relay_one_way, "the backward relay of microbatch 0 is missing"),
+    (break_relay_forward_missing, "the forward relay of microbatch 0 is missing"),
+    (break_relay_not_on_path, "the backward relay of microbatch 0 does not belong there"),
+    (break_relay_on_route, "the backward relay of microbatch 0 does not belong there"),
+    (break_relay_twice, "the forward relay of microbatch 0 is listed twice"),
+    (break_relay_that_computes, "the forward of microbatch 0 does not belong there"),
+    (break_relay_backward_first, "the backward relay of microbatch 0 stands before its forward relay"),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected"), RELAY_OFFENCES, ids=[damage.__name__ for damage, _ in RELAY_OFFENCES])
+def test_every_offence_of_a_relay_is_named(tmp_path: Path, damage: Callable[[Content], None], expected: str) -> None:
+    content, path = relayed_content(), tmp_path / "plan.json"
+    path.write_text(json.dumps(content))
+    load_plan(path)
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match=expected):
+        load_plan(path)
+
+
+def test_a_path_that_is_the_route_relays_nothing() -> None:
+    plan = random_plan(3)
+    microbatches = tuple(each.model_copy(update={"path": each.route}) for each in plan.microbatches)
+    same = plan.model_copy(update={"microbatches": microbatches})
+    validate(same)
+    assert not any(each.relays for each in same.microbatches)
 
 
 def test_uneven_coverage_is_named() -> None:
