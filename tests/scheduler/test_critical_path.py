@@ -139,7 +139,7 @@ def test_explanation_names_what_matters() -> None:
     assert text.startswith("Bottleneck: the work of nodes, ")
     assert "Critical path: 8.9500 s in 9 segments" in text
     assert "backward 4.0000 s (44.7%)" in text
-    assert f"{plan.nodes[1]}: 3.0000 s; it waits for the last backward of its stage" in text
+    assert f"{plan.nodes[1]}: 3.0000 s; it waits for the last task of its stage" in text
     assert f"Busiest node: {plan.nodes[0]} (stage 0) computes 52.5% of the time" in text
     assert "holds 2 of 3 microbatches; 0 of 2 nodes are full" in text
     assert "Longest queue" in text

@@ -30,7 +30,7 @@ REASONS: dict[Reason, str] = {
     "input": "it waits for its input",
     "node": "it waits for its node",
     "link": "it waits for its link",
-    "reduction": "it waits for the last backward of its stage",
+    "reduction": "it waits for the last task of its stage",
 }
 
 

@@ -2,7 +2,8 @@
 
 A microbatch is a chain of tasks: forward along its route, loss at the origin, backward the same way in reverse.
 Each task has exactly one predecessor in its chain and one in its node's order, so the times are unique. Where a
-backward is split, its weight gradient follows it on the same node and nothing else waits for it.
+backward is split, its weight gradient follows it on the same node and nothing else waits for it. Nodes that relay are
+links of the chain, too: their tasks take no time but the overhead.
 """
 
 import heapq
@@ -87,7 +88,7 @@ class Timeline:
     """
 
     tasks: tuple[TaskSpan, ...]
-    """Every forward, loss and backward."""
+    """Every forward, loss, backward, weight gradient and relay."""
     transfers: tuple[TransferSpan, ...]
     """Every activation and gradient on its way from node to node."""
     reductions: tuple[ReductionSpan, ...]
