@@ -8,6 +8,7 @@ import pytest
 from small_runs import ROUTES, STAGES, make_plan, write_run
 
 from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.solver.relays import with_relays
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def full_plan() -> Plan:
     origins, lasts = STAGES[0] * 2, STAGES[3] * 2
     routes = tuple((origin, "nyc-1", "ams-1", last) for origin, last in zip(origins, lasts, strict=True))
     return make_plan(STAGES, routes)
+
+
+@pytest.fixture(scope="session")
+def relaying_plan(plan: Plan, full_plan: Plan) -> Plan:
+    """The plan with skipping on the links of the full one: every microbatch has one relay."""
+    kept = [{plan.stage_of[node] for node in microbatch.route} for microbatch in plan.microbatches]
+    return with_relays(full_plan, kept, plan.rules)
 
 
 @pytest.fixture

@@ -133,3 +133,12 @@ def contrast(first: str, second: str) -> float:
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         luminances.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
     return max(luminances) / min(luminances)
+
+
+def test_relays_are_drawn_as_triangles(browser: Browser, relaying_plan: Plan, tmp_path: Path) -> None:
+    write_plan_report(tmp_path / "plan.html", relaying_plan, {})
+    open_page(browser, tmp_path / "plan.html")
+    points = f"return {PLOTS}.map(plot => plot.querySelectorAll('.scatterlayer .point').length)"
+    assert browser.execute_script(points)[0] == 2 * len(relaying_plan.microbatches)
+    legend = f"return [...{PLOTS}[0].querySelectorAll('.legendtext')].map(text => text.textContent)"
+    assert {"Forward relay", "Backward relay"} <= set(browser.execute_script(legend))

@@ -105,6 +105,28 @@ def test_hop_of_a_bar_is_the_place_on_the_route(plan: Plan) -> None:
     assert hops == {"Forward": 2, "Loss": 0, "Backward": -1}
 
 
+def test_gantt_marks_each_relay_at_its_time_with_its_hop_on_the_path(relaying_plan: Plan) -> None:
+    timeline = simulate(relaying_plan)
+    figure = gantt_figure(relaying_plan, timeline_spans(relaying_plan, timeline), "title")
+    traces = {trace.name: trace for trace in figure.data}
+    rows = [row.node for row in gantt_rows(relaying_plan)]
+    for operation, name, symbol in (
+        ("RF", "Forward relay", "triangle-right"),
+        ("RB", "Backward relay", "triangle-left"),
+    ):
+        marks = traces[name]
+        drawn = [
+            (rows[y], detail[1], detail[2], x) for y, detail, x in zip(marks.y, marks.customdata, marks.x, strict=True)
+        ]
+        relays = [span for span in timeline.tasks if span.operation == operation]
+        assert drawn == [(span.node, span.microbatch, span.hop, round(span.start_s, 7)) for span in relays]
+        assert len(relays) == 4
+        assert (marks.mode, marks.marker.symbol) == ("markers", symbol)
+        assert name in marks.hovertemplate
+    bars = sum(len(trace.x) for trace in figure.data if trace.type == "bar" and trace.name != "Gradient reduction")
+    assert bars + 8 == len(timeline.tasks)
+
+
 def test_gantt_leaves_out_nodes_that_the_plan_does_not_know(plan: Plan) -> None:
     figure = gantt_figure(plan, [ChartSpan("gone", "F", 0, 0.0, 1.0)], "title")
     assert len(figure.data) == 0
@@ -206,6 +228,43 @@ def test_route_lines_meet_their_nodes_and_avoid_skipped_ones(plan: Plan) -> None
         near = [node for x, y in points for node, at in routes.place.items() if at[0] == x and abs(at[1] - y) < 0.26]
         assert near == list(microbatch.route)
         assert all(abs(a[0] - b[0]) == 1 for a, b in pairwise(points)), "every stage on the way is crossed"
+
+
+def test_lines_go_through_relays_which_are_marked(relaying_plan: Plan) -> None:
+    routes = RouteMap(relaying_plan)
+    marks = next(trace for trace in routes_figure(relaying_plan).data if trace.name == "Relay")
+    marked = set(zip(marks.x, marks.y, marks.text, strict=True))
+    for microbatch in relaying_plan.microbatches:
+        points = routes.line(microbatch.id)
+        near = [node for x, y in points for node, at in routes.place.items() if at[0] == x and abs(at[1] - y) < 0.26]
+        assert near == list(microbatch.whole_path)
+        (relay,) = microbatch.relays
+        x, y = next(point for point, node in zip(points, near, strict=True) if node == relay)
+        assert (x, y, f"{relay} relays microbatch {microbatch.id}") in marked
+    assert len(marked) == 4
+    assert sum(routes.traffic.values()) == 4 * 3
+    assert not [trace for trace in routes_figure(with_direct_messages(relaying_plan)).data if trace.name == "Relay"]
+
+
+def with_direct_messages(plan: Plan) -> Plan:
+    """Return the plan's routes without its paths; its order is not made to fit."""
+    direct = tuple(microbatch.model_copy(update={"path": None}) for microbatch in plan.microbatches)
+    return plan.model_copy(update={"microbatches": direct})
+
+
+def test_visits_of_a_node_do_not_count_what_it_relays(relaying_plan: Plan) -> None:
+    texts = {
+        node: detail[2]
+        for trace in routes_figure(relaying_plan).data
+        if trace.mode == "markers+text"
+        for node, detail in zip(trace.text, trace.customdata, strict=True)
+    }
+    assert texts == {
+        **{"ams-0": "2", "nyc-0": "2", "nyc-1": "3 + 1 relayed", "ams-1": "3 + 1 relayed"},
+        **{"ams-2": "1 + 1 relayed", "nyc-2": "1 + 1 relayed"},
+    }
+    lines = [text for trace in routes_figure(relaying_plan).data if trace.mode == "lines" for text in trace.text or ()]
+    assert "<b>Microbatch 0</b><br>ams-0 → nyc-1 → ams-1 → ams-2 (relay)<br>skips stage 3" in lines
 
 
 def test_route_map_counts_traffic(plan: Plan) -> None:

@@ -195,6 +195,17 @@ def test_plan_tables_show_times_gap_and_load(plan: Plan, full_plan: Plan) -> Non
     assert loads["nyc-1"][3] == "3"
 
 
+def test_pages_of_a_plan_that_relays_say_so(relaying_plan: Plan, full_plan: Plan, tmp_path: Path) -> None:
+    write_plan_report(tmp_path / "plan.html", relaying_plan, {"full pipeline": full_plan})
+    write_run_report(write_run(tmp_path / "run", relaying_plan, "relays"), tmp_path / "run.html")
+    for page in ("plan.html", "run.html"):
+        text = (tmp_path / page).read_text()
+        for words in ("A triangle is a relay", "A triangle on a line is a relay", "Backward relay", "3 + 1 relayed"):
+            assert words in text
+    write_plan_report(tmp_path / "full.html", full_plan, {})
+    assert "relay" not in (tmp_path / "full.html").read_text().lower().replace("relayout", "")
+
+
 def test_runs_table_has_measured_beside_predicted(run_dir: Path) -> None:
     row = runs_table({"SkipPipe": read_run_record(run_dir)}).rows[0]
     assert row[:2] == ("SkipPipe", "24")

@@ -186,7 +186,9 @@ def _iteration(plans: Mapping[str, Plan], runs: Mapping[str, RunRecord]) -> Page
     return PageSection(
         "One iteration",
         "What each node does when: one row a node, one bar a task, the microbatch's number in the bar. Where "
-        "there is no bar, the node waits. The line below the bars is the critical path: what the end of the iteration "
+        "there is no bar, the node waits. "
+        + ("A triangle is a relay: the node passes a message on. " if _relaying(plans) else "")
+        + "The line below the bars is the critical path: what the end of the iteration "
         "waits for. All charts have the same time axis. Drag to zoom, double-click to zoom out."
         + (f" Left out to keep the page quick: {left_out}." if left_out else ""),
         [chart.picture(last_s) for chart in drawn],
@@ -319,6 +321,10 @@ def _routes(plans: Mapping[str, Plan]) -> PageSection:
         "A line passes between the nodes of a stage that it skips. "
         "Pale bands are as wide as the traffic between two nodes."
     )
+    if _relaying(plans):
+        caption += (
+            " A triangle on a line is a relay: the node passes the microbatch's messages on and computes nothing."
+        )
     pictures = [
         Picture(routes_figure(plan), f"{_capital(name)}. {caption}" if name else caption)
         for name, plan in plans.items()
@@ -329,6 +335,10 @@ def _routes(plans: Mapping[str, Plan]) -> PageSection:
 def _nodes(plans: Mapping[str, Plan]) -> PageSection:
     tables = [nodes_table(plan, simulate(plan), _capital(name)) for name, plan in plans.items()]
     return PageSection("Nodes", tables=tables)
+
+
+def _relaying(plans: Mapping[str, Plan]) -> bool:
+    return any(microbatch.relays for plan in plans.values() for microbatch in plan.microbatches)
 
 
 def _size(plan: Plan) -> str:

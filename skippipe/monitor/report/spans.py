@@ -10,7 +10,7 @@ REDUCE = "REDUCE"
 
 
 class ChartSpan(NamedTuple):
-    """One interval of a node: F, L, B or W of a microbatch, or REDUCE (microbatch -1).
+    """One interval of a node: a plan's operation of a microbatch, or REDUCE (microbatch -1).
 
     Seconds count from the iteration's start.
     """

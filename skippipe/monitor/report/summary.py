@@ -9,7 +9,7 @@ from skippipe.monitor.evaluation_results import Evaluation
 from skippipe.monitor.metrics import Metric
 from skippipe.monitor.report.page import Bar, Table
 from skippipe.monitor.report.run_record import RunRecord
-from skippipe.monitor.report.units import count, percent, relative, seconds, significant
+from skippipe.monitor.report.units import count, percent, relative, seconds, significant, visits_text
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import Timeline
 from skippipe_scheduler.problem.memory import size_text
@@ -182,6 +182,7 @@ def nodes_table(plan: Plan, timeline: Timeline, name: str = "") -> Table:
     """Utilisation, memory and traffic of each node in the simulated iteration."""
     regions = plan.regions or (NONE,) * len(plan.nodes)
     visits = Counter(node for microbatch in plan.microbatches for node in microbatch.route)
+    relayed = Counter(node for microbatch in plan.microbatches for node in microbatch.relays)
     rows = []
     for node, region in sorted(zip(plan.nodes, regions, strict=True), key=lambda pair: plan.stage_of[pair[0]]):
         busy_s, held, room = timeline.busy_s[node], timeline.peak_memory[node], plan.costs.memory[node]
@@ -191,7 +192,7 @@ def nodes_table(plan: Plan, timeline: Timeline, name: str = "") -> Table:
                 node,
                 str(plan.stage_of[node]),
                 region,
-                str(visits[node]),
+                visits_text(visits[node], relayed[node]),
                 seconds(busy_s),
                 Bar(percent(share), share),
                 Bar(f"{held} of {room}", held / room),

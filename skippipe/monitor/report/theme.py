@@ -3,14 +3,26 @@
 import html
 from typing import Any
 
-OPERATION_COLOURS = {"F": "#4c8dff", "L": "#22b07d", "B": "#f2994a", "W": "#f7c59a", "REDUCE": "#8b95a5"}
+OPERATION_COLOURS = {
+    "F": "#4c8dff",
+    "L": "#22b07d",
+    "B": "#f2994a",
+    "W": "#f7c59a",
+    "RF": "#9b6bf2",
+    "RB": "#c56bd6",
+    "REDUCE": "#8b95a5",
+}
 OPERATION_NAMES = {
     "F": "Forward",
     "L": "Loss",
     "B": "Backward",
     "W": "Weight gradient",
+    "RF": "Forward relay",
+    "RB": "Backward relay",
     "REDUCE": "Gradient reduction",
 }
+RELAY_SYMBOLS = {"RF": "triangle-right", "RB": "triangle-left"}
+"""Markers of the tasks that take no time, so that a bar would not be seen."""
 FAINT = "rgba(128, 138, 155, 0.10)"
 NEUTRAL = "#8b95a5"
 PALETTE = (
@@ -51,6 +63,12 @@ def fade(hexadecimal: str, opacity: float) -> str:
     """Return '#rrggbb' with an opacity between 0 and 1, as 'rgba(...)'."""
     red, green, blue = (int(hexadecimal[place : place + 2], 16) for place in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, {opacity})"
+
+
+def relay_marker(operation: str) -> dict[str, Any]:
+    """Return the triangle of a relay, which stands out from what it lies upon."""
+    outline = {"width": 1.5, "color": OPERATION_COLOURS[operation]}
+    return {"symbol": RELAY_SYMBOLS[operation], "size": 10, "color": "#ffffff", "line": outline}
 
 
 def label(text: str) -> str:

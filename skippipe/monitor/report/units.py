@@ -30,6 +30,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def visits_text(visits: int, relayed: int) -> str:
+    """Return how many microbatches a node computes for, and how many it only relays where it does: 3 + 1 relayed."""
+    return f"{visits} + {relayed} relayed" if relayed else str(visits)
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Return `value` with about `digits` significant digits, never in exponent form for ordinary sizes."""
     if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Gantt chart of one iteration: a row per node, grouped by region and stage, a bar per task."""
+"""Gantt chart of one iteration: a row per node, grouped by region and stage, a bar per task, a mark per relay."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from skippipe.monitor.report.spans import REDUCE, ChartSpan, end_s
-from skippipe.monitor.report.theme import FAINT, OPERATION_COLOURS, OPERATION_NAMES, base_layout, label
+from skippipe.monitor.report.theme import (
+    FAINT,
+    OPERATION_COLOURS,
+    OPERATION_NAMES,
+    RELAY_SYMBOLS,
+    base_layout,
+    label,
+    relay_marker,
+)
 from skippipe.monitor.report.units import seconds
 from skippipe.monitor.report.waits import path_line
 from skippipe_scheduler.analysis.critical_path import CriticalPath
@@ -87,7 +95,9 @@ def gantt_figure(
     known = [span for span in spans if span.node in position]
     for operation in OPERATION_NAMES:
         chosen = [span for span in known if span.operation == operation]
-        if chosen:
+        if chosen and operation in RELAY_SYMBOLS:
+            figure.add_trace(_marks(plan, operation, chosen, position))
+        elif chosen:
             figure.add_trace(_bars(plan, operation, chosen, position, numbered=len(known) <= NUMBERED_BARS))
     if path is not None:
         figure.add_trace(path_line(path, position))
@@ -95,17 +105,6 @@ def gantt_figure(
 
 
 def _bars(plan: Plan, operation: str, spans: Sequence[ChartSpan], position: dict[str, int], numbered: bool) -> go.Bar:
-    details = [
-        (
-            label(span.node),
-            span.microbatch,
-            _hop(plan, span),
-            seconds(span.start_s),
-            seconds(span.end_s - span.start_s),
-        )
-        for span in spans
-    ]
-    of_microbatch = "" if operation == REDUCE else " of microbatch %{customdata[1]}, hop %{customdata[2]}"
     marker: dict[str, Any] = {
         "color": OPERATION_COLOURS[operation],
         "line": {"width": 0.5, "color": "rgba(0,0,0,0.25)"},
@@ -125,18 +124,48 @@ def _bars(plan: Plan, operation: str, spans: Sequence[ChartSpan], position: dict
         textangle=0,
         insidetextfont={"color": "#10151f"},
         marker=marker,
-        customdata=details,
-        hovertemplate=f"<b>%{{customdata[0]}}</b><br>{OPERATION_NAMES[operation]}{of_microbatch}<br>"
-        "starts at %{customdata[3]}, takes %{customdata[4]}<extra></extra>",
+        **_hover(plan, operation, spans),
     )
 
 
+def _marks(plan: Plan, operation: str, spans: Sequence[ChartSpan], position: dict[str, int]) -> go.Scatter:
+    """Return a triangle for each relay, which points to where it passes the message: on along the path, or back."""
+    return go.Scatter(
+        name=OPERATION_NAMES[operation],
+        mode="markers",
+        x=[round(span.start_s, 7) for span in spans],
+        y=[position[span.node] for span in spans],
+        marker=relay_marker(operation),
+        **_hover(plan, operation, spans),
+    )
+
+
+def _hover(plan: Plan, operation: str, spans: Sequence[ChartSpan]) -> dict[str, Any]:
+    """Return what is shown on pointing at one of `spans`."""
+    details = [
+        (
+            label(span.node),
+            span.microbatch,
+            _hop(plan, span),
+            seconds(span.start_s),
+            seconds(span.end_s - span.start_s),
+        )
+        for span in spans
+    ]
+    of_microbatch = "" if operation == REDUCE else " of microbatch %{customdata[1]}, hop %{customdata[2]}"
+    template = (
+        f"<b>%{{customdata[0]}}</b><br>{OPERATION_NAMES[operation]}{of_microbatch}<br>"
+        "starts at %{customdata[3]}, takes %{customdata[4]}<extra></extra>"
+    )
+    return {"customdata": details, "hovertemplate": template}
+
+
 def _hop(plan: Plan, span: ChartSpan) -> int:
-    """Return the place of the node on the microbatch's route, -1 where it is not on it."""
+    """Return the place of the node on the microbatch's path, -1 where it is not on it."""
     if not 0 <= span.microbatch < len(plan.microbatches):
         return -1
-    route = plan.microbatches[span.microbatch].route
-    return route.index(span.node) if span.node in route else -1
+    path = plan.microbatches[span.microbatch].whole_path
+    return path.index(span.node) if span.node in path else -1
 
 
 def _layout(rows: Sequence[Row], title: str, axis_end_s: float) -> dict[str, Any]:

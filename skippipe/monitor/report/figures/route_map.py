@@ -1,4 +1,7 @@
-"""Map of the routes: nodes in columns by stage, a line per microbatch, drawn past the stages it skips."""
+"""Map of the routes: nodes in columns by stage, a line per microbatch, drawn past the stages it skips.
+
+Where nodes only relay messages of a microbatch, its line goes through them, too, and is marked there.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,7 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, fade, label
+from skippipe.monitor.report.theme import NEUTRAL, base_layout, colour, fade, label, relay_marker
+from skippipe.monitor.report.units import visits_text
 from skippipe_scheduler.plan.plan import Plan
 
 Point = tuple[float, float]
@@ -48,13 +52,13 @@ class RouteMap:
     @cached_property
     def traffic(self) -> Counter[tuple[str, str]]:
         """Microbatches that go straight from one node to another in the forward (not back to the origin)."""
-        return Counter(pair for microbatch in self.plan.microbatches for pair in pairwise(microbatch.route))
+        return Counter(pair for microbatch in self.plan.microbatches for pair in pairwise(microbatch.whole_path))
 
     @cached_property
     def _lane(self) -> dict[tuple[int, str], float]:
         visitors: dict[str, list[int]] = defaultdict(list)
         for microbatch in self.plan.microbatches:
-            for node in microbatch.route:
+            for node in microbatch.whole_path:
                 visitors[node].append(microbatch.id)
         width = {node: min(LANE, 0.5 / len(ids)) for node, ids in visitors.items()}
         return {
@@ -64,13 +68,18 @@ class RouteMap:
         }
 
     def line(self, microbatch: int) -> list[Point]:
-        """Return the points of a route; it runs through a gap between the nodes of a skipped stage."""
-        route = self.plan.microbatches[microbatch].route
-        stops = [(x, y + self._lane[microbatch, node]) for node in route for x, y in [self.place[node]]]
+        """Return the points of a path; it runs through a gap between the nodes of a stage that it does not come to."""
+        path = self.plan.microbatches[microbatch].whole_path
+        stops = [self.stop(microbatch, node) for node in path]
         points = stops[:1]
         for start, stop in pairwise(stops):
-            points += [*self._past(start, stop, self._lane[microbatch, route[0]]), stop]
+            points += [*self._past(start, stop, self._lane[microbatch, path[0]]), stop]
         return points
+
+    def stop(self, microbatch: int, node: str) -> Point:
+        """Return where the line of a microbatch meets a node."""
+        x, y = self.place[node]
+        return x, y + self._lane[microbatch, node]
 
     def band(self, source: str, target: str) -> list[Point]:
         """Return the points of the connection between two nodes, past skipped stages like a route."""
@@ -93,7 +102,7 @@ def routes_figure(plan: Plan) -> go.Figure:
     """Draw the map of all routes of a plan over pale bands that are as wide as the traffic."""
     routes = RouteMap(plan)
     figure = go.Figure(layout=_layout(plan))
-    figure.add_traces([*_bands(routes), *_lines(routes), *_nodes(routes), _traffic_labels(routes)])
+    figure.add_traces([*_bands(routes), *_lines(routes), *_nodes(routes), *_relays(routes), _traffic_labels(routes)])
     return figure
 
 
@@ -144,6 +153,7 @@ def _nodes(routes: RouteMap) -> list[go.Scatter]:
     for node in routes.plan.nodes:
         by_group[routes.group_of[node]].append(node)
     visits = Counter(node for microbatch in routes.plan.microbatches for node in microbatch.route)
+    relayed = Counter(node for microbatch in routes.plan.microbatches for node in microbatch.relays)
     return [
         go.Scatter(
             x=[routes.place[node][0] for node in nodes],
@@ -157,14 +167,37 @@ def _nodes(routes: RouteMap) -> list[go.Scatter]:
             text=[label(node) for node in nodes],
             textposition="bottom center",
             textfont={"size": 11},
-            customdata=[(routes.plan.stage_of[node], label(group), visits[node]) for node in nodes],
+            customdata=[
+                (routes.plan.stage_of[node], label(group), visits_text(visits[node], relayed[node])) for node in nodes
+            ],
             hovertemplate="<b>%{text}</b><br>stage %{customdata[0]}, %{customdata[1]}<br>"
-            "%{customdata[2]} microbatches an iteration<extra></extra>",
+            "microbatches an iteration: %{customdata[2]}<extra></extra>",
             name=label(group),
             legendgroup=group,
         )
         for group, nodes in by_group.items()
     ]
+
+
+def _relays(routes: RouteMap) -> list[go.Scatter]:
+    """Return one trace with a mark wherever a line goes through a node that only relays, none where none does."""
+    marked = [
+        (microbatch.id, node)
+        for microbatch in routes.plan.microbatches
+        for node in microbatch.whole_path
+        if node in microbatch.relays
+    ]
+    stops = [routes.stop(microbatch, node) for microbatch, node in marked]
+    trace = go.Scatter(
+        x=[x for x, _ in stops],
+        y=[y for _, y in stops],
+        mode="markers",
+        marker=relay_marker("RF"),
+        text=[f"{label(node)} relays microbatch {microbatch}" for microbatch, node in marked],
+        hovertemplate="%{text}<extra></extra>",
+        name="Relay",
+    )
+    return [trace] if marked else []
 
 
 def _traffic_labels(routes: RouteMap) -> go.Scatter:
@@ -192,10 +225,12 @@ def _polyline(lines: Sequence[Sequence[Point]]) -> dict[str, list[float | None]]
 
 
 def _describe(plan: Plan, microbatch: int) -> str:
-    route = plan.microbatches[microbatch].route
-    visited = {plan.stage_of[node] for node in route}
+    described = plan.microbatches[microbatch]
+    visited = {plan.stage_of[node] for node in described.route}
     skipped = [str(stage) for stage in range(len(plan.stages)) if stage not in visited]
-    stops = " → ".join(label(node) for node in route)
+    stops = " → ".join(
+        f"{label(node)} (relay)" if node in described.relays else label(node) for node in described.whole_path
+    )
     return f"<b>Microbatch {microbatch}</b><br>{stops}<br>skips stage {', '.join(skipped) or '(none)'}"
 
 
