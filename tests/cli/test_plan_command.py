@@ -10,10 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from random_plans import random_plan
 
-from skippipe.cli.commands.plan_command import search_limit_s
+from skippipe.cli.commands.plan_command import plan_table, search_limit_s
 from skippipe.cli.main import main
 from skippipe_scheduler.plan.plan import parse_plan
+from skippipe_scheduler.solver.other_routes import other_routes_problem
+from skippipe_scheduler.solver.planner import PlanWithBaselines
+from skippipe_scheduler.solver.relays import with_relays
 
 TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.yaml"
 SHORT = ("pipeline.planner.max_evaluations=2000",)
@@ -73,6 +77,16 @@ def test_warm_start_from_what_is_no_plan(capsys: pytest.CaptureFixture[str]) -> 
         main(["plan", "--config", str(TINY), "--warm", str(TINY)])
     assert stop.value.code == 2
     assert "tiny.yaml" in capsys.readouterr().err
+
+
+def test_the_table_says_how_many_microbatches_are_relayed() -> None:
+    full = random_plan(1, route_length=4, swaps=0, num_microbatches=4)
+    rules = full.rules.model_copy(update={"route_length": 3, "uniform_coverage": False, "route_lengths": {4: 1, 3: 1}})
+    relayed = with_relays(full, [(0, 1, 2), (0, 2, 3), (0, 1, 2, 3), (0, 1, 2, 3)], rules)
+    problem = other_routes_problem(full, full.rules)
+    words = "of 2 microbatches, nodes of stages that they leave out relay the messages and compute nothing"
+    assert words in plan_table(PlanWithBaselines(problem, relayed, full, full)).splitlines()
+    assert "relay" not in plan_table(PlanWithBaselines(problem, full, full, full))
 
 
 def test_pinned_nodes_stay(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

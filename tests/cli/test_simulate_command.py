@@ -51,6 +51,17 @@ def test_text_has_a_row_a_node_and_the_critical_path(plan: Plan, path: str) -> N
     assert "by kind     backward" in text
 
 
+def test_a_plan_that_relays_is_replayed(tmp_path: Path) -> None:
+    plan = random_plan(5, num_microbatches=8, contention="node", relays=0.5)
+    plan.save(tmp_path / "plan.json")
+    content = printed_object(str(tmp_path / "plan.json"), "--trace", str(tmp_path / "trace.json"))
+    assert content["iteration_s"] == plan.predicted.iteration_s
+    names = [event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]]
+    relays = sum(len(microbatch.relays) for microbatch in plan.microbatches)
+    assert sum(name.startswith("forward relay ") for name in names) == relays > 0
+    assert sum(name.startswith("backward relay ") for name in names) == relays
+
+
 def test_json_is_one_object_that_adds_up(plan: Plan, path: str) -> None:
     content = printed_object(path)
     assert content["iteration_s"] == plan.predicted.iteration_s

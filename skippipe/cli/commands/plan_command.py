@@ -236,6 +236,11 @@ def plan_table(result: "PlanWithBaselines") -> str:
             f"{predicted.reduce_exposed_s:>8.3f} s{predicted.lower_bound_s:>7.3f} s{gap:>7.1%}"
             f"{predicted.iteration_s / result.full_pipeline.predicted.iteration_s:>10.2f}"
         )
+    relayed = sum(bool(microbatch.relays) for microbatch in plan.microbatches)
+    if relayed:
+        lines.append(
+            f"of {relayed} microbatches, nodes of stages that they leave out relay the messages and compute nothing"
+        )
     other = result.full_pipeline.layers_per_stage
     if other != plan.layers_per_stage:
         lines.append(f"the full pipeline has stages of {_per_stage(other)} layers")
