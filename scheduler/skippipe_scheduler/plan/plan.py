@@ -58,7 +58,7 @@ class Route(StrictModel):
     path: tuple[str, ...] | None = Field(
         default=None, min_length=2, examples=[["iowa-0", "iowa-1", "oregon-1", "london-0"]]
     )
-    """The nodes of the route and, between them, those that only relay its messages; the route where not given."""
+    """The nodes of the route and, behind any of them, those that only relay its messages; the route where not given."""
 
     @property
     def whole_path(self) -> tuple[str, ...]:
