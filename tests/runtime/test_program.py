@@ -6,11 +6,18 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
-from skippipe.runtime.program.program import Opcode, compile_evaluation, compile_programs
+from skippipe.runtime.program.program import (
+    OPERATION_OF_OPCODE,
+    TASKS,
+    Opcode,
+    compile_evaluation,
+    compile_programs,
+)
 from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe_scheduler.errors import DeadlockError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan, Task
+from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.search.kernel.jit import prepare
 from skippipe_scheduler.solver.lost_nodes import replan_without
 
@@ -28,6 +35,7 @@ def plans(draw: st.DrawFn) -> Plan:
         num_microbatches=draw(st.integers(1, 10)),
         memory=draw(st.integers(1, 4)),
         contention=draw(st.sampled_from(["none", "link", "node"])),
+        relays=draw(st.sampled_from([0.0, 0.5])),
     )
 
 
@@ -36,9 +44,13 @@ def plans(draw: st.DrawFn) -> Plan:
 def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
     programs = compile_programs(plan, activation_bytes=128)
     proof = prove(programs, plan)
-    assert proof.num_transfers == sum(2 * len(microbatch.route) for microbatch in plan.microbatches)
+    assert proof.num_transfers == sum(2 * len(microbatch.whole_path) for microbatch in plan.microbatches)
     assert proof.total_bytes == 128 * proof.num_transfers
-    assert all(peak <= plan.costs.memory[node] for peak, node in zip(proof.peak_memory, plan.nodes, strict=True))
+    for program, peak in zip(programs, proof.peak_memory, strict=True):
+        assert peak <= plan.costs.memory[program.node]
+        assert [(OPERATION_OF_OPCODE[task.opcode], task.microbatch) for task in program.select(*TASKS)] == [
+            *plan.order[program.node]
+        ]
 
 
 @given(plans())
@@ -46,8 +58,14 @@ def test_every_plan_compiles_to_proved_programs(plan: Plan) -> None:
 def test_a_plan_without_lost_nodes_compiles_to_proved_programs(plan: Plan) -> None:
     lost = {node for stage in plan.stages for node in stage.nodes[1:]}
     found = replan_without(plan, lost, SolveOptions(time_limit_s=0.0))
+    validate(found)
     proof = prove(compile_programs(found, activation_bytes=128), found)
-    assert proof.num_transfers == sum(2 * len(microbatch.route) for microbatch in plan.microbatches)
+    if lost:
+        assert not any(microbatch.relays for microbatch in found.microbatches), "messages go directly"
+    assert proof.num_transfers == sum(2 * len(microbatch.whole_path) for microbatch in found.microbatches)
+    assert [len(microbatch.route) for microbatch in found.microbatches] == [
+        len(microbatch.route) for microbatch in plan.microbatches
+    ]
 
 
 @given(plans(), st.integers(1, 9))
@@ -102,9 +120,37 @@ def test_one_route_in_full() -> None:
     ]
 
 
+def test_one_path_with_a_relay_in_full() -> None:
+    plan = next(
+        plan
+        for plan in (
+            random_plan(seed, num_nodes=3, num_stages=3, route_length=2, num_microbatches=1, relays=1.0)
+            for seed in range(20)
+        )
+        if plan.microbatches[0].whole_path[1] in plan.microbatches[0].relays
+    )
+    programs = compile_programs(plan, activation_bytes=128)
+    origin, relay, last = (plan.rank_of[node] for node in plan.microbatches[0].whole_path)
+    assert [str(instruction) for instruction in programs[relay].instructions] == [
+        f"RECV of microbatch 0 hop 0 forward from rank {origin}",
+        "RELAY_FORWARD of microbatch 0 hop 1",
+        f"SEND of microbatch 0 hop 1 forward to rank {last}",
+        f"RECV of microbatch 0 hop 1 backward from rank {last}",
+        "RELAY_BACKWARD of microbatch 0 hop 1",
+        f"SEND of microbatch 0 hop 0 backward to rank {origin}",
+        "REDUCE",
+        "STEP",
+    ]
+    assert [str(instruction) for instruction in programs[last].instructions[:3]] == [
+        f"RECV of microbatch 0 hop 1 forward from rank {relay}",
+        "FORWARD of microbatch 0 hop 2",
+        f"SEND of microbatch 0 hop 2 forward to rank {origin}",
+    ]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_send_follows_its_task_at_once(seed: int) -> None:
-    for program in compile_programs(random_plan(seed), 128):
+    for program in compile_programs(random_plan(seed, relays=0.5 * (seed % 2)), 128):
         for before, instruction in zip(program.instructions, program.instructions[1:], strict=False):
             made = any(instruction.microbatch == before.microbatch and before.opcode is opcode for opcode in Opcode)
             if instruction.opcode is Opcode.SEND:
@@ -125,7 +171,7 @@ def test_replica_without_microbatch_still_reduces_and_steps() -> None:
 
 
 def test_tags_are_unique_and_shared_by_both_sides() -> None:
-    programs = compile_programs(random_plan(4, num_microbatches=12), 128)
+    programs = compile_programs(random_plan(4, num_microbatches=12, relays=0.5), 128)
     sent = [instruction.tag for program in programs for instruction in program.select(Opcode.SEND)]
     received = [instruction.tag for program in programs for instruction in program.select(Opcode.RECV)]
     assert len(set(sent)) == len(sent)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given, settings, strategies as st
 from random_plans import random_plan
 
-from skippipe.runtime.program.program import Instruction, Opcode, Program, compile_programs
+from skippipe.runtime.program.program import TASKS, Instruction, Opcode, Program, compile_programs
 from skippipe.runtime.program.readiness import ReadyTasks, TaskDependencies
 from skippipe_scheduler.plan.plan import Plan
 
@@ -23,6 +23,7 @@ def plans(draw: st.DrawFn) -> Plan:
         num_microbatches=draw(st.integers(1, 12)),
         memory=draw(st.integers(1, 4)),
         split=draw(st.sampled_from([0.0, 0.5])),
+        relays=draw(st.sampled_from([0.0, 0.5])),
     )
 
 
@@ -84,7 +85,7 @@ def test_every_plan_ends_within_memory_in_any_weather(plan: Plan, seed: int) -> 
     weather = Weather(plan, seed)
     weather.run()
     for program, ran in zip(weather.programs, weather.ran, strict=True):
-        planned = program.select(Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD, Opcode.WEIGHT)
+        planned = program.select(*TASKS)
         assert sorted(map(str, ran)) == sorted(map(str, planned))
 
 
@@ -122,3 +123,28 @@ def test_backward_comes_early_and_makes_room() -> None:
     assert tasks.head == Instruction(Opcode.BACKWARD, 0, 1)
     assert not tasks.is_ready(tasks.head)
     assert tasks.take() == Instruction(Opcode.BACKWARD, 1, 1)
+
+
+def test_relays_wait_for_their_messages_alone() -> None:
+    forward = Instruction(Opcode.FORWARD, 0, 1)
+    relays = [Instruction(opcode, 1, 1) for opcode in (Opcode.RELAY_FORWARD, Opcode.RELAY_BACKWARD)]
+    backward = Instruction(Opcode.BACKWARD, 0, 1)
+    order = [(forward, "forward"), (relays[0], "forward"), (relays[1], "backward"), (backward, "backward")]
+    instructions = [
+        instruction
+        for tag, (task, direction) in enumerate(order)
+        for instruction in (Instruction(Opcode.RECV, task.microbatch, 0, direction, 1, 8, tag), task)  # type: ignore[arg-type]
+    ]
+    program = Program(0, "node-0", 1, (*instructions, Instruction(Opcode.REDUCE), Instruction(Opcode.STEP)))
+    dependencies = TaskDependencies.of(program)
+    assert [dependencies.change_of.get(task, 0) for task, _ in order] == [1, 0, 0, -1]
+    tasks = ReadyTasks(program, dependencies, memory=1)
+    tasks.arrive(forward)
+    assert tasks.take() == forward
+    for relay in relays:  # while memory is full
+        assert tasks.take() is None
+        tasks.arrive(relay)
+        assert tasks.take() == relay
+        tasks.finish(relay)
+    tasks.arrive(backward)
+    assert tasks.take() == backward

@@ -33,7 +33,7 @@ def without_first(opcode: Opcode) -> Callable[[list[Instruction]], list[Instruct
     return edit
 
 
-def with_first(opcode: Opcode, **changes: object) -> Callable[[list[Instruction]], list[Instruction]]:
+def with_first(opcode: Opcode, /, **changes: object) -> Callable[[list[Instruction]], list[Instruction]]:
     def edit(instructions: list[Instruction]) -> list[Instruction]:
         index = first(instructions, opcode)
         instructions[index] = replace(instructions[index], **changes)  # type: ignore[arg-type]
@@ -81,6 +81,48 @@ def test_broken_program_is_refused(
 ) -> None:
     with pytest.raises(ProgramError, match=message):
         prove(edited(rank, edit), PLAN)
+
+
+RELAYED = random_plan(3, num_nodes=5, num_stages=4, route_length=2, num_microbatches=1, relays=1.0)
+RELAY = RELAYED.rank_of[min(RELAYED.microbatches[0].relays)]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (without_first(Opcode.RECV), r"waits in SEND .* has no RECV with tag"),
+        (without_first(Opcode.SEND), r"waits in RECV .* has no SEND with tag"),
+        (moved_first(Opcode.RECV, 1), r"RELAY_FORWARD .* comes before its RECV \(forward\)"),
+        (moved_first(Opcode.SEND, 1), r"SEND .* comes before an output to send"),
+        (moved_first(Opcode.RELAY_BACKWARD, 3), r"RELAY_BACKWARD .* comes before its RECV \(backward\)"),
+        (moved_first(Opcode.RELAY_BACKWARD, 0), r"RELAY_BACKWARD .* comes before its RELAY_FORWARD"),
+        (without_first(Opcode.RELAY_FORWARD), r"SEND .* comes before an output to send"),
+        (with_first(Opcode.RELAY_FORWARD, opcode=Opcode.FORWARD), r"RELAY_BACKWARD .* comes before its RELAY_FORWARD"),
+        (with_first(Opcode.RELAY_FORWARD, hop=0), r"RELAY_FORWARD .* is not at this place on the path \('node-"),
+        (with_first(Opcode.RELAY_BACKWARD, hop=7), r"RELAY_BACKWARD .* is not at this place on the path"),
+        (moved_first(Opcode.STEP, 0), r"must end with REDUCE, then STEP, after its last task"),
+    ],
+)
+def test_broken_relay_is_refused(edit: Callable[[list[Instruction]], list[Instruction]], message: str) -> None:
+    with pytest.raises(ProgramError, match=message):
+        prove(edited(RELAY, edit, RELAYED), RELAYED)
+
+
+def test_a_relay_out_of_its_turn_is_refused() -> None:
+    plan = random_plan(0, num_nodes=4, num_stages=4, route_length=2, num_microbatches=6, relays=1.0)
+    node = next(node for node, tasks in plan.order.items() if tasks[-2].operation == "RB")
+    *others, relay, last = plan.order[node]
+    exchanged = plan.model_copy(update={"order": {**plan.order, node: (*others, last, relay)}})
+    prove(compile_programs(exchanged, 128), exchanged)
+    with pytest.raises(ProgramError, match=rf"\({node}\) does not run the plan's tasks: the order differs"):
+        prove(compile_programs(exchanged, 128), plan)
+
+
+def test_what_is_relayed_counts_for_no_memory() -> None:
+    programs = compile_programs(RELAYED, 128)
+    assert prove(programs, RELAYED).peak_memory == tuple(
+        int(node in RELAYED.microbatches[0].route) for node in RELAYED.nodes
+    )
 
 
 def test_doubled_tag_is_refused() -> None:

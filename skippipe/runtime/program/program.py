@@ -3,7 +3,7 @@
 All ranks are compiled at once from one global order of tasks and transfers (by planned time). Every rank issues its
 part of that order, so even with blocking sends no ranks can wait for each other in a circle. The idea of explicit
 instruction lists is DeepSpeed's (pipe/schedule.py) and torch.distributed.pipelining's; here each transfer names its
-peer and hop, so that routes may differ by microbatch.
+peer and hop, so that routes and the nodes that relay may differ by microbatch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import networkx
 
-from skippipe_scheduler.plan.plan import Plan, Task
+from skippipe_scheduler.plan.plan import Operation, Plan, Task
 from skippipe_scheduler.plan.simulate import Direction, TaskSpan, Timeline, TransferSpan, simulate, simulate_order
 
 
@@ -24,13 +24,35 @@ class Opcode(StrEnum):
     LOSS = "LOSS"
     BACKWARD = "BACKWARD"
     WEIGHT = "WEIGHT"
+    RELAY_FORWARD = "RELAY_FORWARD"
+    RELAY_BACKWARD = "RELAY_BACKWARD"
     SEND = "SEND"
     RECV = "RECV"
     REDUCE = "REDUCE"
     STEP = "STEP"
 
 
-OPCODE_OF_OPERATION = {"F": Opcode.FORWARD, "L": Opcode.LOSS, "B": Opcode.BACKWARD, "W": Opcode.WEIGHT}
+OPCODE_OF_OPERATION: Mapping[Operation, Opcode] = {
+    "F": Opcode.FORWARD,
+    "L": Opcode.LOSS,
+    "B": Opcode.BACKWARD,
+    "W": Opcode.WEIGHT,
+    "RF": Opcode.RELAY_FORWARD,
+    "RB": Opcode.RELAY_BACKWARD,
+}
+OPERATION_OF_OPCODE: Mapping[Opcode, Operation] = {opcode: name for name, opcode in OPCODE_OF_OPERATION.items()}
+TASKS = tuple(OPERATION_OF_OPCODE)
+"""The instructions that are tasks of the plan's order."""
+RELAYS = (Opcode.RELAY_FORWARD, Opcode.RELAY_BACKWARD)
+"""Those that compute nothing: what they have received is their output."""
+INPUT_OF: Mapping[Opcode, Direction] = {
+    Opcode.FORWARD: "forward",
+    Opcode.RELAY_FORWARD: "forward",
+    Opcode.LOSS: "forward",
+    Opcode.BACKWARD: "backward",
+    Opcode.RELAY_BACKWARD: "backward",
+}
+"""The direction of what a task has received; it is nothing for the forward at the origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +61,8 @@ class Instruction:
 
     A transfer towards the loss (also the return to the origin) is forward, else backward.
 
-    A transfer of hop k joins positions k and k + 1 of the route; hop P-1 joins the last node and the origin.
+    Hops count on the microbatch's path, relays included. That of a task is the position of its node; a transfer of hop
+    k joins positions k and k + 1, that of the last hop the last node and the origin.
     `tag` is the same on both sides and unique in an iteration.
     """
 
@@ -80,9 +103,9 @@ def compile_programs(plan: Plan, activation_bytes: int) -> tuple[Program, ...]:
 
     Raises `DeadlockError` where the plan's order makes nodes wait for each other.
     """
-    routes = [microbatch.route for microbatch in plan.microbatches]
+    paths = [microbatch.whole_path for microbatch in plan.microbatches]
     ending = (Instruction(Opcode.REDUCE), Instruction(Opcode.STEP))
-    return _compile(plan, routes, plan.order, simulate(plan), activation_bytes, ending)
+    return _compile(plan, paths, plan.order, simulate(plan), activation_bytes, ending)
 
 
 def compile_evaluation(plan: Plan, activation_bytes: int, num_microbatches: int) -> tuple[Program, ...]:
@@ -106,14 +129,14 @@ def compile_evaluation(plan: Plan, activation_bytes: int, num_microbatches: int)
 
 def _compile(
     plan: Plan,
-    routes: Sequence[tuple[str, ...]],
+    paths: Sequence[tuple[str, ...]],
     order: Mapping[str, Sequence[Task]],
     timeline: Timeline,
     activation_bytes: int,
     ending: tuple[Instruction, ...],
 ) -> tuple[Program, ...]:
     lists: dict[str, list[Instruction]] = {node: [] for node in plan.nodes}
-    num_hops = max((len(route) for route in routes), default=1)
+    num_hops = max((len(path) for path in paths), default=1)
     for event in _global_order(order, timeline):
         if isinstance(event, TaskSpan):
             if event.operation == "F" and event.hop == 0:

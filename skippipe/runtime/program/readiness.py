@@ -2,9 +2,9 @@
 
 A rank may run any task whose input is there, but out of the plan's order only while the rest of the plan's order
 still fits in memory behind it: with the tasks that are left, run one after the other as planned, never more than
-`memory` microbatches are held between their forward and their last task here. So a backward may always come early (it
-holds nothing more), and a forward exactly where no point of the order before its own place would hold too many with
-one more.
+`memory` microbatches are held between their forward and their last task here. So a backward or a relay may always come
+early (it holds nothing more), and a forward exactly where no point of the order before its own place would hold too
+many with one more.
 
 Memory is never exceeded: every task that runs has passed this test, which counts it.
 
@@ -20,9 +20,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from skippipe.runtime.program.program import Instruction, Opcode, Program
-
-NOT_TASKS = (Opcode.LOAD, Opcode.SEND, Opcode.RECV, Opcode.REDUCE, Opcode.STEP)
+from skippipe.runtime.program.program import TASKS, Instruction, Opcode, Program
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class TaskDependencies:
                 waiting[instruction.microbatch] = instruction
             elif instruction.opcode is Opcode.SEND:
                 send_of[maker[instruction.microbatch]] = instruction
-            elif instruction.opcode not in NOT_TASKS:
+            elif instruction.opcode in TASKS:
                 if instruction.microbatch in loaded:
                     loads.add(instruction)
                     loaded.remove(instruction.microbatch)
@@ -74,8 +72,9 @@ class TaskDependencies:
                     maker[instruction.microbatch] = instruction
                 latest[instruction.microbatch] = instruction
         task_of = {receive: task for task, receive in receive_of.items()}
-        change_of = Counter(task for task in (*receive_of, *first) if task.opcode is Opcode.FORWARD)
-        change_of.subtract(latest.values())
+        forwards = [task for task in (*receive_of, *first) if task.opcode is Opcode.FORWARD]
+        change_of = Counter(forwards)
+        change_of.subtract(latest[forward.microbatch] for forward in forwards)
         return cls(receive_of, task_of, send_of, next_local_task, frozenset(loads), frozenset(first), change_of)
 
 
@@ -85,7 +84,7 @@ class ReadyTasks:
     def __init__(self, program: Program, dependencies: TaskDependencies, memory: int) -> None:
         self._memory = memory
         self._held = 0
-        self._left = [task for task in program.instructions if task.opcode not in NOT_TASKS]
+        self._left = [task for task in program.instructions if task.opcode in TASKS]
         self._dependencies = dependencies
         self._ready = set(dependencies.first)
 

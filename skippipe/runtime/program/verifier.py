@@ -1,9 +1,10 @@
 """The proof of a set of programs before anything runs. No torch here.
 
-Proved: every SEND has one RECV of equal bytes; inputs are received and outputs made before they are used; tasks are
-the plan's, in the plan's order, each WEIGHT behind its BACKWARD; memory high-water within the plan's bound; one REDUCE,
-then one STEP, after the last BACKWARD or WEIGHT, also with no microbatch. And that nothing waits for ever, for one of
-two ways of matching:
+Proved: every SEND has one RECV of equal bytes; inputs are received and outputs made before they are used, also where
+a relay makes its output of nothing but its input; tasks are the plan's, in the plan's order, each at its node's place
+on the path, each WEIGHT behind its BACKWARD; memory high-water within the plan's bound, for which relays do not count;
+one REDUCE, then one STEP, after the last task, also with no microbatch. And that nothing waits for ever, for one of two
+ways of matching:
 
 - "order", the default, holds for every backend. On each directed pair and direction, both sides list their transfers in
   the same order: the n-th SEND meets the n-th RECV, as on a channel without tags (NCCL). No circle of waiting even
@@ -13,17 +14,22 @@ two ways of matching:
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from skippipe.errors import ProgramError
-from skippipe.runtime.program.program import OPCODE_OF_OPERATION, Instruction, Opcode, Program
+from skippipe.runtime.program.program import INPUT_OF, OPCODE_OF_OPERATION, TASKS, Instruction, Opcode, Program
 from skippipe_scheduler.plan.plan import Plan
 
 Matching = Literal["order", "tags"]
 TRANSFERS = (Opcode.SEND, Opcode.RECV)
-TASKS = (Opcode.FORWARD, Opcode.LOSS, Opcode.BACKWARD, Opcode.WEIGHT)
+EARLIER: Mapping[Opcode, Opcode] = {
+    Opcode.BACKWARD: Opcode.FORWARD,
+    Opcode.WEIGHT: Opcode.BACKWARD,
+    Opcode.RELAY_BACKWARD: Opcode.RELAY_FORWARD,
+}
+"""The task of the same microbatch that stands before another one here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +141,21 @@ def _prove_dataflow(program: Program) -> None:
     made: set[int] = set()
     done: set[tuple[Opcode, int]] = set()
     for instruction in program.instructions:
-        missing = None
         opcode, microbatch = instruction.opcode, instruction.microbatch
-        if opcode is Opcode.RECV:
-            received.add((microbatch, instruction.direction))
+        begins = opcode is Opcode.FORWARD and instruction.hop == 0
+        earlier = Opcode.LOAD if begins else EARLIER.get(opcode)
+        direction = None if begins else INPUT_OF.get(opcode)
+        missing = None
+        if earlier is not None and (earlier, microbatch) not in done:
+            missing = f"its {earlier}"
+        elif direction is not None and (microbatch, direction) not in received:
+            missing = f"its RECV ({direction})"
         elif opcode is Opcode.SEND and microbatch not in made:
             missing = "an output to send"
-        elif opcode is Opcode.FORWARD and instruction.hop == 0 and (Opcode.LOAD, microbatch) not in done:
-            missing = "its LOAD"
-        elif (opcode is Opcode.FORWARD and instruction.hop > 0) or opcode is Opcode.LOSS:
-            missing = None if (microbatch, "forward") in received else "its RECV (forward)"
-        elif opcode is Opcode.BACKWARD:
-            missing = None if (microbatch, "backward") in received else "its RECV (backward)"
-            if (Opcode.FORWARD, microbatch) not in done:
-                missing = "its FORWARD"
-        elif opcode is Opcode.WEIGHT and (Opcode.BACKWARD, microbatch) not in done:
-            missing = "its BACKWARD"
         if missing is not None:
             raise ProgramError(f"{_name(program)}: {instruction} comes before {missing}")
+        if opcode is Opcode.RECV:
+            received.add((microbatch, instruction.direction))
         done.add((opcode, microbatch))
         if opcode in TASKS and opcode is not Opcode.WEIGHT:
             made.add(microbatch)
@@ -248,8 +251,9 @@ def _prove_tasks(program: Program, plan: Plan) -> None:
         what = f"look at {odd[0]} of microbatch {odd[1]}" if odd else "the order differs"
         raise ProgramError(f"{_name(program)} does not run the plan's tasks: {what}")
     for task in program.select(*TASKS):
-        if plan.microbatches[task.microbatch].route[task.hop] != program.node:
-            raise ProgramError(f"{_name(program)}: {task}: another node has this place on the route")
+        path = plan.microbatches[task.microbatch].whole_path
+        if path[task.hop : task.hop + 1] != (program.node,):
+            raise ProgramError(f"{_name(program)}: {task}: this node is not at this place on the path {path}")
 
 
 def _prove_ending(program: Program) -> None:
@@ -258,4 +262,4 @@ def _prove_ending(program: Program) -> None:
         if count != 1:
             raise ProgramError(f"{_name(program)} has {count} {opcode} instructions, expected 1")
     if [instruction.opcode for instruction in program.instructions[-2:]] != [Opcode.REDUCE, Opcode.STEP]:
-        raise ProgramError(f"{_name(program)} must end with REDUCE, then STEP, after its last BACKWARD or WEIGHT")
+        raise ProgramError(f"{_name(program)} must end with REDUCE, then STEP, after its last task")
