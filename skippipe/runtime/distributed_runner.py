@@ -26,7 +26,7 @@ from skippipe.runtime.program.verifier import prove, prove_transfers
 from skippipe.runtime.ranks.context import DistributedContext
 from skippipe.runtime.ranks.groups import ProcessGroups, create_groups
 from skippipe.runtime.ranks.torch_errors import translating_errors
-from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
+from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span, computing_s
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
 from skippipe_scheduler.plan.plan import Plan
@@ -165,7 +165,7 @@ class DistributedRunner:
     def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""
         spans = self._executor.spans if self._executor is not None else ()
-        busy_s = sum(span.end_s - span.start_s for span in spans if span.microbatch >= 0)
+        busy_s = computing_s(spans)
         pace = busy_s / self._planned_s if self._planned_s > 0 else 0.0
         waits = self._executor.waits if self._executor is not None else ()
         waiting_s = sum(wait.end_s - wait.start_s for wait in waits)

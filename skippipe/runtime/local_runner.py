@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from skippipe.model.stage import Stage
 from skippipe.runtime.gradients.reduction import fill_missing, scale, visit_factor
 from skippipe.runtime.plans.plan_set import MAIN_PLAN, PlanSet
-from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span
+from skippipe.runtime.runner import BatchLoader, IterationResult, IterationTotals, Span, computing_s
 from skippipe.runtime.runner_options import RunnerOptions
 from skippipe.runtime.stage_compute import make_compute
 from skippipe_scheduler.plan.plan import Plan, Route
@@ -91,8 +91,7 @@ class LocalRunner:
 
     def tally(self) -> IterationTotals:
         """Return loss and busy time of the iteration; see `Runner`."""
-        busy_s = sum(span.end_s - span.start_s for span in self._spans)
-        return IterationTotals(self._compute[0].loss_sum, busy_s, self._compute[0].exit_loss_sum)
+        return IterationTotals(self._compute[0].loss_sum, computing_s(self._spans), self._compute[0].exit_loss_sum)
 
     def _train_microbatch(
         self, plan: Plan, walk: Route, samples: tuple[Tensor, Tensor], spans: list[Span], started_s: float
@@ -122,7 +121,7 @@ class LocalRunner:
                 timed(node, "W", partial(compute.weight, microbatch))
 
     def _travelled(self, tensor: Tensor | None) -> Tensor | None:
-        """Round (B, T, D) as the way to another rank would."""
+        """Round (B, T, D) as the way to another rank would; relays on it round nothing further."""
         return None if tensor is None else self._options.wire.rounded(tensor)
 
     def evaluate(self, batch: BatchLoader, num_microbatches: int) -> float:

@@ -1,8 +1,8 @@
 """What a training loop needs of a runtime, whatever runs underneath."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -17,13 +17,22 @@ BatchLoader = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Span(NamedTuple):
-    """One measured task (F, L, B, W) or reduction (REDUCE, microbatch -1); seconds since the iteration began."""
+    """One measured task of a plan's order, or reduction (REDUCE, microbatch -1); seconds since the iteration began."""
 
     node: str
     operation: str
     microbatch: int
     start_s: float
     end_s: float
+
+
+COMPUTING: Final = frozenset("FLBW")
+"""Operations that compute; relays and reductions do not."""
+
+
+def computing_s(spans: Iterable[Span]) -> float:
+    """Return the seconds of all tasks that compute."""
+    return sum(span.end_s - span.start_s for span in spans if span.operation in COMPUTING)
 
 
 class TransferWait(NamedTuple):
@@ -43,8 +52,8 @@ class IterationTotals(NamedTuple):
 
     `loss` is the sum of loss / num_microbatches over the microbatches whose origin is here, so that the sum over
     ranks is the mean loss, and `exit_loss` the same right behind the origin's layers; `busy_s` is the time spent in
-    tasks, and `pace` that time over what the plan says of the same tasks: 0 where there was none, or where one process
-    runs the tasks of all nodes. `waiting_s` is how long it stood still for messages.
+    tasks that compute, and `pace` that time over what the plan says of the same tasks: 0 where there was none, or where
+    one process runs the tasks of all nodes. `waiting_s` is how long it stood still for messages.
     """
 
     loss: float

@@ -11,12 +11,12 @@ from skippipe.model.linear.weight_gradients import Product, WeightGradients
 from skippipe.model.stage import Stage
 from skippipe.runtime.plans.plan_set import PlanSet
 from skippipe.runtime.program.faults import Faults
-from skippipe.runtime.program.program import Opcode
+from skippipe.runtime.program.program import RELAYS, Opcode
 from skippipe.runtime.runner_options import RunnerOptions
 
 
 class StageCompute:
-    """Runs FORWARD, LOSS, BACKWARD and WEIGHT on one stage. Tensors in and out are on the stage's device.
+    """Runs the tasks of one stage. Tensors in and out are on the stage's device; a relay returns what it is given.
 
     Between its forward and its backward a microbatch holds its input and its output; with gradients off, nothing. The
     backwards of the microbatches in `split` leave the gradients of the weights to WEIGHT, and hold what it needs; an
@@ -88,6 +88,8 @@ class StageCompute:
             return None
         if received is None:
             raise ValueError(f"{opcode} of microbatch {microbatch} needs an input")
+        if opcode in RELAYS:
+            return received
         return self.loss(microbatch, received) if opcode is Opcode.LOSS else self.backward(microbatch, received)
 
     def forward(self, microbatch: int, hidden: Tensor | None) -> Tensor:

@@ -32,7 +32,7 @@ NUM_RANDOM = 32
 ALONE = DistributedContext(rank=0, world_size=1, local_rank=0, timeout_s=1.0)
 
 
-def small_plan(seed: int) -> Plan:
+def small_plan(seed: int, relays: float = 0.0) -> Plan:
     rng = random.Random(seed)
     num_stages = rng.randint(2, 4)
     return random_plan(
@@ -42,6 +42,7 @@ def small_plan(seed: int) -> Plan:
         route_length=rng.randint(2, num_stages),
         num_microbatches=rng.randint(1, 5),
         split=0.6 * (seed % 2),
+        relays=relays,
         time_scale_s=1e-4,  # so that every task is late
     )
 
@@ -49,6 +50,10 @@ def small_plan(seed: int) -> Plan:
 Sections = dict[str, Any]
 WAYS: list[Sections] = [{}, {"matching": "order"}, {"comm": {"executor": "dynamic"}}]
 """How the ranks of a plan exchange messages and order their tasks, in turn."""
+
+
+RELAYED = (0, 1, 5, 6, 10, 14)
+"""Of each way one with messages as they are or in another dtype, and one with int8."""
 
 
 def options_of(index: int) -> Sections:
@@ -65,6 +70,8 @@ def make_plans() -> dict[str, tuple[Plan, Sections]]:
     lora = {"r": 2}
     for seed in (1, 3, 10):  # with weight gradients apart, in full order, with checkpointing
         plans[f"adapters-{seed}"] = small_plan(seed), options_of(seed) | {"lora": lora}
+    for seed in RELAYED:
+        plans[f"relayed-{seed:02}"] = small_plan(seed, relays=0.7), options_of(seed)
     plans["full"] = (random_plan(1, num_nodes=WORLD_SIZE, num_stages=3, route_length=3, swaps=0), {})
     return plans
 
@@ -93,7 +100,7 @@ def test_gradients_equal_those_of_one_process(
     finished: tuple[Path, dict[str, tuple[Plan, Sections]]],
 ) -> None:
     folder, plans = finished
-    idle_replicas = reordered = 0
+    idle_replicas = reordered = relayed = 0
     for name, (plan, options) in plans.items():
         sections = {name: section for name, section in options.items() if name != "matching"}
         local = make_runner(make_experiment(**sections), plan, make_config(plan.num_layers), ALONE)
@@ -120,9 +127,11 @@ def test_gradients_equal_those_of_one_process(
             else:
                 assert ran == tasks
             idle_replicas += not tasks
+            relayed += sum(operation == "RF" for _, operation, _ in ran)
         assert sorted(owned) == sorted(local.parameters())
     assert idle_replicas > 5, "the random plans should hold replicas without microbatches"
     assert reordered > 5, "the dynamic executor should give way to what has arrived"
+    assert relayed > 5 * len(RELAYED), "the random plans should hold relays"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from skippipe_scheduler.plan.simulate import TaskSpan, simulate
 WORLD_SIZE = 4
 
 
-def small_plan(seed: int, contention: str) -> Plan:
+def small_plan(seed: int, contention: str, relays: float = 0.0) -> Plan:
     return random_plan(
         seed,
         num_nodes=WORLD_SIZE,
@@ -33,6 +33,7 @@ def small_plan(seed: int, contention: str) -> Plan:
         contention=contention,  # type: ignore[arg-type]
         time_scale_s=0.04,
         split=0.5 * (seed % 2),
+        relays=relays,
     )
 
 
@@ -45,6 +46,8 @@ def test_measured_time_is_the_simulated_time(tmp_path: Path) -> None:
     plans = {
         f"{contention}-{seed}": small_plan(seed, contention) for seed in range(2) for contention in ("none", "link")
     }
+    plans["relayed"] = small_plan(2, "link", relays=0.7)
+    assert sum(len(microbatch.relays) for microbatch in plans["relayed"].microbatches) > 3
     plans["dynamic"] = plans["none-1"]
     for name, plan in plans.items():
         plan.save(tmp_path / f"{name}.plan.json")
@@ -141,6 +144,18 @@ def test_each_part_of_a_split_backward_takes_its_own_time() -> None:
     assert taken_s[Opcode.WEIGHT, split] == pytest.approx(weight_s, abs=1e-8)
     assert taken_s[Opcode.BACKWARD, split] == pytest.approx(plan.costs.backward_s[node] - weight_s, abs=1e-8)
     assert taken_s[Opcode.BACKWARD, whole] == pytest.approx(plan.costs.backward_s[node], abs=1e-8)
+
+
+def test_lateness_does_not_add_up_over_relays() -> None:
+    plan = small_plan(0, "none")
+    emulation = emulation_of(plan, plan.nodes[0], links=True, compute=True)
+    start_ns = time.monotonic_ns()
+    emulation.start_iteration(start_ns)
+    for number in range(3):
+        planned_ns = start_ns + number * round(plan.costs.task_overhead_s * 1e9)
+        assert emulation.begin(0) == planned_ns
+        time.sleep(0.001)  # it passes the message on, which takes no time in the plan
+        assert emulation.finish(task(Opcode.RELAY_FORWARD)) == planned_ns
 
 
 def test_jitter_depends_on_what_and_which_iteration_not_on_when() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from skippipe.runtime.transport.int8 import decode, encode, int8_bytes
 from skippipe.runtime.transport.message import CPU
@@ -45,6 +45,29 @@ def test_activation_arrives_as_it_is_rounded_here(dtype: torch.dtype) -> None:
     assert wire.size_bytes == 2 * 3 * (5 + 4)
     assert torch.equal(wire.decode(message).to(dtype), wire.rounded(activation))
     assert not torch.equal(wire.rounded(activation), activation)
+
+
+def test_every_scale_stays_when_it_is_made_again() -> None:
+    largest = torch.arange(127 << 23, 128 << 23, dtype=torch.int32).view(torch.float32)  # all numbers of 1 .. 2
+    arrived = decode(encode(largest.unsqueeze(0), 1), 1)
+    assert torch.equal(decode(encode(arrived, 1), 1), arrived)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "wire",
+    [
+        Wire((4, 64, 32), torch.float32, "int8"),
+        Wire((4, 64, 32), torch.bfloat16),
+        Wire((4, 64, 32), torch.float16),
+    ],
+)
+@given(st.integers(0, 1000), st.sampled_from([1e-6, 1e-3, 1.0, 1e3]))
+@settings(max_examples=20)
+def test_what_is_relayed_arrives_as_if_it_came_directly(wire: Wire, dtype: torch.dtype, seed: int, size: float) -> None:
+    activation = (torch.randn(wire.shape, generator=torch.Generator().manual_seed(seed)) * size).to(dtype)
+    arrived = wire.rounded(activation)
+    assert torch.equal(wire.decode(wire.encode(arrived, CPU)).to(dtype), arrived)
 
 
 def test_uncompressed_activation_is_rounded_to_its_dtype() -> None:

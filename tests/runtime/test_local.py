@@ -10,6 +10,7 @@ from torch import Tensor
 from skippipe.model.full_model import build_full
 from skippipe.runtime.local_runner import LocalRunner
 from skippipe.runtime.ranks.context import DistributedContext
+from skippipe.runtime.runner import Span, computing_s
 from skippipe.runtime.runner_factory import make_runner
 from skippipe_scheduler.plan.plan import Plan
 
@@ -113,6 +114,12 @@ def test_spans_are_the_plan_and_lie_within_the_iteration() -> None:
     }
     assert all(0 <= span.start_s <= span.end_s <= result.duration_s for span in result.spans)
     assert result.busy_s == pytest.approx(sum(span.end_s - span.start_s for span in result.spans))
+
+
+def test_a_relay_and_a_reduction_are_no_computing() -> None:
+    operations = ("F", "RF", "L", "B", "W", "RB", "REDUCE")
+    spans = [Span("node-0", operation, 0, 0.0, 2.0**index) for index, operation in enumerate(operations)]
+    assert computing_s(spans) == 1 + 4 + 8 + 16
 
 
 def test_bfloat16_runs() -> None:

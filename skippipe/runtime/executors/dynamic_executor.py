@@ -21,7 +21,7 @@ from torch import Tensor
 
 from skippipe.runtime.executors.emulation import Emulation
 from skippipe.runtime.executors.static_executor import ProgramClock, Result
-from skippipe.runtime.program.program import Instruction, Opcode, Program
+from skippipe.runtime.program.program import OPERATION_OF_OPCODE, Instruction, Opcode, Program
 from skippipe.runtime.program.readiness import ReadyTasks, TaskDependencies
 from skippipe.runtime.ranks.torch_errors import TransferError
 from skippipe.runtime.runner import BatchLoader, Span, TransferWait
@@ -61,7 +61,7 @@ class PlannedTimes:
 
     def due_s(self, task: Instruction, stretch: float) -> float:
         """Return from when on a task is late."""
-        return stretch * (self.start_s[task.opcode.value[0], task.microbatch] + self.patience_s)
+        return stretch * (self.start_s[OPERATION_OF_OPCODE[task.opcode], task.microbatch] + self.patience_s)
 
     def ratios(self, spans: Sequence[Span]) -> list[float]:
         """Return measured over planned duration of each task."""

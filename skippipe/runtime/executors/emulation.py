@@ -4,7 +4,8 @@ Every rank keeps an ideal clock: a task starts when the task before it has ended
 ideal clocks of both ranks, and takes the plan's time. Ranks sleep until the ideal time, and wake a little late; as
 the ideal clock does not, lateness does not add up over a chain of tasks. Where the machine cannot keep up (a task
 really took longer than planned) the ideal clock is moved to the real one: emulated time never runs ahead of what
-was really computed. Clocks are comparable because Linux's monotonic clock is one for all processes of a machine.
+was really computed. A relay computes nothing and takes no time, so it never moves the clock. Clocks are comparable
+because Linux's monotonic clock is one for all processes of a machine.
 
 With jitter each task and each transfer takes its planned time by a lognormal factor that depends on the seed, the
 iteration and what it is, not on when it happens, so that two executors meet the same weather.
@@ -21,7 +22,7 @@ from typing import assert_never
 
 from skippipe.config.experiment import EmulationOptions
 from skippipe.errors import ConfigError
-from skippipe.runtime.program.program import Instruction
+from skippipe.runtime.program.program import OPERATION_OF_OPCODE, RELAYS, Instruction
 from skippipe_scheduler.plan.plan import Plan
 
 
@@ -56,6 +57,8 @@ class Emulation:
             "L": plan.costs.loss_s[node] / pace,
             "B": plan.costs.backward_s[node] / pace,
             "W": (plan.costs.weight_s or {}).get(node, 0.0) / pace,
+            "RF": 0.0,
+            "RB": 0.0,
         }
         self._known_link_pace = link_pace or {}
         self._changes = sorted(
@@ -107,12 +110,13 @@ class Emulation:
         """
         self.end_ns = time.monotonic_ns()
         if self._options.compute:
-            operation = task.opcode.value[0]
+            operation = OPERATION_OF_OPCODE[task.opcode]
             task_s = self._task_s[operation]
             if operation == "B" and task.microbatch in self._split:
                 task_s -= self._task_s["W"]
             task_s *= self._pace * self._jitter(self._node, operation, task.microbatch)
-            self.end_ns = max(self.end_ns, self._start_ns + _ns(task_s))
+            computed_ns = self._start_ns if task.opcode in RELAYS else self.end_ns
+            self.end_ns = max(computed_ns, self._start_ns + _ns(task_s))
             if not self._options.links:
                 sleep_until(self.end_ns)
         overhead_s = self._costs.task_overhead_s if self._options.compute else 0.0

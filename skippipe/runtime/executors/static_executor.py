@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from skippipe.runtime.executors.emulation import Emulation
-from skippipe.runtime.program.program import Instruction, Opcode, Program
+from skippipe.runtime.program.program import INPUT_OF, OPERATION_OF_OPCODE, TASKS, Instruction, Opcode, Program
 from skippipe.runtime.runner import BatchLoader, Span, TransferWait
 from skippipe.runtime.stage_compute import StageCompute
 from skippipe.runtime.transport.transport import Incoming, Transport
@@ -51,7 +51,7 @@ class ProgramClock:
 
     def span(self, task: Instruction, start_ns: int, end_ns: int) -> Span:
         """Return the span of a task."""
-        operation = task.opcode.value[0]
+        operation = OPERATION_OF_OPCODE[task.opcode]
         return Span(
             self.program.node, operation, task.microbatch, self.since_zero_s(start_ns), self.since_zero_s(end_ns)
         )
@@ -104,7 +104,7 @@ class StaticExecutor:
             match instruction.opcode:
                 case Opcode.LOAD:
                     self._compute.load(instruction.microbatch, *batch(instruction.microbatch))
-                case Opcode.FORWARD | Opcode.LOSS | Opcode.BACKWARD | Opcode.WEIGHT:
+                case opcode if opcode in TASKS:
                     self._run_task(instruction)
                 case Opcode.SEND:
                     self._send(instruction)
@@ -140,10 +140,10 @@ class StaticExecutor:
 
     def _receive(self, task: Instruction) -> tuple[Incoming | None, Tensor | None, int]:
         """Return the task's input on the device and its emulated arrival; nothing where nothing is sent for it."""
-        direction: Direction = "backward" if task.opcode is Opcode.BACKWARD else "forward"
+        direction = INPUT_OF.get(task.opcode)
         # The receive of a microbatch's loss may be posted before its forward at the origin.
-        starts = task.opcode is Opcode.WEIGHT or (task.opcode is Opcode.FORWARD and task.hop == 0)
-        incoming = None if starts else self._incoming.pop((task.microbatch, direction), None)
+        begins = task.opcode is Opcode.FORWARD and task.hop == 0
+        incoming = None if begins or direction is None else self._incoming.pop((task.microbatch, direction), None)
         if incoming is None:
             return None, None, 0
         start_ns = time.monotonic_ns()
