@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from skippipe.cluster.run_trace import MeasuredTask, MeasuredWait, Trace
-from skippipe_scheduler.plan.plan import Operation, Plan
+from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.simulate import simulate
 
 
@@ -25,12 +25,7 @@ def simulated_trace(plan: Plan, steps: Sequence[int] = (4, 5)) -> Trace:
             free_s[task.node] = task.end_s + plan.costs.task_overhead_s
         trace.tasks += [MeasuredTask(step, node, "REDUCE", -1, free_s[node], free_s[node] + 9.0) for node in plan.nodes]
         for transfer in timeline.transfers:
-            loss = (
-                transfer.direction == "forward"
-                and transfer.destination == plan.microbatches[transfer.microbatch].route[0]
-            )
-            operation: Operation = "L" if loss else "F" if transfer.direction == "forward" else "B"
-            ready = ready_s[transfer.destination, operation, transfer.microbatch]
+            ready = ready_s[transfer.destination, transfer.user, transfer.microbatch]
             shift_s = zero_s[transfer.destination]
             wait = MeasuredWait(
                 step,

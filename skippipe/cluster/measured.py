@@ -111,6 +111,6 @@ def _overhead_s(trace: Trace, planned_s: float) -> float:
     gaps_s = []
     for (step, node), tasks in by_node.items():
         for before, after in pairwise(sorted(tasks, key=lambda task: task.start_s)):
-            direction = "backward" if after.operation == "B" else "forward"
+            direction = "backward" if after.operation in ("B", "RB") else "forward"
             gaps_s.append(after.start_s - before.end_s - waited_s[step, node, after.microbatch, direction])
     return max(0.0, statistics.median(gaps_s)) if gaps_s else planned_s

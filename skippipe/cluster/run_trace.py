@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from skippipe_scheduler.files import json_lines
-from skippipe_scheduler.plan.plan import Plan
+from skippipe_scheduler.plan.plan import Operation, Plan, Route
 from skippipe_scheduler.plan.recost import NodePair
 
 STOOD_STILL_S = 5e-5
@@ -77,8 +77,8 @@ def watched_links(plan: Plan) -> Sequence[NodePair]:
     transfer_s, rank_of = plan.costs.transfer_s, plan.rank_of
     crossed = set[NodePair]()
     for microbatch in plan.microbatches:
-        route = microbatch.route
-        for one, other in zip(route, [*route[1:], route[0]], strict=True):
+        path = microbatch.whole_path
+        for one, other in zip(path, [*path[1:], path[0]], strict=True):
             if one != other and min(transfer_s[one][other], transfer_s[other][one]) >= SHORTEST_S:
                 crossed.add((min(one, other, key=rank_of.__getitem__), max(one, other, key=rank_of.__getitem__)))
     return sorted(crossed, key=lambda pair: [rank_of[node] for node in pair])
@@ -96,8 +96,7 @@ def link_paces(plan: Plan, given_s: Mapping[NodePair, float], trace: Trace) -> d
     for wait in trace.waits:
         if not 0 <= wait.microbatch < len(plan.microbatches):  # of another plan
             continue
-        origin = plan.microbatches[wait.microbatch].route[0] == wait.source
-        operation = "F" if wait.direction == "forward" else "L" if origin else "B"
+        operation = _maker(plan.microbatches[wait.microbatch], wait)
         sent_s = ended_s.get((wait.step, wait.source, operation, wait.microbatch))
         if sent_s is None or wait.end_s - wait.start_s < STOOD_STILL_S:
             continue
@@ -110,3 +109,12 @@ def link_paces(plan: Plan, given_s: Mapping[NodePair, float], trace: Trace) -> d
         if back_s is not None and both_s > 0 and there_s + back_s > 0:
             factors[source, destination].append((there_s + back_s) / both_s)
     return {pair: statistics.median(values) for pair, values in factors.items()}
+
+
+def _maker(microbatch: Route, wait: MeasuredWait) -> Operation:
+    """Return the operation at the source of which a message was the output."""
+    if wait.source in microbatch.relays:
+        return "RF" if wait.direction == "forward" else "RB"
+    if wait.direction == "forward":
+        return "F"
+    return "L" if wait.source == microbatch.route[0] else "B"

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from random_plans import with_splits
 from simulated_trace import simulated_trace
 
 from skippipe.cluster.measured import measured_cluster, write_measured
-from skippipe.cluster.run_trace import Trace, read_trace
+from skippipe.cluster.run_trace import MeasuredTask, MeasuredWait, Trace, read_trace
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.options import SolveOptions
 from skippipe_scheduler.plan.plan import Plan
@@ -19,6 +20,7 @@ from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster, MeasuredFor, load_cluster
 from skippipe_scheduler.problem.rules import skip_rules
 from skippipe_scheduler.problem.workload import Workload
+from skippipe_scheduler.solver.relays import with_relays
 from skippipe_scheduler.solver.solve import solve
 
 WORKLOAD = Workload(
@@ -70,7 +72,14 @@ def plan() -> Plan:
     return solve(problem, SolveOptions(time_limit_s=5, max_evaluations=200))
 
 
-def test_true_costs_come_back(plan: Plan) -> None:
+def relayed(plan: Plan) -> Plan:
+    """Return a plan whose microbatches pass the nodes of `plan`, each of which computes for some of them only."""
+    return with_relays(plan, [(0, 1 + index % 2) for index in range(len(plan.microbatches))], plan.rules)
+
+
+@pytest.mark.parametrize("changed", [lambda plan: plan, relayed], ids=["as_planned", "with_relays"])
+def test_true_costs_come_back(plan: Plan, changed: Callable[[Plan], Plan]) -> None:
+    plan = changed(plan)
     true_plan = recost(plan, TRUE)
     found = measured_cluster(plan, ASSUMED, simulated_trace(true_plan))
     for node, true in zip(found.members(), TRUE.members(), strict=True):
@@ -113,6 +122,18 @@ def test_weight_gradients_keep_their_part_of_the_backward(plan: Plan) -> None:
     )
     assert found == pytest.approx(parts)
     assert min(task.end_s - task.start_s for task in simulate(fast).tasks) > 0
+
+
+def test_overhead_is_what_is_left_of_the_gap_before_a_relay(plan: Plan) -> None:
+    source, relay = plan.nodes[:2]
+    trace = Trace(
+        [MeasuredTask(1, relay, "RF", 0, 1.0, 1.0), MeasuredTask(1, relay, "RB", 0, 3.004, 3.004)],
+        [
+            MeasuredWait(1, source, relay, 0, "forward", 0.0, 1.0),
+            MeasuredWait(1, source, relay, 0, "backward", 1.004, 3.004),
+        ],
+    )
+    assert measured_cluster(plan, ASSUMED, trace).task_overhead_s == pytest.approx(0.004)
 
 
 def test_without_a_trace_costs_stay(plan: Plan) -> None:

@@ -19,6 +19,7 @@ from skippipe.training.recovery.plans.better_plans import READINGS, BetterPlanSe
 from skippipe.training.recovery.plans.link_readings import TRACED, LinkReadings, packed, unpacked
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.recost import NodePair, at_pace
+from skippipe_scheduler.plan.simulate import simulate
 
 STEP = 7
 LIMIT_S = 60.0
@@ -72,6 +73,17 @@ def test_a_slow_link_is_read_and_the_others_are_as_planned(plan: Plan) -> None:
     links = watched_links(plan)
     assert len(links) > 2
     slow = links[0]
+    found = read(readings_of(plan, at_pace(plan, {}, both_ways(slow, 4.0))))
+    assert found[slow] == found[slow[::-1]] == pytest.approx(4.0)
+    others = [pair for pair in found if {*pair} != {*slow}]
+    assert others
+    assert [found[pair] for pair in others] == pytest.approx([1.0] * len(others))
+
+
+def test_a_slow_link_on_which_only_relays_send_one_way_is_read() -> None:
+    plan = random_plan(2, num_nodes=6, num_stages=3, route_length=2, num_microbatches=12, relays=0.5)
+    computed = {(span.source, span.destination) for span in simulate(plan).transfers if span.maker not in ("RF", "RB")}
+    slow = next(pair for pair in read(readings_of(plan, plan)) if not {pair, pair[::-1]} <= computed)
     found = read(readings_of(plan, at_pace(plan, {}, both_ways(slow, 4.0))))
     assert found[slow] == found[slow[::-1]] == pytest.approx(4.0)
     others = [pair for pair in found if {*pair} != {*slow}]
