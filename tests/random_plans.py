@@ -1,9 +1,9 @@
 """Random valid plans for property tests: skips, swaps, relays, uneven replicas, replicas without a microbatch."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from skippipe_scheduler.plan.plan import Plan, PlanStage, Predicted, Route, Solver, Task
+from skippipe_scheduler.plan.plan import Operation, Plan, PlanStage, Predicted, Route, Solver, Task
 from skippipe_scheduler.plan.simulate import peak_held, simulate
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.rules import Rules
@@ -80,6 +80,29 @@ def with_splits(plan: Plan, share: float, generator: random.Random) -> Plan:
     weight_s = {node: generator.uniform(0.2, 0.8) * plan.costs.backward_s[node] for node in plan.nodes}
     costs = plan.costs.model_copy(update={"weight_s": weight_s})
     return plan.model_copy(update={"order": {node: tuple(tasks) for node, tasks in order.items()}, "costs": costs})
+
+
+def with_relays(fuller: Plan, kept: Sequence[Collection[int]], rules: Rules) -> Plan:
+    """Return `fuller` with only the stages `kept[m]` left on the route of microbatch m; all others relay its messages.
+
+    Order and placement stay.
+    """
+    microbatches, relaying = [], set[tuple[str, int]]()
+    for microbatch, stages in zip(fuller.microbatches, kept, strict=True):
+        route = tuple(node for node in microbatch.route if fuller.stage_of[node] in stages)
+        microbatches.append(microbatch.model_copy(update={"route": route, "path": microbatch.route}))
+        relaying |= {(node, microbatch.id) for node in microbatches[-1].relays}
+    left: dict[Operation, tuple[Operation, ...]] = {"F": ("RF",), "B": ("RB",), "W": ()}
+    order = {
+        node: tuple(
+            Task(operation, task.microbatch)
+            for task in tasks
+            for operation in (left[task.operation] if (node, task.microbatch) in relaying else (task.operation,))
+        )
+        for node, tasks in fuller.order.items()
+    }
+    changed = {"microbatches": tuple(microbatches), "order": order, "rules": rules}
+    return with_exact_times(fuller.model_copy(update=changed))
 
 
 def with_exact_times(plan: Plan) -> Plan:

@@ -10,14 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from random_plans import random_plan
+from random_plans import random_plan, with_relays
 
 from skippipe.cli.commands.plan_command import plan_table, search_limit_s
 from skippipe.cli.main import main
 from skippipe_scheduler.plan.plan import parse_plan
 from skippipe_scheduler.solver.other_routes import other_routes_problem
 from skippipe_scheduler.solver.planner import PlanWithBaselines
-from skippipe_scheduler.solver.relays import with_relays
 
 TINY = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.yaml"
 SHORT = ("pipeline.planner.max_evaluations=2000",)

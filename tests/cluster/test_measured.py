@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from random_plans import with_splits
+from random_plans import with_relays, with_splits
 from simulated_trace import simulated_trace
 
 from skippipe.cluster.measured import measured_cluster, write_measured
@@ -20,7 +20,6 @@ from skippipe_scheduler.problem.build import build_problem
 from skippipe_scheduler.problem.cluster import Cluster, MeasuredFor, load_cluster
 from skippipe_scheduler.problem.rules import skip_rules
 from skippipe_scheduler.problem.workload import Workload
-from skippipe_scheduler.solver.relays import with_relays
 from skippipe_scheduler.solver.solve import solve
 
 WORKLOAD = Workload(

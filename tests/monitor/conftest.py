@@ -5,10 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from random_plans import with_relays
 from small_runs import ROUTES, STAGES, make_plan, write_run
 
 from skippipe_scheduler.plan.plan import Plan
-from skippipe_scheduler.solver.relays import with_relays
 
 
 @pytest.fixture(scope="session")

@@ -162,15 +162,17 @@ def test_why_a_plan_is_slower_is_said() -> None:
     assert "given" in result.why_slower
 
 
-@pytest.mark.parametrize(("seed", "may_be_slower"), [(1, False), (3, False), (4, True)])
-def test_random_clusters(random_clusters: ModuleType, seed: int, may_be_slower: bool) -> None:
-    """Where links differ beyond measure, a route past a stage may be slower than by way of it: then that is said."""
+@pytest.mark.parametrize("seed", [1, 3, 4])
+def test_random_clusters(random_clusters: ModuleType, seed: int) -> None:
+    """That of seed 4 would be slower than the full pipeline without relays: links past its stages are slow."""
     small = random_clusters.Size(most_nodes=9, most_stages=5, most_microbatches=16)
     result = solve_with_baselines(random_clusters.random_request(seed, replace(QUICK, seed=seed), small))
     validate(result.plan)
     plan, full, blind = (p.predicted.iteration_s for p in (result.plan, result.full_pipeline, result.network_blind))
     assert plan <= blind
-    assert (plan > full) == bool(result.why_slower) == may_be_slower
+    assert plan <= full
+    assert not result.why_slower
+    assert any(microbatch.relays for microbatch in result.plan.microbatches) == (seed == 4)
 
 
 def test_judged_under_jitter_a_plan_is_no_worse_than_blind_skipping(random_clusters: ModuleType) -> None:

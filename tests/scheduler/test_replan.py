@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from statistics import fmean
 
 import pytest
+from random_plans import with_relays
 from small_problems import make_problem
 
 from skippipe_scheduler.errors import InfeasibleError
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.plan.validate import validate
 from skippipe_scheduler.problem.problem import Problem
-from skippipe_scheduler.solver.relays import with_relays
 from skippipe_scheduler.solver.replan import replan, without_node
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 

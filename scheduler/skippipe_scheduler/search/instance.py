@@ -98,17 +98,15 @@ def _factors(robustness: Robustness | None, count: int) -> Floats:
 
 
 def fill_schedule(schedule: Schedule, starts: Starts) -> None:
-    """Put all tasks into an empty schedule with its routes and relays, in the order of `starts`."""
+    """Put all tasks into an empty schedule in the order of `starts`."""
     rows: list[list[tuple[float, bool, int, int]]] = [[] for _ in schedule.placement]
     for m, row in enumerate(starts):
         if not row:
             continue
         route = schedule.routes[m, : schedule.lengths[m]].tolist()
-        hops = range(len(route))
-        for index, hop in enumerate((*hops, 0, *reversed(hops))):
-            # A relay takes no time, and a loss may take none: they come before the task that starts with them.
-            takes_none = index == len(route) or schedule.relays[m, hop]
-            rows[route[hop]].append((row[index], not takes_none, index, m << INDEX_BITS | index))
+        for index, slot in enumerate((*route, route[0], *reversed(route))):
+            # A loss may take no time: then it comes before the task that starts with it.
+            rows[slot].append((row[index], index != len(route), index, m << INDEX_BITS | index))
     for slot, entries in enumerate(rows):
         ordered = [task for *_, task in sorted(entries)]
         schedule.tasks[BUSY, slot, : len(ordered)] = ordered

@@ -21,6 +21,9 @@ from skippipe_scheduler.search.kernel.anneal import (
     is_better,
 )
 from skippipe_scheduler.search.kernel.arrays import (
+    BUSY,
+    INDEX_BITS,
+    INDEX_MASK,
     REDUCE_GBIT,
     Cooling,
     Floats,
@@ -79,7 +82,7 @@ class LocalSearch:
         self._allocate(placement, routes)
         costs = SlotCosts(self.slot_model, placement)
         self._dispatch(ANY_NUMBER)
-        if self._inserting_takes_minutes and self.scores[2, 0] < np.inf:
+        if self.inserting_takes_minutes and self.scores[2, 0] < np.inf:
             return self._continue()
         if fewer_begun and self.slot_model.shares_capacity:
             most_begun = int(self.instance.memory.max()) // 2
@@ -102,7 +105,7 @@ class LocalSearch:
         return self._continue()
 
     @property
-    def _inserting_takes_minutes(self) -> bool:
+    def inserting_takes_minutes(self) -> bool:
         """Whether all but a dispatch would go far beyond a time limit: nothing is compiled."""
         many = self.slot_model.num_tasks > self.tuning.most_inserted_in_python
         return many and slowness() > 1 and not self.repeatable
@@ -208,7 +211,7 @@ class LocalSearch:
         microbatches of large problems are dispatched instead.
         """
         self._allocate(solution.placement, solution.routes)
-        if self._inserting_takes_minutes:
+        if self.inserting_takes_minutes:
             self._dispatch(ANY_NUMBER)
             if self.scores[2, 0] < np.inf:
                 return self._continue()
@@ -265,7 +268,13 @@ class LocalSearch:
             float(self.scores[2, 0]),
             float(self.scores[2, 1]),
             tuple(tuple(map(bool, row)) for row in self.best.relays.tolist()) if self.relaying else (),
+            tuple(map(self._sequence, range(len(self.best.placement)))) if self.relaying else (),
         )
+
+    def _sequence(self, slot: int) -> tuple[tuple[int, int], ...]:
+        """Return microbatch and index in its chain of each task of a slot of the best schedule."""
+        tasks = self.best.tasks[BUSY, slot, : self.best.counts[BUSY, slot]].tolist()
+        return tuple((task >> INDEX_BITS, task & INDEX_MASK) for task in tasks)
 
     def _allocate(self, placement: SlotPlacement, routes: Sequence[SlotRoute]) -> None:
         padded, lengths = self._padded(routes), np.array([len(route) for route in routes])

@@ -1,6 +1,6 @@
 """From a solution of the search, which speaks of slots, to an exactly timed plan, which names nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from skippipe_scheduler.errors import ProblemError
@@ -15,16 +15,9 @@ def draft_plan(slot_model: SlotModel, solution: Solution) -> Plan:
     problem, costs = slot_model.problem, SlotCosts(slot_model, solution.placement)
     names = [problem.nodes[rank] for rank in costs.placement]
     order: dict[str, list[Task]] = {name: [] for name in problem.nodes}
-    operations = [_chain(solution, microbatch) for microbatch in range(len(solution.routes))]
-    # A relay takes no time, and a loss may take none: they come before the task that starts with them.
-    sequence = sorted(
-        (start_s, operations[microbatch][index][1] not in ("L", "RF", "RB"), index, microbatch)
-        for microbatch, row in enumerate(solution.starts)
-        for index, start_s in enumerate(row)
-    )
-    for _, _, index, microbatch in sequence:
-        slot, operation = operations[microbatch][index]
-        order[names[slot]].append(Task(operation, microbatch))
+    operations = [_operations(solution, microbatch) for microbatch in range(len(solution.routes))]
+    for slot, microbatch, index in _sequence(solution):
+        order[names[slot]].append(Task(operations[microbatch][index], microbatch))
     resolved = problem.costs.model_copy(
         update={
             "forward_s": dict(zip(names, costs.forward_s, strict=True)),
@@ -47,17 +40,32 @@ def draft_plan(slot_model: SlotModel, solution: Solution) -> Plan:
     )
 
 
+def _sequence(solution: Solution) -> Iterator[tuple[int, int, int]]:
+    """Yield slot, microbatch and index in its chain of all tasks; those of a slot in its order."""
+    if solution.sequences:
+        yield from ((slot, *task) for slot, tasks in enumerate(solution.sequences) for task in tasks)
+        return
+    # A loss may take no time: then it comes before the task that starts with it.
+    begun = sorted(
+        (start_s, index != len(solution.routes[microbatch]), index, microbatch)
+        for microbatch, row in enumerate(solution.starts)
+        for index, start_s in enumerate(row)
+    )
+    slots = [(*route, route[0], *reversed(route)) for route in solution.routes]
+    yield from ((slots[microbatch][index], microbatch, index) for _, _, index, microbatch in begun)
+
+
 def _relays(solution: Solution, microbatch: int) -> tuple[bool, ...]:
     """Return hop by hop whether the slot only relays."""
     return solution.relays[microbatch] if solution.relays else (False,) * len(solution.routes[microbatch])
 
 
-def _chain(solution: Solution, microbatch: int) -> list[tuple[int, Operation]]:
-    """Return the slot and the operation of each task of a microbatch."""
-    way = list(zip(solution.routes[microbatch], _relays(solution, microbatch), strict=True))
-    ahead: list[tuple[int, Operation]] = [(slot, "RF" if relays else "F") for slot, relays in way]
-    back: list[tuple[int, Operation]] = [(slot, "RB" if relays else "B") for slot, relays in reversed(way)]
-    return [*ahead, (way[0][0], "L"), *back]
+def _operations(solution: Solution, microbatch: int) -> list[Operation]:
+    """Return the operations of a microbatch's chain."""
+    relays = _relays(solution, microbatch)
+    ahead: list[Operation] = ["RF" if only_relays else "F" for only_relays in relays]
+    back: list[Operation] = ["RB" if only_relays else "B" for only_relays in reversed(relays)]
+    return [*ahead, "L", *back]
 
 
 def _route(solution: Solution, microbatch: int, names: Sequence[str]) -> Route:

@@ -19,6 +19,9 @@ class Solution:
     score: float
     relays: tuple[tuple[bool, ...], ...] = ()
     """Of every microbatch, hop by hop, whether the slot only relays; none where no slot does."""
+    sequences: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Of every slot its tasks in sequence, each a microbatch and the index in its chain, where relays have been timed:
+    they take no time, so that `starts` do not tell which comes first."""
 
     @property
     def key(self) -> tuple[float, float]:

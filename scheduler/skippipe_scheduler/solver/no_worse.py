@@ -10,6 +10,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from skippipe_scheduler.analysis.jitter import sample_iterations
+from skippipe_scheduler.baselines.full_and_blind import as_full_pipeline
 from skippipe_scheduler.options import EXACT_TASK_S, SolveOptions
 from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayerSplitProblem
@@ -32,25 +33,35 @@ def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) ->
     """Return the best of a plan and of the full pipeline with stages left out, where the request allows its sizes."""
     if plan.rules == full_pipeline.rules and request.leaves_sizes_open(request.resolve(full_pipeline)):
         return best_plan((plan, full_pipeline), request.options)
-    problem = _problem_of(full_pipeline, request)
-    if problem is None:
-        return plan
     steps = request.options.max_evaluations
     options = replace(
         request.options,
         time_limit_s=_PART * request.options.time_limit_s,
         max_evaluations=None if steps is None else max(1, int(_PART * steps)),
     )
+    problem = _problem_of(full_pipeline, request)
+    if problem is not None:
+        plan = _better_of_direct(plan, full_pipeline, problem, request, options)
+    if plan.predicted.iteration_s <= full_pipeline.predicted.iteration_s:
+        return plan
+    if problem is None:  # its own stages have a full pipeline, too
+        problem = request.resolve(plan)
+        full_pipeline = solve(as_full_pipeline(problem), options, layers=request.layers_per_stage)
+    relayed = plan_with_relays(full_pipeline, problem, options)
+    return plan if relayed is None else best_plan((plan, relayed), request.options)
+
+
+def _better_of_direct(
+    plan: Plan, full_pipeline: Plan, problem: Problem, request: PlanRequest, options: SolveOptions
+) -> Plan:
+    """Return the better of a plan and of what a search makes of the full pipeline with stages left out."""
     start = _best_start(full_pipeline, problem, request.options)
     # What the search makes of a start may be much shorter: it splits backwards, and balances loads of shared cards.
     gains = problem.costs.weight_s is not None or SlotModel(problem).shares_capacity
-    if start is not None and (start.iteration_s < plan.predicted.iteration_s or gains):
-        found = solve(problem, options, layers=request.layers_per_stage, warm=start)
-        plan = best_plan((plan, found), request.options)
-    if plan.predicted.iteration_s <= full_pipeline.predicted.iteration_s:
+    if start is None or (start.iteration_s >= plan.predicted.iteration_s and not gains):
         return plan
-    relayed = plan_with_relays(full_pipeline, problem, options)
-    return plan if relayed is None else best_plan((plan, relayed), request.options)
+    found = solve(problem, options, layers=request.layers_per_stage, warm=start)
+    return best_plan((plan, found), request.options)
 
 
 def best_plan(plans: Sequence[Plan], options: SolveOptions) -> Plan:
@@ -79,7 +90,8 @@ def why_slower(plan: Plan, full_pipeline: Plan, request: PlanRequest) -> str:
     if _problem_of(full_pipeline, request) is None:
         return "its stages have other sizes or nodes, which are given or which memory asks for"
     return (
-        "past a stage left out its routes take slower links than through that stage, and relays there gain too little"
+        "past a stage left out its routes take slower links than through that stage, and no faster plan with relays "
+        "there was found in this time"
     )
 
 

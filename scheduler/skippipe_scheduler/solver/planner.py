@@ -69,7 +69,8 @@ def solve_with_baselines(
     """Solve what is asked and both baselines, each with a third of the time limit.
 
     The plan is never worse than network-blind skipping, nor than the full pipeline with stages left out of its routes
-    (where nobody gives the sizes of stages). Open layers are chosen for the plan and for the full pipeline, each within
+    (where nobody gives the sizes of stages). Where it would be slower than the full pipeline, nodes of the stages that
+    a microbatch leaves out relay its messages, if that helps. Open layers are chosen for the plan and for the full pipeline, each within
     its third; network-blind skipping gets those of the plan.
 
     Args:

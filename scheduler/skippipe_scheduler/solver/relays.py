@@ -40,12 +40,12 @@ def plan_with_relays(full_pipeline: Plan, problem: Problem, options: SolveOption
     if start is None:
         return None
     search = LocalSearch(slot_model, options.seed, options.robustness, repeatable=not clocked)
-    search.resume(start)
-    found = search.improve(options.budget(slot_model.num_tasks), temperature=_TEMPERATURE)
-    goal_s = full_pipeline.predicted.iteration_s
-    if found.iteration_s > goal_s:
-        found = search.improve(Budget(_LONGER_S, options.max_evaluations), goal_s, temperature=_TEMPERATURE)
-    unshared = _with_best_ways(problem)
+    found, goal_s = search.resume(start), full_pipeline.predicted.iteration_s
+    if not search.inserting_takes_minutes:
+        found = search.improve(options.budget(slot_model.num_tasks), temperature=_TEMPERATURE)
+        if found.iteration_s > goal_s:
+            found = search.improve(Budget(_LONGER_S, options.max_evaluations), goal_s, temperature=_TEMPERATURE)
+    unshared = with_best_ways(problem)
     bound_s = max(lower_bounds(unshared, 0.0).values())
     plan = finished_plan(slot_model, found, bound_s, full_pipeline.solver, full_pipeline.layers_per_stage)
     plan = plan.model_copy(update={"rules": problem.rules})
@@ -54,7 +54,7 @@ def plan_with_relays(full_pipeline: Plan, problem: Problem, options: SolveOption
     return plan
 
 
-def _with_best_ways(problem: Problem) -> Problem:
+def with_best_ways(problem: Problem) -> Problem:
     """Return the problem in which messages take their fastest way over any nodes and nothing is shared.
 
     No plan with relays is faster than its bounds.
