@@ -81,7 +81,7 @@ class Predicted(StrictModel):
     reduce_exposed_s: Seconds = Field(examples=[0.25])
     """Seconds of gradient reduction after that, which no task hides."""
     lower_bound_s: Seconds = Field(examples=[7.4])
-    """No plan of the same problem is shorter than this."""
+    """No plan of the same problem is shorter than this; where no node relays in this one, none without relays."""
 
 
 class Solver(StrictModel):

@@ -70,8 +70,8 @@ def solve_with_baselines(
 
     The plan is never worse than network-blind skipping, nor than the full pipeline with stages left out of its routes
     (where nobody gives the sizes of stages). Where it would be slower than the full pipeline, nodes of the stages that
-    a microbatch leaves out relay its messages, if that helps. Open layers are chosen for the plan and for the full pipeline, each within
-    its third; network-blind skipping gets those of the plan.
+    a microbatch leaves out relay its messages, if that helps. Open layers are chosen for the plan and for the full
+    pipeline, each within its third; network-blind skipping gets those of the plan.
 
     Args:
         request: The problem, what of it is open, how to search and where to begin.

@@ -44,7 +44,8 @@ def plan_with_relays(full_pipeline: Plan, problem: Problem, options: SolveOption
     if not search.inserting_takes_minutes:
         found = search.improve(options.budget(slot_model.num_tasks), temperature=_TEMPERATURE)
         if found.iteration_s > goal_s:
-            found = search.improve(Budget(_LONGER_S, options.max_evaluations), goal_s, temperature=_TEMPERATURE)
+            longer = Budget(_LONGER_S, options.max_evaluations, options.stop)
+            found = search.improve(longer, goal_s, temperature=_TEMPERATURE)
     unshared = with_best_ways(problem)
     bound_s = max(lower_bounds(unshared, 0.0).values())
     plan = finished_plan(slot_model, found, bound_s, full_pipeline.solver, full_pipeline.layers_per_stage)
