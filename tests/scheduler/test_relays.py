@@ -2,6 +2,8 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from threading import Event
+from time import perf_counter
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -182,6 +184,18 @@ def test_no_relays_where_timing_them_takes_too_long() -> None:
     assert plan_with_relays(full, uneven_ring(), SolveOptions(time_limit_s=0.01)) is not None
     many = uneven_ring().model_copy(update={"microbatches_per_origin": 10_000})
     assert plan_with_relays(full, many, SolveOptions(time_limit_s=0.01)) is None
+
+
+def test_a_stopped_search_goes_on_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("skippipe_scheduler.solver.relays._LONGER_S", 300.0)
+    full = full_pipeline_of(uneven_ring())
+    unreached = full.predicted.model_copy(update={"iteration_s": 0.1})
+    stop = Event()
+    stop.set()
+    begin_s = perf_counter()
+    options = SolveOptions(time_limit_s=1.0, stop=stop)
+    assert plan_with_relays(full.model_copy(update={"predicted": unreached}), uneven_ring(), options) is not None
+    assert perf_counter() - begin_s < 150
 
 
 def full_and_short(seed: int, contention: Contention = "none") -> tuple[Plan, Plan]:
