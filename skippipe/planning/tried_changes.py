@@ -18,6 +18,7 @@ LEAST_GAIN = 0.01
 """Share of the iteration below which a change is not worth naming: short searches differ by as much."""
 SEARCHED_ANEW = {"pipeline.stage_sizes", "pipeline.layers_per_stage", "training.num_microbatches"}
 """Keys with another value of which the plan that there is cannot be gone on from."""
+NOT_TRIED = "What would help: not tried, as changes are searched without relays, and this plan has them."
 MEMORY = "memory for all microbatches on every node"
 
 
@@ -37,6 +38,8 @@ def what_helps(experiment: Experiment, plan: Plan, problem: Problem, limit_s: fl
         problem: What the plan is one of.
         limit_s: Seconds for all searches together. A budget of steps in the experiment is shared out instead.
     """
+    if plan.has_relays:
+        return NOT_TRIED
     tries = _tries(experiment, plan, problem)
     options = _part_of(experiment, limit_s, len(tries) + 1)
     now_s, begin_s = _replanned_s(plan, problem, options), perf_counter()

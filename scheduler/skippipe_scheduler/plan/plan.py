@@ -165,6 +165,11 @@ class Plan(StrictModel):
         """Microbatches whose backward is split on each node."""
         return {node: split_backwards(self.order.get(node, ())) for node in self.nodes}
 
+    @property
+    def has_relays(self) -> bool:
+        """Whether nodes relay messages of any microbatch."""
+        return any(microbatch.relays for microbatch in self.microbatches)
+
     @cached_property
     def visits(self) -> tuple[int, ...]:
         """How many microbatches visit each stage in one iteration."""

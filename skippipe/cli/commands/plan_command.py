@@ -91,7 +91,8 @@ def command(
     binds = ""
     if report is not None or with_explanation:
         repeatable = request.options.max_evaluations is not None
-        binds = what_binds(result.problem, math.inf if repeatable else limit_s - (perf_counter() - begin_s))
+        left_s = math.inf if repeatable else limit_s - (perf_counter() - begin_s)
+        binds = what_binds(result.problem, result.plan, left_s)
     if report is not None:
         from skippipe.monitor.report import write_plan_report
 
@@ -198,11 +199,16 @@ def _fullest(
     return f"memory: fullest is {fullest.node}{device_texts[fullest.node]} with {needed} of {limit} ({fullest})"
 
 
-def what_binds(problem: "Problem", left_s: float) -> str:
-    """Return which lower bound binds and what would help, in words, with `left_s` seconds for better bounds."""
+def what_binds(problem: "Problem", plan: "Plan", left_s: float) -> str:
+    """Return which lower bound binds and what would help, in words, with `left_s` seconds for better bounds.
+
+    A plan with relays has bounds of its own: those of direct messages may lie above it.
+    """
     from skippipe_scheduler.bounds import explain_bound, lower_bounds
+    from skippipe_scheduler.solver.relays import with_best_ways
     from skippipe_scheduler.solver.split_backward import input_gradients_alone
 
+    problem = with_best_ways(problem) if plan.has_relays else problem
     problem = input_gradients_alone(problem) if problem.costs.weight_s else problem
     return explain_bound(problem, lower_bounds(problem, min(_BOUNDS_S, max(_LEAST_BOUNDS_S, left_s))))
 

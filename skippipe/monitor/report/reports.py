@@ -338,7 +338,7 @@ def _nodes(plans: Mapping[str, Plan]) -> PageSection:
 
 
 def _relaying(plans: Mapping[str, Plan]) -> bool:
-    return any(microbatch.relays for plan in plans.values() for microbatch in plan.microbatches)
+    return any(plan.has_relays for plan in plans.values())
 
 
 def _size(plan: Plan) -> str:
