@@ -124,7 +124,8 @@ def _path_offences(microbatch: Content, nodes: set[str]) -> Iterator[str]:
 
 
 def _path(microbatch: Content) -> list[str]:
-    path: list[str] = microbatch["path"] if "path" in microbatch else microbatch["route"]
+    given: list[str] | None = microbatch.get("path")
+    path: list[str] = microbatch["route"] if given is None else given
     return path
 
 
