@@ -64,12 +64,9 @@ def preloaded() -> ForkServerContext:
 
 
 def run_skippipe(arguments: list[str], output: Path, environment: dict[str, str], folder: Path | None = None) -> None:
-    """Run the command line in a new process, on one thread, with all that it prints in a file."""
-    import torch
-
+    """Run the command line in a new process, with all that it prints in a file."""
     from skippipe.cli.main import main
 
-    torch.set_num_threads(1)
     os.environ.update(environment)
     redirect(output)
     if folder is not None:

@@ -129,7 +129,6 @@ def start_torchrun(arguments: list[str]) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "skippipe.cli.agent", "--standalone", "--nproc-per-node", str(WORLD_SIZE)]
     return subprocess.Popen(
         [*launcher, "-m", "skippipe", "train", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,6 @@
 """`skippipe demo` as a user runs it, with fewer steps: ranks, links, evaluation, and its page in a browser."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +32,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     finished = subprocess.run(
         [sys.executable, "-m", "skippipe", "demo", "--out", str(folder / "demo"), *FEWER],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=220,

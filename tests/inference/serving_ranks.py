@@ -170,7 +170,6 @@ def _answer(
     environment: Mapping[str, str],
 ) -> None:
     os.environ.update(environment)
-    torch.set_num_threads(1)
     with log.open("w") as stream:
         os.dup2(stream.fileno(), 2)
     if fault is not None:

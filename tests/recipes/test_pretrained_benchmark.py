@@ -2,12 +2,10 @@
 
 import importlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "skip_tolerance"
@@ -15,15 +13,12 @@ POLICIES = ("random", "exit")
 
 
 @pytest.fixture
-def pretrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def pretrained(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER.parent))
     monkeypatch.syspath_prepend(str(FOLDER))
     module = importlib.import_module("pretrained")
     monkeypatch.setattr(module, "POLICIES", POLICIES)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a tiny model is fastest so
-    yield module
-    torch.set_num_threads(threads)
+    return module
 
 
 @pytest.mark.extended

@@ -98,7 +98,7 @@ def run_ranks_in(arguments: list[str], num_ranks: int, output: Path, folder: Pat
 
 
 def run_shell(command: str, folder: Path) -> tuple[int | None, str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
     )

@@ -139,7 +139,7 @@ class Pods:
             process = subprocess.Popen(
                 [sys.executable, *self._here(self._container["command"][1:])],
                 cwd=volume,
-                env=os.environ | own | {"SKIPPIPE_SECRET": "0123456789abcdef", "OMP_NUM_THREADS": "1"},
+                env=os.environ | own | {"SKIPPIPE_SECRET": "0123456789abcdef"},
                 stdout=log,
                 stderr=log,
             )

@@ -78,7 +78,7 @@ class Cluster:
             CONFIGURATION.format(host=HOST, port=free_port(), folder=folder, nodes=nodes)
         )
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "OMP_NUM_THREADS": "1"}
+        self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
 
     def ask(self, *command: str, **environment: str) -> str:
         """Return what a program of SLURM prints; "" where it has nothing to say about the job any more."""

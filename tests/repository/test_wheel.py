@@ -84,7 +84,7 @@ def installed(wheel: Path, tmp_path: Path) -> dict[str, str]:
     # A folder named in a .pth file is searched, but .pth files in it are not read: an editable installation stays out.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return inherited | {"PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return inherited | {"PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.mark.extended

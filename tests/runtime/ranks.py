@@ -202,7 +202,6 @@ def run_until_stopped(folder: Path, context: DistributedContext, *, faulty_rank:
 
 def main(folder: Path, mode: str, timeout_s: float) -> int:
     """Run one rank; return its exit code."""
-    torch.set_num_threads(1)
     context = DistributedContext.from_environment(timeout_s)
     try:
         if mode == "gradients":

@@ -24,7 +24,7 @@ def assert_no_bound_exceeds(bounds: Mapping[str, float], iteration_s: float) -> 
         assert bound_s <= iteration_s + 1e-9, name
 
 
-@settings(max_examples=20, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(problems(), st.integers(0, 3))
 def test_no_bound_exceeds_the_time_of_a_plan(problem: Problem, seed: int) -> None:
     plan = solve(problem, SolveOptions(seed=seed, max_evaluations=200))

@@ -42,7 +42,7 @@ def full_pipeline_of(problem: Problem) -> Plan:
     return solve(as_full_pipeline(problem), replace(QUICK, max_evaluations=5))
 
 
-@settings(max_examples=40, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(problems(), CONTENTIONS, st.integers(0, 5), st.sampled_from([0, 1, 200]), st.booleans())
 def test_the_search_times_relays_exactly_and_keeps_all_rules(
     problem: Problem, contention: str, seed: int, steps: int, large: bool
@@ -79,7 +79,7 @@ def test_before_any_search_all_stands_where_it_stood(problem: Problem, seed: int
     assert found.predicted.iteration_s <= full.predicted.iteration_s + 1e-9
 
 
-@settings(max_examples=30, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(problems(), CONTENTIONS)
 def test_no_plan_with_relays_is_below_its_bound(problem: Problem, contention: str) -> None:
     problem = share_links(problem, contention)

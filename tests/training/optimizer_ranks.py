@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from processes import free_port
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -104,7 +103,6 @@ def _parameter(key: str) -> str:
 def run_rank(folder: Path, rank: int, environment: dict[str, str]) -> None:
     """Train the experiment, if there is one, and run all cases, in one process."""
     os.environ.update(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-    torch.set_num_threads(1)
     context = DistributedContext.from_environment(60.0)
     if (folder / "experiment.yaml").exists():
         train(load_experiment(folder / "experiment.yaml", ()), parse_plan(folder / "two.plan.json"), context)

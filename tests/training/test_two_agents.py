@@ -32,7 +32,7 @@ def start_agent(command: Sequence[str], **environment: str) -> subprocess.Popen[
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
         command,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": programs} | environment,
+        env=os.environ | {"PATH": programs} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
