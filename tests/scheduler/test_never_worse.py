@@ -13,6 +13,7 @@ import pytest
 from test_build import WORKLOAD, build
 
 from skippipe_scheduler.analysis.jitter import sample_iterations
+from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.errors import ProblemError
 from skippipe_scheduler.files import parse
 from skippipe_scheduler.options import Robustness, SolveOptions
@@ -21,7 +22,9 @@ from skippipe_scheduler.problem.cluster import Cluster
 from skippipe_scheduler.problem.costs import Costs
 from skippipe_scheduler.problem.problem import Problem, StageNodes
 from skippipe_scheduler.problem.rules import Rules
+from skippipe_scheduler.search.constructed import promise_s
 from skippipe_scheduler.search.local_search import LocalSearch
+from skippipe_scheduler.search.portfolio import PortfolioSearch
 from skippipe_scheduler.slots.placement import regional_placement
 from skippipe_scheduler.slots.region_groups import grouped_placements, sizes_by_region
 from skippipe_scheduler.slots.replica_order import order_replicas, ordered_replicas
@@ -245,6 +248,17 @@ def test_where_nodes_hold_few_microbatches_a_region_comes_late() -> None:
 def test_no_sizes_by_region_with_one_region_or_more_than_stages() -> None:
     assert sizes_by_region(regional(regions=1, nodes=8), most=4) == []
     assert sizes_by_region(regional(regions=6, nodes=2), most=4) == []
+
+
+def test_stages_in_regions_come_first_where_reductions_between_them_are_slow() -> None:
+    """Where there is time for few sizes, the others are not searched."""
+    request = PlanRequest(uneven(), QUICK, "rule", with_sizes=lambda sizes: uneven(stage_sizes=sizes))
+    even, *by_region = [SlotModel(problem) for problem in request.beside(None)]
+    assert promise_s(by_region[0]) < 0.01 * promise_s(even)
+    portfolio = PortfolioSearch([even], Budget(0.1), seed=0, num_workers=1, beside=by_region)
+    found = portfolio.run()
+    assert found.slot_model in by_region
+    assert portfolio.slot_models[0] is by_region[0]
 
 
 def test_stages_do_not_reduce_between_regions_where_that_is_slow() -> None:

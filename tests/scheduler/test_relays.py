@@ -29,7 +29,7 @@ from skippipe_scheduler.slots.assemble import finished_plan
 from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.solver.leave_stages_out import schedule_with_relays
 from skippipe_scheduler.solver.plan_request import PlanRequest
-from skippipe_scheduler.solver.planner import solve_with_baselines
+from skippipe_scheduler.solver.planner import solve_request, solve_with_baselines
 from skippipe_scheduler.solver.relays import plan_with_relays, with_best_ways
 from skippipe_scheduler.solver.solve import solve
 
@@ -162,6 +162,16 @@ def test_a_plan_relays_where_the_way_past_a_stage_is_slow(weight_s: float | None
     assert result.plan.predicted.lower_bound_s < result.plan.predicted.iteration_s
     assert not result.why_slower
     assert bool(any(result.plan.split_of.values())) == (weight_s is not None)
+
+
+def test_a_plan_that_nobody_compares_relays_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = PlanRequest(uneven_ring(), replace(QUICK, max_evaluations=200))
+    plan = solve_request(request)
+    assert plan.has_relays
+    assert plan.predicted.iteration_s < full_pipeline_of(uneven_ring()).predicted.iteration_s
+    monkeypatch.setattr("skippipe_scheduler.solver.no_worse._BEYOND_S", 0.0)
+    assert solve_request(request) == plan  # where steps are counted, nobody looks at a clock
+    assert not solve_request(PlanRequest(uneven_ring(), SolveOptions(time_limit_s=0.2))).has_relays
 
 
 def test_relays_are_judged_under_jitter_too() -> None:

@@ -54,6 +54,11 @@ def construct_schedules(
     return sorted(found, key=lambda constructed: constructed.solution.key)
 
 
+def promise_s(slot_model: SlotModel) -> float:
+    """Return the seconds that the most promising placement promises: no bound, but much tells much from little."""
+    return min(_promise_s(SlotCosts(slot_model, placement)) for placement in _placements(slot_model))
+
+
 def _placements(slot_model: SlotModel) -> list[SlotPlacement]:
     """Return placements, the most promising first."""
     given = slot_model.given_placement()

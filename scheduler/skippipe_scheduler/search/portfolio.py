@@ -17,7 +17,7 @@ from skippipe_scheduler.baselines.paper_method.method import best_run, route_set
 from skippipe_scheduler.bounds import lower_bounds
 from skippipe_scheduler.budget import Budget
 from skippipe_scheduler.options import Progress, Robustness
-from skippipe_scheduler.search.constructed import Constructed, construct_schedules
+from skippipe_scheduler.search.constructed import Constructed, construct_schedules, promise_s
 from skippipe_scheduler.search.effort import SearchEffort
 from skippipe_scheduler.search.joint_model import is_small_enough, solve_joint_model
 from skippipe_scheduler.search.local_search import LocalSearch
@@ -80,10 +80,12 @@ class PortfolioSearch:
             if warm is not None:
                 self._resume(warm, pool)
             else:
-                for slot_model in self.slot_models:
+                constructed, beside = self._construct_all(), self._construct_beside()
+                for slot_model, schedules in zip(self.slot_models, constructed, strict=False):
                     if self.best is None or not self.budget.exhausted:
-                        self._start_searches(slot_model, pool)
-                self._look_beside()
+                        self._start_searches(slot_model, schedules, pool)
+                for schedule in beside:
+                    self._add_better(schedule)
             self._race(pool)
             self._solve_joint_model()
             self._intensify(pool)
@@ -97,14 +99,30 @@ class PortfolioSearch:
     def _choose_variants(self) -> None:
         """Leave out variants for which there is no time; those beside come in turn with the others where loads decide.
 
-        A schedule made without a search does not tell what balanced loads can reach.
+        A schedule made without a search does not tell what balanced loads can reach. A variant beside that promises
+        much more than the first comes before it.
         """
         first, turns = self.slot_models[0], list(self.slot_models)
         if self.effort.loads_decide(first):
             pairs = zip_longest(self.slot_models, self.beside)
             turns = [slot_model for pair in pairs for slot_model in pair if slot_model is not None]
+        better = self._much_more_promising(first)
+        if better is not None:
+            turns = [better, *(slot_model for slot_model in turns if slot_model is not better)]
         self.slot_models = turns[: self.effort.affordable_variants(first)]
         self.beside = [variant for variant in self.beside if not any(variant is chosen for chosen in self.slot_models)]
+
+    def _much_more_promising(self, first: SlotModel) -> SlotModel | None:
+        """Return the first variant beside that promises much more than `first`, if any is found in little time."""
+        if not self.beside or first.given_placement() is not None:
+            return None
+        budget, goal_s = self.budget.share(self.tuning.promise_part), self.tuning.much_promise * promise_s(first)
+        for slot_model in self.beside:
+            if budget.exhausted:
+                break
+            if promise_s(slot_model) < goal_s:
+                return slot_model
+        return None
 
     def _resume(self, warm: Solution, pool: ThreadPoolExecutor) -> None:
         """Begin at an older plan: in its own order and, where there is time, with balanced loads in a new one."""
@@ -125,9 +143,10 @@ class PortfolioSearch:
             self._add(search, solution)
         self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[: max(1, self.num_workers)]
 
-    def _start_searches(self, slot_model: SlotModel, pool: ThreadPoolExecutor) -> None:
+    def _start_searches(
+        self, slot_model: SlotModel, constructed: Sequence[Constructed], pool: ThreadPoolExecutor
+    ) -> None:
         """Add searches from several placements and routes, each with its loads balanced first."""
-        constructed = self._construct(slot_model, self.budget.share(self._construction_part))
         every = () if slot_model.given_placement() else few_placements(slot_model, self.tuning.few_placements)
         bases: Sequence[SlotPlacement] = every or [found.solution.placement for found in constructed]
         if not every and len(bases) > 1 and self.effort.loads_decide(slot_model):
@@ -190,16 +209,26 @@ class PortfolioSearch:
         """Share of what is left in which schedules of one variant are made without a search."""
         return self.tuning.construction_part / (len(self.slot_models) + bool(self.beside))
 
-    def _look_beside(self) -> None:
-        """Add a search in a variant beside, where a schedule made without a search is better than all so far.
+    def _construct_all(self) -> list[list[Constructed]]:
+        """Return schedules of each variant that need no search, as long as there is time: of the first at least."""
+        found: list[list[Constructed]] = []
+        for slot_model in self.slot_models:
+            if found and self.budget.exhausted:
+                break
+            found.append(self._construct(slot_model, self.budget.share(self._construction_part)))
+        return found
+
+    def _construct_beside(self) -> list[Constructed]:
+        """Return the best schedule that needs no search of each variant beside for which there is time.
 
         The first has the time of one variant, and all others together as much again.
         """
-        budget = self.budget.share(2 * self._construction_part)
+        budget, found = self.budget.share(2 * self._construction_part), list[Constructed]()
         for slot_model in self.beside:
             if budget.exhausted or self.budget.exhausted:
                 break
-            self._add_better(self._construct(slot_model, budget.share(0.5))[0])
+            found.append(self._construct(slot_model, budget.share(0.5))[0])
+        return found
 
     def _add_better(self, constructed: Constructed) -> None:
         """Add the search of a schedule that was made without one, where it is better than all so far."""

@@ -30,6 +30,11 @@ class PortfolioTuning:
     proven: float = 1e-6
     """A plan within this share of the bound ends the search. Chosen: bounds are rounded down by as much."""
 
+    promise_part: float = 0.1
+    """Share of the budget in which variants beside are looked through for one that promises much more. Chosen."""
+    much_promise: float = 0.5
+    """Times what the first variant promises: less is much more promising. Chosen: where reductions between regions
+    decide, one region for each stage promises a tenth and less."""
     construction_part: float = 0.15
     """Share of the budget for schedules without a search, over all variants; one is made of each at least. Chosen."""
     few_sequences_limit_s: float = 5.0

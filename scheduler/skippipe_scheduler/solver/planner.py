@@ -8,7 +8,7 @@ from skippipe_scheduler.plan.plan import Plan
 from skippipe_scheduler.problem.build import LayersPerStage, LayerSplitProblem
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.solver.layer_split import choose_layers
-from skippipe_scheduler.solver.no_worse import best_plan, no_worse_than_full, why_slower
+from skippipe_scheduler.solver.no_worse import best_plan, no_worse_than_found_quickly, no_worse_than_full, why_slower
 from skippipe_scheduler.solver.plan_request import PlanRequest
 from skippipe_scheduler.solver.replan import replan
 from skippipe_scheduler.solver.solve import solve_network_blind, solve_variants
@@ -43,6 +43,9 @@ class PlanWithBaselines:
 def solve_request(request: PlanRequest) -> Plan:
     """Search the best plan for what is asked; open layers are chosen first, within the same budget.
 
+    Where a full pipeline that is found in a moment is faster, the search goes on at it with stages left out, and nodes
+    of these stages relay messages, if that helps. This may take two seconds beyond the time limit.
+
     Args:
         request: The problem, what of it is open, how to search and where to begin.
 
@@ -57,10 +60,8 @@ def solve_request(request: PlanRequest) -> Plan:
         >>> solve_request(PlanRequest(problem, SolveOptions(max_evaluations=200))).nodes == problem.nodes
         True
     """
-    if request.warm is None:
-        return _solve_variants(request, request.variants, request.beside)
-    problem = request.resolve(request.warm)
-    return replan(request.warm, problem, request.options, layers=request.layers_per_stage)
+    plan = _solve(request)
+    return plan if request.warm is not None else no_worse_than_found_quickly(plan, request)
 
 
 def solve_with_baselines(
@@ -99,7 +100,7 @@ def solve_with_baselines(
 
     third = with_part(1 / 3)
     announce("this plan")
-    plan = solve_request(third)
+    plan = _solve(third)
     announce("full pipeline")
     full_pipeline = _solve_variants(with_part(1 / 2), third.full_pipelines, third.full_pipelines_beside)
     plan = no_worse_than_full(plan, full_pipeline, third)
@@ -114,6 +115,13 @@ def solve_with_baselines(
     return PlanWithBaselines(
         chosen, plan, full_pipeline, blind, why_slower(plan, full_pipeline, third) if slower else ""
     )
+
+
+def _solve(request: PlanRequest) -> Plan:
+    if request.warm is None:
+        return _solve_variants(request, request.variants, request.beside)
+    problem = request.resolve(request.warm)
+    return replan(request.warm, problem, request.options, layers=request.layers_per_stage)
 
 
 def _bound_like(plan: Plan, blind: Plan) -> Plan:

@@ -102,7 +102,7 @@ class FluidNetwork:
 
     def _is_crowded(self, resource: Resource) -> bool:
         """Return whether its flows together could fill more than there is."""
-        return sum(flow.most_gbit_per_s for flow in self._on[resource]) > self._capacity[resource]
+        return sum([flow.most_gbit_per_s for flow in self._on[resource]]) > self._capacity[resource]
 
     def _share(self, flows: Sequence[Flow], now_s: float) -> None:
         for flow, gbit_per_s in zip(flows, fair_shares(flows, self._capacity), strict=True):
@@ -124,17 +124,19 @@ def fair_shares(flows: Sequence[Flow], capacity: Mapping[Resource, float]) -> li
     By progressive filling: all flows are given more alike, until one has all that its link carries or a resource is
     full; these keep what they have, and the others go on.
     """
+    if len(flows) == 1:
+        return [min([flows[0].most_gbit_per_s, *(capacity[resource] for resource in flows[0].used)])]
     shares = [0.0] * len(flows)
     on: dict[Resource, list[int]] = {}
     for index, flow in enumerate(flows):
         for resource in flow.used:
             on.setdefault(resource, []).append(index)
     left = {resource: capacity[resource] for resource in on}
+    counts = {resource: len(members) for resource, members in on.items()}  # of those that still grow
     growing = dict.fromkeys(range(len(flows)))
     while growing:
-        counts = {resource: sum(index in growing for index in members) for resource, members in on.items()}
         level, fullest = min(
-            ((max(0.0, left[resource]) / count, resource) for resource, count in counts.items() if count),
+            [(max(0.0, left[resource]) / count, resource) for resource, count in counts.items() if count],
             default=(math.inf, None),
         )
         done = [index for index in growing if flows[index].most_gbit_per_s <= level]
@@ -145,4 +147,5 @@ def fair_shares(flows: Sequence[Flow], capacity: Mapping[Resource, float]) -> li
             del growing[index]
             for resource in flows[index].used:
                 left[resource] -= shares[index]
+                counts[resource] -= 1
     return shares
