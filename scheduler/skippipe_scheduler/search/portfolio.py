@@ -80,12 +80,7 @@ class PortfolioSearch:
             if warm is not None:
                 self._resume(warm, pool)
             else:
-                constructed, beside = self._construct_all(), self._construct_beside()
-                for slot_model, schedules in zip(self.slot_models, constructed, strict=False):
-                    if self.best is None or not self.budget.exhausted:
-                        self._start_searches(slot_model, schedules, pool)
-                for schedule in beside:
-                    self._add_better(schedule)
+                self._start_all(pool)
             self._race(pool)
             self._solve_joint_model()
             self._intensify(pool)
@@ -142,6 +137,18 @@ class PortfolioSearch:
         for search, solution in pool.map(begin, range(1 + anew)):
             self._add(search, solution)
         self.searches = sorted(self.searches, key=lambda search: search.best_solution().key)[: max(1, self.num_workers)]
+
+    def _start_all(self, pool: ThreadPoolExecutor) -> None:
+        """Add searches in all variants for which there is time, and those beside where they begin better.
+
+        What needs no search comes before what does: after it there may be no time left.
+        """
+        constructed, beside = self._construct_all(), self._construct_beside()
+        for slot_model, schedules in zip(self.slot_models, constructed, strict=False):
+            if self.best is None or not self.budget.exhausted:
+                self._start_searches(slot_model, schedules, pool)
+        for schedule in beside:
+            self._add_better(schedule)
 
     def _start_searches(
         self, slot_model: SlotModel, constructed: Sequence[Constructed], pool: ThreadPoolExecutor
