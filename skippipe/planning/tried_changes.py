@@ -98,14 +98,14 @@ class _Search:
     plan: Plan
 
     def __call__(self, options: SolveOptions) -> float:
-        from skippipe_scheduler.solver.planner import solve_request
+        from skippipe_scheduler.solver.planner import search_request
 
         other = changed(self.experiment, self.changes)
         request = replace(plan_request(other, quiet=True), options=options)
         as_many = self.experiment.training.num_microbatches / other.training.num_microbatches
         if SEARCHED_ANEW.isdisjoint(self.changes):
             return as_many * _replanned_s(self.plan, request.resolve(self.plan), options)
-        return as_many * solve_request(request).predicted.iteration_s
+        return as_many * search_request(request).predicted.iteration_s
 
 
 def _replanned_s(plan: Plan, problem: Problem, options: SolveOptions) -> float:

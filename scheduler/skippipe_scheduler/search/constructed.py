@@ -56,7 +56,7 @@ def construct_schedules(
 
 def promise_s(slot_model: SlotModel) -> float:
     """Return the seconds that the most promising placement promises: no bound, but much tells much from little."""
-    return min(_promise_s(SlotCosts(slot_model, placement)) for placement in _placements(slot_model))
+    return _promise_s(SlotCosts(slot_model, _placements(slot_model)[0]))
 
 
 def _placements(slot_model: SlotModel) -> list[SlotPlacement]:

@@ -45,12 +45,7 @@ def no_worse_than_full(plan: Plan, full_pipeline: Plan, request: PlanRequest) ->
     """Return the best of a plan and of the full pipeline with stages left out, where the request allows its sizes."""
     if plan.rules == full_pipeline.rules and request.leaves_sizes_open(request.resolve(full_pipeline)):
         return best_plan((plan, full_pipeline), request.options)
-    steps = request.options.max_evaluations
-    options = replace(
-        request.options,
-        time_limit_s=_PART * request.options.time_limit_s,
-        max_evaluations=None if steps is None else max(1, int(_PART * steps)),
-    )
+    options = _part_of(request.options, _PART)
     problem = _problem_of(full_pipeline, request)
     if problem is not None:
         plan = _better_of_direct(plan, full_pipeline, problem, request, options)
@@ -71,16 +66,10 @@ def no_worse_than_found_quickly(plan: Plan, request: PlanRequest) -> Plan:
     problem, options = request.resolve(plan), request.options
     if problem.rules.lengths == (problem.num_stages,):
         return plan
-    steps, begin_s = options.max_evaluations, perf_counter()
-    simulate(plan)
-    if steps is None and _TIMINGS * (perf_counter() - begin_s) > _BEYOND_S:
+    if options.max_evaluations is None and _TIMINGS * _timing_s(plan) > _BEYOND_S:
         return plan
-    quick = replace(
-        options,
-        time_limit_s=min(_QUICK_S, _QUICK_PART * options.time_limit_s),
-        max_evaluations=None if steps is None else max(1, int(_QUICK_PART * steps)),
-        progress=None,
-    )
+    quick = _part_of(options, _QUICK_PART)
+    quick = replace(quick, time_limit_s=min(_QUICK_S, quick.time_limit_s), progress=None)
     layers = plan.layers_per_stage
     even = request.even(layers) if request.leaves_sizes_open(problem) else None
     problems = [problem] if even is None or even.sizes == problem.sizes else [problem, even]
@@ -90,6 +79,20 @@ def no_worse_than_found_quickly(plan: Plan, request: PlanRequest) -> Plan:
         return plan
     request = request.with_options(time_limit_s=min(_GOES_ON_S, options.time_limit_s))
     return no_worse_than_full(plan, full_pipeline, request)
+
+
+def _part_of(options: SolveOptions, part: float) -> SolveOptions:
+    """Return the options with a part of the time limit and of the steps."""
+    steps = options.max_evaluations
+    steps = None if steps is None else max(1, int(part * steps))
+    return replace(options, time_limit_s=part * options.time_limit_s, max_evaluations=steps)
+
+
+def _timing_s(plan: Plan) -> float:
+    """Return the seconds that timing all tasks takes, as measured."""
+    begin_s = perf_counter()
+    simulate(plan)
+    return perf_counter() - begin_s
 
 
 def _better_of_direct(

@@ -60,7 +60,7 @@ def solve_request(request: PlanRequest) -> Plan:
         >>> solve_request(PlanRequest(problem, SolveOptions(max_evaluations=200))).nodes == problem.nodes
         True
     """
-    plan = _solve(request)
+    plan = search_request(request)
     return plan if request.warm is not None else no_worse_than_found_quickly(plan, request)
 
 
@@ -100,7 +100,7 @@ def solve_with_baselines(
 
     third = with_part(1 / 3)
     announce("this plan")
-    plan = _solve(third)
+    plan = search_request(third)
     announce("full pipeline")
     full_pipeline = _solve_variants(with_part(1 / 2), third.full_pipelines, third.full_pipelines_beside)
     plan = no_worse_than_full(plan, full_pipeline, third)
@@ -117,7 +117,8 @@ def solve_with_baselines(
     )
 
 
-def _solve(request: PlanRequest) -> Plan:
+def search_request(request: PlanRequest) -> Plan:
+    """Search as `solve_request` does, within the time limit, without a look at any full pipeline."""
     if request.warm is None:
         return _solve_variants(request, request.variants, request.beside)
     problem = request.resolve(request.warm)
