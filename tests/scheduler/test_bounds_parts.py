@@ -12,7 +12,7 @@ from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_s
 from skippipe_scheduler.bounds.listed_routes import MOST_ROUTES, ListedRoutes, listed_routes, number_of_walks
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.pricing import Prices, Pricing, residences_s
-from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
+from skippipe_scheduler.bounds.shares import least_linear_time_s, least_time_of_best_s, least_time_s
 from skippipe_scheduler.bounds.walks import idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import window_s
 from skippipe_scheduler.problem.problem import Problem
@@ -176,8 +176,10 @@ def test_idle_ends_of_a_chain_of_nodes() -> None:
 @given(st.lists(st.floats(0.1, 5.0), min_size=1, max_size=4), st.integers(1, 8), st.data())
 @settings(max_examples=50, derandomize=True)
 def test_shares_are_the_best_division(each_s: list[float], items: int, data: st.DataObject) -> None:
+    before_s = data.draw(st.lists(st.floats(0.0, 9.0), min_size=len(each_s), max_size=len(each_s)))
+
     def time_s(worker: int, count: int) -> float:
-        return each_s[worker] * count
+        return before_s[worker] + each_s[worker] * count if count else 0.0
 
     workers = range(len(each_s))
     divisions = [d for d in itertools.product(range(items + 1), repeat=len(each_s)) if sum(d) == items]
@@ -187,6 +189,7 @@ def test_shares_are_the_best_division(each_s: list[float], items: int, data: st.
     used = [division for division in divisions if sum(count > 0 for count in division) <= chosen]
     best_s = min(max(map(time_s, workers, division)) for division in used)
     assert least_time_of_best_s(time_s, workers, chosen, items) == pytest.approx(best_s, rel=1e-4)
+    assert least_linear_time_s(np.array(before_s), np.array(each_s), chosen, items) == pytest.approx(best_s)
 
 
 def test_a_window_loses_the_staggered_ends() -> None:

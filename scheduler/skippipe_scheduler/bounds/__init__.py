@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from skippipe_scheduler.bounds.carrying import carrying_s, explain_carrying
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import by_need, explain_origin, over_origins_s, trip_s, waves_s
+from skippipe_scheduler.bounds.reductions import explain_reductions, reductions_s
 from skippipe_scheduler.bounds.relaxation import explain_route_program
 from skippipe_scheduler.bounds.walks import Idle, Trips, idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import explain_work, node_work_s
@@ -56,15 +57,15 @@ class Known:
 class LowerBound:
     """One kind of bound: its name in reports, its seconds, and a sentence on what binds and what would help.
 
-    One that `searches` takes time, is valid whenever its budget ends, and is left out where there is none. One that
-    is `only_shared` is there with contention "shared" alone.
+    One that `searches` takes time, is valid whenever its budget ends, and is left out where there is none. Each is
+    there only for problems to which it `applies`.
     """
 
     name: str
     seconds: Callable[[Known], float]
     explain: Callable[[Network, float], str]
     searches: bool = False
-    only_shared: bool = False
+    applies: Callable[[Problem], bool] = lambda problem: True
 
 
 def _node_work_s(known: Known) -> float:
@@ -81,6 +82,18 @@ def _origin_waves_s(known: Known) -> float:
 
 def _carrying_s(known: Known) -> float:
     return carrying_s(known.network)
+
+
+def _shares_capacities(problem: Problem) -> bool:
+    return problem.costs.contention == "shared"
+
+
+def _reductions_s(known: Known) -> float:
+    return reductions_s(known.network, known.idle)
+
+
+def _places_reductions(problem: Problem) -> bool:
+    return problem.stages is None and problem.reduction_links() is not None
 
 
 def _origin_schedule_s(known: Known) -> float:
@@ -103,7 +116,8 @@ BOUNDS = (
     LowerBound("node work", _node_work_s, explain_work),
     LowerBound("round trip", _round_trip_s, explain_origin),
     LowerBound("origin waves", _origin_waves_s, explain_origin),
-    LowerBound("carrying", _carrying_s, explain_carrying, only_shared=True),
+    LowerBound("carrying", _carrying_s, explain_carrying, applies=_shares_capacities),
+    LowerBound("reductions", _reductions_s, explain_reductions, applies=_places_reductions),
     LowerBound("origin schedule", _origin_schedule_s, explain_origin, searches=True),
     LowerBound("route program", _route_program_s, explain_route_program, searches=True),
 )
@@ -135,9 +149,7 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0, stop: threading.Event 
     known = Known(network, trips, idle, Budget(budget_s, stop=stop))
     found: dict[str, float] = {}
     for bound in BOUNDS:
-        if bound.searches and (budget_s <= 0 or not math.isfinite(known.known_s)):
-            continue
-        if bound.only_shared and problem.costs.contention != "shared":
+        if not bound.applies(problem) or (bound.searches and (budget_s <= 0 or not math.isfinite(known.known_s))):
             continue
         found[bound.name] = bound.seconds(known)
         known.known_s = max(known.known_s, found[bound.name])

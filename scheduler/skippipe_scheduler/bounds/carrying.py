@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from skippipe_scheduler.bounds.network import Network
-from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
+from skippipe_scheduler.bounds.shares import least_linear_time_s
 from skippipe_scheduler.bounds.walks import closed_walks_s
 
 MESSAGES_OF_A_VISIT = 2
@@ -52,18 +52,15 @@ def _cards_s(network: Network, stage: int) -> float:
     """Return the time in which the cards of a stage's replicas carry its microbatches."""
     problem = network.problem
     cards = problem.costs.card_gbit_per_s or {}
-    visit_s = [
-        MESSAGES_OF_A_VISIT * _gbit(network) / min(cards[name].up, cards[name].down) if name in cards else 0.0
-        for name in problem.nodes
-    ]
+    names = [problem.nodes[node] for node in network.nodes_of_stage(stage)]
+    visit_s = np.array(
+        [
+            MESSAGES_OF_A_VISIT * _gbit(network) / min(cards[name].up, cards[name].down) if name in cards else 0.0
+            for name in names
+        ]
+    )
     items = network.slot_model.coverage[stage][0]
-
-    def time_s(node: int, count: int) -> float:
-        return count * visit_s[node]
-
-    if network.placement is None:
-        return least_time_of_best_s(time_s, range(len(visit_s)), problem.sizes[stage], items) if any(visit_s) else 0.0
-    return least_time_s(time_s, [network.placement[slot] for slot in network.slot_model.slots_of[stage]], items)
+    return least_linear_time_s(np.zeros(len(names)), visit_s, problem.sizes[stage], items)
 
 
 def _crossings_s(network: Network, index: int) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
+from skippipe_scheduler.bounds.near_nodes import least_anywhere_s
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.least_reductions import least_reductions_s
 from skippipe_scheduler.slots.slot_model import SlotModel
@@ -97,11 +98,16 @@ class Network:
         exchanged[[node, other]] = other, node
         return bool((self.one_way_s[np.ix_(exchanged, exchanged)] == self.one_way_s).all())
 
-    def _nodes_of_classes(self) -> list[Indices]:
-        every = np.arange(len(self.problem.nodes))
+    def nodes_of_stage(self, stage: int) -> Indices:
+        """Return the nodes that hold the stage, or may where the placement is free."""
         if self.placement is None:
-            return [every, every]
-        stages = [np.array([self.placement[slot] for slot in slots]) for slots in self.slot_model.slots_of]
+            return np.arange(len(self.problem.nodes))
+        return np.array([self.placement[slot] for slot in self.slot_model.slots_of[stage]])
+
+    def _nodes_of_classes(self) -> list[Indices]:
+        if not self.fixed:
+            return [self.nodes_of_stage(0), self.nodes_of_stage(1)]
+        stages = [self.nodes_of_stage(stage) for stage in range(self.problem.num_stages)]
         return stages if self.by_stage else [stages[0], np.concatenate(stages[1:])]
 
     def _weighted(self, seconds: dict[str, float]) -> list[Vector]:
@@ -121,5 +127,5 @@ class Network:
         if self.placement is not None:
             stages = least_reductions_s(self.problem, self.slot_model.stages(self.placement))
         else:
-            stages = self.problem.costs.reduce_s or (0.0,) * self.problem.num_stages
+            stages = least_anywhere_s(self.slot_model)
         return stages if self.by_stage else (stages[0], min(stages[1:]))

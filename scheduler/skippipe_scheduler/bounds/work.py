@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skippipe_scheduler.bounds.network import Network
-from skippipe_scheduler.bounds.shares import least_time_of_best_s, least_time_s
+from skippipe_scheduler.bounds.network import Network, Vector
+from skippipe_scheduler.bounds.shares import least_linear_time_s
 from skippipe_scheduler.bounds.walks import Idle, idle_ends
 
 
@@ -24,30 +24,37 @@ def node_work_s(network: Network, idle: Idle) -> float:
 
 def stage_work_s(network: Network, idle: Idle, stage: int) -> float:
     """Return the bound of `node_work_s` for one stage."""
-    kind = stage if network.by_stage else min(stage, 1)
-    nodes = _nodes(network, stage)
+    kind = _kind(network, stage)
+    return _shared_work_s(network, stage, idle.head_s[kind] + idle.tail_s[kind])
+
+
+def last_backwards_s(network: Network, idle: Idle) -> list[float]:
+    """Return when the last backward of each stage can end at the earliest: without what comes after it."""
+    sizes, coverage = network.problem.sizes, network.slot_model.coverage
+    alike = [(_kind(network, stage), size, coverage[stage][0]) for stage, size in enumerate(sizes)]
+    first = {kind: alike.index(kind) for kind in alike}
+    done_s = {kind: _shared_work_s(network, stage, idle.head_s[kind[0]]) for kind, stage in first.items()}
+    return [done_s[kind] for kind in alike]
+
+
+def _kind(network: Network, stage: int) -> int:
+    return stage if network.by_stage else min(stage, 1)
+
+
+def _shared_work_s(network: Network, stage: int, idle_s: Vector) -> float:
+    """Return the least time for the stage's visits on nodes that are idle for `idle_s` besides."""
+    kind, nodes = _kind(network, stage), network.nodes_of_stage(stage)
     items = network.slot_model.coverage[stage][0]
     if not items:
         return 0.0
     work_s = network.work_s[kind] + 2 * network.overhead_s
     if stage == 0:
         work_s = work_s + network.loss_s + network.overhead_s
-    ends_s = idle.head_s[kind] + idle.tail_s[kind] - network.overhead_s
-
-    def time_s(node: int, count: int) -> float:
-        return float(ends_s[node] + count * work_s[node]) if count else 0.0
-
+    before_s = idle_s - network.overhead_s
     if stage == 0 and network.fixed and not network.problem.free_origins:
-        return max(time_s(node, count) for node, count in zip(nodes, network.counts, strict=True))
-    if network.fixed:
-        return least_time_s(time_s, nodes, items)
-    return least_time_of_best_s(time_s, nodes, network.problem.sizes[stage], items)
-
-
-def _nodes(network: Network, stage: int) -> list[int]:
-    if network.placement is None:
-        return list(range(len(network.problem.nodes)))
-    return [network.placement[slot] for slot in network.slot_model.slots_of[stage]]
+        counts = np.array(network.counts)
+        return float((before_s[nodes] + counts * work_s[nodes])[counts > 0].max())
+    return least_linear_time_s(before_s[nodes], work_s[nodes], network.problem.sizes[stage], items)
 
 
 def explain_work(network: Network, bound_s: float) -> str:
