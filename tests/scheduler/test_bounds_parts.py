@@ -9,9 +9,14 @@ from hypothesis import given, settings, strategies as st
 from small_problems import alike, given_placement, make_problem, problems, slot_costs
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
-from skippipe_scheduler.bounds.listed_routes import MOST_ROUTES, ListedRoutes, listed_routes, number_of_walks
 from skippipe_scheduler.bounds.network import Network
-from skippipe_scheduler.bounds.pricing import Prices, Pricing, residences_s
+from skippipe_scheduler.bounds.route_program.listed_routes import (
+    MOST_ROUTES,
+    ListedRoutes,
+    listed_routes,
+    number_of_walks,
+)
+from skippipe_scheduler.bounds.route_program.pricing import Prices, Pricing, residences_s
 from skippipe_scheduler.bounds.shares import least_linear_time_s, least_time_of_best_s, least_time_s
 from skippipe_scheduler.bounds.walks import idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import window_s

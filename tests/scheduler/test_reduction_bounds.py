@@ -9,8 +9,8 @@ from test_bounds import assert_no_bound_exceeds
 from test_reduction import reducing
 
 from skippipe_scheduler.bounds import explain_bound, lower_bounds
-from skippipe_scheduler.bounds.near_nodes import edges_s, growing_room, least_anywhere_s, room_within_s
 from skippipe_scheduler.problem.problem import Problem
+from skippipe_scheduler.slots.near_nodes import edges_s, growing_room, least_anywhere_s, room_within_s
 from skippipe_scheduler.slots.slot_model import SlotModel
 from skippipe_scheduler.solver.solve import SolveOptions, solve
 

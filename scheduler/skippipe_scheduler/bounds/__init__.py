@@ -15,7 +15,7 @@ from skippipe_scheduler.bounds.carrying import carrying_s, explain_carrying
 from skippipe_scheduler.bounds.network import Network
 from skippipe_scheduler.bounds.origins import by_need, explain_origin, over_origins_s, trip_s, waves_s
 from skippipe_scheduler.bounds.reductions import explain_reductions, reductions_s
-from skippipe_scheduler.bounds.relaxation import explain_route_program
+from skippipe_scheduler.bounds.route_program.relaxation import explain_route_program
 from skippipe_scheduler.bounds.walks import Idle, Trips, idle_ends, shortest_trips
 from skippipe_scheduler.bounds.work import explain_work, node_work_s
 from skippipe_scheduler.budget import Budget
@@ -103,8 +103,8 @@ def _origin_schedule_s(known: Known) -> float:
 
 
 def _route_program_s(known: Known) -> float:
-    from skippipe_scheduler.bounds.listed_routes import listed_routes
-    from skippipe_scheduler.bounds.route_program import route_program_s
+    from skippipe_scheduler.bounds.route_program.branching import route_program_s
+    from skippipe_scheduler.bounds.route_program.listed_routes import listed_routes
 
     known.schedules.budget = known.budget
     listed = listed_routes(known.network)
@@ -140,7 +140,7 @@ def lower_bounds(problem: Problem, budget_s: float = 2.0, stop: threading.Event 
     Examples:
         >>> bounds = lower_bounds(problem, budget_s=0)
         >>> sorted(bounds)
-        ['node work', 'origin waves', 'round trip']
+        ['node work', 'origin waves', 'reductions', 'round trip']
         >>> max(bounds.values()) <= plan.predicted.iteration_s
         True
     """

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skippipe_scheduler.bounds.automaton import Automaton, any_sequence, legal_sequences
-from skippipe_scheduler.bounds.near_nodes import least_anywhere_s
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.least_reductions import least_reductions_s
+from skippipe_scheduler.slots.near_nodes import least_anywhere_s
 from skippipe_scheduler.slots.slot_model import SlotModel
 
 Vector = npt.NDArray[np.float64]

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 from ortools.sat.python import cp_model
 
-from skippipe_scheduler.bounds.listed_routes import ListedRoutes
 from skippipe_scheduler.bounds.network import Mask, Network, Vector
 from skippipe_scheduler.bounds.origins import waves_s
+from skippipe_scheduler.bounds.route_program.listed_routes import ListedRoutes
 from skippipe_scheduler.bounds.walks import Trips, shortest_trips
 from skippipe_scheduler.budget import Budget
 

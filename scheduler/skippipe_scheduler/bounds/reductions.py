@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from skippipe_scheduler.bounds.near_nodes import edges_s, growing_room, reduced_gbit, room_within_s
 from skippipe_scheduler.bounds.network import Matrix, Network
 from skippipe_scheduler.bounds.walks import Idle, idle_ends
 from skippipe_scheduler.bounds.work import last_backwards_s
+from skippipe_scheduler.slots.near_nodes import edges_s, growing_room, reduced_gbit, room_within_s
 
 
 def reductions_s(network: Network, idle: Idle) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from skippipe_scheduler.bounds.automaton import Automaton
 from skippipe_scheduler.bounds.network import Indices, Mask, Matrix, Network, Vector
-from skippipe_scheduler.bounds.pricing import PricedRoute, Prices
+from skippipe_scheduler.bounds.route_program.pricing import PricedRoute, Prices
 
 MOST_ROUTES = 200_000
 """Routes up to which all are listed. Chosen: some tens of MiB, and a look at all takes milliseconds."""

@@ -7,8 +7,8 @@ import numpy as np
 from ortools.linear_solver import pywraplp
 
 from skippipe_scheduler.bounds.network import Network, Vector
-from skippipe_scheduler.bounds.pricing import PricedRoute, residences_s
-from skippipe_scheduler.bounds.relaxation import Capacity, Multipliers, OriginChoice
+from skippipe_scheduler.bounds.route_program.pricing import PricedRoute, residences_s
+from skippipe_scheduler.bounds.route_program.relaxation import Capacity, Multipliers, OriginChoice
 from skippipe_scheduler.budget import Budget
 
 NodeAtStage = tuple[int, int]

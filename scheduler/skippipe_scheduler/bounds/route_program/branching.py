@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from skippipe_scheduler.bounds.listed_routes import ListedRoutes
 from skippipe_scheduler.bounds.network import Mask, Network, Vector
-from skippipe_scheduler.bounds.pricing import PricedRoutes, Pricing
-from skippipe_scheduler.bounds.relaxation import (
+from skippipe_scheduler.bounds.route_program.listed_routes import ListedRoutes
+from skippipe_scheduler.bounds.route_program.pricing import PricedRoutes, Pricing
+from skippipe_scheduler.bounds.route_program.relaxation import (
     Multipliers,
     OriginChoice,
     capacity_within,
@@ -21,7 +21,7 @@ from skippipe_scheduler.bounds.relaxation import (
     lagrangian_bound_s,
     prices,
 )
-from skippipe_scheduler.bounds.restricted_master import RestrictedMaster
+from skippipe_scheduler.bounds.route_program.restricted_master import RestrictedMaster
 from skippipe_scheduler.bounds.walks import Idle
 from skippipe_scheduler.budget import Budget
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from skippipe_scheduler.bounds.network import Mask, Matrix, Network, Vector
-from skippipe_scheduler.bounds.pricing import Prices
+from skippipe_scheduler.bounds.route_program.pricing import Prices
 from skippipe_scheduler.bounds.walks import Idle
 from skippipe_scheduler.bounds.work import window_s
 

@@ -16,11 +16,8 @@ from networkx.utils import UnionFind
 from skippipe_scheduler.problem.problem import Problem
 from skippipe_scheduler.slots.slot_model import SlotModel
 
-Seconds = npt.NDArray[np.float64]
-"""By pair of nodes, (N, N)."""
 
-
-def edges_s(slot_model: SlotModel, size: int, gbit: float) -> Seconds:
+def edges_s(slot_model: SlotModel, size: int, gbit: float) -> npt.NDArray[np.float64]:
     """Return what a reduction of `gbit` over `size` nodes takes at least if two of them are an edge of it, (N, N).
 
     As in `problem.gradient_reduction`, where shared cards and uplinks only add to it: in a ring an edge has 2 (R - 1)
@@ -38,7 +35,7 @@ def edges_s(slot_model: SlotModel, size: int, gbit: float) -> Seconds:
     return 2 * np.maximum(message_s, message_s.T)
 
 
-def growing_room(edge_s: Seconds, sizes: Sequence[int]) -> Iterator[tuple[float, int]]:
+def growing_room(edge_s: npt.NDArray[np.float64], sizes: Sequence[int]) -> Iterator[tuple[float, int]]:
     """Yield t and for how many stages of these sizes nodes that edges of at most t connect may have room, t growing.
 
     A group of connected nodes has room for as many as the smallest of them that fill it.
@@ -55,12 +52,12 @@ def growing_room(edge_s: Seconds, sizes: Sequence[int]) -> Iterator[tuple[float,
         yield joined_s, room
 
 
-def room_within_s(edge_s: Seconds, sizes: Sequence[int]) -> float:
+def room_within_s(edge_s: npt.NDArray[np.float64], sizes: Sequence[int]) -> float:
     """Return the least t for which they may have room for all."""
     return next(within_s for within_s, room in growing_room(edge_s, sizes) if room >= len(sizes))
 
 
-def _closest_first(edge_s: Seconds) -> list[tuple[float, int, int]]:
+def _closest_first(edge_s: npt.NDArray[np.float64]) -> list[tuple[float, int, int]]:
     """Return the edges of a minimum spanning tree of the complete graph, the smallest first (Prim's method)."""
     tree: list[tuple[float, int, int]] = []
     outside = np.ones(len(edge_s), dtype=bool)
