@@ -111,14 +111,11 @@ class LocalSearch:
         return many and slowness() > 1 and not self.repeatable
 
     def _construct(self, sequence: Integers, wait: float, *, rerouted: bool = False) -> None:
-        """Try the schedule of an insertion sequence, in which no task waits longer than `wait` mean backward times.
-
-        One with other replicas (`rerouted`) has to be better by far: loads are no longer balanced then.
-        """
+        """Try the schedule of an insertion sequence, in which no task waits longer than `wait` mean backward times."""
         wait_s = wait * float(np.mean(self.instance.node_s[1]))
         self.candidate.routes[:] = self.begun_with  # whatever an earlier try has made of them
         if construct(self.instance, self.candidate, self.work, self.queue, sequence, wait_s, rerouted):
-            self._keep_better(self.tuning.rerouting_gain if rerouted else 0.0)
+            self._keep_better()
 
     def _longest_left(self, origins: Integers, trips_s: Floats) -> Integers:
         """Return a sequence in which the origin with the most time left comes next, as in list scheduling."""
@@ -292,10 +289,10 @@ class LocalSearch:
             row[: len(route)] = route
         return table
 
-    def _keep_better(self, by: float = 0.0) -> None:
-        """Keep the candidate where it is better than the best, by this share at least."""
+    def _keep_better(self) -> None:
+        """Keep the candidate where it is better than the best."""
         evaluate(self.instance, self.candidate, self.queue, self.scores[0])
-        if is_better(self.scores) and self.scores[0, 0] <= (1 - by) * self.scores[2, 0]:
+        if is_better(self.scores):
             copy_schedule(self.best, self.candidate)
             self.scores[2] = self.scores[0]
 

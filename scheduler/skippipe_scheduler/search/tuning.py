@@ -166,9 +166,6 @@ class LocalSearchTuning:
     """Longest waits of a task for its node, in mean backward times, that first schedules are tried with. Chosen."""
     large_start_wait: float = 24.0
     """The same for large schedules. Benchmark, 1,000 nodes: 455 s; 456 with 8, 469 with 4."""
-    rerouting_gain: float = 0.05
-    """By what share a first schedule with other replicas than those of balanced loads has to be better. Benchmark: on
-    regions-64 one that is 3% better ends 1% to 3% worse; on 128 nodes one of 8% ends 2% better."""
     repair_wait: float = 2.0
     """Longest wait in mean backward times where a few microbatches are inserted again. Chosen."""
     greedy_waits: tuple[int, ...] = (1, 2, 4, 8, 16, 32)

@@ -41,7 +41,7 @@ COUNT, SEARCHES = 0, 1
 NOBODY: Final = -1
 CURRENT, CANDIDATE, BEST = 0, 1, 2
 ITERATION_S, SCORE = 0, 1
-END_OF_FORWARD, PROMISE = 0, 1
+END_OF_FORWARD, PROMISE, COST = 0, 1, 2
 LENGTH: Final = -1
 INDEX_BITS, INDEX_MASK = 10, 1023
 """A task is a microbatch, shifted, and the index in its chain; routes have at most 511 stages."""
@@ -135,9 +135,11 @@ class Work(NamedTuple):
     visits: Integers  # (stages,)
     chain_s: Floats  # (RELEASE | START | DURATION | DELAY, K)
     route: Integers  # (P,) slots of a route before others are tried
-    labels: Integers  # (P, LABELS) slots that a route may go through, the most promising of each hop first
+    labels: Integers  # (P, LABELS) slots that a route may go through, the cheapest of each hop first
     parents: Integers  # (P, LABELS) which label of the hop before each comes from
-    labels_s: Floats  # (END_OF_FORWARD | PROMISE, P, LABELS), PROMISE is the end of all if nothing delays the rest
+    labels_s: (
+        Floats  # (END_OF_FORWARD | PROMISE | COST, P, LABELS), PROMISE is the end of all if nothing delays the rest
+    )
 
 
 def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, width: int) -> Schedule:
@@ -188,7 +190,7 @@ def make_work(instance: Instance, routes: Integers, seed: int) -> Work:
         route=np.zeros(longest, np.int64),
         labels=np.zeros((longest, LABELS), np.int64),
         parents=np.zeros((longest, LABELS), np.int64),
-        labels_s=np.zeros((2, longest, LABELS)),
+        labels_s=np.zeros((3, longest, LABELS)),
     )
 
 
