@@ -137,9 +137,7 @@ class Work(NamedTuple):
     route: Integers  # (P,) slots of a route before others are tried
     labels: Integers  # (P, LABELS) slots that a route may go through, the cheapest of each hop first
     parents: Integers  # (P, LABELS) which label of the hop before each comes from
-    labels_s: (
-        Floats  # (END_OF_FORWARD | PROMISE | COST, P, LABELS), PROMISE is the end of all if nothing delays the rest
-    )
+    labels_s: Floats  # (END_OF_FORWARD | PROMISE | COST, P, LABELS), PROMISE: the end of all if nothing delays the rest
 
 
 def empty_schedule(placement: Integers, routes: Integers, lengths: Integers, width: int) -> Schedule:

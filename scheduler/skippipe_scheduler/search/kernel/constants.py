@@ -62,15 +62,15 @@ MANY_ATTEMPTS: Final = 2000
 """Attempts before it is placed behind everything else. Chosen: hardly ever reached."""
 
 REROUTE: Final = 0.1
-"""Share of the steps on routes that insert through the fastest replicas (`rerouting`). Measured on 128 nodes, 20 s, two
-seeds: 217.5 and 211.8 s; with 0 221.8 and 217.5; with 0.3 219.4 and 214.3."""
+"""Share of the steps on routes that insert through the cheapest replicas (`rerouting`). Measured on 128 nodes, 20 s,
+two seeds: 217.5 and 211.8 s; with 0 221.8 and 217.5; with 0.3 219.4 and 214.3."""
 LABELS: Final = 8
 """Replicas of a stage from which they go on, the cheapest. Measured: 24 give nothing more on 128 to 1,000 nodes."""
 LINK_COST: Final = 1.5
 """What a second of a transfer costs, in seconds of waiting, when replicas are chosen ..."""
 WORK_COST: Final = 0.5
 """... and a second of work. Measured, first schedules of four seeds each: 408 s on 1,000 nodes, 326 on 300 and 282 on
-128, beside 424, 331 and 283 with 1 and 1; flat between 1 and 2, 0.3 and 0.5. After 30 s on 128 nodes 1% shorter."""
+128, beside 424, 331 and 283 where all cost the same; flat between 1 and 2, and 0.3 and 0.5."""
 
 # What makes one schedule better than another (`timing.score_s`).
 ORIGIN_WEIGHT: Final = 0.1
