@@ -140,6 +140,11 @@ class Problem(StrictModel):
         return tuple(layers / mean for layers in self.stage_layers)
 
     @property
+    def stage_gbit(self) -> tuple[float, ...]:
+        """Gradients of each stage; 0 where the problem gives none."""
+        return tuple(size_bytes * 8e-9 for size_bytes in self.stage_bytes or (0,) * self.num_stages)
+
+    @property
     def num_microbatches(self) -> int:
         """Microbatches of one iteration over all origins."""
         given = self.microbatches_per_origin
@@ -168,11 +173,11 @@ class Problem(StrictModel):
         if self.costs.reduce_s is not None:
             return self.costs.reduce_s
         links = self.reduction_links()
-        if links is None or self.stage_bytes is None:
+        if links is None:
             return (0.0,) * self.num_stages
         return tuple(
-            0.0 if len(nodes) == 1 else reduction_s(self.reduction, links, nodes, size_bytes * 8e-9)
-            for nodes, size_bytes in zip(stages, self.stage_bytes, strict=True)
+            0.0 if len(nodes) == 1 else reduction_s(self.reduction, links, nodes, gbit)
+            for nodes, gbit in zip(stages, self.stage_gbit, strict=True)
         )
 
     def reduction_links(self) -> LinkSpeeds | None:

@@ -87,7 +87,7 @@ def _reductions(slot_model: SlotModel) -> tuple[Sequence[float], Sequence[float]
         return costs.reduce_s, none
     if problem.stage_bytes is None or costs.latency_s is None or costs.gbit_per_s is None:
         return none, none
-    return none, [size_bytes * 8e-9 for size_bytes in problem.stage_bytes]
+    return none, problem.stage_gbit
 
 
 def _factors(robustness: Robustness | None, count: int) -> Floats:

@@ -12,9 +12,8 @@ def least_reductions_s(problem: Problem, stages: tuple[tuple[str, ...], ...]) ->
     links = problem.reduction_links()
     if links is None or problem.reduction not in BY_ORDER:
         return problem.reduce_s(stages)
-    sizes_gbit = [size_bytes * 8e-9 for size_bytes in problem.stage_bytes or ()]
     return tuple(
-        _least_s(problem.reduction, links, nodes, gbit) for nodes, gbit in zip(stages, sizes_gbit, strict=True)
+        _least_s(problem.reduction, links, nodes, gbit) for nodes, gbit in zip(stages, problem.stage_gbit, strict=True)
     )
 
 

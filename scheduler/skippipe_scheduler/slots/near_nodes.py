@@ -74,8 +74,8 @@ def _closest_first(edge_s: npt.NDArray[np.float64]) -> list[tuple[float, int, in
 
 def reduced_gbit(problem: Problem) -> list[tuple[int, float]]:
     """Return how many replicas of each stage reduce how many Gbit; a single one has nothing to reduce."""
-    sizes = zip(problem.sizes, problem.stage_bytes or (0,) * problem.num_stages, strict=True)
-    return [(size, size_bytes * 8e-9 if size > 1 else 0.0) for size, size_bytes in sizes]
+    sizes = zip(problem.sizes, problem.stage_gbit, strict=True)
+    return [(size, gbit if size > 1 else 0.0) for size, gbit in sizes]
 
 
 def least_anywhere_s(slot_model: SlotModel) -> tuple[float, ...]:

@@ -52,7 +52,7 @@ def all_orders(kind: Reduction, replicas: Sequence[_Replica]) -> list[list[_Repl
 
 
 def _ordered(problem: Problem, links: LinkSpeeds, stage: int, ranks: Sequence[int]) -> list[int]:
-    names, gbit = problem.nodes, (problem.stage_bytes or ())[stage] * 8e-9
+    names, gbit = problem.nodes, problem.stage_gbit[stage]
     message_gbit = gbit / len(ranks) if problem.reduction == "ring" else gbit
 
     def seconds(order: Sequence[int]) -> tuple[float, float]:
